@@ -1,0 +1,7 @@
+"""Deep residual networks in JAX and Flax."""
+
+from resflax.errors import UserError as UserError
+from resflax.zoo import create_model as create_model
+from resflax.zoo import list_models as list_models
+
+__version__ = "0.1.0"

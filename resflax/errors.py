@@ -1,0 +1,24 @@
+"""The one error that users cause and users can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A bad name, value or place; its one-line message says what was found and what would be right."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
+    """An error for a `name` that is not among the `known` ones, listing the nearest of them.
+
+    >>> print(unknown("shortcut", "b", ["A", "B", "C", "none"]))
+    unknown shortcut 'b': expected one of A, B, C, none
+    >>> print(unknown("letter", "omegga", "alpha beta gamma delta epsilon eta mu nu omega".split()))
+    unknown letter 'omegga': did you mean omega?
+    """
+    known = list(known)
+    if len(known) <= 8:
+        return UserError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+    near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {len(known)} known ones"
+    return UserError(f"unknown {what} {name!r}: {hint}")

@@ -1,0 +1,83 @@
+"""The engine: one loop that runs a spec."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resflax.nn.branches import BRANCHES, run_branch
+from resflax.nn.ops import Ops, make_ops
+from resflax.nn.residual import Residual, identity
+from resflax.nn.shortcuts import OPTIONS
+from resflax.nn.spec import Spec
+from resflax.nn.stems import STEMS
+
+Array = jax.Array
+
+
+def make_block(spec: Spec, ops: Ops, *, width: int, stride: int, name: str) -> Residual:
+    """One block of `spec`: its branch, its shortcut, and v1's or v2's order of the two."""
+    option = OPTIONS[spec.shortcut]
+    branch = partial(
+        run_branch,
+        ops,
+        BRANCHES[spec.block],
+        width=width,
+        stride=stride,
+        preact=spec.preact,
+        zero_init=spec.zero_init,
+    )
+    return Residual(
+        branch=branch,
+        # In v2 the shared pre-activation has normalised the projection's input already.
+        shortcut=option.make(ops, norm=not spec.preact) if option.make else None,
+        always=option.always,
+        pre=(lambda x: ops.act(ops.norm(x, name="norm1"))) if spec.preact else identity,
+        post=identity if spec.preact else ops.act,
+        name=name,
+    )
+
+
+class ResNet(nn.Module):
+    """A residual network: stem, stages of blocks, global average, linear head.
+
+    Attributes:
+      spec: the architecture.
+      dtype: of the computation; parameters, batch statistics and the logits' head stay float32
+        where they are stored.
+      axis_name: of the mapped axis over which batch norm averages (`pmap`, `shard_map`); None
+        under `jit`, where the batch is whole already.
+    """
+
+    spec: Spec
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps NHWC images `(n, height, width, channels)` to logits `(n, num_classes)`.
+
+        With `num_classes=0` the result is the pooled features `(n, channels)`. Any number of
+        channels is taken. With `train=True` make "batch_stats" mutable.
+
+        Raises:
+          ValueError: if `x` has not four axes.
+        """
+        if x.ndim != 4:
+            raise ValueError(f"expected images of shape (n, height, width, channels): got {x.shape}")
+        spec = self.spec
+        ops = make_ops(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        x = STEMS[spec.stem].run(ops, jnp.asarray(x, self.dtype), spec.stem_width, spec.preact)
+        for i, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True), start=1):
+            for j in range(1, depth + 1):
+                stride = 2 if i > 1 and j == 1 else 1
+                name = f"stage{i}_block{j}"
+                x = make_block(spec, ops, width=width, stride=stride, name=name)(x)
+        if spec.preact:
+            x = ops.act(ops.norm(x, name="head_norm"))
+        x = jnp.mean(x, axis=(1, 2))
+        if not spec.num_classes:
+            return x
+        return nn.Dense(spec.num_classes, dtype=self.dtype, name="head")(x)

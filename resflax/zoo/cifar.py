@@ -1,0 +1,86 @@
+"""The networks for small images: He et al. 2015 (section 4.2) and 2016. Any depth of the form.
+
+A name is a prefix and a depth. Three stages of n blocks and two more layers make the depth
+`6n + 2` for basic blocks (two layers each) and `9n + 2` for bottlenecks (three).
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from resflax.errors import UserError
+from resflax.nn import BRANCHES, Spec
+
+
+def _spec(block: str, n: int, **fields: object) -> Spec:
+    base = Spec((n, n, n), (16, 32, 64), block, "cifar", 16, shortcut="A", num_classes=10)
+    return base.override(**fields)
+
+
+def _preact_block(depth: int) -> str:
+    # 20, 110 and 164 have both forms; the 2016 paper's 110 is basic, its 164 and 1001 bottlenecks.
+    fits_basic, fits_bottleneck = (depth - 2) % 6 == 0, (depth - 2) % 9 == 0
+    return "bottleneck_v1" if fits_bottleneck and (depth >= 164 or not fits_basic) else "basic"
+
+
+class Family(NamedTuple):
+    """A row of `FAMILIES`: the depths that are listed, and the spec of any depth."""
+
+    depths: tuple[int, ...]
+    block: Callable[[int], str]
+    fields: Callable[[str], dict[str, object]]
+
+    def spec(self, depth: int) -> Spec | None:
+        """The spec of that depth, or None if it has not the right form."""
+        block = self.block(depth)
+        n, rest = divmod(depth - 2, 3 * len(BRANCHES[block]))
+        return None if rest or n < 1 else _spec(block, n, **self.fields(block))
+
+    def nearest(self, depth: int) -> list[int]:
+        """The depths of the right form next below and next above `depth`."""
+        below = next((d for d in range(depth - 1, 0, -1) if self.spec(d)), None)
+        above = next(d for d in range(max(depth, 0) + 1, max(depth, 0) + 20) if self.spec(d))
+        return [d for d in (below, above) if d is not None]
+
+
+DEPTHS = (20, 32, 44, 56, 110)
+
+FAMILIES: dict[str, Family] = {
+    "cifar_resnet": Family((*DEPTHS, 1202), lambda depth: "basic", lambda block: {}),
+    "cifar_plain": Family(DEPTHS, lambda depth: "basic", lambda block: {"shortcut": "none"}),
+    "cifar_preact_resnet": Family(
+        (*DEPTHS, 164, 1001),
+        _preact_block,
+        # The 2016 paper's bottlenecks project where shapes differ; its basic nets pad (option A).
+        lambda block: {"preact": True, "shortcut": "A" if block == "basic" else "B"},
+    ),
+}
+
+SPECS: dict[str, Spec] = {
+    f"{prefix}{depth}": spec
+    for prefix, family in FAMILIES.items()
+    for depth in family.depths
+    if (spec := family.spec(depth))
+}
+
+
+def parse(name: str) -> Spec | None:
+    """The spec that a name of these families means; None if it is not of them.
+
+    Raises:
+      UserError: if the name is of a family, but the depth has not its form.
+
+    >>> parse("cifar_resnet26").depths
+    (4, 4, 4)
+    """
+    match = re.fullmatch(r"(\D+)(\d{1,6})", name)
+    if not match or match[1] not in FAMILIES:
+        return None
+    prefix, depth = match[1], int(match[2])
+    family = FAMILIES[prefix]
+    spec = family.spec(depth)
+    if spec is None:
+        near = " and ".join(f"{prefix}{d}" for d in family.nearest(depth))
+        form = "6n + 2 or 9n + 2" if prefix == "cifar_preact_resnet" else "6n + 2"
+        raise UserError(f"no {name!r}: the depth must be {form}; the nearest are {near}")
+    return spec

@@ -1,0 +1,68 @@
+"""Models by name."""
+
+import re
+from fnmatch import fnmatch
+from typing import Any
+
+import jax.numpy as jnp
+
+from resflax.errors import UserError, unknown
+from resflax.nn import ResNet, Spec
+from resflax.zoo import cifar, imagenet
+
+SPECS: dict[str, Spec] = {**imagenet.SPECS, **cifar.SPECS}
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that match a shell-style pattern, in natural order.
+
+    The CIFAR families hold any depth of their form beside the ones that are listed.
+
+    >>> list_models("plain*")
+    ['plain18', 'plain34']
+    """
+    return sorted((name for name in SPECS if fnmatch(name, pattern)), key=_natural)
+
+
+def get_spec(name: str) -> Spec:
+    """The spec of a named model.
+
+    Raises:
+      UserError: if there is none, listing the nearest names.
+    """
+    spec = SPECS.get(name) or cifar.parse(name)
+    if spec is None:
+        raise unknown("model", name, SPECS)
+    return spec
+
+
+def create_model(
+    name: str, *, dtype: Any = jnp.float32, axis_name: str | None = None, **overrides: Any
+) -> ResNet:
+    """A named network as a linen module on NHWC float images.
+
+    `model.apply(variables, x, train=False)` is its logits, `(n, num_classes)`.
+
+    Args:
+      name: one of `list_models()`, or a CIFAR family and a depth of its form.
+      dtype: of the computation, a dtype or its name; parameters stay float32.
+      axis_name: of the mapped axis over which batch norm averages.
+      **overrides: fields of `Spec`, as `num_classes=100`, `shortcut="C"` or `stem="cifar"`.
+
+    Raises:
+      UserError: on a name, field, value or dtype that is not known.
+
+    >>> create_model("resnet18", num_classes=10, stem="cifar").spec.depths
+    (2, 2, 2, 2)
+    """
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError("dtype must be a float's: float32, bfloat16, float16 or float64")
+    return ResNet(get_spec(name).override(**overrides), dtype=dtype, axis_name=axis_name)
