@@ -1,0 +1,125 @@
+"""A run as data: every key there is, its default, and what values it may have."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from resflax.errors import UserError, unknown
+from resflax.nn import Spec
+
+
+def default_config() -> ConfigDict:
+    """All keys with their defaults; a recipe in `configs/` changes some of them."""
+    config = ConfigDict(
+        {
+            "model": "cifar_resnet20",  # a name of `list_models()`
+            "dtype": "float32",  # of the computation; parameters stay float32
+            "dataset": "digits",  # a name of TensorFlow Datasets
+            "seed": 0,
+            "epochs": 10,
+            "batch_size": 128,  # over all devices
+            "optimizer": "sgd",  # or "adamw"
+            "learning_rate": 0.1,  # the largest
+            "schedule": "cosine",  # or "step", "constant"
+            "warmup_epochs": 0.0,
+            "step_epochs": (),  # where the "step" schedule falls
+            "step_factor": 0.1,  # and by how much
+            "momentum": 0.9,
+            "nesterov": True,
+            "weight_decay": 1e-4,
+            "decay_mask": "kernels",  # or "all"
+            "clip_norm": 0.0,  # of the gradient; 0 for never
+            "label_smoothing": 0.0,
+            "parallel": "pmap",  # or "mesh"
+            "log_every_steps": 10,
+            "eval_every_epochs": 1,
+            "data": {
+                "dir": "",  # where prepared sets lie; "" is TFDS's own choice
+                "pad_crop": 0,  # pixels of padding before a random crop; 0 for none
+                "flip": False,  # mirror at random
+            },
+        }
+    )
+    # Fields of the model's spec; one that is not set is the named model's own.
+    config.spec = ConfigDict(
+        {
+            f.name: placeholder(typing.get_origin(f.type) or f.type)
+            for f in dataclasses.fields(Spec)
+            if f.name != "num_classes"
+        }
+    )
+    return config.lock()
+
+
+def spec_overrides(config: ConfigDict) -> dict[str, Any]:
+    """The fields of the spec that are set."""
+    return {key: value for key, value in config.spec.items() if value is not None}
+
+
+def flat_keys(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted key.
+
+    >>> flat_keys(ConfigDict({"a": 1, "b": {"c": 2}}))
+    {'a': 1, 'b.c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flat_keys(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# What a value must be, in words and as a test.
+_POSITIVE = ("more than 0", lambda v: v > 0)
+_NOT_NEGATIVE = ("0 or more", lambda v: v >= 0)
+RULES: dict[str, tuple[str, Any]] = {
+    "seed": ("from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
+    "epochs": _POSITIVE,
+    "batch_size": _POSITIVE,
+    "learning_rate": _POSITIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "step_epochs": ("rising epochs", lambda v: list(v) == sorted({*v}) and min(v, default=1) > 0),
+    "step_factor": _POSITIVE,
+    "momentum": ("from 0 to less than 1", lambda v: 0 <= v < 1),
+    "weight_decay": _NOT_NEGATIVE,
+    "clip_norm": _NOT_NEGATIVE,
+    "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
+    "log_every_steps": _POSITIVE,
+    "eval_every_epochs": _POSITIVE,
+    "data.pad_crop": _NOT_NEGATIVE,
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises `UserError` on a key that is unknown, missing, of a wrong type or out of range.
+
+    Names (of models, datasets, optimisers, ...) are checked by the rooms that know them.
+    """
+    found, known = flat_keys(config), flat_keys(default_config())
+    for key in found:
+        if key not in known:
+            raise unknown("config key", key, known)
+    for key, default in known.items():
+        if key not in found:
+            raise UserError(f"config.{key} is missing: start from default_config()")
+        value, kind = found[key], type(default)
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if default is not None and (not fits or isinstance(value, bool) != (kind is bool)):
+            raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
+    for key, (expected, is_right) in RULES.items():
+        try:
+            right = is_right(found[key])
+        except TypeError:
+            right = False
+        if not right:
+            raise UserError(f"config.{key} is {found[key]!r}: expected {expected}")
+    if config.warmup_epochs > config.epochs:
+        raise UserError(
+            f"config.warmup_epochs is {config.warmup_epochs}: expected at most epochs,"
+            f" {config.epochs}"
+        )

@@ -1,0 +1,209 @@
+"""The training loop: batches through the compiled step, records to the run's folder."""
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from resflax.data import Dataset, Examples, eval_batches, make_augment, normalize, train_batches
+from resflax.errors import UserError
+from resflax.train import checkpoint
+from resflax.train.curves import draw_curves
+from resflax.train.meter import Meter
+from resflax.train.optim import make_optimizer, make_schedule
+from resflax.train.parallel import Engine, make_engine
+from resflax.train.progress import Progress
+from resflax.train.rundir import RunDir, params_sha256
+from resflax.train.state import TrainState, create_state
+from resflax.train.step import make_eval_step, make_train_step
+
+
+def total_steps(config: ConfigDict, examples: int) -> int:
+    """The steps that use every example `config.epochs` times; the last batch is a whole one."""
+    return math.ceil(config.epochs * examples / config.batch_size)
+
+
+def schedule_from(config: ConfigDict, examples: int) -> optax.Schedule:
+    """The learning rate by step that a config means for a split of that many examples."""
+
+    def steps(epochs: float) -> int:
+        return round(epochs * examples / config.batch_size)
+
+    return make_schedule(
+        config.schedule,
+        peak=config.learning_rate,
+        steps=total_steps(config, examples),
+        warmup_steps=steps(config.warmup_epochs),
+        boundaries=[steps(epoch) for epoch in config.step_epochs],
+        factor=config.step_factor,
+    )
+
+
+def optimizer_from(
+    config: ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimiser that a config means."""
+    return make_optimizer(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        mask=config.decay_mask,
+        clip_norm=config.clip_norm,
+    )
+
+
+class Trainer:
+    """One run: a model, a dataset and a config, ready to `fit`.
+
+    Everything that the config names is looked up here, before any compute.
+
+    Raises:
+      UserError: if the config does not fit the dataset or the devices.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset, config: ConfigDict) -> None:
+        self.model, self.dataset, self.config = model, dataset, config
+        examples = len(dataset.train)
+        if config.batch_size > examples:
+            raise UserError(
+                f"batch_size {config.batch_size} is larger than the train split of"
+                f" {dataset.name!r}, {examples} examples: use {examples} or less"
+            )
+        self.engine: Engine = make_engine(config.parallel)
+        self.engine.check_batch(config.batch_size)
+        self.steps = total_steps(config, examples)
+        self.schedule = schedule_from(config, examples)
+        self.optimizer = optimizer_from(config, self.schedule)
+        mean, std = dataset.train.moments()
+        prepare = {
+            "normalize": partial(normalize, mean=mean, std=std),
+            "axis_name": self.engine.axis_name,
+        }
+        train_step = make_train_step(
+            model,
+            self.optimizer,
+            augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
+            label_smoothing=config.label_smoothing,
+            **prepare,
+        )
+        self.train_step = self.engine.compile_train(train_step)
+        self.eval_step = self.engine.compile_eval(make_eval_step(model, **prepare))
+
+    def init(self) -> TrainState:
+        """The state before the first step, not yet on the engine's devices."""
+        return create_state(
+            self.model, self.optimizer, self.config.seed, self.dataset.image_shape
+        )
+
+    def summary(self) -> str:
+        """What will be trained on what, in one line."""
+        config, devices = self.config, self.engine.devices
+        return (
+            f"{config.model} on {self.dataset.name}: {len(self.dataset.train)} examples,"
+            f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
+            f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
+        )
+
+    def evaluate(self, state: TrainState, examples: Examples) -> dict[str, float]:
+        """Loss, accuracy and count over every example once; `state` is on the engine's devices."""
+        batches = eval_batches(examples, batch_size=self.config.batch_size)
+        parts = [self.eval_step(state, self.engine.split(batch)) for batch in batches]
+        sums = [self.engine.fetch(part) for part in parts]
+        total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
+        count = total["count"]
+        return {"loss": total["loss"] / count, "accuracy": total["correct"] / count, "count": count}
+
+    def fit(self, run: RunDir, progress: Progress) -> dict[str, Any]:
+        """Trains to the end; writes records, checkpoint, curves and, last, the results."""
+        began = time.monotonic()
+        meter = Meter(self.steps)
+        state, test = self._train(run, progress, meter)
+        progress.close()
+        final: TrainState = self.engine.fetch(state)
+        checkpoint.save(run.path / "checkpoints", final)
+        title = f"{self.config.model} on {self.dataset.name}, test accuracy {test['accuracy']:.4f}"
+        draw_curves(run.records(), run.path / "curves.png", title)
+        results = {
+            "test_accuracy": test["accuracy"],
+            "test_loss": test["loss"],
+            "test_examples": int(test["count"]),
+            "train_examples": len(self.dataset.train),
+            "steps": int(final.step),
+            "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
+            "params_sha256": params_sha256(final.params),
+            "wall_seconds": round(time.monotonic() - began, 3),
+            "examples_per_second": round(meter.overall, 1),
+            "platform": self.engine.devices[0].platform,
+            "device_count": len(self.engine.devices),
+            "process_count": jax.process_count(),
+            "jax_version": jax.__version__,
+        }
+        run.finish(results)
+        return results
+
+    def _train(
+        self, run: RunDir, progress: Progress, meter: Meter
+    ) -> tuple[TrainState, dict[str, float]]:
+        """The loop itself; returns the last state, on the devices, and its evaluation."""
+        config, test = self.config, {}
+        state = self.engine.replicate(self.init())
+        batches = train_batches(
+            self.dataset.train,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start=0,
+            stop=self.steps,
+        )
+        window: list[Any] = []
+        for step, batch in enumerate(batches, start=1):
+            state, metrics = self.train_step(state, self.engine.split(batch))
+            window.append(metrics)
+            # Two steps in flight keep the devices busy; more would only pile up memory.
+            jax.block_until_ready(window[max(0, len(window) - 3)])
+            meter.step(config.batch_size)
+            evaluates = self._evaluates(step)
+            if evaluates or step % config.log_every_steps == 0:
+                jax.block_until_ready(metrics)
+                means = {
+                    key: float(np.mean([self.engine.fetch(m[key]) for m in window]))
+                    for key in metrics
+                }
+                record = self._record(step, "train", means, meter.lap())
+                run.record(record)
+                progress.train(record, meter.left(step))
+                window.clear()
+            if evaluates:
+                test = self.evaluate(state, self.dataset.test)
+                record = self._record(step, "test", test, test["count"] / meter.pause())
+                run.record(record)
+                progress.test(record, meter.left(step))
+        return state, test
+
+    def _epoch(self, step: int) -> float:
+        return step * self.config.batch_size / len(self.dataset.train)
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether `step` is the last, or ends an epoch that is evaluated."""
+        every = self.config.eval_every_epochs
+        return step == self.steps or self._epoch(step) // every > self._epoch(step - 1) // every
+
+    def _record(
+        self, step: int, split: str, values: dict[str, float], speed: float
+    ) -> dict[str, Any]:
+        return {
+            "step": step,
+            "epoch": round(self._epoch(step), 4),
+            "split": split,
+            "loss": values["loss"],
+            "accuracy": values["accuracy"],
+            "learning_rate": float(self.schedule(step - 1)),
+            "examples_per_second": round(speed, 1),
+        }

@@ -1,0 +1,30 @@
+"""Loss and accuracy."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+    """Softmax cross-entropy of each example, in nats, float32 `(n,)`.
+
+    Args:
+      logits: `(n, classes)`, any float dtype.
+      labels: int `(n,)`.
+      label_smoothing: the share of the target that is spread over all classes (Szegedy et al.
+        2016, section 7).
+
+    >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # log 4
+    1.3863
+    """
+    logits = logits.astype(jnp.float32)
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+
+def correct(logits: Array, labels: Array) -> Array:
+    """1.0 where the largest logit is the label's, else 0.0; float32 `(n,)`."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

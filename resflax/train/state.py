@@ -1,0 +1,65 @@
+"""What a run carries from step to step."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+Array = jax.Array
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that the next step depends on, besides its batch.
+
+    Attributes:
+      step: int32 scalar, the number of steps taken.
+      seed: uint32 scalar, of all randomness inside the step.
+      params: the trainable parameters.
+      batch_stats: running mean and variance of each batch norm; {} if there are none.
+      opt_state: the optimiser's.
+    """
+
+    step: Array
+    seed: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """The state before the first step: a function of the seed alone.
+
+    Args:
+      model: a linen module called as `model(x, train=...)`.
+      optimizer: whose state is initialised with the parameters.
+      seed: from 0 to 2**32 - 1.
+      image_shape: of one example, without the batch axis.
+    """
+
+    @jax.jit
+    def init(seed: Array) -> TrainState:
+        example = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(jax.random.key(seed), example, train=False)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=seed,
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(variables["params"]),
+        )
+
+    return init(jnp.asarray(seed, jnp.uint32))
