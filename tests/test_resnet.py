@@ -1,0 +1,263 @@
+"""The engine against a ResNet written out in NumPy and float64, and against XLA's own counts."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resflax import create_model
+from resflax.nn import ResNet, Spec
+
+TINY = {"depths": (1, 2), "widths": (4, 8), "stem_width": 4, "stem": "cifar", "num_classes": 5}
+
+
+def init(model, shape, seed=0):
+    return jax.jit(lambda key: model.init(key, jnp.zeros(shape), train=False))(jax.random.key(seed))
+
+
+def randomised(variables, seed=0):
+    """The same tree with every leaf random, so that no term is hidden by a zero or a one."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, x):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
+        scale = np.sqrt(1.5 / np.prod(x.shape[:-1])) if x.ndim > 1 else 0.1
+        return (scale * rng.standard_normal(x.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+class Reference:
+    """A ResNet in NumPy: float64, loops and dictionaries, nothing shared with the library."""
+
+    strides = {"basic": (2, 1), "bottleneck": (1, 2, 1), "bottleneck_v1": (2, 1, 1)}  # noqa: RUF012
+
+    def __init__(self, spec, variables):
+        self.spec = spec
+        self.p, self.s = variables["params"], variables["batch_stats"]
+
+    def conv(self, x, w, stride):
+        w = np.asarray(w, np.float64)
+        k = w.shape[0]
+        x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))
+        return np.einsum("nhwcij,ijco->nhwo", windows[:, ::stride, ::stride], w)
+
+    def norm(self, x, p, s):
+        p, s = ({k: np.asarray(v, np.float64) for k, v in d.items()} for d in (p, s))
+        return (x - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+    def block(self, name, x, width, stride):
+        p, s, spec = self.p[name], self.s[name], self.spec
+        relu = lambda x: np.maximum(x, 0)  # noqa: E731
+        n = len(self.strides[spec.block])
+        h = relu(self.norm(x, p["norm1"], s["norm1"])) if spec.preact else x
+        y = h
+        for i in range(1, n + 1):
+            at = self.strides[spec.block][i - 1]
+            if spec.preact and i > 1:
+                y = relu(self.norm(y, p[f"norm{i}"], s[f"norm{i}"]))
+            y = self.conv(y, p[f"conv{i}"]["kernel"], stride if at == 2 else 1)
+            if not spec.preact:
+                y = self.norm(y, p[f"norm{i}"], s[f"norm{i}"])
+                y = relu(y) if i < n else y
+        differs = x.shape != y.shape
+        if spec.shortcut == "none":
+            short = 0
+        elif spec.shortcut == "A" and differs:
+            extra = y.shape[-1] - h.shape[-1]
+            pad = (extra // 2, extra - extra // 2)
+            short = np.pad(h[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), pad))
+        elif spec.shortcut == "C" or (spec.shortcut == "B" and differs):
+            short = self.conv(h, p["Ws"]["kernel"], stride)
+            short = short if spec.preact else self.norm(short, p["Ws_norm"], s["Ws_norm"])
+        else:
+            short = x
+        return y + short if spec.preact else relu(y + short)
+
+    def __call__(self, x):
+        spec, p, s = self.spec, self.p, self.s
+        imagenet = spec.stem == "imagenet"
+        x = self.conv(np.asarray(x, np.float64), p["stem_conv"]["kernel"], 2 if imagenet else 1)
+        if not spec.preact:
+            x = np.maximum(self.norm(x, p["stem_norm"], s["stem_norm"]), 0)
+        if imagenet:
+            x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+            x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max((-1, -2))
+        for i, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True), start=1):
+            for j in range(1, depth + 1):
+                x = self.block(f"stage{i}_block{j}", x, width, 2 if i > 1 and j == 1 else 1)
+        if spec.preact:
+            x = np.maximum(self.norm(x, p["head_norm"], s["head_norm"]), 0)
+        return x.mean((1, 2)) @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+VARIANTS = list(
+    itertools.product(("basic", "bottleneck", "bottleneck_v1"), ("A", "B", "C", "none"), (False, True))
+)
+
+
+@pytest.mark.parametrize(("block", "shortcut", "preact"), VARIANTS)
+def test_every_variant_is_the_numpy_reference(block, shortcut, preact):
+    stem = "imagenet" if shortcut == "B" else "cifar"
+    spec = Spec(**{**TINY, "stem": stem}, block=block, shortcut=shortcut, preact=preact)
+    model = ResNet(spec)
+    x = np.random.default_rng(2).standard_normal((2, 11, 14, 3)).astype(np.float32)
+    variables = randomised(jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False)))
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+    expected = Reference(spec, variables)(x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def conv_strides(spec, size=8):
+    """(kernel, stride) of each convolution of the second stage's first block, as traced."""
+    model = ResNet(spec)
+    x = jnp.zeros((1, size, size, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
+    eqns = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    return [(e.invars[1].aval.shape[0], e.params["window_strides"][0]) for e in eqns][-4:]
+
+
+def test_v1_strides_the_first_1x1_and_v15_the_3x3():
+    fields = {**TINY, "depths": (1, 1)}
+    assert conv_strides(Spec(**fields, block="bottleneck_v1")) == [(1, 2), (3, 1), (1, 1), (1, 2)]
+    assert conv_strides(Spec(**fields, block="bottleneck")) == [(1, 1), (3, 2), (1, 1), (1, 2)]
+
+
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def cost(name, size=32, **overrides):
+    """Parameters, and XLA's count of floating-point operations of one forward pass."""
+    model = create_model(name, **overrides)
+    x = jnp.zeros((1, size, size, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, x)
+    return count(variables["params"]), lowered.cost_analysis()["flops"]
+
+
+def test_identity_shortcuts_cost_no_parameter_and_one_addition_an_element():
+    """cifar_resnet20's nine additions: 3 x 32*32*16, 3 x 16*16*32, 3 x 8*8*64; no multiply-add."""
+    plain_params, plain_flops = cost("cifar_plain20")
+    residual_params, residual_flops = cost("cifar_resnet20")
+    assert residual_params == plain_params
+    assert residual_flops - plain_flops == 3 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 64)
+
+
+def test_projections_cost_their_products_only_where_shapes_differ():
+    """Option B over A in cifar_resnet20: two 1x1 projections and their norms."""
+    a_params, a_flops = cost("cifar_resnet20", shortcut="A")
+    b_params, b_flops = cost("cifar_resnet20", shortcut="B")
+    assert b_params - a_params == 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    products = 2 * (16 * 16 * 16 * 32 + 8 * 8 * 32 * 64)
+    norms = b_flops - a_flops - products
+    assert 0 < norms < 8 * (16 * 16 * 32 + 8 * 8 * 64)
+
+
+@pytest.mark.parametrize(("shortcut", "projections"), [("A", 0), ("B", 2), ("C", 9), ("none", 0)])
+def test_how_many_blocks_own_a_projection(shortcut, projections):
+    model = create_model("cifar_resnet20", shortcut=shortcut)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+    assert sum("Ws" in block for block in variables["params"].values()) == projections
+
+
+def test_the_first_block_of_resnet18_has_no_projection_and_of_resnet50_has():
+    for name, projections in (("resnet18", 3), ("resnet50", 4), ("plain18", 0)):
+        model = create_model(name)
+        variables = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+        blocks = [block for block, tree in variables["params"].items() if "Ws" in tree]
+        assert len(blocks) == projections
+        assert ("stage1_block1" in blocks) == (name == "resnet50")
+
+
+def test_kernels_start_he_normal_fan_out():
+    model = create_model("resnet18", stem="cifar")
+    params = init(model, (1, 8, 8, 3))["params"]
+    kernel = np.asarray(params["stage4_block2"]["conv2"]["kernel"], np.float64)
+    n = kernel.size
+    variance = 2 / (3 * 3 * 512)
+    # The mean and variance of n normal samples, within five of their standard deviations.
+    assert abs(kernel.mean()) < 5 * np.sqrt(variance / n)
+    assert abs(kernel.var() / variance - 1) < 5 * np.sqrt(2 / n)
+    # Normal, not truncated at two standard deviations.
+    assert np.abs(kernel).max() > 4 * np.sqrt(variance)
+
+
+def test_zero_init_starts_every_block_without_projection_as_relu():
+    model = ResNet(Spec(**TINY, block="basic", shortcut="A", zero_init=True))
+    variables = init(model, (1, 8, 8, 3))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    _, state = model.apply(variables, x, train=False, capture_intermediates=True, mutable="intermediates")
+    seen = state["intermediates"]
+    before, after = (seen[f"stage2_block{j}"]["__call__"][0] for j in (1, 2))
+    assert np.abs(before).max() > 0
+    assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+def test_preact_identity_path_carries_x_untouched():
+    model = ResNet(Spec(**TINY, block="basic", preact=True, shortcut="A"))
+    variables = init(model, (1, 8, 8, 3))
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, p: jnp.zeros_like(p) if "conv2" in str(path) else p, variables
+    )
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    _, state = model.apply(variables, x, train=False, capture_intermediates=True, mutable="intermediates")
+    seen = state["intermediates"]
+    assert (np.asarray(seen["stem_conv"]["__call__"][0]) < 0).any()
+    assert np.array_equal(seen["stem_conv"]["__call__"][0], seen["stage1_block1"]["__call__"][0])
+    assert np.array_equal(seen["stage2_block1"]["__call__"][0], seen["stage2_block2"]["__call__"][0])
+
+
+def test_training_normalises_by_the_batch_and_moves_the_running_statistics():
+    model = ResNet(Spec(**TINY, block="basic"))
+    variables = init(model, (1, 8, 8, 3))
+    x = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
+    logits, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert not np.allclose(logits, model.apply(variables, x, train=False))
+    conv = Reference(model.spec, variables).conv(x.astype(np.float64), variables["params"]["stem_conv"]["kernel"], 1)
+    stats = updated["batch_stats"]["stem_norm"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * conv.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_bfloat16_computes_in_bfloat16_and_stores_float32():
+    model = create_model("cifar_resnet20", dtype="bfloat16")
+    variables = init(model, (1, 8, 8, 1))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    logits = model.apply(variables, x, train=False)
+    assert logits.dtype == jnp.bfloat16
+    exact = create_model("cifar_resnet20").apply(variables, x, train=False)
+    np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.05 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 28, 28, 1), (1, 32, 32, 3), (1, 7, 9, 2)])
+def test_channels_and_sizes_are_taken_from_the_input(shape):
+    model = create_model("cifar_resnet20", num_classes=7)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
+    out = jax.eval_shape(lambda v: model.apply(v, jnp.zeros(shape), train=False), variables)
+    assert out.shape == (shape[0], 7)
+    assert variables["params"]["stem_conv"]["kernel"].shape == (3, 3, shape[-1], 16)
+
+
+def test_no_classes_means_pooled_features():
+    model = create_model("cifar_resnet20", num_classes=0)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+    out = jax.eval_shape(lambda v: model.apply(v, jnp.zeros((3, 8, 8, 3)), train=False), variables)
+    assert out.shape == (3, 64)
+    assert "head" not in variables["params"]
+
+
+def test_a_batch_without_its_batch_axis_is_refused():
+    with pytest.raises(ValueError, match=r"\(n, height, width, channels\)"):
+        create_model("resnet18").init(jax.random.key(0), jnp.zeros((32, 32, 3)), train=False)
+
+
+def test_train_has_no_default():
+    with pytest.raises(TypeError, match="train"):
+        create_model("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
