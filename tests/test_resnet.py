@@ -188,15 +188,32 @@ def test_kernels_start_he_normal_fan_out():
     assert np.abs(kernel).max() > 4 * np.sqrt(variance)
 
 
-def test_zero_init_starts_every_block_without_projection_as_relu():
-    model = ResNet(Spec(**TINY, block="basic", shortcut="A", zero_init=True))
-    variables = init(model, (1, 8, 8, 3))
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    _, state = model.apply(variables, x, train=False, capture_intermediates=True, mutable="intermediates")
-    seen = state["intermediates"]
-    before, after = (seen[f"stage2_block{j}"]["__call__"][0] for j in (1, 2))
+def stages(model, variables, x):
+    """The output of every block, by its name."""
+    _, state = model.apply(
+        variables, x, train=False, capture_intermediates=True, mutable="intermediates"
+    )
+    return {name: out["__call__"][0] for name, out in state["intermediates"].items() if isinstance(out, dict)}
+
+
+@pytest.mark.parametrize("preact", [False, True])
+def test_zero_init_starts_every_block_as_its_shortcut_bit_for_bit(preact):
+    model = ResNet(Spec(**TINY, block="bottleneck", shortcut="A", zero_init=True, preact=preact))
+    out = stages(model, init(model, (1, 8, 8, 3)), jax.random.normal(jax.random.key(1), (2, 8, 8, 3)))
+    before, after = (np.asarray(out[f"stage2_block{j}"]) for j in (1, 2))
     assert np.abs(before).max() > 0
-    assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+    assert before.tobytes() == after.tobytes()
+
+
+def test_zero_init_leaves_a_plain_net_alive():
+    plain = Spec(**TINY, block="basic", shortcut="none")
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    for a, b in zip(
+        jax.tree.leaves(init(ResNet(plain), x.shape)),
+        jax.tree.leaves(init(ResNet(plain.override(zero_init=True)), x.shape)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_preact_identity_path_carries_x_untouched():
@@ -205,12 +222,10 @@ def test_preact_identity_path_carries_x_untouched():
     variables = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.zeros_like(p) if "conv2" in str(path) else p, variables
     )
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    _, state = model.apply(variables, x, train=False, capture_intermediates=True, mutable="intermediates")
-    seen = state["intermediates"]
-    assert (np.asarray(seen["stem_conv"]["__call__"][0]) < 0).any()
-    assert np.array_equal(seen["stem_conv"]["__call__"][0], seen["stage1_block1"]["__call__"][0])
-    assert np.array_equal(seen["stage2_block1"]["__call__"][0], seen["stage2_block2"]["__call__"][0])
+    out = stages(model, variables, jax.random.normal(jax.random.key(1), (2, 8, 8, 3)))
+    assert (np.asarray(out["stem_conv"]) < 0).any()
+    np.testing.assert_array_equal(out["stem_conv"], out["stage1_block1"])
+    np.testing.assert_array_equal(out["stage2_block1"], out["stage2_block2"])
 
 
 def test_training_normalises_by_the_batch_and_moves_the_running_statistics():
@@ -229,11 +244,12 @@ def test_bfloat16_computes_in_bfloat16_and_stores_float32():
     model = create_model("cifar_resnet20", dtype="bfloat16")
     variables = init(model, (1, 8, 8, 1))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    variables = randomised(variables)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     logits = model.apply(variables, x, train=False)
     assert logits.dtype == jnp.bfloat16
     exact = create_model("cifar_resnet20").apply(variables, x, train=False)
-    np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.05 * np.abs(exact).max())
+    np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.1 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 28, 28, 1), (1, 32, 32, 3), (1, 7, 9, 2)])

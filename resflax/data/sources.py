@@ -119,6 +119,8 @@ def _read(name: str, builder: tfds.core.DatasetBuilder) -> Dataset:
         )
 
     def read(split: str) -> Examples:
+        if not splits[split].num_examples:
+            raise UserError(f"the {split} split of dataset {name!r} is empty")
         try:
             source = builder.as_data_source(split=split)
         except NotImplementedError:
@@ -126,8 +128,6 @@ def _read(name: str, builder: tfds.core.DatasetBuilder) -> Dataset:
                 f"dataset {name!r} is prepared as {builder.info.file_format.value}, which cannot be"
                 " read at random: prepare it with --file_format=array_record"
             ) from None
-        if not len(source):
-            raise UserError(f"the {split} split of dataset {name!r} is empty")
         images = np.empty((len(source), *features[image].shape), np.uint8)
         labels = np.empty(len(source), np.int32)
         # `delay`: only what takes long needs a bar; `disable=None`: only on a terminal.

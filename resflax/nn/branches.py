@@ -41,16 +41,20 @@ def run_branch(
 ) -> Array:
     """Runs `layers` on `x`: norm and activation between the convolutions.
 
-    Post-activation (v1) ends on a norm without an activation, and `zero_init` starts that norm's
-    scale at zero. Pre-activation (v2) ends on a convolution; the norm and activation before the
-    first are the block's own `pre`, so its norms count from 2.
+    Post-activation (v1) ends on a norm without an activation. Pre-activation (v2) ends on a
+    convolution; the norm and activation before the first are the block's own `pre`, so its norms
+    count from 2. `zero_init` starts the last of them at zero: the norm's scale (Goyal et al. 2017,
+    section 5.1) or the kernel (timm), so that the branch begins as zero.
     """
     last = len(layers)
     for i, layer in enumerate(layers, start=1):
         s = stride if layer.strided else 1
-        x = ops.conv(x, layer.expansion * width, layer.kernel, s, name=f"conv{i}")
+        zero = zero_init and i == last
+        x = ops.conv(
+            x, layer.expansion * width, layer.kernel, s, name=f"conv{i}", zero=zero and preact
+        )
         if i < last:
             x = ops.act(ops.norm(x, name=f"norm{i + 1 if preact else i}"))
         elif not preact:
-            x = ops.norm(x, name=f"norm{i}", zero=zero_init)
+            x = ops.norm(x, name=f"norm{i}", zero=zero)
     return x

@@ -22,7 +22,8 @@ class Ops:
     """The three operations that a block is built of.
 
     Attributes:
-      conv: `conv(x, features, kernel, stride=1, name=...)`; no bias, pads symmetrically.
+      conv: `conv(x, features, kernel, stride=1, name=..., zero=False)`; no bias, symmetric padding;
+        `zero` starts its kernel at 0 instead of He normal.
       norm: `norm(x, name=..., zero=False)`; `zero` starts its scale at 0 instead of 1.
       act: the non-linearity.
     """
@@ -41,7 +42,9 @@ def make_ops(*, train: bool, dtype: Any, axis_name: str | None = None) -> Ops:
       axis_name: of the `pmap` or `shard_map` axis that batch statistics are averaged over.
     """
 
-    def conv(x: Array, features: int, kernel: int, stride: int = 1, *, name: str) -> Array:
+    def conv(
+        x: Array, features: int, kernel: int, stride: int = 1, *, name: str, zero: bool = False
+    ) -> Array:
         # Not "SAME": with stride 2 that pads one-sidedly on even sizes, unlike the paper and torch.
         return nn.Conv(
             features,
@@ -50,19 +53,23 @@ def make_ops(*, train: bool, dtype: Any, axis_name: str | None = None) -> Ops:
             padding=kernel // 2,
             use_bias=False,
             dtype=dtype,
-            kernel_init=he_normal_fan_out,
+            kernel_init=nn.initializers.zeros if zero else he_normal_fan_out,
             name=name,
         )(x)
 
     def norm(x: Array, *, name: str, zero: bool = False) -> Array:
-        return nn.BatchNorm(
+        layer = nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
+            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
             dtype=dtype,
             axis_name=axis_name,
             scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
             name=name,
-        )(x)
+        )
+        # It mixes float32 statistics with its input, so strict promotion would refuse bfloat16.
+        with jax.numpy_dtype_promotion("standard"):
+            return layer(x)
 
     return Ops(conv=conv, norm=norm, act=nn.relu)

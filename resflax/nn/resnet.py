@@ -27,7 +27,7 @@ def make_block(spec: Spec, ops: Ops, *, width: int, stride: int, name: str) -> R
         width=width,
         stride=stride,
         preact=spec.preact,
-        zero_init=spec.zero_init,
+        zero_init=spec.zero_init and option.make is not None,
     )
     return Residual(
         branch=branch,

@@ -23,7 +23,9 @@ class Spec:
       stem_width: channels after the stem.
       shortcut: a name in `OPTIONS`: "A", "B", "C" of the paper, or "none" for the plain net.
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
-      zero_init: start the last norm scale of each branch at zero (Goyal et al. 2017, section 5.1).
+      zero_init: start every branch at zero, by its last norm's scale (by its last kernel if
+        `preact`), so that a block begins as its shortcut; as timm and Flax's example do, and not
+        the paper. A plain net has no shortcut to begin as: it begins as ever.
       num_classes: outputs of the head; 0 for pooled features.
 
     Raises:
@@ -40,7 +42,7 @@ class Spec:
     stem_width: int = 64
     shortcut: str = "B"
     preact: bool = False
-    zero_init: bool = False
+    zero_init: bool = True
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
@@ -57,10 +59,6 @@ class Spec:
             )
         if self.num_classes < 0:
             raise UserError(f"num_classes is {self.num_classes}: expected 0 or more")
-        if self.zero_init and self.preact:
-            raise UserError("zero_init needs a norm at the branch's end, which preact has not")
-        if self.zero_init and self.shortcut == "none":
-            raise UserError("zero_init would make a plain net (shortcut='none') the zero function")
 
     @property
     def min_image(self) -> int:

@@ -1,0 +1,128 @@
+"""Parameter counts as published (torchvision, timm, He et al.), by eval_shape: no FLOPs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resflax import UserError, create_model, list_models
+
+COUNTS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnet200": 64_673_832,
+    "resnet50_v1": 25_557_032,
+    "resnet101_v1": 44_549_160,
+    "resnet152_v1": 60_192_808,
+    # resnet18 and 34 without their three projections and those's norms.
+    "plain18": 11_689_512 - (64 * 128 + 128 * 256 + 256 * 512) - 2 * (128 + 256 + 512),
+    "plain34": 21_797_672 - (64 * 128 + 128 * 256 + 256 * 512) - 2 * (128 + 256 + 512),
+    "resnetv2_50": 25_549_352,
+    "resnetv2_101": 44_541_480,
+    "resnetv2_152": 60_185_128,
+    "cifar_resnet20": 269_722,
+    "cifar_resnet32": 464_154,
+    "cifar_resnet44": 658_586,
+    "cifar_resnet56": 853_018,
+    "cifar_resnet110": 1_727_962,
+    "cifar_resnet1202": 19_421_274,
+    "cifar_plain56": 853_018,
+    "cifar_preact_resnet110": 1_727_962,
+}
+
+
+def count(name, **overrides):
+    model = create_model(name, **overrides)
+    x = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    return sum(p.size for p in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize(("name", "parameters"), COUNTS.items())
+def test_parameter_count(name, parameters):
+    assert count(name) == parameters
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 10])
+def test_any_depth_of_the_form_by_name_and_by_formula(n):
+    """97,216 n - 21,926 for option A and ten classes."""
+    assert count(f"cifar_resnet{6 * n + 2}") == 97_216 * n - 21_926
+    assert count(f"cifar_plain{6 * n + 2}") == 97_216 * n - 21_926
+
+
+def test_preact_bottlenecks_have_the_depth_in_their_name_and_the_papers_size():
+    """He et al. 2016, table 4: 1.7M for ResNet-164, 10.2M for ResNet-1001 (without norms)."""
+    for depth, millions in ((164, 1.7), (1001, 10.2)):
+        spec = create_model(f"cifar_preact_resnet{depth}").spec
+        assert spec.block == "bottleneck_v1"
+        assert 3 * sum(spec.depths) + 2 == depth
+        assert count(f"cifar_preact_resnet{depth}") == pytest.approx(millions * 1e6, rel=0.02)
+
+
+def test_options_change_only_the_projections():
+    """cifar_resnet20: B adds two 1x1 projections with norms, C seven more."""
+    two = 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    seven = 3 * (16 * 16 + 32) + 2 * (32 * 32 + 64) + 2 * (64 * 64 + 128)
+    assert count("cifar_resnet20", shortcut="B") == 269_722 + two
+    assert count("cifar_resnet20", shortcut="C") == 269_722 + two + seven
+    assert count("cifar_resnet20", shortcut="none") == 269_722
+
+
+def test_num_classes_changes_only_the_head():
+    assert count("resnet18", num_classes=10) == 11_689_512 - 990 * 513
+    assert count("resnet18", num_classes=0) == 11_689_512 - 1000 * 513
+
+
+def test_list_models_by_pattern_in_natural_order():
+    assert list_models("cifar_resnet*") == [f"cifar_resnet{d}" for d in (20, 32, 44, 56, 110, 1202)]
+    assert list_models("resnet*_v1") == ["resnet50_v1", "resnet101_v1", "resnet152_v1"]
+    assert list_models("nothing*") == []
+    assert {*COUNTS} <= {*list_models()}
+    for name in list_models():
+        create_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("resnet51", {}, "unknown model 'resnet51': did you mean resnet50"),
+        ("cifar_resnet21", {}, "6n + 2; the nearest are cifar_resnet20 and cifar_resnet26"),
+        ("cifar_plain2", {}, "6n + 2; the nearest are cifar_plain8"),
+        ("cifar_preact_resnet30", {}, "cifar_preact_resnet29 and cifar_preact_resnet32"),
+        ("", {}, "unknown model ''"),
+        ("resnet18", {"shortcut": "D"}, "unknown shortcut 'D': expected one of A, B, C, none"),
+        ("resnet18", {"stem": "mnist"}, "unknown stem 'mnist'"),
+        ("resnet18", {"block": "wide"}, "unknown block 'wide'"),
+        ("resnet18", {"shortcutt": "A"}, "unknown field 'shortcutt' of a spec: expected depths"),
+        ("resnet18", {"dtype": "float31"}, "dtype must be a float's"),
+        ("resnet18", {"dtype": "int32"}, "dtype must be a float's"),
+        ("resnet18", {"num_classes": -1}, "num_classes is -1"),
+        ("resnet18", {"depths": (2, 2)}, "as many positive numbers"),
+        ("resnet18", {"widths": (0, 1, 2, 3)}, "as many positive numbers"),
+    ],
+)
+def test_what_is_refused_and_how(name, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)) as e:
+        create_model(name, **overrides)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("resnet50", 17), ("resnet18", 17), ("cifar_resnet20", 3)]
+)
+def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, least):
+    spec = create_model(name).spec
+    strides = (2 if spec.stem == "imagenet" else 0) + len(spec.depths) - 1
+
+    def before_last_stride(size):
+        for _ in range(strides - 1):
+            size = -(-size // 2)
+        return size
+
+    assert spec.min_image == least
+    assert before_last_stride(least) > 1
+    assert before_last_stride(least - 1) == 1
