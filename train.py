@@ -29,7 +29,8 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset]:
     if min(height, width) < least:
         raise UserError(
             f"{config.dataset}'s images of {height}x{width} are too small for {config.model} with"
-            f" the {model.spec.stem} stem, which needs {least}x{least}: try --config.spec.stem=cifar"
+            f" the {model.spec.stem} stem, which needs {least}x{least}:"
+            " try --config.spec.stem=cifar"
         )
     return model.clone(spec=model.spec.override(num_classes=dataset.num_classes)), dataset
 
@@ -48,7 +49,8 @@ def main() -> None:
     run = RunDir.open(path, config)
     print(trainer.summary(), flush=True)
     results = trainer.fit(run, Progress(trainer.steps))
-    print(f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples; saved in {path}")
+    accuracy, count = results["test_accuracy"], results["test_examples"]
+    print(f"test accuracy {accuracy:.4f} on {count} examples; saved in {path}")
 
 
 if __name__ == "__main__":

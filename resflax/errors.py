@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A bad name, value or place; its one-line message says what was found and what would be right."""
+    """A bad name, value or place: one line that says what was found and what would be right."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:

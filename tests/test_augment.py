@@ -10,7 +10,9 @@ def test_normalize_is_the_formula():
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 2), np.uint8)
     mean, std = (0.4, 0.5), (0.2, 0.3)
     expected = (x.astype(np.float64) / 255 - mean) / std
-    np.testing.assert_allclose(normalize(jnp.asarray(x), mean=mean, std=std), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        normalize(jnp.asarray(x), mean=mean, std=std), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_pad_crop_gives_every_crop_of_the_padded_image_and_no_other():

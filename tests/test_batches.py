@@ -8,13 +8,17 @@ from resflax.data import Examples, batch_indices, eval_batches, train_batches
 def examples(n):
     """Example i is an image full of i, with label i."""
     numbers = np.arange(n, dtype=np.uint8)
-    return Examples(np.broadcast_to(numbers[:, None, None, None], (n, 2, 2, 1)), numbers.astype(np.int32))
+    return Examples(
+        np.broadcast_to(numbers[:, None, None, None], (n, 2, 2, 1)), numbers.astype(np.int32)
+    )
 
 
 sizes = st.integers(1, 40)
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=sizes, batch=st.integers(1, 50), epochs=st.integers(1, 3))
+@given(
+    seed=st.integers(0, 2**32 - 1), size=sizes, batch=st.integers(1, 50), epochs=st.integers(1, 3)
+)
 def test_every_example_once_an_epoch_and_none_dropped(seed, size, batch, epochs):
     steps = -(-epochs * size // batch)
     row = np.concatenate([batch_indices(seed, s, batch, size) for s in range(steps)])
@@ -22,7 +26,9 @@ def test_every_example_once_an_epoch_and_none_dropped(seed, size, batch, epochs)
         assert sorted(row[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=sizes, batch=st.integers(1, 40), start=st.integers(0, 30))
+@given(
+    seed=st.integers(0, 2**32 - 1), size=sizes, batch=st.integers(1, 40), start=st.integers(0, 30)
+)
 def test_a_batch_does_not_depend_on_where_the_run_started(seed, size, batch, start):
     options = {"seed": seed, "batch_size": batch, "stop": start + 2}
     from_zero = list(train_batches(examples(size), start=0, **options))[start:]

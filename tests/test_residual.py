@@ -57,9 +57,7 @@ def test_with_its_last_layer_at_zero_a_block_is_relu_bit_for_bit(jit):
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    rank=st.integers(1, 4), same=st.booleans(), always=st.booleans(), stride=st.integers(1, 3)
-)
+@given(rank=st.integers(1, 4), same=st.booleans(), always=st.booleans(), stride=st.integers(1, 3))
 def test_ws_exists_only_where_shapes_differ_for_any_rank(rank, same, always, stride):
     shape = (7,) * (rank - 1) + (3,)
     x = jnp.ones(shape)
@@ -73,7 +71,9 @@ def test_ws_exists_only_where_shapes_differ_for_any_rank(rank, same, always, str
 
 
 def branch_shape(branch, x):
-    return jax.eval_shape(lambda x: nn.Sequential([branch]).init_with_output(jax.random.key(0), x)[0], x).shape
+    return jax.eval_shape(
+        lambda x: nn.Sequential([branch]).init_with_output(jax.random.key(0), x)[0], x
+    ).shape
 
 
 def test_pre_is_shared_by_branch_and_projection_but_not_by_the_identity():
@@ -140,12 +140,16 @@ class TestTransforms:
         self.close(jax.vmap(self.block.apply, (None, 0))(self.variables, self.x))
 
     def test_pmap(self):
-        self.close(jax.pmap(self.block.apply, in_axes=(None, 0))(self.variables, self.x.reshape(8, 2, 8)))
+        self.close(
+            jax.pmap(self.block.apply, in_axes=(None, 0))(self.variables, self.x.reshape(8, 2, 8))
+        )
 
     def test_shard_map(self):
         mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
         P = jax.sharding.PartitionSpec
-        f = jax.shard_map(self.block.apply, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch"))
+        f = jax.shard_map(
+            self.block.apply, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch")
+        )
         self.close(jax.jit(f)(self.variables, self.x))
 
     def test_remat_has_the_same_gradient(self):
@@ -166,18 +170,24 @@ class TestTransforms:
                 def body(module, x, _):
                     return Residual(two_layers(8), name="block")(x), None
 
-                scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+                scan = nn.scan(
+                    body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+                )
                 return scan(self, x, None)[0]
 
         variables = Scanned().init(jax.random.key(0), self.x)
         assert variables["params"]["block"]["W1"]["kernel"].shape == (3, 8, 16)
         y = self.x
         for k in range(3):
-            y = self.block.apply({"params": jax.tree.map(lambda p, k=k: p[k], variables["params"]["block"])}, y)
+            y = self.block.apply(
+                {"params": jax.tree.map(lambda p, k=k: p[k], variables["params"]["block"])}, y
+            )
         np.testing.assert_allclose(Scanned().apply(variables, self.x), y, rtol=1e-5, atol=1e-5)
 
     def test_grad_of_grad(self):
-        second = jax.grad(lambda x: jax.grad(lambda x: (self.block.apply(self.variables, x) ** 3).sum())(x).sum())
+        second = jax.grad(
+            lambda x: jax.grad(lambda x: (self.block.apply(self.variables, x) ** 3).sum())(x).sum()
+        )
         assert np.isfinite(second(self.x)).all()
 
 

@@ -86,7 +86,9 @@ class Reference:
             x = np.maximum(self.norm(x, p["stem_norm"], s["stem_norm"]), 0)
         if imagenet:
             x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-            x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max((-1, -2))
+            x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max(
+                (-1, -2)
+            )
         for i, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True), start=1):
             for j in range(1, depth + 1):
                 x = self.block(f"stage{i}_block{j}", x, width, 2 if i > 1 and j == 1 else 1)
@@ -96,7 +98,9 @@ class Reference:
 
 
 VARIANTS = list(
-    itertools.product(("basic", "bottleneck", "bottleneck_v1"), ("A", "B", "C", "none"), (False, True))
+    itertools.product(
+        ("basic", "bottleneck", "bottleneck_v1"), ("A", "B", "C", "none"), (False, True)
+    )
 )
 
 
@@ -162,14 +166,18 @@ def test_projections_cost_their_products_only_where_shapes_differ():
 @pytest.mark.parametrize(("shortcut", "projections"), [("A", 0), ("B", 2), ("C", 9), ("none", 0)])
 def test_how_many_blocks_own_a_projection(shortcut, projections):
     model = create_model("cifar_resnet20", shortcut=shortcut)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    )
     assert sum("Ws" in block for block in variables["params"].values()) == projections
 
 
 def test_the_first_block_of_resnet18_has_no_projection_and_of_resnet50_has():
     for name, projections in (("resnet18", 3), ("resnet50", 4), ("plain18", 0)):
         model = create_model(name)
-        variables = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+        variables = jax.eval_shape(
+            lambda m=model: m.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+        )
         blocks = [block for block, tree in variables["params"].items() if "Ws" in tree]
         assert len(blocks) == projections
         assert ("stage1_block1" in blocks) == (name == "resnet50")
@@ -193,13 +201,19 @@ def stages(model, variables, x):
     _, state = model.apply(
         variables, x, train=False, capture_intermediates=True, mutable="intermediates"
     )
-    return {name: out["__call__"][0] for name, out in state["intermediates"].items() if isinstance(out, dict)}
+    return {
+        name: out["__call__"][0]
+        for name, out in state["intermediates"].items()
+        if isinstance(out, dict)
+    }
 
 
 @pytest.mark.parametrize("preact", [False, True])
 def test_zero_init_starts_every_block_as_its_shortcut_bit_for_bit(preact):
     model = ResNet(Spec(**TINY, block="bottleneck", shortcut="A", zero_init=True, preact=preact))
-    out = stages(model, init(model, (1, 8, 8, 3)), jax.random.normal(jax.random.key(1), (2, 8, 8, 3)))
+    out = stages(
+        model, init(model, (1, 8, 8, 3)), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    )
     before, after = (np.asarray(out[f"stage2_block{j}"]) for j in (1, 2))
     assert np.abs(before).max() > 0
     assert before.tobytes() == after.tobytes()
@@ -234,7 +248,9 @@ def test_training_normalises_by_the_batch_and_moves_the_running_statistics():
     x = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
     logits, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
     assert not np.allclose(logits, model.apply(variables, x, train=False))
-    conv = Reference(model.spec, variables).conv(x.astype(np.float64), variables["params"]["stem_conv"]["kernel"], 1)
+    conv = Reference(model.spec, variables).conv(
+        x.astype(np.float64), variables["params"]["stem_conv"]["kernel"], 1
+    )
     stats = updated["batch_stats"]["stem_norm"]
     np.testing.assert_allclose(stats["mean"], 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * conv.var((0, 1, 2)), rtol=1e-4)
@@ -263,7 +279,9 @@ def test_channels_and_sizes_are_taken_from_the_input(shape):
 
 def test_no_classes_means_pooled_features():
     model = create_model("cifar_resnet20", num_classes=0)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    )
     out = jax.eval_shape(lambda v: model.apply(v, jnp.zeros((3, 8, 8, 3)), train=False), variables)
     assert out.shape == (3, 64)
     assert "head" not in variables["params"]

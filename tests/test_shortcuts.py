@@ -38,7 +38,9 @@ def test_zero_pad_refuses_to_narrow():
         zero_pad(jnp.ones((1, 4, 4, 8)), (1, 4, 4, 4))
 
 
-@pytest.mark.parametrize(("source", "target"), [((4, 3), (8, 3)), ((5, 3), (4, 3)), ((4, 3), (4, 4, 3))])
+@pytest.mark.parametrize(
+    ("source", "target"), [((4, 3), (8, 3)), ((5, 3), (4, 3)), ((4, 3), (4, 4, 3))]
+)
 def test_shapes_that_no_stride_connects_are_refused(source, target):
     with pytest.raises(ValueError, match="from"):
         subsample(jnp.ones(source), target)

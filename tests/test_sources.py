@@ -29,8 +29,14 @@ def test_digits_are_the_1797_images_that_scikit_learn_has():
     digits, reference = load_dataset("digits"), load_digits()
     images = np.concatenate([digits.train.images, digits.test.images])[..., 0]
     labels = np.concatenate([digits.train.labels, digits.test.labels])
-    found = sorted((i.tobytes(), int(k)) for i, k in zip(np.rint(images / (255 / 16)).astype(np.uint8), labels, strict=True))
-    expected = sorted((i.astype(np.uint8).tobytes(), int(k)) for i, k in zip(reference.images, reference.target, strict=True))
+    found = sorted(
+        (i.tobytes(), int(k))
+        for i, k in zip(np.rint(images / (255 / 16)).astype(np.uint8), labels, strict=True)
+    )
+    expected = sorted(
+        (i.astype(np.uint8).tobytes(), int(k))
+        for i, k in zip(reference.images, reference.target, strict=True)
+    )
     assert found == expected
     assert (len(digits.train), len(digits.test)) == (1437, 360)
     assert digits.image_shape == (8, 8, 1)
@@ -54,7 +60,7 @@ class Stripes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A stand-in for a stock set, with names and splits of its own."""
 
     VERSION = tfds.core.Version("1.0.0")
-    shape, features, counts = (4, 6, 3), ("picture", "kind"), {"train": 5, "validation": 3}  # noqa: RUF012
+    shape, features, counts = (4, 6, 3), ("picture", "kind"), {"train": 5, "validation": 3}
 
     def _info(self):
         image, label = self.features

@@ -12,8 +12,8 @@ Augment = Callable[[Array, Array], Array]
 def normalize(images: Array, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """`(images / 255 - mean) / std` in float32, by channel (the last axis).
 
-    >>> normalize(jnp.full((1, 2, 2, 1), 255, jnp.uint8), mean=(0.5,), std=(0.25,))[0, 0, 0].tolist()
-    [2.0]
+    >>> normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), mean=(0.5,), std=(0.25,)).tolist()
+    [[[[2.0]]]]
     """
     scale = jnp.asarray(std, jnp.float32)
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / scale

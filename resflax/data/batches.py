@@ -35,7 +35,7 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 def train_batches(
     examples: Examples, *, seed: int, batch_size: int, start: int, stop: int
 ) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`: "image", "label" and "index", the example's number."""
+    """The batches of steps `start` to `stop`: "image", "label", and "index", example numbers."""
     for step in range(start, stop):
         index = batch_indices(seed, step, batch_size, len(examples))
         yield {

@@ -10,11 +10,13 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+Example = tuple[int, dict[str, Any]]
 ARCHIVE = Path(__file__).with_name("digits.npz")
 TEST_EXAMPLES = 360
 
@@ -48,7 +50,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[Example]]:
         # The archive is sorted by writer: a random split has every hand on both sides.
         order = np.random.RandomState(0).permutation(1797)
         return {
@@ -56,7 +58,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(order[:TEST_EXAMPLES]),
         }
 
-    def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, indices: np.ndarray) -> Iterator[Example]:
         with np.load(ARCHIVE) as archive:
             images, labels = archive["image"], archive["label"]
         for i in indices.tolist():

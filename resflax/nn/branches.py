@@ -13,7 +13,13 @@ Array = jax.Array
 
 
 class Layer(NamedTuple):
-    """One convolution: kernel size, channels in multiples of the block's width, takes the stride?"""
+    """One convolution of a branch.
+
+    Attributes:
+      kernel: its side, in pixels.
+      expansion: its channels, in multiples of the block's width.
+      strided: whether it takes the block's stride.
+    """
 
     kernel: int
     expansion: int = 1

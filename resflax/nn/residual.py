@@ -1,4 +1,4 @@
-"""The residual theorem: `y = F(x, W) + shortcut(x)` (He et al. 2015, arXiv:1512.03385, eqs. 1, 2)."""
+"""The residual theorem, `y = F(x, W) + shortcut(x)` (He et al. 2015, arXiv:1512.03385, eq. 1)."""
 
 from collections.abc import Callable
 

@@ -66,7 +66,9 @@ class ResNet(nn.Module):
           ValueError: if `x` has not four axes.
         """
         if x.ndim != 4:
-            raise ValueError(f"expected images of shape (n, height, width, channels): got {x.shape}")
+            raise ValueError(
+                f"expected images of shape (n, height, width, channels): got {x.shape}"
+            )
         spec = self.spec
         ops = make_ops(train=train, dtype=self.dtype, axis_name=self.axis_name)
         x = STEMS[spec.stem].run(ops, jnp.asarray(x, self.dtype), spec.stem_width, spec.preact)

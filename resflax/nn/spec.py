@@ -1,5 +1,6 @@
 """An architecture as data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ from resflax.nn.branches import BRANCHES
 from resflax.nn.shortcuts import OPTIONS
 from resflax.nn.stems import STEMS
 
-CHOICES = {"block": BRANCHES, "stem": STEMS, "shortcut": OPTIONS}
+CHOICES: dict[str, Mapping[str, Any]] = {"block": BRANCHES, "stem": STEMS, "shortcut": OPTIONS}
 
 
 @dataclass(frozen=True)

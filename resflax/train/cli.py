@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from absl import flags
@@ -35,26 +36,36 @@ def parse(default: Path) -> tuple[ConfigDict, str, str]:
     sys.argv, saved = argv, sys.argv
     try:
         rest = values(argv)
-        config, path = values.config, Path(values["config"].config_filename)
-    except (flags.Error, AttributeError, KeyError) as e:
+        config, path = values.config, Path(config_flags.get_config_filename(values["config"]))
+        flat_keys(config)
+    except Exception as e:  # a recipe is the user's code: it may raise anything
         raise _explain(e, argv) from e
-    except OSError as e:
-        raise UserError(f"cannot read the config file: {str(e).splitlines()[-1].strip()}") from e
     finally:
         sys.argv = saved
     if rest[1:]:
-        raise UserError(f"unexpected argument {rest[1]!r}: expected --config=FILE, --config.KEY=VALUE"
-                        " or --workdir=FOLDER")
+        raise UserError(
+            f"unexpected argument {rest[1]!r}: expected --config=FILE, --config.KEY=VALUE"
+            " or --workdir=FOLDER"
+        )
     return config, path.stem, values.workdir
 
 
 def _explain(error: Exception, argv: list[str]) -> UserError:
-    known = flat_keys(default_config())
-    for arg in argv[1:]:
-        key = arg.split("=")[0].lstrip("-").removeprefix("no")
-        if key.startswith("config.") and key.removeprefix("config.") not in known:
-            return unknown("config key", key, [f"config.{k}" for k in known])
-    return UserError(" ".join(str(error).split()))
+    """One line for what went wrong while flags and recipe were read."""
+    known = [f"config.{key}" for key in flat_keys(default_config())]
+    # "--key=value" or "--key value".
+    words = [word for arg in argv[1:] for word in arg.split("=", 1)]
+    for word in words:
+        key = word.lstrip("-").removeprefix("no")
+        if word.startswith("-") and key.startswith("config.") and key not in known:
+            return unknown("config key", key, known)
+    text = " ".join(str(error).split())
+    if isinstance(error, flags.Error):
+        return UserError(text)
+    recipe = next(b for a, b in pairwise([*words, ""]) if a.lstrip("-") == "config")
+    if not Path(recipe).is_file():
+        return UserError(f"there is no config file {recipe!r}")
+    return UserError(f"cannot read the config file {recipe!r}: {type(error).__name__}: {text}")
 
 
 def report(main: Callable[[], None]) -> int:
@@ -69,5 +80,7 @@ def report(main: Callable[[], None]) -> int:
 
 def usage(doc: str) -> str:
     """`doc`, and every key of a config with its default."""
-    keys = "\n".join(f"  --config.{key}={value!r}" for key, value in flat_keys(default_config()).items())
+    keys = "\n".join(
+        f"  --config.{key}={value!r}" for key, value in flat_keys(default_config()).items()
+    )
     return f"{doc}\nKeys and their defaults, before the recipe's:\n{keys}"

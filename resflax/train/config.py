@@ -1,6 +1,7 @@
 """A run as data: every key there is, its default, and what values it may have."""
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -95,6 +96,16 @@ RULES: dict[str, tuple[str, Any]] = {
 }
 
 
+def _check_type(key: str, value: Any, kind: type) -> None:
+    if kind is type(None):  # a placeholder, whose type ml_collections keeps
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"config.{key} is {value!r}: expected a finite number")
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises `UserError` on a key that is unknown, missing, of a wrong type or out of range.
 
@@ -107,10 +118,7 @@ def check_config(config: ConfigDict) -> None:
     for key, default in known.items():
         if key not in found:
             raise UserError(f"config.{key} is missing: start from default_config()")
-        value, kind = found[key], type(default)
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if default is not None and (not fits or isinstance(value, bool) != (kind is bool)):
-            raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
+        _check_type(key, found[key], type(default))
     for key, (expected, is_right) in RULES.items():
         try:
             right = is_right(found[key])

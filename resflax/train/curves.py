@@ -11,7 +11,13 @@ from matplotlib.ticker import MaxNLocator
 # Dark and light, solid and dashed: told apart in grey print too.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#8a8a8a", "linewidth": 1.0, "linestyle": "-"},
-    "test": {"color": "#1f4e8c", "linewidth": 2.0, "linestyle": "-", "marker": ".", "markersize": 5},
+    "test": {
+        "color": "#1f4e8c",
+        "linewidth": 2.0,
+        "linestyle": "-",
+        "marker": ".",
+        "markersize": 5,
+    },
 }
 
 
@@ -21,7 +27,9 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
-    for ax, key, label in zip(axes, ("loss", "accuracy"), ("loss (nats)", "accuracy (%)"), strict=True):
+    for ax, key, label in zip(
+        axes, ("loss", "accuracy"), ("loss (nats)", "accuracy (%)"), strict=True
+    ):
         for split, style in STYLES.items():
             rows = [r for r in records if r["split"] == split]
             values = [100 * r[key] if key == "accuracy" else r[key] for r in rows]

@@ -45,9 +45,7 @@ def schedule_from(config: ConfigDict, examples: int) -> optax.Schedule:
     )
 
 
-def optimizer_from(
-    config: ConfigDict, schedule: optax.Schedule
-) -> optax.GradientTransformation:
+def optimizer_from(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser that a config means."""
     return make_optimizer(
         config.optimizer,
@@ -83,25 +81,22 @@ class Trainer:
         self.schedule = schedule_from(config, examples)
         self.optimizer = optimizer_from(config, self.schedule)
         mean, std = dataset.train.moments()
-        prepare = {
-            "normalize": partial(normalize, mean=mean, std=std),
-            "axis_name": self.engine.axis_name,
-        }
+        to_input = partial(normalize, mean=mean, std=std)
         train_step = make_train_step(
             model,
             self.optimizer,
             augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
+            normalize=to_input,
             label_smoothing=config.label_smoothing,
-            **prepare,
+            axis_name=self.engine.axis_name,
         )
+        eval_step = make_eval_step(model, normalize=to_input, axis_name=self.engine.axis_name)
         self.train_step = self.engine.compile_train(train_step)
-        self.eval_step = self.engine.compile_eval(make_eval_step(model, **prepare))
+        self.eval_step = self.engine.compile_eval(eval_step)
 
     def init(self) -> TrainState:
         """The state before the first step, not yet on the engine's devices."""
-        return create_state(
-            self.model, self.optimizer, self.config.seed, self.dataset.image_shape
-        )
+        return create_state(self.model, self.optimizer, self.config.seed, self.dataset.image_shape)
 
     def summary(self) -> str:
         """What will be trained on what, in one line."""

@@ -46,7 +46,9 @@ class Engine:
         if batch_size % count:
             below, above = batch_size // count * count, -(-batch_size // count) * count
             fits = f"{below} or {above}" if below else f"{above}"
-            raise UserError(f"batch_size {batch_size} does not divide by {count} devices: use {fits}")
+            raise UserError(
+                f"batch_size {batch_size} does not divide by {count} devices: use {fits}"
+            )
 
 
 def _pmap_engine(devices: Sequence[Any]) -> Engine:
@@ -86,9 +88,7 @@ def _mesh_engine(devices: Sequence[Any]) -> Engine:
         compile_train=lambda step: jax.jit(
             step, in_shardings=(whole, parts), out_shardings=whole, donate_argnums=0
         ),
-        compile_eval=lambda step: jax.jit(
-            step, in_shardings=(whole, parts), out_shardings=whole
-        ),
+        compile_eval=lambda step: jax.jit(step, in_shardings=(whole, parts), out_shardings=whole),
     )
 
 

@@ -61,7 +61,8 @@ class RunDir:
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").open()]
+        with open(self.path / "metrics.jsonl") as file:
+            return [json.loads(line) for line in file]
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes `results.json`, whole or not at all."""

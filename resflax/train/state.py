@@ -1,5 +1,6 @@
 """What a run carries from step to step."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -49,17 +50,23 @@ def create_state(
       seed: from 0 to 2**32 - 1.
       image_shape: of one example, without the batch axis.
     """
+    return _init(model, optimizer, jnp.asarray(seed, jnp.uint32), tuple(image_shape))
 
-    @jax.jit
-    def init(seed: Array) -> TrainState:
-        example = jnp.zeros((1, *image_shape), jnp.float32)
-        variables = model.init(jax.random.key(seed), example, train=False)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            seed=seed,
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(variables["params"]),
-        )
 
-    return init(jnp.asarray(seed, jnp.uint32))
+# One compilation serves every seed of an ensemble.
+@partial(jax.jit, static_argnums=(0, 1, 3))
+def _init(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: Array,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    example = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init(jax.random.key(seed), example, train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=seed,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+    )

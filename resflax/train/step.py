@@ -4,6 +4,7 @@ A step ignores how it will be transformed: plain, under `jit`, `vmap` over an en
 `jit` over a mesh. `axis_name` is its only trace: the mapped axis to average over.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -76,7 +77,8 @@ def make_train_step(
         (loss, (batch_stats, logits)), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(average(grads), state.opt_state, state.params)
         metrics = {"loss": loss, "accuracy": jnp.mean(correct(logits, batch["label"]))}
-        new_state = state.replace(
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
@@ -101,7 +103,7 @@ def make_eval_step(
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        logits = model.apply(state.variables, normalize(batch["image"]), train=False)
+        logits: Any = model.apply(state.variables, normalize(batch["image"]), train=False)
         sums = {
             "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
             "correct": jnp.sum(batch["weight"] * correct(logits, batch["label"])),

@@ -1,0 +1,133 @@
+"""Law 1: the device count never changes the result."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from resflax import UserError, create_model
+from resflax.data import load_dataset, make_augment, normalize, train_batches
+from resflax.train import create_state, make_engine, make_eval_step, make_optimizer, make_train_step
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def losses(digits, name, devices, model):
+    """The losses of 20 steps, with augmentation, momentum and weight decay; and the parameters."""
+    engine = make_engine(name, jax.devices()[:devices])
+    mean, std = digits.train.moments()
+    optimizer = make_optimizer("sgd", 0.2, weight_decay=1e-4)
+    step = make_train_step(
+        model,
+        optimizer,
+        augment=make_augment(padding=1),
+        normalize=partial(normalize, mean=mean, std=std),
+        axis_name=engine.axis_name,
+    )
+    step = engine.compile_train(step)
+    state = engine.replicate(create_state(model, optimizer, 0, digits.image_shape))
+    found = []
+    for batch in train_batches(digits.train, seed=0, batch_size=64, start=0, stop=STEPS):
+        state, metrics = step(state, engine.split(batch))
+        found.append(float(engine.fetch(metrics)["loss"]))
+    return np.array(found), engine.fetch(state)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("cifar_resnet8")
+
+
+@pytest.fixture(scope="module")
+def one_device(digits, model):
+    return losses(digits, "mesh", 1, model)
+
+
+@pytest.mark.parametrize(("name", "devices"), [("pmap", 1), ("pmap", 8), ("mesh", 8), ("mesh", 2)])
+def test_losses_and_statistics_do_not_depend_on_the_device_count(
+    digits, model, one_device, name, devices
+):
+    expected, expected_state = one_device
+    found, state = losses(digits, name, devices, model)
+    assert len(found) == STEPS
+    assert expected[-1] < 0.97 * expected[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for a, b in zip(
+        jax.tree.leaves(state.batch_stats), jax.tree.leaves(expected_state.batch_stats), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_a_step_goes_by_the_mean_gradient_over_all_devices(name):
+    """Loss w * x by hand: one example a device, gradient their mean."""
+    import flax.linen as nn
+
+    class Scale(nn.Module):
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, x, *, train):
+            w = self.param("w", nn.initializers.ones, (2,))
+            return x.reshape(len(x), -1) * w
+
+    engine = make_engine(name)
+    optimizer = optax.sgd(1.0)
+    x = np.arange(16, dtype=np.float32).reshape(8, 2, 1, 1) / 10
+    batch = {"image": x, "label": np.zeros(8, np.int32)}
+    step = engine.compile_train(make_train_step(Scale(), optimizer, axis_name=engine.axis_name))
+    state = engine.replicate(create_state(Scale(), optimizer, 0, (2, 1, 1)))
+    state, _ = step(state, engine.split(batch))
+    z = x.reshape(8, 2).astype(np.float64)
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    gradient = ((p - [1, 0]) * z).mean(0)
+    np.testing.assert_allclose(engine.fetch(state).params["w"], 1 - gradient, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_evaluation_sums_over_all_devices(name, model):
+    engine = make_engine(name)
+    state = create_state(model, optax.sgd(0.1), 0, (8, 8, 1))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.standard_normal((16, 8, 8, 1)).astype(np.float32),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+        "weight": (np.arange(16) < 11).astype(np.float32),
+    }
+    expected = make_eval_step(model)(state, batch)
+    step = engine.compile_eval(make_eval_step(model, axis_name=engine.axis_name))
+    sums = engine.fetch(step(engine.replicate(state), engine.split(batch)))
+    assert sums["count"] == 11
+    for key, value in expected.items():
+        np.testing.assert_allclose(sums[key], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_replicate_and_fetch_are_inverse(name):
+    engine = make_engine(name)
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.uint32(7)}
+    back = engine.fetch(engine.replicate(tree))
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+    assert back["b"].dtype == np.uint32
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "hint"), [(50, "use 48 or 56"), (3, "use 8"), (9, "use 8 or 16")]
+)
+def test_a_batch_that_the_devices_cannot_share_is_refused(batch_size, hint):
+    with pytest.raises(
+        UserError, match=f"batch_size {batch_size} does not divide by 8 devices: {hint}"
+    ):
+        make_engine("pmap").check_batch(batch_size)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(UserError, match="unknown parallel 'pmapp': expected one of pmap, mesh"):
+        make_engine("pmapp")

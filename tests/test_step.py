@@ -1,0 +1,133 @@
+"""The step against gradients written out in NumPy and float64."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resflax import create_model
+from resflax.data import make_augment
+from resflax.train import create_state, make_eval_step, make_train_step
+from resflax.train.metrics import correct, cross_entropy
+from resflax.train.step import example_keys
+
+
+class Linear(nn.Module):
+    """Softmax regression: its gradient has a closed form."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+def batch(n=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.standard_normal((n, 2, 2, 1)).astype(np.float32),
+        "label": rng.integers(0, 3, n).astype(np.int32),
+        "index": np.arange(n, dtype=np.int32),
+    }
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_step_of_softmax_regression_is_its_closed_form(smoothing):
+    optimizer = optax.sgd(0.5)
+    state = create_state(Linear(), optimizer, 0, (2, 2, 1))
+    data = batch()
+    x = data["image"].reshape(6, 4).astype(np.float64)
+    W = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
+    target = np.eye(3)[data["label"]] * (1 - smoothing) + smoothing / 3
+    p = softmax(x @ W)
+    new, metrics = make_train_step(Linear(), optimizer, label_smoothing=smoothing)(state, data)
+    np.testing.assert_allclose(
+        new.params["Dense_0"]["kernel"], W - 0.5 * x.T @ (p - target) / 6, rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        new.params["Dense_0"]["bias"], -0.5 * (p - target).mean(0), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(metrics["loss"], -(target * np.log(p)).sum(-1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["accuracy"], (p.argmax(-1) == data["label"]).mean(), rtol=1e-6
+    )
+    assert int(new.step) == 1
+
+
+def test_the_step_is_pure_and_moves_the_batch_statistics():
+    model, optimizer = create_model("cifar_resnet8", num_classes=3), optax.sgd(0.1)
+    state = create_state(model, optimizer, 0, (8, 8, 1))
+    before = jax.tree.map(np.array, state)
+    data = {
+        **batch(),
+        "image": np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32),
+    }
+    step = jax.jit(make_train_step(model, optimizer))
+    first, _ = step(state, data)
+    again, _ = step(state, data)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    jax.tree.map(np.testing.assert_array_equal, before, state)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.batch_stats, state.batch_stats)
+    assert all(jax.tree.leaves(moved))
+    assert set(moved) == {"stem_norm", *(f"stage{i}_block1" for i in (1, 2, 3))}
+
+
+def test_the_initial_state_is_a_function_of_the_seed():
+    model, optimizer = create_model("cifar_resnet8"), optax.sgd(0.1)
+    one, same, other = (create_state(model, optimizer, s, (8, 8, 1)) for s in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    kernel = lambda state: state.params["stem_conv"]["kernel"]  # noqa: E731
+    assert (kernel(one) != kernel(other)).all()
+
+
+def test_augmentation_depends_on_seed_step_and_example_alone():
+    def bits(seed, step, index):
+        keys = example_keys(jnp.uint32(seed), jnp.int32(step), jnp.asarray(index, jnp.int32))
+        return np.asarray(jax.random.key_data(keys))
+
+    whole = bits(3, 5, [7, 8, 9, 10])
+    np.testing.assert_array_equal(whole[2:], bits(3, 5, [9, 10]))
+    for different in (bits(4, 5, [7]), bits(3, 6, [7]), bits(3, 5, [8])):
+        assert (different != whole[0]).any()
+
+
+def test_the_step_augments_before_it_normalises():
+    seen = []
+
+    def augment(keys, images):
+        seen.append(("augment", images.dtype, keys.shape))
+        return make_augment(padding=1)(keys, images)
+
+    def normalize(images):
+        seen.append(("normalize", images.dtype, images.shape))
+        return images.astype(jnp.float32)
+
+    optimizer = optax.sgd(0.1)
+    data = {**batch(), "image": np.zeros((6, 2, 2, 1), np.uint8)}
+    step = make_train_step(Linear(), optimizer, augment=augment, normalize=normalize)
+    step(create_state(Linear(), optimizer, 0, (2, 2, 1)), data)
+    assert seen == [("augment", jnp.uint8, (6,)), ("normalize", jnp.uint8, (6, 2, 2, 1))]
+
+
+def test_evaluation_sums_by_weight():
+    state = create_state(Linear(), optax.sgd(0.1), 0, (2, 2, 1))
+    data = batch(8)
+    z = data["image"].reshape(8, 4) @ np.asarray(state.params["Dense_0"]["kernel"], np.float64)
+    weight = np.array([1, 1, 1, 0, 1, 0, 1, 0], np.float32)
+    loss = -np.log(softmax(z)[np.arange(8), data["label"]])
+    sums = make_eval_step(Linear())(state, {**data, "weight": weight})
+    np.testing.assert_allclose(sums["loss"], (weight * loss).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["correct"], (weight * (z.argmax(-1) == data["label"])).sum())
+    assert float(sums["count"]) == 5
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_metrics_are_float32_whatever_the_logits(dtype):
+    logits, labels = jnp.asarray([[2.0, 1.0], [0.0, 3.0]], dtype), jnp.asarray([0, 0])
+    assert cross_entropy(logits, labels).dtype == jnp.float32
+    np.testing.assert_array_equal(correct(logits, labels), np.float32([1, 0]))

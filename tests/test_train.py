@@ -1,0 +1,212 @@
+"""`train.py` as its users meet it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import train  # noqa: E402
+from resflax.train.cli import report  # noqa: E402
+
+SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.log_every_steps=7"]
+
+
+def call(monkeypatch, capsys, *args):
+    """Runs `train.py` in this process; returns its exit status, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *args])
+    status = report(train.main)
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run, in a process of its own, from another folder than the repository's."""
+    home = tmp_path_factory.mktemp("home")
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--workdir=run"]
+    # 48 divides neither split: 1437 = 29 * 48 + 45, 360 = 7 * 48 + 24.
+    command += ["--config.batch_size=48"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return home / "run", done
+
+
+def test_a_run_leaves_what_the_architecture_says(run):
+    folder, _ = run
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png",
+    }  # fmt: skip
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test_examples"] == 360
+    assert results["train_examples"] == 1437
+    assert results["steps"] == 30  # ceil(1437 / 48)
+    # cifar_resnet8 on one channel: two input planes of the stem's 3x3x16 fewer.
+    assert results["parameters"] == 97_216 - 21_926 - 2 * 9 * 16
+    assert results["device_count"] == 8
+    assert results["process_count"] == 1
+    assert results["platform"] == "cpu"
+    assert re.fullmatch("[0-9a-f]{64}", results["params_sha256"])
+    assert 0 <= results["test_accuracy"] <= 1
+    assert round(results["test_accuracy"] * 360) == pytest.approx(results["test_accuracy"] * 360)
+    assert results["wall_seconds"] > 0
+    assert results["examples_per_second"] > 0
+    assert {"test_loss", "jax_version"} <= set(results)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == "cifar_resnet8"
+    assert config["batch_size"] == 48
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_records_have_every_key_and_come_in_order(run):
+    folder, _ = run
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert set(record) == {
+            "step", "epoch", "split", "loss", "accuracy", "learning_rate", "examples_per_second",
+        }  # fmt: skip
+        assert record["epoch"] == pytest.approx(record["step"] * 48 / 1437, abs=1e-4)
+    assert [r["step"] for r in records if r["split"] == "train"] == [7, 14, 21, 28, 30]
+    assert [r["step"] for r in records if r["split"] == "test"] == [30]
+    results = json.loads((folder / "results.json").read_text())
+    assert records[-1]["accuracy"] == results["test_accuracy"]
+
+
+def test_piped_output_is_plain_lines_with_a_closing_one(run):
+    _, done = run
+    assert "\r" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(
+        "cifar_resnet8 on digits: 1437 examples, 1 epochs, 30 steps of 48 on 8 cpu devices"
+    )
+    assert re.search(
+        r"step 30/30: loss [\d.]+, accuracy [\d.]+, [\d,]+ examples/s, test [\d.]+, 00:00 left",
+        lines[-2],
+    )
+    assert re.fullmatch(r"test accuracy [\d.]+ on 360 examples; saved in run", lines[-1])
+    assert done.stderr == ""
+
+
+def test_the_same_config_gives_the_same_bits(run, tmp_path):
+    folder, _ = run
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--config.batch_size=48"]
+    subprocess.run([*command, f"--workdir={tmp_path}/again"], check=True, capture_output=True)
+    hashes = {
+        json.loads((f / "results.json").read_text())["params_sha256"]
+        for f in (folder, tmp_path / "again")
+    }
+    assert len(hashes) == 1
+    assert losses(folder) == losses(tmp_path / "again")
+
+
+def losses(folder):
+    return [
+        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_one_device_and_a_mesh_of_eight_lose_the_same(run, tmp_path):
+    folder, _ = run
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--config.batch_size=48"]
+    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    subprocess.run(
+        [*command, f"--workdir={tmp_path}/one"], check=True, capture_output=True, env=one
+    )
+    mesh = [*command, f"--workdir={tmp_path}/mesh", "--config.parallel=mesh"]
+    subprocess.run(mesh, check=True, capture_output=True)
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(folder), rtol=1e-4)
+    np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(folder), rtol=1e-4)
+
+
+BAD = {
+    "unknown model": (["--config.model=cifar_resnet21"], "cifar_resnet20 and cifar_resnet26"),
+    "unknown dataset": (
+        ["--config.dataset=digitss"],
+        "unknown dataset 'digitss': did you mean digits",
+    ),
+    "not prepared": (
+        ["--config.dataset=mnist", "--config.data.dir=/nowhere"],
+        "is not prepared in /nowhere",
+    ),
+    "unknown key": (
+        ["--config.epoch=3"],
+        "unknown config key 'config.epoch': did you mean config.epochs",
+    ),
+    "unknown nested key": (["--config.data.pad=3"], "unknown config key 'config.data.pad'"),
+    "wrong type": (["--config.epochs=ten"], "--config.epochs=ten"),
+    "fraction for a count": (["--config.epochs=2.5"], "--config.epochs=2.5"),
+    "wrong bool": (["--config.nesterov=7"], "--config.nesterov=7"),
+    "out of range": (
+        ["--config.learning_rate=-1"],
+        "config.learning_rate is -1.0: expected more than 0",
+    ),
+    "huge batch": (
+        ["--config.batch_size=1440"],
+        "larger than the train split of 'digits', 1437 examples",
+    ),
+    "odd batch": (["--config.batch_size=60"], "does not divide by 8 devices: use 56 or 64"),
+    "small image": (["--config.model=resnet18"], "8x8 are too small for resnet18.*needs 17x17"),
+    "unknown optimizer": (["--config.optimizer=lion"], "unknown optimizer 'lion'"),
+    "unknown schedule": (["--config.schedule=linear"], "unknown schedule 'linear'"),
+    "unknown mask": (["--config.decay_mask=none"], "unknown decay_mask 'none'"),
+    "unknown engine": (["--config.parallel=xmap"], "unknown parallel 'xmap'"),
+    "unknown dtype": (["--config.dtype=float8"], "dtype must be a float's"),
+    "unknown shortcut": (["--config.spec.shortcut=D"], "unknown shortcut 'D'"),
+    "unknown flag": (["--wrokdir=x"], "wrokdir"),
+    "stray word": (["digits"], "unexpected argument 'digits'"),
+    "no such recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
+    "unwritable place": (["--workdir=/proc/run"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2_before_any_compute(case, monkeypatch, capsys, tmp_path):
+    args, message = BAD[case]
+    monkeypatch.chdir(ROOT)
+    workdir = [] if any("workdir" in arg for arg in args) else [f"--workdir={tmp_path}/run"]
+    status, out, err = call(monkeypatch, capsys, *args, *workdir)
+    assert status == 2
+    assert re.match("error: .*" + message, err), err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_with_a_run_is_refused_and_left_alone(run, monkeypatch, capsys):
+    folder, _ = run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    status, _, err = call(monkeypatch, capsys, *SMALL, f"--workdir={folder}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "holds another run" in err
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_recipe_that_fails_to_load_is_one_line(monkeypatch, capsys, tmp_path):
+    recipe = tmp_path / "bad.py"
+    for text in ("def get_config(): return 1/0", "import nothing_of_the_kind", "x = 1", "def ("):
+        recipe.write_text(text)
+        status, _, err = call(monkeypatch, capsys, f"--config={recipe}")
+        assert (status, err.count("\n")) == (2, 1), err
+        assert "bad.py" in err
+
+
+def test_a_traceback_never_reaches_the_terminal():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--config.model=resnet51"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown model 'resnet51'")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_key(monkeypatch, capsys):
+    status, out, _ = call(monkeypatch, capsys, "--help")
+    assert status == 0
+    assert "--config.learning_rate=0.1" in out
+    assert "--config.data.pad_crop=0" in out
