@@ -101,8 +101,11 @@ def test_list_models_by_pattern_in_natural_order():
         ("resnet18", {"dtype": "float31"}, "dtype must be a float's"),
         ("resnet18", {"dtype": "int32"}, "dtype must be a float's"),
         ("resnet18", {"num_classes": -1}, "num_classes is -1"),
-        ("resnet18", {"depths": (2, 2)}, "as many positive numbers"),
-        ("resnet18", {"widths": (0, 1, 2, 3)}, "as many positive numbers"),
+        ("resnet18", {"depths": (2, 2)}, "as many widths as depths"),
+        ("resnet18", {"depths": (), "widths": ()}, "expected positive integers"),
+        ("resnet18", {"widths": (0, 1, 2, 3)}, "expected positive integers"),
+        ("resnet18", {"depths": (2, 2, 2, "2")}, "expected positive integers"),
+        ("resnet18", {"stem_width": 1.5}, "expected positive integers"),
     ],
 )
 def test_what_is_refused_and_how(name, overrides, message):

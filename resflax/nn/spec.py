@@ -54,9 +54,11 @@ class Spec:
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "widths", tuple(self.widths))
         counts = (*self.depths, *self.widths, self.stem_width)
-        if len(self.depths) != len(self.widths) or not counts or min(counts) < 1:
+        positive = all(isinstance(n, int) and n > 0 for n in counts)
+        if not positive or not self.depths or len(self.depths) != len(self.widths):
             raise UserError(
-                f"depths {self.depths} and widths {self.widths} must be as many positive numbers"
+                f"depths {self.depths}, widths {self.widths}, stem_width {self.stem_width!r}:"
+                " expected positive integers, as many widths as depths"
             )
         if self.num_classes < 0:
             raise UserError(f"num_classes is {self.num_classes}: expected 0 or more")
