@@ -18,7 +18,7 @@ def test_strides_are_those_of_a_symmetrically_padded_convolution(size, stride):
     assert found == (1 if size == 1 else stride)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),

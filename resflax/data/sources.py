@@ -4,12 +4,13 @@ TFDS reads sets that are prepared as array_record at random and decodes them wit
 Pillow. Nothing here touches the network.
 """
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
-from tqdm import tqdm
 
 from resflax.data.digits import Digits, prepared
 from resflax.errors import UserError, unknown
@@ -94,6 +95,17 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     )
 
 
+def _told(count: int, what: str, every: float = 5.0) -> Iterator[int]:
+    """`range(count)`, telling how far it is and what is left if it takes longer than `every` s."""
+    began = told = time.monotonic()
+    for i in range(count):
+        if time.monotonic() - told >= every:
+            told = time.monotonic()
+            left = (told - began) / i * (count - i)
+            print(f"{what}: {i:,} of {count:,}, {left:.0f} s left", flush=True)
+        yield i
+
+
 def _feature(name: str, builder: tfds.core.DatasetBuilder, kind: type) -> str:
     """The name of the one feature of that kind."""
     found = [key for key, value in builder.info.features.items() if isinstance(value, kind)]
@@ -130,8 +142,7 @@ def _read(name: str, builder: tfds.core.DatasetBuilder) -> Dataset:
             ) from None
         images = np.empty((len(source), *features[image].shape), np.uint8)
         labels = np.empty(len(source), np.int32)
-        # `delay`: only what takes long needs a bar; `disable=None`: only on a terminal.
-        for i in tqdm(range(len(source)), f"reading {name} {split}", delay=2, disable=None):
+        for i in _told(len(source), f"reading {name}, {split}"):
             example = source[i]
             images[i], labels[i] = example[image], example[label]
         return Examples(images, labels)

@@ -1,14 +1,11 @@
 """What a run says while it runs: a bar on a terminal, plain lines elsewhere."""
 
+import shutil
 import sys
 import time
 from typing import Any
 
 from tqdm import tqdm
-
-
-def _text(record: dict[str, Any]) -> str:
-    return f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.4f}"
 
 
 class Progress:
@@ -26,14 +23,25 @@ class Progress:
         self.told = time.monotonic()
         self.bar = None
         if sys.stdout.isatty():
-            self.bar = tqdm(total=steps, unit="step", file=sys.stdout, dynamic_ncols=True)
+            # A terminal that does not tell its size (0 x 0) is taken for 80 x 24, not for hidden.
+            columns, rows = shutil.get_terminal_size()
+            self.bar = tqdm(
+                total=steps,
+                file=sys.stdout,
+                ncols=columns,
+                nrows=rows,
+                bar_format="{bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
+            )
 
     def train(self, record: dict[str, Any], left: float) -> None:
         """Shows a training record and the seconds that are left."""
-        self.train_text = f"{_text(record)}, {record['examples_per_second']:,.0f} examples/s"
+        self.train_text = (
+            f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.3f},"
+            f" {record['examples_per_second']:,.0f} examples/s"
+        )
         if self.bar:
             self.bar.update(record["step"] - self.bar.n)
-            self.bar.set_postfix_str(self.train_text + self.test_text)
+            self._postfix()
         elif time.monotonic() - self.told >= self.every:
             self._line(record, left)
 
@@ -41,7 +49,7 @@ class Progress:
         """Shows the record of an evaluation."""
         self.test_text = f", test {record['accuracy']:.4f}"
         if self.bar:
-            self.bar.set_postfix_str(self.train_text + self.test_text)
+            self._postfix()
         else:
             self._line(record, left)
 
@@ -49,6 +57,11 @@ class Progress:
         """Leaves the bar as it stands."""
         if self.bar:
             self.bar.close()
+
+    def _postfix(self) -> None:
+        assert self.bar
+        # The last cells of a narrow terminal are cut: what matters least stands last.
+        self.bar.set_postfix_str(self.train_text.replace("examples", "ex") + self.test_text)
 
     def _line(self, record: dict[str, Any], left: float) -> None:
         self.told = time.monotonic()
