@@ -4,6 +4,7 @@ Any key of the config can be set: `--config.model=cifar_resnet56 --config.seed=1
 config the recipe is `configs/digits.py`; without a workdir it is a fresh folder under `runs/`.
 """
 
+import itertools
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,13 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset]:
     return model.clone(spec=model.spec.override(num_classes=dataset.num_classes)), dataset
 
 
+def fresh_folder(name: str) -> Path:
+    """A folder under `runs/` that is not there yet."""
+    first = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([first], (f"{first}-{n}" for n in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
+
+
 def main() -> None:
     """Parse, build, fit."""
     if {"-h", "--help", "--helpfull"} & set(sys.argv):
@@ -43,7 +51,7 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     config, name, workdir = parse(Path(__file__).parent / "configs" / "digits.py")
     check_config(config)
-    path = Path(workdir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    path = Path(workdir) if workdir else fresh_folder(name)
     RunDir.check(path)
     trainer = Trainer(*build(config), config)
     run = RunDir.open(path, config)

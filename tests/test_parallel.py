@@ -128,6 +128,12 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(batch_size, hint):
         make_engine("pmap").check_batch(batch_size)
 
 
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_split_refuses_parts_of_unequal_size(name):
+    with pytest.raises(UserError, match="batch_size 12 does not divide by 8 devices: use 8 or 16"):
+        make_engine(name).split({"image": np.zeros((12, 4)), "label": np.zeros(12)})
+
+
 def test_an_unknown_engine_is_refused():
     with pytest.raises(UserError, match="unknown parallel 'pmapp': expected one of pmap, mesh"):
         make_engine("pmapp")

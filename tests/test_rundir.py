@@ -37,7 +37,7 @@ def test_an_empty_folder_or_one_with_other_things_is_fine(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/resflax"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as e:

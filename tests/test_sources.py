@@ -50,8 +50,8 @@ def test_digits_need_no_tensorflow_and_leave_nothing_behind(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_temporary_folder_is_one_line(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+def test_an_unwritable_temporary_folder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(UserError, match="cannot write the digits"):
         load_dataset("digits")
 

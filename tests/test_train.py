@@ -160,7 +160,7 @@ BAD = {
     "unknown flag": (["--wrokdir=x"], "wrokdir"),
     "stray word": (["digits"], "unexpected argument 'digits'"),
     "no such recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
-    "unwritable place": (["--workdir=/proc/run"], "cannot be written"),
+    "unwritable place": (["--workdir=README.md/run"], "cannot be written"),
 }
 
 

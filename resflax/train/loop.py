@@ -58,6 +58,11 @@ def optimizer_from(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     )
 
 
+def _keep_two_in_flight(results: list[Any]) -> None:
+    """Waits for all but the last two: they keep the devices busy, more would pile up memory."""
+    jax.block_until_ready(results[max(0, len(results) - 3)])
+
+
 class Trainer:
     """One run: a model, a dataset and a config, ready to `fit`.
 
@@ -109,8 +114,10 @@ class Trainer:
 
     def evaluate(self, state: TrainState, examples: Examples) -> dict[str, float]:
         """Loss, accuracy and count over every example once; `state` is on the engine's devices."""
-        batches = eval_batches(examples, batch_size=self.config.batch_size)
-        parts = [self.eval_step(state, self.engine.split(batch)) for batch in batches]
+        parts: list[Any] = []
+        for batch in eval_batches(examples, batch_size=self.config.batch_size):
+            parts.append(self.eval_step(state, self.engine.split(batch)))
+            _keep_two_in_flight(parts)
         sums = [self.engine.fetch(part) for part in parts]
         total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
         count = total["count"]
@@ -161,8 +168,7 @@ class Trainer:
         for step, batch in enumerate(batches, start=1):
             state, metrics = self.train_step(state, self.engine.split(batch))
             window.append(metrics)
-            # Two steps in flight keep the devices busy; more would only pile up memory.
-            jax.block_until_ready(window[max(0, len(window) - 3)])
+            _keep_two_in_flight(window)
             meter.step(config.batch_size)
             evaluates = self._evaluates(step)
             if evaluates or step % config.log_every_steps == 0:
@@ -187,8 +193,11 @@ class Trainer:
 
     def _evaluates(self, step: int) -> bool:
         """Whether `step` is the last, or ends an epoch that is evaluated."""
-        every = self.config.eval_every_epochs
-        return step == self.steps or self._epoch(step) // every > self._epoch(step - 1) // every
+        batch_size = self.config.batch_size
+        examples = len(self.dataset.train) * self.config.eval_every_epochs
+        return step == self.steps or step * batch_size // examples > (
+            (step - 1) * batch_size // examples
+        )
 
     def _record(
         self, step: int, split: str, values: dict[str, float], speed: float

@@ -27,7 +27,8 @@ class Engine:
       axis_name: to make the step with; None if the step sees the global batch.
       replicate: puts a copy of a tree on each device.
       fetch: one copy of what `replicate` made or a compiled step returned, as NumPy arrays.
-      split: puts a part of a batch (a tree of arrays with a leading batch axis) on each device.
+      split: puts a part of a batch (a tree of arrays with a leading batch axis) on each device;
+        raises `UserError` if the parts would not be equal.
       compile_train: a step `(state, batch) -> (state, metrics)`; the state's memory is reused.
       compile_eval: a step `(state, batch) -> metrics`.
     """
@@ -42,13 +43,20 @@ class Engine:
 
     def check_batch(self, batch_size: int) -> None:
         """Raises `UserError` if the devices cannot share a batch of that size evenly."""
-        count = len(self.devices)
-        if batch_size % count:
-            below, above = batch_size // count * count, -(-batch_size // count) * count
-            fits = f"{below} or {above}" if below else f"{above}"
-            raise UserError(
-                f"batch_size {batch_size} does not divide by {count} devices: use {fits}"
-            )
+        _check_batch(batch_size, len(self.devices))
+
+
+def _check_batch(batch_size: int, count: int) -> None:
+    if batch_size % count:
+        below, above = batch_size // count * count, -(-batch_size // count) * count
+        fits = f"{below} or {above}" if below else f"{above}"
+        raise UserError(f"batch_size {batch_size} does not divide by {count} devices: use {fits}")
+
+
+def _check_leaves(batch: Any, count: int) -> Any:
+    for leaf in jax.tree.leaves(batch):
+        _check_batch(len(leaf), count)
+    return batch
 
 
 def _pmap_engine(devices: Sequence[Any]) -> Engine:
@@ -60,6 +68,7 @@ def _pmap_engine(devices: Sequence[Any]) -> Engine:
         return jax.device_put(stacked, sharding)
 
     def split(batch: Any) -> Any:
+        _check_leaves(batch, count)
         parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, sharding)
 
@@ -84,7 +93,7 @@ def _mesh_engine(devices: Sequence[Any]) -> Engine:
         axis_name=None,
         replicate=lambda tree: jax.device_put(tree, whole),
         fetch=jax.device_get,
-        split=lambda batch: jax.device_put(batch, parts),
+        split=lambda batch: jax.device_put(_check_leaves(batch, len(devices)), parts),
         compile_train=lambda step: jax.jit(
             step, in_shardings=(whole, parts), out_shardings=whole, donate_argnums=0
         ),
