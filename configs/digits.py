@@ -24,7 +24,6 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
     config.learning_rate = 0.1
     config.warmup_epochs = 1.0
-    config.weight_decay = 1e-3
-    config.label_smoothing = 0.1
+    config.weight_decay = 5e-4
     config.data.pad_crop = 1
     return config

@@ -19,6 +19,7 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     known = list(known)
     if len(known) <= 8:
         return UserError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
-    near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"there are {len(known)} known ones"
-    return UserError(f"unknown {what} {name!r}: {hint}")
+    # The nearest even if none is near: a user who is lost wants names.
+    near = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
+    near = near or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
+    return UserError(f"unknown {what} {name!r}: did you mean {', '.join(near)}?")

@@ -19,7 +19,7 @@ def test_names_that_other_tools_count_on():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("epochs", 0, "config.epochs is 0: expected more than 0"),
+        ("epochs", 0, "config.epochs is 0: expected from 1 to"),
         ("seed", -1, "config.seed is -1: expected from 0 to"),
         ("seed", 2**32, "expected from 0 to"),
         ("batch_size", -8, "config.batch_size is -8"),

@@ -96,6 +96,11 @@ def test_steps_fall_where_they_are_said_to_with_and_without_warm_up():
         np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
+def test_two_falls_on_one_step_are_two():
+    schedule = make_schedule("step", peak=1.0, steps=9, boundaries=(3, 3))
+    np.testing.assert_allclose([schedule(2), schedule(3)], [1.0, 0.01], rtol=1e-6)
+
+
 def test_constant_is_constant():
     assert {float(make_schedule("constant", peak=0.5, steps=9)(s)) for s in range(9)} == {0.5}
 

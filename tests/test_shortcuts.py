@@ -39,7 +39,8 @@ def test_zero_pad_refuses_to_narrow():
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((4, 3), (8, 3)), ((5, 3), (4, 3)), ((4, 3), (4, 4, 3))]
+    ("source", "target"),
+    [((4, 3), (8, 3)), ((5, 3), (4, 3)), ((4, 3), (4, 4, 3)), ((4, 4), (0, 8)), ((0, 4), (2, 4))],
 )
 def test_shapes_that_no_stride_connects_are_refused(source, target):
     with pytest.raises(ValueError, match="from"):

@@ -9,7 +9,13 @@ import pytest
 
 from resflax import create_model
 from resflax.data import make_augment
-from resflax.train import create_state, make_eval_step, make_train_step
+from resflax.train import (
+    create_state,
+    make_eval_step,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
 from resflax.train.metrics import correct, cross_entropy
 from resflax.train.step import example_keys
 
@@ -114,6 +120,29 @@ def test_the_step_augments_before_it_normalises():
     assert seen == [("augment", jnp.uint8, (6,)), ("normalize", jnp.uint8, (6, 2, 2, 1))]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_states_type_is_a_fixed_point_under_strict_promotion(name):
+    """So that the step can be scanned, and compiles once."""
+    schedule = make_schedule("cosine", peak=0.1, steps=10, warmup_steps=2)
+    optimizer = make_optimizer(name, schedule, weight_decay=0.1, clip_norm=1.0)
+    state = create_state(Linear(), optimizer, 0, (2, 2, 1))
+    step = make_train_step(Linear(), optimizer)
+    after, metrics = jax.lax.scan(lambda state, _: step(state, batch()), state, None, length=3)
+    assert int(after.step) == 3
+    assert metrics["loss"].shape == (3,)
+
+
+def test_float64_keeps_its_parameters_and_statistics_in_float32():
+    with jax.enable_x64(True):
+        model, optimizer = create_model("cifar_resnet8", dtype="float64"), optax.sgd(0.1)
+        state = create_state(model, optimizer, 0, (8, 8, 1))
+        data = {"image": np.zeros((4, 8, 8, 1)), "label": np.zeros(4, np.int32)}
+        after, _ = jax.eval_shape(make_train_step(model, optimizer), state, data)
+    assert {x.dtype for x in jax.tree.leaves((after.params, after.batch_stats))} == {
+        np.dtype("float32")
+    }
+
+
 def test_evaluation_sums_by_weight():
     state = create_state(Linear(), optax.sgd(0.1), 0, (2, 2, 1))
     data = batch(8)
@@ -131,3 +160,4 @@ def test_metrics_are_float32_whatever_the_logits(dtype):
     logits, labels = jnp.asarray([[2.0, 1.0], [0.0, 3.0]], dtype), jnp.asarray([0, 0])
     assert cross_entropy(logits, labels).dtype == jnp.float32
     np.testing.assert_array_equal(correct(logits, labels), np.float32([1, 0]))
+    np.testing.assert_array_equal(correct(logits * jnp.nan, labels), np.float32([0, 0]))

@@ -155,11 +155,24 @@ BAD = {
     "unknown schedule": (["--config.schedule=linear"], "unknown schedule 'linear'"),
     "unknown mask": (["--config.decay_mask=none"], "unknown decay_mask 'none'"),
     "unknown engine": (["--config.parallel=xmap"], "unknown parallel 'xmap'"),
-    "unknown dtype": (["--config.dtype=float8"], "dtype must be a float's"),
+    "unknown dtype": (["--config.dtype=float8"], "unknown dtype 'float8'"),
     "unknown shortcut": (["--config.spec.shortcut=D"], "unknown shortcut 'D'"),
     "unknown flag": (["--wrokdir=x"], "wrokdir"),
     "stray word": (["digits"], "unexpected argument 'digits'"),
     "no such recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
+    "no such shortcut": (["--config.spec.stem_width=64"], "cannot be built on.*cannot narrow"),
+    "spec of a wrong kind": (["--config.spec.depths=(True,1,1)"], "depths holds True"),
+    "small float": (["--config.dtype=float8_e4m3fn"], "unknown dtype 'float8_e4m3fn'"),
+    "64 bits": (["--config.dtype=float64"], "set JAX_ENABLE_X64=1"),
+    "huge padding": (["--config.data.pad_crop=1073741824"], "at most the image's side, 8"),
+    "infinite epoch": (["--config.step_epochs=(1e309,)"], "expected rising epochs"),
+    "huge epochs": (["--config.epochs=" + "9" * 400], "expected from 1 to"),
+    "too many steps": (["--config.epochs=2147483647"], "steps are too many"),
+    "huge rate": (["--config.learning_rate=1e300"], "that float32 can hold"),
+    "flag file": (["--flagfile=/nowhere"], "unknown flag '--flagfile=/nowhere'"),
+    "config without file": (["--config"], "--config needs a file"),
+    "two configs": (["--config=a.py", "--config", "b.py"], "--config is given 2 times"),
+    "long name": (["--workdir=" + "x" * 300], "cannot be written: File name too long"),
     "unwritable place": (["--workdir=README.md/run"], "cannot be written"),
 }
 
@@ -186,13 +199,42 @@ def test_a_workdir_with_a_run_is_refused_and_left_alone(run, monkeypatch, capsys
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_a_recipe_that_fails_to_load_is_one_line(monkeypatch, capsys, tmp_path):
+RECIPES = {
+    "def get_config(): return 1/0": "ZeroDivisionError",
+    "import nothing_of_the_kind": "nothing_of_the_kind",
+    "x = 1": "get_config",
+    "def (": "SyntaxError",
+    "import sys; sys.exit(3)": "SystemExit: 3",
+    "def get_config(x): pass": "get_config",
+    "from resflax.train import default_config as get_config\nget_config().foo = 1": "foo",
+}
+
+
+@pytest.mark.parametrize("text", RECIPES)
+def test_a_recipe_that_fails_to_load_is_one_line(text, monkeypatch, capsys, tmp_path):
     recipe = tmp_path / "bad.py"
-    for text in ("def get_config(): return 1/0", "import nothing_of_the_kind", "x = 1", "def ("):
-        recipe.write_text(text)
-        status, _, err = call(monkeypatch, capsys, f"--config={recipe}")
-        assert (status, err.count("\n")) == (2, 1), err
-        assert "bad.py" in err
+    recipe.write_text(text)
+    status, _, err = call(monkeypatch, capsys, f"--config={recipe}")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "bad.py" in err
+    assert RECIPES[text] in err
+    assert "Traceback" not in err
+    assert len(err) < 400
+
+
+def test_overrides_may_stand_before_the_recipe(monkeypatch, capsys, tmp_path):
+    args = ["--config.seed=-3", "--config", str(ROOT / "configs" / "digits.py")]
+    status, _, err = call(monkeypatch, capsys, *args, f"--workdir={tmp_path}/run")
+    assert status == 2
+    assert "config.seed is -3" in err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch, capsys, tmp_path):
+    args = ["--config.learning_rate=1e30", "--config.warmup_epochs=0", "--config.momentum=0"]
+    status, _, err = call(monkeypatch, capsys, *SMALL, *args, f"--workdir={tmp_path}/run")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert re.search(r"loss is nan at step \d+, learning rate [\d.]+e\+29: try a lower", err)
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_a_traceback_never_reaches_the_terminal():

@@ -4,6 +4,7 @@ TFDS reads sets that are prepared as array_record at random and decodes them wit
 Pillow. Nothing here touches the network.
 """
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     place = data_dir or tfds.core.constants.DATA_DIR
     raise UserError(
         f"dataset {name!r} is not prepared in {place}: prepare it where TensorFlow is installed,"
-        f" with `tfds build {name} --file_format=array_record --data_dir={place}`"
+        f" with `tfds build {shlex.quote(name)} --file_format=array_record"
+        f" --data_dir={shlex.quote(place)}`"
     )
 
 

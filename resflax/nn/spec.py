@@ -11,6 +11,15 @@ from resflax.nn.stems import STEMS
 
 CHOICES: dict[str, Mapping[str, Any]] = {"block": BRANCHES, "stem": STEMS, "shortcut": OPTIONS}
 
+# Far above what anybody trains; a slip of the hand should not take the machine down.
+MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 10_000, 65_536, 10_000_000
+
+
+def _check_count(field: str, value: object, least: int, most: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:  # type: ignore[operator]
+        raise UserError(f"{field} holds {value!r}: expected integers from {least} to {most}")
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -48,20 +57,24 @@ class Spec:
 
     def __post_init__(self) -> None:
         for field, table in CHOICES.items():
-            if getattr(self, field) not in table:
-                raise unknown(field, getattr(self, field), table)
-        # Lists come from config files; tuples keep the spec hashable.
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "widths", tuple(self.widths))
-        counts = (*self.depths, *self.widths, self.stem_width)
-        positive = all(isinstance(n, int) and n > 0 for n in counts)
-        if not positive or not self.depths or len(self.depths) != len(self.widths):
-            raise UserError(
-                f"depths {self.depths}, widths {self.widths}, stem_width {self.stem_width!r}:"
-                " expected positive integers, as many widths as depths"
-            )
-        if self.num_classes < 0:
-            raise UserError(f"num_classes is {self.num_classes}: expected 0 or more")
+            value = getattr(self, field)
+            if not isinstance(value, str) or value not in table:
+                raise unknown(field, value, table)
+        for field in ("preact", "zero_init"):
+            if not isinstance(getattr(self, field), bool):
+                raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
+        for field, most in (("depths", MOST_BLOCKS), ("widths", MOST_CHANNELS)):
+            value = getattr(self, field)
+            if not isinstance(value, list | tuple) or not value:
+                raise UserError(f"{field} is {value!r}: expected a tuple of integers")
+            for number in value:
+                _check_count(field, number, 1, most)
+            # Lists come from config files; tuples keep the spec hashable.
+            object.__setattr__(self, field, tuple(value))
+        if len(self.depths) != len(self.widths):
+            raise UserError(f"depths {self.depths} and widths {self.widths} differ in length")
+        _check_count("stem_width", self.stem_width, 1, MOST_CHANNELS)
+        _check_count("num_classes", self.num_classes, 0, MOST_CLASSES)
 
     @property
     def min_image(self) -> int:

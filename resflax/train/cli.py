@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 from absl import flags
@@ -25,20 +24,20 @@ def parse(default: Path) -> tuple[ConfigDict, str, str]:
     Raises:
       UserError: on anything that cannot be understood.
     """
-    argv = sys.argv
-    if not any(arg.split("=")[0].lstrip("-") == "config" for arg in argv[1:]):
-        argv = [argv[0], f"--config={default}", *argv[1:]]
+    argv = _recipe_first(sys.argv, default)
     # Flags of this call alone, so that imported modules' flags stay out of it.
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
     config_flags.DEFINE_config_file("config", None, "the recipe", flag_values=values)
-    # ml_collections looks for overrides in `sys.argv` itself.
+    # ml_collections looks for overrides in `sys.argv` itself, and for the recipe's module in
+    # `sys.modules`, where an earlier recipe may lie.
     sys.argv, saved = argv, sys.argv
+    sys.modules.pop("config_config", None)
     try:
         rest = values(argv)
         config, path = values.config, Path(config_flags.get_config_filename(values["config"]))
         flat_keys(config)
-    except Exception as e:  # a recipe is the user's code: it may raise anything
+    except (Exception, SystemExit) as e:  # a recipe is the user's code: it may raise anything
         raise _explain(e, argv) from e
     finally:
         sys.argv = saved
@@ -50,22 +49,42 @@ def parse(default: Path) -> tuple[ConfigDict, str, str]:
     return config, path.stem, values.workdir
 
 
-def _explain(error: Exception, argv: list[str]) -> UserError:
+def _recipe_first(argv: list[str], default: Path) -> list[str]:
+    """The arguments with one `--config=FILE` in front, where ml_collections wants it."""
+    recipes, rest = [], []
+    words = iter(argv[1:])
+    for word in words:
+        name, _, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name in ("flagfile", "undefok"):
+            raise UserError(f"unknown flag {word!r}: expected --config or --workdir")
+        if word.startswith("-") and name == "config":
+            value = value or next(words, "")
+            if not value or value.startswith("-"):
+                raise UserError("--config needs a file: --config=FILE")
+            recipes.append(value)
+        else:
+            rest.append(word)
+    if len(recipes) > 1:
+        raise UserError(f"--config is given {len(recipes)} times: expected one file")
+    return [argv[0], f"--config={recipes[0] if recipes else default}", *rest]
+
+
+def _explain(error: BaseException, argv: list[str]) -> UserError:
     """One line for what went wrong while flags and recipe were read."""
     known = [f"config.{key}" for key in flat_keys(default_config())]
-    # "--key=value" or "--key value".
-    words = [word for arg in argv[1:] for word in arg.split("=", 1)]
-    for word in words:
-        key = word.lstrip("-").removeprefix("no")
+    for word in argv[1:]:
+        key = word.partition("=")[0].lstrip("-").removeprefix("no")
         if word.startswith("-") and key.startswith("config.") and key not in known:
             return unknown("config key", key, known)
-    text = " ".join(str(error).split())
-    if isinstance(error, flags.Error):
-        return UserError(text)
-    recipe = next(b for a, b in pairwise([*words, ""]) if a.lstrip("-") == "config")
+    recipe = argv[1].partition("=")[2]
     if not Path(recipe).is_file():
         return UserError(f"there is no config file {recipe!r}")
-    return UserError(f"cannot read the config file {recipe!r}: {type(error).__name__}: {text}")
+    lines = str(error).split("Other fields present")[0].strip().splitlines() or ["no message"]
+    if isinstance(error, flags.Error) and "Traceback" not in str(error):
+        return UserError(" ".join(lines))
+    # ml_collections hands on whole tracebacks: the last line says it.
+    reason = lines[-1] if "Traceback" in str(error) else f"{type(error).__name__}: {lines[0]}"
+    return UserError(f"cannot read the config file {recipe!r}: {reason.strip()}")
 
 
 def report(main: Callable[[], None]) -> int:

@@ -77,21 +77,25 @@ def flat_keys(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 # What a value must be, in words and as a test.
 _POSITIVE = ("more than 0", lambda v: v > 0)
+_COUNT = ("from 1 to 2**31 - 1", lambda v: 0 < v < 2**31)
 _NOT_NEGATIVE = ("0 or more", lambda v: v >= 0)
 RULES: dict[str, tuple[str, Any]] = {
     "seed": ("from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
-    "epochs": _POSITIVE,
-    "batch_size": _POSITIVE,
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
     "learning_rate": _POSITIVE,
     "warmup_epochs": _NOT_NEGATIVE,
-    "step_epochs": ("rising epochs", lambda v: list(v) == sorted({*v}) and min(v, default=1) > 0),
+    "step_epochs": (
+        "rising epochs",
+        lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
+    ),
     "step_factor": _POSITIVE,
     "momentum": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "weight_decay": _NOT_NEGATIVE,
     "clip_norm": _NOT_NEGATIVE,
     "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
-    "log_every_steps": _POSITIVE,
-    "eval_every_epochs": _POSITIVE,
+    "log_every_steps": _COUNT,
+    "eval_every_epochs": _COUNT,
     "data.pad_crop": _NOT_NEGATIVE,
 }
 
@@ -102,8 +106,8 @@ def _check_type(key: str, value: Any, kind: type) -> None:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool) != (kind is bool):
         raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"config.{key} is {value!r}: expected a finite number")
+    if kind is float and not abs(value) < 3e38:  # nor NaN
+        raise UserError(f"config.{key} is {value!r}: expected a number that float32 can hold")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -130,4 +134,12 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"config.warmup_epochs is {config.warmup_epochs}: expected at most epochs,"
             f" {config.epochs}"
+        )
+    if (
+        config.schedule == "step"
+        and min(config.step_epochs, default=math.inf) < config.warmup_epochs
+    ):
+        raise UserError(
+            f"config.step_epochs is {config.step_epochs}: expected none before warmup_epochs,"
+            f" {config.warmup_epochs}"
         )

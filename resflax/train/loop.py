@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -82,7 +83,10 @@ class Trainer:
             )
         self.engine: Engine = make_engine(config.parallel)
         self.engine.check_batch(config.batch_size)
+        self._check_model()
         self.steps = total_steps(config, examples)
+        if self.steps >= 2**31:
+            raise UserError(f"{self.steps} steps are too many: lower config.epochs")
         self.schedule = schedule_from(config, examples)
         self.optimizer = optimizer_from(config, self.schedule)
         mean, std = dataset.train.moments()
@@ -98,6 +102,22 @@ class Trainer:
         eval_step = make_eval_step(model, normalize=to_input, axis_name=self.engine.axis_name)
         self.train_step = self.engine.compile_train(train_step)
         self.eval_step = self.engine.compile_eval(eval_step)
+
+    def _check_model(self) -> None:
+        """Raises `UserError` if the model cannot take the images; traces, and computes nothing."""
+        side, padding = min(self.dataset.image_shape[:2]), self.config.data.pad_crop
+        if padding > side:
+            raise UserError(
+                f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
+            )
+        image = jax.ShapeDtypeStruct((1, *self.dataset.image_shape), jnp.float32)
+        try:
+            jax.eval_shape(partial(self.model.init, train=False), jax.random.key(0), image)
+        except (ValueError, TypeError, OverflowError) as e:
+            reason = str(e).splitlines()[0]
+            raise UserError(
+                f"{self.config.model} cannot be built on images of {image.shape[1:]}: {reason}"
+            ) from e
 
     def init(self) -> TrainState:
         """The state before the first step, not yet on the engine's devices."""
@@ -202,12 +222,18 @@ class Trainer:
     def _record(
         self, step: int, split: str, values: dict[str, float], speed: float
     ) -> dict[str, Any]:
+        rate = float(self.schedule(step - 1))
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the {split} loss is {values['loss']} at step {step}, learning rate {rate:.3g}:"
+                " try a lower config.learning_rate or a config.clip_norm"
+            )
         return {
             "step": step,
             "epoch": round(self._epoch(step), 4),
             "split": split,
             "loss": values["loss"],
             "accuracy": values["accuracy"],
-            "learning_rate": float(self.schedule(step - 1)),
+            "learning_rate": rate,
             "examples_per_second": round(speed, 1),
         }

@@ -26,5 +26,6 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
 
 
 def correct(logits: Array, labels: Array) -> Array:
-    """1.0 where the largest logit is the label's, else 0.0; float32 `(n,)`."""
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    """1.0 where the largest logit is the label's, else 0.0; float32 `(n,)`. NaN is never right."""
+    right = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return (right & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

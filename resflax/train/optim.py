@@ -30,7 +30,7 @@ def make_schedule(
       peak: the largest learning rate.
       steps: of the whole run.
       warmup_steps: linear from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section 2.2).
-      boundaries: steps, counted from the run's start.
+      boundaries: steps, counted from the run's start; none inside the warm-up.
       factor: see "step".
 
     Raises:
@@ -43,7 +43,9 @@ def make_schedule(
     if name == "constant":
         main = optax.constant_schedule(peak)
     elif name == "step":
-        at = {b - warmup_steps: factor for b in boundaries}
+        at: dict[int, float] = {}
+        for boundary in boundaries:  # two may fall on one step
+            at[boundary - warmup_steps] = at.get(boundary - warmup_steps, 1.0) * factor
         main = optax.piecewise_constant_schedule(peak, at)
     elif name == "cosine":
         main = optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))

@@ -24,7 +24,10 @@ class RunDir:
     @staticmethod
     def check(path: Path) -> None:
         """Raises `UserError` if a run cannot start there; touches nothing."""
-        held = [name for name in FILES if (path / name).exists()]
+        try:
+            held = [name for name in FILES if (path / name).exists()]
+        except OSError as e:
+            raise UserError(f"workdir {path} cannot be written: {e.strerror}") from e
         if held:
             raise UserError(
                 f"workdir {path} holds another run ({', '.join(held)}): choose another --workdir"

@@ -71,11 +71,19 @@ def make_train_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             loss = jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
-            return loss, (updated.get("batch_stats", {}), logits)
+            # Of the dtype that they had: the state's type must not change from step to step.
+            batch_stats = jax.tree.map(
+                lambda new, old: new.astype(old.dtype),
+                updated.get("batch_stats", {}),
+                state.batch_stats,
+            )
+            return loss, (batch_stats, logits)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (batch_stats, logits)), grads = grad_fn(state.params)
-        updates, opt_state = optimizer.update(average(grads), state.opt_state, state.params)
+        # optax's schedules mix integer counts with floats, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(average(grads), state.opt_state, state.params)
         metrics = {"loss": loss, "accuracy": jnp.mean(correct(logits, batch["label"]))}
         new_state = dataclasses.replace(
             state,

@@ -73,7 +73,7 @@ def parse(name: str) -> Spec | None:
     >>> parse("cifar_resnet26").depths
     (4, 4, 4)
     """
-    match = re.fullmatch(r"(\D+)(\d{1,6})", name)
+    match = re.fullmatch(r"(\D+)([1-9][0-9]{0,5})", name)
     if not match or match[1] not in FAMILIES:
         return None
     prefix, depth = match[1], int(match[2])

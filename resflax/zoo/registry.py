@@ -4,12 +4,14 @@ import re
 from fnmatch import fnmatch
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
 from resflax.zoo import cifar, imagenet
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 SPECS: dict[str, Spec] = {**imagenet.SPECS, **cifar.SPECS}
 
 
@@ -34,10 +36,22 @@ def get_spec(name: str) -> Spec:
     Raises:
       UserError: if there is none, listing the nearest names.
     """
-    spec = SPECS.get(name) or cifar.parse(name)
+    spec = (SPECS.get(name) or cifar.parse(name)) if isinstance(name, str) else None
     if spec is None:
         raise unknown("model", name, SPECS)
     return spec
+
+
+def _float_dtype(dtype: Any) -> Any:
+    try:
+        name = "None" if dtype is None else jnp.dtype(dtype).name
+    except (TypeError, ValueError):
+        name = str(dtype)
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    if name == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError("dtype float64 needs 64-bit mode: set JAX_ENABLE_X64=1")
+    return jnp.dtype(name)
 
 
 def create_model(
@@ -59,10 +73,6 @@ def create_model(
     >>> create_model("resnet18", num_classes=10, stem="cifar").spec.depths
     (2, 2, 2, 2)
     """
-    try:
-        dtype = jnp.dtype(dtype)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError("dtype must be a float's: float32, bfloat16, float16 or float64")
-    return ResNet(get_spec(name).override(**overrides), dtype=dtype, axis_name=axis_name)
+    return ResNet(
+        get_spec(name).override(**overrides), dtype=_float_dtype(dtype), axis_name=axis_name
+    )
