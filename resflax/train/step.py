@@ -34,6 +34,19 @@ def example_keys(seed: Array, step: Array, index: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
+def _train_logits(
+    model: nn.Module, params: Any, batch_stats: Any, images: Array
+) -> tuple[Array, Any]:
+    """Logits in training mode, and the batch statistics behind them."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    # Of the dtype that they had: the state's type must not change from step to step.
+    after = jax.tree.map(
+        lambda new, old: new.astype(old.dtype), updated.get("batch_stats", {}), batch_stats
+    )
+    return logits, after
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -68,15 +81,8 @@ def make_train_step(
         images = normalize(images)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            logits, batch_stats = _train_logits(model, params, state.batch_stats, images)
             loss = jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
-            # Of the dtype that they had: the state's type must not change from step to step.
-            batch_stats = jax.tree.map(
-                lambda new, old: new.astype(old.dtype),
-                updated.get("batch_stats", {}),
-                state.batch_stats,
-            )
             return loss, (batch_stats, logits)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
