@@ -32,10 +32,8 @@ def strides_between(source: Shape, target: Shape) -> Shape:
         raise ValueError(f"a shortcut cannot change the rank: from {source} to {target}")
     pairs = zip(source[:-1], target[:-1], strict=True)
     strides = tuple(1 if a == b else -(-a // b) if b else 0 for a, b in pairs)
-    if not all(strides):
-        raise ValueError(f"no stride leads from {source} to {target}")
-    reached = tuple(-(-a // s) for a, s in zip(source[:-1], strides, strict=True))
-    if reached != target[:-1]:
+    reached = tuple(-(-a // s) if s else 0 for a, s in zip(source[:-1], strides, strict=True))
+    if not all(strides) or reached != target[:-1]:
         raise ValueError(f"no stride leads from {source} to {target}")
     return strides
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -61,7 +60,8 @@ def optimizer_from(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 
 def _keep_two_in_flight(results: list[Any]) -> None:
     """Waits for all but the last two: they keep the devices busy, more would pile up memory."""
-    jax.block_until_ready(results[max(0, len(results) - 3)])
+    if len(results) > 2:
+        jax.block_until_ready(results[-3])
 
 
 class Trainer:
@@ -76,19 +76,15 @@ class Trainer:
     def __init__(self, model: nn.Module, dataset: Dataset, config: ConfigDict) -> None:
         self.model, self.dataset, self.config = model, dataset, config
         examples = len(dataset.train)
-        if config.batch_size > examples:
-            raise UserError(
-                f"batch_size {config.batch_size} is larger than the train split of"
-                f" {dataset.name!r}, {examples} examples: use {examples} or less"
-            )
+        self._check_data()
         self.engine: Engine = make_engine(config.parallel)
         self.engine.check_batch(config.batch_size)
-        self._check_model()
         self.steps = total_steps(config, examples)
         if self.steps >= 2**31:
             raise UserError(f"{self.steps} steps are too many: lower config.epochs")
         self.schedule = schedule_from(config, examples)
         self.optimizer = optimizer_from(config, self.schedule)
+        self._check_model()
         mean, std = dataset.train.moments()
         to_input = partial(normalize, mean=mean, std=std)
         train_step = make_train_step(
@@ -103,20 +99,31 @@ class Trainer:
         self.train_step = self.engine.compile_train(train_step)
         self.eval_step = self.engine.compile_eval(eval_step)
 
-    def _check_model(self) -> None:
-        """Raises `UserError` if the model cannot take the images; traces, and computes nothing."""
+    def _check_data(self) -> None:
+        """Raises `UserError` if a batch or its padding does not fit the dataset."""
+        examples, batch_size = len(self.dataset.train), self.config.batch_size
+        if batch_size > examples:
+            raise UserError(
+                f"batch_size {batch_size} is larger than the train split of"
+                f" {self.dataset.name!r}, {examples} examples: use {examples} or less"
+            )
         side, padding = min(self.dataset.image_shape[:2]), self.config.data.pad_crop
         if padding > side:
             raise UserError(
                 f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
             )
-        image = jax.ShapeDtypeStruct((1, *self.dataset.image_shape), jnp.float32)
+
+    def _check_model(self) -> None:
+        """Raises `UserError` if the model cannot take the images; computes nothing.
+
+        The trace is the one that `init` uses later: JAX keeps it.
+        """
         try:
-            jax.eval_shape(partial(self.model.init, train=False), jax.random.key(0), image)
+            jax.eval_shape(self.init)
         except (ValueError, TypeError, OverflowError) as e:
-            reason = str(e).splitlines()[0]
+            shape, reason = self.dataset.image_shape, str(e).splitlines()[0]
             raise UserError(
-                f"{self.config.model} cannot be built on images of {image.shape[1:]}: {reason}"
+                f"{self.config.model} cannot be built on images of {shape}: {reason}"
             ) from e
 
     def init(self) -> TrainState:
@@ -138,7 +145,7 @@ class Trainer:
         for batch in eval_batches(examples, batch_size=self.config.batch_size):
             parts.append(self.eval_step(state, self.engine.split(batch)))
             _keep_two_in_flight(parts)
-        sums = [self.engine.fetch(part) for part in parts]
+        sums = self.engine.fetch(parts)
         total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
         count = total["count"]
         return {"loss": total["loss"] / count, "accuracy": total["correct"] / count, "count": count}
@@ -189,14 +196,13 @@ class Trainer:
             state, metrics = self.train_step(state, self.engine.split(batch))
             window.append(metrics)
             _keep_two_in_flight(window)
+            if step == 1:  # it compiles: the meter counts from its end
+                jax.block_until_ready(metrics)
             meter.step(config.batch_size)
             evaluates = self._evaluates(step)
             if evaluates or step % config.log_every_steps == 0:
-                jax.block_until_ready(metrics)
-                means = {
-                    key: float(np.mean([self.engine.fetch(m[key]) for m in window]))
-                    for key in metrics
-                }
+                fetched = self.engine.fetch(window)
+                means = {key: float(np.mean([m[key] for m in fetched])) for key in metrics}
                 record = self._record(step, "train", means, meter.lap())
                 run.record(record)
                 progress.train(record, meter.left(step))
