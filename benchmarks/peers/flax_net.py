@@ -1,0 +1,165 @@
+"""A plain Flax linen ResNet, as people write it after Flax's own ImageNet example.
+
+Two things differ from the example: strides pad on both sides, as in the paper and in torch, and
+option A is there. It shares no code with resflax.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+from benchmarks.peers.jax_run import JaxRun, nested
+from benchmarks.task import Task
+from benchmarks.weights import Weights
+
+BASIC, BOTTLENECK = "basic", "bottleneck"
+
+
+class Block(nn.Module):
+    """A residual block, basic or bottleneck."""
+
+    kind: str
+    filters: int
+    stride: int
+    shortcut: str
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x):
+        if self.kind == BASIC:
+            y = self.conv(self.filters, (3, 3), self.stride, padding=1)(x)
+            y = nn.relu(self.norm()(y))
+            y = self.conv(self.filters, (3, 3), padding=1)(y)
+        else:
+            first, second = (1, self.stride) if self.kind == BOTTLENECK else (self.stride, 1)
+            y = self.conv(self.filters, (1, 1), first)(x)
+            y = nn.relu(self.norm()(y))
+            y = self.conv(self.filters, (3, 3), second, padding=1)(y)
+            y = nn.relu(self.norm()(y))
+            y = self.conv(self.filters * 4, (1, 1))(y)
+        y = self.norm()(y)
+        if x.shape != y.shape and self.shortcut == "A":
+            extra = y.shape[-1] - x.shape[-1]
+            x = x[:, :: self.stride, :: self.stride]
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        elif x.shape != y.shape:
+            x = self.conv(y.shape[-1], (1, 1), self.stride, name="conv_proj")(x)
+            x = self.norm(name="norm_proj")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet v1."""
+
+    kind: str
+    stage_sizes: tuple[int, ...]
+    widths: tuple[int, ...]
+    stem_width: int
+    small_images: bool
+    shortcut: str
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv = partial(nn.Conv, use_bias=False, padding=0, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        if self.small_images:
+            x = conv(self.stem_width, (3, 3), padding=1, name="conv_init")(x)
+            x = nn.relu(norm(name="bn_init")(x))
+        else:
+            x = conv(self.stem_width, (7, 7), 2, padding=3, name="conv_init")(x)
+            x = nn.relu(norm(name="bn_init")(x))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            for j in range(size):
+                stride = 2 if i > 0 and j == 0 else 1
+                x = Block(self.kind, width, stride, self.shortcut, conv, norm)(x)
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x)
+
+
+class TrainState(train_state.TrainState):
+    """With batch statistics, as in Flax's example."""
+
+    batch_stats: Any
+
+
+def rename(name: str, depths: list[int]) -> str:
+    """The peer's path of a parameter, from resflax's: `stage2_block1/conv1` is `Block_3/Conv_0`."""
+    collection, *path, leaf = name.split("/")
+    names = {"stem_conv": "conv_init", "stem_norm": "bn_init", "head": "Dense_0"}
+    names |= {"Ws": "conv_proj", "Ws_norm": "norm_proj"}
+    for i in range(1, 4):
+        names |= {f"conv{i}": f"Conv_{i - 1}", f"norm{i}": f"BatchNorm_{i - 1}"}
+    count = 0
+    for stage, depth in enumerate(depths, start=1):
+        for block in range(1, depth + 1):
+            names[f"stage{stage}_block{block}"] = f"Block_{count}"
+            count += 1
+    return "/".join([collection, *(names[part] for part in path), leaf])
+
+
+def make_model(task: Task) -> ResNet:
+    """The network of a task."""
+    spec = task.spec
+    return ResNet(
+        kind=spec["block"],
+        stage_sizes=tuple(spec["depths"]),
+        widths=tuple(spec["widths"]),
+        stem_width=spec["stem_width"],
+        small_images=spec["stem"] == "cifar",
+        shortcut=spec["shortcut"],
+        num_classes=spec["num_classes"],
+        dtype=jnp.dtype(task.dtype),
+    )
+
+
+def make_tx(task: Task) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum, and weight decay on kernels."""
+
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    return optax.chain(
+        optax.add_decayed_weights(task.weight_decay, kernels),
+        optax.sgd(task.learning_rate, momentum=0.9, nesterov=True),
+    )
+
+
+def train_step(state, images, labels):
+    """One step; the loss from before it."""
+
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        logits = logits.astype(jnp.float32)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, updates
+
+    (loss, updates), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=updates["batch_stats"]), loss
+
+
+def predict(state, images):
+    """Logits by the running statistics."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return state.apply_fn(variables, images, train=False)
+
+
+def make(task: Task) -> JaxRun:
+    """The plain Flax peer of a task."""
+    model, tx = make_model(task), make_tx(task)
+
+    def make_state(weights: Weights) -> TrainState:
+        renamed = {rename(name, task.spec["depths"]): value for name, value in weights.items()}
+        tree = jax.tree.map(jnp.asarray, nested(renamed))
+        return TrainState.create(apply_fn=model.apply, tx=tx, **tree)
+
+    return JaxRun(task, make_state, train_step, predict)
