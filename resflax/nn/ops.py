@@ -11,6 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from resflax.nn.conv import conv_general_dilated
+from resflax.nn.norm import BatchNorm
+
 Array = jax.Array
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
@@ -52,24 +55,16 @@ def make_ops(*, train: bool, dtype: Any, axis_name: str | None = None) -> Ops:
             strides=stride,
             padding=kernel // 2,
             use_bias=False,
+            conv_general_dilated=conv_general_dilated,
             dtype=dtype,
             kernel_init=nn.initializers.zeros if zero else he_normal_fan_out,
             name=name,
         )(x)
 
     def norm(x: Array, *, name: str, zero: bool = False) -> Array:
-        layer = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
-            dtype=dtype,
-            axis_name=axis_name,
-            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
-            name=name,
-        )
-        # It mixes float32 statistics with its input, so strict promotion would refuse bfloat16.
-        with jax.numpy_dtype_promotion("standard"):
-            return layer(x)
+        scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+        return BatchNorm(
+            train=train, dtype=dtype, axis_name=axis_name, scale_init=scale_init, name=name
+        )(x)
 
     return Ops(conv=conv, norm=norm, act=nn.relu)

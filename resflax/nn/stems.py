@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 
 from resflax.nn.ops import Ops
+from resflax.nn.pool import max_pool
 
 Array = jax.Array
 
@@ -20,7 +20,7 @@ def _conv(ops: Ops, x: Array, width: int, kernel: int, stride: int, preact: bool
 def imagenet(ops: Ops, x: Array, width: int, preact: bool) -> Array:
     """7x7 convolution of stride 2, then 3x3 maximum of stride 2: 224 -> 56 (He et al. 2015)."""
     x = _conv(ops, x, width, 7, 2, preact)
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return max_pool(x, window=3, stride=2, padding=1)
 
 
 def cifar(ops: Ops, x: Array, width: int, preact: bool) -> Array:

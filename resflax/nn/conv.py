@@ -1,0 +1,207 @@
+"""Two-dimensional convolution, as fast as each platform has it; stands in for JAX's own.
+
+One primitive carries the three readings of the form (`conv_form.py`), so that forward and reverse
+mode, `vmap`, `pmap`, `shard_map`, `remat` and derivatives of any order need nothing further. How a
+reading is computed is decided only when it is lowered, for the platform that it is lowered for:
+
+- GPU, TPU and everything that is exported: `lax.conv_general_dilated`, as XLA has it.
+- CPU: oneDNN, where it is installed (`onednn.py`), else matrix products (`cpu_conv.py`).
+
+The environment variable RESFLAX_CONV=plain, cpu or onednn forces a road on the CPU.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import ad, batching, mlir
+
+from resflax.errors import unknown
+from resflax.nn import cpu_conv, onednn
+from resflax.nn.conv_form import ConvForm, Pair, plain
+
+Array = jax.Array
+
+ROADS = ("auto", "plain", "cpu", "onednn")
+ROAD = os.environ.get("RESFLAX_CONV") or "auto"
+if ROAD not in ROADS:
+    raise unknown("RESFLAX_CONV", ROAD, ROADS)
+
+conv_p = jax.extend.core.Primitive("resflax_conv")
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    **kwargs: Any,
+) -> Array:
+    """`lax.conv_general_dilated`, on this library's road where that has one.
+
+    It has for images `(n, height, width, channels)` of floats, kernels `(height, width, in, out)`
+    of the same dtype, strides, explicit padding, kernel dilation and groups; whatever else is asked
+    for goes to JAX's own. `nn.Conv(..., conv_general_dilated=conv_general_dilated)` takes it.
+    """
+    nhwc = lax.conv_dimension_numbers((0,) * 4, (0,) * 4, ("NHWC", "HWIO", "NHWC"))
+    ours = (
+        lhs.ndim == rhs.ndim == 4
+        and dimension_numbers in (nhwc, ("NHWC", "HWIO", "NHWC"))
+        and not isinstance(padding, str)
+        and all(d == 1 for d in lhs_dilation or ())
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and lhs.shape[-1] == rhs.shape[-2] * feature_group_count
+        and rhs.shape[-1] % feature_group_count == 0
+        and all(value is None or value == 1 for value in kwargs.values())
+    )
+    if not ours:
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
+            feature_group_count, **kwargs,
+        )  # fmt: skip
+    form = ConvForm(
+        image=lhs.shape[1:3],
+        window=rhs.shape[:2],
+        strides=_pair(window_strides),
+        padding=tuple(_pair(pad) for pad in padding),
+        dilation=_pair(rhs_dilation or (1, 1)),
+        groups=feature_group_count,
+    )
+    return _bind("y", lhs, rhs, form)
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    down, across = values
+    return int(down), int(across)
+
+
+def _bind(reading: str, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+    # Under `shard_map` both must vary over the same mesh axes.
+    axes = _varying(lhs) | _varying(rhs)
+    lhs, rhs = (
+        lax.pcast(a, tuple(missing), to="varying") if (missing := axes - _varying(a)) else a
+        for a in (lhs, rhs)
+    )
+    return conv_p.bind(lhs, rhs, reading=reading, form=form, road=ROAD)
+
+
+def _varying(x: Array) -> frozenset[Any]:
+    aval: Any = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)
+    return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
+
+
+@conv_p.def_abstract_eval
+def _result(lhs: Any, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Any:
+    return lhs.update(shape=form.shape(reading, lhs.shape, rhs.shape), weak_type=False)
+
+
+@functools.cache
+def _compiled(**params: Any) -> Any:
+    return jax.jit(functools.partial(conv_p.bind, **params))
+
+
+@conv_p.def_impl
+def _run_now(lhs: Array, rhs: Array, **params: Any) -> Array:
+    return _compiled(**params)(lhs, rhs)
+
+
+# Which reading is the derivative of which: (operands, in the order of the new reading).
+def _for_lhs(ct: Array, lhs: Any, rhs: Array, *, reading: str, form: ConvForm, road: str) -> Array:
+    del lhs, road
+    if reading == "w":
+        return _bind("x", rhs, ct, form)
+    return _bind("x" if reading == "y" else "y", ct, rhs, form)
+
+
+def _for_rhs(ct: Array, lhs: Array, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Array:
+    del rhs, road
+    if reading == "x":
+        return _bind("w", ct, lhs, form)
+    return _bind("w" if reading == "y" else "y", lhs, ct, form)
+
+
+ad.defbilinear(conv_p, _for_lhs, _for_rhs)
+
+
+def _batch(
+    args: tuple[Array, Array], axes: tuple[Any, Any], *, reading: str, form: ConvForm, road: str
+) -> tuple[Array, int]:
+    """Folds a mapped axis into the batch or the channels where one operand is shared."""
+    bind = functools.partial(conv_p.bind, reading=reading, form=form, road=road)
+    (lhs, rhs), (lhs_axis, rhs_axis) = args, axes
+    single = lhs.ndim - (lhs_axis is not None) == 4
+    if single and rhs_axis is None and reading in ("y", "x"):
+        lhs = jnp.moveaxis(lhs, lhs_axis, 0)
+        out = bind(lhs.reshape(-1, *lhs.shape[2:]), rhs)
+        return out.reshape(*lhs.shape[:2], *out.shape[1:]), 0
+    if single and lhs_axis is None and reading in ("y", "w") and form.groups == 1:
+        rhs = jnp.moveaxis(rhs, rhs_axis, -2)
+        out = bind(lhs, rhs.reshape(*rhs.shape[:-2], -1))
+        return out.reshape(*out.shape[:-1], *rhs.shape[-2:]), out.ndim - 1
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    lhs, rhs = (
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(args, axes, strict=True)
+    )
+    if single:
+        return bind(lhs, rhs), 0
+    out = bind(*(a.reshape(-1, *a.shape[2:]) for a in (lhs, rhs)))
+    return out.reshape(*lhs.shape[:2], *out.shape[1:]), 0
+
+
+batching.primitive_batchers[conv_p] = _batch
+
+
+def _lower_plain(ctx: Any, lhs: Any, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Any:
+    del road
+    rule = mlir.lower_fun(lambda lhs, rhs: plain(reading, lhs, rhs, form), multiple_results=False)
+    return rule(ctx, lhs, rhs)
+
+
+def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Any:
+    module = ctx.module_context
+    exported = module.lowering_parameters.for_export
+    # `jit` over a mesh: XLA splits matrix products by itself, but neither a custom call nor a loop
+    # over chunks of the batch.
+    whole = getattr(module.axis_context, "num_devices", 1) == 1
+    dtype = ctx.avals_in[0].dtype
+    run: Any = plain
+    if road != "plain" and not exported and min(ctx.avals_out[0].size, 1):
+        if road != "cpu" and whole and onednn.supports(dtype) and _never_crops(form):
+            run = _by_onednn
+        elif dtype in (jnp.float32, jnp.bfloat16):
+            run = functools.partial(cpu_conv.convolve, chunked=whole)
+    rule = mlir.lower_fun(lambda lhs, rhs: run(reading, lhs, rhs, form), multiple_results=False)
+    return rule(ctx, lhs, rhs)
+
+
+def _never_crops(form: ConvForm) -> bool:
+    return all(pad >= 0 for side in form.padding for pad in side)
+
+
+def _by_onednn(reading: str, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+    return onednn.convolve(
+        reading,
+        lhs,
+        rhs,
+        form.shape(reading, lhs.shape, rhs.shape),
+        strides=form.strides,
+        padding=form.padding,
+        dilation=form.dilation,
+        groups=form.groups,
+    )
+
+
+mlir.register_lowering(conv_p, _lower_plain)
+mlir.register_lowering(conv_p, _lower_cpu, platform="cpu")

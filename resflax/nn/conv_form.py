@@ -1,0 +1,85 @@
+"""The convolution as one trilinear form, and its three readings.
+
+`T(x, w, g) = sum(conv(x, w) * g)` is linear in the image x, the kernel w and the output's gradient
+g. Leaving one of them out gives the reading that is named after it:
+
+    "y": (x, w) -> conv(x, w)      "x": (g, w) -> gradient for x      "w": (x, g) -> gradient for w
+
+The derivative of each reading is another one, so the three are closed under differentiation.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import lax
+
+Array = jax.Array
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+READINGS = ("y", "x", "w")
+
+
+class ConvForm(NamedTuple):
+    """What a two-dimensional convolution is, besides its operands.
+
+    Images are NHWC, kernels HWIO.
+
+    Attributes:
+      image: height and width of x, in pixels.
+      window: height and width of w.
+      strides: down and across.
+      padding: ((top, bottom), (left, right)), in pixels; negative ones crop.
+      dilation: of the kernel, down and across; 1 for none.
+      groups: of channels that are convolved apart; w has `channels / groups` inputs.
+    """
+
+    image: Pair
+    window: Pair
+    strides: Pair
+    padding: tuple[Pair, Pair]
+    dilation: Pair
+    groups: int
+
+    @property
+    def output(self) -> Pair:
+        """Height and width of y, in pixels."""
+        axes = zip(self.image, self.window, self.strides, self.padding, self.dilation, strict=True)
+        down, across = (
+            max((size + sum(pad) - dilation * (window - 1) - 1) // stride + 1, 0)
+            for size, window, stride, pad, dilation in axes
+        )
+        return down, across
+
+    def shape(self, reading: str, lhs: Shape, rhs: Shape) -> Shape:
+        """The shape of a reading's result; axes before the last four are ensemble members."""
+        members = lhs[:-4]
+        if reading == "y":
+            return (*members, lhs[-4], *self.output, rhs[-1])
+        if reading == "x":
+            return (*members, lhs[-4], *self.image, rhs[-2] * self.groups)
+        return (*members, *self.window, lhs[-1] // self.groups, rhs[-1])
+
+
+def plain(reading: str, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+    """A reading as `lax.conv_general_dilated` and its transposes, on any platform."""
+    if lhs.ndim > 4:
+        return jax.vmap(lambda a, b: plain(reading, a, b, form))(lhs, rhs)
+
+    def y(x: Array, w: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            form.strides,
+            form.padding,
+            rhs_dilation=form.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=form.groups,
+        )
+
+    result = jax.ShapeDtypeStruct(form.shape(reading, lhs.shape, rhs.shape), lhs.dtype)
+    if reading == "y":
+        return y(lhs, rhs)
+    if reading == "x":
+        return jax.linear_transpose(lambda x: y(x, rhs), result)(lhs)[0]
+    return jax.linear_transpose(lambda w: y(lhs, w), result)(rhs)[0]
