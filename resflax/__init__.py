@@ -1,7 +1,10 @@
 """Deep residual networks in JAX and Flax."""
 
 from resflax.errors import UserError as UserError
+from resflax.memory import keep_memory as keep_memory
 from resflax.zoo import create_model as create_model
 from resflax.zoo import list_models as list_models
 
 __version__ = "0.1.0"
+
+keep_memory()

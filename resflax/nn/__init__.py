@@ -8,6 +8,8 @@ from resflax.nn.ops import make_ops as make_ops
 from resflax.nn.residual import Residual as Residual
 from resflax.nn.residual import identity as identity
 from resflax.nn.resnet import ResNet as ResNet
+from resflax.nn.scan import stack_params as stack_params
+from resflax.nn.scan import unstack_params as unstack_params
 from resflax.nn.shortcuts import OPTIONS as OPTIONS
 from resflax.nn.shortcuts import linear as linear
 from resflax.nn.shortcuts import projection as projection

@@ -23,7 +23,7 @@ from jax.interpreters import ad, batching, mlir
 
 from resflax.errors import unknown
 from resflax.nn import cpu_conv, onednn
-from resflax.nn.conv_form import ConvForm, Pair, plain
+from resflax.nn.conv_form import ConvForm, Pair, Reading, plain
 
 Array = jax.Array
 
@@ -70,10 +70,10 @@ def conv_general_dilated(
             feature_group_count, **kwargs,
         )  # fmt: skip
     form = ConvForm(
-        image=lhs.shape[1:3],
-        window=rhs.shape[:2],
+        image=_pair(lhs.shape[1:3]),
+        window=_pair(rhs.shape[:2]),
         strides=_pair(window_strides),
-        padding=tuple(_pair(pad) for pad in padding),
+        padding=(_pair(padding[0]), _pair(padding[1])),  # type: ignore[arg-type]
         dilation=_pair(rhs_dilation or (1, 1)),
         groups=feature_group_count,
     )
@@ -85,7 +85,7 @@ def _pair(values: Sequence[int]) -> Pair:
     return int(down), int(across)
 
 
-def _bind(reading: str, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+def _bind(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
     # Under `shard_map` both must vary over the same mesh axes.
     axes = _varying(lhs) | _varying(rhs)
     lhs, rhs = (
@@ -101,9 +101,11 @@ def _varying(x: Array) -> frozenset[Any]:
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
-@conv_p.def_abstract_eval
-def _result(lhs: Any, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Any:
+def _result(lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str) -> Any:
     return lhs.update(shape=form.shape(reading, lhs.shape, rhs.shape), weak_type=False)
+
+
+conv_p.def_abstract_eval(_result)
 
 
 @functools.cache
@@ -111,20 +113,26 @@ def _compiled(**params: Any) -> Any:
     return jax.jit(functools.partial(conv_p.bind, **params))
 
 
-@conv_p.def_impl
 def _run_now(lhs: Array, rhs: Array, **params: Any) -> Array:
     return _compiled(**params)(lhs, rhs)
 
 
+conv_p.def_impl(_run_now)
+
+
 # Which reading is the derivative of which: (operands, in the order of the new reading).
-def _for_lhs(ct: Array, lhs: Any, rhs: Array, *, reading: str, form: ConvForm, road: str) -> Array:
+def _for_lhs(
+    ct: Array, lhs: Any, rhs: Array, *, reading: Reading, form: ConvForm, road: str
+) -> Array:
     del lhs, road
     if reading == "w":
         return _bind("x", rhs, ct, form)
     return _bind("x" if reading == "y" else "y", ct, rhs, form)
 
 
-def _for_rhs(ct: Array, lhs: Array, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Array:
+def _for_rhs(
+    ct: Array, lhs: Array, rhs: Any, *, reading: Reading, form: ConvForm, road: str
+) -> Array:
     del rhs, road
     if reading == "x":
         return _bind("w", ct, lhs, form)
@@ -135,7 +143,7 @@ ad.defbilinear(conv_p, _for_lhs, _for_rhs)
 
 
 def _batch(
-    args: tuple[Array, Array], axes: tuple[Any, Any], *, reading: str, form: ConvForm, road: str
+    args: tuple[Array, Array], axes: tuple[Any, Any], *, reading: Reading, form: ConvForm, road: str
 ) -> tuple[Array, int]:
     """Folds a mapped axis into the batch or the channels where one operand is shared."""
     bind = functools.partial(conv_p.bind, reading=reading, form=form, road=road)
@@ -163,13 +171,15 @@ def _batch(
 batching.primitive_batchers[conv_p] = _batch
 
 
-def _lower_plain(ctx: Any, lhs: Any, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Any:
+def _lower_plain(
+    ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str
+) -> Any:
     del road
     rule = mlir.lower_fun(lambda lhs, rhs: plain(reading, lhs, rhs, form), multiple_results=False)
     return rule(ctx, lhs, rhs)
 
 
-def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, reading: str, form: ConvForm, road: str) -> Any:
+def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str) -> Any:
     module = ctx.module_context
     exported = module.lowering_parameters.for_export
     # `jit` over a mesh: XLA splits matrix products by itself, but neither a custom call nor a loop
@@ -190,7 +200,7 @@ def _never_crops(form: ConvForm) -> bool:
     return all(pad >= 0 for side in form.padding for pad in side)
 
 
-def _by_onednn(reading: str, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+def _by_onednn(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
     return onednn.convolve(
         reading,
         lhs,

@@ -8,7 +8,7 @@ g. Leaving one of them out gives the reading that is named after it:
 The derivative of each reading is another one, so the three are closed under differentiation.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jax import lax
@@ -17,7 +17,7 @@ Array = jax.Array
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
-READINGS = ("y", "x", "w")
+Reading = Literal["y", "x", "w"]
 
 
 class ConvForm(NamedTuple):
@@ -51,7 +51,7 @@ class ConvForm(NamedTuple):
         )
         return down, across
 
-    def shape(self, reading: str, lhs: Shape, rhs: Shape) -> Shape:
+    def shape(self, reading: Reading, lhs: Shape, rhs: Shape) -> Shape:
         """The shape of a reading's result; axes before the last four are ensemble members."""
         members = lhs[:-4]
         if reading == "y":
@@ -61,7 +61,7 @@ class ConvForm(NamedTuple):
         return (*members, *self.window, lhs[-1] // self.groups, rhs[-1])
 
 
-def plain(reading: str, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+def plain(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
     """A reading as `lax.conv_general_dilated` and its transposes, on any platform."""
     if lhs.ndim > 4:
         return jax.vmap(lambda a, b: plain(reading, a, b, form))(lhs, rhs)

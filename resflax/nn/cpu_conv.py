@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resflax.nn import winograd
-from resflax.nn.conv_form import ConvForm, plain
+from resflax.nn.conv_form import ConvForm, Reading, plain
 from resflax.nn.winograd import over_pixels
 
 Array = jax.Array
@@ -103,7 +103,7 @@ def _image_gradient(g: Array, w: Array, form: ConvForm, chunked: bool) -> Array:
     if form.strides == (1, 1) and form.groups == 1:  # a convolution of g with the flipped kernel
         reach = [d * (k - 1) for k, d in zip(form.window, form.dilation, strict=True)]
         padding = [(r - low, r - high) for r, (low, high) in zip(reach, form.padding, strict=True)]
-        back = form._replace(image=form.output, padding=tuple(padding))
+        back = form._replace(image=form.output, padding=(padding[0], padding[1]))
         return _forward(g, _flipped(w), back, chunked)
     return plain("x", g, w, form)
 
@@ -144,19 +144,19 @@ def _by_taps(x: Array, g: Array, form: ConvForm) -> Array:
     return jnp.stack(rows_of_taps)
 
 
-def convolve(reading: str, lhs: Array, rhs: Array, form: ConvForm, *, chunked: bool) -> Array:
+def convolve(reading: Reading, lhs: Array, rhs: Array, form: ConvForm, *, chunked: bool) -> Array:
     """A reading of the form, float32 or bfloat16 (which is computed in float32).
 
     Axes before the last four are ensemble members, taken one after the other. `chunked` allows
     loops over parts of the batch, which XLA could not split over a mesh.
     """
     if lhs.ndim > 4:
-        one = lambda pair: convolve(reading, *pair, form, chunked=chunked)  # noqa: E731
-        return lax.map(one, (lhs, rhs))
+        return lax.map(
+            lambda pair: convolve(reading, pair[0], pair[1], form, chunked=chunked), (lhs, rhs)
+        )
     dtype = lhs.dtype
     lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
-    lhs = materialised(lhs)
-    if reading == "w":
-        rhs = materialised(rhs)
+    if not _is_pointwise(form):  # a matrix product materialises its operands anyway
+        lhs, rhs = materialised(lhs), materialised(rhs) if reading == "w" else rhs
     run = {"y": _forward, "x": _image_gradient, "w": _kernel_gradient}[reading]
     return run(lhs, rhs, form, chunked).astype(dtype)

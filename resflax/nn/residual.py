@@ -71,3 +71,7 @@ class Residual(nn.Module):
         if s.shape != y.shape:
             raise ValueError(f"the branch gives {y.shape}, but the shortcut gives {s.shape}")
         return self.post(y + s)
+
+    def step(self, x: Array) -> tuple[Array, None]:
+        """The same as a carry for `scan`."""
+        return self(x), None

@@ -1,5 +1,6 @@
 """The engine: one loop that runs a spec."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from resflax.nn.branches import BRANCHES, run_branch
 from resflax.nn.ops import Ops, make_ops
 from resflax.nn.residual import Residual, identity
+from resflax.nn.scan import REST, scanned
 from resflax.nn.shortcuts import OPTIONS
 from resflax.nn.spec import Spec
 from resflax.nn.stems import STEMS
@@ -17,8 +19,13 @@ from resflax.nn.stems import STEMS
 Array = jax.Array
 
 
-def make_block(spec: Spec, ops: Ops, *, width: int, stride: int, name: str) -> Residual:
-    """One block of `spec`: its branch, its shortcut, and v1's or v2's order of the two."""
+def make_block(
+    spec: Spec, ops: Ops, *, width: int, stride: int, name: str, block: Any = Residual
+) -> Any:
+    """One block of `spec`: its branch, its shortcut, and v1's or v2's order of the two.
+
+    `block` is `Residual` or what a transform of it gave.
+    """
     option = OPTIONS[spec.shortcut]
     branch = partial(
         run_branch,
@@ -29,7 +36,7 @@ def make_block(spec: Spec, ops: Ops, *, width: int, stride: int, name: str) -> R
         preact=spec.preact,
         zero_init=spec.zero_init and option.make is not None,
     )
-    return Residual(
+    return block(
         branch=branch,
         # In v2 the shared pre-activation has normalised the projection's input already.
         shortcut=option.make(ops, norm=not spec.preact) if option.make else None,
@@ -49,11 +56,17 @@ class ResNet(nn.Module):
         where they are stored.
       axis_name: of the mapped axis over which batch norm averages (`pmap`, `shard_map`); None
         under `jit`, where the batch is whole already.
+      scan: run each stage as its first block and one scanned block for the rest, so that compiling
+        takes no longer for a deeper network. The parameters of the rest are stacked (`scan.py`
+        converts); the function is the same.
+      remat: keep only the blocks' inputs for the backward pass and compute the rest again.
     """
 
     spec: Spec
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    scan: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -73,13 +86,26 @@ class ResNet(nn.Module):
         ops = make_ops(train=train, dtype=self.dtype, axis_name=self.axis_name)
         x = STEMS[spec.stem].run(ops, jnp.asarray(x, self.dtype), spec.stem_width, spec.preact)
         for i, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True), start=1):
-            for j in range(1, depth + 1):
-                stride = 2 if i > 1 and j == 1 else 1
-                name = f"stage{i}_block{j}"
-                x = make_block(spec, ops, width=width, stride=stride, name=name)(x)
+            stage = partial(make_block, spec, ops, width=width)
+            x = self._run_stage(stage, x, f"stage{i}", depth, stride=2 if i > 1 else 1)
         if spec.preact:
             x = ops.act(ops.norm(x, name="head_norm"))
         x = jnp.mean(x, axis=(1, 2))
         if not spec.num_classes:
             return x
         return nn.Dense(spec.num_classes, dtype=self.dtype, name="head")(x)
+
+    def _run_stage(
+        self, make: Callable[..., Any], x: Array, name: str, depth: int, *, stride: int
+    ) -> Array:
+        """The first block, which alone changes shapes, and the identical rest."""
+        block: Any = nn.remat(Residual) if self.remat else Residual
+        x = make(stride=stride, name=f"{name}_block1", block=block)(x)
+        if self.scan and depth > 1:
+            # Inside a loop XLA cannot undo `remat` by sharing with the forward pass.
+            inner: Any = nn.remat(Residual, prevent_cse=False) if self.remat else Residual
+            rest = scanned(inner, depth - 1)
+            return make(stride=1, name=f"{name}_{REST}", block=rest).step(x)[0]
+        for j in range(2, depth + 1):
+            x = make(stride=1, name=f"{name}_block{j}", block=block)(x)
+        return x

@@ -11,6 +11,7 @@ from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
 from resflax.zoo import cifar, imagenet
 
+SCANNED_DEPTH = 18
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SPECS: dict[str, Spec] = {**imagenet.SPECS, **cifar.SPECS}
 
@@ -54,8 +55,22 @@ def _float_dtype(dtype: Any) -> Any:
     return jnp.dtype(name)
 
 
+def _scans(spec: Spec) -> bool:
+    """Whether scanning pays by default: where unrolled blocks of small images take long to compile.
+
+    From measurement (docs/performance.md).
+    """
+    return spec.stem == "cifar" and max(spec.depths) >= SCANNED_DEPTH
+
+
 def create_model(
-    name: str, *, dtype: Any = jnp.float32, axis_name: str | None = None, **overrides: Any
+    name: str,
+    *,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    scan: bool | None = None,
+    remat: bool = False,
+    **overrides: Any,
 ) -> ResNet:
     """A named network as a linen module on NHWC float images.
 
@@ -65,6 +80,9 @@ def create_model(
       name: one of `list_models()`, or a CIFAR family and a depth of its form.
       dtype: of the computation, a dtype or its name; parameters stay float32.
       axis_name: of the mapped axis over which batch norm averages.
+      scan: compile the identical blocks of a stage once, their parameters stacked
+        (`resflax.nn.stack_params`); by default from 18 blocks a stage on, for small images.
+      remat: in training keep only the blocks' inputs, and compute the rest again.
       **overrides: fields of `Spec`, as `num_classes=100`, `shortcut="C"` or `stem="cifar"`.
 
     Raises:
@@ -73,6 +91,14 @@ def create_model(
     >>> create_model("resnet18", num_classes=10, stem="cifar").spec.depths
     (2, 2, 2, 2)
     """
+    for key, value in (("scan", scan), ("remat", remat)):
+        if not isinstance(value, bool) and not (key == "scan" and value is None):
+            raise UserError(f"{key} is {value!r}: expected True or False")
+    spec = get_spec(name).override(**overrides)
     return ResNet(
-        get_spec(name).override(**overrides), dtype=_float_dtype(dtype), axis_name=axis_name
+        spec,
+        dtype=_float_dtype(dtype),
+        axis_name=axis_name,
+        scan=_scans(spec) if scan is None else scan,
+        remat=remat,
     )
