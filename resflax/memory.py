@@ -5,7 +5,7 @@ import os
 import sys
 
 # glibc's names for what `mallopt` sets (malloc.h).
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_memory() -> bool:
@@ -13,7 +13,7 @@ def keep_memory() -> bool:
 
     Giving back costs a page fault for every 4 KiB of every temporary of every step, a fifth of a
     training step on a CPU. The price: the process stays as large as it once was. Called when
-    resflax is imported; RESFLAX_KEEP_MEMORY=0 in the environment leaves glibc as it is, as do
+    resflax is imported, before JAX starts its threads; RESFLAX_KEEP_MEMORY=0 in the environment leaves glibc as it is, as do
     settings of glibc's own (MALLOC_MMAP_MAX_ and the like).
 
     Returns:
@@ -26,5 +26,11 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**27))
+    settings = (
+        (_M_MMAP_MAX, 0),
+        # A second arena takes what is larger than 64 MiB from the system all the same.
+        (_M_ARENA_MAX, 1),
+        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TOP_PAD, 2**27),
+    )
     return all([mallopt(name, value) == 1 for name, value in settings])
