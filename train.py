@@ -16,14 +16,20 @@ from resflax import create_model
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
 from resflax.nn import ResNet
-from resflax.train import Progress, RunDir, Trainer, check_config
+from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
 from resflax.train.cli import parse, report, usage
 from resflax.train.config import spec_overrides
 
 
 def build(config: ConfigDict) -> tuple[ResNet, Dataset]:
     """The model and the dataset that a config names, checked against each other."""
-    model = create_model(config.model, dtype=config.dtype, **spec_overrides(config))
+    model = create_model(
+        config.model,
+        dtype=config.dtype,
+        scan=config.scan,
+        remat=config.remat,
+        **spec_overrides(config),
+    )
     dataset = load_dataset(config.dataset, config.data.dir)
     height, width, _ = dataset.image_shape
     least = model.spec.min_image
@@ -53,6 +59,7 @@ def main() -> None:
     check_config(config)
     path = Path(workdir) if workdir else fresh_folder(name)
     RunDir.check(path)
+    keep_compiled()
     trainer = Trainer(*build(config), config)
     run = RunDir.open(path, config)
     print(trainer.summary(), flush=True)

@@ -13,8 +13,8 @@ def keep_memory() -> bool:
 
     Giving back costs a page fault for every 4 KiB of every temporary of every step, a fifth of a
     training step on a CPU. The price: the process stays as large as it once was. Called when
-    resflax is imported, before JAX starts its threads; RESFLAX_KEEP_MEMORY=0 in the environment leaves glibc as it is, as do
-    settings of glibc's own (MALLOC_MMAP_MAX_ and the like).
+    resflax is imported, before JAX starts its threads. RESFLAX_KEEP_MEMORY=0 in the environment
+    leaves glibc as it is, as do settings of glibc's own (MALLOC_MMAP_MAX_ and the like).
 
     Returns:
       Whether it was done; False as well where there is no glibc.

@@ -1,5 +1,6 @@
 """State, step, engines, and the loop that runs a config."""
 
+from resflax.train.compile_cache import keep_compiled as keep_compiled
 from resflax.train.config import check_config as check_config
 from resflax.train.config import default_config as default_config
 from resflax.train.ensemble import stack as stack

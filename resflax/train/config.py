@@ -18,6 +18,10 @@ def default_config() -> ConfigDict:
         {
             "model": "cifar_resnet20",  # a name of `list_models()`
             "dtype": "float32",  # of the computation; parameters stay float32
+            "scan": placeholder(
+                bool
+            ),  # compile a stage's blocks once; not set: as the model has it
+            "remat": False,  # keep only the blocks' inputs for the backward pass
             "dataset": "digits",  # a name of TensorFlow Datasets
             "seed": 0,
             "epochs": 10,

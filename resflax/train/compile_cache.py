@@ -1,0 +1,28 @@
+"""What XLA compiled, kept on disk, so that a second start is quick."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def keep_compiled() -> Path | None:
+    """Turns JAX's persistent compilation cache on, in the user's cache folder.
+
+    `$XDG_CACHE_HOME/resflax/xla`, or `~/.cache/resflax/xla`. A cache that is configured already
+    (JAX_COMPILATION_CACHE_DIR, or `jax.config`) stays, and so does one that was turned off
+    (JAX_ENABLE_COMPILATION_CACHE=false).
+
+    Returns:
+      The folder, or None where nothing was changed.
+    """
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(home, "resflax", "xla")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # a cache is a convenience: a home that cannot be written is no error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder

@@ -1,0 +1,107 @@
+"""How often a run traces and compiles, what it keeps on disk, and how it takes memory."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from resflax import create_model  # noqa: E402
+from resflax.data import load_dataset  # noqa: E402
+from resflax.nn import ResNet  # noqa: E402
+from resflax.train import Progress, RunDir, Trainer, default_config, keep_compiled  # noqa: E402
+
+
+@pytest.fixture
+def compiled(caplog):
+    """The names of what JAX compiles from here on."""
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        yield lambda: Counter(
+            str(record.args[0])
+            for record in caplog.records
+            if str(record.msg).startswith("Compiling")
+        )
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "mesh"])
+def test_a_run_traces_and_compiles_each_step_once(parallel, compiled, tmp_path, monkeypatch):
+    calls = Counter()
+    forward = ResNet.__call__
+
+    def counted(self, x, *, train):
+        calls["train" if train else "eval or init"] += 1
+        return forward(self, x, train=train)
+
+    monkeypatch.setattr(ResNet, "__call__", counted)
+    config = default_config()
+    config.model, config.epochs, config.batch_size = "cifar_resnet8", 2, 48
+    config.parallel = parallel
+    # 48 divides neither split, and each epoch is evaluated: last batches are partial.
+    model = create_model("cifar_resnet8")
+    run = RunDir.open(tmp_path / "run", config)
+    trainer = Trainer(model, load_dataset("digits"), config)
+    trainer.fit(run, Progress(trainer.steps))
+    assert calls == {"train": 1, "eval or init": 2}
+    # JAX calls what it makes of a function under `pmap` "_fun".
+    name = {"pmap": "jit(_fun)", "mesh": "jit(step)"}[parallel]
+    assert compiled()[name] == 2
+
+
+def test_the_cache_is_in_the_users_folder_and_a_configured_one_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert keep_compiled() == tmp_path / "resflax" / "xla"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "resflax" / "xla")
+        jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        assert keep_compiled() is None
+        assert jax.config.jax_compilation_cache_dir == "elsewhere"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert keep_compiled() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+KEEP = """
+import resource, sys
+import resflax, jax, jax.numpy as jnp
+f = jax.jit(lambda x: x * 2)
+x = jnp.ones((2**24,))
+for _ in range(10):  # the heap settles
+    f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    f(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(keep):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    env |= {"RESFLAX_KEEP_MEMORY": keep, "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", KEEP]
+    return int(subprocess.run(command, capture_output=True, check=True, env=env, text=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
+def test_memory_that_a_step_took_is_there_for_the_next():
+    """Five calls with results of 64 MiB: 16,384 pages each, if they were given back."""
+    assert page_faults("0") > 5 * 16_384
+    assert page_faults("1") < 16_384
