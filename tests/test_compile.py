@@ -84,7 +84,7 @@ import resource, sys
 import resflax, jax, jax.numpy as jnp
 f = jax.jit(lambda x: x * 2)
 x = jnp.ones((2**24,))
-for _ in range(10):  # the heap settles
+for _ in range(40):  # the heap settles
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
