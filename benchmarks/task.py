@@ -11,6 +11,7 @@ from typing import Any
 from resflax.errors import UserError, unknown
 
 SMALL_IMAGE = 64  # up to here an ImageNet network gets the CIFAR stem and ten classes
+VERY_DEEP = 200  # blocks
 LARGEST_IMAGE, LARGEST_BATCH = 4096, 65_536
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "gpu")
@@ -58,7 +59,7 @@ class Task:
 
 def default_batch(model: str, spec: dict[str, Any], size: int) -> int:
     """How many images a laptop trains on at once."""
-    if sum(spec["depths"]) > 200:
+    if sum(spec["depths"]) > VERY_DEEP:
         return 8
     if model.startswith("cifar_"):
         return 128

@@ -6,20 +6,23 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.peers.jax_run import JaxRun, nested
-from benchmarks.task import Task
+from benchmarks.task import VERY_DEEP, Task
 from benchmarks.weights import Weights
 from resflax import create_model
+from resflax.nn import stack_params
 from resflax.train import TrainState, make_optimizer, make_train_step
 
 
 def make(task: Task) -> JaxRun:
     """The network that the task names, under the trainer's own step and optimiser."""
-    model = create_model(task.model, dtype=task.dtype, **task.overrides)
+    remat = sum(task.spec["depths"]) > VERY_DEEP  # or the activations of 1,202 layers are kept
+    model = create_model(task.model, dtype=task.dtype, remat=remat, **task.overrides)
     optimizer = make_optimizer("sgd", task.learning_rate, weight_decay=task.weight_decay)
     step = make_train_step(model, optimizer)
 
     def make_state(weights: Weights) -> TrainState:
         variables: Any = jax.tree.map(jnp.asarray, nested(weights))
+        variables = stack_params(variables) if model.scan else variables
         # As `create_state` makes it, without compiling an initialisation that is thrown away.
         return TrainState(
             step=jnp.zeros((), jnp.int32),
