@@ -54,13 +54,13 @@ class BatchNorm(nn.Module):
         return (wide * factor + (bias.astype(wide.dtype) - mean * factor)).astype(self.dtype)
 
     def _statistics(self, x: Array, shift: Array) -> tuple[Array, Array]:
-        shift = lax.stop_gradient(shift).astype(x.dtype)
-        shifted, axes = x - shift, tuple(range(x.ndim - 1))
+        axes, shift = tuple(range(x.ndim - 1)), lax.stop_gradient(shift)
+        shifted = x - shift.astype(x.dtype)
         sums = jnp.mean(shifted, axes), jnp.mean(jnp.square(shifted), axes)
         if self.axis_name:
             sums = lax.pmean(sums, self.axis_name)
         mean, square = sums
-        return mean + shift, jnp.maximum(square - jnp.square(mean), 0)
+        return mean + shift.astype(x.dtype), jnp.maximum(square - jnp.square(mean), 0)
 
     def _moved(self, old: Array, new: Array) -> Array:
         return self.momentum * old + (1 - self.momentum) * new.astype(old.dtype)

@@ -26,14 +26,14 @@ def _every_other(x: Array, axis: int, start: int, count: int) -> Array:
 
 def _image_tiles(x: Array, axis: int, count: int) -> list[Array]:
     """B' along one axis of length 2 * count + 2."""
-    a, b, c, d = (_every_other(x, axis, i, count) for i in range(4))
-    return [a - c, b + c, c - b, b - d]
+    d = [_every_other(x, axis, i, count) for i in range(4)]
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
 def _gradient_tiles(g: Array, axis: int, count: int) -> list[Array]:
     """A along one axis of length 2 * count."""
-    a, b = (_every_other(g, axis, i, count) for i in range(2))
-    return [a, a + b, a - b, -b]
+    d = [_every_other(g, axis, i, count) for i in range(2)]
+    return [d[0], d[0] + d[1], d[0] - d[1], -d[1]]
 
 
 def _outputs(m: list[Array]) -> list[Array]:
