@@ -10,47 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from reference import assert_close, normal, reference
 
 from resflax.nn import onednn
 
 REASON = onednn.why_not()
 needs_onednn = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 PLAIN = {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
-
-
-def reference(reading, lhs, rhs, shape, *, strides, padding, dilation, groups):
-    """The three readings in float64, kernel tap by kernel tap."""
-    lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
-    out = np.zeros(shape)
-    x, w, y = {"y": (lhs, rhs, out), "x": (out, rhs, lhs), "w": (lhs, out, rhs)}[reading]
-    (top, bottom), (left, right) = padding
-    x_padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    xg = x_padded.reshape(*x_padded.shape[:3], groups, -1)
-    yg = y.reshape(*y.shape[:3], groups, -1)
-    wg = w.reshape(*w.shape[:3], groups, -1)
-    height, width = y.shape[1:3]
-    for i, j in np.ndindex(*w.shape[:2]):
-        rows = slice(i * dilation[0], i * dilation[0] + (height - 1) * strides[0] + 1, strides[0])
-        columns = slice(j * dilation[1], j * dilation[1] + (width - 1) * strides[1] + 1, strides[1])
-        if reading == "y":
-            yg += np.einsum("nhwgi,igo->nhwgo", xg[:, rows, columns], wg[i, j])
-        elif reading == "x":
-            xg[:, rows, columns] += np.einsum("nhwgo,igo->nhwgi", yg, wg[i, j])
-        else:
-            wg[i, j] = np.einsum("nhwgi,nhwgo->igo", xg[:, rows, columns], yg)
-    if reading == "x":
-        return x_padded[:, top : top + shape[1], left : left + shape[2]]
-    return out
-
-
-def normal(shape, dtype=jnp.float32, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    assert found.shape == expected.shape
-    error = np.abs(np.asarray(found, np.float64) - expected)
-    assert error.max() <= tolerance * np.abs(expected).max()
 
 
 def sizes(x, w, strides, padding, dilation, groups):

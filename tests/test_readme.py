@@ -14,8 +14,7 @@ def test_every_python_block_runs(capsys):
     for block in blocks:
         exec(block, namespace)
     assert capsys.readouterr().out == (
-        "['W1', 'W2'] ['W1', 'W2', 'Ws']\n['accuracy', 'loss']\n(3,)\n"
-        "(2, 3, 3, 16, 16)\n"
+        "['W1', 'W2'] ['W1', 'W2', 'Ws']\n['accuracy', 'loss']\n(3,)\n(2, 3, 3, 16, 16)\n"
     )
     assert namespace["logits"].shape == (2, 10)
 

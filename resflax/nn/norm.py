@@ -43,7 +43,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(x.dtype if x.dtype == jnp.float64 else jnp.float32)
         if self.train and not self.is_initializing():
             mean, var = self._statistics(wide, running_mean.value)
             running_mean.value = self._moved(running_mean.value, mean)

@@ -1,0 +1,133 @@
+"""Maximum over windows against flax's and `lax.reduce_window`'s."""
+
+from functools import partial
+
+import flax.linen as nn
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from jax.test_util import check_grads
+from reference import normal
+
+from resflax.nn.pool import max_pool
+
+
+def theirs(x, *, window=3, stride=2, padding=1):
+    return nn.max_pool(x, (window,) * 2, (stride,) * 2, ((padding,) * 2,) * 2)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("window", "stride", "padding"))
+def value_and_gradient(pool, x, **how):
+    y, transpose = jax.vjp(partial(pool, **how), x)
+    # Whole numbers: sums of a few are exact in whatever order.
+    g = jnp.arange(1, y.size + 1, dtype=jnp.float32).reshape(y.shape) % 61
+    return y, transpose(g.astype(y.dtype))[0]
+
+
+def assert_same(x, **how):
+    found = value_and_gradient(max_pool, x, **how)
+    expected = value_and_gradient(theirs, x, **how)
+    assert found[0].dtype == x.dtype
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    window=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    levels=st.sampled_from([1, 2, 3, 1000]),
+    seed=st.integers(0, 9),
+)
+def test_values_and_gradients_are_those_of_flax_ties_included(
+    size, window, stride, padding, levels, seed
+):
+    assume(padding < window <= min(size) + 2 * padding)
+    x = np.random.default_rng(seed).integers(0, levels, (2, *size, 3))
+    how = {"window": window, "stride": stride, "padding": padding}
+    assert_same(jnp.asarray(x - levels // 2, jnp.float32), **how)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("size", [(1, 1), (7, 10)])
+def test_by_default_they_are_those_of_flax(size, dtype):
+    assert_same(normal((2, *size, 5), dtype))
+    assert_same(jnp.zeros((2, *size, 5), dtype))
+
+
+def test_the_gradient_of_equal_values_goes_to_the_first_in_reading_order():
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, window=3, stride=3, padding=0).sum()))
+    for row, column in np.ndindex(3, 3):
+        x = np.zeros((1, 3, 3, 1), np.float32)
+        x.reshape(-1)[3 * row + column :] = 1
+        expected = np.zeros_like(x)
+        expected[0, row, column] = 1
+        np.testing.assert_array_equal(gradient(x), expected)
+
+
+def test_infinities_are_values_and_padding_is_never_the_largest():
+    x = np.full((1, 5, 5, 2), -np.inf, np.float32)
+    x[0, 2, 2, 0] = -1e30
+    assert_same(jnp.asarray(x))
+    np.testing.assert_array_equal(max_pool(jnp.full((1, 4, 4, 1), -7.0)), np.full((1, 2, 2, 1), -7))
+    assert_same(jnp.full((1, 5, 5, 2), jnp.inf))
+
+
+def test_forward_mode_is_that_of_flax():
+    x, t = normal((2, 9, 8, 3)), normal((2, 9, 8, 3), seed=1)
+    found = jax.jit(lambda x, t: jax.jvp(max_pool, (x,), (t,)))(x, t)
+    expected = jax.jit(lambda x, t: jax.jvp(theirs, (x,), (t,)))(x, t)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_vmap_is_a_loop_in_value_and_gradient():
+    x = jnp.round(normal((3, 2, 7, 8, 4)))
+    f = partial(value_and_gradient, max_pool)
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(jax.jit(f)(one) for one in x))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(jax.vmap(f))(x), expected)
+    moved = jax.jit(jax.vmap(f, in_axes=4))(jnp.moveaxis(x, 0, 4))
+    jax.tree.map(np.testing.assert_array_equal, moved, expected)
+
+
+def test_second_derivatives_are_those_of_the_values_that_won():
+    x, t = normal((1, 7, 8, 2)), normal((1, 7, 8, 2), seed=1)
+
+    def along(pool, x):
+        return jnp.vdot(jax.grad(lambda x: jnp.sum(pool(x) ** 3))(x), t)
+
+    # By hand: the sum over windows of 3 max^2 t, so 6 max t where a value won, once a window.
+    wins = jax.grad(lambda x: max_pool(x).sum())(x)
+    expected = 6 * x * wins * t
+    found = jax.jit(jax.grad(partial(along, max_pool)))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    apart = jnp.asarray(np.random.default_rng(0).permutation(112), jnp.float32).reshape(x.shape)
+    check_grads(max_pool, (apart,), order=2, modes=("fwd", "rev"), atol=1e-2, rtol=1e-2, eps=0.25)
+
+
+@pytest.mark.parametrize(("platform", "windows"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
+def test_only_other_platforms_than_the_cpu_reduce_windows(platform, windows):
+    traced = jax.jit(max_pool).trace(jnp.ones((2, 8, 8, 3)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count('"stablehlo.reduce_window"') == windows
+    assert "stablehlo.maximum" in text
+
+
+def test_it_runs_on_eight_devices():
+    x = jnp.round(normal((16, 9, 9, 4)))
+    expected = jax.jit(partial(value_and_gradient, max_pool))(x)
+    parts = x.reshape(8, 2, *x.shape[1:])
+    y = jax.pmap(max_pool)(parts)
+    np.testing.assert_array_equal(y.reshape(expected[0].shape), expected[0])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    spec = jax.sharding.PartitionSpec("batch")
+    split = jax.sharding.NamedSharding(mesh, spec)
+    compiled = jax.jit(partial(value_and_gradient, max_pool), out_shardings=split).lower(
+        jax.device_put(x, split)
+    )
+    compiled = compiled.compile()
+    assert "all-gather" not in compiled.as_text()
+    jax.tree.map(np.testing.assert_array_equal, compiled(jax.device_put(x, split)), expected)

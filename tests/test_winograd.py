@@ -1,0 +1,116 @@
+"""Winograd's F(2x2, 3x3) against float64, called by itself."""
+
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from reference import assert_close, normal, reference
+
+from resflax.nn import cpu_conv, winograd
+from resflax.nn.conv_form import ConvForm
+
+UNIT = {"strides": (1, 1), "dilation": (1, 1), "groups": 1}
+
+
+def pairs(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@settings(deadline=None, max_examples=4)
+@given(
+    batch=st.integers(1, 3),
+    size=pairs(1, 12),
+    widths=pairs(1, 40),
+    padding=st.tuples(pairs(0, 2), pairs(0, 2)),
+)
+@example(2, (3, 3), (1, 1), ((0, 0), (0, 0)))  # one pixel of output: a quarter of a tile
+@example(1, (1, 1), (3, 2), ((2, 2), (2, 2)))
+@example(2, (8, 7), (5, 4), ((1, 1), (1, 1)))
+@example(2, (7, 8), (32, 33), ((0, 1), (2, 0)))
+def test_a_convolution_and_its_kernel_gradient_are_those_of_float64(batch, size, widths, padding):
+    form = ConvForm(size, (3, 3), padding=padding, **UNIT)
+    assume(min(form.output) > 0)
+    x, w = (batch, *size, widths[0]), (3, 3, *widths)
+    shape = form.shape("y", x, w)
+    image, kernel, g = normal(x), normal(w, seed=1), normal(shape, seed=2)
+
+    @jax.jit
+    def both(x, w, g):
+        return (
+            winograd.convolve(x, w, padding=padding),
+            winograd.kernel_gradient(x, g, padding=padding),
+        )
+
+    how = {**UNIT, "padding": padding}
+    y, dw = both(image, kernel, g)
+    assert_close(y, reference("y", image, kernel, shape, **how))
+    assert_close(dw, reference("w", image, g, w, **how))
+
+
+def test_the_kernel_gradient_is_the_transpose_of_the_convolution():
+    x, g = normal((2, 5, 6, 7)), normal((2, 5, 6, 3), seed=1)
+    padding = ((1, 1), (1, 1))
+    convolve = partial(winograd.convolve, x, padding=padding)
+    (expected,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct((3, 3, 7, 3), x.dtype))(g)
+    assert_close(winograd.kernel_gradient(x, g, padding=padding), expected)
+
+
+def test_sixteen_products_of_a_quarter_of_the_pixels_are_all_the_products():
+    x, w = jnp.ones((2, 8, 6, 5)), jnp.ones((3, 3, 5, 7))
+    jaxpr = jax.make_jaxpr(partial(winograd.convolve, padding=((1, 1), (1, 1))))(x, w)
+    products = [
+        eqn.outvars[0].aval.shape
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "dot_general" and eqn.outvars[0].aval.ndim == 4
+        if eqn.outvars[0].aval.shape[0] == 2
+    ]
+    assert products == [(2, 4, 3, 7)] * 16
+
+
+@pytest.mark.parametrize("pixels", [7, 8192, 8193, 8194])
+def test_a_sum_over_pixels_is_that_of_float64(pixels):
+    a, b = normal((pixels, 3)), normal((pixels, 5), seed=1)
+    expected = np.einsum("pa,pb->ab", *(np.asarray(m, np.float64) for m in (a, b)))
+    assert_close(winograd.over_pixels(a, b), expected)
+
+
+@pytest.mark.parametrize(("batch", "chunks"), [(6, 6), (7, 7), (8, 4), (8, 1)])
+def test_parts_of_a_batch_have_the_result_of_the_whole(batch, chunks, monkeypatch):
+    x, w = (batch, 7, 6, 32), (3, 3, 32, 32)
+    image_bytes = 4 * np.prod(x[1:])
+    monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", int(image_bytes * batch / chunks))
+    form = ConvForm(x[1:3], w[:2], padding=((1, 1), (1, 1)), **UNIT)
+    image, kernel, g = normal(x), normal(w, seed=1), normal((*x[:3], 32), seed=2)
+    assert cpu_conv._chunks(image) == chunks
+    how = {**UNIT, "padding": form.padding}
+    run = jax.jit(
+        lambda reading, a, b: cpu_conv.convolve(reading, a, b, form, chunked=True),
+        static_argnums=0,
+    )
+    assert_close(run("y", image, kernel), reference("y", image, kernel, g.shape, **how))
+    assert_close(run("x", g, kernel), reference("x", g, kernel, x, **how))
+    assert_close(run("w", image, g), reference("w", image, g, w, **how))
+    loops = str(jax.make_jaxpr(partial(run, "w"))(image, g)).count("scan[")
+    assert loops == (chunks > 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "batch", "taken"),
+    [(32, 32, 4, True), (31, 32, 9, False), (32, 31, 9, False), (32, 32, 3, False)],
+)
+def test_it_is_taken_from_32_channels_and_8_pixels_a_channel_on(channels, features, batch, taken):
+    form = ConvForm((8, 8), (3, 3), padding=((1, 1), (1, 1)), **UNIT)
+    x, w = jnp.ones((batch, 8, 8, channels)), jnp.ones((3, 3, channels, features))
+    text = str(jax.make_jaxpr(partial(cpu_conv.convolve, "y", form=form, chunked=True))(x, w))
+    assert (text.count("dot_general[") >= 16) == taken
+    assert ("conv_general_dilated[" in text) != taken
+
+
+@pytest.mark.parametrize("value", [0.0, -3.5, 1e-30, 3e38, np.inf, -np.inf, np.nan])
+def test_what_is_materialised_is_unchanged(value):
+    x = jnp.full((3,), value)
+    np.testing.assert_array_equal(jax.jit(cpu_conv.materialised)(x), x)
