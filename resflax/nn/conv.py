@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
@@ -57,7 +58,12 @@ def conv_general_dilated(
         lhs.ndim == rhs.ndim == 4
         and dimension_numbers in (nhwc, ("NHWC", "HWIO", "NHWC"))
         and not isinstance(padding, str)
-        and all(d == 1 for d in lhs_dilation or ())
+        and all(np.shape(pad) == (2,) for pad in padding)
+        and len(padding) == 2
+        and _are_steps(window_strides)
+        and _are_steps(rhs_dilation or (1, 1))
+        and tuple(lhs_dilation or (1, 1)) == (1, 1)
+        and not any(jax.typeof(a).sharding.mesh.explicit_axes for a in (lhs, rhs))
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
         and lhs.shape[-1] == rhs.shape[-2] * feature_group_count
@@ -76,8 +82,13 @@ def conv_general_dilated(
         padding=(_pair(padding[0]), _pair(padding[1])),  # type: ignore[arg-type]
         dilation=_pair(rhs_dilation or (1, 1)),
         groups=feature_group_count,
+        precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     )
     return _bind("y", lhs, rhs, form)
+
+
+def _are_steps(values: Sequence[int]) -> bool:
+    return len(values) == 2 and all(value > 0 for value in values)
 
 
 def _pair(values: Sequence[int]) -> Pair:
@@ -184,7 +195,7 @@ def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm
     exported = module.lowering_parameters.for_export
     # `jit` over a mesh: XLA splits matrix products by itself, but neither a custom call nor a loop
     # over chunks of the batch.
-    whole = getattr(module.axis_context, "num_devices", 1) == 1
+    whole = _is_whole(module.axis_context)
     dtype = ctx.avals_in[0].dtype
     run: Any = plain
     if road != "plain" and not exported and min(ctx.avals_out[0].size, 1):
@@ -194,6 +205,13 @@ def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm
             run = functools.partial(cpu_conv.convolve, chunked=whole)
     rule = mlir.lower_fun(lambda lhs, rhs: run(reading, lhs, rhs, form), multiple_results=False)
     return rule(ctx, lhs, rhs)
+
+
+def _is_whole(context: Any) -> bool:
+    """Whether XLA is left no mesh axis to split over."""
+    if hasattr(context, "manual_axes"):
+        return all(n == 1 or a in context.manual_axes for a, n in context.mesh.shape.items())
+    return getattr(context, "num_devices", 1) == 1
 
 
 def _never_crops(form: ConvForm) -> bool:

@@ -11,6 +11,7 @@ The derivative of each reading is another one, so the three are closed under dif
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
@@ -40,6 +41,7 @@ class ConvForm(NamedTuple):
     padding: tuple[Pair, Pair]
     dilation: Pair
     groups: int
+    precision: str | None = None
 
     @property
     def output(self) -> Pair:
@@ -66,18 +68,33 @@ def plain(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
     if lhs.ndim > 4:
         return jax.vmap(lambda a, b: plain(reading, a, b, form))(lhs, rhs)
 
+    # XLA on the CPU miscomputes convolutions that crop before and pad after; these here, and their
+    # transposes, never do: what the kernel does not reach is cropped or padded first.
+    reach = [d * (k - 1) for k, d in zip(form.window, form.dilation, strict=True)]
+    inner = [
+        (min(max(low, 0), r), min(max(high, 0), r))
+        for (low, high), r in zip(form.padding, reach, strict=True)
+    ]
+    outer = [
+        (low - a, high - b, 0) for (low, high), (a, b) in zip(form.padding, inner, strict=True)
+    ]
+
     def y(x: Array, w: Array) -> Array:
+        if any(map(any, outer)):
+            x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *outer, (0, 0, 0)))
         return lax.conv_general_dilated(
             x,
             w,
             form.strides,
-            form.padding,
+            inner,
             rhs_dilation=form.dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=form.groups,
+            precision=form.precision,
         )
 
-    result = jax.ShapeDtypeStruct(form.shape(reading, lhs.shape, rhs.shape), lhs.dtype)
+    shape = form.shape(reading, lhs.shape, rhs.shape)
+    result = jax.typeof(lhs).update(shape=shape)  # varies as lhs and rhs do, under `shard_map`
     if reading == "y":
         return y(lhs, rhs)
     if reading == "x":
