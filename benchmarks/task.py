@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resflax.errors import UserError, unknown
+from resflax.zoo import get_spec
 
 SMALL_IMAGE = 64  # up to here an ImageNet network gets the CIFAR stem and ten classes
 VERY_DEEP = 200  # blocks
@@ -78,8 +79,6 @@ def parse(text: str, *, batch: int | None = None, **fields: Any) -> Task:
     Raises:
       UserError: on a name, size or batch that cannot be, or a network that the peers do not have.
     """
-    from resflax.zoo import get_spec  # imports JAX, which a worker for PyTorch does without
-
     rest, _, own_batch = text.partition(":")
     model, _, side = rest.partition("@")
     spec = get_spec(model)

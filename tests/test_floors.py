@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"errors": 0, "nn": 1, "data": 1, "zoo": 2, "train": 2, "weights": 3, "study": 3}
+FLOORS = {
+    "errors": 0,
+    "cache": 0,
+    "nn": 1,
+    "data": 1,
+    "zoo": 2,
+    "train": 2,
+    "weights": 3,
+    "study": 3,
+}
 FILES = sorted(p for p in (ROOT / "resflax").rglob("*.py") if p.parent != ROOT / "resflax")
 
 

@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 
 from resflax.errors import unknown
 from resflax.nn import cpu_conv, onednn
-from resflax.nn.conv_form import ConvForm, Pair, Reading, plain
+from resflax.nn.conv_form import OPERANDS, ConvForm, Pair, Reading, plain
 
 Array = jax.Array
 
@@ -84,7 +84,7 @@ def conv_general_dilated(
         groups=feature_group_count,
         precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     )
-    return _bind("y", lhs, rhs, form)
+    return _bind(lhs, rhs, reading="y", form=form, road=ROAD)
 
 
 def _are_steps(values: Sequence[int]) -> bool:
@@ -96,14 +96,14 @@ def _pair(values: Sequence[int]) -> Pair:
     return int(down), int(across)
 
 
-def _bind(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+def _bind(lhs: Array, rhs: Array, **params: Any) -> Array:
     # Under `shard_map` both must vary over the same mesh axes.
     axes = _varying(lhs) | _varying(rhs)
     lhs, rhs = (
         lax.pcast(a, tuple(missing), to="varying") if (missing := axes - _varying(a)) else a
         for a in (lhs, rhs)
     )
-    return conv_p.bind(lhs, rhs, reading=reading, form=form, road=ROAD)
+    return conv_p.bind(lhs, rhs, **params)
 
 
 def _varying(x: Array) -> frozenset[Any]:
@@ -131,26 +131,18 @@ def _run_now(lhs: Array, rhs: Array, **params: Any) -> Array:
 conv_p.def_impl(_run_now)
 
 
-# Which reading is the derivative of which: (operands, in the order of the new reading).
-def _for_lhs(
-    ct: Array, lhs: Any, rhs: Array, *, reading: Reading, form: ConvForm, road: str
+def _transpose(
+    wanted: int, ct: Array, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str
 ) -> Array:
-    del lhs, road
-    if reading == "w":
-        return _bind("x", rhs, ct, form)
-    return _bind("x" if reading == "y" else "y", ct, rhs, form)
+    """The form's gradient for the operand that is `wanted`: the reading that leaves it out."""
+    takes = OPERANDS[reading]
+    known = {takes[0]: lhs, takes[1]: rhs, "g" if reading == "y" else reading: ct}
+    name: Any = "y" if takes[wanted] == "g" else takes[wanted]
+    left, right = (known[operand] for operand in OPERANDS[name])
+    return _bind(left, right, reading=name, form=form, road=road)
 
 
-def _for_rhs(
-    ct: Array, lhs: Array, rhs: Any, *, reading: Reading, form: ConvForm, road: str
-) -> Array:
-    del rhs, road
-    if reading == "x":
-        return _bind("w", ct, lhs, form)
-    return _bind("w" if reading == "y" else "y", lhs, ct, form)
-
-
-ad.defbilinear(conv_p, _for_lhs, _for_rhs)
+ad.defbilinear(conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
 
 
 def _batch(
@@ -183,28 +175,26 @@ batching.primitive_batchers[conv_p] = _batch
 
 
 def _lower_plain(
-    ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str
+    ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str, run: Any = plain
 ) -> Any:
     del road
-    rule = mlir.lower_fun(lambda lhs, rhs: plain(reading, lhs, rhs, form), multiple_results=False)
+    rule = mlir.lower_fun(lambda lhs, rhs: run(reading, lhs, rhs, form), multiple_results=False)
     return rule(ctx, lhs, rhs)
 
 
-def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str) -> Any:
+def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, form: ConvForm, road: str, **params: Any) -> Any:
     module = ctx.module_context
-    exported = module.lowering_parameters.for_export
     # `jit` over a mesh: XLA splits matrix products by itself, but neither a custom call nor a loop
     # over chunks of the batch.
     whole = _is_whole(module.axis_context)
     dtype = ctx.avals_in[0].dtype
     run: Any = plain
-    if road != "plain" and not exported and min(ctx.avals_out[0].size, 1):
-        if road != "cpu" and whole and onednn.supports(dtype) and _never_crops(form):
+    if road != "plain" and not module.lowering_parameters.for_export and ctx.avals_out[0].size:
+        if road != "cpu" and whole and onednn.supports(dtype) and not form.crops:
             run = _by_onednn
         elif dtype in (jnp.float32, jnp.bfloat16):
             run = functools.partial(cpu_conv.convolve, chunked=whole)
-    rule = mlir.lower_fun(lambda lhs, rhs: run(reading, lhs, rhs, form), multiple_results=False)
-    return rule(ctx, lhs, rhs)
+    return _lower_plain(ctx, lhs, rhs, form=form, road=road, run=run, **params)
 
 
 def _is_whole(context: Any) -> bool:
@@ -212,10 +202,6 @@ def _is_whole(context: Any) -> bool:
     if hasattr(context, "manual_axes"):
         return all(n == 1 or a in context.manual_axes for a, n in context.mesh.shape.items())
     return getattr(context, "num_devices", 1) == 1
-
-
-def _never_crops(form: ConvForm) -> bool:
-    return all(pad >= 0 for side in form.padding for pad in side)
 
 
 def _by_onednn(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:

@@ -19,6 +19,8 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 Reading = Literal["y", "x", "w"]
+# What each reading takes, in order.
+OPERANDS: dict[Reading, str] = {"y": "xw", "x": "gw", "w": "xg"}
 
 
 class ConvForm(NamedTuple):
@@ -33,6 +35,7 @@ class ConvForm(NamedTuple):
       padding: ((top, bottom), (left, right)), in pixels; negative ones crop.
       dilation: of the kernel, down and across; 1 for none.
       groups: of channels that are convolved apart; w has `channels / groups` inputs.
+      precision: of the products, as `jax.default_matmul_precision` names it; None for JAX's own.
     """
 
     image: Pair
@@ -52,6 +55,11 @@ class ConvForm(NamedTuple):
             for size, window, stride, pad, dilation in axes
         )
         return down, across
+
+    @property
+    def crops(self) -> bool:
+        """Whether any padding is negative."""
+        return any(pad < 0 for side in self.padding for pad in side)
 
     def shape(self, reading: Reading, lhs: Shape, rhs: Shape) -> Shape:
         """The shape of a reading's result; axes before the last four are ensemble members."""

@@ -117,8 +117,7 @@ def _between(form: ConvForm) -> list[tuple[int, int, int]]:
 def _kernel_gradient(x: Array, g: Array, form: ConvForm, chunked: bool) -> Array:
     if _is_pointwise(form):
         return over_pixels(_subsample(x, form), g)[None, None]
-    crops = min(pad for side in form.padding for pad in side) < 0
-    if crops or form.groups > 1 or x.shape[3] < FEW_CHANNELS:
+    if form.crops or form.groups > 1 or x.shape[3] < FEW_CHANNELS:
         return plain("w", x, g, form)
     if _is_winograd(form):
         run = partial(winograd.kernel_gradient, padding=form.padding)

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resflax.cache import cache_folder
+
 Array = jax.Array
 Pair = tuple[int, int]
 
@@ -153,7 +155,7 @@ def _load(command: list[str]) -> ctypes.CDLL:
     versions = [importlib.metadata.version(name) for name in (WHEEL, "jaxlib")]
     parts = [SOURCE.read_text(), *versions, *command]
     name = f"onednn-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "resflax")
+    folder = cache_folder()
     if (folder / name).exists():
         return _open(folder / name)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,10 +1,11 @@
 """What XLA compiled, kept on disk, so that a second start is quick."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from resflax.cache import cache_folder
 
 
 def keep_compiled() -> Path | None:
@@ -20,8 +21,7 @@ def keep_compiled() -> Path | None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(home, "resflax", "xla")
+    folder = cache_folder() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
