@@ -30,7 +30,7 @@ def keep_memory() -> bool:
         (_M_MMAP_MAX, 0),
         # A second arena takes what is larger than 64 MiB from the system all the same.
         (_M_ARENA_MAX, 1),
-        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TRIM_THRESHOLD, -1),  # never: 2 GiB is soon left at the top by a large network
         (_M_TOP_PAD, 2**27),
     )
     return all([mallopt(name, value) == 1 for name, value in settings])

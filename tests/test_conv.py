@@ -19,6 +19,7 @@ from reference import assert_close, normal, reference
 
 from resflax import create_model
 from resflax.nn import conv, cpu_conv, onednn
+from resflax.nn import road as roads
 from resflax.nn.conv import conv_general_dilated
 from resflax.nn.conv_form import ConvForm
 
@@ -47,7 +48,7 @@ all_but_winograd = pytest.mark.parametrize(
 
 @pytest.fixture(params=FAST)
 def road(request, monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", request.param)
+    monkeypatch.setattr(roads, "ROAD", request.param)
     return request.param
 
 
@@ -358,7 +359,7 @@ def test_jit_over_a_mesh_is_one_device_and_gathers_no_images(road, layer):
 
 
 def test_a_product_over_many_pixels_gathers_no_images_over_a_mesh(monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", "cpu")
+    monkeypatch.setattr(roads, "ROAD", "cpu")
     _, split, whole = spread()
     x = jax.device_put(normal((32, 16, 16, 8)), split)  # 8192 pixels and more are taken in halves
     w = jax.device_put(normal((1, 1, 8, 8)), whole)
@@ -481,7 +482,7 @@ def vjp_args(y, x, w):
 
 
 def test_the_cpu_gets_a_product_for_a_pointwise_convolution(monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", "cpu")
+    monkeypatch.setattr(roads, "ROAD", "cpu")
     x, w, how = LAYERS["pointwise"]
     text = lowered(lambda x, w: conv_general_dilated(x, w, **how), "cpu", normal(x), normal(w))
     assert text.count("stablehlo.dot_general") == 1
@@ -491,7 +492,7 @@ def test_the_cpu_gets_a_product_for_a_pointwise_convolution(monkeypatch):
 
 @needs_onednn
 def test_the_cpu_gets_onednn_by_default_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", "auto")
+    monkeypatch.setattr(roads, "ROAD", "auto")
     for x, w, how in LAYERS.values():
         y = lambda x, w, how=how: conv_general_dilated(x, w, **how)  # noqa: E731
         text = lowered(y, "cpu", normal(x), normal(w))
@@ -500,7 +501,7 @@ def test_the_cpu_gets_onednn_by_default_where_it_is_installed(monkeypatch):
 
 
 def test_the_cpu_gets_no_custom_call_where_onednn_is_missing(monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", "auto")
+    monkeypatch.setattr(roads, "ROAD", "auto")
     monkeypatch.setattr(onednn, "supports", lambda dtype: False)
     x, w, how = LAYERS["winograd"]
     text = lowered(lambda x, w: conv_general_dilated(x, w, **how), "cpu", normal(x), normal(w))
@@ -509,7 +510,7 @@ def test_the_cpu_gets_no_custom_call_where_onednn_is_missing(monkeypatch):
 
 
 def test_the_plain_road_is_a_convolution_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", "plain")
+    monkeypatch.setattr(roads, "ROAD", "plain")
     for x, w, how in LAYERS.values():
         y = lambda x, w, how=how: conv_general_dilated(x, w, **how)  # noqa: E731
         assert lowered(y, "cpu", normal(x), normal(w)).count("stablehlo.convolution") == 1
@@ -517,7 +518,7 @@ def test_the_plain_road_is_a_convolution_on_the_cpu(monkeypatch):
 
 @pytest.mark.parametrize("road", ["auto", "cpu"])
 def test_what_is_exported_runs_everywhere(road, monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", road)
+    monkeypatch.setattr(roads, "ROAD", road)
     x, w, *_, how = point("winograd")
 
     def f(x, w):
@@ -592,7 +593,7 @@ def test_integers_are_the_program_of_lax(road):
 
 
 def test_the_layout_that_flax_passes_is_ours(monkeypatch):
-    monkeypatch.setattr(conv, "ROAD", "cpu")
+    monkeypatch.setattr(roads, "ROAD", "cpu")
     x, w, how = LAYERS["pointwise"]
     numbers = lax.conv_dimension_numbers(x, w, NHWC)
     how = {**how, "dimension_numbers": numbers, "precision": None, "preferred_element_type": None}
@@ -654,7 +655,7 @@ def test_a_network_has_the_logits_and_gradients_of_the_plain_road(name, fields, 
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
 
     def run(road):
-        monkeypatch.setattr(conv, "ROAD", road)
+        monkeypatch.setattr(roads, "ROAD", road)
 
         def value(params):
             logits, _ = model.apply(

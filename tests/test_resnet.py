@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from resflax import create_model
-from resflax.nn import ResNet, Spec, conv
+from resflax.nn import ResNet, Spec
+from resflax.nn import road as roads
 
 TINY = {"depths": (1, 2), "widths": (4, 8), "stem_width": 4, "stem": "cifar", "num_classes": 5}
 
@@ -139,7 +140,7 @@ def count(tree):
 @pytest.fixture
 def plain_road(monkeypatch):
     """Convolutions that XLA can count."""
-    monkeypatch.setattr(conv, "ROAD", "plain")
+    monkeypatch.setattr(roads, "ROAD", "plain")
 
 
 def cost(name, size=32, **overrides):

@@ -5,13 +5,11 @@ mode, `vmap`, `pmap`, `shard_map`, `remat` and derivatives of any order need not
 reading is computed is decided only when it is lowered, for the platform that it is lowered for:
 
 - GPU, TPU and everything that is exported: `lax.conv_general_dilated`, as XLA has it.
-- CPU: oneDNN, where it is installed (`onednn.py`), else matrix products (`cpu_conv.py`).
-
-The environment variable RESFLAX_CONV=plain, cpu or onednn forces a road on the CPU.
+- CPU: oneDNN, where it is installed (`onednn.py`), else matrix products (`cpu_conv.py`);
+  `road.py` decides.
 """
 
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,16 +20,11 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from resflax.errors import unknown
 from resflax.nn import cpu_conv, onednn
+from resflax.nn import road as roads
 from resflax.nn.conv_form import OPERANDS, ConvForm, Pair, Reading, plain
 
 Array = jax.Array
-
-ROADS = ("auto", "plain", "cpu", "onednn")
-ROAD = os.environ.get("RESFLAX_CONV") or "auto"
-if ROAD not in ROADS:
-    raise unknown("RESFLAX_CONV", ROAD, ROADS)
 
 conv_p = jax.extend.core.Primitive("resflax_conv")
 
@@ -84,7 +77,7 @@ def conv_general_dilated(
         groups=feature_group_count,
         precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     )
-    return _bind(lhs, rhs, reading="y", form=form, road=ROAD)
+    return _bind(lhs, rhs, reading="y", form=form, road=roads.ROAD)
 
 
 def _are_steps(values: Sequence[int]) -> bool:
@@ -183,25 +176,14 @@ def _lower_plain(
 
 
 def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, form: ConvForm, road: str, **params: Any) -> Any:
-    module = ctx.module_context
-    # `jit` over a mesh: XLA splits matrix products by itself, but neither a custom call nor a loop
-    # over chunks of the batch.
-    whole = _is_whole(module.axis_context)
-    dtype = ctx.avals_in[0].dtype
     run: Any = plain
-    if road != "plain" and not module.lowering_parameters.for_export and ctx.avals_out[0].size:
-        if road != "cpu" and whole and onednn.supports(dtype) and not form.crops:
-            run = _by_onednn
-        elif dtype in (jnp.float32, jnp.bfloat16):
-            run = functools.partial(cpu_conv.convolve, chunked=whole)
+    if ctx.avals_out[0].size:
+        # oneDNN takes no padding that crops.
+        wanted = "cpu" if form.crops and road != "plain" else road
+        taken = roads.taken(ctx, wanted, ctx.avals_in[0].dtype)
+        by_products = functools.partial(cpu_conv.convolve, chunked=roads.is_whole(ctx))
+        run = {"plain": plain, "cpu": by_products, "onednn": _by_onednn}[taken]
     return _lower_plain(ctx, lhs, rhs, form=form, road=road, run=run, **params)
-
-
-def _is_whole(context: Any) -> bool:
-    """Whether XLA is left no mesh axis to split over."""
-    if hasattr(context, "manual_axes"):
-        return all(n == 1 or a in context.manual_axes for a, n in context.mesh.shape.items())
-    return getattr(context, "num_devices", 1) == 1
 
 
 def _by_onednn(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:

@@ -14,6 +14,7 @@ from jax import lax
 
 from resflax.nn import winograd
 from resflax.nn.conv_form import ConvForm, Reading, plain
+from resflax.nn.keep import materialised
 from resflax.nn.winograd import over_pixels
 
 Array = jax.Array
@@ -22,16 +23,6 @@ Array = jax.Array
 CHUNK_BYTES = 4_000_000
 # Below this a product over pixels is so narrow that XLA's own convolution is no worse (stems).
 FEW_CHANNELS = 8
-
-
-def materialised(x: Array) -> Array:
-    """`x`, computed once and kept.
-
-    XLA's fusion computes a chain of cheap operations anew inside each of its users, here dozens of
-    slices; it stops only at operations that it holds for dear, as a division. Exact: for every
-    number, infinity included, the divisor is 1.
-    """
-    return x / (1 + jnp.minimum(jnp.abs(x), 0))
 
 
 def _chunks(x: Array) -> int:

@@ -10,13 +10,31 @@ from jax import lax
 Array = jax.Array
 
 
+@jax.custom_jvp
+def _mean_square(x: Array, shift: Array) -> Array:
+    """The mean of `(x - shift)^2` for each channel.
+
+    Its derivative is written so that it keeps `x` and not `x - shift`, which XLA would write to
+    memory, an array as large as `x`.
+    """
+    return jnp.mean(jnp.square(x - shift), range(x.ndim - 1))
+
+
+@_mean_square.defjvp
+def _mean_square_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, shift), (dx, dshift) = primals, tangents
+    axes = range(x.ndim - 1)
+    by_x = jnp.mean(x * dx, axes) - shift * jnp.mean(dx, axes)
+    by_shift = (shift - jnp.mean(x, axes)) * dshift
+    return _mean_square(x, shift), 2 * (by_x + by_shift)
+
+
 class BatchNorm(nn.Module):
     """Normalises each channel (the last axis) by its mean and variance over all other axes.
 
     The same parameters, statistics and result as `flax.linen.BatchNorm`, from half the passes over
-    memory. Mean and variance come from sums of `x - s` and its square that one pass makes, where
-    the shift `s` is the running mean: it keeps the difference E[(x-s)^2] - E[x-s]^2 from cancelling
-    where the mean is large. The rest is one multiplication and one addition an element, so that the
+    memory. Mean and variance come from E[x] and E[(x-s)^2], where the shift `s` is the running
+    mean: it keeps the difference E[(x-s)^2] - (E[x]-s)^2 from cancelling where the mean is large. The rest is one multiplication and one addition an element, so that the
     backward pass needs nothing but `x`.
 
     Attributes:
@@ -54,13 +72,12 @@ class BatchNorm(nn.Module):
         return (wide * factor + (bias.astype(wide.dtype) - mean * factor)).astype(self.dtype)
 
     def _statistics(self, x: Array, shift: Array) -> tuple[Array, Array]:
-        axes, shift = tuple(range(x.ndim - 1)), lax.stop_gradient(shift)
-        shifted = x - shift.astype(x.dtype)
-        sums = jnp.mean(shifted, axes), jnp.mean(jnp.square(shifted), axes)
+        axes, shift = tuple(range(x.ndim - 1)), lax.stop_gradient(shift).astype(x.dtype)
+        sums = jnp.mean(x, axes), _mean_square(x, shift)
         if self.axis_name:
             sums = lax.pmean(sums, self.axis_name)
         mean, square = sums
-        return mean + shift.astype(x.dtype), jnp.maximum(square - jnp.square(mean), 0)
+        return mean, jnp.maximum(square - jnp.square(mean - shift), 0)
 
     def _moved(self, old: Array, new: Array) -> Array:
         return self.momentum * old + (1 - self.momentum) * new.astype(old.dtype)

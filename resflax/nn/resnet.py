@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.nn.branches import BRANCHES, run_branch
+from resflax.nn.keep import kept
 from resflax.nn.ops import Ops, make_ops
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scanned
@@ -42,7 +43,7 @@ def make_block(
         shortcut=option.make(ops, norm=not spec.preact) if option.make else None,
         always=option.always,
         pre=(lambda x: ops.act(ops.norm(x, name="norm1"))) if spec.preact else identity,
-        post=identity if spec.preact else ops.act,
+        post=kept if spec.preact else (lambda x: kept(ops.act(x))),
         name=name,
     )
 

@@ -74,6 +74,8 @@ def over_pixels(a: Array, b: Array) -> Array:
 
     In two halves: XLA's product over one long axis is slower than a pair of them.
     """
+    if a.shape[-1] > b.shape[-1]:  # XLA transposes the first: let it be the smaller
+        return over_pixels(b, a).T
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     if len(a) % 2 or len(a) < 8192:
         return lax.dot_general(a, b, (((0,), (0,)), ((), ())))

@@ -1,0 +1,59 @@
+"""`resflax.nn.keep`: an identity that only the CPU's road in pure JAX writes out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from reference import normal
+
+from resflax import create_model
+from resflax.nn import onednn
+from resflax.nn import road as roads
+from resflax.nn.keep import kept
+
+
+def lowered(f, *args, platform="cpu"):
+    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("road", ["plain", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [0.0, -3.5, 1e-30, 3e38, np.inf, -np.inf, np.nan])
+def test_it_is_the_identity_bit_for_bit(road, dtype, value, monkeypatch):
+    monkeypatch.setattr(roads, "ROAD", road)
+    x = jnp.full((3,), value, dtype)
+    found = jax.jit(kept)(x)
+    assert found.dtype == x.dtype
+    np.testing.assert_array_equal(found, x)
+
+
+@pytest.mark.parametrize("road", ["plain", "cpu"])
+def test_its_derivatives_are_those_of_the_identity(road, monkeypatch):
+    monkeypatch.setattr(roads, "ROAD", road)
+    x = normal((4, 3))
+    check_grads(lambda x: kept(jnp.sin(x)), (x,), order=2, modes=("fwd", "rev"))
+    assert jnp.array_equal(jax.jit(jax.vmap(kept, 1, 1))(x), x)
+    zero = jax.jit(jax.grad(lambda x: kept(x).sum()))(jnp.zeros(3))  # where |x| has a corner
+    np.testing.assert_array_equal(zero, jnp.ones(3))
+
+
+def test_only_the_road_of_pure_jax_writes_it_and_its_gradient_out(monkeypatch):
+    x = normal((4, 3))
+    both = lambda x: jax.vjp(kept, x)[1](x)  # noqa: E731
+    for road, platform, divisions in [
+        ("cpu", "cpu", 1), ("plain", "cpu", 0), ("cpu", "cuda", 0), ("cpu", "tpu", 0)
+    ]:  # fmt: skip
+        monkeypatch.setattr(roads, "ROAD", road)
+        for f in (kept, both):
+            assert lowered(f, x, platform=platform).count("stablehlo.divide") == divisions
+    monkeypatch.setattr(roads, "ROAD", "auto")
+    monkeypatch.setattr(onednn, "supports", lambda dtype: True)
+    assert "stablehlo.divide" not in lowered(kept, x)
+
+
+def test_a_network_keeps_the_output_of_every_block():
+    model, x = create_model("cifar_resnet20"), jnp.zeros((1, 8, 8, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    text = str(jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables))
+    assert text.count("resflax_keep[") == 9
