@@ -25,7 +25,7 @@ def test_it_is_the_identity_bit_for_bit(road, dtype, value, monkeypatch):
     x = jnp.full((3,), value, dtype)
     found = jax.jit(kept)(x)
     assert found.dtype == x.dtype
-    np.testing.assert_array_equal(found, x)
+    np.testing.assert_array_equal(found.astype(jnp.float32), x.astype(jnp.float32))
 
 
 @pytest.mark.parametrize("road", ["plain", "cpu"])
@@ -40,16 +40,15 @@ def test_its_derivatives_are_those_of_the_identity(road, monkeypatch):
 
 def test_only_the_road_of_pure_jax_writes_it_and_its_gradient_out(monkeypatch):
     x = normal((4, 3))
-    both = lambda x: jax.vjp(kept, x)[1](x)  # noqa: E731
     for road, platform, divisions in [
         ("cpu", "cpu", 1), ("plain", "cpu", 0), ("cpu", "cuda", 0), ("cpu", "tpu", 0)
     ]:  # fmt: skip
         monkeypatch.setattr(roads, "ROAD", road)
-        for f in (kept, both):
+        for f in (lambda x: kept(x), lambda x: jax.vjp(kept, x)[1](x)):
             assert lowered(f, x, platform=platform).count("stablehlo.divide") == divisions
     monkeypatch.setattr(roads, "ROAD", "auto")
     monkeypatch.setattr(onednn, "supports", lambda dtype: True)
-    assert "stablehlo.divide" not in lowered(kept, x)
+    assert "stablehlo.divide" not in lowered(lambda x: kept(x), x)
 
 
 def test_a_network_keeps_the_output_of_every_block():

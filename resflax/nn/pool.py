@@ -21,12 +21,15 @@ def max_pool(x: Array, *, window: int = 3, stride: int = 2, padding: int = 1) ->
 
     def slices(x: Array) -> Array:
         # XLA's gradient of a windowed maximum is slow on the CPU, that of two rows of maxima fast.
+        # (In bfloat16 XLA would widen every slice by itself.)
+        dtype = x.dtype
+        x = x.astype(dtype if dtype == jnp.float64 else jnp.float32)
         fill = jnp.array(-jnp.inf, x.dtype)
         pad = (padding, padding, 0)
         x = lax.pad(x, fill, ((0, 0, 0), pad, pad, (0, 0, 0)))
         for axis in (2, 1):  # along a row first, so that the first in reading order wins
             x = reduce(_larger, _slices(x, axis, window, stride))
-        return x
+        return x.astype(dtype)
 
     def windows(x: Array) -> Array:
         pad = (padding, padding)

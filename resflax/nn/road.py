@@ -18,7 +18,7 @@ if ROAD not in ROADS:
 
 
 def taken(ctx: Any, wanted: str, dtype: Any) -> str:
-    """ "plain", "cpu" or "onednn": the road of what is lowered for the CPU in this context."""
+    """The road of what is lowered for the CPU in this context: "plain", "cpu" or "onednn"."""
     if wanted == "plain" or ctx.module_context.lowering_parameters.for_export:
         return "plain"
     if wanted != "cpu" and is_whole(ctx) and onednn.supports(dtype):
