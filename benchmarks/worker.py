@@ -84,12 +84,12 @@ class Session:
     def warm(self, seconds: float) -> dict[str, float]:
         """Calls until `seconds` are over, at least three times; seconds of the fastest call.
 
-        At least twelve times, if that takes no longer than ten times `seconds`: glibc's heap needs
-        some steps to settle.
+        At least twelve times, if that takes no longer than thirty times `seconds`: glibc's heap
+        needs some steps to settle.
         """
         began = time.perf_counter()
         times = [self.burst(1)["seconds"] for _ in range(3)]
-        while (took := time.perf_counter() - began) < 10 * seconds and (
+        while (took := time.perf_counter() - began) < 30 * seconds and (
             took < seconds or len(times) < 12
         ):
             times.append(self.burst(1)["seconds"])
