@@ -1,5 +1,6 @@
 """The readings of a convolution in NumPy and float64, and the measure that all are held to."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,3 +43,8 @@ def assert_close(found, expected, tolerance=1e-5):
     expected = np.asarray(expected, np.float64)
     error = np.abs(np.asarray(found, np.float64) - expected)
     assert error.max(initial=0) <= tolerance * np.abs(expected).max(initial=0)
+
+
+def lowered(f, platform, *args):
+    """The program that `f` becomes for a platform, as text."""
+    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()

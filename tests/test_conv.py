@@ -15,7 +15,7 @@ from hypothesis import assume, example, given, settings
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
-from reference import assert_close, normal, reference
+from reference import assert_close, lowered, normal, reference
 
 from resflax import create_model
 from resflax.nn import conv, cpu_conv, onednn
@@ -457,10 +457,6 @@ def test_remat_scan_and_cond_have_the_gradient_of_lax(road):
 
 
 # Other platforms.
-
-
-def lowered(f, platform, *args):
-    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
 
 @every_layer

@@ -5,16 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from reference import normal
+from reference import lowered, normal
 
 from resflax import create_model
 from resflax.nn import onednn
 from resflax.nn import road as roads
 from resflax.nn.keep import kept
-
-
-def lowered(f, *args, platform="cpu"):
-    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("road", ["plain", "cpu"])
@@ -45,10 +41,10 @@ def test_only_the_road_of_pure_jax_writes_it_and_its_gradient_out(monkeypatch):
     ]:  # fmt: skip
         monkeypatch.setattr(roads, "ROAD", road)
         for f in (lambda x: kept(x), lambda x: jax.vjp(kept, x)[1](x)):
-            assert lowered(f, x, platform=platform).count("stablehlo.divide") == divisions
+            assert lowered(f, platform, x).count("stablehlo.divide") == divisions
     monkeypatch.setattr(roads, "ROAD", "auto")
     monkeypatch.setattr(onednn, "supports", lambda dtype: True)
-    assert "stablehlo.divide" not in lowered(lambda x: kept(x), x)
+    assert "stablehlo.divide" not in lowered(lambda x: kept(x), "cpu", x)
 
 
 def test_a_network_keeps_the_output_of_every_block():

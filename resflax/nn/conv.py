@@ -179,8 +179,7 @@ def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, form: ConvForm, road: str, **par
     run: Any = plain
     if ctx.avals_out[0].size:
         # oneDNN takes no padding that crops.
-        wanted = "cpu" if form.crops and road != "plain" else road
-        taken = roads.taken(ctx, wanted, ctx.avals_in[0].dtype)
+        taken = roads.taken(ctx, road, ctx.avals_in[0].dtype, onednn_fits=not form.crops)
         by_products = functools.partial(cpu_conv.convolve, chunked=roads.is_whole(ctx))
         run = {"plain": plain, "cpu": by_products, "onednn": _by_onednn}[taken]
     return _lower_plain(ctx, lhs, rhs, form=form, road=road, run=run, **params)

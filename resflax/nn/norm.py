@@ -52,7 +52,8 @@ def _apart(*arrays: Array) -> tuple[Array, ...]:
     """The same, for one user, whose fusion takes in what is done to them.
 
     XLA on the CPU writes to memory what two sums share, as `x` widened to float32. On a GPU it
-    takes both in one pass, which a barrier would prevent. (Of two equal barriers it keeps one.)
+    takes both in one pass, which a barrier would prevent. Of two barriers around the same arrays
+    XLA keeps one, and their users would share again: each caller names another set of arrays.
     """
     return lax.platform_dependent(
         arrays, cpu=lax.optimization_barrier, default=lambda arrays: arrays
@@ -100,7 +101,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = (v.value.astype(wide) for v in (running_mean, running_var))
         factor = scale.astype(wide) * lax.rsqrt(var + self.epsilon)
-        return _affine(x, factor, bias.astype(factor.dtype) - mean * factor).astype(self.dtype)
+        return _affine(x, factor, bias.astype(wide) - mean * factor).astype(self.dtype)
 
     def _statistics(self, x: Array, shift: Array) -> tuple[Array, Array]:
         shift = lax.stop_gradient(shift)

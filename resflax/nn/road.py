@@ -17,11 +17,11 @@ if ROAD not in ROADS:
     raise unknown("RESFLAX_CONV", ROAD, ROADS)
 
 
-def taken(ctx: Any, wanted: str, dtype: Any) -> str:
+def taken(ctx: Any, wanted: str, dtype: Any, *, onednn_fits: bool = True) -> str:
     """The road of what is lowered for the CPU in this context: "plain", "cpu" or "onednn"."""
     if wanted == "plain" or ctx.module_context.lowering_parameters.for_export:
         return "plain"
-    if wanted != "cpu" and is_whole(ctx) and onednn.supports(dtype):
+    if wanted != "cpu" and onednn_fits and is_whole(ctx) and onednn.supports(dtype):
         return "onednn"
     return "cpu" if dtype in (jnp.float32, jnp.bfloat16) else "plain"
 
