@@ -23,6 +23,9 @@ Array = jax.Array
 CHUNK_BYTES = 4_000_000
 # Below this a product over pixels is so narrow that XLA's own convolution is no worse (stems).
 FEW_CHANNELS = 8
+# Below this a product over channels is too narrow; it gets BLOCK pixels of a row at once.
+NARROW = 32
+BLOCK = 4
 
 
 def _chunks(x: Array) -> int:
@@ -110,11 +113,37 @@ def _kernel_gradient(x: Array, g: Array, form: ConvForm, chunked: bool) -> Array
         return over_pixels(_subsample(x, form), g)[None, None]
     if form.crops or form.groups > 1 or x.shape[3] < FEW_CHANNELS:
         return plain("w", x, g, form)
-    if _is_winograd(form):
+    if form.strides == form.dilation == (1, 1) and min(x.shape[3], g.shape[3]) < NARROW:
+        run = partial(_by_blocks, form=form)
+    elif _is_winograd(form):
         run = partial(winograd.kernel_gradient, padding=form.padding)
     else:
         run = partial(_by_taps, form=form)
     return _sum_chunks(run, x, g, _chunks(x) if chunked else 1)
+
+
+def _by_blocks(x: Array, g: Array, form: ConvForm) -> Array:
+    """For few channels: one wide product for each row of the kernel, of blocks of pixels in a row.
+
+    A block of `g` against all that it saw of a row of `x` holds each tap once for each of its
+    pixels, on a diagonal.
+    """
+    (height, width), (rows, columns) = form.window, form.output
+    blocks = -(-columns // BLOCK)
+    g = jnp.pad(g, ((0, 0), (0, 0), (0, blocks * BLOCK - columns), (0, 0)))
+    (left, right), reach = form.padding[1], BLOCK + width - 1
+    right += blocks * BLOCK - columns
+    x = jnp.pad(x, ((0, 0), form.padding[0], (left, right), (0, 0)))
+    seen = jnp.stack([x[:, :, d : d + BLOCK * (blocks - 1) + 1 : BLOCK] for d in range(reach)], 3)
+    (n, channels), features = x.shape[::3], g.shape[3]
+    g = g.reshape(n * rows * blocks, BLOCK * features)
+    taps = []
+    for i in range(height):
+        row = seen[:, i : i + rows].reshape(n * rows * blocks, reach * channels)
+        m = lax.dot_general(g, row, (((0,), (0,)), ((), ())))
+        m = m.reshape(BLOCK, features, reach, channels)
+        taps.append(sum(m[b, :, b : b + width] for b in range(BLOCK)))
+    return jnp.stack(taps).transpose(0, 2, 3, 1)
 
 
 def _by_taps(x: Array, g: Array, form: ConvForm) -> Array:
