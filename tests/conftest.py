@@ -6,5 +6,18 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# After the environment is set: these import what reads it.
+from layers import FAST  # noqa: E402
+
+from resflax.nn import road as roads  # noqa: E402
+
+
+@pytest.fixture(params=FAST)
+def road(request, monkeypatch):
+    """Every fast road of the CPU in turn, taken by what the test traces."""
+    monkeypatch.setattr(roads, "ROAD", request.param)
+    return request.param

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from layers import needs_onednn
 from reference import assert_close, normal, reference
 
 from resflax.nn import onednn
 
-REASON = onednn.why_not()
-needs_onednn = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 PLAIN = {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
 
 
