@@ -4,6 +4,8 @@ The environment variable RESFLAX_CONV=plain, cpu or onednn forces one.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +17,17 @@ ROADS = ("auto", "plain", "cpu", "onednn")
 ROAD = os.environ.get("RESFLAX_CONV") or "auto"
 if ROAD not in ROADS:
     raise unknown("RESFLAX_CONV", ROAD, ROADS)
+
+
+@contextmanager
+def forced(road: str) -> Iterator[None]:
+    """What is traced inside takes that road; "plain" leaves convolutions that XLA can count."""
+    global ROAD
+    ROAD, saved = road, ROAD
+    try:
+        yield
+    finally:
+        ROAD = saved
 
 
 def taken(ctx: Any, wanted: str, dtype: Any, *, onednn_fits: bool = True) -> str:

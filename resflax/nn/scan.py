@@ -45,6 +45,16 @@ def unstack_params(tree: Tree) -> Tree:
     return _convert(tree, _unstack)
 
 
+def split_block(name: str) -> tuple[int, int] | None:
+    """Stage and number of the block that keeps its parameters under that name; None if none does.
+
+    >>> split_block("stage2_block13"), split_block("stem_conv")
+    ((2, 13), None)
+    """
+    match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def _convert(tree: Tree, layer: Callable[[dict[str, Any]], dict[str, Any]]) -> Tree:
     def holds_blocks(node: Any) -> bool:
         return isinstance(node, dict) and any(re.match(r"stage\d+_", str(key)) for key in node)
@@ -58,9 +68,9 @@ def _stack(blocks: dict[str, Any]) -> dict[str, Any]:
     stages: dict[str, list[tuple[int, Any]]] = {}
     kept = {}
     for name, block in blocks.items():
-        match = re.fullmatch(r"(stage\d+)_block(\d+)", name)
-        if match and int(match[2]) > 1:
-            stages.setdefault(f"{match[1]}_{REST}", []).append((int(match[2]), block))
+        place = split_block(name)
+        if place and place[1] > 1:
+            stages.setdefault(f"stage{place[0]}_{REST}", []).append((place[1], block))
         else:
             kept[name] = block
     for name, rest in stages.items():

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from resflax.picture import new_figure, save
 
 # Dark and light, solid and dashed: told apart in grey print too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -23,10 +23,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draws the records of a run: loss in nats (log scale), accuracy in percent."""
-    # A figure of its own, not pyplot's: no display, no global state.
-    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
+    figure, axes = new_figure(2, height=3.4)
     for ax, key, label in zip(
         axes, ("loss", "accuracy"), ("loss (nats)", "accuracy (%)"), strict=True
     ):
@@ -36,9 +33,6 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
             ax.plot([r["step"] for r in rows], values, label=split, **style)
         ax.set(xlabel="step", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yscale("log")
     axes[1].legend(frameon=False, loc="lower right")
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path)
+    save(figure, path, title)

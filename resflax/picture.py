@@ -1,0 +1,37 @@
+"""One style for every picture: readable in grey print, no display needed."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# From light to dark, each with a dash of its own: told apart in grey print too.
+SHADES = ("#9a9a9a", "#6f8fbf", "#1f4e8c", "#101820", "#b5651d", "#5b8a3c")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+
+def new_figure(columns: int, *, width: float = 9.0, height: float = 3.6) -> tuple[Figure, Any]:
+    """A figure with a row of axes, `width` x `height` inches; its axes are always a list."""
+    # A figure of its own, not pyplot's: no display, no global state.
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for ax in axes:
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour and dash of the i-th of several lines."""
+    return {"color": SHADES[i % len(SHADES)], "linestyle": DASHES[i % len(DASHES)]}
+
+
+def save(figure: Figure, path: Path, title: str = "") -> None:
+    """Writes a PNG, whole or not at all."""
+    if title:
+        figure.suptitle(title, fontsize=10)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png")
+    part.rename(path)

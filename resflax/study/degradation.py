@@ -1,0 +1,148 @@
+"""Deeper plain networks train worse, deeper residual ones do not (He et al. 2015, Figures 1 and 6).
+
+Trains plain and residual networks of equal depth and parameter count (option A adds none) in the
+same way, over several seeds and learning rates, and shows each at its best learning rate.
+"""
+
+import argparse
+from typing import Any
+
+from resflax.data import Dataset, load_dataset
+from resflax.errors import UserError
+from resflax.picture import line_style, new_figure, save
+from resflax.study.cli import add_training, numbers
+from resflax.study.folder import Folder
+from resflax.study.members import train_members
+from resflax.study.recipes import recipe
+from resflax.study.told import Told
+from resflax.study.verdict import best_rate, rise, sentence, verdict
+from resflax.train.loop import total_steps
+from resflax.zoo import create_model
+
+KINDS = {"plain": "cifar_plain", "residual": "cifar_resnet"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Depths, and the options of training."""
+    parser.add_argument(
+        "--depths", type=numbers(int, 8, 20_000), default="20,32,56", help="of the form 6n+2"
+    )
+    add_training(parser, seeds=3, rates="0.02,0.1")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains what is not trained yet, judges, draws.
+
+    Raises:
+      UserError: on names, depths or places that cannot be.
+    """
+    if len(args.depths) < 2:
+        raise UserError(f"--depths has {args.depths}: expected two or more, to compare")
+    depths = sorted(args.depths)
+    names = [f"{prefix}{depth}" for prefix in KINDS.values() for depth in depths]
+    for name in names:
+        create_model(name)  # names that cannot be end here, before any data is read
+    config = recipe(args.dataset, args.epochs, args.batch_size)
+    dataset = load_dataset(args.dataset, args.data_dir)
+    settings = {
+        "study": "degradation",
+        "depths": depths,
+        "seeds": args.seeds,
+        "learning_rates": args.learning_rates,
+        "config": config.to_dict(),
+    }
+    folder = Folder.open(args.out, settings)
+    curves = train_all(folder, names, dataset, config, args.seeds, args.learning_rates)
+    result = judge(curves, depths, args.learning_rates) | {"settings": settings, "curves": curves}
+    folder.result("degradation", result)
+    draw(folder, curves, depths, result)
+    print(result["text"])
+    print(f"saved in {folder.path}: degradation.png, degradation_rates.png, degradation.json")
+
+
+def train_all(
+    folder: Folder,
+    names: list[str],
+    dataset: Dataset,
+    config: Any,
+    seeds: int,
+    rates: list[float],
+) -> dict[str, Any]:
+    """The curves of every named network, trained now or kept from an earlier start."""
+    steps = total_steps(config, len(dataset.train))
+    work = {name: sum(create_model(name).spec.depths) + 3 for name in names}
+    told = Told(total=steps * sum(work.values()))
+    curves = {}
+    for name in names:
+        if folder.has(name):
+            told.skip(steps * work[name])
+
+        def train(name: str = name) -> Any:
+            # Both kinds must begin alike: no branch of the residual net is started at zero.
+            model = create_model(name, zero_init=False, num_classes=dataset.num_classes)
+            return train_members(
+                model,
+                dataset,
+                config,
+                seeds=range(seeds),
+                rates=rates,
+                tell=lambda text: told.work(work[name], f"{name}, {text}"),
+            )[1]
+
+        curves[name] = folder.part(name, train)
+    told.close()
+    return curves
+
+
+def judge(curves: dict[str, Any], depths: list[int], rates: list[float]) -> dict[str, Any]:
+    """The final errors of every network at its best rate, and the verdict from these alone."""
+    networks: dict[str, Any] = {}
+    for name, curve in curves.items():
+        best = best_rate(curve)
+        final = {split: [seed[-1] for seed in curve[split][best]] for split in ("train", "test")}
+        of_rates = [[seed[-1] for seed in of_rate] for of_rate in curve["train"]]
+        networks[name] = {
+            "learning_rate": rates[best],
+            "train_error": final["train"],
+            "test_error": final["test"],
+            "train_error_by_rate": of_rates,
+        }
+    rises = {}
+    for kind, prefix in KINDS.items():
+        shallow, deep = (networks[f"{prefix}{depth}"] for depth in (depths[0], depths[-1]))
+        rises[kind] = rise(shallow["train_error"], deep["train_error"])
+    said = [sentence(kind, depths[0], depths[-1], rises[kind]) for kind in KINDS]
+    found, text = verdict(**rises)
+    return {"verdict": found, "rises": rises, "networks": networks, "text": "; ".join(said) + text}
+
+
+def draw(folder: Folder, curves: dict[str, Any], depths: list[int], result: dict[str, Any]) -> None:
+    """The paper's Figure 6, and the final training error over learning rates."""
+    figure, axes = new_figure(2, height=4.0)
+    for ax, (kind, prefix) in zip(axes, KINDS.items(), strict=True):
+        for i, depth in enumerate(depths):
+            curve, style = curves[f"{prefix}{depth}"], line_style(i)
+            best = best_rate(curve)
+            for split, width in (("train", 0.9), ("test", 2.2)):
+                rows = curve[split][best]
+                mean = [sum(at) / len(at) for at in zip(*rows, strict=True)]
+                epochs = range(1, len(mean) + 1)
+                label = f"{kind}-{depth}" if split == "test" else None
+                ax.plot(epochs, mean, linewidth=width, label=label, **style)
+        ax.set(xlabel="epoch", ylabel="error (%)", title=kind, ylim=(0, None))
+        ax.legend(frameon=False, fontsize=8)
+    axes[1].set_ylim(axes[0].get_ylim())
+    title = "training error thin, test error bold; mean over seeds, each at its best learning rate"
+    save(figure, folder.path / "degradation.png", title)
+
+    figure, axes = new_figure(2, height=3.4)
+    rates = result["settings"]["learning_rates"]
+    for ax, (kind, prefix) in zip(axes, KINDS.items(), strict=True):
+        for i, depth in enumerate(depths):
+            rows = result["networks"][f"{prefix}{depth}"]["train_error_by_rate"]
+            means = [sum(row) / len(row) for row in rows]
+            ax.plot(rates, means, marker="o", label=f"{kind}-{depth}", **line_style(i))
+        ax.set(xlabel="largest learning rate", ylabel="final training error (%)", xscale="log")
+        ax.set(title=kind, ylim=(-2, 102))
+        ax.legend(frameon=False, fontsize=8)
+    save(figure, folder.path / "degradation_rates.png", "mean over seeds")

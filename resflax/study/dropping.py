@@ -1,0 +1,129 @@
+"""What a trained network loses if one block is taken out at test time (Veit et al. 2016).
+
+Every block that does not change shapes is dropped in turn, from a residual and from a plain network
+of equal depth, both trained alike: x passes by it unchanged. Test error over the dropped block.
+"""
+
+import argparse
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resflax.data import Dataset, eval_batches, load_dataset, normalize
+from resflax.nn.scan import split_block
+from resflax.picture import line_style, new_figure, save
+from resflax.study.cli import add_training, count
+from resflax.study.folder import Folder
+from resflax.study.nets import from_run, trained
+from resflax.study.recipes import recipe
+from resflax.train.metrics import correct
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The depth to train, or runs to take apart."""
+    parser.add_argument("--depth", type=count(20_000), default=20, help="of the form 6n+2")
+    parser.add_argument("--runs", default="", metavar="DIR,DIR", help="folders of train.py instead")
+    add_training(parser, seeds=1, rates="0.05")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains or loads the networks, drops, draws."""
+    config = recipe(args.dataset, args.epochs, args.batch_size)
+    settings = {"study": "dropping", "runs": args.runs, "depth": args.depth}
+    settings |= {"learning_rates": args.learning_rates, "config": config.to_dict()}
+    if args.runs:
+        loaded = [(path, *from_run(Path(path))) for path in args.runs.split(",")]
+        folder = Folder.open(args.out, settings)
+        nets = {f"{path}: {name}": (net, dataset) for path, name, net, dataset in loaded}
+    else:
+        dataset = load_dataset(args.dataset, args.data_dir)
+        folder = Folder.open(args.out, settings)
+        names = [f"cifar_{kind}{args.depth}" for kind in ("resnet", "plain")]
+        kept = trained(folder, names, dataset, config, args.learning_rates[0])
+        nets = {name: (net, dataset) for name, net in kept.items()}
+    found: dict[str, Any] = {}
+    for name, (net, dataset) in nets.items():
+        found[name] = folder.part(f"dropped-{len(found)}", partial(errors, *net, dataset))
+    text = "\n".join(
+        f"{name}: test error {row['whole']:.1f} % whole; with one block less"
+        f" {min(row['dropped'].values()):.1f} to {max(row['dropped'].values()):.1f} %,"
+        f" mean {sum(row['dropped'].values()) / len(row['dropped']):.1f} %"
+        for name, row in found.items()
+    )
+    folder.result("dropping", {"settings": settings, "errors": found, "text": text})
+    draw(folder, found)
+    print(f"{text}\nsaved in {folder.path}: dropping.png, dropping.json")
+
+
+def without(model: Any, variables: Any, stage: int, block: int) -> tuple[Any, Any]:
+    """The network with one block less: its later blocks of that stage move up by one."""
+    depths = list(model.spec.depths)
+    depths[stage - 1] -= 1
+    spec = dataclasses.replace(model.spec, depths=tuple(depths))
+
+    def moved(blocks: dict[str, Any]) -> dict[str, Any]:
+        out = {}
+        for name, value in blocks.items():
+            place = split_block(name)
+            if place is None or place[0] != stage or place[1] < block:
+                out[name] = value
+            elif place[1] > block:
+                out[f"stage{stage}_block{place[1] - 1}"] = value
+        return out
+
+    return model.clone(spec=spec), {key: moved(tree) for key, tree in variables.items()}
+
+
+def errors(model: Any, variables: Any, dataset: Dataset) -> dict[str, Any]:
+    """Test error in percent, "whole" and by dropped block, "stage2_block3"."""
+    mean, std = dataset.train.moments()
+    compiled: dict[Any, Any] = {}
+
+    def error(model: Any, variables: Any) -> float:
+        # All blocks of a stage leave the same network behind: it is compiled once.
+        if model.spec not in compiled:
+            compiled[model.spec] = jax.jit(
+                lambda v, b: (
+                    b["weight"]
+                    * correct(
+                        model.apply(v, normalize(b["image"], mean=mean, std=std), train=False),
+                        b["label"],
+                    )
+                ).sum()
+            )
+        run = compiled[model.spec]
+        right = sum(float(run(variables, b)) for b in eval_batches(dataset.test, batch_size=256))
+        return 100 * (1 - right / len(dataset.test))
+
+    dropped = {
+        f"stage{stage}_block{block}": error(*without(model, variables, stage, block))
+        for stage, depth in enumerate(model.spec.depths, start=1)
+        for block in range(1, depth + 1)
+        if block > 1 or not _changes_shape(model, stage)
+    }
+    return {"whole": error(model, variables), "dropped": dropped}
+
+
+def _changes_shape(model: Any, stage: int) -> bool:
+    """Whether the first block of the stage changes the shape of what it is given."""
+    spec = model.spec
+    return stage > 1 or spec.block != "basic" or spec.stem_width != spec.widths[0]
+
+
+def draw(folder: Folder, found: dict[str, Any]) -> None:
+    """Test error over the dropped block; thin lines: the whole networks."""
+    figure, (ax,) = new_figure(1, width=7.0, height=3.8)
+    for i, (name, row) in enumerate(found.items()):
+        style, label = line_style(2 * i), name.removeprefix("cifar_")
+        ax.plot(
+            range(len(row["dropped"])), row["dropped"].values(), marker="o", label=label, **style
+        )
+        ax.axhline(row["whole"], linewidth=0.8, **style)
+    longest = max((row["dropped"] for row in found.values()), key=len)
+    ax.set_xticks(range(len(longest)), longest, rotation=60, fontsize=6, ha="right")
+    ax.set(xlabel="dropped block", ylabel="test error (%)", ylim=(0, 100))
+    ax.legend(frameon=False)
+    save(figure, folder.path / "dropping.png")

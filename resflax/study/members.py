@@ -1,0 +1,137 @@
+"""One network from several seeds and at several learning rates, trained as one program."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from resflax.data import Dataset, batch_indices, eval_batches, normalize
+from resflax.data.augment import make_augment
+from resflax.train import TrainState, create_state, make_eval_step, make_train_step, stack
+from resflax.train.loop import optimizer_from, schedule_from, total_steps
+
+Curves = dict[str, Any]
+
+
+def train_members(
+    model: nn.Module,
+    dataset: Dataset,
+    config: ConfigDict,
+    *,
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[TrainState, Curves]:
+    """Trains a member for each learning rate and seed; all of them in one `vmap`.
+
+    A member is what `config` with that `seed` and `learning_rate` trains alone, to rounding: the
+    same initialisation, the same examples in the same order.
+
+    Args:
+      model: the network.
+      dataset: what it is trained on; lies on the device as a whole.
+      config: everything else, as `resflax.train.default_config`.
+      seeds: of initialisation and order.
+      rates: the schedule's largest learning rates.
+      tell: called after each step with what is going on.
+
+    Returns:
+      The last states, with an axis of members (rates x seeds) in front; and the curves: "train"
+      and "test" error in percent and "loss" (of training, in nats), each a list over rates of lists
+      over seeds of lists over epochs. The training error is that of an epoch's batches as they were
+      trained on. A member that diverged errs always.
+    """
+    members = list(product(rates, seeds))
+    examples = len(dataset.train)
+    steps = total_steps(config, examples)
+    optimizer = _optimizer(config, examples)
+    states = stack([_first(model, optimizer, dataset, *member) for member in members])
+    step, evaluate = _steps(model, dataset, config, optimizer)
+    window: list[Any] = []
+    history: list[np.ndarray] = []
+    for s in range(1, steps + 1):
+        order = {seed: batch_indices(seed, s - 1, config.batch_size, examples) for seed in seeds}
+        index = np.stack([order[seed] for _, seed in members]).astype(np.int32)
+        states, metrics = step(states, index)
+        window.append(metrics)
+        if len(window) > 2:  # more in flight would only pile up
+            jax.block_until_ready(window[-3])
+        if (
+            s == steps
+            or s * config.batch_size // examples > (s - 1) * config.batch_size // examples
+        ):
+            history.append(_epoch(window, evaluate(states)))
+            window = []
+        tell(f"epoch {len(history)} of {config.epochs}")
+    named = np.stack(history, -1).reshape(3, len(rates), len(seeds), -1)
+    return states, dict(zip(("train", "test", "loss"), named.tolist(), strict=True))
+
+
+def _optimizer(config: ConfigDict, examples: int) -> optax.GradientTransformation:
+    """The config's, whose learning rate is a number in its state: a member's own."""
+    unit = ConfigDict(config)
+    unit.learning_rate = 1.0
+    return optax.chain(
+        optimizer_from(config, schedule_from(unit, examples)),
+        optax.inject_hyperparams(optax.scale)(step_size=1.0),
+    )
+
+
+def _first(
+    model: nn.Module, optimizer: Any, dataset: Dataset, rate: float, seed: int
+) -> TrainState:
+    state = create_state(model, optimizer, seed, dataset.image_shape)
+    rate_in_state = optax.tree_utils.tree_set(
+        state.opt_state, step_size=jnp.asarray(rate, jnp.float32)
+    )
+    return dataclasses.replace(state, opt_state=rate_in_state)
+
+
+def _steps(
+    model: nn.Module, dataset: Dataset, config: ConfigDict, optimizer: Any
+) -> tuple[Callable[..., Any], Callable[[TrainState], np.ndarray]]:
+    """The step `(states, index) -> (states, metrics)` and `states -> test error in percent`."""
+    mean, std = dataset.train.moments()
+    to_input = partial(normalize, mean=mean, std=std)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
+        normalize=to_input,
+        label_smoothing=config.label_smoothing,
+    )
+    images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(states: TrainState, index: Any, images: Any, labels: Any) -> tuple[TrainState, Any]:
+        batch = {"image": images[index], "label": labels[index], "index": index}
+        return jax.vmap(train_step)(states, batch)
+
+    eval_step = jax.jit(jax.vmap(make_eval_step(model, normalize=to_input), in_axes=(0, None)))
+
+    def evaluate(states: TrainState) -> np.ndarray:
+        batches = eval_batches(dataset.test, batch_size=config.batch_size)
+        sums = [jax.device_get(eval_step(states, batch)) for batch in batches]
+        right = sum(part["correct"] for part in sums)
+        return 100 * (1 - right / sum(part["count"] for part in sums))
+
+    return lambda states, index: step(states, index, images, labels), evaluate
+
+
+def _epoch(window: list[Any], test_error: np.ndarray) -> np.ndarray:
+    """Training error, test error and loss of every member, `(3, members)`."""
+    fetched = jax.device_get(window)
+    accuracy, loss = (np.mean([m[key] for m in fetched], 0) for key in ("accuracy", "loss"))
+    diverged = ~np.isfinite(loss)
+    train_error = np.where(diverged, 100.0, 100 * (1 - accuracy))
+    loss = np.where(diverged, math.log(1e4), loss)  # JSON has no infinity
+    return np.stack([train_error, np.where(diverged, 100.0, test_error), loss])

@@ -1,0 +1,76 @@
+"""Trained networks for studies that look into one: from a run's folder, or trained now and kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import serialization
+from ml_collections import ConfigDict
+
+from resflax.data import Dataset, load_dataset
+from resflax.errors import UserError
+from resflax.nn import unstack_params
+from resflax.study.folder import Folder
+from resflax.study.members import train_members
+from resflax.study.told import Told
+from resflax.train import checkpoint
+from resflax.train.config import default_config, spec_overrides
+from resflax.train.loop import optimizer_from, schedule_from, total_steps
+from resflax.train.state import create_state
+from resflax.zoo import create_model
+
+Net = tuple[Any, Any]  # a model that is not scanned, and its variables
+
+
+def from_run(path: Path) -> tuple[str, Net, Dataset]:
+    """A network that `train.py` trained: its name, itself, and what it was trained on.
+
+    Raises:
+      UserError: if the folder is no run's.
+    """
+    try:
+        config = default_config()
+        config.update(json.loads((path / "config.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is not the folder of a run: {e}") from e
+    dataset = load_dataset(config.dataset, config.data.dir)
+    fields = spec_overrides(config) | {"num_classes": dataset.num_classes}
+    model = create_model(config.model, scan=config.scan, **fields)
+    optimizer = optimizer_from(config, schedule_from(config, len(dataset.train)))
+    like = jax.eval_shape(lambda: create_state(model, optimizer, 0, dataset.image_shape))
+    zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), like)
+    state = checkpoint.restore(path / "checkpoints", zeros)
+    return config.model, (model.clone(scan=False), unstack_params(state.variables)), dataset
+
+
+def trained(
+    folder: Folder, names: list[str], dataset: Dataset, config: ConfigDict, rate: float
+) -> dict[str, Net]:
+    """The named networks, trained from seed 0 now, or kept in the folder from an earlier start."""
+    steps = total_steps(config, len(dataset.train))
+    told = Told(total=steps * len(names))
+    nets = {}
+    for name in names:
+        model = create_model(name, zero_init=False, num_classes=dataset.num_classes)
+        file = folder.path / "parts" / f"{name}.msgpack"
+        if file.exists():
+            told.skip(steps)
+            variables = serialization.msgpack_restore(file.read_bytes())
+        else:
+            states, _ = train_members(
+                model,
+                dataset,
+                config,
+                seeds=[0],
+                rates=[rate],
+                tell=lambda text, name=name: told.work(1, f"{name}, {text}"),  # type: ignore[misc]
+            )
+            variables = jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))
+            file.parent.mkdir(exist_ok=True)
+            part = file.with_name(file.name + ".part")
+            part.write_bytes(serialization.msgpack_serialize(variables))
+            part.rename(file)
+        nets[name] = (model.clone(scan=False), unstack_params(variables))
+    told.close()
+    return nets

@@ -1,0 +1,49 @@
+"""How a study trains on each dataset; the same for every network of it."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resflax.train import default_config
+
+# He et al. 2015, section 4.2: 64,000 steps of 128 are 164 epochs of CIFAR-10.
+PAPER: dict[str, Any] = {
+    "epochs": 164,
+    "batch_size": 128,
+    "schedule": "step",
+    "step_epochs": (82, 123),
+    "warmup_epochs": 0.0,
+    "pad_crop": 4,
+    "flip": True,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "epochs": 10,
+        "batch_size": 128,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+    },
+}
+
+
+def recipe(dataset: str, epochs: int | None = None, batch_size: int | None = None) -> ConfigDict:
+    """The config of a study's networks: the paper's SGD, no weight decay on norms.
+
+    Args:
+      dataset: its recipe, else the paper's of CIFAR-10.
+      epochs: instead of the recipe's; the steps of the schedule move with it.
+      batch_size: instead of the recipe's.
+    """
+    values = dict(RECIPES.get(dataset, PAPER))
+    config = default_config()
+    config.dataset, config.nesterov, config.weight_decay = dataset, False, 1e-4
+    config.data.pad_crop, config.data.flip = values.pop("pad_crop", 0), values.pop("flip", False)
+    if epochs:
+        falls = values.get("step_epochs", ())
+        values["step_epochs"] = tuple(fall * epochs / values["epochs"] for fall in falls)
+        values["epochs"] = epochs
+        values["warmup_epochs"] = min(values["warmup_epochs"], epochs / 4)
+    config.update(values)
+    if batch_size:
+        config.batch_size = batch_size
+    return config
