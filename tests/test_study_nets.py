@@ -67,7 +67,7 @@ def test_layers_are_counted_as_numbers():
 @pytest.mark.parametrize(
     ("plain", "residual", "said"),
     [
-        ((2.0, 2.0), (1.0, 0.5), "are smaller than plain ones; deeper residual networks' are small"),
+        ((2.0, 2.0), (1.0, 0.5), "are smaller than plain ones; deeper residual networks' are"),
         ((2.0, 2.0), (0.5, 1.0), "networks' are NOT smaller"),
         ((0.1, 2.0), (1.0, 0.5), "responses are NOT smaller"),
     ],
@@ -137,7 +137,7 @@ def test_gradient_norms_are_slopes_along_the_gradient(noise):
 
     along = jax.grad(loss)(kernel)
     along = along / jnp.linalg.norm(along)
-    slope = (loss(kernel + 0.05 * along) - loss(kernel - 0.05 * along)) / 0.1
+    slope = (loss(kernel + 0.01 * along) - loss(kernel - 0.01 * along)) / 0.02
     expected = float(slope / jnp.linalg.norm(kernel))
     assert found["stage2_block1/conv1/kernel"] == pytest.approx(expected, rel=2e-2)
 
@@ -174,32 +174,31 @@ def test_the_table_has_mean_and_range():
 
 def test_a_residual_stack_whose_branches_are_zero_errs_by_the_perturbation_alone():
     model = identity.Stack(3, "residual")
-    x, t = identity.data(0, "perturbed")
+    x, t = identity.data("perturbed")
     variables = model.init(jax.random.key(0), x, train=False)
-    params = {
-        name: block | {"norm2": {"scale": jnp.zeros(16), "bias": jnp.zeros(16)}}
-        for name, block in variables["params"].items()
-    }
+    blocks = variables["params"]["blocks"]
+    zeros = {"scale": jnp.zeros((3, 16)), "bias": jnp.zeros((3, 16))}
+    params = {"blocks": {**blocks, "norm2": zeros}}
     y = model.apply({**variables, "params": params}, x, train=False)
     np.testing.assert_array_equal(y, x)
     error = float(jnp.mean((y - t) ** 2) / jnp.mean(t**2))
     assert 1e-4 < error < 1e-2  # of the square of PERTURBATION
 
 
-def test_training_lowers_the_error_and_a_rate_of_zero_does_not():
-    def error(kind, rate):
-        found = jax.jit(
-            lambda: identity.fit(
-                identity.Stack(2, kind), "identity", rate=rate, seed=jnp.uint32(0), steps=50
-            )
-        )()
-        return float(found["first"]), float(found["error"])
+@pytest.mark.parametrize("kind", identity.SHORTCUTS)
+def test_training_lowers_the_error_and_a_rate_of_zero_does_not(kind):
+    _, t = identity.data("identity")
 
-    for kind in identity.SHORTCUTS:
-        first, last = error(kind, 0.0)
-        assert last == pytest.approx(first, rel=1e-4)
-        first, last = error(kind, 0.01)
-        assert last < 0.5 * first
+    @jax.jit
+    def error(rate):
+        model = identity.Stack(2, kind)
+        found = identity.fit(model, t, rate=rate, seed=jnp.uint32(0), steps=50)
+        return found["first"], found["error"]
+
+    first, last = error(0.0)
+    assert last == pytest.approx(float(first), rel=1e-4)
+    first, last = error(0.01)
+    assert last < 0.5 * first
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_training_lowers_the_error_and_a_rate_of_zero_does_not():
         ["identity", "--depths=1,2", "--steps=5", "--seeds=2"],
         ["gradients", "--depths=8,14", "--seeds=1", "--batch_size=16"],
         ["responses", "--depths=8", "--epochs=1", "--batch_size=256"],
-        ["dropping", "--depth=8", "--epochs=1", "--batch_size=256"],
+        ["dropping", "--depth=14", "--epochs=1", "--batch_size=256"],
         ["shortcuts", "--depth=8", "--epochs=1", "--batch_size=512", "--seeds=1"],
     ],
     ids=lambda arguments: arguments[0],
@@ -217,5 +216,6 @@ def test_every_study_writes_its_picture_and_its_numbers(arguments, tmp_path, cap
     cli.main([*arguments, f"--out={tmp_path}"])
     name = arguments[0]
     assert json.loads((tmp_path / f"{name}.json").read_text())["settings"]
-    assert Image.open(tmp_path / f"{name}.png").size[0] > 700
+    with Image.open(tmp_path / f"{name}.png") as picture:
+        assert picture.size[0] > 700
     assert f"{name}.png" in capsys.readouterr().out

@@ -131,7 +131,7 @@ def _by_blocks(x: Array, g: Array, form: ConvForm) -> Array:
     (height, width), (rows, columns) = form.window, form.output
     blocks = -(-columns // BLOCK)
     g = jnp.pad(g, ((0, 0), (0, 0), (0, blocks * BLOCK - columns), (0, 0)))
-    (left, right), reach = form.padding[1], BLOCK + width - 1
+    (left, right), reach = form.padding[1], width - 1 + BLOCK
     right += blocks * BLOCK - columns
     x = jnp.pad(x, ((0, 0), form.padding[0], (left, right), (0, 0)))
     seen = jnp.stack([x[:, :, d : d + BLOCK * (blocks - 1) + 1 : BLOCK] for d in range(reach)], 3)
@@ -139,10 +139,10 @@ def _by_blocks(x: Array, g: Array, form: ConvForm) -> Array:
     g = g.reshape(n * rows * blocks, BLOCK * features)
     taps = []
     for i in range(height):
-        row = seen[:, i : i + rows].reshape(n * rows * blocks, reach * channels)
+        row = seen[:, i:][:, :rows].reshape(n * rows * blocks, reach * channels)
         m = lax.dot_general(g, row, (((0,), (0,)), ((), ())))
         m = m.reshape(BLOCK, features, reach, channels)
-        taps.append(sum(m[b, :, b : b + width] for b in range(BLOCK)))
+        taps.append(sum(m[b, :, b:][:, :width] for b in range(BLOCK)))
     return jnp.stack(taps).transpose(0, 2, 3, 1)
 
 

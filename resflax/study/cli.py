@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,4 +93,8 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)
     keep_compiled()
-    _module(args.study).run(args)
+    try:
+        _module(args.study).run(args)
+    except KeyboardInterrupt:
+        print(f"\nstopped: the same command goes on from what {args.out} holds", file=sys.stderr)
+        sys.exit(130)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from resflax.data import Dataset, eval_batches, load_dataset, normalize
+from resflax.errors import UserError
 from resflax.nn.scan import split_block
 from resflax.picture import line_style, new_figure, save
 from resflax.study.cli import add_training, count
@@ -30,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains or loads the networks, drops, draws."""
+    """Trains or loads the networks, drops, draws.
+
+    Raises:
+      UserError: if there is nothing to drop, or nothing to drop it from.
+    """
+    if args.depth < 14:
+        raise UserError(f"--depth is {args.depth}: expected 14 or more, two blocks a stage")
     config = recipe(args.dataset, args.epochs, args.batch_size)
     settings = {"study": "dropping", "runs": args.runs, "depth": args.depth}
     settings |= {"learning_rates": args.learning_rates, "config": config.to_dict()}
@@ -78,7 +85,13 @@ def without(model: Any, variables: Any, stage: int, block: int) -> tuple[Any, An
 
 
 def errors(model: Any, variables: Any, dataset: Dataset) -> dict[str, Any]:
-    """Test error in percent, "whole" and by dropped block, "stage2_block3"."""
+    """Test error in percent, "whole" and by dropped block, "stage2_block3".
+
+    A stage keeps one block at least.
+
+    Raises:
+      UserError: if no block can be dropped.
+    """
     mean, std = dataset.train.moments()
     compiled: dict[Any, Any] = {}
 
@@ -102,8 +115,10 @@ def errors(model: Any, variables: Any, dataset: Dataset) -> dict[str, Any]:
         f"stage{stage}_block{block}": error(*without(model, variables, stage, block))
         for stage, depth in enumerate(model.spec.depths, start=1)
         for block in range(1, depth + 1)
-        if block > 1 or not _changes_shape(model, stage)
+        if depth > 1 and (block > 1 or not _changes_shape(model, stage))
     }
+    if not dropped:
+        raise UserError(f"no block can be dropped of stages of {model.spec.depths} blocks")
     return {"whole": error(model, variables), "dropped": dropped}
 
 
