@@ -202,6 +202,7 @@ def test_degradation_draws_judges_and_goes_on(tmp_path, capsys):
         (["degradation", "--depths=a"], "not a list of numbers from 8"),
         (["degradation", "--seeds=0"], "not a whole number from 1"),
         (["degradation", "--dataset=nonsense"], "unknown dataset 'nonsense'"),
+        (["dropping", "--runs=a,a"], "--runs names a more than once"),
         (["dropping", "--depth=8"], "expected 14 or more"),
         (["shortcuts", "--depth=21"], "no 'cifar_resnet21'"),
         (["responses", "--runs=nowhere"], "nowhere is not the folder of a run"),

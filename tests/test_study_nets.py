@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resflax.data import Dataset, Examples, normalize
+from resflax.data import Dataset, Examples, load_dataset, normalize
 from resflax.study import cli, dropping, gradients, identity, responses, shortcuts
-from resflax.train import cross_entropy
+from resflax.study.nets import from_run
+from resflax.train import Progress, RunDir, Trainer, cross_entropy, default_config
 from resflax.zoo import create_model
 
 
@@ -110,6 +111,23 @@ def test_errors_are_of_every_block_that_keeps_its_shape(noise):
     logits = model.apply(variables, x, train=False)
     wrong = np.mean(np.argmax(logits, -1) != noise.test.labels)
     assert found["whole"] == pytest.approx(100 * float(wrong), abs=1e-3)
+
+
+def test_a_run_of_the_trainer_is_taken_apart_as_it_was_saved(tmp_path):
+    config = default_config()
+    config.update({"model": "cifar_resnet14", "epochs": 1, "batch_size": 256, "scan": True})
+    dataset = load_dataset("digits")
+    model = create_model("cifar_resnet14", scan=True, num_classes=10)
+    run = RunDir.open(tmp_path / "run", config)
+    trainer = Trainer(model, dataset, config)
+    results = trainer.fit(run, Progress(trainer.steps))
+    name, net, found = from_run(tmp_path / "run")
+    assert name == "cifar_resnet14"
+    whole = dropping.errors(*net, found)["whole"]
+    assert whole == pytest.approx(100 * (1 - results["test_accuracy"]), abs=1e-6)
+    cli.main(["responses", f"--runs={tmp_path / 'run'}", f"--out={tmp_path / 'study'}"])
+    values = json.loads((tmp_path / "study" / "responses.json").read_text())["deviations"]
+    assert [len(layers) for layers in values.values()] == [13]
 
 
 # Gradients.

@@ -18,7 +18,7 @@ from resflax.nn.scan import split_block
 from resflax.picture import line_style, new_figure, save
 from resflax.study.cli import add_training, count
 from resflax.study.folder import Folder
-from resflax.study.nets import from_run, trained
+from resflax.study.nets import folders, from_run, trained
 from resflax.study.recipes import recipe
 from resflax.train.metrics import correct
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {"study": "dropping", "runs": args.runs, "depth": args.depth}
     settings |= {"learning_rates": args.learning_rates, "config": config.to_dict()}
     if args.runs:
-        loaded = [(path, *from_run(Path(path))) for path in args.runs.split(",")]
+        loaded = [(path, *from_run(Path(path))) for path in folders(args.runs)]
         folder = Folder.open(args.out, settings)
         nets = {f"{path}: {name}": (net, dataset) for path, name, net, dataset in loaded}
     else:

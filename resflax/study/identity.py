@@ -26,17 +26,17 @@ from resflax.study.told import Told
 
 Array = jax.Array
 
-WIDTH, EXAMPLES, PERTURBATION = 16, 512, 0.1
+WIDTH, EXAMPLES, PERTURBATION = 16, 256, 0.1
 SHORTCUTS = {"plain": None, "residual": linear}
 TARGETS = ("identity", "perturbed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Depths, learning rates, steps."""
-    parser.add_argument("--depths", type=numbers(int, 1, 1000), default="1,2,4,8,16", help="blocks")
+    parser.add_argument("--depths", type=numbers(int, 1, 1000), default="1,2,4,8", help="blocks")
     parser.add_argument("--seeds", type=count(100), default=3, metavar="N", help="how many")
     parser.add_argument("--steps", type=count(10**6), default=500, help="of Adam, cosine to zero")
-    parser.add_argument("--learning_rates", type=numbers(float, 1e-6, 10), default="0.001,0.01")
+    parser.add_argument("--learning_rates", type=numbers(float, 1e-6, 10), default="0.01,0.1")
 
 
 class Stack(nn.Module):

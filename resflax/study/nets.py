@@ -23,6 +23,19 @@ from resflax.zoo import create_model
 Net = tuple[Any, Any]  # a model that is not scanned, and its variables
 
 
+def folders(text: str) -> list[str]:
+    """The folders that `--runs=DIR,DIR` names.
+
+    Raises:
+      UserError: if it names one twice.
+    """
+    paths = text.split(",")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"--runs names {path} more than once")
+    return paths
+
+
 def from_run(path: Path) -> tuple[str, Net, Dataset]:
     """A network that `train.py` trained: its name, itself, and what it was trained on.
 
