@@ -7,14 +7,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from benchmarks import costs, rates, report
 from benchmarks.machine import describe, machine
 from benchmarks.peers import CONTENDERS
 from benchmarks.progress import Progress
 from benchmarks.task import DEVICES, DTYPES, LARGEST_BATCH, Task, check_choice, parse
-from resflax.errors import UserError, unknown
+from resflax.errors import Parser, UserError, unknown
 
 ABOUT = """Measures resflax beside a plain Flax linen ResNet and a PyTorch one.
 
@@ -44,13 +44,8 @@ PEERS = {"compile": "flax", "input": ""}
 ROUNDS = {"step": 9, "inference": 9, "compile": 3, "memory": 1, "input": 5}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help tells what there is)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=ABOUT,
         epilog=NOTES,

@@ -1,7 +1,9 @@
 """The one error that users cause and users can mend."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -23,3 +25,11 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
     near = near or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
     return UserError(f"unknown {what} {name!r}: did you mean {', '.join(near)}?")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse's, for which what it cannot understand is a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError`."""
+        raise UserError(f"{message} (--help tells what there is)")

@@ -1,10 +1,13 @@
 """One style for every picture: readable in grey print, no display needed."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from resflax.files import write_whole
 
 # From light to dark, each with a dash of its own: told apart in grey print too.
 SHADES = ("#9a9a9a", "#6f8fbf", "#1f4e8c", "#101820", "#b5651d", "#5b8a3c")
@@ -32,6 +35,6 @@ def save(figure: Figure, path: Path, title: str = "") -> None:
     """Writes a PNG, whole or not at all."""
     if title:
         figure.suptitle(title, fontsize=10)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png")
-    part.rename(path)
+    png = BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())

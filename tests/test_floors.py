@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "errors": 0,
     "cache": 0,
+    "files": 0,
     "picture": 0,
     "nn": 1,
     "data": 1,

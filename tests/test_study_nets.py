@@ -10,6 +10,7 @@ from PIL import Image
 
 from resflax.data import Dataset, Examples, load_dataset, normalize
 from resflax.study import cli, dropping, gradients, identity, responses, shortcuts
+from resflax.study.layers import by_layer
 from resflax.study.nets import from_run
 from resflax.train import Progress, RunDir, Trainer, cross_entropy, default_config
 from resflax.zoo import create_model
@@ -62,7 +63,7 @@ def test_layers_are_counted_as_numbers():
         "stem_norm": 0,
         "head_norm": 99,
     }
-    assert [leaf for _, leaf in responses.by_layer(tree)] == [0, 1, 2, 10, 99]
+    assert [leaf for _, leaf in by_layer(tree)] == [0, 1, 2, 10, 99]
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,15 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import logging
 
-from resflax.errors import UserError
+from resflax.errors import Parser
 from resflax.train import keep_compiled
 
 # Each names a module with a docstring, `add_arguments(parser)` and `run(args)`.
 STUDIES = ("degradation", "responses", "shortcuts", "identity", "gradients", "dropping")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def _module(name: str) -> Any:
@@ -78,8 +73,8 @@ def main(arguments: list[str]) -> None:
     Raises:
       UserError: on anything that cannot be understood.
     """
-    parser = _Parser(prog="python -m resflax study", description=__doc__)
-    studies = parser.add_subparsers(dest="study", required=True, parser_class=_Parser)
+    parser = Parser(prog="python -m resflax study", description=__doc__)
+    studies = parser.add_subparsers(dest="study", required=True, parser_class=Parser)
     for name in STUDIES:
         doc = _module(name).__doc__ or ""
         sub = studies.add_parser(

@@ -7,16 +7,14 @@ same way, over several seeds and learning rates, and shows each at its best lear
 import argparse
 from typing import Any
 
-from resflax.data import Dataset, load_dataset
+from resflax.data import load_dataset
 from resflax.errors import UserError
 from resflax.picture import line_style, new_figure, save
 from resflax.study.cli import add_training, numbers
 from resflax.study.folder import Folder
-from resflax.study.members import train_members
+from resflax.study.members import train_each
 from resflax.study.recipes import recipe
-from resflax.study.told import Told
-from resflax.study.verdict import best_rate, rise, sentence, verdict
-from resflax.train.loop import total_steps
+from resflax.study.verdict import at_best, best_rate, rise, sentence, verdict
 from resflax.zoo import create_model
 
 KINDS = {"plain": "cifar_plain", "residual": "cifar_resnet"}
@@ -52,61 +50,24 @@ def run(args: argparse.Namespace) -> None:
         "config": config.to_dict(),
     }
     folder = Folder.open(args.out, settings)
-    curves = train_all(folder, names, dataset, config, args.seeds, args.learning_rates)
-    result = judge(curves, depths, args.learning_rates) | {"settings": settings, "curves": curves}
+    # Both kinds must begin alike: no branch of the residual net is started at zero.
+    fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
+    models = {name: create_model(name, **fields) for name in names}
+    rates = args.learning_rates
+    curves = train_each(folder, models, dataset, config, seeds=args.seeds, rates=rates)
+    result = judge(curves, depths, rates) | {"curves": curves}
     folder.result("degradation", result)
     draw(folder, curves, depths, result)
     print(result["text"])
     print(f"saved in {folder.path}: degradation.png, degradation_rates.png, degradation.json")
 
 
-def train_all(
-    folder: Folder,
-    names: list[str],
-    dataset: Dataset,
-    config: Any,
-    seeds: int,
-    rates: list[float],
-) -> dict[str, Any]:
-    """The curves of every named network, trained now or kept from an earlier start."""
-    steps = total_steps(config, len(dataset.train))
-    work = {name: sum(create_model(name).spec.depths) + 3 for name in names}
-    told = Told(total=steps * sum(work.values()))
-    curves = {}
-    for name in names:
-        if folder.has(name):
-            told.skip(steps * work[name])
-
-        def train(name: str = name) -> Any:
-            # Both kinds must begin alike: no branch of the residual net is started at zero.
-            model = create_model(name, zero_init=False, num_classes=dataset.num_classes)
-            return train_members(
-                model,
-                dataset,
-                config,
-                seeds=range(seeds),
-                rates=rates,
-                tell=lambda text: told.work(work[name], f"{name}, {text}"),
-            )[1]
-
-        curves[name] = folder.part(name, train)
-    told.close()
-    return curves
-
-
 def judge(curves: dict[str, Any], depths: list[int], rates: list[float]) -> dict[str, Any]:
     """The final errors of every network at its best rate, and the verdict from these alone."""
     networks: dict[str, Any] = {}
     for name, curve in curves.items():
-        best = best_rate(curve)
-        final = {split: [seed[-1] for seed in curve[split][best]] for split in ("train", "test")}
         of_rates = [[seed[-1] for seed in of_rate] for of_rate in curve["train"]]
-        networks[name] = {
-            "learning_rate": rates[best],
-            "train_error": final["train"],
-            "test_error": final["test"],
-            "train_error_by_rate": of_rates,
-        }
+        networks[name] = at_best(curve, rates) | {"train_error_by_rate": of_rates}
     rises = {}
     for kind, prefix in KINDS.items():
         shallow, deep = (networks[f"{prefix}{depth}"] for depth in (depths[0], depths[-1]))
@@ -136,7 +97,7 @@ def draw(folder: Folder, curves: dict[str, Any], depths: list[int], result: dict
     save(figure, folder.path / "degradation.png", title)
 
     figure, axes = new_figure(2, height=3.4)
-    rates = result["settings"]["learning_rates"]
+    rates = folder.settings["learning_rates"]
     for ax, (kind, prefix) in zip(axes, KINDS.items(), strict=True):
         for i, depth in enumerate(depths):
             rows = result["networks"][f"{prefix}{depth}"]["train_error_by_rate"]

@@ -6,28 +6,27 @@ of equal depth, both trained alike: x passes by it unchanged. Test error over th
 
 import argparse
 import dataclasses
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from resflax.data import Dataset, eval_batches, load_dataset, normalize
+from resflax.data import Dataset, eval_batches, normalize
 from resflax.errors import UserError
 from resflax.nn.scan import split_block
 from resflax.picture import line_style, new_figure, save
-from resflax.study.cli import add_training, count
+from resflax.study.cli import count
 from resflax.study.folder import Folder
-from resflax.study.nets import folders, from_run, trained
+from resflax.study.nets import add_nets, open_nets
 from resflax.study.recipes import recipe
-from resflax.train.metrics import correct
+from resflax.train import TrainState, make_eval_step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The depth to train, or runs to take apart."""
     parser.add_argument("--depth", type=count(20_000), default=20, help="of the form 6n+2")
-    parser.add_argument("--runs", default="", metavar="DIR,DIR", help="folders of train.py instead")
-    add_training(parser, seeds=1, rates="0.05")
+    add_nets(parser, rate="0.05")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,18 +38,9 @@ def run(args: argparse.Namespace) -> None:
     if args.depth < 14:
         raise UserError(f"--depth is {args.depth}: expected 14 or more, two blocks a stage")
     config = recipe(args.dataset, args.epochs, args.batch_size)
-    settings = {"study": "dropping", "runs": args.runs, "depth": args.depth}
-    settings |= {"learning_rates": args.learning_rates, "config": config.to_dict()}
-    if args.runs:
-        loaded = [(path, *from_run(Path(path))) for path in folders(args.runs)]
-        folder = Folder.open(args.out, settings)
-        nets = {f"{path}: {name}": (net, dataset) for path, name, net, dataset in loaded}
-    else:
-        dataset = load_dataset(args.dataset, args.data_dir)
-        folder = Folder.open(args.out, settings)
-        names = [f"cifar_{kind}{args.depth}" for kind in ("resnet", "plain")]
-        kept = trained(folder, names, dataset, config, args.learning_rates[0])
-        nets = {name: (net, dataset) for name, net in kept.items()}
+    settings = {"study": "dropping", "depth": args.depth}
+    names = [f"cifar_{kind}{args.depth}" for kind in ("resnet", "plain")]
+    folder, nets = open_nets(args, names, config, settings)
     found: dict[str, Any] = {}
     for name, (net, dataset) in nets.items():
         found[name] = folder.part(f"dropped-{len(found)}", partial(errors, *net, dataset))
@@ -60,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         f" mean {sum(row['dropped'].values()) / len(row['dropped']):.1f} %"
         for name, row in found.items()
     )
-    folder.result("dropping", {"settings": settings, "errors": found, "text": text})
+    folder.result("dropping", {"errors": found, "text": text})
     draw(folder, found)
     print(f"{text}\nsaved in {folder.path}: dropping.png, dropping.json")
 
@@ -93,22 +83,16 @@ def errors(model: Any, variables: Any, dataset: Dataset) -> dict[str, Any]:
       UserError: if no block can be dropped.
     """
     mean, std = dataset.train.moments()
-    compiled: dict[Any, Any] = {}
+    to_input = partial(normalize, mean=mean, std=std)
+
+    @cache  # all blocks of a stage leave the same network behind: it is compiled once
+    def counts(model: Any) -> Any:
+        step = make_eval_step(model, normalize=to_input)
+        return jax.jit(lambda variables, batch: step(_state(variables), batch)["correct"])
 
     def error(model: Any, variables: Any) -> float:
-        # All blocks of a stage leave the same network behind: it is compiled once.
-        if model.spec not in compiled:
-            compiled[model.spec] = jax.jit(
-                lambda v, b: (
-                    b["weight"]
-                    * correct(
-                        model.apply(v, normalize(b["image"], mean=mean, std=std), train=False),
-                        b["label"],
-                    )
-                ).sum()
-            )
-        run = compiled[model.spec]
-        right = sum(float(run(variables, b)) for b in eval_batches(dataset.test, batch_size=256))
+        batches = eval_batches(dataset.test, batch_size=256)
+        right = sum(float(counts(model)(variables, batch)) for batch in batches)
         return 100 * (1 - right / len(dataset.test))
 
     dropped = {
@@ -120,6 +104,12 @@ def errors(model: Any, variables: Any, dataset: Dataset) -> dict[str, Any]:
     if not dropped:
         raise UserError(f"no block can be dropped of stages of {model.spec.depths} blocks")
     return {"whole": error(model, variables), "dropped": dropped}
+
+
+def _state(variables: Any) -> TrainState:
+    """A state to evaluate: of what training needs it holds nothing."""
+    nothing = jnp.zeros((), jnp.int32)
+    return TrainState(step=nothing, seed=nothing, opt_state=(), **variables)
 
 
 def _changes_shape(model: Any, stage: int) -> bool:

@@ -1,19 +1,19 @@
 """A study's folder: its settings, the parts that are done, the result and the pictures."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from resflax.errors import UserError
+from resflax.files import write_whole
 
 
 class Folder:
     """Where a study keeps what it has: stopped and started again, it goes on from there."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
 
     @classmethod
     def open(cls, path: Path, settings: dict[str, Any]) -> "Folder":
@@ -32,7 +32,7 @@ class Folder:
                 _write(file, settings)
         except (OSError, json.JSONDecodeError) as e:
             raise UserError(f"{path} cannot hold a study: {e}: choose another --out") from e
-        return cls(path)
+        return cls(path, settings)
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """The part of that name: as it was kept, or made now and kept as JSON."""
@@ -46,17 +46,13 @@ class Folder:
         """Whether the part is done."""
         return (self.path / "parts" / f"{name}.json").exists()
 
-    def result(self, name: str, values: dict[str, Any]) -> Path:
-        """Writes `name.json`, whole or not at all."""
-        file = self.path / f"{name}.json"
-        _write(file, values)
-        return file
+    def result(self, name: str, values: dict[str, Any]) -> None:
+        """Writes the settings and `values` as `name.json`, whole or not at all."""
+        _write(self.path / f"{name}.json", {"settings": self.settings} | values)
 
 
 def _write(file: Path, values: Any) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    part.rename(file)
+    write_whole(file, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

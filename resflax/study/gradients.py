@@ -15,7 +15,7 @@ from resflax.data import Dataset, load_dataset, normalize
 from resflax.picture import line_style, new_figure, save
 from resflax.study.cli import count, numbers
 from resflax.study.folder import Folder
-from resflax.study.responses import by_layer
+from resflax.study.layers import by_layer
 from resflax.study.told import Told
 from resflax.train import cross_entropy
 from resflax.zoo import create_model
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         f" ratio {row[0] / row[-1]:.3g}"
         for name, row in ((n, list(layers.values())) for n, layers in found.items())
     )
-    folder.result("gradients", {"settings": settings, "norms": found, "text": text})
+    folder.result("gradients", {"norms": found, "text": text})
     draw(folder, found)
     print(f"{text}\nsaved in {folder.path}: gradients.png, gradients.json")
 

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         told.skip(1) if kept else told.work(1, name)
     told.close()
     text = judge(fits, depths)
-    folder.result("identity", {"settings": settings, "fits": fits, "text": text})
+    folder.result("identity", {"fits": fits, "text": text})
     draw(folder, fits, depths)
     print(f"{text}\nsaved in {folder.path}: identity.png, identity.json")
 

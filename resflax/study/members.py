@@ -14,10 +14,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, batch_indices, eval_batches, normalize
-from resflax.data.augment import make_augment
-from resflax.train import TrainState, create_state, make_eval_step, make_train_step, stack
-from resflax.train.loop import optimizer_from, schedule_from, total_steps
+from resflax.data import Dataset, batch_indices, eval_batches
+from resflax.study.folder import Folder
+from resflax.study.told import Told
+from resflax.train import TrainState, create_state, stack
+from resflax.train.loop import (
+    ends_epochs,
+    keep_two_in_flight,
+    optimizer_from,
+    schedule_from,
+    steps_from,
+    total_steps,
+)
 
 Curves = dict[str, Any]
 
@@ -63,17 +71,46 @@ def train_members(
         index = np.stack([order[seed] for _, seed in members]).astype(np.int32)
         states, metrics = step(states, index)
         window.append(metrics)
-        if len(window) > 2:  # more in flight would only pile up
-            jax.block_until_ready(window[-3])
-        if (
-            s == steps
-            or s * config.batch_size // examples > (s - 1) * config.batch_size // examples
-        ):
+        keep_two_in_flight(window)
+        if s == steps or ends_epochs(s, batch_size=config.batch_size, examples=examples):
             history.append(_epoch(window, evaluate(states)))
             window = []
         tell(f"epoch {len(history)} of {config.epochs}")
     named = np.stack(history, -1).reshape(3, len(rates), len(seeds), -1)
     return states, dict(zip(("train", "test", "loss"), named.tolist(), strict=True))
+
+
+def train_each(
+    folder: Folder,
+    models: dict[str, Any],
+    dataset: Dataset,
+    config: ConfigDict,
+    *,
+    seeds: int,
+    rates: Sequence[float],
+) -> dict[str, Curves]:
+    """The curves of every network by its name: kept in the folder from an earlier start, or now."""
+    steps = total_steps(config, len(dataset.train))
+    work = {name: sum(model.spec.depths) + 3 for name, model in models.items()}
+    told = Told(total=steps * sum(work.values()))
+    curves = {}
+    for name, model in models.items():
+        if folder.has(name):
+            told.skip(steps * work[name])
+
+        def train(name: str = name, model: Any = model) -> Curves:
+            return train_members(
+                model,
+                dataset,
+                config,
+                seeds=range(seeds),
+                rates=rates,
+                tell=lambda text: told.work(work[name], f"{name}, {text}"),
+            )[1]
+
+        curves[name] = folder.part(name, train)
+    told.close()
+    return curves
 
 
 def _optimizer(config: ConfigDict, examples: int) -> optax.GradientTransformation:
@@ -100,15 +137,7 @@ def _steps(
     model: nn.Module, dataset: Dataset, config: ConfigDict, optimizer: Any
 ) -> tuple[Callable[..., Any], Callable[[TrainState], np.ndarray]]:
     """The step `(states, index) -> (states, metrics)` and `states -> test error in percent`."""
-    mean, std = dataset.train.moments()
-    to_input = partial(normalize, mean=mean, std=std)
-    train_step = make_train_step(
-        model,
-        optimizer,
-        augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
-        normalize=to_input,
-        label_smoothing=config.label_smoothing,
-    )
+    train_step, eval_step = steps_from(config, model, optimizer, dataset.train)
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
 
     @partial(jax.jit, donate_argnums=0)
@@ -116,11 +145,11 @@ def _steps(
         batch = {"image": images[index], "label": labels[index], "index": index}
         return jax.vmap(train_step)(states, batch)
 
-    eval_step = jax.jit(jax.vmap(make_eval_step(model, normalize=to_input), in_axes=(0, None)))
+    eval_all = jax.jit(jax.vmap(eval_step, in_axes=(0, None)))
 
     def evaluate(states: TrainState) -> np.ndarray:
         batches = eval_batches(dataset.test, batch_size=config.batch_size)
-        sums = [jax.device_get(eval_step(states, batch)) for batch in batches]
+        sums = [jax.device_get(eval_all(states, batch)) for batch in batches]
         right = sum(part["correct"] for part in sums)
         return 100 * (1 - right / sum(part["count"] for part in sums))
 

@@ -1,5 +1,6 @@
 """Trained networks for studies that look into one: from a run's folder, or trained now and kept."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from ml_collections import ConfigDict
 
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
+from resflax.files import write_whole
 from resflax.nn import unstack_params
+from resflax.study.cli import add_training
 from resflax.study.folder import Folder
 from resflax.study.members import train_members
 from resflax.study.told import Told
@@ -23,7 +26,34 @@ from resflax.zoo import create_model
 Net = tuple[Any, Any]  # a model that is not scanned, and its variables
 
 
-def folders(text: str) -> list[str]:
+def add_nets(parser: argparse.ArgumentParser, *, rate: str) -> None:
+    """The options of a study that looks into networks."""
+    parser.add_argument("--runs", default="", metavar="DIR,DIR", help="folders of train.py instead")
+    add_training(parser, seeds=1, rates=rate)
+
+
+def open_nets(
+    args: argparse.Namespace, names: list[str], config: ConfigDict, settings: dict[str, Any]
+) -> tuple[Folder, dict[str, tuple[Net, Dataset]]]:
+    """The study's folder, and the networks to look into with what each was trained on.
+
+    These are the runs of `--runs`, by folder and name, or else the named ones, trained alike.
+    """
+    settings = settings | {"runs": args.runs, "learning_rates": args.learning_rates}
+    settings["config"] = config.to_dict()
+    if args.runs:
+        loaded = {path: from_run(Path(path)) for path in _folders(args.runs)}
+        folder = Folder.open(args.out, settings)
+        return folder, {
+            f"{path}: {name}": (net, dataset) for path, (name, net, dataset) in loaded.items()
+        }
+    dataset = load_dataset(args.dataset, args.data_dir)
+    folder = Folder.open(args.out, settings)
+    nets = trained(folder, names, dataset, config, args.learning_rates[0])
+    return folder, {name: (net, dataset) for name, net in nets.items()}
+
+
+def _folders(text: str) -> list[str]:
     """The folders that `--runs=DIR,DIR` names.
 
     Raises:
@@ -81,9 +111,7 @@ def trained(
             )
             variables = jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))
             file.parent.mkdir(exist_ok=True)
-            part = file.with_name(file.name + ".part")
-            part.write_bytes(serialization.msgpack_serialize(variables))
-            part.rename(file)
+            write_whole(file, serialization.msgpack_serialize(variables))
         nets[name] = (model.clone(scan=False), unstack_params(variables))
     told.close()
     return nets

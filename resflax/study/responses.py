@@ -10,27 +10,26 @@ needed. The paper decays all parameters for 64,000 steps; a short training needs
 
 import argparse
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from resflax.data import Dataset, eval_batches, load_dataset, normalize
+from resflax.data import Dataset, eval_batches, normalize
 from resflax.nn.norm import BatchNorm
 from resflax.picture import line_style, new_figure, save
-from resflax.study.cli import add_training, numbers
+from resflax.study.cli import numbers
 from resflax.study.folder import Folder
-from resflax.study.nets import folders, from_run, trained
+from resflax.study.layers import by_layer
+from resflax.study.nets import add_nets, open_nets
 from resflax.study.recipes import recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Depths to train, or runs to look into."""
     parser.add_argument("--depths", type=numbers(int, 8, 20_000), default="20,56")
-    parser.add_argument("--runs", default="", metavar="DIR,DIR", help="folders of train.py instead")
     parser.add_argument("--weight_decay", type=float, default=5e-3, help="of all parameters")
-    add_training(parser, seeds=1, rates="0.05")
+    add_nets(parser, rate="0.05")
     parser.set_defaults(epochs=40)
 
 
@@ -39,28 +38,17 @@ def run(args: argparse.Namespace) -> None:
     depths = sorted(args.depths)
     config = recipe(args.dataset, args.epochs, args.batch_size)
     config.weight_decay, config.decay_mask = args.weight_decay, "all"
-    settings = {"study": "responses", "runs": args.runs, "depths": depths}
-    settings |= {"learning_rates": args.learning_rates, "config": config.to_dict()}
-    if args.runs:
-        loaded = [from_run(Path(path)) for path in folders(args.runs)]
-        folder = Folder.open(args.out, settings)
-        found = {
-            f"{path}: {name}": deviations(*net, dataset)
-            for path, (name, net, dataset) in zip(folders(args.runs), loaded, strict=True)
-        }
-    else:
-        dataset = load_dataset(args.dataset, args.data_dir)
-        folder = Folder.open(args.out, settings)
-        names = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
-        nets = trained(folder, names, dataset, config, args.learning_rates[0])
-        found = {name: deviations(*net, dataset) for name, net in nets.items()}
+    settings = {"study": "responses", "depths": depths}
+    names = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
+    folder, nets = open_nets(args, names, config, settings)
+    found = {name: deviations(*net, dataset) for name, (net, dataset) in nets.items()}
     text = "\n".join(
         f"{name}: mean response {np.mean(list(layers.values())):.3f} over {len(layers)} layers"
         for name, layers in found.items()
     )
     if not args.runs:
         text += "\n" + judge(found, depths)
-    folder.result("responses", {"settings": settings, "deviations": found, "text": text})
+    folder.result("responses", {"deviations": found, "text": text})
     draw(folder, found)
     print(f"{text}\nsaved in {folder.path}: responses.png, responses.json")
 
@@ -97,11 +85,9 @@ def deviations(model: Any, variables: Any, dataset: Dataset) -> dict[str, float]
         weight = batch["weight"][:, None, None, None]
 
         def moments(y: jax.Array) -> jax.Array:
-            pixels = y[0].size // y.shape[-1] * y.shape[-1]
-            count = batch["weight"].sum() * pixels
+            count = batch["weight"].sum() * y[0].size
             return jax.numpy.stack([count, (weight * y).sum(), (weight * y**2).sum()])
 
-        # A tuple of each module's calls, of which there is one.
         return jax.tree.map(moments, state["intermediates"])
 
     total = None
@@ -112,21 +98,6 @@ def deviations(model: Any, variables: Any, dataset: Dataset) -> dict[str, float]
     for path, (count, first, second) in by_layer(total):
         result[path] = float(np.sqrt(max(second / count - (first / count) ** 2, 0)))
     return result
-
-
-def by_layer(tree: Any) -> list[tuple[str, np.ndarray]]:
-    """The leaves by "stage1_block1/norm1", in the order of the layers; projections left out."""
-    flat = {
-        "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey)): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    named = {path.removesuffix("/__call__"): leaf for path, leaf in flat.items()}
-
-    def order(path: str) -> Any:
-        digits = "".join(c if c.isdigit() else " " for c in path).split()
-        return (not path.startswith("stem"), not path.startswith("stage"), [int(d) for d in digits])
-
-    return [(path, named[path]) for path in sorted(named, key=order) if "Ws" not in path]
 
 
 def draw(folder: Folder, found: dict[str, dict[str, float]]) -> None:

@@ -11,16 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from resflax.data import load_dataset
-from resflax.nn import OPTIONS
 from resflax.nn.road import forced
 from resflax.picture import line_style, new_figure, save
 from resflax.study.cli import add_training, count
 from resflax.study.folder import Folder
-from resflax.study.members import train_members
+from resflax.study.members import train_each
 from resflax.study.recipes import recipe
-from resflax.study.told import Told
-from resflax.study.verdict import best_rate
-from resflax.train.loop import total_steps
+from resflax.study.verdict import at_best
 from resflax.zoo import create_model
 
 ORDER = ("none", "A", "B", "C")
@@ -58,37 +55,16 @@ def run(args: argparse.Namespace) -> None:
     settings = {"study": "shortcuts", "depth": args.depth, "seeds": args.seeds}
     settings |= {"learning_rates": args.learning_rates, "config": config.to_dict()}
     folder = Folder.open(args.out, settings)
-    steps = total_steps(config, len(dataset.train))
-    told = Told(total=steps * len(OPTIONS))
+    fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
+    models = {f"option {key}": create_model(name, shortcut=key, **fields) for key in ORDER}
+    rates = args.learning_rates
+    curves = train_each(folder, models, dataset, config, seeds=args.seeds, rates=rates)
     rows = {}
-    for option in ORDER:
-        fields: Any = {"shortcut": option, "zero_init": False, "num_classes": dataset.num_classes}
-        model = create_model(name, **fields)
-        if folder.has(option):
-            told.skip(steps)
-
-        def train(model: Any = model, option: str = option) -> Any:
-            return train_members(
-                model,
-                dataset,
-                config,
-                seeds=range(args.seeds),
-                rates=args.learning_rates,
-                tell=lambda text: told.work(1, f"option {option}, {text}"),
-            )[1]
-
-        curve = folder.part(option, train)
-        best = best_rate(curve)
-        final = {split: [seed[-1] for seed in curve[split][best]] for split in ("train", "test")}
+    for option, (label, model) in zip(ORDER, models.items(), strict=True):
         unrolled = model.clone(scan=False)  # XLA counts the body of a loop once
-        rows[option] = cost(unrolled, dataset.image_shape) | {
-            "learning_rate": args.learning_rates[best],
-            "train_error": final["train"],
-            "test_error": final["test"],
-        }
-    told.close()
+        rows[option] = cost(unrolled, dataset.image_shape) | at_best(curves[label], rates)
     text = table(rows)
-    folder.result("shortcuts", {"settings": settings, "options": rows, "table": text})
+    folder.result("shortcuts", {"options": rows, "table": text})
     draw(folder, rows)
     print(f"{text}\nsaved in {folder.path}: shortcuts.png, shortcuts.json")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 # Percentage points; a difference of means below it is called none.
 LEAST_RISE = 1.0
+SPLITS = ("train", "test")
 
 
 def best_rate(curve: dict[str, Any]) -> int:
@@ -19,6 +20,17 @@ def best_rate(curve: dict[str, Any]) -> int:
         return sum(errors) / len(errors), sum(losses) / len(losses)
 
     return min(range(len(curve["train"])), key=final)
+
+
+def at_best(curve: dict[str, Any], rates: Sequence[float]) -> dict[str, Any]:
+    """The best learning rate, and the final errors there, a value a seed.
+
+    >>> at_best({"train": [[[9.0, 2.0]]], "test": [[[9.0, 3.0]]], "loss": [[[1.0, 0.1]]]}, [0.5])
+    {'learning_rate': 0.5, 'train_error': [2.0], 'test_error': [3.0]}
+    """
+    best = best_rate(curve)
+    errors = {f"{split}_error": [seed[-1] for seed in curve[split][best]] for split in SPLITS}
+    return {"learning_rate": rates[best]} | errors
 
 
 def rise(shallow: Sequence[float], deep: Sequence[float]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from resflax.train.parallel import Engine, make_engine
 from resflax.train.progress import Progress
 from resflax.train.rundir import RunDir, params_sha256
 from resflax.train.state import TrainState, create_state
-from resflax.train.step import make_eval_step, make_train_step
+from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
 
 
 def total_steps(config: ConfigDict, examples: int) -> int:
@@ -58,7 +58,38 @@ def optimizer_from(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     )
 
 
-def _keep_two_in_flight(results: list[Any]) -> None:
+def steps_from(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    examples: Examples,
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainStep, EvalStep]:
+    """The pure steps that a config means, on images normalised by the moments of `examples`."""
+    mean, std = examples.moments()
+    to_input = partial(normalize, mean=mean, std=std)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
+        normalize=to_input,
+        label_smoothing=config.label_smoothing,
+        axis_name=axis_name,
+    )
+    return train_step, make_eval_step(model, normalize=to_input, axis_name=axis_name)
+
+
+def ends_epochs(step: int, *, batch_size: int, examples: int) -> bool:
+    """Whether the examples of steps 1 to `step` fill a multiple of `examples` that fewer did not.
+
+    >>> [step for step in range(1, 9) if ends_epochs(step, batch_size=4, examples=10)]
+    [3, 5, 8]
+    """
+    return step * batch_size // examples > (step - 1) * batch_size // examples
+
+
+def keep_two_in_flight(results: list[Any]) -> None:
     """Waits for all but the last two: they keep the devices busy, more would pile up memory."""
     if len(results) > 2:
         jax.block_until_ready(results[-3])
@@ -85,17 +116,9 @@ class Trainer:
         self.schedule = schedule_from(config, examples)
         self.optimizer = optimizer_from(config, self.schedule)
         self._check_model()
-        mean, std = dataset.train.moments()
-        to_input = partial(normalize, mean=mean, std=std)
-        train_step = make_train_step(
-            model,
-            self.optimizer,
-            augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
-            normalize=to_input,
-            label_smoothing=config.label_smoothing,
-            axis_name=self.engine.axis_name,
+        train_step, eval_step = steps_from(
+            config, model, self.optimizer, dataset.train, axis_name=self.engine.axis_name
         )
-        eval_step = make_eval_step(model, normalize=to_input, axis_name=self.engine.axis_name)
         self.train_step = self.engine.compile_train(train_step)
         self.eval_step = self.engine.compile_eval(eval_step)
 
@@ -144,7 +167,7 @@ class Trainer:
         parts: list[Any] = []
         for batch in eval_batches(examples, batch_size=self.config.batch_size):
             parts.append(self.eval_step(state, self.engine.split(batch)))
-            _keep_two_in_flight(parts)
+            keep_two_in_flight(parts)
         sums = self.engine.fetch(parts)
         total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
         count = total["count"]
@@ -195,7 +218,7 @@ class Trainer:
         for step, batch in enumerate(batches, start=1):
             state, metrics = self.train_step(state, self.engine.split(batch))
             window.append(metrics)
-            _keep_two_in_flight(window)
+            keep_two_in_flight(window)
             if step == 1:  # it compiles: the meter counts from its end
                 jax.block_until_ready(metrics)
             meter.step(config.batch_size)
@@ -219,10 +242,10 @@ class Trainer:
 
     def _evaluates(self, step: int) -> bool:
         """Whether `step` is the last, or ends an epoch that is evaluated."""
-        batch_size = self.config.batch_size
-        examples = len(self.dataset.train) * self.config.eval_every_epochs
-        return step == self.steps or step * batch_size // examples > (
-            (step - 1) * batch_size // examples
+        return step == self.steps or ends_epochs(
+            step,
+            batch_size=self.config.batch_size,
+            examples=len(self.dataset.train) * self.config.eval_every_epochs,
         )
 
     def _record(

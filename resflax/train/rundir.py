@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.errors import UserError
+from resflax.files import write_whole
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
 
@@ -69,9 +70,8 @@ class RunDir:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes `results.json`, whole or not at all."""
-        part = self.path / "results.json.part"
-        part.write_text(json.dumps(results, indent=2) + "\n")
-        part.rename(self.path / "results.json")
+        text = json.dumps(results, indent=2) + "\n"
+        write_whole(self.path / "results.json", text.encode())
 
 
 def params_sha256(params: Any) -> str:
