@@ -102,6 +102,11 @@ def page_faults(keep):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
 def test_memory_that_a_step_took_is_there_for_the_next():
-    """Five calls with results of 64 MiB: 16,384 pages each, if they were given back."""
-    assert page_faults("0") > 5 * 16_384
-    assert page_faults("1") < 16_384
+    """Five calls with results of 64 MiB: 16,384 pages each, if they were given back.
+
+    A heap that is kept may still grow by a result or two where the allocator laid the first ones
+    badly; it does not pay at every call.
+    """
+    result = 16_384
+    assert page_faults("0") >= 5 * result
+    assert page_faults("1") < 3 * result

@@ -2,9 +2,13 @@
 
 from resflax.nn.branches import BRANCHES as BRANCHES
 from resflax.nn.branches import Layer as Layer
+from resflax.nn.branches import Scale as Scale
 from resflax.nn.branches import run_branch as run_branch
 from resflax.nn.ops import Ops as Ops
 from resflax.nn.ops import make_ops as make_ops
+from resflax.nn.plan import Block as Block
+from resflax.nn.plan import Feature as Feature
+from resflax.nn.plan import plan as plan
 from resflax.nn.residual import Residual as Residual
 from resflax.nn.residual import identity as identity
 from resflax.nn.resnet import ResNet as ResNet

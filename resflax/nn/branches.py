@@ -1,12 +1,14 @@
 """The branch F of a block, as data: a row of convolutions that one function runs.
 
-Basic and bottleneck blocks are those of He et al. 2015, figure 5.
+Basic and bottleneck blocks are those of He et al. 2015, figure 5; grouped ones those of Xie et al.
+2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
 from typing import NamedTuple
 
 import jax
 
+from resflax.nn.antialias import AntiAlias
 from resflax.nn.ops import Ops
 
 Array = jax.Array
@@ -17,22 +19,51 @@ class Layer(NamedTuple):
 
     Attributes:
       kernel: its side, in pixels.
-      expansion: its channels, in multiples of the block's width.
+      expansion: its channels, in multiples of the stage's width; None for the block's inner width.
       strided: whether it takes the block's stride.
+      grouped: whether it takes the network's groups.
+      divisor: of its channels.
     """
 
     kernel: int
-    expansion: int = 1
+    expansion: int | None = None
     strided: bool = False
+    grouped: bool = False
+    divisor: int = 1
 
 
 BRANCHES: dict[str, tuple[Layer, ...]] = {
-    "basic": (Layer(3, strided=True), Layer(3)),
+    "basic": (Layer(3, strided=True), Layer(3, expansion=1)),
     # "v1.5": the stride on the 3x3, as fb.resnet.torch, torchvision and timm have it.
-    "bottleneck": (Layer(1), Layer(3, strided=True), Layer(1, expansion=4)),
+    "bottleneck": (Layer(1), Layer(3, strided=True, grouped=True), Layer(1, expansion=4)),
     # v1: the stride on the first 1x1, as in the paper.
-    "bottleneck_v1": (Layer(1, strided=True), Layer(3), Layer(1, expansion=4)),
+    "bottleneck_v1": (Layer(1, strided=True), Layer(3, grouped=True), Layer(1, expansion=4)),
+    # SENet-154: the first 1x1 half as wide (Hu et al. 2017, arXiv:1709.01507, appendix).
+    "bottleneck_senet": (
+        Layer(1, divisor=2),
+        Layer(3, strided=True, grouped=True),
+        Layer(1, expansion=4),
+    ),
 }
+
+
+class Scale(NamedTuple):
+    """How a block moves over the image.
+
+    Attributes:
+      stride: of its strided layer, in pixels.
+      before: the dilation at which its input lies; its strided layer's.
+      dilation: of the layers after that one.
+    """
+
+    stride: int = 1
+    before: int = 1
+    dilation: int = 1
+
+    @property
+    def changes(self) -> bool:
+        """Whether the block looks at the image at another scale than the one before it."""
+        return self.stride > 1 or self.before != self.dilation
 
 
 def run_branch(
@@ -40,27 +71,40 @@ def run_branch(
     layers: tuple[Layer, ...],
     x: Array,
     *,
-    width: int,
-    stride: int,
+    channels: tuple[int, ...],
+    scale: Scale,
+    antialias: AntiAlias,
+    groups: int = 1,
     preact: bool = False,
     zero_init: bool = False,
 ) -> Array:
-    """Runs `layers` on `x`: norm and activation between the convolutions.
+    """Runs `layers`, of so many `channels`, on `x`: norm and activation between the convolutions.
 
     Post-activation (v1) ends on a norm without an activation. Pre-activation (v2) ends on a
     convolution; the norm and activation before the first are the block's own `pre`, so its norms
     count from 2. `zero_init` starts the last of them at zero: the norm's scale (Goyal et al. 2017,
-    section 5.1) or the kernel (timm), so that the branch begins as zero.
+    section 5.1) or the kernel (timm), so that the branch begins as zero. With `antialias.down` the
+    strided layer leaves its stride to that, after its activation (Zhang 2019).
     """
-    last = len(layers)
-    for i, layer in enumerate(layers, start=1):
-        s = stride if layer.strided else 1
+    last, dilation = len(layers), scale.before
+    for i, (layer, features) in enumerate(zip(layers, channels, strict=True), start=1):
+        down = antialias.down if layer.strided and scale.changes and i < last else None
         zero = zero_init and i == last
         x = ops.conv(
-            x, layer.expansion * width, layer.kernel, s, name=f"conv{i}", zero=zero and preact
+            x,
+            features,
+            layer.kernel,
+            scale.stride if layer.strided and not down else 1,
+            name=f"conv{i}",
+            groups=groups if layer.grouped else 1,
+            dilation=dilation,
+            zero=zero and preact,
         )
+        if layer.strided:
+            dilation = scale.dilation
         if i < last:
-            x = ops.act(ops.norm(x, name=f"norm{i + 1 if preact else i}"))
+            x = ops.norm_act(x, name=f"norm{i + 1 if preact else i}")
         elif not preact:
             x = ops.norm(x, name=f"norm{i}", zero=zero)
+        x = down(x, scale.stride) if down else x
     return x

@@ -10,9 +10,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from resflax.nn.conv import conv_general_dilated
-from resflax.nn.norm import BatchNorm
+from resflax.nn.norms import NORMS
 
 Array = jax.Array
 
@@ -20,51 +21,124 @@ Array = jax.Array
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+def standardized(lhs: Array, rhs: Array, *args: Any, **kwargs: Any) -> Array:
+    """A convolution by a kernel whose output channels have mean 0 and variance 1.
+
+    Qiao et al. 2019 (arXiv:1903.10520), eq. 5, with BiT's epsilon (Kolesnikov et al. 2019).
+    """
+    wide = rhs.astype(jnp.float32)
+    axes = range(rhs.ndim - 1)
+    mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
+    rhs = ((wide - mean) * jax.lax.rsqrt(var + 1e-8)).astype(rhs.dtype)
+    return conv_general_dilated(lhs, rhs, *args, **kwargs)
+
+
+CONVS: dict[str, Callable[..., Array]] = {
+    "plain": conv_general_dilated,
+    "standardized": standardized,
+}
+
+
 @dataclass(frozen=True)
 class Ops:
-    """The three operations that a block is built of.
+    """The operations that a block is built of.
 
     Attributes:
-      conv: `conv(x, features, kernel, stride=1, name=..., zero=False)`; no bias, symmetric padding;
-        `zero` starts its kernel at 0 instead of He normal.
+      conv: `conv(x, features, kernel, stride=1, name=..., groups=1, dilation=1, zero=False)`; no
+        bias, symmetric padding; `zero` starts its kernel at 0 instead of He normal.
       norm: `norm(x, name=..., zero=False)`; `zero` starts its scale at 0 instead of 1.
+      norm_act: `norm_act(x, name=...)`: the norm and the activation that belongs to it.
       act: the non-linearity.
+      dense: `dense(x, features, name=...)` over the last axis, with a bias.
+      conv1d: `conv1d(x, kernel, name=...)` along the last axis, from one row to one; no bias.
     """
 
     conv: Callable[..., Array]
     norm: Callable[..., Array]
+    norm_act: Callable[..., Array]
     act: Callable[[Array], Array]
+    dense: Callable[..., Array]
+    conv1d: Callable[..., Array]
 
 
-def make_ops(*, train: bool, dtype: Any, axis_name: str | None = None) -> Ops:
+def make_ops(
+    *,
+    train: bool,
+    dtype: Any,
+    axis_name: str | None = None,
+    norm: str = "batch",
+    conv: str = "plain",
+) -> Ops:
     """Operations for one call of a network.
 
     Args:
       train: normalise by the batch and update running statistics, or by the running statistics.
       dtype: of the computation; parameters and statistics stay float32.
       axis_name: of the `pmap` or `shard_map` axis that batch statistics are averaged over.
+      norm: a name in `NORMS`.
+      conv: a name in `CONVS`.
     """
+    row, act = NORMS[norm], nn.relu
 
+    def run_norm(x: Array, *, name: str, zero: bool = False, with_act: bool = False) -> Array:
+        scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+        module: Any = row.make(
+            train=train,
+            dtype=dtype,
+            axis_name=axis_name,
+            scale_init=scale_init,
+            act=with_act,
+            name=name,
+        )
+        return module(x)
+
+    def norm_act(x: Array, *, name: str) -> Array:
+        x = run_norm(x, name=name, with_act=True)
+        return x if row.acts else act(x)
+
+    return Ops(
+        conv=_conv(CONVS[conv], dtype),
+        norm=run_norm,
+        norm_act=norm_act,
+        act=act,
+        dense=lambda x, features, *, name: nn.Dense(features, dtype=dtype, name=name)(x),
+        conv1d=_conv1d(dtype),
+    )
+
+
+def _conv(convolve: Callable[..., Array], dtype: Any) -> Callable[..., Array]:
     def conv(
-        x: Array, features: int, kernel: int, stride: int = 1, *, name: str, zero: bool = False
+        x: Array,
+        features: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        name: str,
+        groups: int = 1,
+        dilation: int = 1,
+        zero: bool = False,
     ) -> Array:
         # Not "SAME": with stride 2 that pads one-sidedly on even sizes, unlike the paper and torch.
         return nn.Conv(
             features,
             (kernel, kernel),
             strides=stride,
-            padding=kernel // 2,
+            padding=kernel // 2 * dilation,
+            kernel_dilation=dilation,
+            feature_group_count=groups,
             use_bias=False,
-            conv_general_dilated=conv_general_dilated,
+            conv_general_dilated=convolve,
             dtype=dtype,
             kernel_init=nn.initializers.zeros if zero else he_normal_fan_out,
             name=name,
         )(x)
 
-    def norm(x: Array, *, name: str, zero: bool = False) -> Array:
-        scale_init = nn.initializers.zeros if zero else nn.initializers.ones
-        return BatchNorm(
-            train=train, dtype=dtype, axis_name=axis_name, scale_init=scale_init, name=name
-        )(x)
+    return conv
 
-    return Ops(conv=conv, norm=norm, act=nn.relu)
+
+def _conv1d(dtype: Any) -> Callable[..., Array]:
+    def conv1d(x: Array, kernel: int, *, name: str) -> Array:
+        conv = nn.Conv(1, kernel, padding=kernel // 2, use_bias=False, dtype=dtype, name=name)
+        return conv(x[..., None])[..., 0]
+
+    return conv1d

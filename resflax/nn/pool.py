@@ -1,4 +1,4 @@
-"""Maximum over windows, as fast as each platform has it."""
+"""Windows over images: maximum, mean and blur, as fast as each platform has them."""
 
 from functools import reduce
 
@@ -55,3 +55,33 @@ def _larger(a: Array, b: Array) -> Array:
 def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (a, b), (ta, tb) = primals, tangents
     return _larger(a, b), jnp.where(a >= b, ta, tb)
+
+
+def avg_pool(x: Array, stride: int) -> Array:
+    """The mean of 2x2 pixels at every `stride`-th; of those that are inside, where some are not.
+
+    >>> avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
+    [[2.0, 3.5], [6.5, 8.0]]
+    """
+    pad = [(0, -size % stride) for size in x.shape[1:3]]
+    return nn.avg_pool(x, (2, 2), (stride, stride), pad, count_include_pad=False)
+
+
+def avg_pool_same(x: Array) -> Array:
+    """The mean of 2x2 pixels at every pixel, with zeros below and to the right of the image."""
+    return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+
+
+def blur_pool(x: Array, stride: int) -> Array:
+    """The binomial filter (1, 2, 1) / 4 down and across, at every `stride`-th pixel.
+
+    The image goes on beyond its edges as its reflection (Zhang 2019).
+
+    >>> blur_pool(jnp.eye(3).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
+    [[0.5, 0.25], [0.25, 0.5]]
+    """
+    for axis in (1, 2):
+        widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        before, middle, after = _slices(jnp.pad(x, widths, mode="reflect"), axis, 3, stride)
+        x = 0.25 * before + 0.5 * middle + 0.25 * after
+    return x

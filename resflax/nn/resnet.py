@@ -1,6 +1,5 @@
 """The engine: one loop that runs a spec."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,41 +7,49 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.nn.branches import BRANCHES, run_branch
+from resflax.nn.antialias import ANTIALIAS
+from resflax.nn.attention import ATTENTION
+from resflax.nn.branches import run_branch
 from resflax.nn.keep import kept
 from resflax.nn.ops import Ops, make_ops
+from resflax.nn.plan import Block, Feature, plan
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scanned
 from resflax.nn.shortcuts import OPTIONS
 from resflax.nn.spec import Spec
-from resflax.nn.stems import STEMS
+from resflax.nn.stems import STEMS, run_stem
 
 Array = jax.Array
 
 
-def make_block(
-    spec: Spec, ops: Ops, *, width: int, stride: int, name: str, block: Any = Residual
-) -> Any:
+def make_block(spec: Spec, ops: Ops, block: Block, *, name: str, module: Any = Residual) -> Any:
     """One block of `spec`: its branch, its shortcut, and v1's or v2's order of the two.
 
-    `block` is `Residual` or what a transform of it gave.
+    `module` is `Residual` or what a transform of it gave.
     """
-    option = OPTIONS[spec.shortcut]
-    branch = partial(
-        run_branch,
-        ops,
-        BRANCHES[spec.block],
-        width=width,
-        stride=stride,
-        preact=spec.preact,
-        zero_init=spec.zero_init and option.make is not None,
-    )
-    return block(
+    option, attend = OPTIONS[spec.shortcut], ATTENTION[spec.attention]
+
+    def branch(x: Array) -> Array:
+        x = run_branch(
+            ops,
+            block.layers,
+            x,
+            channels=block.channels,
+            scale=block.scale,
+            antialias=ANTIALIAS[spec.antialias],
+            groups=spec.groups,
+            preact=spec.preact,
+            zero_init=spec.zero_init and option.make is not None,
+        )
+        return attend(ops, x, block.width)
+
+    # In v2 the shared pre-activation has normalised the projection's input already.
+    shortcut = option.make(ops, block.scale, norm=not spec.preact) if option.make else None
+    return module(
         branch=branch,
-        # In v2 the shared pre-activation has normalised the projection's input already.
-        shortcut=option.make(ops, norm=not spec.preact) if option.make else None,
+        shortcut=shortcut,
         always=option.always,
-        pre=(lambda x: ops.act(ops.norm(x, name="norm1"))) if spec.preact else identity,
+        pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
         post=kept if spec.preact else (lambda x: kept(ops.act(x))),
         name=name,
     )
@@ -61,6 +68,8 @@ class ResNet(nn.Module):
         takes no longer for a deeper network. The parameters of the rest are stacked (`scan.py`
         converts); the function is the same.
       remat: keep only the blocks' inputs for the backward pass and compute the rest again.
+      out_indices: give the maps of these `spec.features` (0 is the stem, i is stage i) and build no
+        further; None for logits.
     """
 
     spec: Spec
@@ -68,13 +77,20 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     scan: bool = False
     remat: bool = False
+    out_indices: tuple[int, ...] | None = None
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What each map that the network gives is, where `out_indices` choose maps."""
+        return tuple(self.spec.features[i] for i in self.out_indices or ())
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Any:
         """Maps NHWC images `(n, height, width, channels)` to logits `(n, num_classes)`.
 
-        With `num_classes=0` the result is the pooled features `(n, channels)`. Any number of
-        channels is taken. With `train=True` make "batch_stats" mutable.
+        With `num_classes=0` the result is the pooled features `(n, channels)`, with `out_indices`
+        a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up. Any
+        number of channels is taken. With `train=True` make "batch_stats" mutable.
 
         Raises:
           ValueError: if `x` has not four axes.
@@ -83,30 +99,38 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"expected images of shape (n, height, width, channels): got {x.shape}"
             )
-        spec = self.spec
-        ops = make_ops(train=train, dtype=self.dtype, axis_name=self.axis_name)
-        x = STEMS[spec.stem].run(ops, jnp.asarray(x, self.dtype), spec.stem_width, spec.preact)
-        for i, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True), start=1):
-            stage = partial(make_block, spec, ops, width=width)
-            x = self._run_stage(stage, x, f"stage{i}", depth, stride=2 if i > 1 else 1)
+        spec, stem = self.spec, STEMS[self.spec.stem]
+        ops = make_ops(
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            norm=spec.norm,
+            conv=spec.conv,
+        )
+        x = run_stem(ops, stem, jnp.asarray(x, self.dtype), spec.stem_width, preact=spec.preact)
+        maps, last = [x], max(self.out_indices or (len(spec.depths),))
+        if stem.pool and last:
+            x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
+        for i, blocks in enumerate(plan(spec)[:last], start=1):
+            x = self._run_stage(ops, blocks, x, f"stage{i}")
+            maps.append(x)
+        if self.out_indices is not None:
+            return tuple(maps[i] for i in self.out_indices)
         if spec.preact:
-            x = ops.act(ops.norm(x, name="head_norm"))
+            x = ops.norm_act(x, name="head_norm")
         x = jnp.mean(x, axis=(1, 2))
-        if not spec.num_classes:
-            return x
-        return nn.Dense(spec.num_classes, dtype=self.dtype, name="head")(x)
+        return ops.dense(x, spec.num_classes, name="head") if spec.num_classes else x
 
-    def _run_stage(
-        self, make: Callable[..., Any], x: Array, name: str, depth: int, *, stride: int
-    ) -> Array:
+    def _run_stage(self, ops: Ops, blocks: list[Block], x: Array, name: str) -> Array:
         """The first block, which alone changes shapes, and the identical rest."""
-        block: Any = nn.remat(Residual) if self.remat else Residual
-        x = make(stride=stride, name=f"{name}_block1", block=block)(x)
-        if self.scan and depth > 1:
+        module: Any = nn.remat(Residual) if self.remat else Residual
+        make = partial(make_block, self.spec, ops)
+        x = make(blocks[0], name=f"{name}_block1", module=module)(x)
+        if self.scan and len(blocks) > 1:
             # Inside a loop XLA cannot undo `remat` by sharing with the forward pass.
             inner: Any = nn.remat(Residual, prevent_cse=False) if self.remat else Residual
-            rest = scanned(inner, depth - 1)
-            return make(stride=1, name=f"{name}_{REST}", block=rest).step(x)[0]
-        for j in range(2, depth + 1):
-            x = make(stride=1, name=f"{name}_block{j}", block=block)(x)
+            rest = scanned(inner, len(blocks) - 1)
+            return make(blocks[1], name=f"{name}_{REST}", module=rest).step(x)[0]
+        for j, block in enumerate(blocks[1:], start=2):
+            x = make(block, name=f"{name}_block{j}", module=module)(x)
         return x

@@ -1,5 +1,7 @@
 """What a shortcut does where shapes differ (He et al. 2015, section 3.3, options A, B and C).
 
+Option D is that of the "bag of tricks" (Tong He et al. 2018, arXiv:1812.01187, figure 2e).
+
 A shortcut is a function `(h, shape) -> array of that shape`. It finds its stride by comparing the
 two shapes, axis by axis, so that it serves any rank.
 """
@@ -12,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resflax.nn.branches import Scale
 from resflax.nn.ops import Ops, he_normal_fan_out
+from resflax.nn.pool import avg_pool, avg_pool_same
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -68,11 +72,38 @@ def linear(h: Array, shape: Shape) -> Array:
     return dense(subsample(h, shape))
 
 
-def projection(ops: Ops, *, norm: bool) -> Shortcut:
+def projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
     """Option B: `Ws h` as a strided 1x1 convolution, with a norm behind it if `norm`."""
+    del scale  # its stride is found from the shapes
 
     def project(h: Array, shape: Shape) -> Array:
         y = ops.conv(h, shape[-1], 1, strides_between(h.shape, shape)[1:], name="Ws")
+        return ops.norm(y, name="Ws_norm") if norm else y
+
+    return project
+
+
+def wide_projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
+    """Option B whose kernel is 3x3 where the block changes its scale (SENet-154)."""
+    kernel = 3 if scale.stride > 1 or scale.dilation > 1 else 1
+
+    def project(h: Array, shape: Shape) -> Array:
+        stride = strides_between(h.shape, shape)[1:]
+        y = ops.conv(h, shape[-1], kernel, stride, name="Ws", dilation=scale.before)
+        return ops.norm(y, name="Ws_norm") if norm else y
+
+    return project
+
+
+def pooled_projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
+    """Option D: the mean of 2x2 pixels takes the stride, a 1x1 convolution the channels."""
+
+    def project(h: Array, shape: Shape) -> Array:
+        if scale.stride > 1:
+            h = avg_pool(h, scale.stride)
+        elif scale.dilation > 1:
+            h = avg_pool_same(h)
+        y = ops.conv(h, shape[-1], 1, name="Ws")
         return ops.norm(y, name="Ws_norm") if norm else y
 
     return project
@@ -86,8 +117,10 @@ class Option(NamedTuple):
 
 
 OPTIONS = {
-    "A": Option(lambda ops, *, norm: zero_pad),
+    "A": Option(lambda ops, scale, *, norm: zero_pad),
     "B": Option(projection),
+    "B3": Option(wide_projection),
     "C": Option(projection, always=True),
+    "D": Option(pooled_projection),
     "none": Option(None),
 }

@@ -5,11 +5,25 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from resflax.errors import UserError, unknown
+from resflax.nn.antialias import ANTIALIAS
+from resflax.nn.attention import ATTENTION
 from resflax.nn.branches import BRANCHES
+from resflax.nn.norms import NORMS
+from resflax.nn.ops import CONVS
+from resflax.nn.plan import Feature, plan
 from resflax.nn.shortcuts import OPTIONS
 from resflax.nn.stems import STEMS
 
-CHOICES: dict[str, Mapping[str, Any]] = {"block": BRANCHES, "stem": STEMS, "shortcut": OPTIONS}
+CHOICES: dict[str, Mapping[str, Any]] = {
+    "stem": STEMS,
+    "shortcut": OPTIONS,
+    "attention": ATTENTION,
+    "antialias": ANTIALIAS,
+    "norm": NORMS,
+    "conv": CONVS,
+}
+OUTPUT_STRIDES = (8, 16, 32)
+Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 # Far above what anybody trains; a slip of the hand should not take the machine down.
 MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 10_000, 65_536, 10_000_000
@@ -21,6 +35,15 @@ def _check_count(field: str, value: object, least: int, most: int) -> None:
         raise UserError(f"{field} holds {value!r}: expected integers from {least} to {most}")
 
 
+def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
+    if not isinstance(value, str) or value not in table:
+        raise unknown(field, value, table)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True)
 class Spec:
     """A residual network, or its plain twin, as data that one engine (`ResNet`) runs.
@@ -28,11 +51,24 @@ class Spec:
     Attributes:
       depths: blocks in each stage; each stage but the first halves the image.
       widths: channels of each stage's blocks before expansion.
-      block: the branch, a name in `BRANCHES`: "basic", "bottleneck" (v1.5), "bottleneck_v1".
-      stem: a name in `STEMS`: "imagenet" or "cifar".
+      block: the branch, a name in `BRANCHES`: "basic", "bottleneck" (v1.5), "bottleneck_v1",
+        "bottleneck_senet"; or a tuple of them, one for each stage.
+      stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
       stem_width: channels after the stem.
-      shortcut: a name in `OPTIONS`: "A", "B", "C" of the paper, or "none" for the plain net.
+      shortcut: a name in `OPTIONS`: "A", "B", "C" of the paper, "B3" (3x3), "D" (pooled), or "none"
+        for the plain net.
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
+      groups: of the 3x3 convolutions of bottlenecks (ResNeXt's cardinality).
+      base_width: inner channels of a block for each group, where its width is 64 (ResNeXt, wide
+        ResNets): `width * base_width // 64 * groups` in all.
+      attention: a name in `ATTENTION`: "none", "se", "se_rs" or "eca".
+      antialias: a name in `ANTIALIAS`: "none", "blur" or "average".
+      norm: a name in `NORMS`: "batch", "group", "evonorm_s0" or "frn_tlu".
+      conv: a name in `CONVS`: "plain" or "standardized".
+      output_stride: 32, or 16 or 8: the most by which the image shrinks. What strides would shrink
+        it further, the kernels behind are dilated instead.
+      pruned: the channels of each convolution of each block of each stage, in place of those that
+        follow from the widths; None for all of them.
       zero_init: start every branch at zero, by its last norm's scale (by its last kernel if
         `preact`), so that a block begins as its shortcut; as timm and Flax's example do, and not
         the paper. A plain net has no shortcut to begin as: it begins as ever.
@@ -47,19 +83,35 @@ class Spec:
 
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    block: str = "bottleneck"
+    block: str | tuple[str, ...] = "bottleneck"
     stem: str = "imagenet"
     stem_width: int = 64
     shortcut: str = "B"
     preact: bool = False
+    groups: int = 1
+    base_width: int = 64
+    attention: str = "none"
+    antialias: str = "none"
+    norm: str = "batch"
+    conv: str = "plain"
+    output_stride: int = 32
+    pruned: Pruned | None = None
     zero_init: bool = True
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
+        self._check_fields()
+        # Lists come from config files; tuples keep the spec hashable.
+        for field in ("depths", "widths", "block", "pruned"):
+            object.__setattr__(self, field, _tuples(getattr(self, field)))
+        if len(self.depths) != len(self.widths):
+            raise UserError(f"depths {self.depths} and widths {self.widths} differ in length")
+        self._check_blocks()
+        self._check_channels()
+
+    def _check_fields(self) -> None:
         for field, table in CHOICES.items():
-            value = getattr(self, field)
-            if not isinstance(value, str) or value not in table:
-                raise unknown(field, value, table)
+            _check_name(field, getattr(self, field), table)
         for field in ("preact", "zero_init"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
@@ -69,17 +121,58 @@ class Spec:
                 raise UserError(f"{field} is {value!r}: expected a tuple of integers")
             for number in value:
                 _check_count(field, number, 1, most)
-            # Lists come from config files; tuples keep the spec hashable.
-            object.__setattr__(self, field, tuple(value))
-        if len(self.depths) != len(self.widths):
-            raise UserError(f"depths {self.depths} and widths {self.widths} differ in length")
-        _check_count("stem_width", self.stem_width, 1, MOST_CHANNELS)
-        _check_count("num_classes", self.num_classes, 0, MOST_CLASSES)
+        for field, least, most in (
+            ("stem_width", 1, MOST_CHANNELS),
+            ("num_classes", 0, MOST_CLASSES),
+            ("groups", 1, MOST_CHANNELS),
+            ("base_width", 1, MOST_CHANNELS),
+        ):
+            _check_count(field, getattr(self, field), least, most)
+        if self.output_stride not in OUTPUT_STRIDES:
+            raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
+
+    def _check_blocks(self) -> None:
+        if not isinstance(self.block, str) and len(self.block or ()) != len(self.depths):
+            raise UserError(f"block {self.block!r} must be one name, or one for each of the stages")
+        for name in self.blocks:
+            _check_name("block", name, BRANCHES)
+            if self.groups > 1 and not any(layer.grouped for layer in BRANCHES[name]):
+                raise UserError(f"groups is {self.groups}, but block {name!r} has no grouped layer")
+
+    def _check_channels(self) -> None:
+        planned = [block.channels for stage in plan(self) for block in stage]
+        if self.pruned is not None and (
+            [len(stage) for stage in self.pruned] != [*self.depths]
+            or any(len(a) != len(b) for a, b in zip(sum(self.pruned, ()), planned, strict=True))
+        ):
+            raise UserError("pruned must hold a number for each convolution of each block")
+        of = NORMS[self.norm].groups
+        for channels in {self.stem_width}.union(*planned):
+            if channels % of:
+                raise UserError(f"norm {self.norm!r} takes multiples of {of} channels: {channels}")
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The branch of each stage."""
+        return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
 
     @property
     def min_image(self) -> int:
         """The smallest image side, in pixels, on which no stride acts on a single pixel."""
-        return 2 ** (STEMS[self.stem].halvings + len(self.depths) - 1) // 2 + 1
+        strided = sum(stage[0].scale.stride == 2 for stage in plan(self))
+        return 2 ** (STEMS[self.stem].halvings + strided) // 2 + 1
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What the stem (before its pooling) and every stage give."""
+        stem = STEMS[self.stem]
+        stride = 2 ** sum(conv.stride == 2 for conv in stem.convs)
+        features = [Feature("stem", self.stem_width, stride)]
+        stride *= 2 if stem.pool else 1
+        for i, stage in enumerate(plan(self), start=1):
+            stride *= stage[0].scale.stride
+            features.append(Feature(f"stage{i}", stage[-1].channels[-1], stride))
+        return tuple(features)
 
     def override(self, **overrides: Any) -> "Spec":
         """This spec with some of its fields changed.

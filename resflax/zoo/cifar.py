@@ -1,7 +1,8 @@
 """The networks for small images: He et al. 2015 (section 4.2) and 2016. Any depth of the form.
 
 A name is a prefix and a depth. Three stages of n blocks and two more layers make the depth
-`6n + 2` for basic blocks (two layers each) and `9n + 2` for bottlenecks (three).
+`6n + 2` for basic blocks (two layers each) and `9n + 2` for bottlenecks (three). Wide ResNets count
+the two projections as layers, `6n + 4`, and carry the factor of their widths in the name.
 """
 
 import re
@@ -64,6 +65,34 @@ SPECS: dict[str, Spec] = {
 }
 
 
+def wide(depth: int, factor: int) -> Spec:
+    """WRN-depth-factor (Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1).
+
+    Raises:
+      UserError: if the depth has not the form 6n + 4.
+    """
+    n, rest = divmod(depth - 4, 6)
+    if rest or n < 1:
+        below = max(depth - 4, 6) // 6 * 6 + 4
+        near = " and ".join(f"wrn{d}_{factor}" for d in (below, below + 6))
+        raise UserError(f"no 'wrn{depth}_{factor}': the depth must be 6n + 4; try {near}")
+    widths = tuple(factor * width for width in (16, 32, 64))
+    return _spec("basic", n, widths=widths, preact=True, shortcut="B")
+
+
+def _resnext29(groups: int, base_width: int) -> Spec:
+    """Xie et al. 2016 (arXiv:1611.05431), section 5.3."""
+    return Spec((3, 3, 3), (64, 128, 256), stem="cifar", groups=groups, base_width=base_width,
+                num_classes=10)  # fmt: skip
+
+
+SPECS |= {f"wrn{d}_{k}": wide(d, k) for d, k in ((16, 4), (16, 8), (28, 10), (40, 2), (40, 4))}
+SPECS |= {
+    f"cifar_resnext29_{groups}x{width}d": _resnext29(groups, width)
+    for groups, width in ((8, 64), (16, 64))
+}
+
+
 def parse(name: str) -> Spec | None:
     """The spec that a name of these families means; None if it is not of them.
 
@@ -73,6 +102,8 @@ def parse(name: str) -> Spec | None:
     >>> parse("cifar_resnet26").depths
     (4, 4, 4)
     """
+    if match := re.fullmatch(r"wrn([1-9][0-9]{0,5})_([1-9][0-9]{0,3})", name):
+        return wide(int(match[1]), int(match[2]))
     match = re.fullmatch(r"(\D+)([1-9][0-9]{0,5})", name)
     if not match or match[1] not in FAMILIES:
         return None

@@ -1,6 +1,7 @@
 """Models by name."""
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 
 from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
-from resflax.zoo import cifar, imagenet
+from resflax.zoo import cifar, resnet, resnetv2, resnext, senet
 
 SCANNED_DEPTH = 18
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-SPECS: dict[str, Spec] = {**imagenet.SPECS, **cifar.SPECS}
+FAMILIES = (resnet, resnext, senet, resnetv2, cifar)
+SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.SPECS.items()}
 
 
 def _natural(name: str) -> list[Any]:
@@ -63,6 +65,14 @@ def _scans(spec: Spec) -> bool:
     return spec.stem == "cifar" and max(spec.depths) >= SCANNED_DEPTH
 
 
+def _indices(spec: Spec, chosen: Iterable[int] | None) -> tuple[int, ...]:
+    indices = tuple(range(len(spec.features)) if chosen is None else chosen)
+    last = len(spec.features) - 1
+    if not indices or any(type(i) is not int or not 0 <= i <= last for i in indices):
+        raise UserError(f"out_indices is {indices}: expected numbers from 0 (stem) to {last}")
+    return indices
+
+
 def create_model(
     name: str,
     *,
@@ -70,6 +80,8 @@ def create_model(
     axis_name: str | None = None,
     scan: bool | None = None,
     remat: bool = False,
+    features_only: bool = False,
+    out_indices: Iterable[int] | None = None,
     **overrides: Any,
 ) -> ResNet:
     """A named network as a linen module on NHWC float images.
@@ -83,22 +95,32 @@ def create_model(
       scan: compile the identical blocks of a stage once, their parameters stacked
         (`resflax.nn.stack_params`); by default from 18 blocks a stage on, for small images.
       remat: in training keep only the blocks' inputs, and compute the rest again.
-      **overrides: fields of `Spec`, as `num_classes=100`, `shortcut="C"` or `stem="cifar"`.
+      features_only: give the maps of the stem and the stages instead of logits; `model.features`
+        tells their names, channels and strides.
+      out_indices: which of them: 0 is the stem before its pooling, i is stage i; by default all.
+        Stages behind the last are not built.
+      **overrides: fields of `Spec`, as `num_classes=100`, `shortcut="C"`, `stem="cifar"` or
+        `output_stride=8`; `num_classes=0` gives pooled features.
 
     Raises:
       UserError: on a name, field, value or dtype that is not known.
 
     >>> create_model("resnet18", num_classes=10, stem="cifar").spec.depths
     (2, 2, 2, 2)
+    >>> create_model("resnet50", features_only=True, out_indices=(2, 4)).features[-1]
+    Feature(name='stage4', channels=2048, stride=32)
     """
-    for key, value in (("scan", scan), ("remat", remat)):
+    for key, value in (("scan", scan), ("remat", remat), ("features_only", features_only)):
         if not isinstance(value, bool) and not (key == "scan" and value is None):
             raise UserError(f"{key} is {value!r}: expected True or False")
     spec = get_spec(name).override(**overrides)
+    if scan and spec.pruned:
+        raise UserError(f"scan=True needs blocks that are alike: those of {name!r} are pruned")
     return ResNet(
         spec,
         dtype=_float_dtype(dtype),
         axis_name=axis_name,
         scan=_scans(spec) if scan is None else scan,
         remat=remat,
+        out_indices=_indices(spec, out_indices) if features_only else None,
     )
