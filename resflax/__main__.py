@@ -1,4 +1,4 @@
-"""The command line: `python -m resflax study ...`."""
+"""The command line: `python -m resflax list | info | convert | predict | study ...`."""
 
 import importlib
 import sys
@@ -6,19 +6,27 @@ import sys
 from resflax.errors import unknown
 from resflax.train.cli import report
 
-# Each names a module with `main(arguments)`.
-ROOMS = {"study": "resflax.study.cli"}
+# The function that takes each command's arguments, and what the command does.
+COMMANDS = {
+    "list": ("resflax.zoo.cli:list_main", "the networks, by name"),
+    "info": ("resflax.zoo.cli:info_main", "a network's parts, parameters and multiply-adds"),
+    "convert": ("resflax.weights.cli:convert_main", "weights of torch to ours and back"),
+    "predict": ("resflax.weights.cli:predict_main", "the five most probable classes of an image"),
+    "study": ("resflax.study.cli:main", "the papers' experiments"),
+}
 
 
 def main() -> None:
-    """Hands the arguments to the room that the first of them names."""
-    room, *arguments = sys.argv[1:] or ["--help"]
-    if room in ("-h", "--help"):
-        print(f"usage: python -m resflax {{{','.join(ROOMS)}}} ...")
+    """Hands the arguments to the command that the first of them names."""
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        print(f"usage: python -m resflax {{{','.join(COMMANDS)}}} ... (--help tells more)\n")
+        print("\n".join(f"  {name:9}{what}" for name, (_, what) in COMMANDS.items()))
         return
-    if room not in ROOMS:
-        raise unknown("command", room, ROOMS)
-    importlib.import_module(ROOMS[room]).main(arguments)
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    module, function = COMMANDS[command][0].split(":")
+    getattr(importlib.import_module(module), function)(arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 import typing
 from typing import Any
 
@@ -51,12 +52,19 @@ def default_config() -> ConfigDict:
     # Fields of the model's spec; one that is not set is the named model's own.
     config.spec = ConfigDict(
         {
-            f.name: placeholder(typing.get_origin(f.type) or f.type)
+            f.name: placeholder(_kind(f.type))
             for f in dataclasses.fields(Spec)
-            if f.name != "num_classes"
+            if f.name not in ("num_classes", "pruned")
         }
     )
     return config.lock()
+
+
+def _kind(annotation: Any) -> type:
+    """The type that a flag or a config file gives a field: of several, the first."""
+    if isinstance(annotation, types.UnionType):
+        annotation = typing.get_args(annotation)[0]
+    return typing.get_origin(annotation) or annotation
 
 
 def spec_overrides(config: ConfigDict) -> dict[str, Any]:

@@ -33,12 +33,14 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted((name for name in SPECS if fnmatch(name, pattern)), key=_natural)
 
 
-def get_spec(name: str) -> Spec:
-    """The spec of a named model.
+def get_spec(name: str | Spec) -> Spec:
+    """The spec of a named model; a spec is its own.
 
     Raises:
       UserError: if there is none, listing the nearest names.
     """
+    if isinstance(name, Spec):
+        return name
     spec = (SPECS.get(name) or cifar.parse(name)) if isinstance(name, str) else None
     if spec is None:
         raise unknown("model", name, SPECS)
@@ -74,7 +76,7 @@ def _indices(spec: Spec, chosen: Iterable[int] | None) -> tuple[int, ...]:
 
 
 def create_model(
-    name: str,
+    name: str | Spec,
     *,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
@@ -89,7 +91,7 @@ def create_model(
     `model.apply(variables, x, train=False)` is its logits, `(n, num_classes)`.
 
     Args:
-      name: one of `list_models()`, or a CIFAR family and a depth of its form.
+      name: one of `list_models()`, a CIFAR family and a depth of its form, or a spec.
       dtype: of the computation, a dtype or its name; parameters stay float32.
       axis_name: of the mapped axis over which batch norm averages.
       scan: compile the identical blocks of a stage once, their parameters stacked

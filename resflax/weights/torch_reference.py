@@ -1,0 +1,192 @@
+"""The same networks in PyTorch, written out a second time, to hold ours against.
+
+A functional forward pass: no modules, no gradients, evaluation only. It shares the plan of blocks
+with the engine, and nothing else.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from resflax.errors import UserError
+from resflax.nn import Spec, plan
+from resflax.weights.bridge import Variables, shapes_of
+from resflax.weights.layouts import LEAVES, default_layout, slots
+
+
+def torch_logits(spec: Spec, variables: Variables, images: np.ndarray) -> np.ndarray:
+    """The logits that PyTorch computes in float32 for NHWC images.
+
+    Raises:
+      UserError: if PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError("this comparison needs PyTorch: pip install torch") from e
+    from resflax.weights.bridge import to_torch
+
+    # By our own names and in torch's order of axes, whatever the layout.
+    layout = default_layout(spec)
+    arrays = to_torch(spec, variables, layout=layout)
+    channels = images.shape[-1]
+    named = {
+        ".".join((*slot.path[1:-1], LEAVES[slot.path[-1]])): torch.from_numpy(
+            arrays[slot.key].astype(np.float32)
+        )
+        for slot in slots(layout, spec, shapes_of(spec, channels)) or ()
+    }
+    with torch.no_grad():
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return Reference(spec, named)(x).numpy()
+
+
+class Reference:
+    """A network of torch's functions over named arrays."""
+
+    def __init__(self, spec: Spec, arrays: dict[str, Any]) -> None:
+        import torch
+
+        self.spec, self.arrays, self.torch, self.f = spec, arrays, torch, torch.nn.functional
+
+    def __call__(self, x: Any) -> Any:
+        """Maps images `(n, channels, height, width)` to logits."""
+        x = self.pool(self.stem(x))
+        for i, stage in enumerate(plan(self.spec), start=1):
+            for j, block in enumerate(stage, start=1):
+                x = self.block(f"stage{i}_block{j}", block, x)
+        if self.spec.preact:
+            x = self.norm("head_norm", x, act=True)
+        weight, bias = (self.arrays[f"head.{leaf}"] for leaf in ("weight", "bias"))
+        return self.f.linear(x.mean((2, 3)), weight.reshape(weight.shape[:2]), bias)
+
+    def stem(self, x: Any) -> Any:
+        """Its convolutions: one of 7x7 or 3x3, or three of 3x3."""
+        if "stem_conv.weight" in self.arrays:
+            stride = 1 if self.spec.stem == "cifar" else 2
+            x = self.conv("stem_conv", x, stride=stride)
+            return x if self.spec.preact else self.norm("stem_norm", x, act=True)
+        for i, stride in ((1, 2), (2, 1), (3, 1)):
+            x = self.conv(f"stem_conv{i}", x, stride=stride)
+            if i < 3 or not self.spec.preact:
+                x = self.norm(f"stem_norm{i}", x, act=True)
+        return x
+
+    def pool(self, x: Any) -> Any:
+        """The stem's."""
+        if self.spec.stem == "cifar":
+            return x
+        if self.spec.stem == "rs":
+            return self.norm("stem_pool_norm", self.conv("stem_pool", x, stride=2), act=True)
+        if self.spec.stem == "bit":
+            return self.f.max_pool2d(self.f.pad(x, (1, 1, 1, 1)), 3, 2)
+        if self.spec.antialias == "average":
+            return self.f.avg_pool2d(x, 2)
+        if self.spec.antialias == "blur":
+            return self.blur(self.f.max_pool2d(x, 3, 1, 1), 2)
+        return self.f.max_pool2d(x, 3, 2, 1)
+
+    def block(self, name: str, block: Any, x: Any) -> Any:
+        """Branch, attention and shortcut."""
+        spec, scale = self.spec, block.scale
+        h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
+        y, last, dilation = h, len(block.layers), scale.before
+        for i, layer in enumerate(block.layers, start=1):
+            if spec.preact and i > 1:
+                y = self.norm(f"{name}.norm{i}", y, act=True)
+            filtered = layer.strided and scale.changes and spec.antialias != "none"
+            stride = scale.stride if layer.strided and not filtered else 1
+            groups = spec.groups if layer.grouped else 1
+            y = self.conv(f"{name}.conv{i}", y, stride=stride, dilation=dilation, groups=groups)
+            dilation = scale.dilation if layer.strided else dilation
+            if not spec.preact:
+                y = self.norm(f"{name}.norm{i}", y, act=i < last)
+            y = self.down(y, scale.stride) if filtered else y
+        y = self.attend(name, y)
+        y = y + self.shortcut(name, scale, h, x) if spec.shortcut != "none" else y
+        return y if spec.preact else self.f.relu(y)
+
+    def shortcut(self, name: str, scale: Any, h: Any, x: Any) -> Any:
+        """`x`, or what stands in its place."""
+        spec = self.spec
+        if f"{name}.Ws.weight" not in self.arrays:
+            if spec.shortcut != "A" or not scale.stride > 1:
+                return x
+            extra = h.shape[1] // 2
+            return self.f.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
+        if spec.shortcut == "D" and scale.stride > 1:
+            h = self.f.avg_pool2d(h, 2, 2, ceil_mode=True, count_include_pad=False)
+        elif spec.shortcut == "D" and scale.dilation > 1:
+            h = self.f.avg_pool2d(self.f.pad(h, (0, 1, 0, 1)), 2, 1)
+        stride = 1 if spec.shortcut == "D" else scale.stride
+        y = self.conv(f"{name}.Ws", h, stride=stride, dilation=scale.before)
+        return y if spec.preact else self.norm(f"{name}.Ws_norm", y, act=False)
+
+    def down(self, x: Any, stride: int) -> Any:
+        """The anti-aliasing filter."""
+        if self.spec.antialias == "blur":
+            return self.blur(x, stride)
+        return self.f.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False) if (
+            stride > 1
+        ) else x  # fmt: skip
+
+    def blur(self, x: Any, stride: int) -> Any:
+        """(1, 2, 1) / 4 down and across, reflected at the edges."""
+        row = self.torch.tensor([0.25, 0.5, 0.25])
+        kernel = self.torch.outer(row, row).repeat(x.shape[1], 1, 1, 1)
+        padded = self.f.pad(x, (1, 1, 1, 1), mode="reflect")
+        return self.f.conv2d(padded, kernel, stride=stride, groups=x.shape[1])
+
+    def attend(self, name: str, x: Any) -> Any:
+        """Squeeze-and-excitation or ECA, where the block has them."""
+        if f"{name}.eca_conv.weight" in self.arrays:
+            kernel = self.arrays[f"{name}.eca_conv.weight"]
+            pooled = x.mean((2, 3))[:, None]
+            gate = self.f.conv1d(pooled, kernel, padding=kernel.shape[-1] // 2)[:, 0]
+        elif f"{name}.se_fc1.weight" in self.arrays:
+            gate = self.dense(f"{name}.se_fc1", x.mean((2, 3)))
+            gate = self.dense(f"{name}.se_fc2", self.f.relu(gate))
+        else:
+            return x
+        return x * gate.sigmoid()[:, :, None, None]
+
+    def dense(self, name: str, x: Any) -> Any:
+        """A linear layer, whose kernel may be kept as a 1x1 convolution's."""
+        weight = self.arrays[f"{name}.weight"]
+        return self.f.linear(x, weight.reshape(weight.shape[:2]), self.arrays[f"{name}.bias"])
+
+    def conv(self, name: str, x: Any, *, stride: int, dilation: int = 1, groups: int = 1) -> Any:
+        """A convolution, padded symmetrically."""
+        weight = self.arrays[f"{name}.weight"]
+        if self.spec.conv == "standardized":
+            rows = weight.reshape(weight.shape[0], -1)
+            rows = rows - rows.mean(1, keepdim=True)
+            rows = rows / (rows.square().mean(1, keepdim=True) + 1e-8).sqrt()
+            weight = rows.reshape(weight.shape)
+        padding = weight.shape[-1] // 2 * dilation
+        return self.f.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    def norm(self, name: str, x: Any, *, act: bool) -> Any:
+        """The spec's norm, with the activation that belongs to it if `act`."""
+
+        def get(leaf: str) -> Any:
+            return self.arrays.get(f"{name}.{leaf}")
+
+        weight, bias, kind = get("weight"), get("bias"), self.spec.norm
+        column = (1, -1, 1, 1)
+        if kind == "batch":
+            x = self.f.batch_norm(x, get("running_mean"), get("running_var"), weight, bias)
+        elif kind == "group":
+            x = self.f.group_norm(x, 32, weight, bias)
+        elif kind == "evonorm_s0":
+            if act:
+                grouped = x.reshape(x.shape[0], 32, -1)
+                std = (grouped.var(2, unbiased=False) + 1e-5).sqrt()
+                std = std.repeat_interleave(x.shape[1] // 32, 1)[:, :, None, None]
+                x = x * (x * get("v").reshape(column)).sigmoid() / std
+            return x * weight.reshape(column) + bias.reshape(column)
+        else:
+            x = x / (x.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+            x = x * weight.reshape(column) + bias.reshape(column)
+            return self.torch.maximum(x, get("tau").reshape(column)) if act else x
+        return self.f.relu(x) if act else x
