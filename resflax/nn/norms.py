@@ -13,10 +13,16 @@ Array = jax.Array
 GROUPS = 32
 
 
+def _wide(*arrays: Array) -> tuple[Array, ...]:
+    """In float32, or in float64 if the first is."""
+    dtype = jnp.float64 if arrays[0].dtype == jnp.float64 else jnp.float32
+    return tuple(array.astype(dtype) for array in arrays)
+
+
 def group_std(x: Array, epsilon: float) -> Array:
     """The deviation within each of 32 groups of channels of an image, `(n, 1, 1, channels)`."""
     n, height, width, channels = x.shape
-    groups = x.astype(jnp.float32).reshape(n, height, width, GROUPS, channels // GROUPS)
+    groups = x.reshape(n, height, width, GROUPS, channels // GROUPS)
     std = jnp.sqrt(jnp.var(groups, (1, 2, 4)) + epsilon)
     return jnp.repeat(std, channels // GROUPS, -1)[:, None, None]
 
@@ -38,8 +44,9 @@ class EvoNormS0(nn.Module):
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        x, scale, bias = _wide(x, scale, bias)
         if self.act:
-            v = self.param("v", nn.initializers.ones, channels, jnp.float32)
+            _, v = _wide(x, self.param("v", nn.initializers.ones, channels, jnp.float32))
             x = x * jax.nn.sigmoid(x * v) / group_std(x, self.epsilon)
         return (x * scale + bias).astype(self.dtype)
 
@@ -61,10 +68,12 @@ class FilterResponseNorm(nn.Module):
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        square = jnp.mean(jnp.square(x.astype(jnp.float32)), (1, 2), keepdims=True)
+        x, scale, bias = _wide(x, scale, bias)
+        square = jnp.mean(jnp.square(x), (1, 2), keepdims=True)
         x = x * jax.lax.rsqrt(square + self.epsilon) * scale + bias
         if self.act:
-            x = jnp.maximum(x, self.param("tau", nn.initializers.zeros, channels, jnp.float32))
+            tau = self.param("tau", nn.initializers.zeros, channels, jnp.float32)
+            x = jnp.maximum(x, tau.astype(x.dtype))
         return x.astype(self.dtype)
 
 

@@ -26,7 +26,7 @@ def standardized(lhs: Array, rhs: Array, *args: Any, **kwargs: Any) -> Array:
 
     Qiao et al. 2019 (arXiv:1903.10520), eq. 5, with BiT's epsilon (Kolesnikov et al. 2019).
     """
-    wide = rhs.astype(jnp.float32)
+    wide = rhs.astype(jnp.float64 if rhs.dtype == jnp.float64 else jnp.float32)
     axes = range(rhs.ndim - 1)
     mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
     rhs = ((wide - mean) * jax.lax.rsqrt(var + 1e-8)).astype(rhs.dtype)
