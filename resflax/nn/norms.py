@@ -81,32 +81,34 @@ class Norm(NamedTuple):
     """A row of `NORMS`.
 
     Attributes:
-      make: `(train=, dtype=, axis_name=, scale_init=, act=, name=) -> module`.
+      make: `(train=, dtype=, axis_name=, scale_init=, act=, name=) -> module`, called on `x`.
       acts: whether the module of `act=True` holds the activation; else the network's follows it.
       groups: what the number of channels is a multiple of.
     """
 
-    make: Callable[..., nn.Module]
+    make: Callable[..., Callable[[Array], Array]]
     acts: bool = False
     groups: int = 1
 
 
-def _batch(*, act: bool, **fields: Any) -> nn.Module:
+def _batch(*, act: bool, **fields: Any) -> Any:
     del act
     return BatchNorm(**fields)
 
 
-def _group(*, train: bool, axis_name: str | None, act: bool, **fields: Any) -> nn.Module:
+def _group(*, train: bool, axis_name: str | None, act: bool, dtype: Any, **fields: Any) -> Any:
     del train, axis_name, act  # knows no batch
-    return nn.GroupNorm(GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
+    norm = nn.GroupNorm(GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
+    # Its own widening breaks under strict dtype promotion.
+    return lambda x: norm(*_wide(x)).astype(dtype)
 
 
-def _evonorm_s0(*, train: bool, axis_name: str | None, **fields: Any) -> nn.Module:
+def _evonorm_s0(*, train: bool, axis_name: str | None, **fields: Any) -> Any:
     del train, axis_name
     return EvoNormS0(**fields)
 
 
-def _frn_tlu(*, train: bool, axis_name: str | None, **fields: Any) -> nn.Module:
+def _frn_tlu(*, train: bool, axis_name: str | None, **fields: Any) -> Any:
     del train, axis_name
     return FilterResponseNorm(**fields)
 
