@@ -8,6 +8,7 @@ import itertools
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -15,14 +16,15 @@ from ml_collections import ConfigDict
 from resflax import create_model
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
-from resflax.nn import ResNet
+from resflax.nn import ResNet, stack_params
 from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
 from resflax.train.cli import parse, report, usage
 from resflax.train.config import spec_overrides
+from resflax.weights import new_head, open_weights
 
 
-def build(config: ConfigDict) -> tuple[ResNet, Dataset]:
-    """The model and the dataset that a config names, checked against each other."""
+def build(config: ConfigDict) -> tuple[ResNet, Dataset, Any]:
+    """The model, the dataset and the weights to begin with, checked against each other."""
     model = create_model(
         config.model,
         dtype=config.dtype,
@@ -39,7 +41,27 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset]:
             f" the {model.spec.stem} stem, which needs {least}x{least}:"
             " try --config.spec.stem=cifar"
         )
-    return model.clone(spec=model.spec.override(num_classes=dataset.num_classes)), dataset
+    model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
+    return model, dataset, begin(config, model, dataset) if config.pretrained else None
+
+
+def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:
+    """The weights that a config begins with, with a new head if theirs has other classes.
+
+    Where the config does not say how images are normalised, a config beside the weights does.
+    """
+    card, variables, _ = open_weights(config.pretrained, model.spec)
+    if card.channels != dataset.image_shape[2]:
+        raise UserError(
+            f"{config.pretrained} is for images of {card.channels} channels:"
+            f" {dataset.name} has {dataset.image_shape[2]}"
+        )
+    for key in ("mean", "std"):
+        if card.told and not config.data[key]:
+            config.data[key] = getattr(card.preprocess, key)
+    if card.spec.num_classes != model.spec.num_classes:
+        variables = new_head(variables, model.spec.num_classes, seed=config.seed)
+    return stack_params(variables) if model.scan else variables
 
 
 def fresh_folder(name: str) -> Path:
@@ -60,7 +82,8 @@ def main() -> None:
     path = Path(workdir) if workdir else fresh_folder(name)
     RunDir.check(path)
     keep_compiled()
-    trainer = Trainer(*build(config), config)
+    model, dataset, start = build(config)
+    trainer = Trainer(model, dataset, config, start)
     run = RunDir.open(path, config)
     print(trainer.summary(), flush=True)
     results = trainer.fit(run, Progress(trainer.steps))

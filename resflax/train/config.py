@@ -18,6 +18,7 @@ def default_config() -> ConfigDict:
     config = ConfigDict(
         {
             "model": "cifar_resnet20",  # a name of `list_models()`
+            "pretrained": "",  # weights to begin with: a file, a folder, owner/name of the Hub
             "dtype": "float32",  # of the computation; parameters stay float32
             "scan": placeholder(
                 bool
@@ -44,6 +45,8 @@ def default_config() -> ConfigDict:
             "eval_every_epochs": 1,
             "data": {
                 "dir": "",  # where prepared sets lie; "" is TFDS's own choice
+                "mean": (),  # of the channels, from 0 to 1; (): those of the weights or the set
+                "std": (),
                 "pad_crop": 0,  # pixels of padding before a random crop; 0 for none
                 "flip": False,  # mirror at random
             },
@@ -108,6 +111,8 @@ RULES: dict[str, tuple[str, Any]] = {
     "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "log_every_steps": _COUNT,
     "eval_every_epochs": _COUNT,
+    "data.mean": ("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
+    "data.std": ("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
     "data.pad_crop": _NOT_NEGATIVE,
 }
 

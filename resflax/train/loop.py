@@ -66,8 +66,12 @@ def steps_from(
     *,
     axis_name: str | None = None,
 ) -> tuple[TrainStep, EvalStep]:
-    """The pure steps that a config means, on images normalised by the moments of `examples`."""
+    """The pure steps that a config means, on images normalised by its mean and standard deviation.
+
+    Where it has none, by those of `examples`.
+    """
     mean, std = examples.moments()
+    mean, std = (tuple(config.data.mean) or mean), (tuple(config.data.std) or std)
     to_input = partial(normalize, mean=mean, std=std)
     train_step = make_train_step(
         model,
@@ -104,8 +108,11 @@ class Trainer:
       UserError: if the config does not fit the dataset or the devices.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: ConfigDict) -> None:
-        self.model, self.dataset, self.config = model, dataset, config
+    def __init__(
+        self, model: nn.Module, dataset: Dataset, config: ConfigDict, start: Any = None
+    ) -> None:
+        """`start` are the variables to begin with; None to initialise them from the seed."""
+        self.model, self.dataset, self.config, self.start = model, dataset, config, start
         examples = len(dataset.train)
         self._check_data()
         self.engine: Engine = make_engine(config.parallel)
@@ -135,6 +142,13 @@ class Trainer:
             raise UserError(
                 f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
             )
+        channels = self.dataset.image_shape[2]
+        for key in ("mean", "std"):
+            if len(self.config.data[key]) not in (0, channels):
+                raise UserError(
+                    f"config.data.{key} is {self.config.data[key]}: expected a number for each of"
+                    f" the {channels} channels of {self.dataset.name!r}"
+                )
 
     def _check_model(self) -> None:
         """Raises `UserError` if the model cannot take the images; computes nothing.
@@ -151,7 +165,8 @@ class Trainer:
 
     def init(self) -> TrainState:
         """The state before the first step, not yet on the engine's devices."""
-        return create_state(self.model, self.optimizer, self.config.seed, self.dataset.image_shape)
+        shape = self.dataset.image_shape
+        return create_state(self.model, self.optimizer, self.config.seed, shape, self.start)
 
     def summary(self) -> str:
         """What will be trained on what, in one line."""

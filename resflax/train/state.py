@@ -10,6 +10,7 @@ import optax
 from flax import struct
 
 Array = jax.Array
+COLLECTIONS = ("params", "batch_stats")
 
 
 @struct.dataclass
@@ -41,16 +42,21 @@ def create_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     image_shape: tuple[int, ...],
+    variables: Any = None,
 ) -> TrainState:
-    """The state before the first step: a function of the seed alone.
+    """The state before the first step: a function of the seed alone, or of given weights.
 
     Args:
       model: a linen module called as `model(x, train=...)`.
       optimizer: whose state is initialised with the parameters.
       seed: from 0 to 2**32 - 1.
       image_shape: of one example, without the batch axis.
+      variables: "params" and "batch_stats" to begin with, as `resflax.weights` gives them.
     """
-    return _init(model, optimizer, jnp.asarray(seed, jnp.uint32), tuple(image_shape))
+    start = jnp.asarray(seed, jnp.uint32)
+    if variables is None:
+        return _init(model, optimizer, start, tuple(image_shape))
+    return _begin(optimizer, start, {key: variables.get(key, {}) for key in COLLECTIONS})
 
 
 # One compilation serves every seed of an ensemble.
@@ -62,7 +68,11 @@ def _init(
     image_shape: tuple[int, ...],
 ) -> TrainState:
     example = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init(jax.random.key(seed), example, train=False)
+    return _begin(optimizer, seed, model.init(jax.random.key(seed), example, train=False))
+
+
+@partial(jax.jit, static_argnums=0)
+def _begin(optimizer: optax.GradientTransformation, seed: Array, variables: Any) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=seed,

@@ -7,4 +7,5 @@ from resflax.weights.files import load as load
 from resflax.weights.files import save as save
 from resflax.weights.hub import Pretrained as Pretrained
 from resflax.weights.hub import load_pretrained as load_pretrained
+from resflax.weights.hub import open_weights as open_weights
 from resflax.weights.preprocess import Preprocess as Preprocess

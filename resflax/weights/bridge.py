@@ -76,12 +76,14 @@ def to_torch(
       variables: its "params" and "batch_stats", stacked (`scan=True`) or not.
       layout: "timm" (torchvision's too), "timm_v2", "huggingface" or "cifar"; by default timm's,
         and "cifar" for post-activation nets for small images.
-      **overrides: fields of the spec.
+      **overrides: fields of the spec; the number of classes is the variables' own.
 
     Raises:
       UserError: if the variables are not that network's, or the layout cannot name its parts.
     """
     spec = get_spec(name).override(**overrides)
+    if "num_classes" not in overrides:
+        spec = spec.override(num_classes=_classes(variables))
     layout = layout or default_layout(spec)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
@@ -139,6 +141,11 @@ def new_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variab
     head = nn.Dense(num_classes).init(jax.random.key(seed), jnp.zeros((1, inputs)))["params"]
     head = {name: np.asarray(array) for name, array in head.items()}
     return {**variables, "params": {**variables["params"], "head": head}}
+
+
+def _classes(variables: Variables) -> int:
+    head = variables.get("params", {}).get("head")
+    return int(head["kernel"].shape[-1]) if head else 0
 
 
 def _called(name: str | Spec) -> str:

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,45 +12,14 @@ from resflax.weights import files, hub
 from resflax.weights.bridge import (
     Variables,
     flatten,
-    from_torch,
-    is_flat,
     to_torch,
-    unflatten,
 )
+from resflax.weights.hub import open_weights
 from resflax.weights.layouts import LAYOUTS, default_layout
-from resflax.weights.preprocess import default_preprocess
 from resflax.weights.torch_reference import torch_logits
-from resflax.zoo import create_model, get_spec
+from resflax.zoo import create_model
 
 OURS = "flax"
-
-
-def open_weights(where: str, name: str | None) -> tuple[hub.Card, Variables, bool]:
-    """What a file, a folder or a repository of the Hub holds, and whether in our own names.
-
-    Raises:
-      UserError: if nothing says which network it is.
-    """
-    path = Path(where) if Path(where).exists() else hub.fetch(where)
-    folder = path if path.is_dir() else path.parent
-    arrays = files.load(path)
-    if name is not None:
-        spec = get_spec(name)
-        card = _with_classes(hub.Card(spec, 3, default_preprocess(spec)), arrays)
-    elif (folder / "config.json").exists():
-        card = hub.read_card(folder)
-    else:
-        raise UserError(f"{where} does not say which network it is: expected --model NAME")
-    if is_flat(arrays):
-        return card, unflatten(card.spec, arrays, channels=card.channels), True
-    return card, from_torch(card.spec, arrays, channels=card.channels), False
-
-
-def _with_classes(card: hub.Card, arrays: dict[str, Any]) -> hub.Card:
-    """The card with the number of classes that the arrays' head has, whatever it is called."""
-    heads = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
-    sizes = [a.shape[0] for k, a in arrays.items() if k.removeprefix("module.") in heads and a.ndim]
-    return card._replace(spec=card.spec.override(num_classes=sizes[0])) if sizes else card
 
 
 def convert_main(arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from flax import traverse_util
 from resflax.errors import UserError
 from resflax.nn import ResNet, Spec
 from resflax.weights import files
-from resflax.weights.bridge import Variables, from_torch, new_head
+from resflax.weights.bridge import Variables, from_torch, is_flat, new_head, unflatten
 from resflax.weights.preprocess import Preprocess, default_preprocess
 from resflax.zoo import create_model, get_spec
 
@@ -34,12 +34,14 @@ class Card(NamedTuple):
       channels: of its images.
       preprocess: how it is evaluated.
       labels: the names of its classes, where it tells them.
+      told: whether there is one; else preprocessing is what is usual for the network.
     """
 
     spec: Spec
     channels: int
     preprocess: Preprocess
     labels: tuple[str, ...] = ()
+    told: bool = True
 
 
 def load_pretrained(
@@ -122,6 +124,50 @@ def read_card(folder: Path) -> Card:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         raise UserError(f"{folder / 'config.json'} is no config of a ResNet: {e!r}") from e
+
+
+def open_weights(where: str, name: str | Spec | None = None) -> tuple[Card, Variables, bool]:
+    """What a file, a folder or a repository of the Hub holds, and whether in our own names.
+
+    Args:
+      where: any of these.
+      name: of the network (or its spec); None to read it in the config beside the weights.
+
+    Raises:
+      UserError: if nothing says which network it is, or the weights are not that network's.
+    """
+    path = Path(where) if Path(where).exists() else fetch(where)
+    folder = path if path.is_dir() else path.parent
+    arrays = files.load(path)
+    card = read_card(folder) if (folder / "config.json").exists() else None
+    if name is not None:
+        spec = get_spec(name)
+        usual = Card(spec, 3, default_preprocess(spec), told=False)
+        card = _as_found((card or usual)._replace(spec=spec), arrays)
+    if card is None:
+        raise UserError(f"{where} does not say which network it is: expected --model NAME")
+    if is_flat(arrays):
+        return card, unflatten(card.spec, arrays, channels=card.channels), True
+    return card, from_torch(card.spec, arrays, channels=card.channels), False
+
+
+STEMS = ("conv1", "conv1.0", "stem.conv", "stem.conv1", "resnet.embedder.embedder.convolution")
+OUR_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
+HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
+
+
+def _as_found(card: Card, arrays: dict[str, np.ndarray]) -> Card:
+    """The card with the channels and the number of classes that the arrays have."""
+    classes, channels = card.spec.num_classes, card.channels
+    for key, array in arrays.items():
+        key = key.removeprefix("module.")
+        if key in HEADS and array.ndim == 1:
+            classes = array.shape[0]
+        elif key.removesuffix(".weight") in STEMS and array.ndim == 4:
+            channels = array.shape[1]
+        elif key in OUR_STEMS and array.ndim == 4:
+            channels = array.shape[2]
+    return card._replace(spec=card.spec.override(num_classes=classes), channels=channels)
 
 
 def _json(path: Path) -> dict[str, Any]:
