@@ -9,7 +9,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_every_python_block_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
