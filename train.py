@@ -32,7 +32,14 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset, Any]:
         remat=config.remat,
         **spec_overrides(config),
     )
-    dataset = load_dataset(config.dataset, config.data.dir)
+    dataset = load_dataset(
+        config.dataset,
+        config.data.dir,
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        on_bad_example=config.data.on_bad_example,
+        seed=config.seed,
+    )
     height, width, _ = dataset.image_shape
     least = model.spec.min_image
     if min(height, width) < least:
@@ -88,7 +95,9 @@ def main() -> None:
     print(trainer.summary(), flush=True)
     results = trainer.fit(run, Progress(trainer.steps))
     accuracy, count = results["test_accuracy"], results["test_examples"]
-    print(f"test accuracy {accuracy:.4f} on {count} examples; saved in {path}")
+    skipped = results["skipped_examples"]
+    aside = f"; {skipped} skipped, see skipped.txt" if skipped else ""
+    print(f"test accuracy {accuracy:.4f} on {count} examples{aside}; saved in {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `python -m resflax list | info | convert | predict | study ...`."""
+"""The command line: `python -m resflax list | info | data | convert | predict | study ...`."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ from resflax.train.cli import report
 COMMANDS = {
     "list": ("resflax.zoo.cli:list_main", "the networks, by name"),
     "info": ("resflax.zoo.cli:info_main", "a network's parts, parameters and multiply-adds"),
+    "data": ("resflax.data.cli:main", "sets of TensorFlow Datasets, made ready to train on"),
     "convert": ("resflax.weights.cli:convert_main", "weights of torch to ours and back"),
     "predict": ("resflax.weights.cli:predict_main", "the five most probable classes of an image"),
     "study": ("resflax.study.cli:main", "the papers' experiments"),

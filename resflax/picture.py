@@ -1,9 +1,11 @@
 """One style for every picture: readable in grey print, no display needed."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -29,6 +31,30 @@ def new_figure(columns: int, *, width: float = 9.0, height: float = 3.6) -> tupl
 def line_style(i: int) -> dict[str, Any]:
     """Colour and dash of the i-th of several lines."""
     return {"color": SHADES[i % len(SHADES)], "linestyle": DASHES[i % len(DASHES)]}
+
+
+def mean_and_range(
+    ax: Axes, x: Sequence[float], rows: Sequence[Sequence[float]], **style: Any
+) -> None:
+    """A line through the means of rows, and a light band from their least to their greatest.
+
+    Args:
+      ax: to draw on.
+      x: where each row stands.
+      rows: values at each `x`, one a seed; with one seed the band has no height.
+      style: of the line, as of `ax.plot`, with its color.
+    """
+    ax.plot(x, [sum(row) / len(row) for row in rows], **style)
+    least, most = ([pick(row) for row in rows] for pick in (min, max))
+    ax.fill_between(x, least, most, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def legend_above(ax: Axes) -> None:
+    """A legend in rows of four above the axes, where it hides no line and no band."""
+    columns = min(4, len(ax.get_legend_handles_labels()[1]))
+    place: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
+    row: Any = {"ncols": columns, "columnspacing": 1.4, "handlelength": 3.2}
+    ax.legend(frameon=False, fontsize=8, **row, **place)
 
 
 def save(figure: Figure, path: Path, title: str = "") -> None:

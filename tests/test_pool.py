@@ -1,4 +1,4 @@
-"""Maximum over windows against flax's and `lax.reduce_window`'s."""
+"""Maximum over windows against flax's and `lax.reduce_window`'s; means and blur against NumPy."""
 
 from functools import partial
 
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from jax.test_util import check_grads
+from quick import run
 from reference import normal
 
-from resflax.nn.pool import max_pool
+from resflax.nn.pool import avg_pool, avg_pool_same, blur_pool, max_pool
 
 
 def theirs(x, *, window=3, stride=2, padding=1):
@@ -131,3 +132,68 @@ def test_it_runs_on_eight_devices():
     compiled = compiled.compile()
     assert "all-gather" not in compiled.as_text()
     jax.tree.map(np.testing.assert_array_equal, compiled(jax.device_put(x, split)), expected)
+
+
+SIZES = [(1, 1), (1, 6), (2, 2), (3, 4), (7, 5), (8, 6)]
+
+
+def mean_of_those_inside(x, stride):
+    """Windows of 2x2 at every stride-th pixel, cut at the image's edges."""
+    height, width = (-(-size // stride) for size in x.shape[1:3])
+    y = np.zeros((x.shape[0], height, width, x.shape[3]))
+    for i, j in np.ndindex(height, width):
+        y[:, i, j] = x[:, i * stride : i * stride + 2, j * stride : j * stride + 2].mean((1, 2))
+    return y
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_avg_pool_is_the_mean_of_the_pixels_that_are_inside(size):
+    x = np.random.default_rng(0).standard_normal((2, *size, 3))
+    found = run(partial(avg_pool, stride=2), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, mean_of_those_inside(x, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_avg_pool_same_counts_zeros_below_and_to_the_right(size):
+    x = np.random.default_rng(0).standard_normal((2, *size, 3))
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    expected = sum(padded[:, i:, j:][:, : size[0], : size[1]] for i in (0, 1) for j in (0, 1)) / 4
+    found = run(avg_pool_same, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 1])
+def test_blur_pool_is_the_binomial_filter_over_a_reflected_image(size, stride):
+    """Zhang 2019: the outer product of (1, 2, 1) / 4 with itself, at every stride-th pixel."""
+    x = np.random.default_rng(0).standard_normal((2, *size, 3))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    row = np.array([1, 2, 1]) / 4
+    expected = np.einsum("nhwcij,i,j->nhwc", windows, row, row)[:, ::stride, ::stride]
+    found = run(partial(blur_pool, stride=stride), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+by_two = pytest.mark.parametrize("pool", [avg_pool, blur_pool])
+
+
+@by_two
+def test_means_and_blur_keep_constants_and_dtypes(pool):
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        y = run(partial(pool, stride=2), jnp.full((1, 5, 7, 2), 1.25, dtype))
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, np.full((1, 3, 4, 2), 1.25, dtype))
+
+
+@by_two
+def test_the_gradients_of_means_and_blur_are_those_of_a_linear_map(pool):
+    """The inner products of A t with g and of t with A's transpose at g are the same."""
+    t = normal((1, 5, 6, 2))
+
+    def pull(t):
+        y, transpose = jax.vjp(partial(pool, stride=2), t)
+        g = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return jnp.vdot(y, g), jnp.vdot(t, transpose(g)[0])
+
+    np.testing.assert_allclose(*run(pull, t), rtol=1e-5)

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from resflax.data.sources import _told
+from resflax.data.examples import told as _told
 from resflax.train import Progress
 from resflax.train.meter import Meter
 

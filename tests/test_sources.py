@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from resflax import UserError
 from resflax.data import load_dataset
-from resflax.data.sources import Examples
+from resflax.data.examples import Examples
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,8 @@ class Stripes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A stand-in for a stock set, with names and splits of its own."""
 
     VERSION = tfds.core.Version("1.0.0")
-    shape, features, counts = (4, 6, 3), ("picture", "kind"), {"train": 5, "validation": 3}
+    shape, features, counts = (None, None, 3), ("picture", "kind"), {"train": 5, "validation": 3}
+    size = staticmethod(lambda i: (4, 6))
 
     def _info(self):
         image, label = self.features
@@ -80,7 +81,7 @@ class Stripes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, n):
         for i in range(n):
             png = io.BytesIO()
-            Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(png, "png")
+            Image.fromarray(np.full((*type(self).size(i), 3), i, np.uint8)).save(png, "png")
             image, label = self.features
             yield i, {image: png.getvalue(), label: i % 3}
 
@@ -107,7 +108,10 @@ def test_a_version_can_be_named(tmp_path):
     ("changes", "message"),
     [
         ({"counts": {"train": 5}}, r"has the splits \['train'\]: expected train, test"),
-        ({"shape": (None, None, 3)}, "expected uint8 of one fixed size"),
+        (
+            {"size": lambda i: (4 + i, 6)},
+            r"stripes, train\[\d\]: is of shape .*, the first of",
+        ),
     ],
 )
 def test_a_set_that_cannot_be_trained_on_is_named(tmp_path, changes, message):
@@ -137,7 +141,7 @@ def test_a_set_prepared_as_tfrecord_is_told_how_to_prepare_again(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fashion_mnist", "is not prepared in .*: prepare it .*tfds build fashion_mnist"),
+        ("fashion_mnist", "is not prepared in .*: prepare it .*resflax data prepare fashion_mnist"),
         ("fashion_mnits", "unknown dataset 'fashion_mnits': did you mean fashion_mnist"),
         ("", "unknown dataset ''"),
         ("../etc", "unknown dataset"),

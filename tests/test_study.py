@@ -12,6 +12,7 @@ from PIL import Image
 
 from resflax.data import Dataset, Examples, batch_indices, normalize
 from resflax.errors import UserError
+from resflax.picture import line_style, mean_and_range, new_figure
 from resflax.study import cli, degradation
 from resflax.study.folder import Folder
 from resflax.study.members import train_members
@@ -129,6 +130,16 @@ def test_plain_and_residual_have_equal_parameters():
         assert counts[0] == counts[1]
 
 
+def test_a_band_reaches_from_the_least_seed_to_the_greatest():
+    _, (ax,) = new_figure(1)
+    mean_and_range(ax, [1, 2], [(1.0, 2.0, 6.0), (4.0, 4.0, 4.0)], **line_style(0))
+    assert ax.lines[0].get_ydata().tolist() == [3.0, 4.0]
+    corners = ax.collections[0].get_paths()[0].vertices
+    for x, least, most in ((1, 1.0, 6.0), (2, 4.0, 4.0)):
+        y = corners[corners[:, 0] == x, 1]
+        assert (y.min(), y.max()) == (least, most)
+
+
 # The folder.
 
 
@@ -140,6 +151,9 @@ def test_a_folder_keeps_parts_and_refuses_other_settings(tmp_path):
     assert again.part("x", lambda: pytest.fail("made twice")) == {"v": 1}
     with pytest.raises(UserError, match=r"depths = \[20, 56\], not \[20\]: choose another --out"):
         Folder.open(tmp_path / "a", {"depths": [20]})
+    Folder.open(tmp_path / "b", {"config": {"data": {"flip": True}, "epochs": 3}})
+    with pytest.raises(UserError, match=r"with config\.data\.flip = True, not False: choose"):
+        Folder.open(tmp_path / "b", {"config": {"data": {"flip": False}, "epochs": 3}})
 
 
 def test_a_part_that_was_stopped_is_made_again(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from resflax.data import Dataset, Examples, load_dataset, normalize
-from resflax.study import cli, dropping, gradients, identity, responses, shortcuts
+from resflax.errors import UserError
+from resflax.study import cli, dropping, gradients, identity, members, nets, responses, shortcuts
 from resflax.study.layers import by_layer
 from resflax.study.nets import from_run
 from resflax.train import Progress, RunDir, Trainer, cross_entropy, default_config
@@ -114,7 +115,7 @@ def test_errors_are_of_every_block_that_keeps_its_shape(noise):
     assert found["whole"] == pytest.approx(100 * float(wrong), abs=1e-3)
 
 
-def test_a_run_of_the_trainer_is_taken_apart_as_it_was_saved(tmp_path):
+def test_a_run_of_the_trainer_is_taken_apart_as_it_was_saved(tmp_path, monkeypatch):
     config = default_config()
     config.update({"model": "cifar_resnet14", "epochs": 1, "batch_size": 256, "scan": True})
     dataset = load_dataset("digits")
@@ -126,9 +127,14 @@ def test_a_run_of_the_trainer_is_taken_apart_as_it_was_saved(tmp_path):
     assert name == "cifar_resnet14"
     whole = dropping.errors(*net, found)["whole"]
     assert whole == pytest.approx(100 * (1 - results["test_accuracy"]), abs=1e-6)
-    cli.main(["responses", f"--runs={tmp_path / 'run'}", f"--out={tmp_path / 'study'}"])
+    arguments = ["responses", f"--runs={tmp_path / 'run'}", f"--out={tmp_path / 'study'}"]
+    cli.main(arguments)
     values = json.loads((tmp_path / "study" / "responses.json").read_text())["deviations"]
     assert [len(layers) for layers in values.values()] == [13]
+    # What was measured on a run is not taken for what another run of that name would give.
+    monkeypatch.setattr(nets, "params_sha256", lambda params: "other")
+    with pytest.raises(UserError, match="holds a study with params_sha256"):
+        cli.main(arguments)
 
 
 # Gradients.
@@ -220,6 +226,16 @@ def test_training_lowers_the_error_and_a_rate_of_zero_does_not(kind):
     assert last < 0.5 * first
 
 
+MEASURES = (
+    (members, "train_members"),
+    (identity, "fit_all"),
+    (gradients, "norms"),
+    (responses, "deviations"),
+    (dropping, "errors"),
+    (shortcuts, "cost"),
+)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -231,10 +247,19 @@ def test_training_lowers_the_error_and_a_rate_of_zero_does_not(kind):
     ],
     ids=lambda arguments: arguments[0],
 )  # fmt: skip
-def test_every_study_writes_its_picture_and_its_numbers(arguments, tmp_path, capsys):
+def test_every_study_writes_its_picture_and_its_numbers(arguments, tmp_path, capsys, monkeypatch):
     cli.main([*arguments, f"--out={tmp_path}"])
     name = arguments[0]
-    assert json.loads((tmp_path / f"{name}.json").read_text())["settings"]
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert result["settings"]
     with Image.open(tmp_path / f"{name}.png") as picture:
         assert picture.size[0] > 700
     assert f"{name}.png" in capsys.readouterr().out
+    # A second start has everything: it only draws.
+    (tmp_path / f"{name}.json").unlink()
+    (tmp_path / f"{name}.png").unlink()
+    for module, measure in MEASURES:
+        monkeypatch.setattr(module, measure, lambda *args, **fields: pytest.fail("measured twice"))
+    cli.main([*arguments, f"--out={tmp_path}"])
+    assert json.loads((tmp_path / f"{name}.json").read_text()) == result
+    assert (tmp_path / f"{name}.png").exists()

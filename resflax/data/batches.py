@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from resflax.data.sources import Examples
+from resflax.data.examples import Examples
 
 Batch = dict[str, np.ndarray]
 
@@ -38,11 +38,8 @@ def train_batches(
     """The batches of steps `start` to `stop`: "image", "label", and "index", example numbers."""
     for step in range(start, stop):
         index = batch_indices(seed, step, batch_size, len(examples))
-        yield {
-            "image": examples.images[index],
-            "label": examples.labels[index],
-            "index": index.astype(np.int32),
-        }
+        images, labels = examples.take(index, step)
+        yield {"image": images, "label": labels, "index": index.astype(np.int32)}
 
 
 def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
@@ -54,8 +51,5 @@ def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
         index = np.arange(start, start + batch_size)
         inside = index < len(examples)
         index = np.where(inside, index, 0)
-        yield {
-            "image": examples.images[index],
-            "label": examples.labels[index],
-            "weight": inside.astype(np.float32),
-        }
+        images, labels = examples.take(index)
+        yield {"image": images, "label": labels, "weight": inside.astype(np.float32)}

@@ -61,6 +61,49 @@ class Ops:
     conv1d: Callable[..., Array]
 
 
+# Numbers of streams of random numbers: far from those that `resflax.data` draws from such keys.
+DROP_PATH, DROPOUT = 2000, 2001
+
+
+def _uniform(keys: Array, stream: int, shape: tuple[int, ...]) -> Array:
+    """Numbers from 0 to 1, float32 `(n, *shape)`, each example's by its own key."""
+
+    def draw(key: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, stream), shape, jnp.float32)
+
+    return jax.vmap(draw)(keys)
+
+
+def drop_path(keys: Array, rate: float, blocks: int) -> Array:
+    """What stochastic depth multiplies branches by, float32 `(blocks, n)`, an example a column.
+
+    The branch of block l of L, counted from 0, is left out (0) with probability
+    p = rate * l / (L - 1), and else multiplied by 1 / (1 - p), so that its expectation is that of
+    evaluation. Huang et al. 2016 (arXiv:1603.09382), section 3; with timm's rates and scale, and
+    for each example instead of each batch.
+
+    Args:
+      keys: one an example, `(n,)`: what is left out does not depend on an example's neighbours.
+      rate: of the last block.
+      blocks: L.
+
+    >>> drop_path(jax.random.split(jax.random.key(0), 2), 0.999, 3)[0].tolist()
+    [1.0, 1.0]
+    """
+    rates = jnp.asarray([rate * i / max(blocks - 1, 1) for i in range(blocks)], jnp.float32)
+    kept = _uniform(keys, DROP_PATH, (blocks,)) >= rates
+    return jnp.where(kept, 1 / (1 - rates), 0.0).T
+
+
+def dropout(keys: Array, x: Array, rate: float) -> Array:
+    """`x`, `(n, ...)`, with each element 0 with probability `rate`, else divided by `1 - rate`.
+
+    Srivastava et al. 2014 (JMLR 15), section 4, scaled in training. `keys` are one an example.
+    """
+    kept = _uniform(keys, DROPOUT, x.shape[1:]) >= rate
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
 def make_ops(
     *,
     train: bool,

@@ -57,14 +57,19 @@ class Residual(nn.Module):
     post: Callable[[Array], Array] = nn.relu
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, scale: Array | None = None) -> Array:
         """Maps `x` to `post(F(h) + shortcut(h))`, of the branch's shape.
+
+        With a `scale`, `(n,)` for `x` of shape `(n, ...)`, each example's `F(h)` is multiplied by
+        its number first: stochastic depth (`ops.drop_path`).
 
         Raises:
           ValueError: if the shortcut's shape is not the branch's.
         """
         h = self.pre(x)
         y = self.branch(h)
+        if scale is not None:
+            y = y * scale.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
         if self.shortcut is None:
             return self.post(y)
         s = self.shortcut(h, y.shape) if self.always or x.shape != y.shape else x
@@ -72,6 +77,6 @@ class Residual(nn.Module):
             raise ValueError(f"the branch gives {y.shape}, but the shortcut gives {s.shape}")
         return self.post(y + s)
 
-    def step(self, x: Array) -> tuple[Array, None]:
+    def step(self, x: Array, scale: Array | None = None) -> tuple[Array, None]:
         """The same as a carry for `scan`."""
-        return self(x), None
+        return self(x, scale), None

@@ -6,12 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.branches import run_branch
 from resflax.nn.keep import kept
-from resflax.nn.ops import Ops, make_ops
+from resflax.nn.ops import Ops, drop_path, dropout, make_ops
 from resflax.nn.plan import Block, Feature, plan
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scanned
@@ -84,22 +85,32 @@ class ResNet(nn.Module):
         """What each map that the network gives is, where `out_indices` choose maps."""
         return tuple(self.spec.features[i] for i in self.out_indices or ())
 
+    @property
+    def draws(self) -> bool:
+        """Whether training takes `keys`."""
+        return self.spec.drop_path > 0 or self.spec.dropout > 0
+
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Any:
+    def __call__(self, x: Array, *, train: bool, keys: Array | None = None) -> Any:
         """Maps NHWC images `(n, height, width, channels)` to logits `(n, num_classes)`.
 
         With `num_classes=0` the result is the pooled features `(n, channels)`, with `out_indices`
         a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up. Any
         number of channels is taken. With `train=True` make "batch_stats" mutable.
 
+        A network that `draws` takes `keys` in training, `(n,)`, one an example, and none of linen's
+        streams, which are one for the batch: what is dropped from an example is a function of its
+        key, however many devices share the batch.
+
         Raises:
-          ValueError: if `x` has not four axes.
+          ValueError: if `x` has not four axes, or not each example a key.
         """
         if x.ndim != 4:
             raise ValueError(
                 f"expected images of shape (n, height, width, channels): got {x.shape}"
             )
         spec, stem = self.spec, STEMS[self.spec.stem]
+        keys = self._check_keys(keys, len(x)) if train and self.draws else None
         ops = make_ops(
             train=train,
             dtype=self.dtype,
@@ -111,26 +122,46 @@ class ResNet(nn.Module):
         maps, last = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last:
             x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
-        for i, blocks in enumerate(plan(spec)[:last], start=1):
-            x = self._run_stage(ops, blocks, x, f"stage{i}")
+        scales = self._scales(keys)
+        for i, blocks in enumerate(plan(spec)[:last]):
+            x = self._run_stage(ops, blocks, x, scales[i], name=f"stage{i + 1}")
             maps.append(x)
         if self.out_indices is not None:
             return tuple(maps[i] for i in self.out_indices)
         if spec.preact:
             x = ops.norm_act(x, name="head_norm")
         x = jnp.mean(x, axis=(1, 2))
+        if keys is not None and spec.dropout:
+            x = dropout(keys, x, spec.dropout)
         return ops.dense(x, spec.num_classes, name="head") if spec.num_classes else x
 
-    def _run_stage(self, ops: Ops, blocks: list[Block], x: Array, name: str) -> Array:
+    def _check_keys(self, keys: Array | None, examples: int) -> Array:
+        if keys is None or keys.shape != (examples,):
+            found = "none" if keys is None else f"keys of shape {keys.shape}"
+            raise ValueError(f"dropping takes a key for each of {examples} examples: got {found}")
+        return keys
+
+    def _scales(self, keys: Array | None) -> list[Array | None]:
+        """For each stage what its blocks' branches are multiplied by, `(blocks, n)`; None for 1."""
+        depths, rate = self.spec.depths, self.spec.drop_path
+        if keys is None or not rate:
+            return [None] * len(depths)
+        return [*jnp.split(drop_path(keys, rate, sum(depths)), np.cumsum(depths)[:-1])]
+
+    def _run_stage(
+        self, ops: Ops, blocks: list[Block], x: Array, scales: Array | None, *, name: str
+    ) -> Array:
         """The first block, which alone changes shapes, and the identical rest."""
         module: Any = nn.remat(Residual) if self.remat else Residual
         make = partial(make_block, self.spec, ops)
-        x = make(blocks[0], name=f"{name}_block1", module=module)(x)
+        of = [None] * len(blocks) if scales is None else scales
+        x = make(blocks[0], name=f"{name}_block1", module=module)(x, of[0])
         if self.scan and len(blocks) > 1:
             # Inside a loop XLA cannot undo `remat` by sharing with the forward pass.
             inner: Any = nn.remat(Residual, prevent_cse=False) if self.remat else Residual
             rest = scanned(inner, len(blocks) - 1)
-            return make(blocks[1], name=f"{name}_{REST}", module=rest).step(x)[0]
-        for j, block in enumerate(blocks[1:], start=2):
-            x = make(block, name=f"{name}_block{j}", module=module)(x)
+            scales = None if scales is None else scales[1:]
+            return make(blocks[1], name=f"{name}_{REST}", module=rest).step(x, scales)[0]
+        for j, block in enumerate(blocks[1:], start=1):
+            x = make(block, name=f"{name}_block{j + 1}", module=module)(x, of[j])
         return x

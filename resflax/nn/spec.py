@@ -72,6 +72,9 @@ class Spec:
       zero_init: start every branch at zero, by its last norm's scale (by its last kernel if
         `preact`), so that a block begins as its shortcut; as timm and Flax's example do, and not
         the paper. A plain net has no shortcut to begin as: it begins as ever.
+      drop_path: the probability with which training leaves out the last block's branch, for each
+        example anew; it rises to that from 0 for the first block (stochastic depth).
+      dropout: the probability with which training leaves out a feature before the head.
       num_classes: outputs of the head; 0 for pooled features.
 
     Raises:
@@ -97,10 +100,13 @@ class Spec:
     output_stride: int = 32
     pruned: Pruned | None = None
     zero_init: bool = True
+    drop_path: float = 0.0
+    dropout: float = 0.0
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
         self._check_fields()
+        self._check_rates()
         # Lists come from config files; tuples keep the spec hashable.
         for field in ("depths", "widths", "block", "pruned"):
             object.__setattr__(self, field, _tuples(getattr(self, field)))
@@ -130,6 +136,15 @@ class Spec:
             _check_count(field, getattr(self, field), least, most)
         if self.output_stride not in OUTPUT_STRIDES:
             raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
+
+    def _check_rates(self) -> None:
+        for field in ("drop_path", "dropout"):
+            value = getattr(self, field)
+            real = isinstance(value, int | float) and not isinstance(value, bool)
+            if not real or not 0 <= value < 1:
+                raise UserError(f"{field} is {value!r}: expected a probability of less than 1")
+        if self.drop_path and OPTIONS[self.shortcut].make is None:
+            raise UserError(f"drop_path is {self.drop_path}: a plain net needs every branch, use 0")
 
     def _check_blocks(self) -> None:
         if not isinstance(self.block, str) and len(self.block or ()) != len(self.depths):

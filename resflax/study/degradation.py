@@ -9,7 +9,7 @@ from typing import Any
 
 from resflax.data import load_dataset
 from resflax.errors import UserError
-from resflax.picture import line_style, new_figure, save
+from resflax.picture import legend_above, line_style, mean_and_range, new_figure, save
 from resflax.study.cli import add_training, numbers
 from resflax.study.folder import Folder
 from resflax.study.members import train_each
@@ -85,15 +85,15 @@ def draw(folder: Folder, curves: dict[str, Any], depths: list[int], result: dict
             curve, style = curves[f"{prefix}{depth}"], line_style(i)
             best = best_rate(curve)
             for split, width in (("train", 0.9), ("test", 2.2)):
-                rows = curve[split][best]
-                mean = [sum(at) / len(at) for at in zip(*rows, strict=True)]
-                epochs = range(1, len(mean) + 1)
+                rows = list(zip(*curve[split][best], strict=True))
                 label = f"{kind}-{depth}" if split == "test" else None
-                ax.plot(epochs, mean, linewidth=width, label=label, **style)
-        ax.set(xlabel="epoch", ylabel="error (%)", title=kind, ylim=(0, None))
-        ax.legend(frameon=False, fontsize=8)
+                epochs = range(1, len(rows) + 1)
+                mean_and_range(ax, epochs, rows, linewidth=width, label=label, **style)
+        ax.set(xlabel="epoch", ylabel="error (%)", ylim=(0, None))
+        legend_above(ax)
     axes[1].set_ylim(axes[0].get_ylim())
-    title = "training error thin, test error bold; mean over seeds, each at its best learning rate"
+    seeds = "mean and range over seeds" if folder.settings["seeds"] > 1 else "one seed"
+    title = f"training error thin, test error bold; {seeds}, each network at its best learning rate"
     save(figure, folder.path / "degradation.png", title)
 
     figure, axes = new_figure(2, height=3.4)
@@ -101,9 +101,11 @@ def draw(folder: Folder, curves: dict[str, Any], depths: list[int], result: dict
     for ax, (kind, prefix) in zip(axes, KINDS.items(), strict=True):
         for i, depth in enumerate(depths):
             rows = result["networks"][f"{prefix}{depth}"]["train_error_by_rate"]
-            means = [sum(row) / len(row) for row in rows]
-            ax.plot(rates, means, marker="o", label=f"{kind}-{depth}", **line_style(i))
+            label, style = f"{kind}-{depth}", line_style(i)
+            mean_and_range(ax, rates, rows, marker="o", label=label, **style)
         ax.set(xlabel="largest learning rate", ylabel="final training error (%)", xscale="log")
-        ax.set(title=kind, ylim=(-2, 102))
-        ax.legend(frameon=False, fontsize=8)
-    save(figure, folder.path / "degradation_rates.png", "mean over seeds")
+        ax.set(ylim=(-2, 102))
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ax.minorticks_off()
+        legend_above(ax)
+    save(figure, folder.path / "degradation_rates.png", seeds)

@@ -3,10 +3,29 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from flax import serialization
 
 from resflax.errors import UserError
 from resflax.files import write_whole
+from resflax.study.unfinished import Unfinished
+
+
+class Form(NamedTuple):
+    """How a part is kept: the ending of its file, and both ways between it and bytes."""
+
+    ending: str
+    dump: Callable[[Any], bytes]
+    load: Callable[[bytes], Any]
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+NUMBERS = Form("json", _json, json.loads)
+ARRAYS = Form("msgpack", serialization.msgpack_serialize, serialization.msgpack_restore)
 
 
 class Folder:
@@ -29,36 +48,43 @@ class Folder:
             if file.exists():
                 _compare(path, json.loads(file.read_text()), settings)
             else:
-                _write(file, settings)
+                write_whole(file, _json(settings))
         except (OSError, json.JSONDecodeError) as e:
             raise UserError(f"{path} cannot hold a study: {e}: choose another --out") from e
         return cls(path, settings)
 
-    def part(self, name: str, make: Callable[[], Any]) -> Any:
-        """The part of that name: as it was kept, or made now and kept as JSON."""
-        file = self.path / "parts" / f"{name}.json"
+    def part(self, name: str, make: Callable[[], Any], form: Form = NUMBERS) -> Any:
+        """The part of that name: as it was kept, or made now and kept."""
+        file = self._file(name, form.ending)
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            _write(file, make())
-        return json.loads(file.read_text())
+            write_whole(file, form.dump(make()))
+        self.unfinished(name).remove()
+        return form.load(file.read_bytes())
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str, form: Form = NUMBERS) -> bool:
         """Whether the part is done."""
-        return (self.path / "parts" / f"{name}.json").exists()
+        return self._file(name, form.ending).exists()
+
+    def unfinished(self, name: str) -> Unfinished:
+        """How far the training is that makes the part; removed when the part is kept."""
+        return Unfinished(self._file(name, "unfinished"))
 
     def result(self, name: str, values: dict[str, Any]) -> None:
         """Writes the settings and `values` as `name.json`, whole or not at all."""
-        _write(self.path / f"{name}.json", {"settings": self.settings} | values)
+        write_whole(self.path / f"{name}.json", _json({"settings": self.settings} | values))
+
+    def _file(self, name: str, ending: str) -> Path:
+        return self.path / "parts" / f"{name}.{ending}"
 
 
-def _write(file: Path, values: Any) -> None:
-    write_whole(file, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any], within: str = "") -> None:
     for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
+        has, wants = found.get(key), wanted.get(key)
+        if isinstance(has, dict) and isinstance(wants, dict):
+            _compare(path, has, wants, f"{within}{key}.")
+        elif has != wants:
             raise UserError(
-                f"{path} holds a study with {key} = {found.get(key)}, not {wanted.get(key)}:"
+                f"{path} holds a study with {within}{key} = {has}, not {wants}:"
                 " choose another --out"
             )

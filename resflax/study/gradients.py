@@ -34,18 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures and draws."""
-    names = [f"cifar_{kind}{depth}" for kind in KINDS for depth in sorted(args.depths)]
-    for name in names:
-        create_model(name)
+    args.depths.sort()
+    names = [f"cifar_{kind}{depth}" for kind in KINDS for depth in args.depths]
+    work = {name: sum(create_model(name).spec.depths) for name in names}
     dataset = load_dataset(args.dataset, args.data_dir)
     settings = {key: getattr(args, key) for key in ("dataset", "seeds", "batch_size", "depths")}
     folder = Folder.open(args.out, {"study": "gradients"} | settings)
-    told = Told(total=sum(create_model(name).spec.depths[0] for name in names))
+    told = Told(total=sum(work.values()))
     found: dict[str, Any] = {}
     for name in names:
+        kept = folder.has(name)
         measure = partial(norms, name, dataset, args.seeds, args.batch_size)
         found[name] = folder.part(name, measure)
-        told.work(create_model(name).spec.depths[0], name)
+        told.skip(work[name]) if kept else told.work(work[name], name)
     told.close()
     text = "\n".join(
         f"{name}: first layer's relative gradient {row[0]:.3g}, last layer's {row[-1]:.3g},"

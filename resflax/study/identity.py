@@ -19,7 +19,7 @@ import optax
 from resflax.nn import Residual, identity, linear
 from resflax.nn.norm import BatchNorm
 from resflax.nn.scan import scanned
-from resflax.picture import line_style, new_figure, save
+from resflax.picture import line_style, mean_and_range, new_figure, save
 from resflax.study.cli import count, numbers
 from resflax.study.folder import Folder
 from resflax.study.told import Told
@@ -170,23 +170,13 @@ def draw(folder: Folder, fits: dict[str, Any], depths: list[int]) -> None:
     for ax, target in zip(axes, TARGETS, strict=False):
         for i, kind in enumerate(SHORTCUTS):
             rows = [fits[f"{target}-{kind}-{depth}"]["error"] for depth in depths]
-            style = line_style(2 * i)
-            ax.plot(depths, [sum(r) / len(r) for r in rows], marker="o", label=kind, **style)
-            ax.fill_between(
-                depths,
-                [min(r) for r in rows],
-                [max(r) for r in rows],
-                alpha=0.2,
-                color=style["color"],
-            )
+            mean_and_range(ax, depths, rows, marker="o", label=kind, **line_style(2 * i))
         ax.set(xlabel="blocks", ylabel="relative squared error", xscale="log", yscale="log")
         ax.set_title(f"target: {target}", fontsize=10)
         ax.legend(frameon=False)
     for i, target in enumerate(TARGETS):
         rows = [fits[f"{target}-residual-{depth}"]["scale"] for depth in depths]
-        axes[2].plot(
-            depths, [sum(r) / len(r) for r in rows], marker="o", label=target, **line_style(2 * i)
-        )
+        mean_and_range(axes[2], depths, rows, marker="o", label=target, **line_style(2 * i))
     axes[2].set(xlabel="blocks", ylabel="mean |scale| of the branches' last norm", xscale="log")
     axes[2].set(ylim=(0, None), title="residual branches (1 at the start)")
     axes[2].legend(frameon=False)

@@ -15,8 +15,9 @@ import optax
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, batch_indices, eval_batches
-from resflax.study.folder import Folder
+from resflax.study.folder import NUMBERS, Folder, Form
 from resflax.study.told import Told
+from resflax.study.unfinished import Unfinished, Way
 from resflax.train import TrainState, create_state, stack
 from resflax.train.loop import (
     ends_epochs,
@@ -38,6 +39,8 @@ def train_members(
     seeds: Sequence[int],
     rates: Sequence[float],
     tell: Callable[[str], None] = lambda text: None,
+    skip: Callable[[int], None] = lambda steps: None,
+    unfinished: Unfinished | None = None,
 ) -> tuple[TrainState, Curves]:
     """Trains a member for each learning rate and seed; all of them in one `vmap`.
 
@@ -51,6 +54,9 @@ def train_members(
       seeds: of initialisation and order.
       rates: the schedule's largest learning rates.
       tell: called after each step with what is going on.
+      skip: called once, with the number of steps that an earlier start has done.
+      unfinished: where it is kept how far this is, and taken up if it was stopped. What was
+        stopped ends at the same bits as what was not.
 
     Returns:
       The last states, with an axis of members (rates x seeds) in front; and the curves: "train"
@@ -64,9 +70,10 @@ def train_members(
     optimizer = _optimizer(config, examples)
     states = stack([_first(model, optimizer, dataset, *member) for member in members])
     step, evaluate = _steps(model, dataset, config, optimizer)
-    window: list[Any] = []
-    history: list[np.ndarray] = []
-    for s in range(1, steps + 1):
+    states, history, window = unfinished.resume(states) if unfinished else Way(states, [], [])
+    done = int(states.step[0])
+    skip(done)
+    for s in range(done + 1, steps + 1):
         order = {seed: batch_indices(seed, s - 1, config.batch_size, examples) for seed in seeds}
         index = np.stack([order[seed] for _, seed in members]).astype(np.int32)
         states, metrics = step(states, index)
@@ -75,6 +82,8 @@ def train_members(
         if s == steps or ends_epochs(s, batch_size=config.batch_size, examples=examples):
             history.append(_epoch(window, evaluate(states)))
             window = []
+        if unfinished:
+            unfinished.keep(Way(states, history, window))
         tell(f"epoch {len(history)} of {config.epochs}")
     named = np.stack(history, -1).reshape(3, len(rates), len(seeds), -1)
     return states, dict(zip(("train", "test", "loss"), named.tolist(), strict=True))
@@ -88,29 +97,38 @@ def train_each(
     *,
     seeds: int,
     rates: Sequence[float],
-) -> dict[str, Curves]:
-    """The curves of every network by its name: kept in the folder from an earlier start, or now."""
+    take: Callable[[TrainState, Curves], Any] = lambda states, curves: curves,
+    form: Form = NUMBERS,
+) -> dict[str, Any]:
+    """What `take(states, curves)` takes of every network, by its name, trained from seeds 0, 1, ...
+
+    Each is a part of the folder: kept from an earlier start, or trained now, going on from where
+    an earlier start was stopped.
+    """
     steps = total_steps(config, len(dataset.train))
     work = {name: sum(model.spec.depths) + 3 for name, model in models.items()}
     told = Told(total=steps * sum(work.values()))
-    curves = {}
-    for name, model in models.items():
-        if folder.has(name):
+
+    def train(name: str) -> Any:
+        trained = train_members(
+            models[name],
+            dataset,
+            config,
+            seeds=range(seeds),
+            rates=rates,
+            tell=lambda text: told.work(work[name], f"{name}, {text}"),
+            skip=lambda done: told.skip(done * work[name]),
+            unfinished=folder.unfinished(name),
+        )
+        return take(*trained)
+
+    parts = {}
+    for name in models:
+        if folder.has(name, form):
             told.skip(steps * work[name])
-
-        def train(name: str = name, model: Any = model) -> Curves:
-            return train_members(
-                model,
-                dataset,
-                config,
-                seeds=range(seeds),
-                rates=rates,
-                tell=lambda text: told.work(work[name], f"{name}, {text}"),
-            )[1]
-
-        curves[name] = folder.part(name, train)
+        parts[name] = folder.part(name, partial(train, name), form)
     told.close()
-    return curves
+    return parts
 
 
 def _optimizer(config: ConfigDict, examples: int) -> optax.GradientTransformation:

@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import serialization
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
-from resflax.files import write_whole
 from resflax.nn import unstack_params
 from resflax.study.cli import add_training
-from resflax.study.folder import Folder
-from resflax.study.members import train_members
-from resflax.study.told import Told
-from resflax.train import checkpoint
+from resflax.study.folder import ARRAYS, Folder
+from resflax.study.members import train_each
+from resflax.train import TrainState, checkpoint
 from resflax.train.config import default_config, spec_overrides
-from resflax.train.loop import optimizer_from, schedule_from, total_steps
+from resflax.train.loop import optimizer_from, schedule_from
+from resflax.train.rundir import params_sha256
 from resflax.train.state import create_state
 from resflax.zoo import create_model
 
@@ -43,6 +41,10 @@ def open_nets(
     settings["config"] = config.to_dict()
     if args.runs:
         loaded = {path: from_run(Path(path)) for path in _folders(args.runs)}
+        # What is kept was measured on these parameters: a run trained again is another study.
+        settings["params_sha256"] = {
+            path: params_sha256(net[1]["params"]) for path, (_, net, _) in loaded.items()
+        }
         folder = Folder.open(args.out, settings)
         return folder, {
             f"{path}: {name}": (net, dataset) for path, (name, net, dataset) in loaded.items()
@@ -91,27 +93,17 @@ def trained(
     folder: Folder, names: list[str], dataset: Dataset, config: ConfigDict, rate: float
 ) -> dict[str, Net]:
     """The named networks, trained from seed 0 now, or kept in the folder from an earlier start."""
-    steps = total_steps(config, len(dataset.train))
-    told = Told(total=steps * len(names))
-    nets = {}
-    for name in names:
-        model = create_model(name, zero_init=False, num_classes=dataset.num_classes)
-        file = folder.path / "parts" / f"{name}.msgpack"
-        if file.exists():
-            told.skip(steps)
-            variables = serialization.msgpack_restore(file.read_bytes())
-        else:
-            states, _ = train_members(
-                model,
-                dataset,
-                config,
-                seeds=[0],
-                rates=[rate],
-                tell=lambda text, name=name: told.work(1, f"{name}, {text}"),  # type: ignore[misc]
-            )
-            variables = jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))
-            file.parent.mkdir(exist_ok=True)
-            write_whole(file, serialization.msgpack_serialize(variables))
-        nets[name] = (model.clone(scan=False), unstack_params(variables))
-    told.close()
-    return nets
+    fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
+    models = {name: create_model(name, **fields) for name in names}
+    kept = train_each(
+        folder, models, dataset, config, seeds=1, rates=[rate], take=_variables, form=ARRAYS
+    )
+    return {
+        name: (model.clone(scan=False), unstack_params(kept[name]))
+        for name, model in models.items()
+    }
+
+
+def _variables(states: TrainState, curves: Any) -> Any:
+    """Those of the only member."""
+    return jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))

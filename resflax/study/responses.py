@@ -9,6 +9,7 @@ needed. The paper decays all parameters for 64,000 steps; a short training needs
 """
 
 import argparse
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> None:
     settings = {"study": "responses", "depths": depths}
     names = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
     folder, nets = open_nets(args, names, config, settings)
-    found = {name: deviations(*net, dataset) for name, (net, dataset) in nets.items()}
+    found: dict[str, Any] = {}
+    for name, (net, dataset) in nets.items():
+        found[name] = folder.part(f"deviations-{len(found)}", partial(deviations, *net, dataset))
     text = "\n".join(
         f"{name}: mean response {np.mean(list(layers.values())):.3f} over {len(layers)} layers"
         for name, layers in found.items()

@@ -5,6 +5,7 @@ and test error over seeds, each at its best learning rate.
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     rows = {}
     for option, (label, model) in zip(ORDER, models.items(), strict=True):
         unrolled = model.clone(scan=False)  # XLA counts the body of a loop once
-        rows[option] = cost(unrolled, dataset.image_shape) | at_best(curves[label], rates)
+        costs = folder.part(f"cost {option}", partial(cost, unrolled, dataset.image_shape))
+        rows[option] = costs | at_best(curves[label], rates)
     text = table(rows)
     folder.result("shortcuts", {"options": rows, "table": text})
     draw(folder, rows)

@@ -27,7 +27,11 @@ class Told:
         """Counts work that an earlier start has done."""
         self.skipped += work
         if self.bar is not None:
-            self.bar.update(work)
+            # Not `update`: that would take it for very fast work, and the rest for as fast.
+            self.bar.initial += work
+            self.bar.n += work
+            self.bar.last_print_n += work
+            self.bar.refresh()
 
     def work(self, work: float, text: str) -> None:
         """Counts work that was done now, and says what it was."""

@@ -28,23 +28,33 @@ def default_config() -> ConfigDict:
             "seed": 0,
             "epochs": 10,
             "batch_size": 128,  # over all devices
-            "optimizer": "sgd",  # or "adamw"
+            "accumulate_steps": 1,  # micro-batches that a batch is cut into
+            "optimizer": "sgd",  # or "adamw", "lars", "lamb"
             "learning_rate": 0.1,  # the largest
-            "schedule": "cosine",  # or "step", "constant"
-            "warmup_epochs": 0.0,
+            "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
+            "warmup_epochs": 0.0,  # of a one-cycle: where its peak is; 0 for its own choice
             "step_epochs": (),  # where the "step" schedule falls
             "step_factor": 0.1,  # and by how much
+            "polynomial_power": 1.0,  # of the "polynomial" schedule
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,
-            "decay_mask": "kernels",  # or "all"
+            "decay_mask": "kernels",  # or "all"; LARS and LAMB scale the steps of the same
+            "trust_coefficient": 0.001,  # of LARS
             "clip_norm": 0.0,  # of the gradient; 0 for never
             "label_smoothing": 0.0,
+            "ema_decay": 0.0,  # of the average of the weights, which is evaluated; 0 for none
+            "recalibrate_batches": 0,  # for batch statistics at each evaluation; 0: running ones
             "parallel": "pmap",  # or "mesh"
             "log_every_steps": 10,
             "eval_every_epochs": 1,
             "data": {
                 "dir": "",  # where prepared sets lie; "" is TFDS's own choice
+                "image_size": 0,  # 0: images of one size, in memory; N: of any, cut to NxN
+                "channels": 0,  # 1 or 3 to convert all images; 0: as they are, all alike
+                "on_bad_example": "raise",  # or "skip", which counts and reports
+                "placement": "auto",  # of the set: "host", "device"; auto: small ones on devices
+                "workers": 0,  # processes that read images of any size; 0 for threads
                 "mean": (),  # of the channels, from 0 to 1; (): those of the weights or the set
                 "std": (),
                 "pad_crop": 0,  # pixels of padding before a random crop; 0 for none
@@ -98,6 +108,7 @@ RULES: dict[str, tuple[str, Any]] = {
     "seed": ("from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
     "epochs": _COUNT,
     "batch_size": _COUNT,
+    "accumulate_steps": _COUNT,
     "learning_rate": _POSITIVE,
     "warmup_epochs": _NOT_NEGATIVE,
     "step_epochs": (
@@ -105,12 +116,18 @@ RULES: dict[str, tuple[str, Any]] = {
         lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
     ),
     "step_factor": _POSITIVE,
+    "polynomial_power": _POSITIVE,
     "momentum": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "weight_decay": _NOT_NEGATIVE,
+    "trust_coefficient": _POSITIVE,
     "clip_norm": _NOT_NEGATIVE,
     "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
+    "ema_decay": ("from 0 to less than 1", lambda v: 0 <= v < 1),
+    "recalibrate_batches": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
     "log_every_steps": _COUNT,
     "eval_every_epochs": _COUNT,
+    "data.image_size": ("0, or from 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
+    "data.workers": ("from 0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": ("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
     "data.std": ("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
     "data.pad_crop": _NOT_NEGATIVE,

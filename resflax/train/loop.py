@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,15 +12,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, Examples, eval_batches, make_augment, normalize, train_batches
+from resflax.data import Dataset, Split, make_augment, normalize
 from resflax.errors import UserError
 from resflax.train import checkpoint
+from resflax.train.accumulate import check_micro_batches
 from resflax.train.curves import draw_curves
+from resflax.train.feed import Advance, device_feed, evaluation, host_feed, lives_on_device
 from resflax.train.meter import Meter
-from resflax.train.optim import make_optimizer, make_schedule
+from resflax.train.optim import make_optimizer
 from resflax.train.parallel import Engine, make_engine
 from resflax.train.progress import Progress
 from resflax.train.rundir import RunDir, params_sha256
+from resflax.train.schedules import make_schedule
+from resflax.train.settle import check_settling, make_statistics_step, plain_batches, settled
 from resflax.train.state import TrainState, create_state
 from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -42,6 +47,7 @@ def schedule_from(config: ConfigDict, examples: int) -> optax.Schedule:
         warmup_steps=steps(config.warmup_epochs),
         boundaries=[steps(epoch) for epoch in config.step_epochs],
         factor=config.step_factor,
+        power=config.polynomial_power,
     )
 
 
@@ -54,31 +60,54 @@ def optimizer_from(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         mask=config.decay_mask,
+        trust_coefficient=config.trust_coefficient,
         clip_norm=config.clip_norm,
     )
+
+
+def state_from(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    start: Any = None,
+) -> TrainState:
+    """The state before the first step that a config means, from given variables or its seed."""
+    ema = config.ema_decay > 0
+    return create_state(model, optimizer, config.seed, image_shape, start, ema=ema)
+
+
+def input_from(config: ConfigDict, examples: Split) -> Callable[[jax.Array], jax.Array]:
+    """From stored images to those that a network sees: by the config's mean and deviation.
+
+    Where it has none, by those of `examples`.
+    """
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    if not mean or not std:
+        moments = examples.moments()
+        mean, std = mean or moments[0], std or moments[1]
+    return partial(normalize, mean=mean, std=std)
 
 
 def steps_from(
     config: ConfigDict,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    examples: Examples,
+    examples: Split,
     *,
+    to_input: Callable[[jax.Array], jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainStep, EvalStep]:
-    """The pure steps that a config means, on images normalised by its mean and standard deviation.
-
-    Where it has none, by those of `examples`.
-    """
-    mean, std = examples.moments()
-    mean, std = (tuple(config.data.mean) or mean), (tuple(config.data.std) or std)
-    to_input = partial(normalize, mean=mean, std=std)
+    """The pure steps that a config means; `to_input` is that of `input_from` unless it is given."""
+    to_input = to_input or input_from(config, examples)
     train_step = make_train_step(
         model,
         optimizer,
         augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
         normalize=to_input,
         label_smoothing=config.label_smoothing,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
         axis_name=axis_name,
     )
     return train_step, make_eval_step(model, normalize=to_input, axis_name=axis_name)
@@ -117,17 +146,23 @@ class Trainer:
         self._check_data()
         self.engine: Engine = make_engine(config.parallel)
         self.engine.check_batch(config.batch_size)
+        check_micro_batches(config.batch_size, len(self.engine.devices), config.accumulate_steps)
         self.steps = total_steps(config, examples)
         if self.steps >= 2**31:
             raise UserError(f"{self.steps} steps are too many: lower config.epochs")
         self.schedule = schedule_from(config, examples)
         self.optimizer = optimizer_from(config, self.schedule)
         self._check_model()
+        to_input, axis_name = input_from(config, dataset.train), self.engine.axis_name
         train_step, eval_step = steps_from(
-            config, model, self.optimizer, dataset.train, axis_name=self.engine.axis_name
+            config, model, self.optimizer, dataset.train, to_input=to_input, axis_name=axis_name
         )
-        self.train_step = self.engine.compile_train(train_step)
+        statistics_step = make_statistics_step(model, normalize=to_input, axis_name=axis_name)
+        self.statistics_step = self.engine.compile_eval(statistics_step)
+        self.on_device = lives_on_device(config.data.placement, dataset)
+        self.train_step = train_step
         self.eval_step = self.engine.compile_eval(eval_step)
+        self._kept: dict[int, list[Any]] = {}
 
     def _check_data(self) -> None:
         """Raises `UserError` if a batch or its padding does not fit the dataset."""
@@ -156,17 +191,18 @@ class Trainer:
         The trace is the one that `init` uses later: JAX keeps it.
         """
         try:
-            jax.eval_shape(self.init)
+            state = jax.eval_shape(self.init)
         except (ValueError, TypeError, OverflowError) as e:
             shape, reason = self.dataset.image_shape, str(e).splitlines()[0]
             raise UserError(
                 f"{self.config.model} cannot be built on images of {shape}: {reason}"
             ) from e
+        check_settling(self.config, state)
 
     def init(self) -> TrainState:
         """The state before the first step, not yet on the engine's devices."""
         shape = self.dataset.image_shape
-        return create_state(self.model, self.optimizer, self.config.seed, shape, self.start)
+        return state_from(self.config, self.model, self.optimizer, shape, self.start)
 
     def summary(self) -> str:
         """What will be trained on what, in one line."""
@@ -177,16 +213,34 @@ class Trainer:
             f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
         )
 
-    def evaluate(self, state: TrainState, examples: Examples) -> dict[str, float]:
+    def evaluate(self, state: TrainState, examples: Split) -> dict[str, float]:
         """Loss, accuracy and count over every example once; `state` is on the engine's devices."""
         parts: list[Any] = []
-        for batch in eval_batches(examples, batch_size=self.config.batch_size):
-            parts.append(self.eval_step(state, self.engine.split(batch)))
+        for batch in self._eval_batches(examples):
+            parts.append(self.eval_step(state, batch))
             keep_two_in_flight(parts)
         sums = self.engine.fetch(parts)
         total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
         count = total["count"]
         return {"loss": total["loss"] / count, "accuracy": total["correct"] / count, "count": count}
+
+    def settle(self, state: TrainState) -> TrainState:
+        """The state to be evaluated and left behind; `state` is on the engine's devices."""
+        if not self.config.recalibrate_batches:
+            return state
+        batches = plain_batches(self.dataset.train, self.config)
+        return settled(self.engine, self.statistics_step, state, batches)
+
+    def _eval_batches(self, examples: Split) -> Iterable[Any]:
+        """On the devices, where they stay if the dataset lies there."""
+        batches = map(self.engine.split, evaluation(examples, self.config))
+        if not self.on_device:
+            return batches
+        return self._kept.setdefault(id(examples), []) or self._keep(examples, batches)
+
+    def _keep(self, examples: Split, batches: Iterable[Any]) -> list[Any]:
+        self._kept[id(examples)].extend(batches)
+        return self._kept[id(examples)]
 
     def fit(self, run: RunDir, progress: Progress) -> dict[str, Any]:
         """Trains to the end; writes records, checkpoint, curves and, last, the results."""
@@ -202,7 +256,9 @@ class Trainer:
             "test_accuracy": test["accuracy"],
             "test_loss": test["loss"],
             "test_examples": int(test["count"]),
+            "weights": "ema" if self.config.ema_decay else "params",
             "train_examples": len(self.dataset.train),
+            "skipped_examples": len(self.dataset.skipped),
             "steps": int(final.step),
             "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
             "params_sha256": params_sha256(final.params),
@@ -213,25 +269,20 @@ class Trainer:
             "process_count": jax.process_count(),
             "jax_version": jax.__version__,
         }
+        run.skipped(self.dataset.skipped)
         run.finish(results)
         return results
 
     def _train(
         self, run: RunDir, progress: Progress, meter: Meter
     ) -> tuple[TrainState, dict[str, float]]:
-        """The loop itself; returns the last state, on the devices, and its evaluation."""
+        """The loop itself; returns the last state, settled, on the devices, and its evaluation."""
         config, test = self.config, {}
-        state = self.engine.replicate(self.init())
-        batches = train_batches(
-            self.dataset.train,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start=0,
-            stop=self.steps,
-        )
+        state = left = self.engine.replicate(self.init())
+        advance = self._feed(0)
         window: list[Any] = []
-        for step, batch in enumerate(batches, start=1):
-            state, metrics = self.train_step(state, self.engine.split(batch))
+        for step in range(1, self.steps + 1):
+            state, metrics = advance(state)
             window.append(metrics)
             keep_two_in_flight(window)
             if step == 1:  # it compiles: the meter counts from its end
@@ -246,11 +297,18 @@ class Trainer:
                 progress.train(record, meter.left(step))
                 window.clear()
             if evaluates:
-                test = self.evaluate(state, self.dataset.test)
+                left = self.settle(state)
+                test = self.evaluate(left, self.dataset.test)
                 record = self._record(step, "test", test, test["count"] / meter.pause())
                 run.record(record)
                 progress.test(record, meter.left(step))
-        return state, test
+        return left, test
+
+    def _feed(self, start: int) -> Advance:
+        """What takes a state from each step to the next, from `start` on."""
+        feed: Any = device_feed if self.on_device else host_feed
+        split = self.dataset.train
+        return feed(self.engine, self.train_step, split, self.config, start, self.steps)
 
     def _epoch(self, step: int) -> float:
         return step * self.config.batch_size / len(self.dataset.train)
@@ -280,4 +338,5 @@ class Trainer:
             "accuracy": values["accuracy"],
             "learning_rate": rate,
             "examples_per_second": round(speed, 1),
+            **({"weights": "ema"} if split == "test" and self.config.ema_decay else {}),
         }

@@ -8,12 +8,12 @@ Array = jax.Array
 Metrics = dict[str, Array]
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -> Array:
     """Softmax cross-entropy of each example, in nats, float32 `(n,)`.
 
     Args:
       logits: `(n, classes)`, any float dtype.
-      labels: int `(n,)`.
+      targets: labels, int `(n,)`, or the probability of each class, float `(n, classes)`.
       label_smoothing: the share of the target that is spread over all classes (Szegedy et al.
         2016, section 7).
 
@@ -21,8 +21,16 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
     1.3863
     """
     logits = logits.astype(jnp.float32)
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    if targets.ndim == 1:
+        targets = one_hot(targets, logits.shape[-1])
+    return optax.softmax_cross_entropy(
+        logits, optax.smooth_labels(targets.astype(jnp.float32), label_smoothing)
+    )
+
+
+def one_hot(labels: Array, classes: int) -> Array:
+    """Certain targets, float32 `(n, classes)`."""
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
 
 
 def correct(logits: Array, labels: Array) -> Array:

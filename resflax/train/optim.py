@@ -1,6 +1,6 @@
-"""Schedules and optimisers: pure pairs of optax, put together from names and numbers."""
+"""Optimisers: chains of optax, put together from names and numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,58 +8,15 @@ import optax
 
 from resflax.errors import unknown
 
-SCHEDULES = ("constant", "step", "cosine")
-OPTIMIZERS = ("sgd", "adamw")
 DECAY_MASKS = ("kernels", "all")
+Mask = Callable[[Any], Any]
+Rules = list[optax.GradientTransformation]
 
 
-def make_schedule(
-    name: str,
-    *,
-    peak: float,
-    steps: int,
-    warmup_steps: int = 0,
-    boundaries: Sequence[int] = (),
-    factor: float = 0.1,
-) -> optax.Schedule:
-    """Learning rate by step.
-
-    Args:
-      name: "constant"; "step": times `factor` at each boundary (He et al. 2015); "cosine": to zero
-        at the last step (Loshchilov and Hutter 2017).
-      peak: the largest learning rate.
-      steps: of the whole run.
-      warmup_steps: linear from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section 2.2).
-      boundaries: steps, counted from the run's start; none inside the warm-up.
-      factor: see "step".
-
-    Raises:
-      UserError: on an unknown name.
-
-    >>> schedule = make_schedule("step", peak=0.1, steps=64, boundaries=(32, 48))
-    >>> [round(float(schedule(step)), 4) for step in (0, 31, 32, 48)]
-    [0.1, 0.1, 0.01, 0.001]
-    """
-    if name == "constant":
-        main = optax.constant_schedule(peak)
-    elif name == "step":
-        at: dict[int, float] = {}
-        for boundary in boundaries:  # two may fall on one step
-            at[boundary - warmup_steps] = at.get(boundary - warmup_steps, 1.0) * factor
-        main = optax.piecewise_constant_schedule(peak, at)
-    elif name == "cosine":
-        main = optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))
-    else:
-        raise unknown("schedule", name, SCHEDULES)
-    if not warmup_steps:
-        return main
-    # Not from 0: a first step that does nothing is lost.
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
-    return optax.join_schedules([warmup, main], [warmup_steps])
-
-
-def decay_mask(name: str) -> Any:
+def decay_mask(name: str) -> Mask:
     """Which parameters weight decay acts on: "kernels", not biases and norm scales; or "all".
+
+    The trust ratios of LARS and LAMB act on the same ones.
 
     Returns:
       A function from parameters to a tree of bools, as optax's `mask`.
@@ -78,6 +35,63 @@ def decay_mask(name: str) -> Any:
     return mask
 
 
+def _sgd(
+    rate: optax.ScalarOrSchedule,
+    where: Mask,
+    *,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    **_: Any,
+) -> Rules:
+    decay = [optax.add_decayed_weights(weight_decay, where)] if weight_decay else []
+    return [*decay, optax.sgd(rate, momentum or None, nesterov and momentum > 0)]
+
+
+def _adamw(rate: optax.ScalarOrSchedule, where: Mask, *, weight_decay: float, **_: Any) -> Rules:
+    return [optax.adamw(rate, weight_decay=weight_decay, mask=where)]
+
+
+def _lars(
+    rate: optax.ScalarOrSchedule,
+    where: Mask,
+    *,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    trust_coefficient: float,
+) -> Rules:
+    lars = optax.lars(
+        rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=where,
+        trust_coefficient=trust_coefficient,
+        trust_ratio_mask=where,
+        momentum=momentum,
+        nesterov=nesterov and momentum > 0,
+    )
+    return [lars]
+
+
+def _lamb(rate: optax.ScalarOrSchedule, where: Mask, *, weight_decay: float, **_: Any) -> Rules:
+    # `optax.lamb`, whose own mask is of the decay alone.
+    return [
+        optax.scale_by_adam(eps=1e-6),
+        optax.add_decayed_weights(weight_decay, where),
+        optax.masked(optax.scale_by_trust_ratio(), where),
+        optax.scale_by_learning_rate(rate),
+    ]
+
+
+# `(rate, where, momentum=, nesterov=, weight_decay=, trust_coefficient=) -> rules`, in order.
+OPTIMIZERS: dict[str, Callable[..., Rules]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "lars": _lars,
+    "lamb": _lamb,
+}
+
+
 def make_optimizer(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
@@ -86,30 +100,39 @@ def make_optimizer(
     nesterov: bool = True,
     weight_decay: float = 0.0,
     mask: str = "kernels",
+    trust_coefficient: float = 0.001,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """An optimiser by name.
 
     Args:
-      name: "sgd", whose weight decay is the L2 penalty of the paper, added to the gradient; or
-        "adamw", whose weight decay is decoupled (Loshchilov and Hutter 2019).
+      name: "sgd", whose weight decay is the L2 penalty of the paper, added to the gradient;
+        "adamw", whose weight decay is decoupled (Loshchilov and Hutter 2019); "lars" (You et al.
+        2017, arXiv:1708.03888, algorithm 1), SGD whose steps are scaled, kernel by kernel, to
+        `trust_coefficient |w| / |g + weight_decay w|`, where the paper has the sum of the two
+        norms; "lamb" (You et al. 2019, arXiv:1904.00962, algorithm 2), Adam with decoupled weight
+        decay, scaled to `|w|`.
       learning_rate: a number or a schedule.
-      momentum: of SGD.
-      nesterov: SGD looks ahead.
+      momentum: of SGD and LARS.
+      nesterov: SGD or LARS looks ahead; the paper of LARS does not.
       weight_decay: 0 for none.
-      mask: see `decay_mask`.
+      mask: what weight decay and trust ratios act on; see `decay_mask`.
+      trust_coefficient: of LARS.
       clip_norm: scale the gradient down to this global norm; 0 for never.
 
     Raises:
       UserError: on an unknown name.
     """
     where = decay_mask(mask)
-    if name == "sgd":
-        decay = [optax.add_decayed_weights(weight_decay, where)] if weight_decay else []
-        rule = [*decay, optax.sgd(learning_rate, momentum or None, nesterov and momentum > 0)]
-    elif name == "adamw":
-        rule = [optax.adamw(learning_rate, weight_decay=weight_decay, mask=where)]
-    else:
+    if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
+    rules = OPTIMIZERS[name](
+        learning_rate,
+        where,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        trust_coefficient=trust_coefficient,
+    )
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    return optax.chain(*clip, *rule)
+    return optax.chain(*clip, *rules)

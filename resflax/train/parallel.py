@@ -31,6 +31,9 @@ class Engine:
         raises `UserError` if the parts would not be equal.
       compile_train: a step `(state, batch) -> (state, metrics)`; the state's memory is reused.
       compile_eval: a step `(state, batch) -> metrics`.
+      split_steps: puts a part of each batch of a row `(steps, batch)` on each device, as "order".
+      compile_resident: a step `(state, data) -> (state, metrics)`, whose data hold "whole" and
+        "first", from `replicate`, and "order", from `split_steps`.
     """
 
     devices: Sequence[Any]
@@ -40,6 +43,8 @@ class Engine:
     split: Callable[[Any], Any]
     compile_train: Callable[[Callable[..., Any]], Callable[..., Any]]
     compile_eval: Callable[[Callable[..., Any]], Callable[..., Any]]
+    split_steps: Callable[[np.ndarray], dict[str, Any]]
+    compile_resident: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     def check_batch(self, batch_size: int) -> None:
         """Raises `UserError` if the devices cannot share a batch of that size evenly."""
@@ -72,6 +77,11 @@ def _pmap_engine(devices: Sequence[Any]) -> Engine:
         parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, sharding)
 
+    def split_steps(order: np.ndarray) -> dict[str, Any]:
+        _check_batch(order.shape[1], count)
+        parts = order.reshape(len(order), count, -1).swapaxes(0, 1)
+        return {"order": jax.device_put(parts, sharding)}
+
     return Engine(
         devices=devices,
         axis_name=AXIS,
@@ -80,6 +90,8 @@ def _pmap_engine(devices: Sequence[Any]) -> Engine:
         split=split,
         compile_train=lambda step: jax.pmap(step, AXIS, devices=devices, donate_argnums=0),
         compile_eval=lambda step: jax.pmap(step, AXIS, devices=devices),
+        split_steps=split_steps,
+        compile_resident=lambda step: jax.pmap(step, AXIS, devices=devices, donate_argnums=0),
     )
 
 
@@ -88,6 +100,7 @@ def _mesh_engine(devices: Sequence[Any]) -> Engine:
     mesh = Mesh(np.array(devices), (AXIS,))
     whole = NamedSharding(mesh, PartitionSpec())
     parts = NamedSharding(mesh, PartitionSpec(AXIS))
+    columns = NamedSharding(mesh, PartitionSpec(None, AXIS))
     return Engine(
         devices=devices,
         axis_name=None,
@@ -98,6 +111,13 @@ def _mesh_engine(devices: Sequence[Any]) -> Engine:
             step, in_shardings=(whole, parts), out_shardings=whole, donate_argnums=0
         ),
         compile_eval=lambda step: jax.jit(step, in_shardings=(whole, parts), out_shardings=whole),
+        split_steps=lambda order: {"order": jax.device_put(order, columns)},
+        compile_resident=lambda step: jax.jit(
+            step,
+            in_shardings=(whole, {"whole": whole, "first": whole, "order": columns}),
+            out_shardings=whole,
+            donate_argnums=0,
+        ),
     )
 
 

@@ -68,6 +68,11 @@ class RunDir:
         with open(self.path / "metrics.jsonl") as file:
             return [json.loads(line) for line in file]
 
+    def skipped(self, examples: list[str]) -> None:
+        """Writes `skipped.txt`, a line for each example that was left out; no file for none."""
+        if examples:
+            write_whole(self.path / "skipped.txt", ("\n".join(examples) + "\n").encode())
+
     def finish(self, results: dict[str, Any]) -> None:
         """Writes `results.json`, whole or not at all."""
         text = json.dumps(results, indent=2) + "\n"

@@ -7,7 +7,7 @@ A step ignores how it will be transformed: plain, under `jit`, `vmap` over an en
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,31 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from resflax.train.metrics import Metrics, correct, cross_entropy
+from resflax.data.augment import turns
+from resflax.train.accumulate import accumulate
+from resflax.train.ema import moved
+from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
 from resflax.train.state import TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
+Augment = Callable[..., Array]
+Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+class Prepared(NamedTuple):
+    """A batch as the network trains on it: its input, what the loss and the accuracy go by.
+
+    `target` is int `(n,)` or float32 `(n, classes)`, `label` int `(n,)`; `keys` are one an example,
+    `(n,)`, for a network that draws random numbers.
+    """
+
+    image: Array
+    target: Array
+    label: Array
+    keys: Array | None
 
 
 def _as_is(images: Array) -> Array:
@@ -34,69 +52,127 @@ def example_keys(seed: Array, step: Array, index: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def _train_logits(
-    model: nn.Module, params: Any, batch_stats: Any, images: Array
-) -> tuple[Array, Any]:
-    """Logits in training mode, and the batch statistics behind them."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    # Of the dtype that they had: the state's type must not change from step to step.
-    after = jax.tree.map(
-        lambda new, old: new.astype(old.dtype), updated.get("batch_stats", {}), batch_stats
-    )
-    return logits, after
+def _preparation(
+    augment: Augment | None,
+    normalize: Callable[[Array], Array],
+    mix: Mix | None,
+    num_classes: int,
+    draws: bool,
+) -> Callable[[TrainState, Batch], Prepared]:
+    """From a state and its batch to what the network trains on."""
+
+    def prepare(state: TrainState, batch: Batch) -> Prepared:
+        images, target = batch["image"], batch["target" if "target" in batch else "label"]
+        label = batch["label"] if "label" in batch else jnp.argmax(target, -1)
+        keys: Any = None
+        if augment or mix or draws:
+            # Each user folds the number of its own stream into them.
+            keys = example_keys(state.seed, state.step, batch["index"])
+        if augment and "epoch" in batch:
+            images = augment(keys, images, turns(state.seed, batch["index"], batch["epoch"]))
+        elif augment:
+            images = augment(keys, images)
+        images = normalize(images)
+        if mix:
+            soft = one_hot(target, num_classes) if target.ndim == 1 else target
+            images, target = mix(keys, images, soft)
+        return Prepared(images, target, label, keys if draws else None)
+
+    return prepare
+
+
+def _gradient(
+    model: nn.Module, label_smoothing: float, params: Any, batch_stats: Any, batch: Prepared
+) -> tuple[Any, Any, Metrics]:
+    """The gradient of the mean loss, the batch statistics behind it, loss and accuracy."""
+    drawn: dict[str, Any] = {} if batch.keys is None else {"keys": batch.keys}
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.image,
+            train=True,
+            mutable=["batch_stats"],
+            **drawn,
+        )
+        # Of the dtype that they had: the state's type must not change from step to step.
+        after = jax.tree.map(
+            lambda new, old: new.astype(old.dtype), updated.get("batch_stats", {}), batch_stats
+        )
+        return jnp.mean(cross_entropy(logits, batch.target, label_smoothing)), (after, logits)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (after, logits)), grads = grad_fn(params)
+    return grads, after, {"loss": loss, "accuracy": jnp.mean(correct(logits, batch.label))}
 
 
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     *,
-    augment: Callable[[Array, Array], Array] | None = None,
+    augment: Augment | None = None,
     normalize: Callable[[Array], Array] = _as_is,
+    mix: Mix | None = None,
+    num_classes: int | None = None,
     label_smoothing: float = 0.0,
+    accumulate_steps: int = 1,
+    ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainStep:
     """A pure `(state, batch) -> (state, metrics)`.
 
-    The batch holds "image" `(n, height, width, channels)`, "label" int `(n,)` and, for `augment`,
-    "index" int32 `(n,)`, the examples' numbers. The metrics are the means over the global batch of
-    "loss" and "accuracy", float32 scalars, from before the update.
+    The batch holds "image" `(n, height, width, channels)`, "label" int `(n,)` and, for whatever is
+    random, "index" int32 `(n,)`, the examples' numbers. It may hold "epoch", int32 `(n,)`, how
+    often each example was seen before, and "target", float32 `(n, classes)`, the probability of
+    each class, which the loss then goes by. The metrics are the means over the global batch of
+    "loss" and "accuracy", float32 scalars, from before the update. An example is right where the
+    largest logit is its own label's, whatever it was mixed with; without labels, its target's
+    largest.
 
     Args:
       model: a linen module called as `model(x, train=True)`; with an `axis_name` it must have the
-        field of that name (batch norm averages over it).
+        field of that name (batch norm averages over it). One whose `draws` is true is called with
+        `keys` too, one an example.
       optimizer: an optax transformation, with its schedule inside.
-      augment: `(keys, images) -> images`, one key an example.
+      augment: `(keys, images) -> images`, one key an example; with "epoch" in the batch
+        `(keys, images, turns) -> images`, see `resflax.data.augment.turns`.
       normalize: from stored images to the network's input.
+      mix: `(keys, images, targets) -> (images, targets)`, one key an example: from the network's
+        input and targets of 0 and 1 (or those of the batch) to other ones. It sees the whole batch,
+        or a device's part of it: micro-batches are cut afterwards. Labels are smoothed afterwards
+        too, which is the same where a mixed target's weights add up to 1.
+      num_classes: columns of the targets; needed by `mix`.
       label_smoothing: see `cross_entropy`.
+      accumulate_steps: how many micro-batches the batch is cut into; see `accumulate`.
+      ema_decay: of the average of the parameters in a state made with `ema=True`; 0 for none.
       axis_name: the mapped axis that the batch is split over, if there is one.
+
+    Raises:
+      ValueError: if there is a `mix` and no `num_classes`.
     """
     model = model.clone(axis_name=axis_name) if axis_name else model
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
+    if mix and not num_classes:
+        raise ValueError("targets to mix have a column a class: expected num_classes")
+    draws = getattr(model, "draws", False)
+    prepare = _preparation(augment, normalize, mix, num_classes or 0, draws)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = batch["image"]
-        if augment:
-            images = augment(example_keys(state.seed, state.step, batch["index"]), images)
-        images = normalize(images)
-
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
-            logits, batch_stats = _train_logits(model, params, state.batch_stats, images)
-            loss = jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
-            return loss, (batch_stats, logits)
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (batch_stats, logits)), grads = grad_fn(state.params)
+        gradient = partial(_gradient, model, label_smoothing, state.params)
+        grads, batch_stats, metrics = accumulate(
+            gradient, state.params, state.batch_stats, prepare(state, batch), accumulate_steps
+        )
         # optax's schedules mix integer counts with floats, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(average(grads), state.opt_state, state.params)
-        metrics = {"loss": loss, "accuracy": jnp.mean(correct(logits, batch["label"]))}
+        params = optax.apply_updates(state.params, updates)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=moved(state.ema, params, ema_decay, state.step) if ema_decay else state.ema,
         )
         return new_state, average(metrics)
 
@@ -111,13 +187,15 @@ def make_eval_step(
 ) -> EvalStep:
     """A pure `(state, batch) -> metrics`: sums over the global batch, not means.
 
+    Where the state has an average of the parameters, that is evaluated.
+
     The batch holds "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0
     for filling. The metrics are the weighted sums "loss" (without label smoothing) and "correct",
     and "count", the sum of the weights.
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = model.apply(state.variables, normalize(batch["image"]), train=False)
+        logits: Any = model.apply(state.evaluated, normalize(batch["image"]), train=False)
         sums = {
             "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
             "correct": jnp.sum(batch["weight"] * correct(logits, batch["label"])),

@@ -105,7 +105,7 @@ def to_torch(
 def flatten(variables: Variables) -> dict[str, np.ndarray]:
     """Every array under its path, as "params/stage1_block1/conv1/kernel"; what `convert` writes."""
     flat = traverse_util.flatten_dict(unstack_params(variables), sep="/")
-    return {path: np.ascontiguousarray(array) for path, array in flat.items()}
+    return {path: np.asarray(array, order="C") for path, array in flat.items()}
 
 
 def is_flat(arrays: Mapping[str, Any]) -> bool:
@@ -164,6 +164,8 @@ def _nearest(spec: Spec, wanted: Variables, arrays: Mapping[str, Any]) -> list[S
     """The layout that shares most keys with the arrays; the default one among equals."""
     order = sorted(LAYOUTS, key=lambda layout: layout != default_layout(spec))
     named = [places for layout in order if (places := slots(layout, spec, wanted)) is not None]
+    if not named:
+        raise UserError("no layout has names for all parts of this network")
     return max(named, key=lambda places: sum(slot.key in arrays for slot in places))
 
 
@@ -191,7 +193,7 @@ def _compare_ours(
     name: str | Spec, places: list[Slot], counts: list[Slot], flat: dict[Any, Any], wanted: Any
 ) -> None:
     shapes = {path: x.shape for path, x in traverse_util.flatten_dict(wanted).items()}
-    known = {slot.path for slot in (*places, *counts)}
+    known = {slot.path for slot in (*places, *counts)} | shapes.keys()
     faults = [f"missing {'/'.join(path)}" for path in shapes if path not in flat]
     faults += [f"left over {'/'.join(path)}" for path in flat if path not in known]
     faults += [

@@ -70,6 +70,8 @@ def save(path: str | Path, arrays: Arrays) -> None:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
+            # It writes memory as it lies, whatever the strides.
+            arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
             safetensors.numpy.save_file(arrays, path)
         elif path.suffix in TORCH:
             torch = _import_torch(f"writing {path}")
@@ -172,7 +174,7 @@ def _torch(path: Path, tell: Callable[[str], None]) -> Arrays:
             f"{path} is no checkpoint of arrays alone, damaged, or holds pickled code, which is"
             f" never run: {str(e).splitlines()[0][:160]}"
         ) from e
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as e:
+    except Exception as e:  # a file that was cut short fails in as many ways as it has bytes
         raise UserError(
             f"{path} is truncated or no checkpoint ({path.stat().st_size} bytes):"
             f" {(str(e) or type(e).__name__).splitlines()[0][:160]}"

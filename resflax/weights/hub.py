@@ -8,9 +8,10 @@ import numpy as np
 from flax import traverse_util
 
 from resflax.errors import UserError
-from resflax.nn import ResNet, Spec
+from resflax.nn import ResNet, Spec, stack_params
 from resflax.weights import files
 from resflax.weights.bridge import Variables, from_torch, is_flat, new_head, unflatten
+from resflax.weights.layouts import COUNT
 from resflax.weights.preprocess import Preprocess, default_preprocess
 from resflax.zoo import create_model, get_spec
 
@@ -77,9 +78,8 @@ def load_pretrained(
     if num_classes is not None and num_classes != classes:
         classes = num_classes
         variables = new_head(variables, classes, seed=seed) if classes else _headless(variables)
-    return Pretrained(
-        create_model(card.spec, num_classes=classes, **options), variables, card.preprocess
-    )
+    model = create_model(card.spec, num_classes=classes, **options)
+    return Pretrained(model, _stacked(variables) if model.scan else variables, card.preprocess)
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
@@ -187,9 +187,10 @@ def _timm(config: dict[str, Any]) -> Card:
         raise UserError("the config names no architecture: expected timm's or Transformers' ResNet")
     # The architecture may carry a tag: "resnet50.a1_in1k".
     spec = get_spec(config["architecture"].split(".")[0])
-    if config.get("global_pool", "avg") != "avg":
-        raise UserError(f"global_pool is {config['global_pool']!r}: expected 'avg'")
     arguments = dict(config.get("model_args") or {})
+    pool = arguments.pop("global_pool", config.get("global_pool", "avg"))
+    if pool != "avg":
+        raise UserError(f"global_pool is {pool!r}: expected 'avg'")
     channels = arguments.pop("in_chans", None)
     spec = spec.override(**{"num_classes": config.get("num_classes", 1000), **arguments})
     told = config.get("pretrained_cfg") or config
@@ -221,7 +222,8 @@ def _transformers(config: dict[str, Any], image: dict[str, Any]) -> Card:
         num_classes=len(names) or config.get("num_labels", 2),
     )
     usual = default_preprocess(spec)
-    size = (image.get("size") or {}).get("shortest_edge", usual.size[0])
+    size = image.get("size") or {}  # older files have the number alone
+    size = size.get("shortest_edge", usual.size[0]) if isinstance(size, dict) else size
     resampling = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
     preprocess = Preprocess(
         size=(size, size),
@@ -237,6 +239,11 @@ def _transformers(config: dict[str, Any], image: dict[str, Any]) -> Card:
 def _wide(array: np.ndarray) -> np.ndarray:
     """Half precision as float32, which holds it exactly; parameters are kept in float32."""
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
+
+
+def _stacked(variables: Variables) -> Variables:
+    """As a network of `scan=True` has them; counts stay as torch has them."""
+    return {k: tree if k == COUNT else stack_params(tree) for k, tree in variables.items()}
 
 
 def _headless(variables: Variables) -> Variables:

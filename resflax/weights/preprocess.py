@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec
@@ -64,13 +64,13 @@ class Preprocess:
 
     def _resize(self, image: Image.Image) -> Image.Image:
         height, width = (math.floor(side / self.crop_pct) for side in self.size)
-        if self.crop_mode == "center":
-            # The least that covers the target; the other side keeps the ratio, rounded down.
-            scale = max(height / image.height, width / image.width)
-            if height / image.height == scale:
-                width = int(height * image.width / image.height)
-            else:
-                height = int(width * image.height / image.width)
+        # The least that covers the target in the image's own ratio. timm leaves squares to
+        # torchvision, which rounds the longer side down, and rounds others to the nearest.
+        if self.crop_mode == "center" and height == width:
+            width, height = (int(width * side / min(image.size)) for side in image.size)
+        elif self.crop_mode == "center":
+            ratio = min(image.width / width, image.height / height)
+            width, height = (round(side / ratio) for side in image.size)
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
     def _crop(self, image: Image.Image) -> Image.Image:
@@ -93,7 +93,7 @@ def _open(image: Any) -> Image.Image:
                 return opened.convert("RGB")
         except FileNotFoundError as e:
             raise UserError(f"there is no image {image}") from e
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
             raise UserError(f"{image} is no image that can be read: {e}") from e
     if isinstance(image, Image.Image):
         return image.convert("RGB")

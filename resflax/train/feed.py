@@ -1,0 +1,125 @@
+"""How examples come to the step: batch by batch from the host, or all of them on the devices."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from resflax.data import (
+    Dataset,
+    Examples,
+    Split,
+    Stream,
+    batch_indices,
+    eval_batches,
+    stream_eval_batches,
+    stream_train_batches,
+    train_batches,
+)
+from resflax.errors import UserError, unknown
+from resflax.train.metrics import Metrics
+from resflax.train.parallel import Engine
+from resflax.train.state import TrainState
+from resflax.train.step import TrainStep
+
+Advance = Callable[[TrainState], tuple[TrainState, Metrics]]
+PLACEMENTS = ("auto", "host", "device")
+# What a device is taken to have room for, besides the network.
+SMALL = 512 * 2**20
+# Of example numbers that are sent to the devices at once.
+ORDER = 64 * 2**20
+
+
+def lives_on_device(placement: str, dataset: Dataset) -> bool:
+    """Whether a dataset is to lie on the devices as a whole.
+
+    Args:
+      placement: "host", "device", or "auto": on the devices if it is in memory and small.
+      dataset: whose splits are meant.
+
+    Raises:
+      UserError: if it shall, but is too large to be in memory at all; or on an unknown name.
+    """
+    if placement not in PLACEMENTS:
+        raise unknown("data.placement", placement, PLACEMENTS)
+    whole = isinstance(dataset.train, Examples)
+    if placement == "device" and not whole:
+        raise UserError(
+            f"config.data.placement is 'device', but {dataset.name!r} is read as it is needed:"
+            " expected 'host' or 'auto'"
+        )
+    if placement == "auto" and isinstance(dataset.train, Examples):
+        return dataset.train.images.nbytes <= SMALL
+    return whole and placement == "device"
+
+
+def host_feed(
+    engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
+) -> Advance:
+    """Steps `start` to `stop`, each with a batch that is sent to the devices."""
+    order: dict[str, int] = {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "start": start,
+        "stop": stop,
+    }
+    batches: Iterator[Any]
+    if isinstance(split, Stream):
+        batches = stream_train_batches(split, workers=config.data.workers, **order)
+    else:
+        batches = train_batches(split, **order)
+    run = engine.compile_train(step)
+    return lambda state: run(state, engine.split(next(batches)))
+
+
+def device_feed(
+    engine: Engine, step: TrainStep, examples: Examples, config: ConfigDict, start: int, stop: int
+) -> Advance:
+    """Steps `start` to `stop` on examples that lie on the devices, as `host_feed` orders them.
+
+    The order is sent ahead for as many steps as 64 MiB hold: within these, nothing crosses.
+    """
+    whole = {"image": examples.images, "label": examples.labels}
+    run = engine.compile_resident(resident(step))
+    size, count = config.batch_size, len(examples)
+    many = max(1, ORDER // (4 * size))
+    placed: dict[str, Any] = {}
+    at = start
+
+    def advance(state: TrainState) -> tuple[TrainState, Metrics]:
+        nonlocal at, placed
+        if (at - start) % many == 0:
+            steps = range(at, min(at + many, stop))
+            order = np.stack([batch_indices(config.seed, s, size, count) for s in steps])
+            fixed = placed.get("whole") or engine.replicate(whole)
+            first = engine.replicate(np.int32(at))
+            placed = {"whole": fixed, "first": first} | engine.split_steps(order.astype(np.int32))
+        at += 1
+        return run(state, placed)
+
+    return advance
+
+
+def resident(step: TrainStep) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """A step `(state, data) -> (state, metrics)` that takes its batch out of the whole dataset.
+
+    The data hold "whole", all images and labels; "order", the numbers of the examples of some
+    steps, `(steps, batch)`; and "first", the first of these steps.
+    """
+
+    def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        index = lax.dynamic_index_in_dim(data["order"], state.step - data["first"], keepdims=False)
+        batch = {key: array[index] for key, array in data["whole"].items()} | {"index": index}
+        return step(state, batch)
+
+    return run
+
+
+def evaluation(split: Split, config: ConfigDict) -> Iterator[Any]:
+    """Every example once, in batches."""
+    if isinstance(split, Stream):
+        workers = config.data.workers
+        return stream_eval_batches(split, batch_size=config.batch_size, workers=workers)
+    return eval_batches(split, batch_size=config.batch_size)

@@ -1,0 +1,204 @@
+"""Stochastic depth and dropout: their laws, and that an example's share of chance is its own."""
+
+import itertools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resflax import UserError
+from resflax.nn import Residual, ResNet, Spec, identity, stack_params
+from resflax.nn.ops import drop_path, dropout
+
+# FRN normalises each example alone, so that a batch can be split.
+TINY = {
+    "depths": (1, 3),
+    "widths": (4, 8),
+    "stem_width": 4,
+    "stem": "cifar",
+    "block": "basic",
+    "norm": "frn_tlu",
+    "zero_init": False,
+    "num_classes": 3,
+}
+IMAGES = jnp.asarray(np.random.default_rng(0).standard_normal((8, 6, 6, 3)), jnp.float32)
+
+
+def keys_of(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def variables_of(net):
+    """Random leaves, which cost no compilation of `init`."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), IMAGES[:1], train=False))
+
+    def leaf(x):
+        fan_in = np.prod(x.shape[:-1])
+        return jnp.asarray(rng.standard_normal(x.shape) * np.sqrt(2 / fan_in), x.dtype)
+
+    return jax.tree.map(leaf, shapes)
+
+
+def trained(net, variables, images, keys=None):
+    """Logits in training mode."""
+    return net.apply(variables, images, train=True, keys=keys, mutable=["batch_stats"])[0]
+
+
+@pytest.fixture(scope="module")
+def net():
+    return ResNet(Spec(**TINY, drop_path=0.6, dropout=0.3))
+
+
+@pytest.fixture(scope="module")
+def variables(net):
+    return variables_of(net)
+
+
+@pytest.fixture(scope="module")
+def logits(net, variables):
+    return np.asarray(jax.jit(lambda x, k: trained(net, variables, x, k))(IMAGES, keys_of(8)))
+
+
+def test_a_branch_is_left_out_with_timms_linear_rates_and_scaled_to_keep_its_mean():
+    n, blocks = 20_000, 5
+    scales = np.asarray(jax.jit(lambda k: drop_path(k, 0.8, blocks))(keys_of(n)))
+    assert scales.shape == (blocks, n)
+    assert scales.dtype == np.float32
+    for scale, p in zip(scales, 0.8 * np.arange(blocks) / (blocks - 1), strict=True):
+        np.testing.assert_allclose(np.unique(scale), [0, 1 / (1 - p)] if p else [1], rtol=1e-6)
+        assert abs((scale == 0).sum() - n * p) <= 5 * np.sqrt(n * p * (1 - p))
+    # One block's coin says nothing about another's, nor an example's about the next.
+    dropped = scales[2:] == 0
+    dropped = (dropped - dropped.mean(1, keepdims=True)) / dropped.std(1, keepdims=True)
+    assert abs((dropped[0] * dropped[1]).mean()) < 5 / np.sqrt(n)
+    assert abs((dropped[0, 1:] * dropped[0, :-1]).mean()) < 5 / np.sqrt(n)
+
+
+def test_a_lone_block_is_never_left_out():
+    assert drop_path(keys_of(4), 0.9, 1).tolist() == [[1.0] * 4]
+
+
+def test_the_expectation_over_all_that_may_be_dropped_is_evaluation_mode_for_a_linear_net():
+    """Exact: each of the 2^3 outcomes, weighted by its probability."""
+    rates = 0.6 * np.arange(3) / 2 + 0.1
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x, scales):
+            for i in range(3):
+                dense = lambda h: nn.Dense(4, name="F")(h)  # noqa: E731
+                x = Residual(dense, post=identity, name=f"block{i}")(
+                    x, None if scales is None else scales[i]
+                )
+            return x
+
+    x = IMAGES[:5, 0, 0, :3] @ jnp.ones((3, 4)) + jnp.arange(4.0)
+    net = Stack()
+    variables = net.init(jax.random.key(0), x, None)
+    outcomes = np.array(list(itertools.product([0, 1], repeat=3)))
+    chances = np.where(outcomes, 1 - rates, rates).prod(1)
+    scales = jnp.asarray(outcomes / (1 - rates), jnp.float32)[..., None].repeat(5, -1)
+    each = jax.vmap(lambda s: net.apply(variables, x, s))(scales)
+    expected = net.apply(variables, x, None)
+    np.testing.assert_allclose(np.tensordot(chances, each, 1), expected, rtol=1e-5)
+    np.testing.assert_allclose(each[0], x, rtol=1e-6)  # all dropped: the shortcut alone
+
+
+def test_a_rate_near_one_leaves_the_shortcut(variables):
+    """Of two blocks the second is gone: as if its branch ended on zeros."""
+    spec = Spec(**{**TINY, "depths": (1, 1)})
+    found = trained(ResNet(spec.override(drop_path=1 - 1e-7)), variables, IMAGES, keys_of(8))
+    zeroed = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * 0 if "stage2_block1']['norm2" in jax.tree_util.keystr(path) else x,
+        variables,
+    )
+    expected = trained(ResNet(spec), zeroed, IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(expected - trained(ResNet(spec), variables, IMAGES)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "map_over", [lambda f: jax.jit(jax.vmap(f)), jax.pmap], ids=["vmap", "pmap"]
+)
+def test_what_an_example_loses_depends_on_its_key_alone(net, variables, logits, map_over):
+    """Parts of the batch, as members of an ensemble or on devices of their own."""
+    parts = IMAGES.reshape(4, 2, *IMAGES.shape[1:]), keys_of(8).reshape(4, 2)
+    found = map_over(lambda x, k: trained(net, variables, x, k))(*parts)
+    np.testing.assert_allclose(found.reshape(8, -1), logits, rtol=1e-5, atol=1e-6)
+
+
+def test_scan_and_remat_drop_the_same(net, variables, logits):
+    scanned, stacked = net.clone(scan=True, remat=True), stack_params(variables)
+    found = jax.jit(lambda x, k: trained(scanned, stacked, x, k))(IMAGES, keys_of(8))
+    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_backward_pass_of_remat_drops_what_the_forward_pass_dropped(net, variables):
+    """The gradient along the parameters is the difference of two losses."""
+    scanned, stacked = net.clone(scan=True, remat=True), stack_params(variables)
+
+    def loss(t):
+        moved = jax.tree.map(lambda x: x * (1 + t), stacked)
+        return jnp.sum(trained(scanned, moved, IMAGES, keys_of(8)) ** 2)
+
+    run = jax.jit(lambda t: (loss(t), jax.grad(loss)(t)))
+    _, slope = run(0.0)
+    np.testing.assert_allclose(slope, (run(5e-3)[0] - run(-5e-3)[0]) / 1e-2, rtol=2e-2)
+
+
+def test_evaluation_and_rates_of_zero_draw_nothing(net, variables):
+    plain = ResNet(Spec(**TINY))
+
+    def traced(net, train, keys):
+        return str(
+            jax.make_jaxpr(
+                lambda x: net.apply(variables, x, train=train, keys=keys, mutable=["batch_stats"])
+            )(IMAGES)
+        )
+
+    without = re.sub("0x[0-9a-f]+", "", traced(plain, True, None))
+    assert re.sub("0x[0-9a-f]+", "", traced(plain, True, keys_of(8))) == without
+    assert "random" not in traced(net, False, None)
+    assert "random" in traced(net, True, keys_of(8))
+
+
+def test_dropout_keeps_a_share_of_the_features_and_their_mean():
+    x = jnp.ones((4, 20_000)) * jnp.asarray([[1.0], [2.0], [3.0], [-4.0]])
+    found = np.asarray(dropout(keys_of(4), x, 0.3))
+    kept = found != 0
+    np.testing.assert_allclose(found, np.where(kept, np.asarray(x) / 0.7, 0), rtol=1e-6)
+    assert (np.abs(kept.sum(1) - 14_000) < 5 * np.sqrt(20_000 * 0.3 * 0.7)).all()
+    assert 0.5 < (kept[0] == kept[1]).mean() < 0.66  # 0.58 of two independent rows
+    np.testing.assert_array_equal(found[1:3], dropout(keys_of(4)[1:3], x[1:3], 0.3))
+
+
+def test_dropout_stands_before_the_head(variables):
+    """With nothing but dropout the logits are the head's of features dropped by hand."""
+    keys = keys_of(8)
+    features = ResNet(Spec(**{**TINY, "num_classes": 0}))
+    x = dropout(keys, trained(features, variables, IMAGES), 0.3)
+    head = variables["params"]["head"]
+    found = trained(ResNet(Spec(**TINY, dropout=0.3)), variables, IMAGES, keys)
+    np.testing.assert_allclose(found, x @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [None, keys_of(7)], ids=["none", "too few"])
+def test_training_without_a_key_for_each_example_is_refused(net, variables, keys):
+    with pytest.raises(ValueError, match="dropping takes a key for each of 8 examples: got"):
+        trained(net, variables, IMAGES, keys)
+
+
+@pytest.mark.parametrize("field", ["drop_path", "dropout"])
+@pytest.mark.parametrize("value", [1.0, -0.1, float("nan"), True, "0.1"])
+def test_a_rate_that_is_no_probability_is_refused(field, value):
+    with pytest.raises(UserError, match=f"{field} is {value!r}: expected a probability"):
+        Spec(**TINY, **{field: value})
+
+
+def test_a_plain_net_has_no_path_to_drop_to():
+    with pytest.raises(UserError, match="drop_path is 0.1: a plain net needs every branch, use 0"):
+        Spec(**TINY, shortcut="none", drop_path=0.1)

@@ -1,0 +1,250 @@
+"""State dicts of torch to variables and back: which names, all of them or an error, every bit."""
+
+import re
+
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from hypothesis import given, settings
+from quick import randomised
+
+from resflax import UserError
+from resflax.nn import Spec, stack_params
+from resflax.weights import from_torch, new_head, to_torch
+from resflax.weights.bridge import flatten, is_flat, shapes_of, unflatten
+from resflax.weights.layouts import LAYOUTS, default_layout
+from resflax.zoo import get_spec
+
+SMALL = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8, "num_classes": 5}
+BASIC = Spec(**SMALL, block="basic", stem="cifar", shortcut="B")
+ALL = {*LAYOUTS}
+# For each of them the layouts that have names for its parts.
+SPECS = {
+    "cifar": (BASIC, ALL),
+    "option A": (BASIC.override(shortcut="A"), ALL),
+    "bottleneck": (Spec(**SMALL), ALL),
+    "deep": (Spec(**SMALL, stem="deep", shortcut="D", attention="eca"), {"timm"}),
+    "rs": (Spec(**SMALL, stem="rs", shortcut="D", attention="se_rs"), {"timm"}),
+    "preact": (Spec(**SMALL, preact=True), {"timm_v2"}),
+    "frn": (Spec(**SMALL, preact=True, stem="deep", shortcut="D", norm="frn_tlu"), {"timm_v2"}),
+}
+every_spec = pytest.mark.parametrize(("spec", "layouts"), SPECS.values(), ids=SPECS)
+
+
+def variables_of(spec, seed=0):
+    return randomised(shapes_of(spec), seed)
+
+
+def assert_same(found, expected):
+    found, expected = (traverse_util.flatten_dict(tree) for tree in (found, expected))
+    assert found.keys() == expected.keys()
+    for path, array in expected.items():
+        other = np.asarray(found[path])
+        assert (other.dtype, other.shape) == (np.asarray(array).dtype, array.shape)
+        assert other.tobytes() == np.asarray(array).tobytes()
+
+
+def norms(*places):
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    return {f"{place}.{leaf}" for place in places for leaf in leaves}
+
+
+def test_the_names_of_each_layout_are_those_that_others_publish():
+    variables = variables_of(BASIC)
+    found = {layout: {*to_torch(BASIC, variables, layout=layout)} for layout in LAYOUTS}
+    blocks = ("layer1.0", "layer2.0", "layer2.1")
+    convs = {f"{block}.conv{i}.weight" for block in blocks for i in (1, 2)}
+    common = (
+        {"conv1.weight"} | convs | norms("bn1", *(f"{b}.bn{i}" for b in blocks for i in (1, 2)))
+    )
+    assert found["cifar"] == (
+        common | {"linear.weight", "linear.bias", "layer2.0.shortcut.0.weight"}
+        | norms("layer2.0.shortcut.1")
+    )  # fmt: skip
+    timm = common | {"fc.weight", "fc.bias", "layer2.0.downsample.0.weight"}
+    timm |= norms("layer2.0.downsample.1")
+    counts = {k.replace("running_mean", "num_batches_tracked") for k in timm if "_mean" in k}
+    assert found["timm"] == timm | counts
+    assert {
+        "resnet.embedder.embedder.convolution.weight",
+        "resnet.embedder.embedder.normalization.running_var",
+        "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight",
+        "resnet.encoder.stages.1.layers.0.shortcut.normalization.num_batches_tracked",
+        "resnet.encoder.stages.1.layers.1.layer.1.convolution.weight",
+        "resnet.encoder.stages.0.layers.0.layer.0.normalization.weight",
+        "classifier.1.bias",
+    } <= found["huggingface"]
+
+
+@every_spec
+def test_every_layout_is_recognised_and_leads_back_bit_for_bit(spec, layouts):
+    variables = variables_of(spec)
+    for layout in layouts:
+        state = to_torch(spec, variables, layout=layout)
+        assert all(array.flags.c_contiguous for array in state.values())
+        for prefix in ("", "module.", "_orig_mod."):
+            prefixed = {prefix + key: array for key, array in state.items()}
+            assert_same(from_torch(spec, prefixed), variables)
+    default = to_torch(spec, variables)
+    assert default.keys() == to_torch(spec, variables, layout=default_layout(spec)).keys()
+    assert default_layout(spec) in layouts
+
+
+@every_spec
+def test_a_layout_without_names_for_a_part_says_so(spec, layouts):
+    for layout in LAYOUTS.keys() - layouts:
+        with pytest.raises(UserError, match=f"layout '{layout}' has no names for the parts of"):
+            to_torch(spec, variables_of(spec), layout=layout)
+    with pytest.raises(UserError, match="unknown layout 'keras': expected one of timm, timm_v2"):
+        to_torch(spec, variables_of(spec), layout="keras")
+
+
+def test_a_network_that_no_layout_names_is_flattened_but_never_torchs():
+    spec = Spec(**SMALL, preact=True, attention="se")
+    variables = variables_of(spec)
+    with pytest.raises(UserError, match="no layout has names for all parts"):
+        from_torch(spec, {"conv1.weight": np.ones(3)})
+    with pytest.raises(UserError, match="layout 'timm_v2' has no names"):
+        to_torch(spec, variables)
+    assert_same(unflatten(spec, flatten(variables)), variables)
+
+
+def test_a_kernel_is_transposed_and_nothing_else():
+    state = to_torch(BASIC, variables_of(BASIC))
+    params = from_torch(BASIC, state)["params"]
+    kernel, theirs = params["stem_conv"]["kernel"], state["conv1.weight"]
+    assert kernel[2, 0, 1, 7] == theirs[7, 1, 2, 0]
+    assert params["head"]["kernel"][3, 4] == state["linear.weight"][4, 3]
+    assert (params["stem_norm"]["scale"] == state["bn1.weight"]).all()
+
+
+STATE = to_torch(BASIC, variables_of(BASIC))
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_one_error_lists_everything_that_is_missing_left_over_and_of_another_shape(data):
+    keys = sorted(STATE)
+    lost = data.draw(st.sets(st.sampled_from(keys), max_size=6))
+    bent = data.draw(st.sets(st.sampled_from([k for k in keys if k not in lost]), max_size=4))
+    extra = data.draw(st.sets(st.text("abc.", min_size=1, max_size=9), max_size=3))
+    state = {key: array[None] if key in bent else array for key, array in STATE.items()}
+    state = {key: array for key, array in state.items() if key not in lost}
+    state |= {key: np.zeros(1) for key in extra}
+    if not lost | bent | extra:
+        assert_same(from_torch(BASIC, state), variables_of(BASIC))
+        return
+    with pytest.raises(UserError) as e:
+        from_torch(BASIC, state)
+    message = str(e.value)
+    assert message.startswith("this is no state dict of this spec: ")
+    faults = message.split(": ", 1)[1].split("; ")
+    expected = [f"missing {key}" for key in lost] + [f"left over {key}" for key in extra]
+    expected += [f"{k} is {(1, *STATE[k].shape)}, expected {STATE[k].shape}" for k in bent]
+    assert sorted(faults) == sorted(expected)
+
+
+def test_the_error_names_the_network_and_one_line_holds_it():
+    state = to_torch("cifar_resnet8", variables_of(get_spec("cifar_resnet8")))
+    state["linear.bias"] = np.zeros(3, np.float32)
+    del state["bn1.weight"]
+    with pytest.raises(UserError) as e:
+        from_torch("cifar_resnet8", state)
+    assert str(e.value) == (
+        "this is no state dict of cifar_resnet8:"
+        " missing bn1.weight; linear.bias is (3,), expected (10,)"
+    )
+
+
+def test_counts_of_batches_may_be_missing_and_are_kept_where_they_count():
+    spec = SPECS["bottleneck"][0]
+    variables = variables_of(spec)
+    state = to_torch(spec, variables)
+    counts = [key for key in state if key.endswith("num_batches_tracked")]
+    assert len(counts) == 1 + 3 * 3 + 2
+    assert all(state[key].dtype == np.int64 and state[key] == 0 for key in counts)
+    without = {key: array for key, array in state.items() if key not in counts}
+    assert from_torch(spec, without).keys() == {"params", "batch_stats"}
+    counted = state | {key: np.array(2**40 + i) for i, key in enumerate(sorted(counts))}
+    found = from_torch(spec, counted)
+    assert sorted(counts)[0] == "bn1.num_batches_tracked"
+    assert found["num_batches_tracked"]["stem_norm"]["count"] == 2**40
+    back = to_torch(spec, found)
+    assert back.keys() == counted.keys()
+    assert all((back[key] == counted[key]).all() for key in counted)
+    flat = to_torch(spec, unflatten(spec, flatten(found)))
+    assert all(flat[key].shape == () and flat[key] == counted[key] for key in counts)
+
+
+def test_overrides_are_those_of_create_model():
+    state = to_torch("cifar_resnet8", variables_of(get_spec("cifar_resnet8")))
+    state["linear.weight"], state["linear.bias"] = np.ones((7, 64)), np.ones(7)
+    with pytest.raises(UserError, match=re.escape("linear.weight is (7, 64), expected (10, 64)")):
+        from_torch("cifar_resnet8", state)
+    variables = from_torch("cifar_resnet8", state, num_classes=7)
+    assert variables["params"]["head"]["kernel"].shape == (64, 7)
+    assert to_torch("cifar_resnet8", variables, num_classes=7).keys() == state.keys()
+    with pytest.raises(UserError, match="unknown field 'classes'"):
+        from_torch("cifar_resnet8", state, classes=7)
+    headless = {key: array for key, array in state.items() if not key.startswith("linear")}
+    assert "head" not in from_torch("cifar_resnet8", headless, num_classes=0)["params"]
+
+
+def test_images_may_have_any_number_of_channels():
+    variables = randomised(shapes_of(BASIC, 1))
+    state = to_torch(BASIC, variables)
+    assert state["conv1.weight"].shape == (8, 1, 3, 3)
+    assert_same(from_torch(BASIC, state, channels=1), variables)
+    with pytest.raises(UserError, match=re.escape("conv1.weight is (8, 1, 3, 3), expected (8, 3")):
+        from_torch(BASIC, state)
+
+
+@every_spec
+def test_stacked_variables_are_taken_as_well(spec, layouts):
+    spec = spec.override(depths=(1, 3))
+    variables = variables_of(spec)
+    stacked = stack_params(variables)
+    assert "stage2_rest" in stacked["params"]
+    assert_same(to_torch(spec, stacked), to_torch(spec, variables))
+    assert {*flatten(stacked)} == {*flatten(variables)}
+
+
+@every_spec
+def test_flat_names_lead_back_bit_for_bit(spec, layouts):
+    flat = flatten(variables_of(spec))
+    assert flat.keys() == {"/".join(p) for p in traverse_util.flatten_dict(shapes_of(spec))}
+    assert is_flat(flat)
+    assert not is_flat(to_torch(spec, variables_of(spec)))
+    assert_same(unflatten(spec, flat), variables_of(spec))
+    del flat["params/head/bias"]
+    flat["params/other"] = flat["params/head/kernel"] = np.zeros((2, 2))
+    with pytest.raises(UserError) as e:
+        unflatten(spec, flat)
+    assert "missing params/head/bias; left over params/other; params/head/kernel is (2, 2)" in str(
+        e
+    )
+
+
+def test_variables_of_another_network_are_refused():
+    variables = variables_of(BASIC)
+    with pytest.raises(UserError, match="these are no variables of cifar_resnet8: missing batch"):
+        to_torch("cifar_resnet8", variables)
+    with pytest.raises(UserError, match="missing batch_stats/stem_norm/mean"):
+        to_torch(BASIC, {"params": variables["params"]})
+
+
+def test_a_new_head_changes_the_head_alone():
+    variables = variables_of(BASIC)
+    kept = jax.tree.map(lambda x: x.copy(), variables)
+    found = new_head(variables, 9, seed=1)
+    head = found["params"]["head"]
+    assert (head["kernel"].shape, head["bias"].shape) == ((16, 9), (9,))
+    assert {array.dtype for array in head.values()} == {np.dtype(np.float32)}
+    assert np.unique(head["kernel"]).size > 100
+    assert not head["bias"].any()
+    assert_same(variables, kept)
+    assert_same({**found, "params": {**found["params"], "head": kept["params"]["head"]}}, kept)
+    assert_same(head, new_head(variables, 9, seed=1)["params"]["head"])
+    assert (head["kernel"] != new_head(variables, 9, seed=2)["params"]["head"]["kernel"]).all()
