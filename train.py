@@ -14,12 +14,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from resflax import create_model
-from resflax.data import Dataset, load_dataset
+from resflax.data import Dataset
 from resflax.errors import UserError
 from resflax.nn import ResNet, stack_params
 from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
 from resflax.train.cli import parse, report, usage
 from resflax.train.config import spec_overrides
+from resflax.train.loop import dataset_from
 from resflax.weights import new_head, open_weights
 
 
@@ -32,14 +33,7 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset, Any]:
         remat=config.remat,
         **spec_overrides(config),
     )
-    dataset = load_dataset(
-        config.dataset,
-        config.data.dir,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        on_bad_example=config.data.on_bad_example,
-        seed=config.seed,
-    )
+    dataset = dataset_from(config)
     height, width, _ = dataset.image_shape
     least = model.spec.min_image
     if min(height, width) < least:
@@ -49,7 +43,10 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset, Any]:
             " try --config.spec.stem=cifar"
         )
     model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
-    return model, dataset, begin(config, model, dataset) if config.pretrained else None
+    if not config.pretrained:
+        return model, dataset, None
+    start = begin(config, model, dataset)
+    return model, dataset.normalized_by(config.data.mean, config.data.std), start
 
 
 def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:

@@ -59,7 +59,8 @@ def test_without_batch_norm_it_is_the_whole_batch_in_less_memory():
 def test_batch_norm_sees_every_kth_example_and_moves_k_times():
     data, optimizer = batch(12, (2, 1, 1)), optax.sgd(0.0)
     first = create_state(Normed(), optimizer, 0, (2, 1, 1))
-    state, metrics = make_train_step(Normed(), optimizer, accumulate_steps=3)(first, data)
+    step = jax.jit(make_train_step(Normed(), optimizer, accumulate_steps=3))
+    state, metrics = step(first, data)
     x = data["image"].reshape(12, 2).astype(np.float64)
     mean, var, losses = np.zeros(2), np.ones(2), []
     for part in (slice(k, None, 3) for k in range(3)):

@@ -108,8 +108,7 @@ def test_an_image_is_treated_alike_whatever_its_neighbours(everything):
     assert (np.asarray(whole) != images).any((1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("fields", [{"pad_crop": 2, "flip": True}, {"padding": 2, "mirror": True}])
-def test_crop_and_flip_draw_from_the_halves_of_the_key(fields):
+def test_crop_and_flip_draw_from_the_halves_of_the_key():
     """What runs of before this road saw: their records stay true."""
     images, keys = images_of(8), keys_of(8)
 
@@ -117,9 +116,9 @@ def test_crop_and_flip_draw_from_the_halves_of_the_key(fields):
         first, second = jax.random.split(key)
         return flip(second, pad_crop(first, image, padding=2))
 
-    np.testing.assert_array_equal(
-        make_augment(**fields)(keys, images), jax.vmap(one)(keys, jnp.asarray(images))
-    )
+    expected = jax.vmap(one)(keys, jnp.asarray(images))
+    for fields in ({"pad_crop": 2, "flip": True}, {"padding": 2, "mirror": True}):
+        np.testing.assert_array_equal(make_augment(**fields)(keys, images), expected)
 
 
 def test_no_setting_changes_what_another_one_draws():

@@ -66,7 +66,7 @@ def test_late_in_a_run_it_moves_by_one_minus_the_decay():
     state = dataclasses.replace(
         state, step=jnp.int32(10**6), ema=jax.tree.map(jnp.zeros_like, state.ema)
     )
-    after, _ = make_train_step(Linear(), optimizer, ema_decay=0.9999)(state, batch())
+    after, _ = jax.jit(make_train_step(Linear(), optimizer, ema_decay=0.9999))(state, batch())
     w = after.params["Dense_0"]["kernel"]
     np.testing.assert_allclose(after.ema["Dense_0"]["kernel"], 1e-4 * np.float64(w), rtol=1e-6)
 
@@ -76,7 +76,8 @@ def test_it_changes_nothing_else_and_is_evaluated():
     states = {}
     for decay in (0.0, 0.9):
         state = create_state(Linear(), optimizer, 0, (2, 2, 1), ema=decay > 0)
-        states[decay], _ = make_train_step(Linear(), optimizer, ema_decay=decay)(state, batch())
+        step = jax.jit(make_train_step(Linear(), optimizer, ema_decay=decay))
+        states[decay], _ = step(state, batch())
     assert states[0.0].ema == {}
     jax.tree.map(np.testing.assert_array_equal, states[0.0].params, states[0.9].params)
     data = batch() | {"weight": np.ones(8, np.float32)}

@@ -16,7 +16,7 @@ FLOORS = {
     "zoo": 2,
     "train": 2,
     "weights": 3,
-    "study": 3,
+    "study": 4,
 }
 FILES = sorted(p for p in (ROOT / "resflax").rglob("*.py") if p.parent != ROOT / "resflax")
 

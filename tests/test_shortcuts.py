@@ -1,12 +1,14 @@
+import flax.linen as nn
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from quick import run
 
-from resflax.nn import subsample, zero_pad
-from resflax.nn.shortcuts import linear, strides_between
+from resflax.nn import Scale, make_ops, subsample, zero_pad
+from resflax.nn.shortcuts import OPTIONS, linear, strides_between
 
 
 @given(size=st.integers(1, 64), stride=st.integers(1, 2))
@@ -48,8 +50,6 @@ def test_shapes_that_no_stride_connects_are_refused(source, target):
 
 
 def test_linear_keeps_the_dtype_of_its_input():
-    import flax.linen as nn
-
     from resflax.nn import Residual
 
     block = Residual(lambda h: jnp.zeros((2, 4), jnp.bfloat16), linear)
@@ -58,3 +58,57 @@ def test_linear_keeps_the_dtype_of_its_input():
     assert y.dtype == jnp.bfloat16
     assert variables["params"]["Ws"]["kernel"].dtype == jnp.float32
     assert isinstance(block, nn.Module)
+
+
+class Shortcut(nn.Module):
+    """A row of `OPTIONS` on its own, from an image to 6 channels."""
+
+    option: str
+    scale: Scale
+
+    @nn.compact
+    def __call__(self, h):
+        ops = make_ops(train=False, dtype=h.dtype)
+        sizes = (-(-size // self.scale.stride) for size in h.shape[1:3])
+        make = OPTIONS[self.option].make
+        return make(ops, self.scale, norm=False)(h, (h.shape[0], *sizes, 6))
+
+
+def windows(h, size, stride, dilation, low):
+    """Windows of an image padded by zeros, `low` of them before it."""
+    reach = (size - 1) * dilation
+    h = np.pad(h, ((0, 0), (low, reach - low), (low, reach - low), (0, 0)))
+    view = np.lib.stride_tricks.sliding_window_view(h, (reach + 1,) * 2, axis=(1, 2))
+    return view[:, ::stride, ::stride, ..., ::dilation, ::dilation]
+
+
+def pooled(h, w, scale):
+    """Tong He et al. 2018, figure 2e: the mean of 2x2 pixels, of the real ones at an odd edge."""
+    if scale.stride == 1 and scale.dilation == 1:
+        return h @ w[0, 0]
+    stride = scale.stride
+    sums, ones = (windows(a, 2, stride, 1, 0).sum((-2, -1)) for a in (h, np.ones_like(h)))
+    return sums / (ones if stride > 1 else 4) @ w[0, 0]
+
+
+def projected(h, w, scale):
+    dilation = scale.before
+    low = len(w) // 2 * dilation
+    return np.einsum("nhwcij,ijco->nhwo", windows(h, len(w), scale.stride, dilation, low), w)
+
+
+STATEMENTS = {"B": projected, "B3": projected, "C": projected, "D": pooled}
+
+
+@pytest.mark.parametrize("scale", [Scale(), Scale(2), Scale(1, 1, 2), Scale(1, 2, 4)])
+@pytest.mark.parametrize("option", STATEMENTS)
+def test_projections_are_their_numpy_statements(option, scale):
+    shortcut = Shortcut(option, scale)
+    h = np.random.default_rng(0).standard_normal((2, 7, 6, 4))
+    x = jnp.asarray(h, jnp.float32)
+    params = jax.eval_shape(lambda: shortcut.init(jax.random.key(0), x))["params"]
+    side = 3 if option == "B3" and scale != Scale() else 1
+    assert jax.tree.map(jnp.shape, params) == {"Ws": {"kernel": (side, side, 4, 6)}}
+    w = np.random.default_rng(1).standard_normal((side, side, 4, 6))
+    found = run(shortcut.apply, {"params": {"Ws": {"kernel": jnp.asarray(w, jnp.float32)}}}, x)
+    np.testing.assert_allclose(found, STATEMENTS[option](h, w, scale), rtol=1e-4, atol=1e-4)

@@ -32,6 +32,8 @@ COUNTS = {
     "cifar_resnet1202": 19_421_274,
     "cifar_plain56": 853_018,
     "cifar_preact_resnet110": 1_727_962,
+    "wrn28_10": 36_479_194,
+    "wrn16_4": 2_748_890,
 }
 
 
@@ -63,12 +65,34 @@ def test_preact_bottlenecks_have_the_depth_in_their_name_and_the_papers_size():
         assert count(f"cifar_preact_resnet{depth}") == pytest.approx(millions * 1e6, rel=0.02)
 
 
+@pytest.mark.parametrize(("depth", "factor"), [(16, 4), (16, 8), (28, 10), (40, 2), (10, 1)])
+def test_wide_networks_are_table_1_of_their_paper(depth, factor):
+    """Zagoruyko and Komodakis 2016: three groups of n blocks of two 3x3 layers, k times as wide."""
+    n, last, expected = (depth - 4) // 6, 16, 27 * 16
+    for width in (16 * factor, 32 * factor, 64 * factor):
+        if width != last:
+            expected += last * width
+        expected += 9 * last * width + (2 * n - 1) * 9 * width**2
+        expected += 2 * last + 2 * width + (n - 1) * 4 * width
+        last = width
+    expected += 2 * last + 10 * last + 10
+    assert count(f"wrn{depth}_{factor}") == expected
+
+
+def test_resnext_29_has_the_published_sizes():
+    """Xie et al. 2016, table 7: 34.4M parameters for 8x64d and 68.1M for 16x64d."""
+    assert round(count("cifar_resnext29_8x64d") / 1e6, 1) == 34.4
+    assert int(count("cifar_resnext29_16x64d") / 1e5) / 10 == 68.1
+
+
 def test_options_change_only_the_projections():
     """cifar_resnet20: B adds two 1x1 projections with norms, C seven more."""
     two = 16 * 32 + 32 * 64 + 2 * (32 + 64)
     seven = 3 * (16 * 16 + 32) + 2 * (32 * 32 + 64) + 2 * (64 * 64 + 128)
     assert count("cifar_resnet20", shortcut="B") == 269_722 + two
     assert count("cifar_resnet20", shortcut="C") == 269_722 + two + seven
+    assert count("cifar_resnet20", shortcut="D") == 269_722 + two
+    assert count("cifar_resnet20", shortcut="B3") == 269_722 + two + 8 * (16 * 32 + 32 * 64)
     assert count("cifar_resnet20", shortcut="none") == 269_722
 
 
@@ -94,7 +118,33 @@ def test_list_models_by_pattern_in_natural_order():
         ("cifar_plain2", {}, "6n + 2; the nearest are cifar_plain8"),
         ("cifar_preact_resnet30", {}, "cifar_preact_resnet29 and cifar_preact_resnet32"),
         ("", {}, "unknown model ''"),
-        ("resnet18", {"shortcut": "D"}, "unknown shortcut 'D': expected one of A, B, C, none"),
+        ("resnet18", {"shortcut": "E"}, "unknown shortcut 'E': expected one of A, B, B3, C, D, n"),
+        ("wrn27_10", {}, "the depth must be 6n + 4; try wrn22_10 and wrn28_10"),
+        ("wrn4_2", {}, "try wrn10_2 and wrn16_2"),
+        ("wrn28_0", {}, "unknown model 'wrn28_0': did you mean"),
+        ("resnet18", {"attention": "cbam"}, "unknown attention 'cbam': expected one of none, se"),
+        ("resnet18", {"antialias": "max"}, "unknown antialias 'max': expected one of none, blur"),
+        ("resnet18", {"norm": "layer"}, "unknown norm 'layer': expected one of batch, group"),
+        ("resnet18", {"conv": "std"}, "unknown conv 'std': expected one of plain, standardized"),
+        ("resnet18", {"groups": 2}, "groups is 2, but block 'basic' has no grouped layer"),
+        ("test_resnet", {"groups": 2}, "groups is 2, but block 'basic' has no grouped layer"),
+        ("resnet50", {"groups": 0}, "groups holds 0: expected integers from 1"),
+        ("resnet50", {"base_width": 1.5}, "base_width holds 1.5"),
+        ("resnet50", {"output_stride": 4}, "output_stride is 4: expected 8, 16 or 32"),
+        ("resnet50", {"output_stride": "8"}, "output_stride is '8'"),
+        ("resnet50", {"block": ("basic",) * 3}, "must be one name, or one for each of the stages"),
+        ("resnet50", {"block": ("basic",) * 3 + ("best",)}, "unknown block 'best'"),
+        ("resnet50", {"norm": "group", "stem_width": 48}, "takes multiples of 32 channels: 48"),
+        ("ecaresnet50d_pruned", {"scan": True}, "those of 'ecaresnet50d_pruned' are pruned"),
+        ("resnet18", {"features_only": 1}, "features_only is 1: expected True or False"),
+        (
+            "resnet18",
+            {"features_only": True, "out_indices": (0, 5)},
+            "out_indices is (0, 5): expected numbers from 0 (stem) to 4",
+        ),
+        ("resnet18", {"features_only": True, "out_indices": ()}, "out_indices is (): expected"),
+        ("resnet18", {"features_only": True, "out_indices": (True,)}, "out_indices is (True,)"),
+        ("resnet18", {"features_only": True, "out_indices": (-1,)}, "out_indices is (-1,)"),
         ("resnet18", {"stem": "mnist"}, "unknown stem 'mnist'"),
         ("resnet18", {"block": "wide"}, "unknown block 'wide'"),
         ("resnet18", {"shortcutt": "A"}, "unknown field 'shortcutt' of a spec: expected depths"),
@@ -126,20 +176,3 @@ def test_what_is_refused_and_how(name, overrides, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         create_model(name, **overrides)
     assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "least"), [("resnet50", 17), ("resnet18", 17), ("cifar_resnet20", 3)]
-)
-def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, least):
-    spec = create_model(name).spec
-    strides = (2 if spec.stem == "imagenet" else 0) + len(spec.depths) - 1
-
-    def before_last_stride(size):
-        for _ in range(strides - 1):
-            size = -(-size // 2)
-        return size
-
-    assert spec.min_image == least
-    assert before_last_stride(least) > 1
-    assert before_last_stride(least - 1) == 1

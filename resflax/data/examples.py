@@ -19,11 +19,13 @@ class Examples:
       images: uint8 `(n, height, width, channels)`.
       labels: int32 `(n,)`, each in `range(num_classes)`.
       skipped: the examples that were left out, and why.
+      fixed: mean and standard deviation to go by; None for those of the pixels.
     """
 
     images: np.ndarray
     labels: np.ndarray
     skipped: tuple[str, ...] = ()
+    fixed: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,6 +43,8 @@ class Examples:
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+        if self.fixed:
+            return self.fixed
         counts = np.stack(
             [np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(self.images, -1, 0)]
         )

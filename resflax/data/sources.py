@@ -1,6 +1,6 @@
 """Any image-classification set by name: embedded, prepared by TensorFlow Datasets, or a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,25 @@ class Dataset:
         """`(height, width, channels)`."""
         shape: tuple[int, int, int] = self.train.image_shape
         return shape
+
+    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Dataset":
+        """The same set, whose moments are these; () for one that stays.
+
+        Raises:
+          UserError: if there is not a number for each channel.
+        """
+        channels = self.image_shape[2]
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (0, channels):
+                raise UserError(
+                    f"{name} is {tuple(values)}: expected a number for each of the {channels}"
+                    f" channels of {self.name!r}"
+                )
+        if not mean and not std:
+            return self
+        own = self.train.moments() if not (mean and std) else ((), ())
+        fixed = (tuple(mean) or own[0], tuple(std) or own[1])
+        return replace(self, train=replace(self.train, fixed=fixed))
 
     @property
     def skipped(self) -> list[str]:

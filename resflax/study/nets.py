@@ -16,9 +16,10 @@ from resflax.study.folder import ARRAYS, Folder
 from resflax.study.members import train_each
 from resflax.train import TrainState, checkpoint
 from resflax.train.config import default_config, spec_overrides
-from resflax.train.loop import optimizer_from, schedule_from
+from resflax.train.loop import dataset_from, optimizer_from, schedule_from
 from resflax.train.rundir import params_sha256
 from resflax.train.state import create_state
+from resflax.weights import open_weights
 from resflax.zoo import create_model
 
 Net = tuple[Any, Any]  # a model that is not scanned, and its variables
@@ -27,6 +28,12 @@ Net = tuple[Any, Any]  # a model that is not scanned, and its variables
 def add_nets(parser: argparse.ArgumentParser, *, rate: str) -> None:
     """The options of a study that looks into networks."""
     parser.add_argument("--runs", default="", metavar="DIR,DIR", help="folders of train.py instead")
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="NAME:FILE,FILE",
+        help="imported weights instead: files, folders or names of the Hub, on --dataset",
+    )
     add_training(parser, seeds=1, rates=rate)
 
 
@@ -35,12 +42,20 @@ def open_nets(
 ) -> tuple[Folder, dict[str, tuple[Net, Dataset]]]:
     """The study's folder, and the networks to look into with what each was trained on.
 
-    These are the runs of `--runs`, by folder and name, or else the named ones, trained alike.
+    These are the runs of `--runs` or the imported nets of `--weights`, by place and name, or else
+    the named ones, trained alike.
     """
     settings = settings | {"runs": args.runs, "learning_rates": args.learning_rates}
-    settings["config"] = config.to_dict()
-    if args.runs:
-        loaded = {path: from_run(Path(path)) for path in _folders(args.runs)}
+    settings |= {"config": config.to_dict(), "weights": args.weights}
+    if args.runs and args.weights:
+        raise UserError("--runs and --weights are both given: expected one of them")
+    if args.runs or args.weights:
+        if args.runs:
+            loaded = {path: from_run(Path(path)) for path in _places("--runs", args.runs)}
+        else:
+            dataset = load_dataset(args.dataset, args.data_dir)
+            places = _places("--weights", args.weights)
+            loaded = {place: from_weights(place, dataset) for place in places}
         # What is kept was measured on these parameters: a run trained again is another study.
         settings["params_sha256"] = {
             path: params_sha256(net[1]["params"]) for path, (_, net, _) in loaded.items()
@@ -55,17 +70,42 @@ def open_nets(
     return folder, {name: (net, dataset) for name, net in nets.items()}
 
 
-def _folders(text: str) -> list[str]:
-    """The folders that `--runs=DIR,DIR` names.
+def _places(option: str, text: str) -> list[str]:
+    """The places that an option names, `A,B`.
 
     Raises:
       UserError: if it names one twice.
     """
-    paths = text.split(",")
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"--runs names {path} more than once")
-    return paths
+    places = text.split(",")
+    for place in places:
+        if places.count(place) > 1:
+            raise UserError(f"{option} names {place} more than once")
+    return places
+
+
+def from_weights(place: str, dataset: Dataset) -> tuple[str, Net, Dataset]:
+    """A network with imported weights: its name, itself, and the dataset, normalised as for it.
+
+    Args:
+      place: "NAME:FILE", or a folder or a name of the Hub whose config tells which network it is.
+      dataset: to look at it with.
+
+    Raises:
+      UserError: if they cannot be read, or the network is not for such images and classes.
+    """
+    name, _, where = place.rpartition(":")
+    card, variables, _ = open_weights(where, name or None)
+    height, width, channels = dataset.image_shape
+    least = card.spec.min_image
+    if (card.channels, card.spec.num_classes) != (channels, dataset.num_classes):
+        raise UserError(
+            f"{where} is for {card.channels} channels and {card.spec.num_classes} classes:"
+            f" {dataset.name} has {channels} and {dataset.num_classes}"
+        )
+    if min(height, width) < least:
+        raise UserError(f"{where} needs images of {least}x{least}: {dataset.name}'s are smaller")
+    normalized = dataset.normalized_by(card.preprocess.mean, card.preprocess.std)
+    return name or where, (create_model(card.spec, scan=False), variables), normalized
 
 
 def from_run(path: Path) -> tuple[str, Net, Dataset]:
@@ -79,7 +119,7 @@ def from_run(path: Path) -> tuple[str, Net, Dataset]:
         config.update(json.loads((path / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is not the folder of a run: {e}") from e
-    dataset = load_dataset(config.dataset, config.data.dir)
+    dataset = dataset_from(config)
     fields = spec_overrides(config) | {"num_classes": dataset.num_classes}
     model = create_model(config.model, scan=config.scan, **fields)
     optimizer = optimizer_from(config, schedule_from(config, len(dataset.train)))

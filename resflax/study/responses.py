@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         f"{name}: mean response {np.mean(list(layers.values())):.3f} over {len(layers)} layers"
         for name, layers in found.items()
     )
-    if not args.runs:
+    if not args.runs and not args.weights:
         text += "\n" + judge(found, depths)
     folder.result("responses", {"deviations": found, "text": text})
     draw(folder, found)

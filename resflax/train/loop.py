@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, Split, make_augment, normalize
+from resflax.data import Dataset, Split, load_dataset, make_augment, normalize
 from resflax.errors import UserError
 from resflax.train import checkpoint
 from resflax.train.accumulate import check_micro_batches
@@ -32,6 +32,20 @@ from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_s
 def total_steps(config: ConfigDict, examples: int) -> int:
     """The steps that use every example `config.epochs` times; the last batch is a whole one."""
     return math.ceil(config.epochs * examples / config.batch_size)
+
+
+def dataset_from(config: ConfigDict) -> Dataset:
+    """The dataset that a config means."""
+    data = config.data
+    dataset = load_dataset(
+        config.dataset,
+        data.dir,
+        image_size=data.image_size,
+        channels=data.channels,
+        on_bad_example=data.on_bad_example,
+        seed=config.seed,
+    )
+    return dataset.normalized_by(tuple(data.mean), tuple(data.std))
 
 
 def schedule_from(config: ConfigDict, examples: int) -> optax.Schedule:
@@ -78,14 +92,9 @@ def state_from(
 
 
 def input_from(config: ConfigDict, examples: Split) -> Callable[[jax.Array], jax.Array]:
-    """From stored images to those that a network sees: by the config's mean and deviation.
-
-    Where it has none, by those of `examples`.
-    """
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
-    if not mean or not std:
-        moments = examples.moments()
-        mean, std = mean or moments[0], std or moments[1]
+    """From stored images to those that a network sees, by the moments of `examples`."""
+    del config
+    mean, std = examples.moments()
     return partial(normalize, mean=mean, std=std)
 
 
@@ -177,13 +186,6 @@ class Trainer:
             raise UserError(
                 f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
             )
-        channels = self.dataset.image_shape[2]
-        for key in ("mean", "std"):
-            if len(self.config.data[key]) not in (0, channels):
-                raise UserError(
-                    f"config.data.{key} is {self.config.data[key]}: expected a number for each of"
-                    f" the {channels} channels of {self.dataset.name!r}"
-                )
 
     def _check_model(self) -> None:
         """Raises `UserError` if the model cannot take the images; computes nothing.

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from resflax.data.augment.chance import one_of
+
 Array = jax.Array
 
 TRIES = 10  # as in torchvision and timm
@@ -37,16 +39,10 @@ def centred(row: Array, column: Array, height: Array, width: Array) -> Box:
     return Box(row - height // 2, column - width // 2, height, width)
 
 
-def _one_of(u: Array, count: Array | int) -> Array:
-    """The integer from 0 to `count - 1` at which a number from 0 to 1 lies, int32."""
-    room = jnp.asarray(count, jnp.int32)
-    return jnp.minimum(jnp.floor(u * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
-
-
 def centred_anywhere(key: Array, shape: tuple[int, ...], height: Array, width: Array) -> Box:
     """A box of that size around a random pixel of an image of that shape."""
     u = jax.random.uniform(key, (2,), jnp.float32)
-    return centred(_one_of(u[0], shape[0]), _one_of(u[1], shape[1]), height, width)
+    return centred(one_of(u[0], shape[0]), one_of(u[1], shape[1]), height, width)
 
 
 def first_fit(
@@ -95,6 +91,6 @@ def draw_box(
     fits, size = first_fit(areas, ratios, shape)
     height, width = (jnp.where(fits, a, jnp.int32(b)) for a, b in zip(size, otherwise, strict=True))
     down, right = shape[0] - height, shape[1] - width
-    top = jnp.where(fits, _one_of(u[-2], down + 1), down // 2)
-    left = jnp.where(fits, _one_of(u[-1], right + 1), right // 2)
+    top = jnp.where(fits, one_of(u[-2], down + 1), down // 2)
+    left = jnp.where(fits, one_of(u[-1], right + 1), right // 2)
     return fits, Box(top, left, height, width)

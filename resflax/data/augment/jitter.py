@@ -60,6 +60,5 @@ def color_jitter(key: Array, image: Array, *, widths: Sequence[float]) -> Array:
     rows = [(JITTERS[name], width) for name, width in active.items()]
     low = jnp.asarray([max(row.least, row.neutral - width) for row, width in rows], jnp.float32)
     high = jnp.asarray([row.neutral + width for row, width in rows], jnp.float32)
-    order_key, amount_key = jax.random.split(key)
-    amounts = jax.random.uniform(amount_key, low.shape, minval=low, maxval=high)
-    return jitter(image, jax.random.permutation(order_key, len(rows)), amounts, tuple(active))
+    u, order = jax.random.uniform(key, (2, len(rows)), jnp.float32)
+    return jitter(image, jnp.argsort(order), low + (high - low) * u, tuple(active))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resflax.data.augment import tone
+from resflax.data.augment.chance import one_of
 from resflax.data.augment.warp import WARPS, matrix_of, warp
 
 Array = jax.Array
@@ -62,10 +63,14 @@ def rand_op(image: Array, number: Array, sign: Array, *, magnitude: float) -> Ar
     return jax.lax.switch(jnp.asarray(which)[number], branches, image, sign)
 
 
+def draw_op(key: Array) -> tuple[Array, Array]:
+    """Which of `OPS` and to which side, as `rand_op` takes them: all as likely."""
+    u = jax.random.uniform(key, (2,), jnp.float32)
+    return one_of(u[0], len(OPS)), jnp.where(u[1] < 0.5, -1.0, 1.0).astype(jnp.float32)
+
+
 def rand_augment(key: Array, image: Array, *, layers: int, magnitude: float) -> Array:
     """`layers` operations of `OPS`, each drawn anew, on one uint8 `(h, w, c)` image.
-
-    Of an operation that has two sides, as to the left and to the right, both are as likely.
 
     Args:
       key: of this image.
@@ -75,9 +80,6 @@ def rand_augment(key: Array, image: Array, *, layers: int, magnitude: float) -> 
     """
 
     def layer(x: Array, key: Array) -> tuple[Array, None]:
-        number_key, sign_key = jax.random.split(key)
-        number = jax.random.randint(number_key, (), 0, len(OPS))
-        sign = jax.random.rademacher(sign_key, (), jnp.float32)
-        return rand_op(x, number, sign, magnitude=magnitude), None
+        return rand_op(x, *draw_op(key), magnitude=magnitude), None
 
     return jax.lax.scan(layer, image, jax.random.split(key, layers))[0]
