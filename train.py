@@ -18,9 +18,9 @@ from resflax.data import Dataset
 from resflax.errors import UserError
 from resflax.nn import ResNet, stack_params
 from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
+from resflax.train.build import dataset_from
 from resflax.train.cli import parse, report, usage
 from resflax.train.config import spec_overrides
-from resflax.train.loop import dataset_from
 from resflax.weights import new_head, open_weights
 
 

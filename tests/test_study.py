@@ -18,7 +18,7 @@ from resflax.study.folder import Folder
 from resflax.study.members import train_members
 from resflax.study.recipes import recipe
 from resflax.train import create_state, make_train_step
-from resflax.train.loop import optimizer_from, schedule_from
+from resflax.train.build import optimizer_from, schedule_from
 from resflax.zoo import create_model
 
 

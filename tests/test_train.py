@@ -156,7 +156,7 @@ BAD = {
     "unknown mask": (["--config.decay_mask=none"], "unknown decay_mask 'none'"),
     "unknown engine": (["--config.parallel=xmap"], "unknown parallel 'xmap'"),
     "unknown dtype": (["--config.dtype=float8"], "unknown dtype 'float8'"),
-    "unknown shortcut": (["--config.spec.shortcut=D"], "unknown shortcut 'D'"),
+    "unknown shortcut": (["--config.spec.shortcut=E"], "unknown shortcut 'E'"),
     "unknown flag": (["--wrokdir=x"], "wrokdir"),
     "stray word": (["digits"], "unexpected argument 'digits'"),
     "no such recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),

@@ -1,5 +1,6 @@
 """Datasets through TensorFlow Datasets, their order, and pure augmentation. Knows no model."""
 
+from resflax.data.augment import Augment as Augment
 from resflax.data.augment import make_augment as make_augment
 from resflax.data.augment import make_mix as make_mix
 from resflax.data.augment import normalize as normalize

@@ -19,14 +19,8 @@ from resflax.study.folder import NUMBERS, Folder, Form
 from resflax.study.told import Told
 from resflax.study.unfinished import Unfinished, Way
 from resflax.train import TrainState, create_state, stack
-from resflax.train.loop import (
-    ends_epochs,
-    keep_two_in_flight,
-    optimizer_from,
-    schedule_from,
-    steps_from,
-    total_steps,
-)
+from resflax.train.build import optimizer_from, schedule_from, steps_from, total_steps
+from resflax.train.loop import ends_epochs, keep_two_in_flight
 
 Curves = dict[str, Any]
 

@@ -15,10 +15,9 @@ from resflax.study.cli import add_training
 from resflax.study.folder import ARRAYS, Folder
 from resflax.study.members import train_each
 from resflax.train import TrainState, checkpoint
+from resflax.train.build import dataset_from, optimizer_from, schedule_from, state_from
 from resflax.train.config import default_config, spec_overrides
-from resflax.train.loop import dataset_from, optimizer_from, schedule_from
 from resflax.train.rundir import params_sha256
-from resflax.train.state import create_state
 from resflax.weights import open_weights
 from resflax.zoo import create_model
 
@@ -123,10 +122,10 @@ def from_run(path: Path) -> tuple[str, Net, Dataset]:
     fields = spec_overrides(config) | {"num_classes": dataset.num_classes}
     model = create_model(config.model, scan=config.scan, **fields)
     optimizer = optimizer_from(config, schedule_from(config, len(dataset.train)))
-    like = jax.eval_shape(lambda: create_state(model, optimizer, 0, dataset.image_shape))
+    like = jax.eval_shape(lambda: state_from(config, model, optimizer, dataset.image_shape))
     zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), like)
     state = checkpoint.restore(path / "checkpoints", zeros)
-    return config.model, (model.clone(scan=False), unstack_params(state.variables)), dataset
+    return config.model, (model.clone(scan=False), unstack_params(state.evaluated)), dataset
 
 
 def trained(

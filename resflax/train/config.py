@@ -58,7 +58,15 @@ def default_config() -> ConfigDict:
                 "mean": (),  # of the channels, from 0 to 1; (): those of the weights or the set
                 "std": (),
                 "pad_crop": 0,  # pixels of padding before a random crop; 0 for none
+                "inception_crop": False,  # crop 8 to 100 % and stretch it
                 "flip": False,  # mirror at random
+                "alternating_flip": False,  # or in every other epoch
+                "rand_augment": (),  # layers and magnitude, as (2, 9)
+                "color_jitter": (),  # brightness, contrast, saturation, hue: (0.4, 0.4, 0.4, 0.1)
+                "erasing": 0.0,  # the probability of random erasing
+                "cutout": 0,  # the side of a square that is blacked out, in pixels
+                "mixup": 0.0,  # alpha; 0 for none
+                "cutmix": 0.0,
             },
         }
     )

@@ -70,8 +70,20 @@ def host_feed(
         batches = stream_train_batches(split, workers=config.data.workers, **order)
     else:
         batches = train_batches(split, **order)
+    if config.data.alternating_flip:
+        batches = map(_with_epochs(config, len(split)), batches, range(start, stop))
     run = engine.compile_train(step)
     return lambda state: run(state, engine.split(next(batches)))
+
+
+def _epochs(config: ConfigDict, step: int, examples: int) -> np.ndarray:
+    """How often each example of a batch was used before, int32 `(batch,)`."""
+    places = step * config.batch_size + np.arange(config.batch_size)
+    return (places // examples).astype(np.int32)
+
+
+def _with_epochs(config: ConfigDict, examples: int) -> Callable[[Any, int], Any]:
+    return lambda batch, step: batch | {"epoch": _epochs(config, step, examples)}
 
 
 def device_feed(
@@ -92,10 +104,16 @@ def device_feed(
         nonlocal at, placed
         if (at - start) % many == 0:
             steps = range(at, min(at + many, stop))
-            order = np.stack([batch_indices(config.seed, s, size, count) for s in steps])
+            order = {
+                "index": np.stack(
+                    [batch_indices(config.seed, s, size, count).astype(np.int32) for s in steps]
+                )
+            }
+            if config.data.alternating_flip:
+                order["epoch"] = np.stack([_epochs(config, s, count) for s in steps])
             fixed = placed.get("whole") or engine.replicate(whole)
             first = engine.replicate(np.int32(at))
-            placed = {"whole": fixed, "first": first} | engine.split_steps(order.astype(np.int32))
+            placed = {"whole": fixed, "first": first, "order": engine.split_steps(order)}
         at += 1
         return run(state, placed)
 
@@ -106,13 +124,18 @@ def resident(step: TrainStep) -> Callable[[TrainState, Any], tuple[TrainState, M
     """A step `(state, data) -> (state, metrics)` that takes its batch out of the whole dataset.
 
     The data hold "whole", all images and labels; "order", the numbers of the examples of some
-    steps, `(steps, batch)`; and "first", the first of these steps.
+    steps as "index", `(steps, batch)`, and whatever else a batch has of that shape; and "first",
+    the first of these steps.
     """
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        index = lax.dynamic_index_in_dim(data["order"], state.step - data["first"], keepdims=False)
-        batch = {key: array[index] for key, array in data["whole"].items()} | {"index": index}
-        return step(state, batch)
+        row = state.step - data["first"]
+        order = {
+            key: lax.dynamic_index_in_dim(rows, row, keepdims=False)
+            for key, rows in data["order"].items()
+        }
+        batch = {key: array[order["index"]] for key, array in data["whole"].items()}
+        return step(state, batch | order)
 
     return run
 

@@ -2,124 +2,34 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, Split, load_dataset, make_augment, normalize
+from resflax.data import Dataset, Split
 from resflax.errors import UserError
 from resflax.train import checkpoint
 from resflax.train.accumulate import check_micro_batches
+from resflax.train.build import (
+    input_from,
+    optimizer_from,
+    schedule_from,
+    state_from,
+    steps_from,
+    total_steps,
+)
 from resflax.train.curves import draw_curves
 from resflax.train.feed import Advance, device_feed, evaluation, host_feed, lives_on_device
 from resflax.train.meter import Meter
-from resflax.train.optim import make_optimizer
 from resflax.train.parallel import Engine, make_engine
 from resflax.train.progress import Progress
 from resflax.train.rundir import RunDir, params_sha256
-from resflax.train.schedules import make_schedule
 from resflax.train.settle import check_settling, make_statistics_step, plain_batches, settled
-from resflax.train.state import TrainState, create_state
-from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
-
-
-def total_steps(config: ConfigDict, examples: int) -> int:
-    """The steps that use every example `config.epochs` times; the last batch is a whole one."""
-    return math.ceil(config.epochs * examples / config.batch_size)
-
-
-def dataset_from(config: ConfigDict) -> Dataset:
-    """The dataset that a config means."""
-    data = config.data
-    dataset = load_dataset(
-        config.dataset,
-        data.dir,
-        image_size=data.image_size,
-        channels=data.channels,
-        on_bad_example=data.on_bad_example,
-        seed=config.seed,
-    )
-    return dataset.normalized_by(tuple(data.mean), tuple(data.std))
-
-
-def schedule_from(config: ConfigDict, examples: int) -> optax.Schedule:
-    """The learning rate by step that a config means for a split of that many examples."""
-
-    def steps(epochs: float) -> int:
-        return round(epochs * examples / config.batch_size)
-
-    return make_schedule(
-        config.schedule,
-        peak=config.learning_rate,
-        steps=total_steps(config, examples),
-        warmup_steps=steps(config.warmup_epochs),
-        boundaries=[steps(epoch) for epoch in config.step_epochs],
-        factor=config.step_factor,
-        power=config.polynomial_power,
-    )
-
-
-def optimizer_from(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that a config means."""
-    return make_optimizer(
-        config.optimizer,
-        schedule,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        mask=config.decay_mask,
-        trust_coefficient=config.trust_coefficient,
-        clip_norm=config.clip_norm,
-    )
-
-
-def state_from(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    start: Any = None,
-) -> TrainState:
-    """The state before the first step that a config means, from given variables or its seed."""
-    ema = config.ema_decay > 0
-    return create_state(model, optimizer, config.seed, image_shape, start, ema=ema)
-
-
-def input_from(config: ConfigDict, examples: Split) -> Callable[[jax.Array], jax.Array]:
-    """From stored images to those that a network sees, by the moments of `examples`."""
-    del config
-    mean, std = examples.moments()
-    return partial(normalize, mean=mean, std=std)
-
-
-def steps_from(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    examples: Split,
-    *,
-    to_input: Callable[[jax.Array], jax.Array] | None = None,
-    axis_name: str | None = None,
-) -> tuple[TrainStep, EvalStep]:
-    """The pure steps that a config means; `to_input` is that of `input_from` unless it is given."""
-    to_input = to_input or input_from(config, examples)
-    train_step = make_train_step(
-        model,
-        optimizer,
-        augment=make_augment(padding=config.data.pad_crop, mirror=config.data.flip),
-        normalize=to_input,
-        label_smoothing=config.label_smoothing,
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-        axis_name=axis_name,
-    )
-    return train_step, make_eval_step(model, normalize=to_input, axis_name=axis_name)
+from resflax.train.state import TrainState
 
 
 def ends_epochs(step: int, *, batch_size: int, examples: int) -> bool:
@@ -156,15 +66,16 @@ class Trainer:
         self.engine: Engine = make_engine(config.parallel)
         self.engine.check_batch(config.batch_size)
         check_micro_batches(config.batch_size, len(self.engine.devices), config.accumulate_steps)
+        self._check_pairs()
         self.steps = total_steps(config, examples)
         if self.steps >= 2**31:
             raise UserError(f"{self.steps} steps are too many: lower config.epochs")
         self.schedule = schedule_from(config, examples)
         self.optimizer = optimizer_from(config, self.schedule)
         self._check_model()
-        to_input, axis_name = input_from(config, dataset.train), self.engine.axis_name
+        axis_name, to_input = self.engine.axis_name, input_from(dataset.train)
         train_step, eval_step = steps_from(
-            config, model, self.optimizer, dataset.train, to_input=to_input, axis_name=axis_name
+            config, model, self.optimizer, dataset.train, axis_name=axis_name
         )
         statistics_step = make_statistics_step(model, normalize=to_input, axis_name=axis_name)
         self.statistics_step = self.engine.compile_eval(statistics_step)
@@ -185,6 +96,15 @@ class Trainer:
         if padding > side:
             raise UserError(
                 f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
+            )
+
+    def _check_pairs(self) -> None:
+        """Raises `UserError` if the devices cannot mix their examples in pairs."""
+        count, data = len(self.engine.devices), self.config.data
+        if (data.mixup or data.cutmix) and self.config.batch_size % (2 * count):
+            raise UserError(
+                f"mixup and CutMix take pairs: batch_size {self.config.batch_size} does not divide"
+                f" by twice the {count} devices"
             )
 
     def _check_model(self) -> None:

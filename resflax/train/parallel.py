@@ -31,7 +31,7 @@ class Engine:
         raises `UserError` if the parts would not be equal.
       compile_train: a step `(state, batch) -> (state, metrics)`; the state's memory is reused.
       compile_eval: a step `(state, batch) -> metrics`.
-      split_steps: puts a part of each batch of a row `(steps, batch)` on each device, as "order".
+      split_steps: puts a part of each batch of rows `(steps, batch)` on each device.
       compile_resident: a step `(state, data) -> (state, metrics)`, whose data hold "whole" and
         "first", from `replicate`, and "order", from `split_steps`.
     """
@@ -43,7 +43,7 @@ class Engine:
     split: Callable[[Any], Any]
     compile_train: Callable[[Callable[..., Any]], Callable[..., Any]]
     compile_eval: Callable[[Callable[..., Any]], Callable[..., Any]]
-    split_steps: Callable[[np.ndarray], dict[str, Any]]
+    split_steps: Callable[[Any], Any]
     compile_resident: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     def check_batch(self, batch_size: int) -> None:
@@ -77,10 +77,9 @@ def _pmap_engine(devices: Sequence[Any]) -> Engine:
         parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, sharding)
 
-    def split_steps(order: np.ndarray) -> dict[str, Any]:
-        _check_batch(order.shape[1], count)
-        parts = order.reshape(len(order), count, -1).swapaxes(0, 1)
-        return {"order": jax.device_put(parts, sharding)}
+    def split_steps(rows: Any) -> Any:
+        parts = jax.tree.map(lambda x: x.reshape(len(x), count, -1).swapaxes(0, 1), rows)
+        return jax.device_put(parts, sharding)
 
     return Engine(
         devices=devices,
@@ -111,7 +110,7 @@ def _mesh_engine(devices: Sequence[Any]) -> Engine:
             step, in_shardings=(whole, parts), out_shardings=whole, donate_argnums=0
         ),
         compile_eval=lambda step: jax.jit(step, in_shardings=(whole, parts), out_shardings=whole),
-        split_steps=lambda order: {"order": jax.device_put(order, columns)},
+        split_steps=lambda rows: jax.device_put(rows, columns),
         compile_resident=lambda step: jax.jit(
             step,
             in_shardings=(whole, {"whole": whole, "first": whole, "order": columns}),
