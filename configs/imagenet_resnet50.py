@@ -1,0 +1,37 @@
+"""ResNet-50 on ImageNet, 90 epochs (Goyal et al. 2017, arXiv:1706.02677).
+
+Command, once the set is prepared (`python -m resflax data prepare imagenet2012 --manual_dir=DIR`)::
+
+    python train.py --config=configs/imagenet_resnet50.py
+
+Batch 256, learning rate 0.1 after five epochs of warm-up, divided by ten at epochs 30, 60 and 80,
+weight decay 1e-4 on kernels, Nesterov momentum 0.9; Inception crops and flips.
+
+Measured: not run. Goyal et al. report a top-1 error of 23.6 % with this schedule.
+"""
+
+from ml_collections import ConfigDict
+
+from resflax.train import default_config
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe."""
+    config = default_config()
+    config.model = "resnet50"
+    config.dataset = "imagenet2012"
+    config.dtype = "bfloat16"
+    config.batch_size = 256
+    config.epochs = 90
+    config.learning_rate = 0.1
+    config.warmup_epochs = 5.0
+    config.schedule = "step"
+    config.step_epochs = (30, 60, 80)
+    config.weight_decay = 1e-4
+    config.data.image_size = 224
+    config.data.workers = 8
+    config.data.flip = True
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.log_every_steps = 100
+    return config
