@@ -5,7 +5,8 @@ Command, once the set is prepared (`python -m resflax data prepare cifar10`)::
     python train.py --config=configs/cifar10_resnet110.py
 
 Batch 128, learning rate 0.1 divided by ten at 32k and 48k of 64k steps, weight decay 1e-4 on all
-parameters, momentum 0.9 without Nesterov, four pixels of padding before a random crop, random flips.
+parameters, momentum 0.9 without Nesterov, four pixels of padding
+before a random crop, random flips.
 The paper reports a test error of 6.61 +- 0.16 %.
 
 Measured: not run.
