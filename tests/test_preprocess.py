@@ -127,11 +127,12 @@ def test_what_is_usual_for_a_network():
     [
         ({"interpolation": "cubic"}, "unknown interpolation 'cubic': expected one of nearest"),
         ({"crop_mode": "border"}, "unknown crop_mode 'border': expected one of center, squash"),
-        ({"size": (0, 8)}, "sizes, crop_pct and std must be positive"),
-        ({"crop_pct": 0.0}, "must be positive"),
-        ({"crop_pct": 1.5}, "must be positive"),
-        ({"crop_pct": float("nan")}, "must be positive"),
-        ({"std": (0.1, 0.0, 0.1)}, "must be positive"),
+        ({"size": (0, 8)}, "are no part of an image"),
+        ({"crop_pct": 0.0}, "are no part of an image"),
+        ({"crop_pct": 1.5}, "are no part of an image"),
+        ({"crop_pct": float("nan")}, "are no part of an image"),
+        ({"std": (0.1, 0.0, 0.1)}, "std positive"),
+        ({"mean": (0.1,)}, "must be as many"),
     ],
 )
 def test_a_preprocessing_that_cannot_be_is_refused(fields, message):

@@ -15,7 +15,7 @@ from resflax.nn import Spec, stack_params
 from resflax.weights import from_torch, new_head, to_torch
 from resflax.weights.bridge import flatten, is_flat, shapes_of, unflatten
 from resflax.weights.layouts import LAYOUTS, default_layout
-from resflax.zoo import get_spec
+from resflax.zoo import create_model, get_spec
 
 SMALL = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8, "num_classes": 5}
 BASIC = Spec(**SMALL, block="basic", stem="cifar", shortcut="B")
@@ -248,3 +248,19 @@ def test_a_new_head_changes_the_head_alone():
     assert_same({**found, "params": {**found["params"], "head": kept["params"]["head"]}}, kept)
     other = new_head(variables, 9, seed=2)["params"]["head"]
     assert (head["kernel"] != other["kernel"]).all()
+
+
+def test_a_net_that_scans_by_default_gets_its_variables_stacked():
+    name = "cifar_resnet110"
+    flat = variables_of(get_spec(name))
+    state_dict = to_torch(name, flat)
+    model = create_model(name)
+    assert model.scan
+    variables = from_torch(name, state_dict)
+    x = np.zeros((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
+    back = to_torch(name, variables)
+    assert back.keys() == state_dict.keys()
+    assert all(back[key].tobytes() == state_dict[key].tobytes() for key in back)
+    assert "stage1_block2" in from_torch(name, state_dict, scan=False)["params"]

@@ -91,7 +91,7 @@ def test_the_fields_of_a_config_of_transformers(tmp_path, changes, fields):
         ({**TIMM, "model_args": None, "global_pool": "catavgmax"}, "global_pool is 'catavgmax'"),
         ({**TIMM, "pretrained_cfg": {"interpolation": "random"}}, "interpolation 'random'"),
         ({**TIMM, "pretrained_cfg": {"crop_mode": "border"}}, "unknown crop_mode 'border'"),
-        ({**TIMM, "pretrained_cfg": {"crop_pct": 0}}, "crop_pct and std must be positive"),
+        ({**TIMM, "pretrained_cfg": {"crop_pct": 0}}, "are no part of an image"),
         ({**TIMM, "pretrained_cfg": {"input_size": 224}}, "config.json is no config of a ResNet"),
         ({**TRANSFORMERS, "hidden_act": "gelu"}, "another activation or an extra stride"),
         ({**TRANSFORMERS, "downsample_in_first_stage": True}, "another activation or an extra"),

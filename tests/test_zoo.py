@@ -176,3 +176,23 @@ def test_what_is_refused_and_how(name, overrides, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         create_model(name, **overrides)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("ecaresnet50d_pruned", {"depths": (1, 2, 1, 1)}, "pruned must hold a number for each"),
+        ("ecaresnet50d_pruned", {"pruned": 5}, "pruned must hold a number for each"),
+        ("resnet18", {"block": 5}, "block 5 must be one name, or one for each"),
+        ("resnet26t", {"norm": "group"}, "norm 'group' takes multiples of 32 channels: 24"),
+        ("resnet50", {"base_width": 1, "widths": (32, 64, 128, 256)}, "channels holds 0"),
+        ("resnet50d", {"stem_width": 1}, "channels holds 0"),
+        ("senet154", {"base_width": 1, "widths": (1, 1, 1, 1)}, "channels holds 0"),
+        ("resnet50", {"features_only": True, "out_indices": 3}, "out_indices is 3: expected"),
+        ("resnet50", {"out_indices": (3,)}, "but features_only is False"),
+    ],
+)
+def test_numbers_that_cannot_be_together_are_one_line(name, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)) as e:
+        create_model(name, **overrides)
+    assert "\n" not in str(e.value)

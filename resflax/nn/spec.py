@@ -27,6 +27,7 @@ Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 # Far above what anybody trains; a slip of the hand should not take the machine down.
 MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 10_000, 65_536, 10_000_000
+MOST_INNER = 2**31 - 1
 
 
 def _check_count(field: str, value: object, least: int, most: int) -> None:
@@ -38,6 +39,14 @@ def _check_count(field: str, value: object, least: int, most: int) -> None:
 def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
     if not isinstance(value, str) or value not in table:
         raise unknown(field, value, table)
+
+
+def _lengths(pruned: Any) -> Any:
+    """The number of numbers in each block of each stage; None if it is not made so."""
+    try:
+        return [[len(channels) for channels in stage] for stage in pruned]
+    except TypeError:
+        return None
 
 
 def _tuples(value: Any) -> Any:
@@ -147,7 +156,7 @@ class Spec:
             raise UserError(f"drop_path is {self.drop_path}: a plain net needs every branch, use 0")
 
     def _check_blocks(self) -> None:
-        if not isinstance(self.block, str) and len(self.block or ()) != len(self.depths):
+        if not isinstance(self.block, str | tuple) or len(self.blocks) != len(self.depths):
             raise UserError(f"block {self.block!r} must be one name, or one for each of the stages")
         for name in self.blocks:
             _check_name("block", name, BRANCHES)
@@ -155,14 +164,14 @@ class Spec:
                 raise UserError(f"groups is {self.groups}, but block {name!r} has no grouped layer")
 
     def _check_channels(self) -> None:
-        planned = [block.channels for stage in plan(self) for block in stage]
-        if self.pruned is not None and (
-            [len(stage) for stage in self.pruned] != [*self.depths]
-            or any(len(a) != len(b) for a, b in zip(sum(self.pruned, ()), planned, strict=True))
-        ):
-            raise UserError("pruned must hold a number for each convolution of each block")
+        if self.pruned is not None:
+            whole = [[len(b.channels) for b in stage] for stage in plan(replace(self, pruned=None))]
+            if _lengths(self.pruned) != whole:
+                raise UserError("pruned must hold a number for each convolution of each block")
         of = NORMS[self.norm].groups
-        for channels in {self.stem_width}.union(*planned):
+        stem = [int(self.stem_width * conv.share) for conv in STEMS[self.stem].convs]
+        for channels in {*stem}.union(*(b.channels for stage in plan(self) for b in stage)):
+            _check_count("channels", channels, 1, MOST_INNER)
             if channels % of:
                 raise UserError(f"norm {self.norm!r} takes multiples of {of} channels: {channels}")
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from resflax.errors import UserError, unknown
-from resflax.nn import Spec, unstack_params
+from resflax.nn import Spec, stack_params, unstack_params
 from resflax.weights.layouts import COUNT, LAYOUTS, Slot, default_layout, slots
 from resflax.zoo import create_model, get_spec
 
@@ -32,7 +32,12 @@ def shapes_of(spec: Spec, channels: int = 3) -> Variables:
 
 
 def from_torch(
-    name: str | Spec, state_dict: Mapping[str, Any], *, channels: int = 3, **overrides: Any
+    name: str | Spec,
+    state_dict: Mapping[str, Any],
+    *,
+    channels: int = 3,
+    scan: bool | None = None,
+    **overrides: Any,
 ) -> Variables:
     """The variables that a network of torch's is, for `create_model(name, **overrides).apply`.
 
@@ -44,6 +49,7 @@ def from_torch(
       state_dict: names to arrays (NumPy's, or what NumPy can read), all of them and no others.
         Counts of batches (`num_batches_tracked`) may be missing.
       channels: of the images.
+      scan: whether the network scans; by default as `create_model` has it.
       **overrides: fields of the spec, as `num_classes=10` for a net with ten classes.
 
     Returns:
@@ -63,7 +69,14 @@ def from_torch(
     found = {slot.path: arrays[slot.key] for slot in counts if slot.key in arrays}
     if any(count.any() for count in found.values()):
         flat |= found
-    return traverse_util.unflatten_dict(flat)
+    variables = traverse_util.unflatten_dict(flat)
+    scans = create_model(spec, scan=scan).scan
+    return stacked(variables) if scans else variables
+
+
+def stacked(variables: Variables) -> Variables:
+    """As a network of `scan=True` has them; counts stay as torch has them."""
+    return {k: tree if k == COUNT else stack_params(tree) for k, tree in variables.items()}
 
 
 def to_torch(
@@ -131,12 +144,24 @@ def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3)
 def new_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variables:
     """The same variables with a freshly initialised head of so many classes; all else untouched.
 
+    With 0 classes there is none.
+
+    Raises:
+      UserError: if there is no head to replace, or no such number of classes.
+
     >>> old = {"params": {"head": {"kernel": np.ones((4, 9)), "bias": np.ones(9)}}}
     >>> new_head(old, 2)["params"]["head"]["kernel"].shape
     (4, 2)
     """
     import flax.linen as nn
 
+    if "head" not in variables["params"]:
+        raise UserError("these variables have no head to replace: expected a network with classes")
+    if type(num_classes) is not int or num_classes < 0:
+        raise UserError(f"num_classes is {num_classes!r}: expected 0 or more")
+    if not num_classes:
+        body = {name: tree for name, tree in variables["params"].items() if name != "head"}
+        return {**variables, "params": body}
     inputs = variables["params"]["head"]["kernel"].shape[0]
     head = nn.Dense(num_classes).init(jax.random.key(seed), jnp.zeros((1, inputs)))["params"]
     head = {name: np.asarray(array) for name, array in head.items()}
@@ -156,7 +181,7 @@ def _without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
     for prefix in PREFIXES:
         if arrays and all(key.startswith(prefix) for key in arrays):
-            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+            return _without_prefix({k.removeprefix(prefix): v for k, v in arrays.items()})
     return arrays
 
 

@@ -57,7 +57,11 @@ def convert_main(arguments: list[str]) -> None:
 
 
 def verified(card: hub.Card, variables: Variables) -> str:
-    """Says by how much our logits and PyTorch's differ on two images of noise."""
+    """Says by how much our logits and PyTorch's differ on two images of noise.
+
+    Raises:
+      UserError: if they differ by more than 1e-3 of the largest.
+    """
     import importlib.metadata
 
     shape = (2, *card.preprocess.size, card.channels)
@@ -66,10 +70,13 @@ def verified(card: hub.Card, variables: Variables) -> str:
     difference = np.abs(logits(card.spec, variables, images) - theirs).max()
     largest = np.abs(theirs).max()
     version = importlib.metadata.version("torch")
-    return (
+    text = (
         f"largest logit difference {difference:.2e}, {difference / largest:.2e} of the largest"
         f" logit {largest:.4g} (PyTorch {version}, two images of {shape[1]}x{shape[2]})"
     )
+    if not difference <= 1e-3 * largest:
+        raise UserError(f"{text}: expected less than 1e-3; nothing was written")
+    return text
 
 
 def logits(spec: Spec, variables: Variables, images: np.ndarray) -> np.ndarray:

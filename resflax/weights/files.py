@@ -119,8 +119,8 @@ def _one(path: Path, tell: Callable[[str], None]) -> Arrays:
 def _shards(index: Path, tell: Callable[[str], None]) -> Arrays:
     try:
         where = json.loads(index.read_text())["weight_map"]
-        files = sorted({*where.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        files = sorted({*map(str, where.values())})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{index} is no index of weights: expected a weight_map in JSON") from e
     arrays: Arrays = {}
     for file in files:

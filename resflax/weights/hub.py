@@ -1,18 +1,17 @@
 """Networks with their weights, from the Hugging Face Hub or a local folder of the same layout."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import traverse_util
 
 from resflax.errors import UserError
-from resflax.nn import ResNet, Spec, stack_params
+from resflax.nn import ResNet, Spec
 from resflax.weights import files
-from resflax.weights.bridge import Variables, from_torch, is_flat, new_head, unflatten
-from resflax.weights.layouts import COUNT
-from resflax.weights.preprocess import Preprocess, default_preprocess
+from resflax.weights.bridge import Variables, from_torch, is_flat, new_head, stacked, unflatten
+from resflax.weights.preprocess import HALF, Preprocess, default_preprocess
 from resflax.zoo import create_model, get_spec
 
 PATTERNS = ["*.json", "model*.safetensors"]
@@ -73,13 +72,13 @@ def load_pretrained(
     folder = fetch(name, revision)
     card = read_card(folder)
     arrays = {key: _wide(array) for key, array in files.load(folder).items()}
-    variables = from_torch(card.spec, arrays, channels=card.channels)
+    variables = from_torch(card.spec, arrays, channels=card.channels, scan=False)
     classes = card.spec.num_classes
     if num_classes is not None and num_classes != classes:
         classes = num_classes
-        variables = new_head(variables, classes, seed=seed) if classes else _headless(variables)
+        variables = new_head(variables, classes, seed=seed)
     model = create_model(card.spec, num_classes=classes, **options)
-    return Pretrained(model, _stacked(variables) if model.scan else variables, card.preprocess)
+    return Pretrained(model, stacked(variables) if model.scan else variables, card.preprocess)
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
@@ -148,7 +147,7 @@ def open_weights(where: str, name: str | Spec | None = None) -> tuple[Card, Vari
         raise UserError(f"{where} does not say which network it is: expected --model NAME")
     if is_flat(arrays):
         return card, unflatten(card.spec, arrays, channels=card.channels), True
-    return card, from_torch(card.spec, arrays, channels=card.channels), False
+    return card, from_torch(card.spec, arrays, channels=card.channels, scan=False), False
 
 
 STEMS = ("conv1", "conv1.0", "stem.conv", "stem.conv1", "resnet.embedder.embedder.convolution")
@@ -158,7 +157,7 @@ HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/
 
 def _as_found(card: Card, arrays: dict[str, np.ndarray]) -> Card:
     """The card with the channels and the number of classes that the arrays have."""
-    classes, channels = card.spec.num_classes, card.channels
+    classes, channels = 0, card.channels
     for key, array in arrays.items():
         key = key.removeprefix("module.")
         if key in HEADS and array.ndim == 1:
@@ -167,7 +166,11 @@ def _as_found(card: Card, arrays: dict[str, np.ndarray]) -> Card:
             channels = array.shape[1]
         elif key in OUR_STEMS and array.ndim == 4:
             channels = array.shape[2]
-    return card._replace(spec=card.spec.override(num_classes=classes), channels=channels)
+    card = card._replace(spec=card.spec.override(num_classes=classes), channels=channels)
+    if not card.told and channels != 3:
+        grey = replace(card.preprocess, mean=HALF[:1] * channels, std=HALF[:1] * channels)
+        card = card._replace(preprocess=grey)
+    return card
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -188,6 +191,8 @@ def _timm(config: dict[str, Any]) -> Card:
     # The architecture may carry a tag: "resnet50.a1_in1k".
     spec = get_spec(config["architecture"].split(".")[0])
     arguments = dict(config.get("model_args") or {})
+    for trained in ("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"):
+        arguments.pop(trained, None)  # means nothing to weights that are there
     pool = arguments.pop("global_pool", config.get("global_pool", "avg"))
     if pool != "avg":
         raise UserError(f"global_pool is {pool!r}: expected 'avg'")
@@ -198,13 +203,19 @@ def _timm(config: dict[str, Any]) -> Card:
     input_size = told.get("input_size", (3, *usual.size))
     preprocess = Preprocess(
         size=(input_size[1], input_size[2]),
-        crop_pct=told.get("crop_pct", usual.crop_pct),
-        interpolation=told.get("interpolation", usual.interpolation),
+        crop_pct=_told(told, "crop_pct", usual.crop_pct),
+        interpolation=_told(told, "interpolation", usual.interpolation),
         mean=tuple(told.get("mean", usual.mean)),
         std=tuple(told.get("std", usual.std)),
         crop_mode=told.get("crop_mode", "center"),
     )
-    return Card(spec, channels or input_size[0], preprocess, tuple(config.get("label_names") or ()))
+    labels = config.get("label_names") or ()
+    labels = labels.values() if isinstance(labels, dict) else labels
+    return Card(spec, channels or input_size[0], preprocess, tuple(map(str, labels)))
+
+
+def _told(config: dict[str, Any], key: str, usual: Any) -> Any:
+    return usual if config.get(key) is None else config[key]
 
 
 def _transformers(config: dict[str, Any], image: dict[str, Any]) -> Card:
@@ -239,13 +250,3 @@ def _transformers(config: dict[str, Any], image: dict[str, Any]) -> Card:
 def _wide(array: np.ndarray) -> np.ndarray:
     """Half precision as float32, which holds it exactly; parameters are kept in float32."""
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
-
-
-def _stacked(variables: Variables) -> Variables:
-    """As a network of `scan=True` has them; counts stay as torch has them."""
-    return {k: tree if k == COUNT else stack_params(tree) for k, tree in variables.items()}
-
-
-def _headless(variables: Variables) -> Variables:
-    flat = traverse_util.flatten_dict(variables)
-    return traverse_util.unflatten_dict({k: v for k, v in flat.items() if k[1] != "head"})

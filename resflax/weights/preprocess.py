@@ -19,6 +19,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MOST_PIXELS = 16_384
 CROP_MODES = ("center", "squash")
 
 
@@ -47,8 +48,13 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_mode not in CROP_MODES:
             raise unknown("crop_mode", self.crop_mode, CROP_MODES)
-        if min(self.size) < 1 or not 0 < self.crop_pct <= 1 or min(self.std) <= 0:
-            raise UserError(f"no preprocessing: {self}: sizes, crop_pct and std must be positive")
+        sides = all(isinstance(side, int) and 1 <= side <= MOST_PIXELS for side in self.size)
+        if len(self.size) != 2 or not sides or not 0 < self.crop_pct <= 1:
+            raise UserError(
+                f"size {self.size} and crop_pct {self.crop_pct} are no part of an image"
+            )
+        if not self.std or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise UserError(f"mean {self.mean} and std {self.std} must be as many, std positive")
 
     def __call__(self, image: Any) -> np.ndarray:
         """Maps a path, a PIL image or a uint8 array `(h, w, 3)` to float32 `(height, width, 3)`.

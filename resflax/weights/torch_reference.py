@@ -57,8 +57,8 @@ class Reference:
                 x = self.block(f"stage{i}_block{j}", block, x)
         if self.spec.preact:
             x = self.norm("head_norm", x, act=True)
-        weight, bias = (self.arrays[f"head.{leaf}"] for leaf in ("weight", "bias"))
-        return self.f.linear(x.mean((2, 3)), weight.reshape(weight.shape[:2]), bias)
+        x = x.mean((2, 3))
+        return self.dense("head", x) if self.spec.num_classes else x
 
     def stem(self, x: Any) -> Any:
         """Its convolutions: one of 7x7 or 3x3, or three of 3x3."""

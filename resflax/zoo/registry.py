@@ -68,8 +68,10 @@ def _scans(spec: Spec) -> bool:
 
 
 def _indices(spec: Spec, chosen: Iterable[int] | None) -> tuple[int, ...]:
-    indices = tuple(range(len(spec.features)) if chosen is None else chosen)
     last = len(spec.features) - 1
+    if isinstance(chosen, int | str) or not isinstance(chosen, Iterable | None):
+        raise UserError(f"out_indices is {chosen!r}: expected numbers from 0 (stem) to {last}")
+    indices = tuple(range(last + 1) if chosen is None else chosen)
     if not indices or any(type(i) is not int or not 0 <= i <= last for i in indices):
         raise UserError(f"out_indices is {indices}: expected numbers from 0 (stem) to {last}")
     return indices
@@ -116,6 +118,8 @@ def create_model(
         if not isinstance(value, bool) and not (key == "scan" and value is None):
             raise UserError(f"{key} is {value!r}: expected True or False")
     spec = get_spec(name).override(**overrides)
+    if out_indices is not None and not features_only:
+        raise UserError(f"out_indices is {out_indices!r}, but features_only is False")
     if scan and spec.pruned:
         raise UserError(f"scan=True needs blocks that are alike: those of {name!r} are pruned")
     return ResNet(
