@@ -30,8 +30,12 @@ def compiled(caplog):
         )
 
 
-@pytest.mark.parametrize("parallel", ["pmap", "mesh"])
-def test_a_run_traces_and_compiles_each_step_once(parallel, compiled, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("parallel", "placement"), [("pmap", "host"), ("mesh", "host"), ("mesh", "device")]
+)
+def test_a_run_traces_and_compiles_each_step_once(
+    parallel, placement, compiled, tmp_path, monkeypatch
+):
     calls = Counter()
     forward = ResNet.__call__
 
@@ -42,7 +46,7 @@ def test_a_run_traces_and_compiles_each_step_once(parallel, compiled, tmp_path, 
     monkeypatch.setattr(ResNet, "__call__", counted)
     config = default_config()
     config.model, config.epochs, config.batch_size = "cifar_resnet8", 2, 48
-    config.parallel = parallel
+    config.parallel, config.data.placement = parallel, placement
     # 48 divides neither split, and each epoch is evaluated: last batches are partial.
     model = create_model("cifar_resnet8")
     run = RunDir.open(tmp_path / "run", config)
@@ -50,8 +54,8 @@ def test_a_run_traces_and_compiles_each_step_once(parallel, compiled, tmp_path, 
     trainer.fit(run, Progress(trainer.steps))
     assert calls == {"train": 1, "eval or init": 2}
     # JAX calls what it makes of a function under `pmap` "_fun".
-    name = {"pmap": "jit(_fun)", "mesh": "jit(step)"}[parallel]
-    assert compiled()[name] == 2
+    names = {"pmap": ["jit(_fun)"], "mesh": ["jit(step)", "jit(run)"]}[parallel]
+    assert sum(compiled()[name] for name in names) == 2
 
 
 def test_the_cache_is_in_the_users_folder_and_a_configured_one_is_kept(tmp_path, monkeypatch):
