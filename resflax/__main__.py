@@ -10,7 +10,7 @@ from resflax.train.cli import report
 COMMANDS = {
     "list": ("resflax.zoo.cli:list_main", "the networks, by name"),
     "info": ("resflax.zoo.cli:info_main", "a network's parts, parameters and multiply-adds"),
-    "data": ("resflax.data.cli:main", "sets of TensorFlow Datasets, made ready to train on"),
+    "data": ("resflax.train.data_cli:main", "sets made ready to train on, and looked at"),
     "convert": ("resflax.weights.cli:convert_main", "weights of torch to ours and back"),
     "predict": ("resflax.weights.cli:predict_main", "the five most probable classes of an image"),
     "study": ("resflax.study.cli:main", "the papers' experiments"),

@@ -16,12 +16,14 @@ SHADES = ("#9a9a9a", "#6f8fbf", "#1f4e8c", "#101820", "#b5651d", "#5b8a3c")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
-def new_figure(columns: int, *, width: float = 9.0, height: float = 3.6) -> tuple[Figure, Any]:
-    """A figure with a row of axes, `width` x `height` inches; its axes are always a list."""
+def new_figure(
+    columns: int, *, rows: int = 1, width: float = 9.0, height: float = 3.6
+) -> tuple[Figure, Any]:
+    """A figure of `width` x `height` inches; its axes are always a list, row after row."""
     # A figure of its own, not pyplot's: no display, no global state.
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for ax in axes:
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,60 @@
+"""Batches before and after what the step does to them, as a picture."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resflax.data import Split, batch_indices, make_mix
+from resflax.data.augment import turns
+from resflax.picture import new_figure, save
+from resflax.train.build import augment_from, dataset_from
+from resflax.train.step import example_keys
+
+COLUMNS, ROWS = 8, 2
+
+
+def show(config: ConfigDict, out: Path) -> None:
+    """Draws the first examples of a run's first step, each above what the network sees of it."""
+    count = COLUMNS * ROWS
+    dataset = dataset_from(config)
+    before, labels, index = _first(dataset.train, config, count)
+    after, targets = changed(config, before, labels, index, dataset.num_classes)
+    figure, axes = new_figure(COLUMNS, rows=2 * ROWS, height=1.0 * 2 * ROWS)
+    for i in range(count):
+        row, column = divmod(i, COLUMNS)
+        mixed = " ".join(f"{k}:{targets[i, k]:.1f}" for k in np.flatnonzero(targets[i] > 0.05))
+        for ax, image, title in (
+            (axes[2 * row * COLUMNS + column], before[i], str(labels[i])),
+            (axes[(2 * row + 1) * COLUMNS + column], after[i], mixed),
+        ):
+            ax.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
+            ax.set_title(title, fontsize=7)
+            ax.set_axis_off()
+    save(figure, out, f"{config.dataset}: each example above what the step makes of it")
+
+
+def changed(
+    config: ConfigDict, images: np.ndarray, labels: np.ndarray, index: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 and targets `(n, classes)` as the first step has them."""
+    seed, numbers = jnp.uint32(config.seed), jnp.asarray(index, jnp.int32)
+    keys = example_keys(seed, jnp.int32(0), numbers)
+    x, targets = jnp.asarray(images), jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    augment = augment_from(config)
+    mix = make_mix(mixup=config.data.mixup, cutmix=config.data.cutmix)
+    if augment:
+        x = augment(keys, x, turns(seed, numbers, jnp.zeros_like(numbers)))
+    if mix:
+        x, targets = mix(keys, x, targets)
+    return np.asarray(x), np.asarray(targets)
+
+
+def _first(
+    split: Split, config: ConfigDict, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, labels and numbers of a run's first examples."""
+    index = batch_indices(config.seed, 0, count, len(split))
+    return (*split.take(index), index)
