@@ -7,7 +7,13 @@ import pytest
 from resflax import create_model
 from resflax.data import load_dataset
 from resflax.train import default_config, make_engine
-from resflax.train.build import optimizer_from, schedule_from, state_from, steps_from
+from resflax.train.build import (
+    input_from,
+    optimizer_from,
+    schedule_from,
+    state_from,
+    steps_from,
+)
 from resflax.train.feed import device_feed
 
 STEPS = 3
@@ -34,7 +40,8 @@ def losses(digits, config, name, devices):
     model = create_model(config.model, num_classes=10, drop_path=0.3, dropout=0.2)
     engine = make_engine(name, jax.devices()[:devices])
     optimizer = optimizer_from(config, schedule_from(config, len(digits.train)))
-    step, _ = steps_from(config, model, optimizer, digits.train, axis_name=engine.axis_name)
+    to_input = input_from(digits.train)
+    step, _ = steps_from(config, model, optimizer, to_input, axis_name=engine.axis_name)
     advance = device_feed(engine, step, digits.train, config, 0, STEPS)
     state = engine.replicate(state_from(config, model, optimizer, digits.image_shape))
     found = []

@@ -19,7 +19,7 @@ from resflax.study.folder import NUMBERS, Folder, Form
 from resflax.study.told import Told
 from resflax.study.unfinished import Unfinished, Way
 from resflax.train import TrainState, create_state, stack
-from resflax.train.build import optimizer_from, schedule_from, steps_from, total_steps
+from resflax.train.build import input_from, optimizer_from, schedule_from, steps_from, total_steps
 from resflax.train.loop import ends_epochs, keep_two_in_flight
 
 Curves = dict[str, Any]
@@ -149,7 +149,7 @@ def _steps(
     model: nn.Module, dataset: Dataset, config: ConfigDict, optimizer: Any
 ) -> tuple[Callable[..., Any], Callable[[TrainState], np.ndarray]]:
     """The step `(states, index) -> (states, metrics)` and `states -> test error in percent`."""
-    train_step, eval_step = steps_from(config, model, optimizer, dataset.train)
+    train_step, eval_step = steps_from(config, model, optimizer, input_from(dataset.train))
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
 
     @partial(jax.jit, donate_argnums=0)

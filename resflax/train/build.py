@@ -105,12 +105,11 @@ def steps_from(
     config: ConfigDict,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    examples: Split,
+    to_input: Callable[[jax.Array], jax.Array],
     *,
     axis_name: str | None = None,
 ) -> tuple[TrainStep, EvalStep]:
-    """The pure steps that a config means."""
-    to_input = input_from(examples)
+    """The pure steps that a config means; `to_input` is what `input_from` gave."""
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
     train_step = make_train_step(
         model,

@@ -59,17 +59,7 @@ def host_feed(
     engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
 ) -> Advance:
     """Steps `start` to `stop`, each with a batch that is sent to the devices."""
-    order: dict[str, int] = {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "start": start,
-        "stop": stop,
-    }
-    batches: Iterator[Any]
-    if isinstance(split, Stream):
-        batches = stream_train_batches(split, workers=config.data.workers, **order)
-    else:
-        batches = train_batches(split, **order)
+    batches = training(split, config, start, stop)
     if config.data.alternating_flip:
         batches = map(_with_epochs(config, len(split)), batches, range(start, stop))
     run = engine.compile_train(step)
@@ -138,6 +128,19 @@ def resident(step: TrainStep) -> Callable[[TrainState, Any], tuple[TrainState, M
         return step(state, batch | order)
 
     return run
+
+
+def training(split: Split, config: ConfigDict, start: int, stop: int) -> Iterator[Any]:
+    """The batches of steps `start` to `stop`, on the host."""
+    order: dict[str, int] = {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "start": start,
+        "stop": stop,
+    }
+    if isinstance(split, Stream):
+        return stream_train_batches(split, workers=config.data.workers, **order)
+    return train_batches(split, **order)
 
 
 def evaluation(split: Split, config: ConfigDict) -> Iterator[Any]:

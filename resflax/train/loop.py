@@ -75,7 +75,7 @@ class Trainer:
         self._check_model()
         axis_name, to_input = self.engine.axis_name, input_from(dataset.train)
         train_step, eval_step = steps_from(
-            config, model, self.optimizer, dataset.train, axis_name=axis_name
+            config, model, self.optimizer, to_input, axis_name=axis_name
         )
         statistics_step = make_statistics_step(model, normalize=to_input, axis_name=axis_name)
         self.statistics_step = self.engine.compile_eval(statistics_step)

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resflax.data import Split, Stream, stream_train_batches, train_batches
+from resflax.data import Split, Stream
 from resflax.errors import UserError
+from resflax.train.feed import training
 from resflax.train.parallel import Engine
 from resflax.train.recalibrate import Statistics, batch_statistics, measured, population
 from resflax.train.state import TrainState
@@ -51,16 +52,8 @@ def plain_batches(split: Split, config: ConfigDict) -> Iterator[Any]:
 
     As evaluation sees images: they are to be normalised as these are.
     """
-    order: dict[str, int] = {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "start": 0,
-        "stop": config.recalibrate_batches,
-    }
-    if isinstance(split, Stream):
-        centred = dataclasses.replace(split, seed=None)
-        return stream_train_batches(centred, workers=config.data.workers, **order)
-    return train_batches(split, **order)
+    centred = dataclasses.replace(split, seed=None) if isinstance(split, Stream) else split
+    return training(centred, config, 0, config.recalibrate_batches)
 
 
 def settled(

@@ -8,10 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data import Split, batch_indices, make_mix
-from resflax.data.augment import turns
 from resflax.picture import new_figure, save
 from resflax.train.build import augment_from, dataset_from
-from resflax.train.step import example_keys
+from resflax.train.state import TrainState
+from resflax.train.step import as_is, preparation
 
 COLUMNS, ROWS = 8, 2
 
@@ -40,16 +40,15 @@ def changed(
     config: ConfigDict, images: np.ndarray, labels: np.ndarray, index: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 and targets `(n, classes)` as the first step has them."""
-    seed, numbers = jnp.uint32(config.seed), jnp.asarray(index, jnp.int32)
-    keys = example_keys(seed, jnp.int32(0), numbers)
-    x, targets = jnp.asarray(images), jax.nn.one_hot(labels, classes, dtype=jnp.float32)
-    augment = augment_from(config)
     mix = make_mix(mixup=config.data.mixup, cutmix=config.data.cutmix)
-    if augment:
-        x = augment(keys, x, turns(seed, numbers, jnp.zeros_like(numbers)))
-    if mix:
-        x, targets = mix(keys, x, targets)
-    return np.asarray(x), np.asarray(targets)
+    prepare = preparation(augment_from(config), as_is, mix, classes, draws=False)
+    state = TrainState(jnp.int32(0), jnp.uint32(config.seed), {}, {}, {})
+    numbers = jnp.asarray(index, jnp.int32)
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "index": numbers}
+    prepared = prepare(state, batch | {"epoch": jnp.zeros_like(numbers)})
+    target = prepared.target
+    soft = target if target.ndim == 2 else jax.nn.one_hot(target, classes, dtype=jnp.float32)
+    return np.asarray(prepared.image), np.asarray(soft)
 
 
 def _first(

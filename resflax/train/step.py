@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from resflax.data.augment import turns
+from resflax.data.augment import Augment, Mix, turns
 from resflax.train.accumulate import accumulate
 from resflax.train.ema import moved
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
@@ -25,8 +25,6 @@ Array = jax.Array
 Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
-Augment = Callable[..., Array]
-Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 class Prepared(NamedTuple):
@@ -42,7 +40,8 @@ class Prepared(NamedTuple):
     keys: Array | None
 
 
-def _as_is(images: Array) -> Array:
+def as_is(images: Array) -> Array:
+    """The images."""
     return images
 
 
@@ -52,7 +51,7 @@ def example_keys(seed: Array, step: Array, index: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def _preparation(
+def preparation(
     augment: Augment | None,
     normalize: Callable[[Array], Array],
     mix: Mix | None,
@@ -111,7 +110,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     augment: Augment | None = None,
-    normalize: Callable[[Array], Array] = _as_is,
+    normalize: Callable[[Array], Array] = as_is,
     mix: Mix | None = None,
     num_classes: int | None = None,
     label_smoothing: float = 0.0,
@@ -155,7 +154,7 @@ def make_train_step(
     if mix and not num_classes:
         raise ValueError("targets to mix have a column a class: expected num_classes")
     draws = getattr(model, "draws", False)
-    prepare = _preparation(augment, normalize, mix, num_classes or 0, draws)
+    prepare = preparation(augment, normalize, mix, num_classes or 0, draws)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient = partial(_gradient, model, label_smoothing, state.params)
@@ -182,7 +181,7 @@ def make_train_step(
 def make_eval_step(
     model: nn.Module,
     *,
-    normalize: Callable[[Array], Array] = _as_is,
+    normalize: Callable[[Array], Array] = as_is,
     axis_name: str | None = None,
 ) -> EvalStep:
     """A pure `(state, batch) -> metrics`: sums over the global batch, not means.

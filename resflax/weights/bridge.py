@@ -64,7 +64,12 @@ def from_torch(
     wanted = shapes_of(spec, channels)
     places = _nearest(spec, wanted, arrays)
     counts = [_count(slot) for slot in places if slot.path[-1] == "mean"]
-    _compare(name, places, counts, arrays)
+    _compare(
+        f"this is no state dict of {_called(name)}",
+        {slot.key: slot.shape for slot in places},
+        {slot.key: slot.shape for slot in counts},
+        arrays,
+    )
     flat = {slot.path: _to_ours(slot, arrays[slot.key], wanted) for slot in places}
     found = {slot.path: arrays[slot.key] for slot in counts if slot.key in arrays}
     if any(count.any() for count in found.values()):
@@ -107,7 +112,7 @@ def to_torch(
     if places is None:
         raise UserError(f"layout {layout!r} has no names for the parts of {_called(name)}")
     counts = [_count(slot) for slot in places if slot.path[-1] == "mean"]
-    _compare_ours(name, places, counts, flat, shapes_of(spec, channels))
+    _compare_ours(name, counts, flat, shapes_of(spec, channels))
     result = {slot.key: _to_theirs(slot, flat[slot.path]) for slot in places}
     if LAYOUTS[layout](spec).counts or any(count.path in flat for count in counts):
         zero = np.zeros((), np.int64)
@@ -137,7 +142,7 @@ def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3)
     wanted = shapes_of(spec, channels)
     places = slots(default_layout(spec), spec, wanted) or []
     counts = [_count(slot) for slot in places if slot.path[-1] == "mean"]
-    _compare_ours(name, places, counts, flat, wanted)
+    _compare_ours(name, counts, flat, wanted)
     return traverse_util.unflatten_dict(flat)
 
 
@@ -200,34 +205,29 @@ def _count(mean: Slot) -> Slot:
 
 
 def _compare(
-    name: str | Spec, places: list[Slot], counts: list[Slot], arrays: dict[str, np.ndarray]
+    what: str, expected: Mapping[str, Any], optional: Mapping[str, Any], found: Mapping[str, Any]
 ) -> None:
-    known = {slot.key for slot in (*places, *counts)}
-    faults = [f"missing {slot.key}" for slot in places if slot.key not in arrays]
-    faults += [f"left over {key}" for key in arrays if key not in known]
+    """Raises `UserError` with all that is missing, left over, or of another shape than expected."""
+    faults = [f"missing {key}" for key in expected if key not in found]
+    faults += [f"left over {key}" for key in found if key not in expected and key not in optional]
     faults += [
-        f"{slot.key} is {arrays[slot.key].shape}, expected {slot.shape}"
-        for slot in (*places, *counts)
-        if slot.key in arrays and arrays[slot.key].shape != slot.shape
+        f"{key} is {found[key].shape}, expected {shape}"
+        for key, shape in {**expected, **optional}.items()
+        if key in found and found[key].shape != shape
     ]
     if faults:
-        raise UserError(f"this is no state dict of {_called(name)}: {'; '.join(faults)}")
+        raise UserError(f"{what}: {'; '.join(faults)}")
 
 
 def _compare_ours(
-    name: str | Spec, places: list[Slot], counts: list[Slot], flat: dict[Any, Any], wanted: Any
+    name: str | Spec, counts: list[Slot], flat: dict[Any, Any], wanted: Variables
 ) -> None:
-    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(wanted).items()}
-    known = {slot.path for slot in (*places, *counts)} | shapes.keys()
-    faults = [f"missing {'/'.join(path)}" for path in shapes if path not in flat]
-    faults += [f"left over {'/'.join(path)}" for path in flat if path not in known]
-    faults += [
-        f"{'/'.join(path)} is {flat[path].shape}, expected {shape}"
-        for path, shape in shapes.items()
-        if path in flat and flat[path].shape != shape
-    ]
-    if faults:
-        raise UserError(f"these are no variables of {_called(name)}: {'; '.join(faults)}")
+    _compare(
+        f"these are no variables of {_called(name)}",
+        {key: x.shape for key, x in traverse_util.flatten_dict(wanted, sep="/").items()},
+        {"/".join(slot.path): slot.shape for slot in counts},
+        {"/".join(path): array for path, array in flat.items()},
+    )
 
 
 def _to_ours(slot: Slot, array: np.ndarray, wanted: Variables) -> np.ndarray:
