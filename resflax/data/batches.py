@@ -33,22 +33,34 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 
 
 def train_batches(
-    examples: Examples, *, seed: int, batch_size: int, start: int, stop: int
+    examples: Examples,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    mine: slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`: "image", "label", and "index", example numbers."""
+    """The batches of steps `start` to `stop`: "image", "label", and "index", example numbers.
+
+    Of each, the rows `mine` alone: what one process of several hands over.
+    """
     for step in range(start, stop):
-        index = batch_indices(seed, step, batch_size, len(examples))
+        index = batch_indices(seed, step, batch_size, len(examples))[mine]
         images, labels = examples.take(index, step)
         yield {"image": images, "label": labels, "index": index.astype(np.int32)}
 
 
-def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
+def eval_batches(
+    examples: Examples, *, batch_size: int, mine: slice = slice(None)
+) -> Iterator[Batch]:
     """Every example once, in order, in batches of one size: "image", "label" and "weight".
 
-    The last batch is filled up with examples of weight 0; all others weigh 1.
+    The last batch is filled up with examples of weight 0; all others weigh 1. Of each, the rows
+    `mine` alone.
     """
     for start in range(0, len(examples), batch_size):
-        index = np.arange(start, start + batch_size)
+        index = np.arange(start, start + batch_size)[mine]
         inside = index < len(examples)
         index = np.where(inside, index, 0)
         images, labels = examples.take(index)

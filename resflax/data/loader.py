@@ -18,21 +18,22 @@ from resflax.data.stream import Stream
 
 
 class _TrainPlaces(NamedTuple):
-    """Place `k` of the row of batches is example `k % batch_size` of a step's batch."""
+    """Place `k` of the row of batches is example `mine[k % len(mine)]` of a step's batch."""
 
     seed: int
     batch_size: int
     examples: int
     start: int
     stop: int
+    mine: range
 
     def places(self) -> int:
-        return (self.stop - self.start) * self.batch_size
+        return (self.stop - self.start) * len(self.mine)
 
     def at(self, place: int) -> tuple[int, int, float]:
-        step, offset = divmod(place, self.batch_size)
+        step, offset = divmod(place, len(self.mine))
         step += self.start
-        index = batch_indices(self.seed, step, self.batch_size, self.examples)[offset]
+        index = batch_indices(self.seed, step, self.batch_size, self.examples)[self.mine[offset]]
         return int(index), step, 1.0
 
 
@@ -41,12 +42,15 @@ class _EvalPlaces(NamedTuple):
 
     batch_size: int
     examples: int
+    mine: range
 
     def places(self) -> int:
-        return -(-self.examples // self.batch_size) * self.batch_size
+        return -(-self.examples // self.batch_size) * len(self.mine)
 
     def at(self, place: int) -> tuple[int, int, float]:
-        return (place, 0, 1.0) if place < self.examples else (0, 0, 0.0)
+        batch, offset = divmod(place, len(self.mine))
+        index = batch * self.batch_size + self.mine[offset]
+        return (index, 0, 1.0) if index < self.examples else (0, 0, 0.0)
 
 
 class _Row:
@@ -73,7 +77,14 @@ class _Row:
 
 
 def stream_train_batches(
-    stream: Stream, *, seed: int, batch_size: int, start: int, stop: int, workers: int
+    stream: Stream,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    workers: int,
+    mine: slice = slice(None),
 ) -> Iterator[Batch]:
     """The batches of steps `start` to `stop`, whatever the number of workers.
 
@@ -84,14 +95,18 @@ def stream_train_batches(
       start: first step.
       stop: the step after the last.
       workers: processes that read and decode, which end when this one does; 0 for threads.
+      mine: the rows of each batch that are wanted: those of one process of several.
     """
-    places = _TrainPlaces(seed, batch_size, len(stream), start, stop)
+    rows = range(batch_size)[mine]
+    places = _TrainPlaces(seed, batch_size, len(stream), start, stop, rows)
     return _batches(stream, places, workers, ("image", "label", "index"))
 
 
-def stream_eval_batches(stream: Stream, *, batch_size: int, workers: int) -> Iterator[Batch]:
+def stream_eval_batches(
+    stream: Stream, *, batch_size: int, workers: int, mine: slice = slice(None)
+) -> Iterator[Batch]:
     """Every example once, in order: "image", "label" and "weight", 0 for what does not count."""
-    places = _EvalPlaces(batch_size, len(stream))
+    places = _EvalPlaces(batch_size, len(stream), range(batch_size)[mine])
     return _batches(stream, places, workers, ("image", "label", "weight"))
 
 
@@ -102,7 +117,7 @@ def _batches(
 
     if not flags.FLAGS.is_parsed():  # Grain's workers read flags that nobody has set
         flags.FLAGS.mark_as_parsed()
-    rows = grain.MapDataset.source(_Row(stream, places)).batch(places.batch_size, batch_fn=_batched)
+    rows = grain.MapDataset.source(_Row(stream, places)).batch(len(places.mine), batch_fn=_batched)
     threads = 1 if workers else 2
     reading = rows.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -59,9 +59,10 @@ def host_feed(
     engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
 ) -> Advance:
     """Steps `start` to `stop`, each with a batch that is sent to the devices."""
-    batches = training(split, config, start, stop)
+    mine = engine.mine(config.batch_size)
+    batches = training(split, config, start, stop, mine)
     if config.data.alternating_flip:
-        batches = map(_with_epochs(config, len(split)), batches, range(start, stop))
+        batches = map(_with_epochs(config, len(split), mine), batches, range(start, stop))
     run = engine.compile_train(step)
     return lambda state: run(state, engine.split(next(batches)))
 
@@ -72,8 +73,8 @@ def _epochs(config: ConfigDict, step: int, examples: int) -> np.ndarray:
     return (places // examples).astype(np.int32)
 
 
-def _with_epochs(config: ConfigDict, examples: int) -> Callable[[Any, int], Any]:
-    return lambda batch, step: batch | {"epoch": _epochs(config, step, examples)}
+def _with_epochs(config: ConfigDict, examples: int, mine: slice) -> Callable[[Any, int], Any]:
+    return lambda batch, step: batch | {"epoch": _epochs(config, step, examples)[mine]}
 
 
 def device_feed(
@@ -85,7 +86,7 @@ def device_feed(
     """
     whole = {"image": examples.images, "label": examples.labels}
     run = engine.compile_resident(resident(step))
-    size, count = config.batch_size, len(examples)
+    size, count, mine = config.batch_size, len(examples), engine.mine(config.batch_size)
     many = max(1, ORDER // (4 * size))
     placed: dict[str, Any] = {}
     at = start
@@ -96,11 +97,14 @@ def device_feed(
             steps = range(at, min(at + many, stop))
             order = {
                 "index": np.stack(
-                    [batch_indices(config.seed, s, size, count).astype(np.int32) for s in steps]
+                    [
+                        batch_indices(config.seed, s, size, count)[mine].astype(np.int32)
+                        for s in steps
+                    ]
                 )
             }
             if config.data.alternating_flip:
-                order["epoch"] = np.stack([_epochs(config, s, count) for s in steps])
+                order["epoch"] = np.stack([_epochs(config, s, count)[mine] for s in steps])
             fixed = placed.get("whole") or engine.replicate(whole)
             first = engine.replicate(np.int32(at))
             placed = {"whole": fixed, "first": first, "order": engine.split_steps(order)}
@@ -130,22 +134,25 @@ def resident(step: TrainStep) -> Callable[[TrainState, Any], tuple[TrainState, M
     return run
 
 
-def training(split: Split, config: ConfigDict, start: int, stop: int) -> Iterator[Any]:
-    """The batches of steps `start` to `stop`, on the host."""
-    order: dict[str, int] = {
+def training(
+    split: Split, config: ConfigDict, start: int, stop: int, mine: slice
+) -> Iterator[Any]:
+    """The rows `mine` of the batches of steps `start` to `stop`, on the host."""
+    order: dict[str, Any] = {
         "seed": config.seed,
         "batch_size": config.batch_size,
         "start": start,
         "stop": stop,
+        "mine": mine,
     }
     if isinstance(split, Stream):
         return stream_train_batches(split, workers=config.data.workers, **order)
     return train_batches(split, **order)
 
 
-def evaluation(split: Split, config: ConfigDict) -> Iterator[Any]:
-    """Every example once, in batches."""
+def evaluation(split: Split, config: ConfigDict, mine: slice) -> Iterator[Any]:
+    """Every example once, in batches, of which it has the rows `mine`."""
+    size = config.batch_size
     if isinstance(split, Stream):
-        workers = config.data.workers
-        return stream_eval_batches(split, batch_size=config.batch_size, workers=workers)
-    return eval_batches(split, batch_size=config.batch_size)
+        return stream_eval_batches(split, batch_size=size, workers=config.data.workers, mine=mine)
+    return eval_batches(split, batch_size=size, mine=mine)

@@ -150,12 +150,14 @@ class Trainer:
         """The state to be evaluated and left behind; `state` is on the engine's devices."""
         if not self.config.recalibrate_batches:
             return state
-        batches = plain_batches(self.dataset.train, self.config)
+        mine = self.engine.mine(self.config.batch_size)
+        batches = plain_batches(self.dataset.train, self.config, mine)
         return settled(self.engine, self.statistics_step, state, batches)
 
     def _eval_batches(self, examples: Split) -> Iterable[Any]:
         """On the devices, where they stay if the dataset lies there."""
-        batches = map(self.engine.split, evaluation(examples, self.config))
+        mine = self.engine.mine(self.config.batch_size)
+        batches = map(self.engine.split, evaluation(examples, self.config, mine))
         if not self.on_device:
             return batches
         return self._kept.setdefault(id(examples), []) or self._keep(examples, batches)
@@ -200,7 +202,7 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, float]]:
         """The loop itself; returns the last state, settled, on the devices, and its evaluation."""
         config, test = self.config, {}
-        state = left = self.engine.replicate(self.init())
+        state = left = self.engine.place(self.init())
         advance = self._feed(0)
         window: list[Any] = []
         for step in range(1, self.steps + 1):

@@ -1,8 +1,10 @@
 """Where a step runs: the only file that says pmap, mesh or sharding.
 
-An engine takes the same pure step to all local devices: the state whole on each, the batch split.
-The two differ in how the devices come to share batch statistics and gradients: under `pmap` the
-step says so itself, by `axis_name`; under `jit` over a mesh the compiler sees the global batch.
+An engine takes the same pure step to all devices of all processes: the state whole on each (or
+spread over a mesh, see `_mesh_engine`), the batch split. Each process hands over its own part of a
+batch, `mine`. The two engines differ in how the devices come to share batch statistics and
+gradients: under `pmap` the step says so itself, by `axis_name`; under `jit` over a mesh the
+compiler sees the global batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resflax.errors import UserError, unknown
 
-AXIS = "batch"
+AXIS, FSDP = "batch", "fsdp"
+# Smaller arrays (scales, biases) are not worth an exchange.
+SPREAD = 2**12
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,16 @@ class Engine:
     """How to run a step on several devices.
 
     Attributes:
-      devices: that share the batch.
+      devices: that share the batch, of all processes.
       axis_name: to make the step with; None if the step sees the global batch.
+      mine: the rows of a batch of some size that this process hands over.
+      place: puts a state on the devices.
       replicate: puts a copy of a tree on each device.
-      fetch: one copy of what `replicate` made or a compiled step returned, as NumPy arrays.
-      split: puts a part of a batch (a tree of arrays with a leading batch axis) on each device;
-        raises `UserError` if the parts would not be equal.
+      fetch: one copy of what `place` or `replicate` made or a compiled step returned, whole, as
+        NumPy arrays; all processes call it together.
+      split: puts a part of a batch (a tree of arrays with a leading batch axis, of which this
+        process has its own rows) on each device; raises `UserError` if the parts would not be
+        equal.
       compile_train: a step `(state, batch) -> (state, metrics)`; the state's memory is reused.
       compile_eval: a step `(state, batch) -> metrics`.
       split_steps: puts a part of each batch of rows `(steps, batch)` on each device.
@@ -38,6 +47,8 @@ class Engine:
 
     devices: Sequence[Any]
     axis_name: str | None
+    mine: Callable[[int], slice]
+    place: Callable[[Any], Any]
     replicate: Callable[[Any], Any]
     fetch: Callable[[Any], Any]
     split: Callable[[Any], Any]
@@ -64,9 +75,30 @@ def _check_leaves(batch: Any, count: int) -> Any:
     return batch
 
 
-def _pmap_engine(devices: Sequence[Any]) -> Engine:
-    count = len(devices)
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+def _local(devices: Sequence[Any]) -> list[Any]:
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def _rows(devices: Sequence[Any]) -> Callable[[int], slice]:
+    """Which rows of a batch belong to the devices of this process, which lie side by side."""
+    here = [device.process_index == jax.process_index() for device in devices]
+    first, count = here.index(True), sum(here)
+
+    def mine(size: int) -> slice:
+        part = size // len(devices)
+        return slice(first * part, (first + count) * part)
+
+    return mine
+
+
+def _pmap_engine(devices: Sequence[Any], fsdp: int) -> Engine:
+    if fsdp != 1:
+        raise UserError(
+            f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'"
+        )
+    local = _local(devices)  # pmap takes and gives each process's own part
+    count = len(local)
+    sharding = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec(AXIS))
 
     def replicate(tree: Any) -> Any:
         stacked = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree)
@@ -84,6 +116,8 @@ def _pmap_engine(devices: Sequence[Any]) -> Engine:
     return Engine(
         devices=devices,
         axis_name=AXIS,
+        mine=_rows(devices),
+        place=replicate,
         replicate=replicate,
         fetch=lambda tree: jax.device_get(jax.tree.map(lambda x: x[0], tree)),
         split=split,
@@ -94,41 +128,80 @@ def _pmap_engine(devices: Sequence[Any]) -> Engine:
     )
 
 
-def _mesh_engine(devices: Sequence[Any]) -> Engine:
+def _mesh_engine(devices: Sequence[Any], fsdp: int) -> Engine:
+    """The batch is split over all devices; over each `fsdp` of them the state may be spread.
+
+    So each holds a part of the parameters and the optimiser's state, and the compiler gathers what
+    a layer needs (fully sharded data parallelism, Rajbhandari et al. 2019, arXiv:1910.02054).
+    """
+    if len(devices) % fsdp:
+        raise UserError(
+            f"config.mesh.fsdp is {fsdp}: expected a number that divides the {len(devices)} devices"
+        )
     # `Mesh` makes Auto axes; `jax.make_mesh` makes Explicit ones, which linen's layers reject.
-    mesh = Mesh(np.array(devices), (AXIS,))
+    mesh = Mesh(np.array(devices).reshape(-1, fsdp), (AXIS, FSDP))
     whole = NamedSharding(mesh, PartitionSpec())
-    parts = NamedSharding(mesh, PartitionSpec(AXIS))
-    columns = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    parts = NamedSharding(mesh, PartitionSpec((AXIS, FSDP)))
+    columns = NamedSharding(mesh, PartitionSpec(None, (AXIS, FSDP)))
+    gather = jax.jit(lambda tree: tree, out_shardings=whole)
+    local = len(_local(devices))
+
+    def spread(leaf: Any) -> NamedSharding:
+        """The longest axis that divides is cut; an array without one, or a small one, is not."""
+        fit = [axis for axis, n in enumerate(leaf.shape) if n % fsdp == 0]
+        if fsdp == 1 or not fit or leaf.size < SPREAD:
+            return whole
+        longest = max(fit, key=lambda axis: leaf.shape[axis])
+        names = [FSDP if axis == longest else None for axis in range(leaf.ndim)]
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    def put(leaf: Any, sharding: NamedSharding) -> Any:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    def own(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+    def constant(step: Callable[..., Any]) -> Callable[..., Any]:
+        """The step, which gives its state back as it lay."""
+
+        def run(state: Any, data: Any) -> tuple[Any, Any]:
+            state, metrics = step(state, data)
+            metrics = lax.with_sharding_constraint(metrics, whole)
+            return lax.with_sharding_constraint(state, jax.tree.map(spread, state)), metrics
+
+        return run
+
+    def compile_train(step: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(constant(step), donate_argnums=0)
+
     return Engine(
         devices=devices,
         axis_name=None,
-        replicate=lambda tree: jax.device_put(tree, whole),
-        fetch=jax.device_get,
-        split=lambda batch: jax.device_put(_check_leaves(batch, len(devices)), parts),
-        compile_train=lambda step: jax.jit(
-            step, in_shardings=(whole, parts), out_shardings=whole, donate_argnums=0
-        ),
-        compile_eval=lambda step: jax.jit(step, in_shardings=(whole, parts), out_shardings=whole),
-        split_steps=lambda rows: jax.device_put(rows, columns),
-        compile_resident=lambda step: jax.jit(
-            step,
-            in_shardings=(whole, {"whole": whole, "first": whole, "order": columns}),
-            out_shardings=whole,
-            donate_argnums=0,
-        ),
+        mine=_rows(devices),
+        place=lambda tree: jax.tree.map(lambda x: put(x, spread(x)), tree),
+        replicate=lambda tree: jax.tree.map(lambda x: put(x, whole), tree),
+        fetch=lambda tree: jax.device_get(tree if fsdp == 1 else gather(tree)),
+        split=lambda batch: own(_check_leaves(batch, local), parts),
+        compile_train=compile_train,
+        compile_eval=lambda step: jax.jit(step, out_shardings=whole),
+        split_steps=lambda rows: own(rows, columns),
+        compile_resident=compile_train,
     )
 
 
 ENGINES = {"pmap": _pmap_engine, "mesh": _mesh_engine}
 
 
-def make_engine(name: str, devices: Sequence[Any] | None = None) -> Engine:
-    """The engine of that name, "pmap" or "mesh", on all local devices or those given.
+def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Engine:
+    """The engine of that name, "pmap" or "mesh", on the devices of all processes or those given.
+
+    `fsdp` is how many devices of a mesh share one copy of the state.
 
     Raises:
-      UserError: on an unknown name.
+      UserError: on an unknown name, or an `fsdp` that does not fit.
     """
     if name not in ENGINES:
         raise unknown("parallel", name, ENGINES)
-    return ENGINES[name](devices or jax.local_devices())
+    everywhere = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return ENGINES[name](devices or everywhere, fsdp)

@@ -47,13 +47,13 @@ def make_statistics_step(
     return step
 
 
-def plain_batches(split: Split, config: ConfigDict) -> Iterator[Any]:
+def plain_batches(split: Split, config: ConfigDict, mine: slice) -> Iterator[Any]:
     """The first `config.recalibrate_batches` batches of a run, in its order, not augmented.
 
     As evaluation sees images: they are to be normalised as these are.
     """
     centred = dataclasses.replace(split, seed=None) if isinstance(split, Stream) else split
-    return training(centred, config, 0, config.recalibrate_batches)
+    return training(centred, config, 0, config.recalibrate_batches, mine)
 
 
 def settled(
