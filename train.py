@@ -2,6 +2,10 @@
 
 Any key of the config can be set: `--config.model=cifar_resnet56 --config.seed=1`. Without a
 config the recipe is `configs/digits.py`; without a workdir it is a fresh folder under `runs/`.
+
+Several processes run it together, each with the same command and one more argument:
+`--distributed`, where JAX finds the others by itself (SLURM, Open MPI, GKE, TPU pods), else
+`--distributed --coordinator=HOST:PORT --num_processes=N --process_id=I`. Process 0 alone writes.
 """
 
 import itertools
@@ -21,6 +25,7 @@ from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
 from resflax.train.build import dataset_from
 from resflax.train.cli import parse, report, usage
 from resflax.train.config import spec_overrides
+from resflax.train.processes import is_first
 from resflax.weights import new_head, open_weights
 
 
@@ -81,20 +86,24 @@ def main() -> None:
         print(usage(__doc__))
         return
     logging.set_verbosity(logging.ERROR)
-    config, name, workdir = parse(Path(__file__).parent / "configs" / "digits.py")
+    config, name, workdir, processes = parse(Path(__file__).parent / "configs" / "digits.py")
     check_config(config)
     path = Path(workdir) if workdir else fresh_folder(name)
-    RunDir.check(path)
+    processes.join()
+    if is_first():
+        RunDir.check(path)
     keep_compiled()
     model, dataset, start = build(config)
     trainer = Trainer(model, dataset, config, start)
-    run = RunDir.open(path, config)
-    print(trainer.summary(), flush=True)
-    results = trainer.fit(run, Progress(trainer.steps))
+    run = RunDir.open(path, config) if is_first() else RunDir(path, writes=False)
+    if is_first():
+        print(trainer.summary(), flush=True)
+    results = trainer.fit(run, Progress(trainer.steps, silent=not is_first()))
     accuracy, count = results["test_accuracy"], results["test_examples"]
     skipped = results["skipped_examples"]
     aside = f"; {skipped} skipped, see skipped.txt" if skipped else ""
-    print(f"test accuracy {accuracy:.4f} on {count} examples{aside}; saved in {path}")
+    if is_first():
+        print(f"test accuracy {accuracy:.4f} on {count} examples{aside}; saved in {path}")
 
 
 if __name__ == "__main__":

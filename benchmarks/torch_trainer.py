@@ -232,7 +232,7 @@ class Trainer:
 def main() -> None:
     """Parse, build, fit."""
     logging.set_verbosity(logging.ERROR)
-    config, name, workdir = parse(DEFAULT)
+    config, name, workdir, _ = parse(DEFAULT)
     check_config(config)
     check_heeded(config)
     path = Path(workdir or f"runs/torch-{name}")

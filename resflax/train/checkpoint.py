@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from flax import serialization
 
@@ -11,7 +12,13 @@ from resflax.train.state import TrainState
 
 def save(folder: Path, state: TrainState) -> None:
     """Saves a state under its step; returns when it is on disk."""
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    # This process alone: of several, each has the whole state and one saves it.
+    here = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=here)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         tree = serialization.to_state_dict(state)
         manager.save(int(state.step), args=ocp.args.StandardSave(tree))
 

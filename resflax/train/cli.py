@@ -1,25 +1,39 @@
-"""The command line: `--config=FILE`, `--config.key=value` and `--workdir=FOLDER`."""
+"""The command line: `--config=FILE`, `--config.key=value`, `--workdir=FOLDER`, and processes."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from resflax.errors import UserError, unknown
 from resflax.train.config import default_config, flat_keys
+from resflax.train.processes import Processes
 
 
-def parse(default: Path) -> tuple[ConfigDict, str, str]:
+class Command(NamedTuple):
+    """What was asked for.
+
+    Attributes:
+      config: the recipe, with what was overridden.
+      name: of the config file, without its ending.
+      workdir: "" if none is named.
+      processes: that run it together.
+    """
+
+    config: ConfigDict
+    name: str
+    workdir: str
+    processes: Processes
+
+
+def parse(default: Path) -> Command:
     """Reads `sys.argv`.
 
     Args:
       default: the config file to take if none is named.
-
-    Returns:
-      The config, the name of the config file without its ending, and the workdir ("" if none is
-      named).
 
     Raises:
       UserError: on anything that cannot be understood.
@@ -28,6 +42,10 @@ def parse(default: Path) -> tuple[ConfigDict, str, str]:
     # Flags of this call alone, so that imported modules' flags stay out of it.
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "one of several processes", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "host and port of process 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is, from 0", flag_values=values)
     config_flags.DEFINE_config_file("config", None, "the recipe", flag_values=values)
     # ml_collections looks for overrides in `sys.argv` itself, and for the recipe's module in
     # `sys.modules`, where an earlier recipe may lie.
@@ -46,7 +64,11 @@ def parse(default: Path) -> tuple[ConfigDict, str, str]:
             f"unexpected argument {rest[1]!r}: expected --config=FILE, --config.KEY=VALUE"
             " or --workdir=FOLDER"
         )
-    return config, path.stem, values.workdir
+    processes = Processes(
+        values.distributed, values.coordinator, values.num_processes, values.process_id
+    )
+    processes.check()
+    return Command(config, path.stem, values.workdir, processes)
 
 
 def _recipe_first(argv: list[str], default: Path) -> list[str]:

@@ -46,6 +46,7 @@ def default_config() -> ConfigDict:
             "ema_decay": 0.0,  # of the average of the weights, which is evaluated; 0 for none
             "recalibrate_batches": 0,  # for batch statistics at each evaluation; 0: running ones
             "parallel": "pmap",  # or "mesh"
+            "mesh": {"fsdp": 1},  # devices of a mesh that share one copy of the state
             "log_every_steps": 10,
             "eval_every_epochs": 1,
             "data": {
@@ -132,6 +133,7 @@ RULES: dict[str, tuple[str, Any]] = {
     "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "ema_decay": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "recalibrate_batches": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
+    "mesh.fsdp": _COUNT,
     "log_every_steps": _COUNT,
     "eval_every_epochs": _COUNT,
     "data.image_size": ("0, or from 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),

@@ -67,7 +67,7 @@ def show_main(arguments: list[str]) -> None:
         raise UserError(f"--out is {out}: expected a .png in a folder that is there")
     saved, sys.argv = sys.argv, ["show", *rest]
     try:
-        config, _, workdir = parse(Path("none"))
+        config, _, workdir, _ = parse(Path("none"))
     finally:
         sys.argv = saved
     if workdir:

@@ -26,6 +26,7 @@ from resflax.train.curves import draw_curves
 from resflax.train.feed import Advance, device_feed, evaluation, host_feed, lives_on_device
 from resflax.train.meter import Meter
 from resflax.train.parallel import Engine, make_engine
+from resflax.train.processes import gathered
 from resflax.train.progress import Progress
 from resflax.train.rundir import RunDir, params_sha256
 from resflax.train.settle import check_settling, make_statistics_step, plain_batches, settled
@@ -63,7 +64,7 @@ class Trainer:
         self.model, self.dataset, self.config, self.start = model, dataset, config, start
         examples = len(dataset.train)
         self._check_data()
-        self.engine: Engine = make_engine(config.parallel)
+        self.engine: Engine = make_engine(config.parallel, fsdp=config.mesh.fsdp)
         self.engine.check_batch(config.batch_size)
         check_micro_batches(config.batch_size, len(self.engine.devices), config.accumulate_steps)
         self._check_pairs()
@@ -173,16 +174,20 @@ class Trainer:
         state, test = self._train(run, progress, meter)
         progress.close()
         final: TrainState = self.engine.fetch(state)
-        checkpoint.save(run.path / "checkpoints", final)
-        title = f"{self.config.model} on {self.dataset.name}, test accuracy {test['accuracy']:.4f}"
-        draw_curves(run.records(), run.path / "curves.png", title)
+        if run.writes:
+            checkpoint.save(run.path / "checkpoints", final)
+            title = (
+                f"{self.config.model} on {self.dataset.name}, test accuracy {test['accuracy']:.4f}"
+            )
+            draw_curves(run.records(), run.path / "curves.png", title)
+        skipped = gathered(self.dataset.skipped)
         results = {
             "test_accuracy": test["accuracy"],
             "test_loss": test["loss"],
             "test_examples": int(test["count"]),
             "weights": "ema" if self.config.ema_decay else "params",
             "train_examples": len(self.dataset.train),
-            "skipped_examples": len(self.dataset.skipped),
+            "skipped_examples": len(skipped),
             "steps": int(final.step),
             "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
             "params_sha256": params_sha256(final.params),
@@ -193,7 +198,7 @@ class Trainer:
             "process_count": jax.process_count(),
             "jax_version": jax.__version__,
         }
-        run.skipped(self.dataset.skipped)
+        run.skipped(skipped)
         run.finish(results)
         return results
 

@@ -14,15 +14,17 @@ class Progress:
     Args:
       steps: of the whole run.
       every: seconds between two plain lines, at least; evaluations are always told.
+      silent: say nothing: of several processes one alone does.
     """
 
-    def __init__(self, steps: int, every: float = 10.0) -> None:
+    def __init__(self, steps: int, every: float = 10.0, *, silent: bool = False) -> None:
+        self.silent = silent
         self.steps = steps
         self.every = every
         self.train_text = self.test_text = ""
         self.told = time.monotonic()
         self.bar = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not silent:
             # A terminal that does not tell its size (0 x 0) is taken for 80 x 24, not for hidden.
             columns, rows = shutil.get_terminal_size()
             self.bar = tqdm(
@@ -65,6 +67,8 @@ class Progress:
 
     def _line(self, record: dict[str, Any], left: float) -> None:
         self.told = time.monotonic()
+        if self.silent:
+            return
         test = self.test_text if record["split"] == "test" else ""
         print(
             f"epoch {record['epoch']:.1f}, step {record['step']}/{self.steps}: "

@@ -17,10 +17,13 @@ FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.
 
 
 class RunDir:
-    """The folder of one run, made when it is opened; records are on disk as soon as written."""
+    """The folder of one run, made when it is opened; records are on disk as soon as written.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Of several processes one alone `writes`; the others' folder is this one by name only.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     @staticmethod
     def check(path: Path) -> None:
@@ -60,6 +63,8 @@ class RunDir:
 
     def record(self, record: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
+        if not self.writes:
+            return
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -70,13 +75,14 @@ class RunDir:
 
     def skipped(self, examples: list[str]) -> None:
         """Writes `skipped.txt`, a line for each example that was left out; no file for none."""
-        if examples:
+        if examples and self.writes:
             write_whole(self.path / "skipped.txt", ("\n".join(examples) + "\n").encode())
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes `results.json`, whole or not at all."""
-        text = json.dumps(results, indent=2) + "\n"
-        write_whole(self.path / "results.json", text.encode())
+        if self.writes:
+            text = json.dumps(results, indent=2) + "\n"
+            write_whole(self.path / "results.json", text.encode())
 
 
 def params_sha256(params: Any) -> str:
