@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "pillow")
 ROOT = Path(__file__).parents[1]
 
 
@@ -80,3 +80,20 @@ def describe(about: dict[str, Any]) -> str:
         f" {about['memory_bytes'] / 2**30:.0f} GiB{gpus}\n"
         f"Python {about['python']}, {versions}; commit {commit or 'unknown'}"
     )
+
+
+def cpu_seconds(process: int) -> float | None:
+    """What a process and those below it that live have had of processors; None if not on Linux."""
+    parents, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        # The name, in parentheses, may hold anything.
+        fields = _read(str(path)).rpartition(")")[2].split()
+        if fields:
+            pid = int(path.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    if process not in ticks:
+        return None
+    below = {process}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sum(ticks[pid] for pid in below) / os.sysconf("SC_CLK_TCK")

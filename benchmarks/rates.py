@@ -1,4 +1,4 @@
-"""`step`, `inference` and `input`: bursts of all contenders in turn, round after round."""
+"""`step` and `inference`: bursts of all contenders in turn, round after round."""
 
 import time
 from collections.abc import Sequence
@@ -116,21 +116,3 @@ def measure(
         },
         "contenders": results,
     }
-
-
-def measure_input(task: Task, rounds: int, seconds: float, say: Progress) -> Result:
-    """How many images a second resflax's batches bring, and how many its step takes."""
-    with Workers() as opened:
-        workers = [opened.add("input", task, "step"), opened.add("resflax", task, "step")]
-        workers[1].ask("load")
-        timings = play_rounds(workers, rounds, seconds, say, f"{task.name} input")
-        results = {}
-        for worker in workers:
-            times = summary(timings[worker.name])
-            results[worker.name] = {
-                "library": worker.about["library"],
-                "seconds": times,
-                "images_per_second": task.batch / times["median"],
-                "timings": timings[worker.name],
-            }
-    return {"platform": check_platforms(workers), "contenders": results}

@@ -97,19 +97,6 @@ def costs(result: Result, command: str) -> str:
     return table(["contender", *(cell[0] for cell in cells)], rows)
 
 
-def inputs(result: Result) -> str:
-    """The table of `input`."""
-    rows = [
-        [
-            {"input": "batches of digits", "resflax": "training step"}[name],
-            number(1e3 * found["seconds"]["median"]),
-            number(found["images_per_second"]),
-        ]
-        for name, found in result["contenders"].items()
-    ]
-    return table(["what", "ms a batch", "images/s"], rows)
-
-
 def heading(task: Task, command: str, platform: str) -> str:
     """What a table is about."""
     return f"## {command}: {task.name}, {task.dtype}{f', {platform}' if platform else ''}"

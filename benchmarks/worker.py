@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import cpu_seconds
 from benchmarks.peers import CONTENDERS, METERS
-from benchmarks.peers.run import Run
 from benchmarks.task import Task
 from benchmarks.weights import make_weights
 
@@ -43,7 +43,7 @@ def reset_peak() -> bool:
 class Session:
     """The commands, as methods; each returns what is sent back."""
 
-    run: Run
+    run: Any  # a `Run`, or `Parts`
 
     def start(self, contender: str, task: dict[str, Any], mode: str) -> dict[str, Any]:
         """Makes the contender ready to be loaded; compiles nothing yet."""
@@ -94,6 +94,32 @@ class Session:
         ):
             times.append(self.burst(1)["seconds"])
         return {"fastest": min(times), "first": times[0], "calls": len(times)}
+
+    def folder(self, dataset: str) -> dict[str, int]:
+        """Takes a folder of images; how many of them one call of a part takes."""
+        self.run.folder(dataset)
+        return {"images": self.run.images}
+
+    def compare(self, name: str) -> dict[str, float | None]:
+        """How a decoder's pixels differ."""
+        return self.run.compare(name)
+
+    def stretch(self, part: str, seconds: float) -> dict[str, float | None]:
+        """Calls of a part until `seconds` are over: what they took, of processors as well."""
+        run, calls, result = self.run, 0, None
+        with run.opened(part) as call:
+            blocked, busy, began = run.blocked, cpu_seconds(os.getpid()), time.perf_counter()
+            while not calls or time.perf_counter() - began < seconds:
+                result = call()
+                calls += 1
+            run.wait(result)
+            took, end = time.perf_counter() - began, cpu_seconds(os.getpid())
+            return {
+                "calls": calls,
+                "seconds": took,
+                "cpu_seconds": None if busy is None or end is None else end - busy,
+                "blocked_seconds": run.blocked - blocked,
+            }
 
     def compile(self) -> dict[str, float]:
         """Times the making of the training step."""

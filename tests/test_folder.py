@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from resflax import UserError
-from resflax.data import load_dataset
+from resflax.data import load_dataset, stream_train_batches
 
 
 def png(image):
@@ -130,15 +130,36 @@ def test_a_folder_that_is_no_dataset_is_one_line(tmp_path, files, reason):
         load_dataset(f"folder:{tmp_path}/none")
 
 
-def test_twenty_corrupt_files_of_two_thousand_are_told_apart(tmp_path):
-    """One in a hundred is cut short; the report names these and no others."""
-    data = png(colour(7))
-    files = {f"train/{i % 2}/{i:05}.png": data for i in range(2000)}
-    bad = sorted(np.random.default_rng(0).choice(2000, 20, replace=False).tolist())
+@pytest.fixture(scope="module")
+def one_in_a_hundred(tmp_path_factory):
+    """10,000 images of which 100 are cut short, garbage or empty; the folder and their names."""
+    root, data = tmp_path_factory.mktemp("corrupt"), png(colour(7))
+    bad = sorted(np.random.default_rng(0).choice(10_000, 100, replace=False).tolist())
+    files = {f"train/{i % 2}/{i:05}.png": data for i in range(10_000)}
     names = [f"train/{i % 2}/{i:05}.png" for i in bad]
-    files |= {name: data[: 30 + i] for i, name in enumerate(names)}
-    found = load_dataset(write(tmp_path, files | {"test/0/1.png": data, "test/1/1.png": data}),
-                         on_bad_example="skip")  # fmt: skip
-    assert len(found.train) == 1980
-    told = [line.split(": ")[0].removeprefix(f"{tmp_path}/") for line in found.skipped]
-    assert sorted(told) == sorted(names)
+    for i, name in enumerate(names):
+        files[name] = (data[: 20 + i % 30], bytes(range(i, i + 50)), b"")[i % 3]
+    write(root, files | {"test/0/1.png": data, "test/1/1.png": data})
+    return root, names
+
+
+def told(dataset, root):
+    return [line.split(": ")[0].removeprefix(f"{root}/") for line in dataset.skipped]
+
+
+def test_a_hundred_corrupt_files_of_ten_thousand_are_told_apart(one_in_a_hundred):
+    root, names = one_in_a_hundred
+    found = load_dataset(f"folder:{root}", on_bad_example="skip")
+    assert len(found.train) == 9900
+    assert sorted(told(found, root)) == sorted(names)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_read_as_they_are_needed_they_are_told_after_an_epoch(one_in_a_hundred, workers):
+    root, names = one_in_a_hundred
+    found = load_dataset(f"folder:{root}", image_size=8, on_bad_example="skip")
+    batches = stream_train_batches(
+        found.train, seed=0, batch_size=100, start=0, stop=100, workers=workers
+    )
+    assert sum(len(batch["label"]) for batch in batches) == 10_000
+    assert sorted(told(found, root)) == sorted(names)

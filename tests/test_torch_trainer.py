@@ -11,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 from benchmarks.torch_trainer import augment, batches, check_heeded  # noqa: E402
 from resflax.errors import UserError  # noqa: E402
 from resflax.train import default_config  # noqa: E402
@@ -60,13 +62,13 @@ def test_an_epoch_of_the_digits_from_the_weights_that_the_trainer_begins_with(tm
         keys += ["--config.data.pad_crop=0", "--config.warmup_epochs=0.0"]
         keys += ["--config.batch_size=1437"]  # the whole split as one batch: its order is no matter
         one_device = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-        recipe = f"--config={Path('configs/digits.py').resolve()}"
+        recipe = f"--config={ROOT / 'configs' / 'digits.py'}"
         command = [sys.executable, *command, recipe, *keys, f"--workdir={tmp_path / name}"]
-        subprocess.run(command, env=one_device, check=True, timeout=300)
+        subprocess.run(command, cwd=ROOT, env=one_device, check=True, timeout=300)
         results = json.loads((tmp_path / name / "results.json").read_text())
         assert (results["test_examples"], results["steps"]) == (360, 1)
         return json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
-    ours = first_loss(["train.py"], "ours")
+    ours = first_loss([str(ROOT / "train.py")], "ours")
     theirs = first_loss(["-m", "benchmarks.torch_trainer"], "theirs")
     assert theirs == pytest.approx(ours, rel=1e-5)

@@ -32,8 +32,16 @@ CONTENDERS = {
     "flax": Contender("flax_net", "flax"),
 }
 
-# Not networks, but measured by the same bursts.
+# Not networks to be compared, but measured in the same way; those of `Parts` in stretches.
 METERS = {
     "gemm": Contender("gemm", "numpy"),
-    "input": Contender("pipeline", "numpy"),
+    "decoders": Contender("decoders", "PIL"),
+    "resflax's loader": Contender("loaders", "grain", {"library": "resflax"}),
+    "torch's loader": Contender("loaders", "torch", {"library": "torch"}),
+    "roads": Contender("roads", "jax"),
 }
+
+# What `input` compares: a batch that stays, and the trainer's ways of bringing one.
+FIXED, DEVICE, HOST = "fixed batch", "device road", "host road"
+SMALL_ROADS = (FIXED, DEVICE, HOST)
+LARGE_ROADS = (FIXED, f"{HOST}, 1 worker", f"{HOST}, 2 workers")

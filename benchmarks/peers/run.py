@@ -1,5 +1,7 @@
 """What a worker asks of a contender."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,3 +40,28 @@ class Run(Protocol):
 
     def device_bytes(self) -> int | None:
         """The most memory that was held on an accelerator; None where there is none."""
+
+
+class Parts(Protocol):
+    """Several things in one process, of which one at a time is measured over a stretch.
+
+    Attributes:
+      platform: "cpu" or "gpu".
+      library: name and version of what computes.
+      images: of one call.
+      blocked: seconds spent in waiting for input, since the process began.
+    """
+
+    platform: str
+    library: str
+    images: int
+    blocked: float
+
+    def folder(self, dataset: str) -> None:
+        """Takes the images: the name of a dataset, or "" for none."""
+
+    def opened(self, part: str) -> AbstractContextManager[Callable[[], Any]]:
+        """A part's call, once it runs as it will go on; its processes end with the context."""
+
+    def wait(self, result: Any) -> None:
+        """Returns when `result` and all before it is computed."""

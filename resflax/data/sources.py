@@ -1,4 +1,4 @@
-"""Any image-classification set by name: embedded, prepared by TensorFlow Datasets, or a folder."""
+"""Any image-classification set by name: embedded, noise, prepared by TFDS, or a folder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from resflax.data.digits import Digits, prepared
 from resflax.data.examples import Examples, read_all
+from resflax.data.fake import fake, is_fake
 from resflax.data.folder import open_folder
 from resflax.data.prepared import open_prepared, splits_of
 from resflax.data.source import Source, check_policy
@@ -76,8 +77,9 @@ def load_dataset(
     """Opens a set by name; "digits" is embedded and needs no preparing.
 
     Args:
-      name: "digits"; as TFDS spells it: "fashion_mnist", "emnist/letters", "mnist:3.*.*"; or
-        "folder:PATH" for `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg` (or png).
+      name: "digits"; as TFDS spells it: "fashion_mnist", "emnist/letters", "mnist:3.*.*";
+        "folder:PATH" for `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg` (or png); or noise
+        of a size, "fake:224x224x3:1000:1024" (see `resflax.data.fake`).
       data_dir: where prepared sets lie; "" is TFDS's own choice (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
       image_size: 0 to read a set of images of one size into memory; else images of any size are
@@ -86,7 +88,7 @@ def load_dataset(
       channels: 1 or 3 to convert all images to grey or colour; 0 to take them as they are, all
         alike (with an `image_size`: 3).
       on_bad_example: "raise", or "skip" to leave out what cannot be used.
-      seed: of the random cuts.
+      seed: of the random cuts, and of the noise.
 
     Raises:
       UserError: if there is no such set, it is not prepared, it is not of images with one label
@@ -102,12 +104,27 @@ def load_dataset(
         except OSError as e:
             raise UserError(f"cannot write the digits to a temporary folder: {e}") from e
         return Dataset(name, train, test, 10)
+    if is_fake(name):
+        if image_size or channels:
+            raise UserError(
+                f"dataset {name!r} has the size and channels of its name: expected image_size 0"
+                " and channels 0"
+            )
+        return Dataset(name, *fake(name, seed))
     sources: tuple[Source, Source]
     if name.startswith(FOLDER):
-        sources = open_folder(Path(name.removeprefix(FOLDER)).expanduser(), on_bad_example)
+        sources = _folder(name.removeprefix(FOLDER), on_bad_example)
     else:
         sources = open_prepared(name, data_dir)
     return _opened(name, sources[0], sources[1], image_size, channels, on_bad_example, seed)
+
+
+def _folder(path: str, policy: str) -> tuple[Source, Source]:
+    try:
+        return open_folder(Path(path).expanduser(), policy)
+    except (OSError, RuntimeError) as e:  # no leave to look, too long a name, nobody's home
+        place, reason = getattr(e, "filename", None) or path, getattr(e, "strerror", None) or e
+        raise UserError(f"cannot look into the folder {str(place)!r}: {reason}") from e
 
 
 def _opened(

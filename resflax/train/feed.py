@@ -134,9 +134,7 @@ def resident(step: TrainStep) -> Callable[[TrainState, Any], tuple[TrainState, M
     return run
 
 
-def training(
-    split: Split, config: ConfigDict, start: int, stop: int, mine: slice
-) -> Iterator[Any]:
+def training(split: Split, config: ConfigDict, start: int, stop: int, mine: slice) -> Iterator[Any]:
     """The rows `mine` of the batches of steps `start` to `stop`, on the host."""
     order: dict[str, Any] = {
         "seed": config.seed,

@@ -93,9 +93,7 @@ def _rows(devices: Sequence[Any]) -> Callable[[int], slice]:
 
 def _pmap_engine(devices: Sequence[Any], fsdp: int) -> Engine:
     if fsdp != 1:
-        raise UserError(
-            f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'"
-        )
+        raise UserError(f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'")
     local = _local(devices)  # pmap takes and gives each process's own part
     count = len(local)
     sharding = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec(AXIS))
