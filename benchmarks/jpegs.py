@@ -62,10 +62,10 @@ def jpeg(seed: int, number: int) -> bytes:
 
 
 def write_folder(root: Path, count: int, seed: int = 0) -> str:
-    """Writes `count` images to train on and as many as classes to test; the name of the dataset."""
-    for number in range(count + CLASSES):
+    """Writes `count` images to train on and one of each class to test; the name of the dataset."""
+    for number in range(count + min(count, CLASSES)):
         split = "train" if number < count else "test"
-        path = root / split / f"{number % CLASSES}" / f"{number:06}.jpg"
+        path = root / split / f"{(number % count) % CLASSES}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(seed, number))
     return f"folder:{root}"

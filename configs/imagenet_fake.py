@@ -7,10 +7,10 @@ Command::
 `examples_per_second` in the run's `results.json` is the speed of the training step: the first step,
 which compiles, and evaluation are left out, and nothing is read from files. The defaults, 8 steps
 of 32, are for a laptop's CPU. For an accelerator take more examples, larger batches, bfloat16, and
-as many epochs as give a hundred steps or more, all evaluated once::
+as many epochs as give a hundred steps or more, all evaluated once, in one line::
 
-    python train.py --config=configs/imagenet_fake.py --config.dtype=bfloat16 \\
-      --config.dataset=fake:224x224x3:1000:2048 --config.batch_size=256 \\
+    python train.py --config=configs/imagenet_fake.py --config.dtype=bfloat16
+      --config.dataset=fake:224x224x3:1000:2048 --config.batch_size=256
       --config.epochs=20 --config.eval_every_epochs=20
 
 Measured with the defaults: two and a half minutes, on two cores of an AMD EPYC that had other work

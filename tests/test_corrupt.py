@@ -17,7 +17,7 @@ from resflax.data import load_dataset
 from resflax.train.cli import report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import train as program  # noqa: E402
+import train as program
 
 SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
 SMALL += ["--config.spec.depths=(1,)", "--config.spec.widths=(4,)", "--config.spec.stem_width=4"]
