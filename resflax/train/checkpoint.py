@@ -1,40 +1,239 @@
-"""States on disk, through Orbax."""
+"""States on disk, through Orbax, each with checksums."""
 
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from orbax.checkpoint import checkpoint_managers
 
 from resflax.errors import UserError
+from resflax.train.checksums import DamagedError, check_leaves, leaf_sums, seal, unseal
 from resflax.train.state import TrainState
 
+METRIC = "accuracy"
 
-def save(folder: Path, state: TrainState) -> None:
-    """Saves a state under its step; returns when it is on disk."""
-    # This process alone: of several, each has the whole state and one saves it.
-    here = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}
+
+class Saved(NamedTuple):
+    """What a checkpoint holds, its arrays NumPy's.
+
+    Attributes:
+      state: all that the next step depends on.
+      beside: whatever else JSON can say.
+      settled: the batch statistics that were evaluated, where they are not the state's; {} else.
+    """
+
+    state: TrainState
+    beside: dict[str, Any]
+    settled: Any
+
+
+def _options(keep: int) -> ocp.CheckpointManagerOptions:
+    """Those of one process: of several, each has the whole state and one saves it."""
+
+    def best(metrics: dict[str, float]) -> float:
+        return metrics[METRIC]
+
+    policies = checkpoint_managers
+    return ocp.CheckpointManagerOptions(
+        create=False,
+        cleanup_tmp_directories=True,
+        save_root_metadata=False,
+        best_fn=best,
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        ),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        ),
     )
-    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=here)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-        tree = serialization.to_state_dict(state)
-        manager.save(int(state.step), args=ocp.args.StandardSave(tree))
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps that a folder has something of, the last first."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: TrainState, leaves: Any) -> Saved:
+    """What was saved at a step whose files are whole."""
+    settled = any(name.startswith("settled/") for name in leaves)
+    tree = _tree(like, like.batch_stats if settled else {})
+    args = ocp.args.Composite(
+        state=ocp.args.StandardRestore(jax.tree.map(np.asarray, tree)),
+        beside=ocp.args.JsonRestore(),
+    )
+    try:
+        found = manager.restore(step, args=args)
+    except (ValueError, KeyError, TypeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(
+            f"the checkpoint of step {step} is of another network or optimiser: {reason}"
+        ) from e
+    tree = jax.tree.map(np.asarray, found["state"])
+    check_leaves(tree, leaves)
+    state = serialization.from_state_dict(like, tree["state"])
+    return Saved(state, found["beside"], tree["settled"])
+
+
+def _tree(state: TrainState, settled: Any) -> dict[str, Any]:
+    return {"state": serialization.to_state_dict(state), "settled": settled}
+
+
+class Checkpoints:
+    """The checkpoints of a run that goes on: the last `keep`, and that of the best accuracy.
+
+    A step is saved while training goes on, under another name until it is whole, and then sealed
+    with checksums. One that is not whole, or no longer, is passed over for the one before, and put
+    aside into `damaged`, with a line for `warnings`.
+
+    Raises:
+      UserError: if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.warnings = folder.absolute(), list[str]()
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.last: int | None = None
+        with self._told("be opened"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.leaves = self._sound()
+            self.manager = ocp.CheckpointManager(self.folder, options=_options(keep))
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turns what goes wrong with files into one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, ValueError, RuntimeError) as e:
+            reason = " ".join((getattr(e, "strerror", None) or str(e)).split())
+            left = f"the checkpoint of step {self.last} stands" if self.last else "there is no other"
+            raise UserError(
+                f"the checkpoint in {self.folder} cannot {what}: {reason[:200]}: {left};"
+                " make room, or choose another --workdir"
+            ) from e
+
+    def _sound(self) -> dict[str, str]:
+        """The checksums of the last step that is whole; puts aside what comes after it."""
+        for step in _steps(self.folder):
+            try:
+                leaves = unseal(self.folder / str(step))
+            except DamagedError as e:
+                self._put_aside(step, str(e))
+                continue
+            self.last = step
+            return leaves
+        return {}
+
+    def _put_aside(self, step: int, reason: str) -> None:
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        place, n = aside / str(step), 1
+        while place.exists():
+            place, n = aside / f"{step}-{n}", n + 1
+        (self.folder / str(step)).rename(place)
+        self.warnings.append(
+            f"the checkpoint of step {step} is passed over: {reason}; it lies in {place}"
+        )
+
+    def restore(self, like: TrainState) -> Saved | None:
+        """The last state that is whole, of the structure of `like`; None if there is none.
+
+        Raises:
+          UserError: if it is of another structure.
+        """
+        while self.last is not None:
+            try:
+                with self._told("be read"):
+                    return _read(self.manager, self.last, like, self.leaves)
+            except DamagedError as e:
+                self._put_aside(self.last, str(e))
+                self.last = None
+                self.leaves = self._sound()
+                self.manager.reload()
+        return None
+
+    def save(self, saved: Saved, accuracy: float | None = None) -> None:
+        """Begins to save under the state's step, when the one before is saved.
+
+        Args:
+          saved: of NumPy arrays, which nobody changes.
+          accuracy: of an evaluation at this step, if there was one: the best is kept.
+
+        Raises:
+          UserError: if that one, or this, could not be.
+        """
+        self.wait()
+        step, tree = int(saved.state.step), _tree(saved.state, saved.settled)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree), beside=ocp.args.JsonSave(saved.beside)
+        )
+        metrics = None if accuracy is None else {METRIC: accuracy}
+        with self._told("be written"):
+            self.manager.save(step, args=args, metrics=metrics, force=True)
+        self.thread = threading.Thread(target=self._seal, args=(step, tree), name="seal")
+        self.thread.start()
+
+    def _seal(self, step: int, tree: Any) -> None:
+        try:
+            leaves = leaf_sums(tree)
+            self.manager.wait_until_finished()
+            seal(self.folder / str(step), leaves)
+            self.last = step
+        except BaseException as e:  # raised where the run waits
+            self.error = e
+
+    def wait(self) -> None:
+        """Waits until what was begun is on disk, and sealed.
+
+        Raises:
+          UserError: if it is not.
+        """
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        if self.error:
+            error, self.error = self.error, None
+            with self._told("be written"):
+                raise error
+
+    def close(self) -> None:
+        """Waits, and ends Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # what went wrong was told by `wait`
+                self.manager.close()
 
 
 def restore(folder: Path, like: TrainState) -> TrainState:
-    """The last state that was saved, with the structure, shapes and dtypes of `like`.
+    """The last state of a run's checkpoints that is whole, as it was evaluated; changes nothing.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none, or it is of another structure than `like`.
     """
     if not folder.is_dir():
         raise UserError(f"no checkpoint: there is no folder {folder}")
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"no checkpoint in {folder}")
-        target = serialization.to_state_dict(like)
-        tree = manager.restore(step, args=ocp.args.StandardRestore(target))
-    return serialization.from_state_dict(like, tree)
+    reasons = []
+    for step in _steps(folder):
+        try:
+            leaves = unseal(folder / str(step))
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+                state, _, settled = _read(manager, step, like, leaves)
+            return dataclasses.replace(state, batch_stats=settled or state.batch_stats)
+        except DamagedError as e:
+            reasons.append(f"; that of step {step} is damaged: {e}")
+    raise UserError(f"no checkpoint in {folder}{''.join(reasons)}")

@@ -8,23 +8,32 @@ class Meter:
 
     The first step compiles the program: its time counts only as long as there is no other.
 
+    Args:
+      steps: of the whole run.
+      first: how many of them were taken before this start.
+      examples: that were trained on in these.
+      seconds: that this took.
+
     Attributes:
       overall: training examples per second, so far.
     """
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(
+        self, steps: int, first: int = 0, examples: int = 0, seconds: float = 0.0
+    ) -> None:
+        self.steps, self.first = steps, first
         self.started = self.lap_started = time.monotonic()
         self.compiled = False
-        self.seconds = 0.0
-        self.examples = self.lap_examples = 0
-        self.overall = 0.0
+        self.seconds = seconds
+        self.examples, self.lap_examples = examples, 0
+        self.overall = examples / seconds if seconds else 0.0
 
     def step(self, examples: int) -> None:
         """Counts a step that ended (the first) or was dispatched (the others)."""
         if not self.compiled:
             now = time.monotonic()
-            self.compiled, self.overall = True, examples / (now - self.started)
+            self.compiled = True
+            self.overall = self.overall or examples / (now - self.started)
             self.started = self.lap_started = now
         else:
             self.lap_examples += examples
@@ -51,4 +60,5 @@ class Meter:
 
     def left(self, step: int) -> float:
         """Seconds until the last step, going by the steps after the first."""
-        return (time.monotonic() - self.started) / max(1, step - 1) * (self.steps - step)
+        taken = max(1, step - self.first - 1)
+        return (time.monotonic() - self.started) / taken * (self.steps - step)

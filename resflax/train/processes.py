@@ -1,6 +1,10 @@
 """Several processes as one run: how they find each other, and what they tell each other."""
 
+import contextlib
 import json
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +80,39 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def _alone() -> bool:
+    return jax.process_count() == 1
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 has, as JSON tells it; all call it together."""
+    if _alone():
+        return value
+    text = json.dumps(value if is_first() else None).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)[:size]
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
+
+
+def arrays_from_first(tree: Any) -> Any:
+    """The arrays of process 0, bit for bit, where the others have some of the same shapes."""
+    if _alone():
+        return tree
+
+    def share(leaf: Any) -> np.ndarray:
+        # As bytes: they are shared by a sum with zeros, which would lose the sign of -0.
+        array = np.ascontiguousarray(leaf)
+        raw = array.reshape(-1).view(np.uint8)
+        told = np.asarray(multihost_utils.broadcast_one_to_all(raw), np.uint8)
+        return told.view(array.dtype).reshape(array.shape)
+
+    return jax.tree.map(share, tree)
+
+
 def gathered(value: list[str]) -> list[str]:
     """The lists of all processes, one after the other, each entry once; all call it together."""
-    if jax.process_count() == 1:
+    if _alone():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes: Any = multihost_utils.process_allgather(np.int32(len(text)))
@@ -90,3 +124,39 @@ def gathered(value: list[str]) -> list[str]:
         for row, size in zip(np.asarray(rows, np.uint8), sizes.tolist(), strict=True)
     ]
     return list(dict.fromkeys(entry for entries in lists for entry in entries))
+
+
+def all_asked(step: int, asked: bool) -> bool:
+    """Whether the run is to end after this step; all processes say the same.
+
+    Of several, the one that gets SIGTERM tells the others, and JAX finds a step that none has
+    passed (`reached_preemption_sync_point`).
+    """
+    return asked if _alone() else multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def others_told() -> Iterator[None]:
+    """Turns what JAX raises when another process is gone into one line.
+
+    Raises:
+      UserError: instead of JAX's own error, if there are other processes.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if _alone():
+            raise
+        reason = " ".join(str(e).split())[:160]
+        raise UserError(
+            f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}):"
+            " start all of them again, and they go on from the last checkpoint"
+        ) from e
+
+
+def leave(status: int) -> None:
+    """Ends this process if it failed and there are others: an orderly end would wait for them."""
+    if status and not _alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,8 +1,13 @@
-"""A run's folder: what it holds, and that no two runs share one."""
+"""A run's folder: what it holds, and that one run alone is in it at a time."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +17,124 @@ from ml_collections import ConfigDict
 
 from resflax.errors import UserError
 from resflax.files import write_whole
+from resflax.train.resume import differences, plain
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
 
 
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with the files of a folder into one line."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"workdir {path} cannot be written: {e.strerror}: the last checkpoint stands; make room"
+            " or choose another --workdir"
+        ) from e
+
+
 class RunDir:
-    """The folder of one run, made when it is opened; records are on disk as soon as written.
+    """The folder of one run; records are on disk as soon as written.
 
     Of several processes one alone `writes`; the others' folder is this one by name only.
+
+    Attributes:
+      notes: what whoever started the run should know, a line each.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+        self.path, self.writes, self.notes = path, writes, list[str]()
+
+    @staticmethod
+    def beside(path: Path) -> Path:
+        """The first of `path`, `path`-2, `path`-3, ... that holds no run."""
+        names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in range(2, 10**9)))
+        return next(p for p in names if not any((p / name).exists() for name in FILES))
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raises `UserError` if a run cannot start there; touches nothing."""
+        """Raises `UserError` if a run can neither start there nor go on; touches nothing."""
         try:
             held = [name for name in FILES if (path / name).exists()]
         except OSError as e:
             raise UserError(f"workdir {path} cannot be written: {e.strerror}") from e
-        if held:
+        if held and "config.json" not in held:
             raise UserError(
-                f"workdir {path} holds another run ({', '.join(held)}): choose another --workdir"
+                f"workdir {path} holds {', '.join(held)} of a run but no config.json:"
+                " choose another --workdir"
             )
         parent = path
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"workdir {path} cannot be written: choose another --workdir")
 
     @classmethod
     def open(cls, path: Path, config: ConfigDict) -> "RunDir":
-        """Makes the folder and writes the config.
+        """Makes the folder and writes the config, or takes the one of a run that is to go on.
 
         Raises:
-          UserError: if the folder holds another run or cannot be written.
+          UserError: if the folder cannot be written, or holds a run that has another config or
+            that runs now.
         """
         cls.check(path)
+        run = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # "x": of two runs that start at once in one folder, one is refused.
-            with open(path / "config.json", "x") as file:
-                json.dump(config.to_dict(), file, indent=2)
-        except FileExistsError:
-            raise UserError(f"workdir {path} holds another run: choose another --workdir") from None
+            run._lock()
+            if (path / "config.json").exists():
+                run._compare(config)
+            text = json.dumps(config.to_dict(), indent=2)
+            write_whole(path / "config.json", text.encode())
         except OSError as e:
             raise UserError(f"workdir {path} cannot be written: {e.strerror}") from e
-        return cls(path)
+        return run
+
+    def _lock(self) -> None:
+        """Keeps other processes out for as long as this one lives."""
+        self._held = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"workdir {self.path} is that of a run that runs now: wait for its end, or"
+                    " choose another --workdir"
+                ) from e
+            # A file system without locks: then whoever starts two runs in one folder must know.
+
+    def _compare(self, config: ConfigDict) -> None:
+        """Raises `UserError` if the run that is there has another config."""
+        try:
+            old = plain(ConfigDict(json.loads((self.path / "config.json").read_text())))
+        except ValueError as e:
+            raise UserError(
+                f"workdir {self.path} holds a config.json that is damaged ({e}): choose another"
+                " --workdir"
+            ) from e
+        new = plain(config)
+        unlike = differences(old, new)
+        if unlike:
+            raise UserError(
+                f"workdir {self.path} holds a run of another config ({'; '.join(unlike)}): choose"
+                " another --workdir, or --resume=never for a new folder beside it"
+            )
+        if old["epochs"] != new["epochs"]:
+            self.notes.append(
+                f"epochs raised from {old['epochs']} to {new['epochs']}: from here on the learning"
+                " rate is that of the longer run"
+            )
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / "results.json").rename(
+                    self.path / f"results-{old['epochs']}-epochs.json"
+                )
 
     def record(self, record: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
         if not self.writes:
             return
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
@@ -73,16 +142,42 @@ class RunDir:
         with open(self.path / "metrics.jsonl") as file:
             return [json.loads(line) for line in file]
 
+    def keep_records(self, count: int) -> None:
+        """Leaves the first lines of `metrics.jsonl`: those after them will be made again.
+
+        Raises:
+          UserError: if there are fewer.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if len(lines) < count or not all(line.endswith(b"\n") for line in lines[:count]):
+            raise UserError(
+                f"{path} has {len(lines)} lines, the checkpoint was made after {count}: it was"
+                " changed, so the run cannot go on"
+            )
+        if len(lines) > count:
+            with _told(self.path):
+                write_whole(path, b"".join(lines[:count]))
+
     def skipped(self, examples: list[str]) -> None:
         """Writes `skipped.txt`, a line for each example that was left out; no file for none."""
         if examples and self.writes:
-            write_whole(self.path / "skipped.txt", ("\n".join(examples) + "\n").encode())
+            with _told(self.path):
+                write_whole(self.path / "skipped.txt", ("\n".join(examples) + "\n").encode())
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes `results.json`, whole or not at all."""
         if self.writes:
             text = json.dumps(results, indent=2) + "\n"
-            write_whole(self.path / "results.json", text.encode())
+            with _told(self.path):
+                write_whole(self.path / "results.json", text.encode())
+
+    def results(self) -> dict[str, Any] | None:
+        """What `finish` wrote; None if the run has not ended."""
+        try:
+            return json.loads((self.path / "results.json").read_text())
+        except (OSError, ValueError):
+            return None
 
 
 def params_sha256(params: Any) -> str:

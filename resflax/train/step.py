@@ -19,6 +19,7 @@ from resflax.data.augment import Augment, Mix, turns
 from resflax.train.accumulate import accumulate
 from resflax.train.ema import moved
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
+from resflax.train.nonfinite import ACTIONS, finite, without_update
 from resflax.train.state import TrainState
 
 Array = jax.Array
@@ -116,6 +117,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
+    on_nonfinite: str = "ignore",
     axis_name: str | None = None,
 ) -> TrainStep:
     """A pure `(state, batch) -> (state, metrics)`.
@@ -144,15 +146,19 @@ def make_train_step(
       label_smoothing: see `cross_entropy`.
       accumulate_steps: how many micro-batches the batch is cut into; see `accumulate`.
       ema_decay: of the average of the parameters in a state made with `ema=True`; 0 for none.
+      on_nonfinite: "stop" adds `finite` to the metrics, for the caller to stop by; "skip" also
+        leaves the state as it was, but for its step, where anything is not finite.
       axis_name: the mapped axis that the batch is split over, if there is one.
 
     Raises:
-      ValueError: if there is a `mix` and no `num_classes`.
+      ValueError: if there is a `mix` and no `num_classes`, or on an unknown `on_nonfinite`.
     """
     model = model.clone(axis_name=axis_name) if axis_name else model
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     if mix and not num_classes:
         raise ValueError("targets to mix have a column a class: expected num_classes")
+    if on_nonfinite not in ACTIONS:
+        raise ValueError(f"on_nonfinite is {on_nonfinite!r}: expected one of {ACTIONS}")
     draws = getattr(model, "draws", False)
     prepare = preparation(augment, normalize, mix, num_classes or 0, draws)
 
@@ -161,9 +167,10 @@ def make_train_step(
         grads, batch_stats, metrics = accumulate(
             gradient, state.params, state.batch_stats, prepare(state, batch), accumulate_steps
         )
+        grads, metrics = average((grads, metrics))
         # optax's schedules mix integer counts with floats, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(average(grads), state.opt_state, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = dataclasses.replace(
             state,
@@ -173,7 +180,12 @@ def make_train_step(
             opt_state=opt_state,
             ema=moved(state.ema, params, ema_decay, state.step) if ema_decay else state.ema,
         )
-        return new_state, average(metrics)
+        if on_nonfinite == "ignore":
+            return new_state, metrics
+        good = finite(metrics["loss"], grads, params, batch_stats)
+        if on_nonfinite == "skip":
+            new_state = without_update(jnp.all(good), new_state, state)
+        return new_state, metrics | {"finite": good}
 
     return step
 

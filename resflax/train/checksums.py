@@ -1,0 +1,97 @@
+"""A folder of files that tells whether it is whole: one file holds the checksums of all others.
+
+Orbax restores a flipped bit in silence. So each file has its SHA-256, and each array that was saved
+has one of its own, taken in memory: a fault between memory and disk shows as well.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+SEAL = "checksums.json"
+
+
+class DamagedError(Exception):
+    """What is wrong with a folder."""
+
+
+def leaf_sums(tree: Any) -> dict[str, str]:
+    """The SHA-256 of each array's type, shape and bytes, by its path, "params/head/bias".
+
+    >>> leaf_sums({"a": np.zeros(2, np.float32)})["a"][:8]
+    '77b1fdd6'
+    """
+    sums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+        sums[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()
+    return sums
+
+
+def _file_sums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name != SEAL and path.is_file():
+            with path.open("rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def seal(folder: Path, leaves: dict[str, str]) -> None:
+    """Writes the checksums of all files of a folder, and those of the arrays in it."""
+    body = {"files": _file_sums(folder), "leaves": leaves}
+    part = folder / f"{SEAL}.part"
+    part.write_text(json.dumps({"sha256": _digest(body), **body}, indent=1))
+    part.rename(folder / SEAL)
+
+
+def unseal(folder: Path) -> dict[str, str]:
+    """The checksums of the arrays in a folder whose files are what they were when it was sealed.
+
+    Raises:
+      DamagedError: if a file is missing, was added or has changed, the checksums' own included.
+    """
+    if not (folder / SEAL).exists():
+        raise DamagedError(f"it has no {SEAL}, so it was not written to its end")
+    try:
+        text = (folder / SEAL).read_text()
+        body = json.loads(text)
+        told = body.pop("sha256")
+        # As it was written, to the letter: a bit may flip in the blanks as well.
+        whole = told == _digest(body) and text == json.dumps({"sha256": told, **body}, indent=1)
+        files: dict[str, str] = body["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DamagedError(f"{SEAL} is damaged")
+    try:
+        found = _file_sums(folder)
+    except OSError as e:
+        raise DamagedError(f"it cannot be read: {e.strerror}") from e
+    for name in sorted({*files, *found}):
+        if name not in found:
+            raise DamagedError(f"{name} is missing")
+        if name not in files:
+            raise DamagedError(f"{name} does not belong there")
+        if files[name] != found[name]:
+            raise DamagedError(f"{name} has changed since it was written")
+    return body["leaves"]
+
+
+def check_leaves(tree: Any, leaves: dict[str, str]) -> None:
+    """Raises `DamagedError` if an array is not the one that was saved."""
+    found = leaf_sums(tree)
+    for name in sorted({*leaves, *found}):
+        if leaves.get(name) != found.get(name):
+            raise DamagedError(f"{name} is not what was saved")
