@@ -3,16 +3,26 @@
 Any key of the config can be set: `--config.model=cifar_resnet56 --config.seed=1`. Without a
 config the recipe is `configs/digits.py`; without a workdir it is a fresh folder under `runs/`.
 
+Started again with the same workdir, a run goes on from its last checkpoint; `--resume=never` begins
+a new one in a folder beside it. SIGTERM and Ctrl-C end it after the step it is at, saved.
+
 Several processes run it together, each with the same command and one more argument:
 `--distributed`, where JAX finds the others by itself (SLURM, Open MPI, GKE, TPU pods), else
 `--distributed --coordinator=HOST:PORT --num_processes=N --process_id=I`. Process 0 alone writes.
 """
 
 import itertools
+import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # The imports take seconds, in which there is nothing to save.
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, lambda number, _: os._exit(128 + number))
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -25,12 +35,13 @@ from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
 from resflax.train.build import dataset_from
 from resflax.train.cli import parse, report, usage
 from resflax.train.config import spec_overrides
-from resflax.train.processes import is_first
+from resflax.train.interrupt import Interrupt, InterruptedRunError
+from resflax.train.processes import from_first, is_first, others_told
 from resflax.weights import new_head, open_weights
 
 
-def build(config: ConfigDict) -> tuple[ResNet, Dataset, Any]:
-    """The model, the dataset and the weights to begin with, checked against each other."""
+def build(config: ConfigDict) -> tuple[ResNet, Dataset, ConfigDict, Any]:
+    """Model, dataset, config and weights to begin with, checked against each other."""
     model = create_model(
         config.model,
         dtype=config.dtype,
@@ -49,9 +60,9 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset, Any]:
         )
     model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
     if not config.pretrained:
-        return model, dataset, None
+        return model, dataset, config, None
     start = begin(config, model, dataset)
-    return model, dataset.normalized_by(config.data.mean, config.data.std), start
+    return model, dataset.normalized_by(config.data.mean, config.data.std), config, start
 
 
 def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:
@@ -85,25 +96,44 @@ def main() -> None:
     if {"-h", "--help", "--helpfull"} & set(sys.argv):
         print(usage(__doc__))
         return
-    logging.set_verbosity(logging.ERROR)
-    config, name, workdir, processes = parse(Path(__file__).parent / "configs" / "digits.py")
-    check_config(config)
-    path = Path(workdir) if workdir else fresh_folder(name)
-    processes.join()
+    with Interrupt() as interrupt:
+        train(interrupt)
+        if interrupt.asked:
+            raise InterruptedRunError(interrupt.asked, "the run had come to its end")
+
+
+def train(interrupt: Interrupt) -> None:
+    """A run, from the command line to what it leaves."""
+    logging.set_verbosity(logging.FATAL)  # what goes wrong is told in one line
+    command = parse(Path(__file__).parent / "configs" / "digits.py")
+    check_config(command.config)
+    path = Path(command.workdir) if command.workdir else fresh_folder(command.name)
+    command.processes.join()
+    interrupt.forward = command.processes.distributed
+    with others_told():
+        if is_first():
+            path = RunDir.beside(path) if command.resume == "never" else path
+            RunDir.check(path)
+        keep_compiled()
+        trainer = Trainer(*build(command.config))
+        run = RunDir.open(path, command.config) if is_first() else RunDir(path, writes=False)
+        results = from_first(run.results())
+        if results and is_first():
+            print("this run has ended before: there is nothing left to do")
+        results = results or run_to_the_end(trainer, run, interrupt)
     if is_first():
-        RunDir.check(path)
-    keep_compiled()
-    model, dataset, start = build(config)
-    trainer = Trainer(model, dataset, config, start)
-    run = RunDir.open(path, config) if is_first() else RunDir(path, writes=False)
-    if is_first():
-        print(trainer.summary(), flush=True)
-    results = trainer.fit(run, Progress(trainer.steps, silent=not is_first()))
-    accuracy, count = results["test_accuracy"], results["test_examples"]
-    skipped = results["skipped_examples"]
-    aside = f"; {skipped} skipped, see skipped.txt" if skipped else ""
-    if is_first():
+        accuracy, count = results["test_accuracy"], results["test_examples"]
+        skipped = results["skipped_examples"]
+        aside = f"; {skipped} skipped, see skipped.txt" if skipped else ""
         print(f"test accuracy {accuracy:.4f} on {count} examples{aside}; saved in {path}")
+
+
+def run_to_the_end(trainer: Trainer, run: RunDir, interrupt: Interrupt) -> dict[str, Any]:
+    """Fits, with progress where process 0 talks."""
+    if is_first():
+        print(*run.notes, trainer.summary(), sep="\n", flush=True)
+    progress = Progress(trainer.steps, silent=not is_first())
+    return trainer.fit(run, progress, interrupt)
 
 
 if __name__ == "__main__":

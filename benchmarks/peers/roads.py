@@ -18,8 +18,7 @@ from benchmarks.task import Task
 from resflax import create_model
 from resflax.data import Examples, Split, load_dataset, normalize
 from resflax.train import create_state, default_config, make_engine, make_optimizer, make_train_step
-from resflax.train.feed import device_feed, training
-from resflax.train.loop import keep_two_in_flight
+from resflax.train.feed import device_feed, keep_two_in_flight, training
 
 EXAMPLES = 50_000  # CIFAR's
 STEPS = 100_000  # more than are taken; the device road sends the order of all of them ahead

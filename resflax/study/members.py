@@ -20,7 +20,8 @@ from resflax.study.told import Told
 from resflax.study.unfinished import Unfinished, Way
 from resflax.train import TrainState, create_state, stack
 from resflax.train.build import input_from, optimizer_from, schedule_from, steps_from, total_steps
-from resflax.train.loop import ends_epochs, keep_two_in_flight
+from resflax.train.feed import keep_two_in_flight
+from resflax.train.loop import ends_epochs
 
 Curves = dict[str, Any]
 

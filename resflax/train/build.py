@@ -121,6 +121,7 @@ def steps_from(
         label_smoothing=config.label_smoothing,
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
+        on_nonfinite=config.on_nonfinite,
         axis_name=axis_name,
     )
     return train_step, make_eval_step(model, normalize=to_input, axis_name=axis_name)

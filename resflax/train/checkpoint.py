@@ -119,7 +119,9 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as e:
             reason = " ".join((getattr(e, "strerror", None) or str(e)).split())
-            left = f"the checkpoint of step {self.last} stands" if self.last else "there is no other"
+            left = (
+                f"the checkpoint of step {self.last} stands" if self.last else "there is no other"
+            )
             raise UserError(
                 f"the checkpoint in {self.folder} cannot {what}: {reason[:200]}: {left};"
                 " make room, or choose another --workdir"

@@ -10,7 +10,10 @@ from ml_collections import ConfigDict, config_flags
 
 from resflax.errors import UserError, unknown
 from resflax.train.config import default_config, flat_keys
-from resflax.train.processes import Processes
+from resflax.train.interrupt import InterruptedRunError
+from resflax.train.processes import Processes, leave
+
+RESUME = ("auto", "never")
 
 
 class Command(NamedTuple):
@@ -20,12 +23,14 @@ class Command(NamedTuple):
       config: the recipe, with what was overridden.
       name: of the config file, without its ending.
       workdir: "" if none is named.
+      resume: "auto" to go on with the run in the workdir, "never" for a new folder beside it.
       processes: that run it together.
     """
 
     config: ConfigDict
     name: str
     workdir: str
+    resume: str
     processes: Processes
 
 
@@ -42,6 +47,7 @@ def parse(default: Path) -> Command:
     # Flags of this call alone, so that imported modules' flags stay out of it.
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
+    flags.DEFINE_enum("resume", "auto", RESUME, "of the run there", flag_values=values)
     flags.DEFINE_bool("distributed", False, "one of several processes", flag_values=values)
     flags.DEFINE_string("coordinator", "", "host and port of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
@@ -68,7 +74,7 @@ def parse(default: Path) -> Command:
         values.distributed, values.coordinator, values.num_processes, values.process_id
     )
     processes.check()
-    return Command(config, path.stem, values.workdir, processes)
+    return Command(config, path.stem, values.workdir, values.resume, processes)
 
 
 def _recipe_first(argv: list[str], default: Path) -> list[str]:
@@ -110,13 +116,22 @@ def _explain(error: BaseException, argv: list[str]) -> UserError:
 
 
 def report(main: Callable[[], None]) -> int:
-    """Runs `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Runs `main`; the exit status.
+
+    A `UserError` becomes one line on stderr and status 2; a run that was asked to end one on
+    stdout and 128 + the signal's number.
+    """
+    status = 0
     try:
         main()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+        status = 2
+    except InterruptedRunError as e:
+        print(e)
+        status = e.status
+    leave(status)
+    return status
 
 
 def usage(doc: str) -> str:

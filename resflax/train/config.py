@@ -49,6 +49,11 @@ def default_config() -> ConfigDict:
             "mesh": {"fsdp": 1},  # devices of a mesh that share one copy of the state
             "log_every_steps": 10,
             "eval_every_epochs": 1,
+            "checkpoint_every_steps": 0,  # 0 for never by steps
+            "checkpoint_every_minutes": 10.0,  # since the last; 0 for never by time
+            "checkpoint_keep": 3,  # the last ones; the best is kept as well
+            "on_nonfinite": "stop",  # or "skip", which drops the update
+            "nonfinite_limit": 10,  # so many drops in a row end the run
             "data": {
                 "dir": "",  # where prepared sets lie; "" is TFDS's own choice
                 "image_size": 0,  # 0: images of one size, in memory; N: of any, cut to NxN
@@ -136,6 +141,10 @@ RULES: dict[str, tuple[str, Any]] = {
     "mesh.fsdp": _COUNT,
     "log_every_steps": _COUNT,
     "eval_every_epochs": _COUNT,
+    "checkpoint_every_steps": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
+    "checkpoint_every_minutes": _NOT_NEGATIVE,
+    "checkpoint_keep": ("2 or more: the last may be damaged", lambda v: 2 <= v < 2**31),
+    "nonfinite_limit": _COUNT,
     "data.image_size": ("0, or from 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
     "data.workers": ("from 0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": ("numbers", lambda v: all(abs(x) < 1e6 for x in v)),

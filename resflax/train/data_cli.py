@@ -67,13 +67,13 @@ def show_main(arguments: list[str]) -> None:
         raise UserError(f"--out is {out}: expected a .png in a folder that is there")
     saved, sys.argv = sys.argv, ["show", *rest]
     try:
-        config, _, workdir, _ = parse(Path("none"))
+        command = parse(Path("none"))
     finally:
         sys.argv = saved
-    if workdir:
+    if command.workdir:
         raise UserError("show takes no --workdir: it writes the picture of --out alone")
-    check_config(config)
-    show(config, out)
+    check_config(command.config)
+    show(command.config, out)
     print(f"saved {out}")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
@@ -30,6 +31,12 @@ PLACEMENTS = ("auto", "host", "device")
 SMALL = 512 * 2**20
 # Of example numbers that are sent to the devices at once.
 ORDER = 64 * 2**20
+
+
+def keep_two_in_flight(results: list[Any]) -> None:
+    """Waits for all but the last two: they keep the devices busy, more would pile up memory."""
+    if len(results) > 2:
+        jax.block_until_ready(results[-3])
 
 
 def lives_on_device(placement: str, dataset: Dataset) -> bool:

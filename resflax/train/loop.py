@@ -1,18 +1,15 @@
-"""The training loop: batches through the compiled step, records to the run's folder."""
+"""The parts of a run, put together and checked: what trains, on what, and how it is evaluated."""
 
 import math
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, Split
 from resflax.errors import UserError
-from resflax.train import checkpoint
 from resflax.train.accumulate import check_micro_batches
 from resflax.train.build import (
     input_from,
@@ -22,13 +19,20 @@ from resflax.train.build import (
     steps_from,
     total_steps,
 )
-from resflax.train.curves import draw_curves
-from resflax.train.feed import Advance, device_feed, evaluation, host_feed, lives_on_device
-from resflax.train.meter import Meter
+from resflax.train.feed import (
+    Advance,
+    device_feed,
+    evaluation,
+    host_feed,
+    keep_two_in_flight,
+    lives_on_device,
+)
+from resflax.train.fit import Fit
+from resflax.train.interrupt import Interrupt
+from resflax.train.nonfinite import check_action
 from resflax.train.parallel import Engine, make_engine
-from resflax.train.processes import gathered
 from resflax.train.progress import Progress
-from resflax.train.rundir import RunDir, params_sha256
+from resflax.train.rundir import RunDir
 from resflax.train.settle import check_settling, make_statistics_step, plain_batches, settled
 from resflax.train.state import TrainState
 
@@ -40,12 +44,6 @@ def ends_epochs(step: int, *, batch_size: int, examples: int) -> bool:
     [3, 5, 8]
     """
     return step * batch_size // examples > (step - 1) * batch_size // examples
-
-
-def keep_two_in_flight(results: list[Any]) -> None:
-    """Waits for all but the last two: they keep the devices busy, more would pile up memory."""
-    if len(results) > 2:
-        jax.block_until_ready(results[-3])
 
 
 class Trainer:
@@ -68,6 +66,7 @@ class Trainer:
         self.engine.check_batch(config.batch_size)
         check_micro_batches(config.batch_size, len(self.engine.devices), config.accumulate_steps)
         self._check_pairs()
+        check_action(config.on_nonfinite)
         self.steps = total_steps(config, examples)
         if self.steps >= 2**31:
             raise UserError(f"{self.steps} steps are too many: lower config.epochs")
@@ -84,6 +83,7 @@ class Trainer:
         self.train_step = train_step
         self.eval_step = self.engine.compile_eval(eval_step)
         self._kept: dict[int, list[Any]] = {}
+        self.between: Callable[[], None] = lambda: None  # called between batches of an evaluation
 
     def _check_data(self) -> None:
         """Raises `UserError` if a batch or its padding does not fit the dataset."""
@@ -140,6 +140,7 @@ class Trainer:
         """Loss, accuracy and count over every example once; `state` is on the engine's devices."""
         parts: list[Any] = []
         for batch in self._eval_batches(examples):
+            self.between()
             parts.append(self.eval_step(state, batch))
             keep_two_in_flight(parts)
         sums = self.engine.fetch(parts)
@@ -167,105 +168,33 @@ class Trainer:
         self._kept[id(examples)].extend(batches)
         return self._kept[id(examples)]
 
-    def fit(self, run: RunDir, progress: Progress) -> dict[str, Any]:
-        """Trains to the end; writes records, checkpoint, curves and, last, the results."""
-        began = time.monotonic()
-        meter = Meter(self.steps)
-        state, test = self._train(run, progress, meter)
-        progress.close()
-        final: TrainState = self.engine.fetch(state)
-        if run.writes:
-            checkpoint.save(run.path / "checkpoints", final)
-            title = (
-                f"{self.config.model} on {self.dataset.name}, test accuracy {test['accuracy']:.4f}"
-            )
-            draw_curves(run.records(), run.path / "curves.png", title)
-        skipped = gathered(self.dataset.skipped)
-        results = {
-            "test_accuracy": test["accuracy"],
-            "test_loss": test["loss"],
-            "test_examples": int(test["count"]),
-            "weights": "ema" if self.config.ema_decay else "params",
-            "train_examples": len(self.dataset.train),
-            "skipped_examples": len(skipped),
-            "steps": int(final.step),
-            "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
-            "params_sha256": params_sha256(final.params),
-            "wall_seconds": round(time.monotonic() - began, 3),
-            "examples_per_second": round(meter.overall, 1),
-            "platform": self.engine.devices[0].platform,
-            "device_count": len(self.engine.devices),
-            "process_count": jax.process_count(),
-            "jax_version": jax.__version__,
-        }
-        run.skipped(skipped)
-        run.finish(results)
-        return results
+    def fit(
+        self, run: RunDir, progress: Progress, interrupt: Interrupt | None = None
+    ) -> dict[str, Any]:
+        """Trains to the end, from the run's last checkpoint if there is one.
 
-    def _train(
-        self, run: RunDir, progress: Progress, meter: Meter
-    ) -> tuple[TrainState, dict[str, float]]:
-        """The loop itself; returns the last state, settled, on the devices, and its evaluation."""
-        config, test = self.config, {}
-        state = left = self.engine.place(self.init())
-        advance = self._feed(0)
-        window: list[Any] = []
-        for step in range(1, self.steps + 1):
-            state, metrics = advance(state)
-            window.append(metrics)
-            keep_two_in_flight(window)
-            if step == 1:  # it compiles: the meter counts from its end
-                jax.block_until_ready(metrics)
-            meter.step(config.batch_size)
-            evaluates = self._evaluates(step)
-            if evaluates or step % config.log_every_steps == 0:
-                fetched = self.engine.fetch(window)
-                means = {key: float(np.mean([m[key] for m in fetched])) for key in metrics}
-                record = self._record(step, "train", means, meter.lap())
-                run.record(record)
-                progress.train(record, meter.left(step))
-                window.clear()
-            if evaluates:
-                left = self.settle(state)
-                test = self.evaluate(left, self.dataset.test)
-                record = self._record(step, "test", test, test["count"] / meter.pause())
-                run.record(record)
-                progress.test(record, meter.left(step))
-        return left, test
+        Writes records, checkpoints, curves and, last, the results, which it returns.
 
-    def _feed(self, start: int) -> Advance:
+        Raises:
+          UserError: if numbers go bad or files cannot be written; the last checkpoint stands.
+          InterruptedRunError: if `interrupt` was asked to end; the step it was at is saved.
+        """
+        return Fit(self, run, progress, interrupt or Interrupt()).to_the_end()
+
+    def feed(self, start: int) -> Advance:
         """What takes a state from each step to the next, from `start` on."""
         feed: Any = device_feed if self.on_device else host_feed
         split = self.dataset.train
         return feed(self.engine, self.train_step, split, self.config, start, self.steps)
 
-    def _epoch(self, step: int) -> float:
+    def epoch(self, step: int) -> float:
+        """Passes over the train split that end with a step."""
         return step * self.config.batch_size / len(self.dataset.train)
 
-    def _evaluates(self, step: int) -> bool:
+    def evaluates(self, step: int) -> bool:
         """Whether `step` is the last, or ends an epoch that is evaluated."""
         return step == self.steps or ends_epochs(
             step,
             batch_size=self.config.batch_size,
             examples=len(self.dataset.train) * self.config.eval_every_epochs,
         )
-
-    def _record(
-        self, step: int, split: str, values: dict[str, float], speed: float
-    ) -> dict[str, Any]:
-        rate = float(self.schedule(step - 1))
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the {split} loss is {values['loss']} at step {step}, learning rate {rate:.3g}:"
-                " try a lower config.learning_rate or a config.clip_norm"
-            )
-        return {
-            "step": step,
-            "epoch": round(self._epoch(step), 4),
-            "split": split,
-            "loss": values["loss"],
-            "accuracy": values["accuracy"],
-            "learning_rate": rate,
-            "examples_per_second": round(speed, 1),
-            **({"weights": "ema"} if split == "test" and self.config.ema_decay else {}),
-        }

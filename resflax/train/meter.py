@@ -18,9 +18,7 @@ class Meter:
       overall: training examples per second, so far.
     """
 
-    def __init__(
-        self, steps: int, first: int = 0, examples: int = 0, seconds: float = 0.0
-    ) -> None:
+    def __init__(self, steps: int, first: int = 0, examples: int = 0, seconds: float = 0.0) -> None:
         self.steps, self.first = steps, first
         self.started = self.lap_started = time.monotonic()
         self.compiled = False

@@ -55,6 +55,13 @@ class Progress:
         else:
             self._line(record, left)
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self.bar:
+            self.bar.write(line)
+        elif not self.silent:
+            print(line, flush=True)
+
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self.bar:

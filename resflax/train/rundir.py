@@ -49,7 +49,9 @@ class RunDir:
     @staticmethod
     def beside(path: Path) -> Path:
         """The first of `path`, `path`-2, `path`-3, ... that holds no run."""
-        names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in range(2, 10**9)))
+        names = itertools.chain(
+            [path], (path.with_name(f"{path.name}-{n}") for n in range(2, 10**9))
+        )
         return next(p for p in names if not any((p / name).exists() for name in FILES))
 
     @staticmethod
