@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -20,15 +21,84 @@ def test_a_folder_keeps_what_is_written(tmp_path):
     assert written == json.loads(json.dumps(config.to_dict()))
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png"]
-)
-def test_another_runs_folder_is_refused_and_left_as_it_is(tmp_path, name):
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "checkpoints", "curves.png"])
+def test_a_folder_with_parts_of_a_run_alone_is_refused_and_left_as_it_is(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match=rf"holds another run \({name}\)"):
+    with pytest.raises(UserError, match=rf"holds {name} of a run but no config.json"):
         RunDir.open(tmp_path, default_config())
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_damaged_config_is_one_line_and_left(tmp_path):
+    (tmp_path / "config.json").write_text("prec")
+    with pytest.raises(UserError, match="holds a config.json that is damaged") as e:
+        RunDir.open(tmp_path, default_config())
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "config.json").read_text() == "prec"
+
+
+def closed(run):
+    """As at the end of its process."""
+    os.close(run._held)
+
+
+def changed(**values):
+    config = default_config()
+    for key, value in values.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path):
+    closed(RunDir.open(tmp_path, changed(epochs=9)))
+    other = changed(epochs=5, seed=3, data__flip=True, learning_rate=0.2)
+    with pytest.raises(UserError) as e:
+        RunDir.open(tmp_path, other)
+    told = "(data.flip False, now True; epochs 9, now 5; learning_rate 0.1, now 0.2; seed 0, now 3)"
+    assert told in str(e.value)
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 9
+
+
+def test_where_it_runs_and_how_it_is_kept_may_change(tmp_path):
+    closed(RunDir.open(tmp_path, default_config()))
+    free = changed(
+        parallel="mesh", mesh__fsdp=2, data__workers=3, data__dir="/x", data__placement="host",
+        checkpoint_every_steps=5, checkpoint_keep=9, checkpoint_every_minutes=1.0,
+    )  # fmt: skip
+    run = RunDir.open(tmp_path, free)
+    assert run.notes == []
+    assert json.loads((tmp_path / "config.json").read_text())["parallel"] == "mesh"
+
+
+def test_more_epochs_are_said_and_earlier_results_kept(tmp_path):
+    run = RunDir.open(tmp_path, default_config())
+    run.finish({"steps": 2})
+    closed(run)
+    run = RunDir.open(tmp_path, changed(epochs=11))
+    assert "epochs raised from 10 to 11" in run.notes[0]
+    assert run.results() is None
+    assert json.loads((tmp_path / "results-10-epochs.json").read_text()) == {"steps": 2}
+
+
+def test_records_after_the_checkpoint_are_taken_back(tmp_path):
+    run = RunDir.open(tmp_path, default_config())
+    for step in range(5):
+        run.record({"step": step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"ste')  # killed as it wrote
+    run.keep_records(3)
+    assert run.records() == [{"step": step} for step in range(3)]
+    with pytest.raises(UserError, match="has 3 lines, the checkpoint was made after 4"):
+        run.keep_records(4)
+
+
+def test_a_new_folder_beside_it_is_the_first_without_a_run(tmp_path):
+    path = tmp_path / "run"
+    assert RunDir.beside(path) == path
+    closed(RunDir.open(path, default_config()))
+    closed(RunDir.open(tmp_path / "run-2", default_config()))
+    assert RunDir.beside(path) == tmp_path / "run-3"
 
 
 def test_an_empty_folder_or_one_with_other_things_is_fine(tmp_path):
@@ -45,11 +115,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
     assert "\n" not in str(e.value)
 
 
-def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(RunDir, "check", lambda path: None)
-    RunDir.open(tmp_path, default_config())
-    with pytest.raises(UserError, match="holds another run"):
+def test_of_two_runs_in_one_folder_at_once_one_is_refused(tmp_path):
+    first = RunDir.open(tmp_path, default_config())
+    with pytest.raises(UserError, match="is that of a run that runs now"):
         RunDir.open(tmp_path, default_config())
+    closed(first)
+    closed(RunDir.open(tmp_path, default_config()))
 
 
 def test_the_hash_is_over_the_leaves_in_sorted_path_order():

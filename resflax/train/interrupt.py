@@ -46,14 +46,17 @@ class Interrupt:
         self._theirs = theirs  # it lives as long as signals may be written to it
         self._woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, _note) for number in SIGNALS}
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._woken)
-        self._theirs.close()  # which ends the thread
+        self._theirs.close()
+        self._watcher.join()  # which that ends
+        self._ours.close()
 
     def _watch(self) -> None:
         while got := self._ours.recv(1):
