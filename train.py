@@ -116,11 +116,12 @@ def train(interrupt: Interrupt) -> None:
             RunDir.check(path)
         keep_compiled()
         trainer = Trainer(*build(command.config))
-        run = RunDir.open(path, command.config) if is_first() else RunDir(path, writes=False)
-        results = from_first(run.results())
-        if results and is_first():
-            print("this run has ended before: there is nothing left to do")
-        results = results or run_to_the_end(trainer, run, interrupt)
+        opened = RunDir.open(path, command.config) if is_first() else RunDir(path, writes=False)
+        with opened as run:
+            results = from_first(run.results())
+            if results and is_first():
+                print("this run has ended before: there is nothing left to do")
+            results = results or run_to_the_end(trainer, run, interrupt)
     if is_first():
         accuracy, count = results["test_accuracy"], results["test_examples"]
         skipped = results["skipped_examples"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 
 import jax
@@ -73,7 +72,7 @@ def start(folder, config, interrupt=None):
     except InterruptedRunError as e:
         return None if e.status == 143 else e
     finally:
-        os.close(run._held)  # as at the end of a process
+        run.close()  # as at the end of a process
 
 
 def told(folder):

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 
 import numpy as np
 import pytest
@@ -38,11 +37,6 @@ def test_a_damaged_config_is_one_line_and_left(tmp_path):
     assert (tmp_path / "config.json").read_text() == "prec"
 
 
-def closed(run):
-    """As at the end of its process."""
-    os.close(run._held)
-
-
 def changed(**values):
     config = default_config()
     for key, value in values.items():
@@ -51,7 +45,7 @@ def changed(**values):
 
 
 def test_another_config_is_refused_with_what_differs(tmp_path):
-    closed(RunDir.open(tmp_path, changed(epochs=9)))
+    RunDir.open(tmp_path, changed(epochs=9)).close()
     other = changed(epochs=5, seed=3, data__flip=True, learning_rate=0.2)
     with pytest.raises(UserError) as e:
         RunDir.open(tmp_path, other)
@@ -61,7 +55,7 @@ def test_another_config_is_refused_with_what_differs(tmp_path):
 
 
 def test_where_it_runs_and_how_it_is_kept_may_change(tmp_path):
-    closed(RunDir.open(tmp_path, default_config()))
+    RunDir.open(tmp_path, default_config()).close()
     free = changed(
         parallel="mesh", mesh__fsdp=2, data__workers=3, data__dir="/x", data__placement="host",
         checkpoint_every_steps=5, checkpoint_keep=9, checkpoint_every_minutes=1.0,
@@ -74,7 +68,7 @@ def test_where_it_runs_and_how_it_is_kept_may_change(tmp_path):
 def test_more_epochs_are_said_and_earlier_results_kept(tmp_path):
     run = RunDir.open(tmp_path, default_config())
     run.finish({"steps": 2})
-    closed(run)
+    run.close()
     run = RunDir.open(tmp_path, changed(epochs=11))
     assert "epochs raised from 10 to 11" in run.notes[0]
     assert run.results() is None
@@ -96,8 +90,8 @@ def test_records_after_the_checkpoint_are_taken_back(tmp_path):
 def test_a_new_folder_beside_it_is_the_first_without_a_run(tmp_path):
     path = tmp_path / "run"
     assert RunDir.beside(path) == path
-    closed(RunDir.open(path, default_config()))
-    closed(RunDir.open(tmp_path / "run-2", default_config()))
+    RunDir.open(path, default_config()).close()
+    RunDir.open(tmp_path / "run-2", default_config()).close()
     assert RunDir.beside(path) == tmp_path / "run-3"
 
 
@@ -119,8 +113,8 @@ def test_of_two_runs_in_one_folder_at_once_one_is_refused(tmp_path):
     first = RunDir.open(tmp_path, default_config())
     with pytest.raises(UserError, match="is that of a run that runs now"):
         RunDir.open(tmp_path, default_config())
-    closed(first)
-    closed(RunDir.open(tmp_path, default_config()))
+    first.close()
+    RunDir.open(tmp_path, default_config()).close()
 
 
 def test_the_hash_is_over_the_leaves_in_sorted_path_order():

@@ -174,6 +174,17 @@ BAD = {
     "two configs": (["--config=a.py", "--config", "b.py"], "--config is given 2 times"),
     "long name": (["--workdir=" + "x" * 300], "cannot be written: File name too long"),
     "unwritable place": (["--workdir=README.md/run"], "cannot be written"),
+    "unknown resume": (["--resume=sometimes"], "--resume=sometimes.*<auto\\|never>"),
+    "one checkpoint": (["--config.checkpoint_keep=1"], "expected 2 or more: the last may be"),
+    "negative minutes": (["--config.checkpoint_every_minutes=-1"], "expected 0 or more"),
+    "unknown action": (["--config.on_nonfinite=ignore"], "expected one of stop, skip"),
+    "no drops": (["--config.nonfinite_limit=0"], "expected from 1 to"),
+    "half a cluster": (["--num_processes=2"], "need --distributed"),
+    "fsdp under pmap": (["--config.mesh.fsdp=2"], "expected 'mesh'"),
+    "fsdp that does not fit": (
+        ["--config.parallel=mesh", "--config.mesh.fsdp=3"],
+        "a number that divides the 8 devices",
+    ),
 }
 
 
@@ -190,12 +201,22 @@ def test_bad_input_is_one_line_and_status_2_before_any_compute(case, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_workdir_with_a_run_is_refused_and_left_alone(run, monkeypatch, capsys):
+def test_a_run_that_has_ended_says_so_and_is_left_alone(run, monkeypatch, capsys):
+    folder, _ = run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    keys = [*SMALL, "--config.batch_size=48", f"--workdir={folder}"]
+    status, out, err = call(monkeypatch, capsys, *keys)
+    assert (status, err) == (0, "")
+    assert out.startswith("this run has ended before: there is nothing left to do\ntest accuracy")
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_workdir_with_another_run_is_refused_and_left_alone(run, monkeypatch, capsys):
     folder, _ = run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     status, _, err = call(monkeypatch, capsys, *SMALL, f"--workdir={folder}")
     assert (status, err.count("\n")) == (2, 1)
-    assert "holds another run" in err
+    assert "holds a run of another config (batch_size 48, now 64): choose another" in err
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -233,7 +254,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch, capsys, tmp_path):
     args = ["--config.learning_rate=1e30", "--config.warmup_epochs=0", "--config.momentum=0"]
     status, _, err = call(monkeypatch, capsys, *SMALL, *args, f"--workdir={tmp_path}/run")
     assert (status, err.count("\n")) == (2, 1), err
-    assert re.search(r"loss is nan at step \d+, learning rate [\d.]+e\+29: try a lower", err)
+    assert re.search(
+        r"step \d+, learning rate [\d.]+e\+(29|30), not finite: .*groups, first stem_conv: try a"
+        r" lower config.learning_rate",
+        err,
+    )
     assert not (tmp_path / "run" / "results.json").exists()
 
 

@@ -45,6 +45,19 @@ class RunDir:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes, self.notes = path, writes, list[str]()
+        self._held: int | None = None
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
 
     @staticmethod
     def beside(path: Path) -> Path:
@@ -90,7 +103,11 @@ class RunDir:
             text = json.dumps(config.to_dict(), indent=2)
             write_whole(path / "config.json", text.encode())
         except OSError as e:
+            run.close()
             raise UserError(f"workdir {path} cannot be written: {e.strerror}") from e
+        except UserError:
+            run.close()
+            raise
         return run
 
     def _lock(self) -> None:
