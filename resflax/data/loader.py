@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,7 +124,8 @@ def _batches(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     )
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    iterator: Any = iter(reading.mp_prefetch(options, worker_init_fn=_end_with_parent))
+    watched = partial(_end_with_parent, os.getpid())
+    iterator: Any = iter(reading.mp_prefetch(options, worker_init_fn=watched))
     try:
         for batch in iterator:
             stream.skipped.update(batch["passed"])
@@ -141,10 +143,9 @@ def _batched(examples: Any) -> dict[str, Any]:
     return {key: np.stack([e[key] for e in examples]) for key in keys} | {"passed": passed}
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """A worker whose parent was killed would wait for it for ever."""
+def _end_with_parent(parent: int, worker: int, workers: int) -> None:
+    """A worker whose parent was killed would wait for it for ever; it may be dead already."""
     del worker, workers
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

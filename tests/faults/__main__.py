@@ -1,0 +1,77 @@
+"""`python tests/faults [kill|stop|flip|disk|devices] [--runs=N]`: hurts runs, and reports."""
+
+import signal
+import sys
+
+import devices
+import disk
+import flip
+import kill
+import stop
+
+
+def kills(runs: int) -> bool:
+    good = True
+    for kind, count in (("resident", runs - runs // 4), ("workers", runs // 4)):
+        found = kill.campaign(count, kind)
+        print(f"kill, {kind}: {found.identical} of {count} bit-identical,", end=" ")
+        print(f"{sum(found.kills.values())} kills ({dict(found.kills)}), up to {found.most} a run;")
+        print(f"  processes left over 5 s after a kill: {len(found.left_over)}")
+        print(*found.wrong, sep="\n", end="", flush=True)
+        good &= found.identical == count and not found.left_over
+    return good
+
+
+def stops(runs: int) -> bool:
+    good = True
+    for number in (signal.SIGTERM, signal.SIGINT):
+        found = stop.campaign(runs, number)
+        print(f"{number.name}: {found.right} of {runs}, {found.saved} of them with a step saved,")
+        print(f"  at most {max(found.seconds):.1f} s from the signal to the end")
+        print(*found.wrong, sep="\n", end="", flush=True)
+        good &= found.right == runs
+    return good
+
+
+def flips(runs: int) -> bool:
+    found = flip.campaign(runs)
+    for kind, tried in found.tried.items():
+        print(f"{kind}: {found.told.get(kind, 0)} of {tried} told, the step before taken")
+    print(*found.wrong, sep="\n", end="", flush=True)
+    return not found.wrong
+
+
+def disks(runs: int) -> bool:
+    wrong = disk.size_limited()
+    print("files of 4 kB at most:", wrong or "one error, the last checkpoint stood, went on")
+    more = disk.small_disk()
+    print("a tmpfs of 600 kB:", more or "one error, the last checkpoint stood, went on to the bits")
+    return not wrong and not more
+
+
+def table(runs: int) -> bool:
+    rows = devices.campaign()
+    print("| engine | fsdp | devices | processes | loss at step 50 | apart there | largest apart |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for r in rows:
+        left = f"| {r['engine']} | {r['fsdp']} | {r['devices']} | {r['processes']} |"
+        print(f"{left} {r['loss']:.6f} | {r['last']:.1e} | {r['largest']:.1e} |")
+    return all(r["last"] < 1e-4 for r in rows)
+
+
+CAMPAIGNS = {
+    "kill": (kills, 100), "stop": (stops, 10), "flip": (flips, 100), "disk": (disks, 1),
+    "devices": (table, 1),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Runs what is named, or all; 1 if anything went wrong."""
+    named = [word for word in sys.argv[1:] if not word.startswith("--")] or list(CAMPAIGNS)
+    asked = [int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("--runs=")]
+    good = [CAMPAIGNS[name][0](*(asked or [CAMPAIGNS[name][1]])) for name in named]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

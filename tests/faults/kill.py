@@ -1,0 +1,104 @@
+"""Runs that are killed at random moments, and started again until they end."""
+
+import random
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runs import KINDS, Start, environment, images, told
+
+MOMENTS = ("any time", "compiling", "step", "evaluation", "saving", "sealing")
+
+
+@dataclass
+class Found:
+    """What came of a campaign."""
+
+    identical: int = 0
+    kills: Counter = field(default_factory=Counter)
+    most: int = 0  # kills of one run
+    left_over: list[int] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def reached(moment: str, start: Start, workdir: Path, was: int) -> bool:
+    """Whether a start is at a moment; `was` is how long its log and records were."""
+    folder = workdir / "checkpoints"
+    if moment == "compiling":
+        return start.log.read_text().count("compiling") > was
+    if moment in ("step", "evaluation"):
+        path = workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        if moment == "step":
+            return len(lines) > was
+        # A record between two of every fourth step: an epoch's end, evaluated next.
+        return bool(lines) and '"train"' in lines[-1] and int(lines[-1].split()[1][:-1]) % 4 != 0
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    if moment == "saving":
+        return any("tmp" in name for name in names)
+    return any(n.isdecimal() and not (folder / n / "checksums.json").exists() for n in names)
+
+
+def hurt(start: Start, workdir: Path, moment: str, rng: random.Random, usual: float) -> bool:
+    """Kills a start at a moment; False if it ended before."""
+    path = workdir / "metrics.jsonl"
+    was = start.log.read_text().count("compiling") if moment == "compiling" else 0
+    if moment == "step" and path.exists():
+        was = len(path.read_text().splitlines())
+    until = rng.uniform(0.1, usual) if moment == "any time" else 30.0
+    while start.process.poll() is None and time.monotonic() - start.began < until:
+        if moment != "any time" and reached(moment, start, workdir, was):
+            time.sleep(rng.choice([0, 0, 0.002, 0.01, 0.1, 0.5]))
+            break
+        time.sleep(0.0005)
+    if start.process.poll() is not None:
+        return False
+    start.kill()
+    start.process.wait()
+    return True
+
+
+def one(number: int, place: Path, keys: list[str], wanted: object, usual: float, found: Found):
+    """One run, killed once to four times; what it leaves must be what was wanted."""
+    rng = random.Random(number)
+    workdir = place / f"run{number}"
+    # One run of five compiles by itself, and may be killed as it keeps what it compiled.
+    env = environment(place / f"cache{number}" if number % 5 == 0 else place / "cache")
+    dead, kills = [], 0
+    for _ in range(rng.choice([1, 1, 2, 2, 3, 4])):
+        moment = MOMENTS[(number + kills) % len(MOMENTS)]
+        start = Start(workdir, keys, env)
+        if not hurt(start, workdir, moment, rng, usual):
+            break
+        kills += 1
+        found.kills[moment] += 1
+        dead.append((start, time.monotonic()))
+    status = Start(workdir, keys, env).wait()
+    for start, when in dead:
+        time.sleep(max(0.0, when + 5 - time.monotonic()))
+        found.left_over += start.left_over()
+    found.most = max(found.most, kills)
+    if status == 0 and told(workdir) == wanted:
+        found.identical += 1
+    else:
+        found.wrong.append(f"run {number}: status {status}, see {workdir}.log")
+
+
+def campaign(runs: int, kind: str, seed: int = 0, at_once: int = 2) -> Found:
+    """That many runs of a kind, killed, against one that was not."""
+    place, found = Path(tempfile.mkdtemp(prefix="faults-")), Found()
+    keys = [*KINDS[kind], *([images(place / "images")] if kind == "workers" else [])]
+    for name in ("warm", "whole"):  # the second has what the first compiled, as the others will
+        start = Start(place / name, keys, environment(place / "cache"))
+        assert start.wait() == 0, start.log.read_text()
+        usual = time.monotonic() - start.began
+    wanted = told(place / "whole")
+    with ThreadPoolExecutor(at_once) as pool:
+        numbers = range(seed, seed + runs)
+        done = [pool.submit(one, n, place, keys, wanted, usual, found) for n in numbers]
+        for future in done:
+            future.result()
+    return found

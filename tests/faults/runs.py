@@ -1,0 +1,101 @@
+"""Small runs of `train.py` in processes of their own, to be hurt, and what they leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--config.model=cifar_resnet8",
+    "--config.spec.depths=(1,)",
+    "--config.spec.widths=(4,)",
+    "--config.spec.stem_width=4",
+    "--config.batch_size=96",
+    "--config.log_every_steps=4",
+    "--config.checkpoint_every_steps=3",
+]
+# Each kind with a road of its own: examples on the devices, and read by worker processes.
+KINDS = {
+    "resident": [*TINY, "--config.epochs=6"],
+    "workers": [
+        *TINY,
+        "--config.epochs=6",
+        "--config.data.image_size=8",
+        "--config.data.workers=1",
+    ],
+}
+VARIES = ("wall_seconds", "examples_per_second")
+
+
+def environment(home: Path, devices: int = 1) -> dict[str, str]:
+    """With a cache of its own, and some virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XDG_CACHE_HOME": str(home), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def images(root: Path) -> str:
+    """The digits as a folder of images; the name of the dataset."""
+    from PIL import Image
+
+    from resflax.data import load_dataset
+
+    digits = load_dataset("digits")
+    for split, part in (("train", digits.train), ("test", digits.test)):
+        for i, (image, label) in enumerate(zip(part.images[:600], part.labels, strict=False)):
+            path = root / split / f"{label}" / f"{i:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(path)
+    return f"--config.dataset=folder:{root}"
+
+
+class Start:
+    """One start of a run; its output goes to a file."""
+
+    def __init__(self, workdir: Path, keys: list[str], env: dict[str, str], **popen: Any) -> None:
+        self.log = workdir.with_name(f"{workdir.name}.log")
+        command = [sys.executable, "train.py", *keys, f"--workdir={workdir}"]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **popen,
+            )
+        self.began = time.monotonic()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to the trainer alone, not to what it started."""
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 300) -> int:
+        """The exit status, as a shell tells it."""
+        status = self.process.wait(seconds)
+        return status if status >= 0 else 128 - status
+
+    def left_over(self) -> list[int]:
+        """The processes of its session that still live."""
+        left = []
+        for path in Path("/proc").iterdir():
+            try:
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if path.name.isdecimal() and int(fields[3]) == self.process.pid and fields[0] != "Z":
+                left.append(int(path.name))
+        return left
+
+
+def told(workdir: Path) -> Any:
+    """What a run has left, without what varies: its results and its records."""
+    results = json.loads((workdir / "results.json").read_text())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k not in VARIES} for entry in [results, *lines]]
