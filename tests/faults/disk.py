@@ -1,32 +1,14 @@
 """A disk that fills up while a run saves."""
 
-import resource
-import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
-from runs import KINDS, Start, environment, told
+from runs import Start, environment, reference, told
 
 
-def limited(size: int):
-    """No file may be larger, as if the disk were full; for a process that is about to start."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
-
-
-def whole(place: Path) -> object:
-    """What a run leaves that was not hurt."""
-    start = Start(place / "whole", KINDS["resident"], environment(place / "cache"))
-    assert start.wait() == 0, start.log.read_text()
-    return told(place / "whole")
-
-
-def judged(place: Path, workdir: Path, status: int, before: set[str], wanted: object) -> list[str]:
+def judged(workdir: Path, status: int, before: set[str]) -> list[str]:
     """What is wrong: with the end on a full disk, or with going on when there is room."""
     log = workdir.with_name(f"{workdir.name}.log").read_text()
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
@@ -40,36 +22,44 @@ def judged(place: Path, workdir: Path, status: int, before: set[str], wanted: ob
 
 
 def size_limited() -> list[str]:
-    """Stopped after some steps, started with files of 4 kB at most, then without; what is wrong."""
-    place = Path(tempfile.mkdtemp(prefix="faults-"))
-    wanted, workdir, env = whole(place), place / "run", environment(place / "cache")
-    first = [*KINDS["resident"], "--config.epochs=2"]
-    assert Start(workdir, first, env).wait() == 0
-    before = {p.name for p in (workdir / "checkpoints").iterdir()}
-    status = Start(workdir, KINDS["resident"], env, preexec_fn=limited(4096)).wait()
-    wrong = judged(place, workdir, status, before, wanted)
-    if (again := Start(workdir, KINDS["resident"], env).wait()) != 0:
-        wrong.append(f"with room again: status {again}")
+    """Killed after some steps, then no file may be large, then any may; what is wrong."""
+    unhurt, workdir = reference("workers"), Path(tempfile.mkdtemp(prefix="faults-")) / "run"
+    env = environment(unhurt.place / "cache")
+    keys = [*unhurt.keys, "--config.data.workers=0"]  # they would need files for their memory
+    start = Start(workdir, keys, env)
+    while not list(workdir.glob("checkpoints/*/checksums.json")) and start.process.poll() is None:
+        time.sleep(0.001)
+    start.kill()
+    start.process.wait()
+    whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
+    largest = max(
+        p.stat().st_size for p in workdir.rglob("checkpoints/*/state/**/*") if p.is_file()
+    )
+    status = Start(workdir, keys, env, largest // 2).wait()
+    wrong = judged(workdir, status, whole)
+    again = Start(workdir, unhurt.keys, env).wait()
+    if again != 0 or told(workdir) != unhurt.left:
+        wrong.append(f"with room again: status {again}, or other bits")
     return wrong
 
 
-def small_disk(kilobytes: int = 600) -> list[str]:
+def small_disk(kilobytes: int = 400) -> list[str]:
     """A tmpfs that is too small for the run, then larger; needs the right to mount."""
-    place = Path(tempfile.mkdtemp(prefix="faults-"))
-    wanted, env, disk = whole(place), environment(place / "cache"), place / "disk"
+    unhurt, place = reference("resident"), Path(tempfile.mkdtemp(prefix="faults-"))
+    env, disk = environment(unhurt.place / "cache"), place / "disk"
     disk.mkdir()
     size = f"size={kilobytes}k"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
     try:
-        # The log lies beside the folder, on the small disk: so a link leads there.
-        workdir = place / "run"
+        workdir = place / "run"  # its log lies beside it, not on the small disk
+        (disk / "run").mkdir()
         workdir.symlink_to(disk / "run")
-        status = Start(workdir, KINDS["resident"], env).wait()
-        left = {p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()}
-        wrong = judged(place, workdir, status, left, wanted)
+        status = Start(workdir, unhurt.keys, env).wait()
+        whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
+        wrong = judged(workdir, status, whole)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        again = Start(workdir, KINDS["resident"], env).wait()
-        if again != 0 or told(workdir) != wanted:
+        again = Start(workdir, unhurt.keys, env).wait()
+        if again != 0 or told(workdir) != unhurt.left:
             wrong.append(f"with room again: status {again}, or other bits")
         return wrong
     finally:

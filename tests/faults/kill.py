@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import KINDS, Start, environment, images, told
+from runs import Reference, Start, environment, reference, told
 
 MOMENTS = ("any time", "compiling", "step", "evaluation", "saving", "sealing")
 
@@ -61,44 +61,38 @@ def hurt(start: Start, workdir: Path, moment: str, rng: random.Random, usual: fl
     return True
 
 
-def one(number: int, place: Path, keys: list[str], wanted: object, usual: float, found: Found):
-    """One run, killed once to four times; what it leaves must be what was wanted."""
+def one(number: int, unhurt: Reference, most: int, place: Path, found: Found) -> None:
+    """One run, killed once to `most` times; what it leaves must be what was wanted."""
     rng = random.Random(number)
     workdir = place / f"run{number}"
     # One run of five compiles by itself, and may be killed as it keeps what it compiled.
-    env = environment(place / f"cache{number}" if number % 5 == 0 else place / "cache")
+    env = environment(place / f"cache{number}" if number % 5 == 4 else unhurt.place / "cache")
     dead, kills = [], 0
-    for _ in range(rng.choice([1, 1, 2, 2, 3, 4])):
+    for _ in range(min(most, rng.choice([1, 1, 2, 2, 3, 4]))):
         moment = MOMENTS[(number + kills) % len(MOMENTS)]
-        start = Start(workdir, keys, env)
-        if not hurt(start, workdir, moment, rng, usual):
+        start = Start(workdir, unhurt.keys, env)
+        if not hurt(start, workdir, moment, rng, unhurt.seconds):
             break
         kills += 1
         found.kills[moment] += 1
         dead.append((start, time.monotonic()))
-    status = Start(workdir, keys, env).wait()
+    status = Start(workdir, unhurt.keys, env).wait()
     for start, when in dead:
         time.sleep(max(0.0, when + 5 - time.monotonic()))
         found.left_over += start.left_over()
     found.most = max(found.most, kills)
-    if status == 0 and told(workdir) == wanted:
+    if status == 0 and told(workdir) == unhurt.left:
         found.identical += 1
     else:
         found.wrong.append(f"run {number}: status {status}, see {workdir}.log")
 
 
-def campaign(runs: int, kind: str, seed: int = 0, at_once: int = 2) -> Found:
+def campaign(runs: int, kind: str, most: int = 4, at_once: int = 2) -> Found:
     """That many runs of a kind, killed, against one that was not."""
-    place, found = Path(tempfile.mkdtemp(prefix="faults-")), Found()
-    keys = [*KINDS[kind], *([images(place / "images")] if kind == "workers" else [])]
-    for name in ("warm", "whole"):  # the second has what the first compiled, as the others will
-        start = Start(place / name, keys, environment(place / "cache"))
-        assert start.wait() == 0, start.log.read_text()
-        usual = time.monotonic() - start.began
-    wanted = told(place / "whole")
+    unhurt, found = reference(kind), Found()
+    place = Path(tempfile.mkdtemp(prefix="faults-"))
     with ThreadPoolExecutor(at_once) as pool:
-        numbers = range(seed, seed + runs)
-        done = [pool.submit(one, n, place, keys, wanted, usual, found) for n in numbers]
+        done = [pool.submit(one, n, unhurt, most, place, found) for n in range(runs)]
         for future in done:
             future.result()
     return found

@@ -1,13 +1,15 @@
 """Small runs of `train.py` in processes of their own, to be hurt, and what they leave."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -27,6 +29,7 @@ KINDS = {
         "--config.epochs=6",
         "--config.data.image_size=8",
         "--config.data.workers=1",
+        "--config.eval_every_epochs=3",
     ],
 }
 VARIES = ("wall_seconds", "examples_per_second")
@@ -56,9 +59,16 @@ def images(root: Path) -> str:
 class Start:
     """One start of a run; its output goes to a file."""
 
-    def __init__(self, workdir: Path, keys: list[str], env: dict[str, str], **popen: Any) -> None:
+    def __init__(
+        self, workdir: Path, keys: list[str], env: dict[str, str], largest: int | None = None
+    ) -> None:
         self.log = workdir.with_name(f"{workdir.name}.log")
         command = [sys.executable, "train.py", *keys, f"--workdir={workdir}"]
+        if largest is not None:  # no file may be larger, as if the disk were full
+            limit = "import os, resource, sys; size = int(sys.argv[1])"
+            limit += "; resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))"
+            limit += "; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+            command = [sys.executable, "-c", limit, str(largest), *command[1:]]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command,
@@ -68,7 +78,6 @@ class Start:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **popen,
             )
         self.began = time.monotonic()
 
@@ -99,3 +108,23 @@ def told(workdir: Path) -> Any:
     results = json.loads((workdir / "results.json").read_text())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in entry.items() if k not in VARIES} for entry in [results, *lines]]
+
+
+class Reference(NamedTuple):
+    """A run that was not hurt: the folder it lies in, how to start it, what it left, how long."""
+
+    place: Path
+    keys: list[str]
+    left: Any
+    seconds: float
+
+
+@functools.cache
+def reference(kind: str) -> Reference:
+    """The run of a kind, made once; beside it is what it compiled, "cache"."""
+    place = Path(tempfile.mkdtemp(prefix="faults-"))
+    keys = [*KINDS[kind], *([images(place / "images")] if kind == "workers" else [])]
+    for name in ("warm", "whole"):  # the second has what the first compiled, as the others will
+        start = Start(place / name, keys, environment(place / "cache"))
+        assert start.wait() == 0, start.log.read_text()
+    return Reference(place, keys, told(place / "whole"), time.monotonic() - start.began)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import KINDS, Start, environment, told
+from runs import Start, environment, reference, told
 
 
 @dataclass
@@ -22,17 +22,13 @@ class Stopped:
 
 def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Stopped:
     """Each run is asked once, must end with 128 + the signal's number, and go on to its end."""
-    place, found = Path(tempfile.mkdtemp(prefix="faults-")), Stopped()
-    env, keys, rng = environment(place / "cache"), KINDS["resident"], random.Random(seed)
-    for name in ("warm", "whole"):
-        start = Start(place / name, keys, env)
-        assert start.wait() == 0, start.log.read_text()
-        usual = time.monotonic() - start.began
-    wanted = told(place / "whole")
+    unhurt, found, rng = reference("resident"), Stopped(), random.Random(seed)
+    place, env = Path(tempfile.mkdtemp(prefix="faults-")), environment(unhurt.place / "cache")
+    keys = unhurt.keys
     for i in range(runs):
         workdir = place / f"run{i}"
         start = Start(workdir, keys, env)
-        time.sleep(rng.uniform(0.2, 0.95 * usual))  # Python itself needs 0.1 s to begin
+        time.sleep(rng.uniform(0.2, 0.95 * unhurt.seconds))  # Python itself needs 0.1 s to begin
         asked = time.monotonic()
         if start.process.poll() is None:
             start.kill(number)
@@ -40,7 +36,7 @@ def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Stopped:
         found.seconds.append(time.monotonic() - asked)
         found.saved += "stopped after step" in start.log.read_text()
         again = Start(workdir, keys, env).wait()
-        if (status, again) == (128 + number, 0) and told(workdir) == wanted:
+        if (status, again) == (128 + number, 0) and told(workdir) == unhurt.left:
             found.right += 1
         else:
             found.wrong.append(f"run {i}: status {status}, then {again}: see {start.log}")
