@@ -1,4 +1,4 @@
-"""The command line: `python -m resflax list | info | data | convert | predict | study ...`."""
+"""The command line: `python -m resflax list | info | data | ...`."""
 
 import importlib
 import sys
@@ -13,6 +13,7 @@ COMMANDS = {
     "data": ("resflax.train.data_cli:main", "sets made ready to train on, and looked at"),
     "convert": ("resflax.weights.cli:convert_main", "weights of torch to ours and back"),
     "predict": ("resflax.weights.cli:predict_main", "the five most probable classes of an image"),
+    "doctor": ("resflax.train.doctor:main", "whether this machine gives the same results anyhow"),
     "study": ("resflax.study.cli:main", "the papers' experiments"),
 }
 

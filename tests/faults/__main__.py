@@ -1,4 +1,4 @@
-"""`python tests/faults [kill|stop|flip|disk|devices] [--runs=N]`: hurts runs, and reports."""
+"""`python tests/faults [kill|stop|flip|disk|lost|devices] [--runs=N]`: hurts runs, and reports."""
 
 import signal
 import sys
@@ -7,6 +7,7 @@ import devices
 import disk
 import flip
 import kill
+import lost
 import stop
 
 
@@ -49,6 +50,20 @@ def disks(runs: int) -> bool:
     return not wrong and not more
 
 
+def losses(runs: int) -> bool:
+    good = True
+    for engine in ("pmap", "mesh"):
+        for number, what in ((signal.SIGKILL, "killed"), (signal.SIGTERM, "asked to end")):
+            found = lost.campaign(runs, engine, number)
+            print(
+                f"two processes, {engine}, one {what}: {found.ended} of {runs} ended all,", end=" "
+            )
+            print(f"after {max(found.seconds):.1f} s at most; {found.resumed} went on to the bits")
+            print(*found.wrong, sep="\n", end="", flush=True)
+            good &= found.ended == found.resumed == runs
+    return good
+
+
 def table(runs: int) -> bool:
     rows = devices.campaign()
     print("| engine | fsdp | devices | processes | loss at step 50 | apart there | largest apart |")
@@ -61,7 +76,7 @@ def table(runs: int) -> bool:
 
 CAMPAIGNS = {
     "kill": (kills, 100), "stop": (stops, 10), "flip": (flips, 100), "disk": (disks, 1),
-    "devices": (table, 1),
+    "lost": (losses, 4), "devices": (table, 1),
 }  # fmt: skip
 
 

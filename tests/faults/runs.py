@@ -60,22 +60,27 @@ class Start:
     """One start of a run; its output goes to a file."""
 
     def __init__(
-        self, workdir: Path, keys: list[str], env: dict[str, str], largest: int | None = None
+        self,
+        workdir: Path,
+        keys: list[str],
+        env: dict[str, str],
+        largest: int | None = None,
+        log: str = "",
     ) -> None:
-        self.log = workdir.with_name(f"{workdir.name}.log")
+        self.log = Path(log or workdir.with_name(f"{workdir.name}.log"))
         command = [sys.executable, "train.py", *keys, f"--workdir={workdir}"]
         if largest is not None:  # no file may be larger, as if the disk were full
             limit = "import os, resource, sys; size = int(sys.argv[1])"
             limit += "; resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))"
             limit += "; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
             command = [sys.executable, "-c", limit, str(largest), *command[1:]]
-        with self.log.open("a") as log:
+        with self.log.open("a") as out:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

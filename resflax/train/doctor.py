@@ -1,0 +1,157 @@
+"""`python -m resflax doctor`: whether this machine keeps the laws that a run leans on."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resflax.data import load_dataset
+from resflax.errors import UserError
+from resflax.nn import ResNet, Spec
+from resflax.train.build import input_from, optimizer_from, schedule_from, state_from, steps_from
+from resflax.train.checkpoint import Checkpoints, Saved
+from resflax.train.config import default_config
+from resflax.train.feed import host_feed
+from resflax.train.parallel import Engine, make_engine
+from resflax.train.state import TrainState
+
+USAGE = """usage: python -m resflax doctor
+
+Trains a small network on the digits for some steps: with both engines, on one and on all devices,
+with the state whole and spread, and across a save and a restore. On a CPU there are eight virtual
+devices. Takes about a minute.
+"""
+# Of this many devices a CPU is made, unless XLA_FLAGS says otherwise.
+VIRTUAL = 8
+STEPS = 20
+NEAR = 1e-4
+SPEC = Spec((1, 1, 1), (16, 32, 64), "basic", "cifar", 16, shortcut="A", num_classes=10)
+
+
+class Check(NamedTuple):
+    """A row of the table: what was checked, whether it holds, and the figure behind that."""
+
+    what: str
+    right: bool
+    found: str
+
+
+def virtual_devices() -> None:
+    """Makes several devices of a CPU; before JAX is asked for any."""
+    # XLA_FLAGS may say how many, or they are there already.
+    with contextlib.suppress(RuntimeError, ValueError):
+        jax.config.update("jax_num_cpu_devices", VIRTUAL)
+
+
+class Patient:
+    """The short run, on the engine of a name and so many devices."""
+
+    def __init__(self, name: str, count: int, fsdp: int = 1) -> None:
+        self.config = default_config()
+        self.config.batch_size = 8 * len(jax.devices())
+        self.digits = load_dataset("digits")
+        self.engine: Engine = make_engine(name, jax.devices()[:count], fsdp=fsdp)
+        model = ResNet(SPEC)
+        examples = len(self.digits.train)
+        optimizer = optimizer_from(self.config, schedule_from(self.config, examples))
+        self.step, _ = steps_from(
+            self.config,
+            model,
+            optimizer,
+            input_from(self.digits.train),
+            axis_name=self.engine.axis_name,
+        )
+        self.first = state_from(self.config, model, optimizer, self.digits.image_shape)
+
+    def run(self, state: TrainState, stop: int) -> tuple[TrainState, list[float]]:
+        """From a state to a step: the state there, as NumPy arrays, and the losses."""
+        start = int(state.step)
+        advance = host_feed(self.engine, self.step, self.digits.train, self.config, start, stop)
+        placed, losses = self.engine.place(state), []
+        for _ in range(start, stop):
+            placed, metrics = advance(placed)
+            losses.append(float(self.engine.fetch(metrics)["loss"]))
+        return self.engine.fetch(placed), losses
+
+
+def _bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def _same_losses(what: str, patient: Patient, base: list[float]) -> Check:
+    _, losses = patient.run(patient.first, STEPS)
+    apart = max(abs(a - b) / abs(b) for a, b in zip(losses, base, strict=True))
+    return Check(what, bool(apart < NEAR), f"losses at most {apart:.1e} apart")
+
+
+def _saved_and_restored(what: str, patient: Patient) -> Check:
+    whole, _ = patient.run(patient.first, STEPS)
+    half, _ = patient.run(patient.first, STEPS // 2)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", 2)
+        checkpoints.save(Saved(half, {}, {}))
+        checkpoints.close()
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", 2)
+        saved = checkpoints.restore(patient.first)
+        checkpoints.close()
+    state, _ = patient.run(saved.state, STEPS) if saved else (None, [])
+    same = _bits(state) == _bits(whole)
+    return Check(what, same, "the same bits" if same else "other bits")
+
+
+def checks() -> Iterator[Callable[[], Check]]:
+    """Each check, to be called in turn."""
+    count = len(jax.devices())
+    base: list[float] = []
+
+    def first() -> Check:
+        patient = Patient("pmap", 1)
+        base.extend(patient.run(patient.first, STEPS)[1])
+        good = bool(np.isfinite(base).all() and base[-1] < base[0])
+        return Check("pmap, 1 device: it learns", good, f"loss {base[0]:.3f} to {base[-1]:.3f}")
+
+    yield first
+    yield lambda: _same_losses("mesh, 1 device, as pmap", Patient("mesh", 1), base)
+    if count > 1:
+        for name in ("pmap", "mesh"):
+            what = f"{name}, {count} devices, as one"
+            yield lambda what=what, name=name: _same_losses(what, Patient(name, count), base)
+        if count % 2 == 0:
+            yield lambda: _same_losses(
+                f"mesh, {count} devices, state spread over 2, as one",
+                Patient("mesh", count, 2),
+                base,
+            )
+    for name in ("pmap", "mesh"):
+        what = f"{name}, saved and restored"
+        yield lambda what=what, name=name: _saved_and_restored(what, Patient(name, count))
+
+
+def main(arguments: list[str]) -> None:
+    """Lists the devices, checks, and prints a table.
+
+    Raises:
+      UserError: if a check fails.
+    """
+    if arguments:
+        if {"-h", "--help"} & set(arguments):
+            print(USAGE)
+            return
+        raise UserError(f"unexpected argument {arguments[0]!r}: doctor takes none")
+    virtual_devices()
+    began = time.monotonic()
+    kinds = sorted({f"{device.platform} ({device.device_kind})" for device in jax.devices()})
+    print(f"{len(jax.devices())} devices: {', '.join(kinds)}; jax {jax.__version__}\n", flush=True)
+    failed = 0
+    for check in checks():
+        what, right, found = check()
+        failed += not right
+        print(f"{'pass' if right else 'FAIL'}  {what:48}  {found}", flush=True)
+    print(f"\n{time.monotonic() - began:.0f} seconds")
+    if failed:
+        raise UserError(f"{failed} checks failed: results on this machine are not to be trusted")
