@@ -5,7 +5,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from runs import Start, environment
+from starts import Start, environment
 
 KEYS = [
     "--config.model=cifar_resnet20",

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from runs import Start, environment, reference, told
+from starts import Start, environment, reference, told
 
 
 def judged(workdir: Path, status: int, before: set[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from runs import KINDS, ROOT, Start, environment
+from starts import KINDS, ROOT, Start, environment
 
 from resflax.train import Trainer, default_config
 from resflax.train.checkpoint import Checkpoints

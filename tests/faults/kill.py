@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import Reference, Start, environment, reference, told
+from starts import Reference, Start, environment, reference, told
 
 MOMENTS = ("any time", "compiling", "step", "evaluation", "saving", "sealing")
 

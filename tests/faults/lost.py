@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import KINDS, Start, environment, told
+from starts import KINDS, Start, environment, told
 
 
 @dataclass

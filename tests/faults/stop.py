@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import Start, environment, reference, told
+from starts import Start, environment, reference, told
 
 
 @dataclass
