@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from resflax.nn import ResNet, Spec
 from resflax.train.build import input_from, optimizer_from, schedule_from, state_from, steps_from
 from resflax.train.checkpoint import Checkpoints, Saved
 from resflax.train.config import default_config
-from resflax.train.feed import host_feed
+from resflax.train.feed import training
 from resflax.train.parallel import Engine, make_engine
 from resflax.train.state import TrainState
 
@@ -48,33 +48,41 @@ def virtual_devices() -> None:
         jax.config.update("jax_num_cpu_devices", VIRTUAL)
 
 
-class Patient:
-    """The short run, on the engine of a name and so many devices."""
+class Case:
+    """The short run as data, made once: what is trained on what, from which state."""
 
-    def __init__(self, name: str, count: int, fsdp: int = 1) -> None:
+    def __init__(self) -> None:
         self.config = default_config()
         self.config.batch_size = 8 * len(jax.devices())
-        self.digits = load_dataset("digits")
+        digits = load_dataset("digits")
+        self.examples, self.model = digits.train, ResNet(SPEC)
+        schedule = schedule_from(self.config, len(digits.train))
+        self.optimizer = optimizer_from(self.config, schedule)
+        self.first = state_from(self.config, self.model, self.optimizer, digits.image_shape)
+
+
+class Patient:
+    """The short run on the engine of a name and so many devices, compiled once."""
+
+    def __init__(self, case: Case, name: str, count: int, fsdp: int = 1) -> None:
+        self.case, self.first = case, case.first
         self.engine: Engine = make_engine(name, jax.devices()[:count], fsdp=fsdp)
-        model = ResNet(SPEC)
-        examples = len(self.digits.train)
-        optimizer = optimizer_from(self.config, schedule_from(self.config, examples))
-        self.step, _ = steps_from(
-            self.config,
-            model,
-            optimizer,
-            input_from(self.digits.train),
+        step, _ = steps_from(
+            case.config,
+            case.model,
+            case.optimizer,
+            input_from(case.examples),
             axis_name=self.engine.axis_name,
         )
-        self.first = state_from(self.config, model, optimizer, self.digits.image_shape)
+        self.step = self.engine.compile_train(step)
 
     def run(self, state: TrainState, stop: int) -> tuple[TrainState, list[float]]:
         """From a state to a step: the state there, as NumPy arrays, and the losses."""
-        start = int(state.step)
-        advance = host_feed(self.engine, self.step, self.digits.train, self.config, start, stop)
-        placed, losses = self.engine.place(state), []
-        for _ in range(start, stop):
-            placed, metrics = advance(placed)
+        config, placed = self.case.config, self.engine.place(state)
+        mine, start = self.engine.mine(config.batch_size), int(state.step)
+        losses = []
+        for batch in training(self.case.examples, config, start, stop, mine):
+            placed, metrics = self.step(placed, self.engine.split(batch))
             losses.append(float(self.engine.fetch(metrics)["loss"]))
         return self.engine.fetch(placed), losses
 
@@ -104,32 +112,22 @@ def _saved_and_restored(what: str, patient: Patient) -> Check:
     return Check(what, same, "the same bits" if same else "other bits")
 
 
-def checks() -> Iterator[Callable[[], Check]]:
-    """Each check, to be called in turn."""
-    count = len(jax.devices())
-    base: list[float] = []
-
-    def first() -> Check:
-        patient = Patient("pmap", 1)
-        base.extend(patient.run(patient.first, STEPS)[1])
-        good = bool(np.isfinite(base).all() and base[-1] < base[0])
-        return Check("pmap, 1 device: it learns", good, f"loss {base[0]:.3f} to {base[-1]:.3f}")
-
-    yield first
-    yield lambda: _same_losses("mesh, 1 device, as pmap", Patient("mesh", 1), base)
-    if count > 1:
-        for name in ("pmap", "mesh"):
-            what = f"{name}, {count} devices, as one"
-            yield lambda what=what, name=name: _same_losses(what, Patient(name, count), base)
-        if count % 2 == 0:
-            yield lambda: _same_losses(
-                f"mesh, {count} devices, state spread over 2, as one",
-                Patient("mesh", count, 2),
-                base,
-            )
+def checks() -> Iterator[Check]:
+    """Each check in turn, as it is made."""
+    count, case = len(jax.devices()), Case()
+    patient = Patient(case, "pmap", 1)
+    _, base = patient.run(patient.first, STEPS)
+    good = bool(np.isfinite(base).all() and base[-1] < base[0])
+    yield Check("pmap, 1 device: it learns", good, f"loss {base[0]:.3f} to {base[-1]:.3f}")
+    yield _same_losses("mesh, 1 device, as pmap", Patient(case, "mesh", 1), base)
     for name in ("pmap", "mesh"):
-        what = f"{name}, saved and restored"
-        yield lambda what=what, name=name: _saved_and_restored(what, Patient(name, count))
+        patient = Patient(case, name, count)
+        if count > 1:
+            yield _same_losses(f"{name}, {count} devices, as one", patient, base)
+        yield _saved_and_restored(f"{name}, saved and restored", patient)
+    if count % 2 == 0:
+        what = f"mesh, {count} devices, state spread over 2, as one"
+        yield _same_losses(what, Patient(case, "mesh", count, 2), base)
 
 
 def main(arguments: list[str]) -> None:
@@ -148,8 +146,7 @@ def main(arguments: list[str]) -> None:
     kinds = sorted({f"{device.platform} ({device.device_kind})" for device in jax.devices()})
     print(f"{len(jax.devices())} devices: {', '.join(kinds)}; jax {jax.__version__}\n", flush=True)
     failed = 0
-    for check in checks():
-        what, right, found = check()
+    for what, right, found in checks():
         failed += not right
         print(f"{'pass' if right else 'FAIL'}  {what:48}  {found}", flush=True)
     print(f"\n{time.monotonic() - began:.0f} seconds")

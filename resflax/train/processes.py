@@ -105,7 +105,7 @@ def arrays_from_first(tree: Any) -> Any:
         array = np.ascontiguousarray(leaf)
         raw = array.reshape(-1).view(np.uint8)
         told = np.asarray(multihost_utils.broadcast_one_to_all(raw), np.uint8)
-        return told.view(array.dtype).reshape(array.shape)
+        return told.view(array.dtype).reshape(np.shape(leaf))  # `array` has an axis at least
 
     return jax.tree.map(share, tree)
 
