@@ -43,11 +43,16 @@ def flips(runs: int) -> bool:
 
 
 def disks(runs: int) -> bool:
-    wrong = disk.size_limited()
-    print("files of 4 kB at most:", wrong or "one error, the last checkpoint stood, went on")
-    more = disk.small_disk()
-    print("a tmpfs of 600 kB:", more or "one error, the last checkpoint stood, went on to the bits")
-    return not wrong and not more
+    good = True
+    for what, hurt in (
+        ("no file may be larger than half a checkpoint's", disk.size_limited),
+        ("a tmpfs of 400 kB", disk.small_disk),
+        ("a disk that turns read-only", disk.read_only),
+    ):
+        wrong = hurt()
+        print(f"{what}:", wrong or "one error, the last checkpoint stood, went on to the bits")
+        good &= not wrong
+    return good
 
 
 def losses(runs: int) -> bool:

@@ -1,11 +1,13 @@
 """A disk that fills up while a run saves."""
 
+import contextlib
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from starts import Start, environment, reference, told
+from starts import Reference, Start, environment, reference, told
 
 
 def judged(workdir: Path, status: int, before: set[str]) -> list[str]:
@@ -37,30 +39,60 @@ def size_limited() -> list[str]:
     )
     status = Start(workdir, keys, env, largest // 2).wait()
     wrong = judged(workdir, status, whole)
-    again = Start(workdir, unhurt.keys, env).wait()
-    if again != 0 or told(workdir) != unhurt.left:
-        wrong.append(f"with room again: status {again}, or other bits")
-    return wrong
+    return wrong + goes_on(workdir, unhurt, env)
 
 
-def small_disk(kilobytes: int = 400) -> list[str]:
-    """A tmpfs that is too small for the run, then larger; needs the right to mount."""
-    unhurt, place = reference("resident"), Path(tempfile.mkdtemp(prefix="faults-"))
-    env, disk = environment(unhurt.place / "cache"), place / "disk"
+@contextlib.contextmanager
+def mounted(size: str) -> Iterator[tuple[Path, Path]]:
+    """A workdir on a tmpfs of that size, and the tmpfs; needs the right to mount."""
+    place = Path(tempfile.mkdtemp(prefix="faults-"))
+    disk, workdir = place / "disk", place / "run"  # its log lies beside it, not on the small disk
     disk.mkdir()
-    size = f"size={kilobytes}k"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
     try:
-        workdir = place / "run"  # its log lies beside it, not on the small disk
         (disk / "run").mkdir()
         workdir.symlink_to(disk / "run")
+        yield workdir, disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def remount(disk: Path, option: str) -> bool:
+    """Whether it could be done: not while a file is written to."""
+    command = ["mount", "-o", f"remount,{option}", str(disk)]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def goes_on(workdir: Path, unhurt: Reference, env: dict[str, str]) -> list[str]:
+    """What is wrong with the end of a run that was hurt."""
+    again = Start(workdir, unhurt.keys, env).wait()
+    same = again == 0 and told(workdir) == unhurt.left
+    return [] if same else [f"with room again: status {again}, or other bits"]
+
+
+def small_disk() -> list[str]:
+    """A tmpfs that is too small for the run, then larger; what is wrong."""
+    unhurt = reference("resident")
+    env = environment(unhurt.place / "cache")
+    with mounted("400k") as (workdir, disk):
         status = Start(workdir, unhurt.keys, env).wait()
         whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
         wrong = judged(workdir, status, whole)
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        again = Start(workdir, unhurt.keys, env).wait()
-        if again != 0 or told(workdir) != unhurt.left:
-            wrong.append(f"with room again: status {again}, or other bits")
-        return wrong
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
+        remount(disk, "size=64m")
+        return wrong + goes_on(workdir, unhurt, env)
+
+
+def read_only() -> list[str]:
+    """A disk that turns read-only after the first checkpoint, then back; what is wrong."""
+    unhurt = reference("resident")
+    env = environment(unhurt.place / "cache")
+    with mounted("64m") as (workdir, disk):
+        start = Start(workdir, unhurt.keys, env)
+        while not list(workdir.glob("checkpoints/*/checksums.json")):
+            time.sleep(0.001)
+        while not remount(disk, "ro"):
+            time.sleep(0.001)
+        whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
+        wrong = judged(workdir, start.wait(), whole)
+        remount(disk, "rw")
+        return wrong + goes_on(workdir, unhurt, env)
