@@ -1,5 +1,6 @@
 """A run from where it is to its end: steps, records, evaluations, checkpoints."""
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -244,18 +245,19 @@ class Fit:
         if accuracy is not None:
             position.best = max(position.best, accuracy)
         whole: TrainState = self.engine.fetch(state)
-        position.skipped = list(dict.fromkeys(position.skipped + gathered(self.skipped())))
-        now = Position.of(position.as_dict())
-        now.seconds += time.monotonic() - self.began
-        now.examples, now.training = self.meter.examples, self.meter.seconds
+        position.skipped = list(
+            dict.fromkeys(position.skipped + gathered(self.trainer.dataset.skipped))
+        )
+        now = dataclasses.replace(
+            position,
+            seconds=position.seconds + time.monotonic() - self.began,
+            examples=self.meter.examples,
+            training=self.meter.seconds,
+        )
         if self.checkpoints:
             beside = {"config": self.config.to_dict(), "position": now.as_dict()}
             self.checkpoints.save(Saved(whole, beside, self.settled), accuracy)
         self.saved_step, self.saved_at = step, time.monotonic()
-
-    def skipped(self) -> list[str]:
-        """The examples that this process left out since it began."""
-        return self.trainer.dataset.skipped
 
     def _stop_here(self, state: TrainState, step: int) -> None:
         """Between two batches of an evaluation, which is left for the next start."""

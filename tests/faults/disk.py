@@ -23,23 +23,27 @@ def judged(workdir: Path, status: int, before: set[str]) -> list[str]:
     return wrong
 
 
+def sealed(workdir: Path) -> set[str]:
+    """The steps whose checkpoints are whole."""
+    return {path.parent.name for path in workdir.glob("checkpoints/*/checksums.json")}
+
+
 def size_limited() -> list[str]:
     """Killed after some steps, then no file may be large, then any may; what is wrong."""
     unhurt, workdir = reference("workers"), Path(tempfile.mkdtemp(prefix="faults-")) / "run"
     env = environment(unhurt.place / "cache")
     keys = [*unhurt.keys, "--config.data.workers=0"]  # they would need files for their memory
     start = Start(workdir, keys, env)
-    while not list(workdir.glob("checkpoints/*/checksums.json")) and start.process.poll() is None:
+    while not sealed(workdir) and start.process.poll() is None:
         time.sleep(0.001)
     start.kill()
     start.process.wait()
-    whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
+    whole = sealed(workdir)
     largest = max(
         p.stat().st_size for p in workdir.rglob("checkpoints/*/state/**/*") if p.is_file()
     )
     status = Start(workdir, keys, env, largest // 2).wait()
-    wrong = judged(workdir, status, whole)
-    return wrong + goes_on(workdir, unhurt, env)
+    return judged(workdir, status, whole) + goes_on(workdir, unhurt, env)
 
 
 @contextlib.contextmanager
@@ -76,7 +80,7 @@ def small_disk() -> list[str]:
     env = environment(unhurt.place / "cache")
     with mounted("400k") as (workdir, disk):
         status = Start(workdir, unhurt.keys, env).wait()
-        whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
+        whole = sealed(workdir)
         wrong = judged(workdir, status, whole)
         remount(disk, "size=64m")
         return wrong + goes_on(workdir, unhurt, env)
@@ -88,11 +92,11 @@ def read_only() -> list[str]:
     env = environment(unhurt.place / "cache")
     with mounted("64m") as (workdir, disk):
         start = Start(workdir, unhurt.keys, env)
-        while not list(workdir.glob("checkpoints/*/checksums.json")):
+        while not sealed(workdir):
             time.sleep(0.001)
         while not remount(disk, "ro"):
             time.sleep(0.001)
-        whole = {p.parent.name for p in workdir.glob("checkpoints/*/checksums.json")}
+        whole = sealed(workdir)
         wrong = judged(workdir, start.wait(), whole)
         remount(disk, "rw")
         return wrong + goes_on(workdir, unhurt, env)
