@@ -5,7 +5,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from starts import Start, environment
+from starts import Start, environment, lines
 
 KEYS = [
     "--config.model=cifar_resnet20",
@@ -35,8 +35,7 @@ def losses(place: Path, engine: str, devices: int, processes: int, fsdp: int = 1
         starts.append(Start(place / name, keys, env))
     statuses = [start.wait(600) for start in starts]
     assert statuses == [0] * processes, starts[0].log.read_text()[-2000:]
-    lines = (place / name / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = [json.loads(line) for line in lines(place / name)]
     return [r["loss"] for r in records if r["split"] == "train" and r["step"] <= STEPS]
 
 

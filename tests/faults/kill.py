@@ -1,5 +1,6 @@
 """Runs that are killed at random moments, and started again until they end."""
 
+import json
 import random
 import tempfile
 import time
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starts import Reference, Start, environment, reference, told
+from starts import Reference, Start, environment, lines, reference, told
 
 MOMENTS = ("any time", "compiling", "step", "evaluation", "saving", "sealing")
 
@@ -29,28 +30,28 @@ def reached(moment: str, start: Start, workdir: Path, was: int) -> bool:
     folder = workdir / "checkpoints"
     if moment == "compiling":
         return start.log.read_text().count("compiling") > was
-    if moment in ("step", "evaluation"):
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        if moment == "step":
-            return len(lines) > was
+    if moment == "step":
+        return len(lines(workdir)) > was
+    if moment == "evaluation":
         # A record between two of every fourth step: an epoch's end, evaluated next.
-        return bool(lines) and '"train"' in lines[-1] and int(lines[-1].split()[1][:-1]) % 4 != 0
+        last = json.loads((lines(workdir) or ["{}"])[-1])
+        return last.get("split") == "train" and last["step"] % 4 != 0
     names = [p.name for p in folder.iterdir()] if folder.exists() else []
     if moment == "saving":
         return any("tmp" in name for name in names)
     return any(n.isdecimal() and not (folder / n / "checksums.json").exists() for n in names)
 
 
-def hurt(start: Start, workdir: Path, moment: str, rng: random.Random, usual: float) -> bool:
-    """Kills a start at a moment; False if it ended before."""
-    path = workdir / "metrics.jsonl"
+def hurt(start: Start, workdir: Path, moment: str, rng: random.Random, unhurt: Reference) -> bool:
+    """Kills a start at a moment, or before its end; False if it ended before."""
     was = start.log.read_text().count("compiling") if moment == "compiling" else 0
-    if moment == "step" and path.exists():
-        was = len(path.read_text().splitlines())
-    until = rng.uniform(0.1, usual) if moment == "any time" else 30.0
+    was = len(lines(workdir)) if moment == "step" else was
+    until = rng.uniform(0.1, unhurt.seconds) if moment == "any time" else 30.0
     while start.process.poll() is None and time.monotonic() - start.began < until:
-        if moment != "any time" and reached(moment, start, workdir, was):
+        if moment == "any time":
+            if unhurt.nearly(workdir):
+                break
+        elif reached(moment, start, workdir, was):
             time.sleep(rng.choice([0, 0, 0.002, 0.01, 0.1, 0.5]))
             break
         time.sleep(0.0005)
@@ -71,7 +72,7 @@ def one(number: int, unhurt: Reference, most: int, place: Path, found: Found) ->
     for _ in range(min(most, rng.choice([1, 1, 2, 2, 3, 4]))):
         moment = MOMENTS[(number + kills) % len(MOMENTS)]
         start = Start(workdir, unhurt.keys, env)
-        if not hurt(start, workdir, moment, rng, unhurt.seconds):
+        if not hurt(start, workdir, moment, rng, unhurt):
             break
         kills += 1
         found.kills[moment] += 1

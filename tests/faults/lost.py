@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starts import KINDS, Start, environment, told
+from starts import KINDS, Start, environment, lines, told
 
 
 @dataclass
@@ -47,9 +47,8 @@ def campaign(
     for i in range(runs):
         workdir = place / f"run{i}"
         starts = together(workdir, keys, env, count)
-        records = workdir / "metrics.jsonl"
         least = rng.randrange(1, 8)
-        while not records.exists() or len(records.read_text().splitlines()) < least:
+        while len(lines(workdir)) < least:
             assert starts[0].process.poll() is None, starts[0].log.read_text()
             time.sleep(0.001)
         at = time.monotonic()

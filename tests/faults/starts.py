@@ -108,11 +108,17 @@ class Start:
         return left
 
 
+def lines(workdir: Path) -> list[str]:
+    """The records that a run has written so far."""
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def told(workdir: Path) -> Any:
     """What a run has left, without what varies: its results and its records."""
     results = json.loads((workdir / "results.json").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in entry.items() if k not in VARIES} for entry in [results, *lines]]
+    entries = [results, *map(json.loads, lines(workdir))]
+    return [{k: v for k, v in entry.items() if k not in VARIES} for entry in entries]
 
 
 class Reference(NamedTuple):
@@ -122,6 +128,10 @@ class Reference(NamedTuple):
     keys: list[str]
     left: Any
     seconds: float
+
+    def nearly(self, workdir: Path) -> bool:
+        """Whether another run has made all but its last record: this one may have been slower."""
+        return len(lines(workdir)) >= len(self.left) - 2
 
 
 @functools.cache

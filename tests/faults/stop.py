@@ -28,7 +28,9 @@ def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Stopped:
     for i in range(runs):
         workdir = place / f"run{i}"
         start = Start(workdir, keys, env)
-        time.sleep(rng.uniform(0.2, 0.95 * unhurt.seconds))  # Python itself needs 0.1 s to begin
+        until = start.began + rng.uniform(0.2, unhurt.seconds)  # Python needs 0.1 s to begin
+        while time.monotonic() < until and not unhurt.nearly(workdir):
+            time.sleep(0.0005)
         asked = time.monotonic()
         if start.process.poll() is None:
             start.kill(number)
