@@ -24,7 +24,6 @@ if __name__ == "__main__":
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, lambda number, _: os._exit(128 + number))
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from resflax import create_model
@@ -33,7 +32,7 @@ from resflax.errors import UserError
 from resflax.nn import ResNet, stack_params
 from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
 from resflax.train.build import dataset_from
-from resflax.train.cli import parse, report, usage
+from resflax.train.cli import parse, quiet, report, usage
 from resflax.train.config import spec_overrides
 from resflax.train.interrupt import Interrupt, InterruptedRunError
 from resflax.train.processes import from_first, is_first, others_told
@@ -104,7 +103,7 @@ def main() -> None:
 
 def train(interrupt: Interrupt) -> None:
     """A run, from the command line to what it leaves."""
-    logging.set_verbosity(logging.FATAL)  # what goes wrong is told in one line
+    quiet()
     command = parse(Path(__file__).parent / "configs" / "digits.py")
     check_config(command.config)
     path = Path(command.workdir) if command.workdir else fresh_folder(command.name)

@@ -1,11 +1,13 @@
 """The command line: `--config=FILE`, `--config.key=value`, `--workdir=FOLDER`, and processes."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from resflax.errors import UserError, unknown
@@ -132,6 +134,23 @@ def report(main: Callable[[], None]) -> int:
         status = e.status
     leave(status)
     return status
+
+
+def quiet() -> None:
+    """Leaves it to `report` to tell what went wrong: libraries say it as well, at length.
+
+    On a full disk TensorStore's threads call a loop of Orbax's that is closed by then, each with a
+    traceback.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def usage(doc: str) -> str:
