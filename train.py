@@ -35,7 +35,7 @@ from resflax.train.build import dataset_from
 from resflax.train.cli import parse, quiet, report, usage
 from resflax.train.config import spec_overrides
 from resflax.train.interrupt import Interrupt, InterruptedRunError
-from resflax.train.processes import from_first, is_first, others_told
+from resflax.train.processes import from_first, is_first, leave, others_told
 from resflax.weights import new_head, open_weights
 
 
@@ -137,4 +137,4 @@ def run_to_the_end(trainer: Trainer, run: RunDir, interrupt: Interrupt) -> dict[
 
 
 if __name__ == "__main__":
-    sys.exit(report(main))
+    leave(report(main))

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from resflax.train.checksums import DamagedError, check_leaves, leaf_sums, seal,
 from resflax.train.state import TrainState
 
 METRIC = "accuracy"
+# What a disk says, wherever TensorStore and Orbax put it in their messages.
+TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 
 
 class Saved(NamedTuple):
@@ -118,12 +122,14 @@ class Checkpoints:
         except UserError:
             raise
         except (OSError, ValueError, RuntimeError) as e:
-            reason = " ".join((getattr(e, "strerror", None) or str(e)).split())
+            text = str(e)
+            known = [os.strerror(code) for code in TOLD if os.strerror(code) in text]
+            reason = known[0] if known else " ".join(text.split())[:200]
             left = (
                 f"the checkpoint of step {self.last} stands" if self.last else "there is no other"
             )
             raise UserError(
-                f"the checkpoint in {self.folder} cannot {what}: {reason[:200]}: {left};"
+                f"the checkpoint in {self.folder} cannot {what}: {reason}: {left};"
                 " make room, or choose another --workdir"
             ) from e
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from resflax.errors import UserError, unknown
 from resflax.train.config import default_config, flat_keys
 from resflax.train.interrupt import InterruptedRunError
-from resflax.train.processes import Processes, leave
+from resflax.train.processes import Processes
 
 RESUME = ("auto", "never")
 
@@ -123,25 +123,24 @@ def report(main: Callable[[], None]) -> int:
     A `UserError` becomes one line on stderr and status 2; a run that was asked to end one on
     stdout and 128 + the signal's number.
     """
-    status = 0
     try:
         main()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        status = 2
+        return 2
     except InterruptedRunError as e:
         print(e)
-        status = e.status
-    leave(status)
-    return status
+        return e.status
+    return 0
 
 
 def quiet() -> None:
     """Leaves it to `report` to tell what went wrong: libraries say it as well, at length.
 
     On a full disk TensorStore's threads call a loop of Orbax's that is closed by then, each with a
-    traceback.
+    traceback; and of Grain's workers, asked to end, Python says what memory it tidies up for them.
     """
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # in the process that tidies up
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook

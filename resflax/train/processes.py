@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from resflax.errors import UserError
 
 # A process that is dead is missed after so many seconds, and the others end.
 HEARTBEAT_SECONDS = 30
+# A process that failed has so long to end as it should.
+ORDERLY_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,18 @@ def others_told() -> Iterator[None]:
         ) from e
 
 
-def leave(status: int) -> None:
-    """Ends this process if it failed and there are others: an orderly end would wait for them."""
-    if status and not _alone():
+def leave(status: int) -> NoReturn:
+    """Ends this process; if it failed, without waiting for what may not come.
+
+    An orderly end waits for the other processes of a run, and for threads of Orbax's, which wait
+    for minutes where the disk would not let them make a folder.
+    """
+    if status:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        if not _alone():
+            os._exit(status)
+        timer = threading.Timer(ORDERLY_SECONDS, os._exit, [status])
+        timer.daemon = True
+        timer.start()
+    sys.exit(status)
