@@ -28,7 +28,8 @@ def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Stopped:
     for i in range(runs):
         workdir = place / f"run{i}"
         start = Start(workdir, keys, env)
-        until = start.began + rng.uniform(0.2, unhurt.seconds)  # Python needs 0.1 s to begin
+        part = rng.uniform(i, i + 1) / runs  # spread over imports, compilation and steps
+        until = start.began + 0.2 + part * unhurt.seconds  # Python needs 0.1 s to begin
         while time.monotonic() < until and not unhurt.nearly(workdir):
             time.sleep(0.0005)
         asked = time.monotonic()
