@@ -1,13 +1,12 @@
 """What users may get wrong, on the command line and in data: each is one line and status 2."""
 
-import io
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from test_folder import colour, png, write
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -134,20 +133,12 @@ ARGUMENTS = {
     ),
 }
 
-
-def png(array):
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "png")
-    return out.getvalue()
-
-
-def image(value, height=8, width=8):
-    return png(np.full((height, width, 3), value, np.uint8))
-
-
 NOISE = png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
 SOUND = {
-    f"{split}/{c}/{i}.png": image(i) for split in ("train", "test") for c in "ab" for i in range(8)
+    f"{split}/{c}/{i}.png": colour(i, 8, 8)
+    for split in ("train", "test")
+    for c in "ab"
+    for i in range(8)
 }
 
 # Files in a folder "{here}", arguments, and what the error says.
@@ -165,11 +156,15 @@ FILES = {
         [],
         "train/b/3.png: is of shape",
     ),
-    "one pixel wide": ({"train/b/3.png": image(3, width=1)}, [], "3.png: is 1 pixels wide"),
-    "images of two sizes": ({"train/b/3.png": image(3, 9, 9)}, [], "3.png: is of shape"),
+    "one pixel wide": ({"train/b/3.png": colour(3, 8, 1)}, [], "3.png: is 1 pixels wide"),
+    "images of two sizes": ({"train/b/3.png": colour(3, 9, 9)}, [], "3.png: is of shape"),
     "a note among images": ({"train/b/note.txt": b"hello"}, [], "note.txt: is none of .jpg"),
-    "class that train lacks": ({"test/c/1.png": image(1)}, [], "test/c: is a class that train"),
-    "class without images": ({"train/c/": b""}, [], "train/c"),
+    "class that train lacks": (
+        {"test/c/1.png": colour(1, 8, 8)},
+        [],
+        "test/c: is a class that train",
+    ),
+    "class without images": ({"train/c/.hidden": b""}, [], "train/c"),
     "no test split": ({"test": None}, [], "expected the folders train and test"),
     "fewer images than a batch": ({}, ["--config.batch_size=64"], "larger than the train split"),
     "weights of nothing": (
@@ -196,15 +191,6 @@ FILES = {
     "half a config": ({"run/config.json": b'{"epochs": 3, '}, [], "config.json that is damaged"),
     "a run of another kind": ({"run/config.json": b"{}"}, [], "holds a run of another config"),
 }
-
-
-def write(root, files):
-    """Writes files under a folder; a name that ends in "/" is a folder."""
-    for name, content in files.items():
-        path = root / name
-        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
-        if not name.endswith("/"):
-            path.write_bytes(content)
 
 
 def call(monkeypatch, capsys, *args):

@@ -1,11 +1,11 @@
 """The same run on other numbers of devices and processes, and by the other engine."""
 
 import json
-import socket
 import tempfile
 from pathlib import Path
 
-from starts import Start, environment, lines
+from lost import together
+from starts import environment, lines
 
 KEYS = [
     "--config.model=cifar_resnet20",
@@ -22,17 +22,9 @@ LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (4, 4), (8, 4))
 def losses(place: Path, engine: str, devices: int, processes: int, fsdp: int = 1) -> list[float]:
     """The losses of the first 50 steps."""
     name = f"{engine}-{devices}-{processes}-{fsdp}"
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    starts = []
-    for i in range(processes):
-        keys = [*KEYS, f"--config.parallel={engine}", f"--config.mesh.fsdp={fsdp}"]
-        if processes > 1:
-            keys += ["--distributed", f"--coordinator=127.0.0.1:{port}"]
-            keys += [f"--num_processes={processes}", f"--process_id={i}"]
-        env = environment(place / "cache", devices // processes)
-        starts.append(Start(place / name, keys, env))
+    keys = [*KEYS, f"--config.parallel={engine}", f"--config.mesh.fsdp={fsdp}"]
+    env = environment(place / "cache", devices // processes)
+    starts = together(place / name, keys, env, processes)
     statuses = [start.wait(600) for start in starts]
     assert statuses == [0] * processes, starts[0].log.read_text()[-2000:]
     records = [json.loads(line) for line in lines(place / name)]

@@ -26,9 +26,14 @@ def together(workdir: Path, keys: list[str], env: dict[str, str], count: int) ->
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    said = [*keys, "--distributed", f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    said = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
     return [
-        Start(workdir, [*said, f"--process_id={i}"], env, log=f"{workdir}-{i}.log")
+        Start(
+            workdir,
+            [*keys, *([*said, f"--process_id={i}"] if count > 1 else [])],
+            env,
+            log=f"{workdir}-{i}.log",
+        )
         for i in range(count)
     ]
 
