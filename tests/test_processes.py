@@ -1,8 +1,10 @@
 """Several processes on this machine, over loopback: the run that one process would make."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +16,10 @@ from PIL import Image
 
 from resflax import UserError
 from resflax.train.processes import Processes, gathered
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+import devices
+from devices import Layout
 
 ROOT = Path(__file__).parents[1]
 ENGINES = ("pmap", "mesh")
@@ -84,26 +90,38 @@ def test_two_processes_see_what_one_does_bit_for_bit(seen, parallel, start):
             assert value.tobytes() == found[other][key].tobytes()
 
 
-@pytest.mark.parametrize("parallel", ENGINES)
-def test_two_processes_train_as_one_and_the_first_alone_writes(tmp_path, parallel):
-    keys = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.log_every_steps=1"]
-    command = [sys.executable, "train.py", *keys, f"--config.parallel={parallel}"]
-    run_all([[*command, f"--workdir={tmp_path / 'one'}"]], devices=2)
-    rest = ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-    both = [[*command, *rest, f"--process_id={i}", f"--workdir={tmp_path / 'two'}"] for i in (0, 1)]
-    first, second = run_all(both, devices=1)
-    assert "test accuracy" in first
-    assert "accuracy" not in second
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    np.testing.assert_allclose(
-        [line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-5
-    )
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert results["process_count"] == results["device_count"] == 2
+KEYS = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.log_every_steps=1"]
+by_mpi = pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process on one device."""
+    return devices.run(tmp_path_factory.mktemp("alone"), Layout("pmap", 1), KEYS)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("pmap", 2, 2),
+        Layout("mesh", 2, 2),
+        Layout("pmap", 4, 4),
+        Layout("mesh", 4, 4, fsdp=2),
+        pytest.param(Layout("pmap", 2, 2, start="mpirun"), marks=by_mpi),
+        pytest.param(Layout("mesh", 2, 2, start="mpirun"), marks=by_mpi),
+    ],
+)
+def test_processes_train_as_one_and_the_first_alone_writes(tmp_path, alone, layout):
+    row = devices.apart(layout, devices.run(tmp_path, layout, KEYS), alone)
+    assert row.largest < 1e-5
+    assert row.params < 1e-4
+    said = [path.read_text() for path in sorted(tmp_path.glob("*.log"))]
+    assert len(said) == (1 if layout.start == "mpirun" else layout.processes)
+    assert "test accuracy" in said[0]
+    assert "".join(said).count("test accuracy") == 1
+    [path] = tmp_path.glob("*/results.json")
+    results = json.loads(path.read_text())
+    assert results["process_count"] == results["device_count"] == layout.processes
     assert results["test_examples"] == 360
 
 
@@ -119,6 +137,33 @@ def test_two_processes_train_as_one_and_the_first_alone_writes(tmp_path, paralle
 def test_half_said_is_refused(said, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
         said.check()
+
+
+def under_mpi(monkeypatch, **more):
+    for name, value in {"SIZE": "2", "RANK": "1", "LOCAL_SIZE": "2", **more}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+
+
+def test_under_open_mpi_5_the_processes_of_a_machine_find_each_other(monkeypatch):
+    monkeypatch.setenv("PMIX_NAMESPACE", "prterun-host-77@1")
+    under_mpi(monkeypatch)
+    second = Processes(True).found()
+    under_mpi(monkeypatch, RANK="0")
+    first = Processes(True).found()
+    assert (second.count, second.number) == (2, 1)
+    assert first == dataclasses.replace(second, number=0)
+    assert re.fullmatch(r"127\.0\.0\.1:6[1-5]\d{3}", first.coordinator)
+    assert Processes().found() == Processes()  # each for itself, as it was not asked
+
+
+def test_under_open_mpi_of_several_machines_the_coordinator_alone_is_said(monkeypatch):
+    under_mpi(monkeypatch, LOCAL_SIZE="1")
+    assert Processes(True, "host:1").found() == Processes(True, "host:1", 2, 1)
+    with pytest.raises(UserError, match="does not tell which machine process 0 is on"):
+        Processes(True).found()
+    assert Processes(True, "host:1", 3, 2).found() == Processes(True, "host:1", 3, 2)
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1.0;tcp://10.0.0.1:99")  # version 4
+    assert Processes(True).found() == Processes(True)
 
 
 def test_alone_a_list_is_itself():

@@ -74,7 +74,7 @@ def parse(default: Path) -> Command:
         )
     processes = Processes(
         values.distributed, values.coordinator, values.num_processes, values.process_id
-    )
+    ).found()
     processes.check()
     return Command(config, path.stem, values.workdir, values.resume, processes)
 

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from resflax.errors import UserError
+from resflax.train.open_mpi import open_mpi
 
 # A process that is dead is missed after so many seconds, and the others end.
 HEARTBEAT_SECONDS = 30
@@ -28,7 +29,7 @@ class Processes:
     Attributes:
       distributed: whether there are several.
       coordinator: host and port of process 0; "" to find it as JAX does, from the environment of
-        SLURM, Open MPI, GKE or a TPU pod.
+        SLURM, Open MPI, GKE or a TPU pod. Under `mpirun` it may be said alone.
       count: how many there are; None to find it.
       number: which one this is, from 0; None to find it.
     """
@@ -37,6 +38,25 @@ class Processes:
     coordinator: str = ""
     count: int | None = None
     number: int | None = None
+
+    def found(self) -> "Processes":
+        """With what Open MPI tells and JAX does not find.
+
+        Raises:
+          UserError: if that does not tell where process 0 is.
+        """
+        told = open_mpi() if self.distributed else None
+        if told is None or self.count is not None or self.number is not None:
+            return self
+        if told.known and not self.coordinator:
+            return self
+        coordinator = self.coordinator or told.coordinator
+        if not coordinator:
+            raise UserError(
+                "Open MPI 5 does not tell which machine process 0 is on: expected"
+                " --coordinator=HOST:PORT"
+            )
+        return replace(self, coordinator=coordinator, count=told.size, number=told.rank)
 
     def check(self) -> None:
         """Raises `UserError` if one thing is said without the others."""

@@ -1,46 +1,97 @@
 """The same run on other numbers of devices and processes, and by the other engine."""
 
+import itertools
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from lost import together
+import jax
+import numpy as np
+from lost import by_mpi, together
 from starts import environment, lines
 
+from resflax.study.nets import from_run
+
+# 50 steps: 5 epochs of 10.
 KEYS = [
     "--config.model=cifar_resnet20",
-    "--config.batch_size=64",
+    "--config.batch_size=144",
+    "--config.epochs=5",
     "--config.log_every_steps=1",
     "--config.learning_rate=0.05",
-    "--config.epochs=3",
+    "--config.warmup_epochs=1",
 ]
-STEPS = 50
-# Devices in all, and processes that share them.
-LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (4, 4), (8, 4))
 
 
-def losses(place: Path, engine: str, devices: int, processes: int, fsdp: int = 1) -> list[float]:
-    """The losses of the first 50 steps."""
-    name = f"{engine}-{devices}-{processes}-{fsdp}"
-    keys = [*KEYS, f"--config.parallel={engine}", f"--config.mesh.fsdp={fsdp}"]
-    env = environment(place / "cache", devices // processes)
-    starts = together(place / name, keys, env, processes)
+class Layout(NamedTuple):
+    """How a run is spread: `devices` in all, over so many processes."""
+
+    engine: str
+    devices: int
+    processes: int = 1
+    fsdp: int = 1
+    start: str = "by hand"
+
+
+class Seen(NamedTuple):
+    """What a run came to: the losses of its steps, and the parameters after the last."""
+
+    losses: np.ndarray
+    params: Any
+
+
+class Row(NamedTuple):
+    """How far a run's losses are from another's, relative; and its parameters, of the largest."""
+
+    layout: Layout
+    loss: float
+    last: float
+    largest: float
+    params: float
+
+
+def layouts() -> Iterator[Layout]:
+    """All that are run; the first is what others are held against."""
+    shapes = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (4, 4), (8, 4))
+    for engine, (devices, processes) in itertools.product(("pmap", "mesh"), shapes):
+        for fsdp in (1, 2) if engine == "mesh" and devices > 1 else (1,):
+            yield Layout(engine, devices, processes, fsdp)
+    if shutil.which("mpirun"):
+        for engine, count in itertools.product(("pmap", "mesh"), (2, 4)):
+            yield Layout(engine, count, count, start="mpirun")
+
+
+def run(place: Path, layout: Layout, keys: list[str]) -> Seen:
+    """Trains on a layout, in a folder of its own in `place`."""
+    workdir = place / "-".join(map(str, layout))
+    keys = [*keys, f"--config.parallel={layout.engine}", f"--config.mesh.fsdp={layout.fsdp}"]
+    env = environment(place / "cache", layout.devices // layout.processes)
+    begin = by_mpi if layout.start == "mpirun" else together
+    starts = begin(workdir, keys, env, layout.processes)
     statuses = [start.wait(600) for start in starts]
-    assert statuses == [0] * processes, starts[0].log.read_text()[-2000:]
-    records = [json.loads(line) for line in lines(place / name)]
-    return [r["loss"] for r in records if r["split"] == "train" and r["step"] <= STEPS]
+    assert not any(statuses), starts[0].log.read_text()[-2000:]
+    records = [json.loads(line) for line in lines(workdir)]
+    losses = np.array([r["loss"] for r in records if r["split"] == "train"])
+    _, (_, variables), _ = from_run(workdir)
+    return Seen(losses, variables["params"])
 
 
-def campaign(layouts=LAYOUTS) -> list[dict]:
-    """A row for each: how far the losses of 50 steps are from those of one device under pmap."""
-    place, rows, base = Path(tempfile.mkdtemp(prefix="faults-")), [], []
-    for engine in ("pmap", "mesh"):
-        for devices, processes in layouts:
-            for fsdp in (1, 2) if engine == "mesh" and devices > 1 else (1,):
-                found = losses(place, engine, devices, processes, fsdp)
-                base = base or found
-                apart = [abs(a - b) / abs(b) for a, b in zip(found, base, strict=True)]
-                row = {"engine": engine, "fsdp": fsdp, "devices": devices, "processes": processes}
-                rows.append(row | {"last": apart[-1], "largest": max(apart), "loss": found[-1]})
-                print(rows[-1], flush=True)
-    return rows
+def apart(layout: Layout, seen: Seen, base: Seen) -> Row:
+    """A run against the one that others are held against."""
+    losses = np.abs(seen.losses - base.losses) / np.abs(base.losses)
+    params = jax.tree.map(
+        lambda a, b: np.max(np.abs(a - b)) / np.max(np.abs(b)), seen.params, base.params
+    )
+    last, largest = float(losses[-1]), float(losses.max())
+    return Row(layout, float(seen.losses[-1]), last, largest, float(max(jax.tree.leaves(params))))
+
+
+def campaign(chosen: list[Layout] | None = None, keys: list[str] = KEYS) -> Iterator[Row]:
+    """A row for each layout, held against one device under pmap."""
+    place = Path(tempfile.mkdtemp(prefix="faults-"))
+    base = run(place, Layout("pmap", 1), keys)
+    for layout in chosen or layouts():
+        yield apart(layout, run(place, layout, keys), base)

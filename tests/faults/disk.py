@@ -2,12 +2,18 @@
 
 import contextlib
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from starts import Reference, Start, environment, reference, told
+
+LIMITED = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def judged(workdir: Path, status: int, before: set[str]) -> list[str]:
@@ -42,7 +48,7 @@ def size_limited() -> list[str]:
     largest = max(
         p.stat().st_size for p in workdir.rglob("checkpoints/*/state/**/*") if p.is_file()
     )
-    status = Start(workdir, keys, env, largest // 2).wait()
+    status = Start(workdir, keys, env, [sys.executable, "-c", LIMITED, str(largest // 2)]).wait()
     return judged(workdir, status, whole) + goes_on(workdir, unhurt, env)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 from starts import KINDS, ROOT, Start, environment
+from tqdm import tqdm
 
 from resflax.train import Trainer, default_config
 from resflax.train.checkpoint import Checkpoints
@@ -65,7 +66,7 @@ def campaign(flips: int = 100, seed: int = 0) -> Damaged:
     wanted = unseal(place / "run" / "checkpoints" / str(before))
     cases = [("bit flipped", names[i % len(names)]) for i in range(flips)]
     cases += [(kind, name) for kind in ("truncated", "deleted") for name in names]
-    for kind, name in cases:
+    for kind, name in tqdm(cases, "flip"):
         copy = place / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(place / "run", copy)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from starts import Reference, Start, environment, lines, reference, told
+from tqdm import tqdm
 
 MOMENTS = ("any time", "compiling", "step", "evaluation", "saving", "sealing")
 
@@ -94,6 +95,6 @@ def campaign(runs: int, kind: str, most: int = 4, at_once: int = 2) -> Found:
     place = Path(tempfile.mkdtemp(prefix="faults-"))
     with ThreadPoolExecutor(at_once) as pool:
         done = [pool.submit(one, n, unhurt, most, place, found) for n in range(runs)]
-        for future in done:
+        for future in tqdm(done, f"kill, {kind}"):
             future.result()
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from starts import KINDS, Start, environment, lines, told
+from tqdm import tqdm
 
 
 @dataclass
@@ -19,6 +20,13 @@ class Lost:
     resumed: int = 0
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+
+
+def by_mpi(workdir: Path, keys: list[str], env: dict[str, str], count: int) -> list[Start]:
+    """So many processes of one run that find each other by themselves, started by `mpirun`."""
+    env = {**env, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    mpi = ["mpirun", "-n", str(count), "--oversubscribe", "--bind-to", "none"]
+    return [Start(workdir, [*keys, "--distributed"], env, mpi)]
 
 
 def together(workdir: Path, keys: list[str], env: dict[str, str], count: int) -> list[Start]:
@@ -49,7 +57,7 @@ def campaign(
         assert [start.wait() for start in starts] == [0] * count, starts[0].log.read_text()
     wanted = told(place / "whole")
     expected = 2 if number == signal.SIGKILL else 128 + number
-    for i in range(runs):
+    for i in tqdm(range(runs), f"lost, {engine}"):
         workdir = place / f"run{i}"
         starts = together(workdir, keys, env, count)
         least = rng.randrange(1, 8)

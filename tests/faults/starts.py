@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,23 +58,18 @@ def images(root: Path) -> str:
 
 
 class Start:
-    """One start of a run; its output goes to a file."""
+    """One start of a run, `by` another command if one is named; its output goes to a file."""
 
     def __init__(
         self,
         workdir: Path,
         keys: list[str],
         env: dict[str, str],
-        largest: int | None = None,
+        by: Sequence[str] = (),
         log: str = "",
     ) -> None:
         self.log = Path(log or workdir.with_name(f"{workdir.name}.log"))
-        command = [sys.executable, "train.py", *keys, f"--workdir={workdir}"]
-        if largest is not None:  # no file may be larger, as if the disk were full
-            limit = "import os, resource, sys; size = int(sys.argv[1])"
-            limit += "; resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))"
-            limit += "; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-            command = [sys.executable, "-c", limit, str(largest), *command[1:]]
+        command = [*by, sys.executable, "train.py", *keys, f"--workdir={workdir}"]
         with self.log.open("a") as out:
             self.process = subprocess.Popen(
                 command,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from starts import Start, environment, reference, told
+from tqdm import tqdm
 
 
 @dataclass
@@ -25,7 +26,7 @@ def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Stopped:
     unhurt, found, rng = reference("resident"), Stopped(), random.Random(seed)
     place, env = Path(tempfile.mkdtemp(prefix="faults-")), environment(unhurt.place / "cache")
     keys = unhurt.keys
-    for i in range(runs):
+    for i in tqdm(range(runs), signal.Signals(number).name):
         workdir = place / f"run{i}"
         start = Start(workdir, keys, env)
         part = rng.uniform(i, i + 1) / runs  # spread over imports, compilation and steps
