@@ -103,7 +103,6 @@ def main() -> None:
 
 def train(interrupt: Interrupt) -> None:
     """A run, from the command line to what it leaves."""
-    quiet()
     command = parse(Path(__file__).parent / "configs" / "digits.py")
     check_config(command.config)
     path = Path(command.workdir) if command.workdir else fresh_folder(command.name)
@@ -137,4 +136,5 @@ def run_to_the_end(trainer: Trainer, run: RunDir, interrupt: Interrupt) -> dict[
 
 
 if __name__ == "__main__":
+    quiet()
     leave(report(main))

@@ -7,17 +7,28 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resflax.data import Examples, load_dataset
 from resflax.train import default_config, make_engine
 from resflax.train.feed import device_feed, host_feed
-from resflax.train.processes import Processes
+from resflax.train.processes import Processes, arrays_from_first
 from resflax.train.state import TrainState
 
 STARTS = (0, 37)
 STEPS = 4
+# What is shared: of no axis and of several, with a sign of zero and a NaN, as integers, and in two
+# bytes.
+TREE = {
+    "step": np.int32(7),
+    "minus": np.float32(-0.0),
+    "odd": np.array([[-0.0, np.nan, np.inf], [1e-45, 1.0, -1.0]], np.float32),
+    "big": np.array([2**63 + 1, 0], np.uint64),
+    "half": np.arange(3, dtype=jnp.bfloat16).view(np.uint16),
+    "none": np.zeros((0, 2), np.float32),
+}
 
 
 def counted(state, batch):
@@ -36,6 +47,8 @@ def main(port, count, number, folder):
     """Every road, engine and start; a file for each."""
     if count > 1:
         Processes(True, f"127.0.0.1:{port}", count, number).join()
+        told = arrays_from_first(TREE if number == 0 else jax.tree.map(np.zeros_like, TREE))
+        np.savez(folder / f"told-{number}.npz", **told)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (50, 3, 3, 1), np.uint8)
     splits = {

@@ -19,9 +19,16 @@ def digits():
     return load_dataset("digits")
 
 
-def losses(digits, name, devices, model):
-    """The losses of 20 steps, with augmentation, momentum and weight decay; and the parameters."""
-    engine = make_engine(name, jax.devices()[:devices])
+def wide(tree):
+    """With float64 for float32."""
+    return jax.tree.map(
+        lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else None), tree
+    )
+
+
+def trained(digits, name, devices, model, fsdp=1, prepare=lambda state: state):
+    """The losses of 20 steps, with augmentation, momentum and weight decay; and the state."""
+    engine = make_engine(name, jax.devices()[:devices], fsdp=fsdp)
     mean, std = digits.train.moments()
     optimizer = make_optimizer("sgd", 0.2, weight_decay=1e-4)
     step = make_train_step(
@@ -32,7 +39,7 @@ def losses(digits, name, devices, model):
         axis_name=engine.axis_name,
     )
     step = engine.compile_train(step)
-    state = engine.replicate(create_state(model, optimizer, 0, digits.image_shape))
+    state = engine.place(prepare(create_state(model, optimizer, 0, digits.image_shape)))
     found = []
     for batch in train_batches(digits.train, seed=0, batch_size=64, start=0, stop=STEPS):
         state, metrics = step(state, engine.split(batch))
@@ -47,7 +54,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def one_device(digits, model):
-    return losses(digits, "mesh", 1, model)
+    return trained(digits, "mesh", 1, model)
 
 
 @pytest.mark.parametrize(("name", "devices"), [("pmap", 1), ("pmap", 8), ("mesh", 8), ("mesh", 2)])
@@ -55,7 +62,7 @@ def test_losses_and_statistics_do_not_depend_on_the_device_count(
     digits, model, one_device, name, devices
 ):
     expected, expected_state = one_device
-    found, state = losses(digits, name, devices, model)
+    found, state = trained(digits, name, devices, model)
     assert len(found) == STEPS
     assert expected[-1] < 0.97 * expected[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -63,6 +70,18 @@ def test_losses_and_statistics_do_not_depend_on_the_device_count(
         jax.tree.leaves(state.batch_stats), jax.tree.leaves(expected_state.batch_stats), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_in_float64_devices_change_no_parameter_by_more_than_its_rounding(digits):
+    """So what other devices change in float32 is its rounding, and nothing else."""
+    with jax.enable_x64(True):
+        model = create_model("cifar_resnet8", dtype="float64")
+        _, expected = trained(digits, "mesh", 1, model, prepare=wide)
+        for name, devices, fsdp in (("pmap", 8, 1), ("mesh", 8, 1), ("mesh", 4, 2)):
+            _, state = trained(digits, name, devices, model, fsdp, wide)
+            for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+                assert a.dtype == b.dtype != np.float32
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.max(np.abs(b)))
 
 
 @pytest.mark.parametrize("name", ["pmap", "mesh"])

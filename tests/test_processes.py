@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_process import TREE
 from PIL import Image
 
 from resflax import UserError
@@ -88,6 +89,15 @@ def test_two_processes_see_what_one_does_bit_for_bit(seen, parallel, start):
     for one, other in (kinds[:2], ["stream-host_feed-0", "stream-host_feed-2"]):
         for key, value in found[one].items():
             assert value.tobytes() == found[other][key].tobytes()
+
+
+def test_the_second_has_the_arrays_of_the_first_bit_for_bit(seen):
+    with np.load(seen / "told-1.npz") as told:
+        assert set(told) == set(TREE)
+        for name, value in TREE.items():
+            assert told[name].dtype == value.dtype
+            assert told[name].shape == value.shape
+            assert told[name].tobytes() == value.tobytes()
 
 
 KEYS = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.log_every_steps=1"]

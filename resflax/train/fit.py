@@ -13,8 +13,8 @@ from resflax.train.curves import draw_curves
 from resflax.train.feed import keep_two_in_flight
 from resflax.train.interrupt import Interrupt, InterruptedRunError
 from resflax.train.meter import Meter
-from resflax.train.nonfinite import describe, groups
-from resflax.train.position import Position
+from resflax.train.nonfinite import describe, groups, why_it_ends
+from resflax.train.position import Position, here
 from resflax.train.processes import (
     all_asked,
     arrays_from_first,
@@ -22,7 +22,8 @@ from resflax.train.processes import (
     gathered,
 )
 from resflax.train.progress import Progress
-from resflax.train.rundir import RunDir, params_sha256
+from resflax.train.results import results_of
+from resflax.train.rundir import RunDir
 from resflax.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Fit:
         saved = self.checkpoints.restore(first) if self.checkpoints else None
         self.position = Position()
         told = from_first(saved and [int(saved.state.step), saved.beside["position"]])
-        where = self._where()
+        where = here(self.engine, self.config.parallel)
         state = first
         if told:
             step, position = told
@@ -89,16 +90,6 @@ class Fit:
             self.run.keep_records(self.position.records)
         self.position.where = where
         return self.engine.place(state)
-
-    def _where(self) -> dict[str, Any]:
-        devices = self.engine.devices
-        return {
-            "platform": devices[0].platform,
-            "devices": len(devices),
-            "processes": jax.process_count(),
-            "engine": self.config.parallel,
-            "jax": jax.__version__,
-        }
 
     def _say(self, line: str) -> None:
         if self.run.writes:
@@ -166,17 +157,9 @@ class Fit:
             if all(finite):
                 continue
             told = f"step {at}, learning rate {rate:.3g}, {describe(finite, self.names)}"
-            kept = f"; the checkpoint of step {self.saved_step} stands" * (self.saved_step > 0)
-            if self.config.on_nonfinite == "stop":
-                raise UserError(
-                    f"{told}: try a lower config.learning_rate, a config.clip_norm or"
-                    f" config.on_nonfinite=skip{kept}"
-                )
-            if self.position.in_row >= self.config.nonfinite_limit:
-                raise UserError(
-                    f"{told}, as in {self.position.in_row} steps in a row, which is"
-                    f" config.nonfinite_limit: try a lower config.learning_rate{kept}"
-                )
+            if why := why_it_ends(self.config, self.position.in_row):
+                kept = f"; the checkpoint of step {self.saved_step} stands" * (self.saved_step > 0)
+                raise UserError(f"{told}{why}{kept}")
 
     def _rate(self, step: int) -> float:
         """The learning rate at a step: a dropped update leaves the schedule where it was."""
@@ -279,32 +262,14 @@ class Fit:
 
     def _finish(self, left: TrainState) -> dict[str, Any]:
         final: TrainState = self.engine.fetch(left)
-        trainer, config, position = self.trainer, self.config, self.position
-        test = position.test
+        trainer, position = self.trainer, self.position
         if self.checkpoints:
             self.checkpoints.wait()
-            title = (
-                f"{config.model} on {trainer.dataset.name}, test accuracy {test['accuracy']:.4f}"
-            )
+            accuracy = f"test accuracy {position.test['accuracy']:.4f}"
+            title = f"{self.config.model} on {trainer.dataset.name}, {accuracy}"
             draw_curves(self.run.records(), self.run.path / "curves.png", title)
-        results = {
-            "test_accuracy": test["accuracy"],
-            "test_loss": test["loss"],
-            "test_examples": int(test["count"]),
-            "weights": "ema" if config.ema_decay else "params",
-            "train_examples": len(trainer.dataset.train),
-            "skipped_examples": len(position.skipped),
-            "steps": int(final.step),
-            "dropped_steps": position.dropped,
-            "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
-            "params_sha256": params_sha256(final.params),
-            "wall_seconds": round(position.seconds + time.monotonic() - self.began, 3),
-            "examples_per_second": round(self.meter.overall, 1),
-            "platform": self.engine.devices[0].platform,
-            "device_count": len(self.engine.devices),
-            "process_count": jax.process_count(),
-            "jax_version": jax.__version__,
-        }
+        seconds = position.seconds + time.monotonic() - self.began
+        results = results_of(trainer, position, final, seconds=seconds, speed=self.meter.overall)
         self.run.skipped(position.skipped)
         self.run.finish(results)
         return results

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from resflax.errors import unknown
 from resflax.train.state import TrainState
@@ -78,3 +79,19 @@ def describe(good: list[bool], names: list[str]) -> str:
     if bad:
         parts.append(f"{len(bad)} of {len(names)} parameter groups, first {bad[0]}")
     return f"not finite: {', and '.join(parts)}"
+
+
+def why_it_ends(config: ConfigDict, in_row: int) -> str:
+    """Why a run ends after so many bad steps in a row, and what to do; "" if it goes on.
+
+    >>> why_it_ends(ConfigDict({"on_nonfinite": "skip", "nonfinite_limit": 3}), 3)
+    ', as in 3 steps in a row, which is config.nonfinite_limit: try a lower config.learning_rate'
+    """
+    if config.on_nonfinite == "stop":
+        return ": try a lower config.learning_rate, a config.clip_norm or config.on_nonfinite=skip"
+    if in_row < config.nonfinite_limit:
+        return ""
+    return (
+        f", as in {in_row} steps in a row, which is config.nonfinite_limit:"
+        " try a lower config.learning_rate"
+    )

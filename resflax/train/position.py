@@ -4,7 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
+
+from resflax.train.parallel import Engine
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Position:
       seconds: that the run has taken, all starts together.
       examples: that were trained on, and `training` the seconds that took.
       skipped: the examples that were left out so far.
-      where: what the bits depend on: platform, devices, versions.
+      where: what the bits depend on, see `here`.
     """
 
     records: int = 0
@@ -65,3 +68,14 @@ class Position:
             for key in ("loss", "accuracy")
         }
         return means | ({"dropped": lost} if lost else {})
+
+
+def here(engine: Engine, name: str) -> dict[str, Any]:
+    """What the bits of a run depend on: platform, devices, processes, engine, version."""
+    return {
+        "platform": engine.devices[0].platform,
+        "devices": len(engine.devices),
+        "processes": jax.process_count(),
+        "engine": name,
+        "jax": jax.__version__,
+    }

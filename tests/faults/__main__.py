@@ -10,6 +10,8 @@ import kill
 import lost
 import stop
 
+from resflax.train.cli import quiet
+
 
 def kills(runs: int) -> bool:
     good = True
@@ -90,6 +92,7 @@ CAMPAIGNS = {
 
 def main() -> int:
     """Runs what is named, or all; 1 if anything went wrong."""
+    quiet()
     named = [word for word in sys.argv[1:] if not word.startswith("--")] or list(CAMPAIGNS)
     asked = [int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("--runs=")]
     good = [CAMPAIGNS[name][0](*(asked or [CAMPAIGNS[name][1]])) for name in named]

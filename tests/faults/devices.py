@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -37,14 +37,14 @@ class Layout(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a run came to: the losses of its steps, and the parameters after the last."""
+    """What a run came to: the losses of its steps, and all parameters after the last, in a row."""
 
     losses: np.ndarray
-    params: Any
+    params: np.ndarray
 
 
 class Row(NamedTuple):
-    """How far a run's losses are from another's, relative; and its parameters, of the largest."""
+    """How far a run's losses and its parameters, as one vector, are from another's, relative."""
 
     layout: Layout
     loss: float
@@ -76,17 +76,16 @@ def run(place: Path, layout: Layout, keys: list[str]) -> Seen:
     records = [json.loads(line) for line in lines(workdir)]
     losses = np.array([r["loss"] for r in records if r["split"] == "train"])
     _, (_, variables), _ = from_run(workdir)
-    return Seen(losses, variables["params"])
+    leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(variables["params"])]
+    return Seen(losses, np.concatenate(leaves, dtype=np.float64))
 
 
 def apart(layout: Layout, seen: Seen, base: Seen) -> Row:
     """A run against the one that others are held against."""
     losses = np.abs(seen.losses - base.losses) / np.abs(base.losses)
-    params = jax.tree.map(
-        lambda a, b: np.max(np.abs(a - b)) / np.max(np.abs(b)), seen.params, base.params
-    )
+    params = [np.linalg.norm(seen.params - base.params), np.linalg.norm(base.params)]
     last, largest = float(losses[-1]), float(losses.max())
-    return Row(layout, float(seen.losses[-1]), last, largest, float(max(jax.tree.leaves(params))))
+    return Row(layout, float(seen.losses[-1]), last, largest, float(params[0] / params[1]))
 
 
 def campaign(chosen: list[Layout] | None = None, keys: list[str] = KEYS) -> Iterator[Row]:
