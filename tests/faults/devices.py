@@ -88,9 +88,12 @@ def apart(layout: Layout, seen: Seen, base: Seen) -> Row:
     return Row(layout, float(seen.losses[-1]), last, largest, float(params[0] / params[1]))
 
 
-def campaign(chosen: list[Layout] | None = None, keys: list[str] = KEYS) -> Iterator[Row]:
-    """A row for each layout, held against one device under pmap."""
+def campaign() -> Iterator[Row]:
+    """A row for each layout, held against the first; in float64 if JAX has it on."""
     place = Path(tempfile.mkdtemp(prefix="faults-"))
-    base = run(place, Layout("pmap", 1), keys)
-    for layout in chosen or layouts():
-        yield apart(layout, run(place, layout, keys), base)
+    keys = [*KEYS, *["--config.dtype=float64"] * jax.config.jax_enable_x64]
+    base = None
+    for layout in layouts():
+        seen = run(place, layout, keys)
+        base = base or seen
+        yield apart(layout, seen, base)
