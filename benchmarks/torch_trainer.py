@@ -232,10 +232,11 @@ class Trainer:
 def main() -> None:
     """Parse, build, fit."""
     logging.set_verbosity(logging.ERROR)
-    config, name, workdir, _ = parse(DEFAULT)
+    command = parse(DEFAULT)
+    config = command.config
     check_config(config)
     check_heeded(config)
-    path = Path(workdir or f"runs/torch-{name}")
+    path = Path(command.workdir or f"runs/torch-{command.name}")
     RunDir.check(path)
     trainer = Trainer(config)
     results = trainer.fit(RunDir.open(path, config), Progress(trainer.steps))

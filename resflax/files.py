@@ -1,11 +1,32 @@
-"""How files are written."""
+"""How files are written, and put out of the way."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: whoever reads it never sees a part."""
+    """Writes a file whole or not at all: whoever reads it never sees a part.
+
+    Not after the power failed either: a name must not be on disk before what it names.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     part.rename(path)
+
+
+def put_aside(path: Path, folder: Path | None = None) -> Path:
+    """Moves a file or folder that is damaged into `folder`; where it lies now, under a new name.
+
+    Args:
+      path: what to move.
+      folder: where to; `damaged` beside it if None.
+    """
+    folder = folder or path.parent / "damaged"
+    folder.mkdir(exist_ok=True)
+    place, n = folder / path.name, 1
+    while place.exists():
+        place, n = folder / f"{path.name}-{n}", n + 1
+    return path.rename(place)

@@ -132,6 +132,22 @@ def test_damage_to_any_file_is_told_and_the_step_before_taken(damage, tmp_path, 
         assert (run / "damaged" / "20").is_dir()  # nothing is lost
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_the_best_is_told_and_the_last_taken(damage, tmp_path, state, like):
+    """Orbax reads all accuracies to know the best: a flip there might keep another, in silence."""
+    folder = tmp_path / "checkpoints"
+    save(folder, state, 10, 20, 30, accuracies=[0.9, 0.5, None])
+    DAMAGES[damage](folder / "10" / "metrics" / "metrics")
+    assert_same(restore(folder, like), at(state, 30))
+    saved, warnings = resumed(folder, like)
+    assert_same(saved.state, at(state, 30))
+    assert len(warnings) == 1
+    assert "checkpoint of step 10 is passed over: metrics/metrics" in warnings[0]
+    assert (tmp_path / "damaged" / "10").is_dir()
+    save(folder, state, 40, keep=2, accuracies=[0.4])
+    assert sorted(p.name for p in folder.iterdir()) == ["20", "30", "40"]  # 20 is the best now
+
+
 @pytest.mark.parametrize("kind", ["empty folder", "half written", "other array", "added file"])
 def test_what_is_not_a_whole_checkpoint_is_passed_over(kind, tmp_path, state, like):
     folder = tmp_path / "checkpoints"

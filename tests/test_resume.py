@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from test_nonfinite import Net
 
-from resflax import UserError
 from resflax.data import load_dataset
 from resflax.train import Progress, RunDir, Trainer, default_config
 from resflax.train.interrupt import Interrupt, InterruptedRunError
@@ -178,12 +177,20 @@ def test_the_checkpoint_says_where_it_was_and_with_which_config(whole):
     assert position.examples == 59 * 48  # the first step compiles: it is not timed
 
 
-def test_records_that_were_changed_are_told(whole, tmp_path):
-    shutil.copytree(whole("plain")[2], tmp_path / "run")
+def test_records_that_were_changed_are_told_and_the_run_goes_on(whole, tmp_path, monkeypatch):
+    results, lines, folder = whole("plain")
+    shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    (tmp_path / "run" / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="has 0 lines, the checkpoint was made after 12"):
-        start(tmp_path / "run", config_of())
+    changed = (tmp_path / "run" / "metrics.jsonl").read_text().replace('"loss": ', '"lost": ', 1)
+    (tmp_path / "run" / "metrics.jsonl").write_text(changed)
+    said = []
+    monkeypatch.setattr(Progress, "say", lambda self, line: said.append(line))
+    again = start(tmp_path / "run", config_of())
+    assert again["params_sha256"] == results["params_sha256"]
+    assert told(tmp_path / "run") == lines[1:]
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert "metrics.jsonl is not what it was at step 60: 11 of its 12 lines can be read" in warning
+    assert (tmp_path / "run" / "damaged" / "metrics.jsonl").read_text() == changed
 
 
 def test_dropped_steps_are_counted_and_left_out_of_means(tmp_path, monkeypatch):

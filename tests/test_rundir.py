@@ -14,7 +14,7 @@ def test_a_folder_keeps_what_is_written(tmp_path):
     run.record({"step": 1})
     run.record({"step": 2})
     run.finish({"steps": 2})
-    assert run.records() == [{"step": 1}, {"step": 2}]
+    assert run.records.all() == [{"step": 1}, {"step": 2}]
     assert json.loads((run.path / "results.json").read_text()) == {"steps": 2}
     written = json.loads((run.path / "config.json").read_text())
     assert written == json.loads(json.dumps(config.to_dict()))
@@ -75,16 +75,62 @@ def test_more_epochs_are_said_and_earlier_results_kept(tmp_path):
     assert json.loads((tmp_path / "results-10-epochs.json").read_text()) == {"steps": 2}
 
 
-def test_records_after_the_checkpoint_are_taken_back(tmp_path):
+def line(step):
+    return {"step": step, "epoch": step / 8, "split": "train", "loss": 0.1 + 0.2, "accuracy": 0.5}
+
+
+@pytest.fixture
+def five(tmp_path):
+    """A folder with five records, and what a checkpoint knew after the first three of them."""
     run = RunDir.open(tmp_path, default_config())
     for step in range(5):
-        run.record({"step": step})
-    with open(tmp_path / "metrics.jsonl", "a") as file:
+        run.record(line(step))
+        if step == 2:
+            known = run.records.count, run.records.sha256, step
+    run.close()
+    return RunDir.open(tmp_path, default_config()), known
+
+
+def test_records_after_the_checkpoint_are_taken_back(five):
+    run, known = five
+    with open(run.records.path, "a") as file:
         file.write('{"ste')  # killed as it wrote
-    run.keep_records(3)
-    assert run.records() == [{"step": step} for step in range(3)]
-    with pytest.raises(UserError, match="has 3 lines, the checkpoint was made after 4"):
-        run.keep_records(4)
+    assert run.keep_records(*known) == ""
+    assert run.records.all() == [line(step) for step in range(3)]
+    assert (run.records.count, run.records.sha256) == known[:2]
+    run.record(line(9))
+    text = run.records.path.read_bytes()
+    assert (run.records.count, run.records.sha256) == (4, hashlib.sha256(text).hexdigest())
+    assert not (run.path / "damaged").exists()
+
+
+def test_any_flipped_bit_in_the_records_is_told_and_what_can_be_read_stays(five):
+    run, known = five
+    whole = run.records.path.read_bytes()
+    kept = b"".join(whole.splitlines(keepends=True)[:3])
+    for bit in range(0, 8 * len(kept), 7):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        run.records.path.write_bytes(data)
+        warning = run.keep_records(*known)
+        assert warning.startswith("metrics.jsonl is not what it was at step 2: ")
+        [place] = (run.path / "damaged").iterdir()
+        assert warning.endswith(f"it lies in {place}")
+        assert place.read_bytes() == data  # nothing is lost
+        place.unlink()
+        left = run.records.all()
+        assert len(left) == run.records.count >= 1
+        assert all({"step", "split", "loss", "accuracy"} <= set(one) for one in left)
+        assert sum(one in left for one in map(line, range(3))) >= 1
+    assert bit > 8 * len(kept) - 8
+
+
+def test_records_that_are_gone_are_told_and_the_run_goes_on(five):
+    run, known = five
+    run.records.path.unlink()
+    assert run.keep_records(*known).endswith("0 of its 3 lines can be read")
+    run.record(line(3))
+    assert run.records.all() == [line(3)]
 
 
 def test_a_new_folder_beside_it_is_the_first_without_a_run(tmp_path):

@@ -16,6 +16,7 @@ from flax import serialization
 from orbax.checkpoint import checkpoint_managers
 
 from resflax.errors import UserError
+from resflax.files import put_aside
 from resflax.train.checksums import DamagedError, check_leaves, leaf_sums, seal, unseal
 from resflax.train.state import TrainState
 
@@ -38,9 +39,13 @@ class Saved(NamedTuple):
     settled: Any
 
 
-def _options(keep: int) -> ocp.CheckpointManagerOptions:
-    """Those of one process: of several, each has the whole state and one saves it."""
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For a process that reads and writes without the others: each has the whole state."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=number, active_processes={number})
 
+
+def _options(keep: int) -> ocp.CheckpointManagerOptions:
     def best(metrics: dict[str, float]) -> float:
         return metrics[METRIC]
 
@@ -56,9 +61,7 @@ def _options(keep: int) -> ocp.CheckpointManagerOptions:
                 policies.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False),
             ]
         ),
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(), active_processes={jax.process_index()}
-        ),
+        multiprocessing_options=_alone(),
     )
 
 
@@ -68,16 +71,18 @@ def _steps(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def _read(manager: ocp.CheckpointManager, step: int, like: TrainState, leaves: Any) -> Saved:
-    """What was saved at a step whose files are whole."""
+def _read(folder: Path, step: int, like: TrainState, leaves: Any) -> Saved:
+    """What was saved at a step whose files are whole; those of others are not looked at."""
     settled = any(name.startswith("settled/") for name in leaves)
     tree = _tree(like, like.batch_stats if settled else {})
     args = ocp.args.Composite(
         state=ocp.args.StandardRestore(jax.tree.map(np.asarray, tree)),
         beside=ocp.args.JsonRestore(),
     )
+    handler = ocp.CompositeCheckpointHandler()
     try:
-        found = manager.restore(step, args=args)
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
+            found = checkpointer.restore(folder / str(step), args=args)
     except (ValueError, KeyError, TypeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
@@ -97,8 +102,8 @@ class Checkpoints:
     """The checkpoints of a run that goes on: the last `keep`, and that of the best accuracy.
 
     A step is saved while training goes on, under another name until it is whole, and then sealed
-    with checksums. One that is not whole, or no longer, is passed over for the one before, and put
-    aside into `damaged`, with a line for `warnings`.
+    with checksums. One that is not whole, or no longer, is put aside into `damaged`, with a
+    line for `warnings`: what a run would go on from is passed over for the one before.
 
     Raises:
       UserError: if the folder cannot be written.
@@ -134,24 +139,21 @@ class Checkpoints:
             ) from e
 
     def _sound(self) -> dict[str, str]:
-        """The checksums of the last step that is whole; puts aside what comes after it."""
+        """The checksums of the last step that is whole; puts aside all that are not.
+
+        The older ones as well: Orbax reads the accuracies of all to know the best.
+        """
+        sound: dict[int, dict[str, str]] = {}
         for step in _steps(self.folder):
             try:
-                leaves = unseal(self.folder / str(step))
+                sound[step] = unseal(self.folder / str(step))
             except DamagedError as e:
                 self._put_aside(step, str(e))
-                continue
-            self.last = step
-            return leaves
-        return {}
+        self.last = max(sound, default=None)
+        return sound[self.last] if self.last is not None else {}
 
     def _put_aside(self, step: int, reason: str) -> None:
-        aside = self.folder.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        place, n = aside / str(step), 1
-        while place.exists():
-            place, n = aside / f"{step}-{n}", n + 1
-        (self.folder / str(step)).rename(place)
+        place = put_aside(self.folder / str(step), self.folder.parent / "damaged")
         self.warnings.append(
             f"the checkpoint of step {step} is passed over: {reason}; it lies in {place}"
         )
@@ -165,10 +167,9 @@ class Checkpoints:
         while self.last is not None:
             try:
                 with self._told("be read"):
-                    return _read(self.manager, self.last, like, self.leaves)
+                    return _read(self.folder, self.last, like, self.leaves)
             except DamagedError as e:
                 self._put_aside(self.last, str(e))
-                self.last = None
                 self.leaves = self._sound()
                 self.manager.reload()
         return None
@@ -238,9 +239,7 @@ def restore(folder: Path, like: TrainState) -> TrainState:
     for step in _steps(folder):
         try:
             leaves = unseal(folder / str(step))
-            options = ocp.CheckpointManagerOptions(read_only=True)
-            with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-                state, _, settled = _read(manager, step, like, leaves)
+            state, _, settled = _read(folder.absolute(), step, like, leaves)
             return dataclasses.replace(state, batch_stats=settled or state.batch_stats)
         except DamagedError as e:
             reasons.append(f"; that of step {step} is damaged: {e}")

@@ -86,8 +86,9 @@ class Fit:
             self._say("there is no checkpoint yet: starting at step 0")
         for warning in self.checkpoints.warnings if self.checkpoints else []:
             self._say(f"warning: {warning}")
-        if self.run.writes:
-            self.run.keep_records(self.position.records)
+        lines = self.position.records, self.position.records_sha256
+        if wrong := self.run.keep_records(*lines, self.saved_step):
+            self._say(f"warning: {wrong}")
         self.position.where = where
         return self.engine.place(state)
 
@@ -169,7 +170,6 @@ class Fit:
         values = self.position.means()
         record = self._line(step, "train", values, self.meter.lap())
         self.run.record(record)
-        self.position.records += 1
         self.progress.train(record, self.meter.left(step))
 
     def _line(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
@@ -198,7 +198,6 @@ class Fit:
             )
         record = self._line(step, "test", test, test["count"] / self.meter.pause())
         self.run.record(record)
-        self.position.records += 1
         self.position.test, self.position.evaluated = test, step
         if self.config.recalibrate_batches:
             self.settled = self.engine.fetch(left.batch_stats)
@@ -233,6 +232,8 @@ class Fit:
         )
         now = dataclasses.replace(
             position,
+            records=self.run.records.count,
+            records_sha256=self.run.records.sha256,
             seconds=position.seconds + time.monotonic() - self.began,
             examples=self.meter.examples,
             training=self.meter.seconds,
@@ -267,7 +268,7 @@ class Fit:
             self.checkpoints.wait()
             accuracy = f"test accuracy {position.test['accuracy']:.4f}"
             title = f"{self.config.model} on {trainer.dataset.name}, {accuracy}"
-            draw_curves(self.run.records(), self.run.path / "curves.png", title)
+            draw_curves(self.run.records.all(), self.run.path / "curves.png", title)
         seconds = position.seconds + time.monotonic() - self.began
         results = results_of(trainer, position, final, seconds=seconds, speed=self.meter.overall)
         self.run.skipped(position.skipped)

@@ -1,6 +1,7 @@
 """Where a run is, besides its state: what it has told, and what it has yet to tell."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ class Position:
     """All plain values: it is kept as JSON beside the state.
 
     Attributes:
-      records: lines of `metrics.jsonl`.
+      records: lines of `metrics.jsonl`, and their SHA-256, when this was saved.
       window: of each step since the last record "loss" and "accuracy", None if it was dropped.
       evaluated: the step that was last evaluated.
       test: what the evaluation found.
@@ -28,6 +29,7 @@ class Position:
     """
 
     records: int = 0
+    records_sha256: str = hashlib.sha256().hexdigest()
     window: list[dict[str, float] | None] = field(default_factory=list)
     evaluated: int = 0
     test: dict[str, float] = field(default_factory=dict)

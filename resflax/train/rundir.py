@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from resflax.errors import UserError
 from resflax.files import write_whole
+from resflax.train.records import Records
 from resflax.train.resume import differences, plain
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
@@ -40,11 +41,13 @@ class RunDir:
     Of several processes one alone `writes`; the others' folder is this one by name only.
 
     Attributes:
+      records: the lines of `metrics.jsonl`.
       notes: what whoever started the run should know, a line each.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes, self.notes = path, writes, list[str]()
+        self.records = Records(path / "metrics.jsonl")
         self._held: int | None = None
 
     def close(self) -> None:
@@ -153,30 +156,15 @@ class RunDir:
         """Adds a line to `metrics.jsonl`."""
         if not self.writes:
             return
-        with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        with _told(self.path):
+            self.records.add(record)
 
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`."""
-        with open(self.path / "metrics.jsonl") as file:
-            return [json.loads(line) for line in file]
-
-    def keep_records(self, count: int) -> None:
-        """Leaves the first lines of `metrics.jsonl`: those after them will be made again.
-
-        Raises:
-          UserError: if there are fewer.
-        """
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if len(lines) < count or not all(line.endswith(b"\n") for line in lines[:count]):
-            raise UserError(
-                f"{path} has {len(lines)} lines, the checkpoint was made after {count}: it was"
-                " changed, so the run cannot go on"
-            )
-        if len(lines) > count:
-            with _told(self.path):
-                write_whole(path, b"".join(lines[:count]))
+    def keep_records(self, count: int, sha256: str, step: int) -> str:
+        """See `Records.keep`."""
+        if not self.writes:
+            return ""
+        with _told(self.path):
+            return self.records.keep(count, sha256, step)
 
     def skipped(self, examples: list[str]) -> None:
         """Writes `skipped.txt`, a line for each example that was left out; no file for none."""

@@ -1,4 +1,4 @@
-"""Damage to every file of a real run's newest checkpoint."""
+"""Damage to every file of a real run's checkpoints, those that it would not go on from as well."""
 
 import json
 import random
@@ -60,29 +60,29 @@ def campaign(flips: int = 100, seed: int = 0) -> Damaged:
     assert start.wait() == 0, start.log.read_text()
     like = state_like(place / "run")
     steps = sorted(int(p.name) for p in (place / "run" / "checkpoints").iterdir())
-    newest, before = steps[-1], steps[-2]
-    root = place / "run" / "checkpoints" / str(newest)
-    names = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
-    wanted = unseal(place / "run" / "checkpoints" / str(before))
-    cases = [("bit flipped", names[i % len(names)]) for i in range(flips)]
-    cases += [(kind, name) for kind in ("truncated", "deleted") for name in names]
-    for kind, name in tqdm(cases, "flip"):
-        copy = place / "copy"
+    root = place / "run" / "checkpoints"
+    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    sums = {step: set(unseal(root / str(step)).values()) for step in steps}
+    cases = [("bit flipped", files[i % len(files)]) for i in range(flips)]
+    cases += [(kind, file) for kind in ("truncated", "deleted") for file in files]
+    for kind, file in tqdm(cases, "flip"):
+        copy, hurt = place / "copy", int(file.parts[0])
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(place / "run", copy)
-        DAMAGES[kind](copy / "checkpoints" / str(newest) / name, rng)
+        DAMAGES[kind](copy / "checkpoints" / file, rng)
         checkpoints = Checkpoints(copy / "checkpoints", 3)
         saved = checkpoints.restore(like)
         checkpoints.close()
         found.tried[kind] = found.tried.get(kind, 0) + 1
+        last = max(step for step in steps if step != hurt)
         right = (
             len(checkpoints.warnings) == 1
-            and f"step {newest} is passed over" in checkpoints.warnings[0]
-            and int(np.asarray(saved.state.step)) == before
-            and set(leaf_sums(jax.device_get(saved.state)).values()) <= set(wanted.values())
+            and f"step {hurt} is passed over" in checkpoints.warnings[0]
+            and int(np.asarray(saved.state.step)) == last
+            and set(leaf_sums(jax.device_get(saved.state)).values()) <= sums[last]
         )
         if right:
             found.told[kind] = found.told.get(kind, 0) + 1
         else:
-            found.wrong.append(f"{kind} {name}: {checkpoints.warnings}")
+            found.wrong.append(f"{kind} {file}: {checkpoints.warnings}")
     return found
