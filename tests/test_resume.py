@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_nonfinite import Net
 
+from resflax import UserError
 from resflax.data import load_dataset
 from resflax.train import Progress, RunDir, Trainer, default_config
 from resflax.train.interrupt import Interrupt, InterruptedRunError
@@ -191,6 +192,23 @@ def test_records_that_were_changed_are_told_and_the_run_goes_on(whole, tmp_path,
     [warning] = [line for line in said if line.startswith("warning: ")]
     assert "metrics.jsonl is not what it was at step 60: 11 of its 12 lines can be read" in warning
     assert (tmp_path / "run" / "damaged" / "metrics.jsonl").read_text() == changed
+
+
+def test_a_damaged_config_is_that_of_the_checkpoint(whole, tmp_path):
+    results, lines, folder = whole("plain")
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "config.json").write_text('{"model": "cif')
+    other = config_of(seed=99)
+    with pytest.raises(UserError, match="of another config .*now 99"):
+        RunDir.open(tmp_path / "run", other)
+    run = RunDir.open(tmp_path / "run", config_of())
+    [note] = run.notes
+    run.close()
+    assert note == "warning: config.json is damaged: the checkpoint's own is taken"
+    assert (tmp_path / "run" / "config.json").read_text() == (folder / "config.json").read_text()
+    assert start(tmp_path / "run", config_of())["params_sha256"] == results["params_sha256"]
+    assert told(tmp_path / "run") == lines
 
 
 def test_dropped_steps_are_counted_and_left_out_of_means(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -69,6 +70,15 @@ def _steps(folder: Path) -> list[int]:
     """The steps that a folder has something of, the last first."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def newest_beside(folder: Path) -> dict[str, Any] | None:
+    """What was saved beside the last state that is whole; None if there is none."""
+    for step in _steps(folder):
+        with contextlib.suppress(DamagedError):
+            unseal(folder / str(step))
+            return dict(json.loads((folder / str(step) / "beside" / "metadata").read_text()))
+    return None
 
 
 def _read(folder: Path, step: int, like: TrainState, leaves: Any) -> Saved:

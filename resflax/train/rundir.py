@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from resflax.errors import UserError
 from resflax.files import write_whole
+from resflax.train.checkpoint import newest_beside
 from resflax.train.records import Records
 from resflax.train.resume import differences, plain
 
@@ -126,16 +127,24 @@ class RunDir:
                 ) from e
             # A file system without locks: then whoever starts two runs in one folder must know.
 
+    def _config(self) -> dict[str, Any]:
+        """The config that is there; if that is damaged, the one in the last whole checkpoint."""
+        path = self.path / "config.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as e:
+            beside = newest_beside(self.path / "checkpoints")
+            if beside is None:
+                raise UserError(
+                    f"workdir {self.path} holds a config.json that is damaged ({e}): choose another"
+                    " --workdir"
+                ) from e
+        self.notes.append("warning: config.json is damaged: the checkpoint's own is taken")
+        return dict(beside["config"])
+
     def _compare(self, config: ConfigDict) -> None:
         """Raises `UserError` if the run that is there has another config."""
-        try:
-            old = plain(ConfigDict(json.loads((self.path / "config.json").read_text())))
-        except ValueError as e:
-            raise UserError(
-                f"workdir {self.path} holds a config.json that is damaged ({e}): choose another"
-                " --workdir"
-            ) from e
-        new = plain(config)
+        old, new = plain(ConfigDict(self._config())), plain(config)
         unlike = differences(old, new)
         if unlike:
             raise UserError(

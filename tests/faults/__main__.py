@@ -39,7 +39,7 @@ def stops(runs: int) -> bool:
 def flips(runs: int) -> bool:
     found = flip.campaign(runs)
     for kind, tried in found.tried.items():
-        print(f"{kind}: {found.told.get(kind, 0)} of {tried} told, the step before taken")
+        print(f"{kind}: {found.told.get(kind, 0)} of {tried} told, the last whole step taken")
     print(*found.wrong, sep="\n", end="", flush=True)
     return not found.wrong
 
