@@ -17,14 +17,8 @@ def write_whole(path: Path, data: bytes) -> None:
     part.rename(path)
 
 
-def put_aside(path: Path, folder: Path | None = None) -> Path:
-    """Moves a file or folder that is damaged into `folder`; where it lies now, under a new name.
-
-    Args:
-      path: what to move.
-      folder: where to; `damaged` beside it if None.
-    """
-    folder = folder or path.parent / "damaged"
+def put_aside(path: Path, folder: Path) -> Path:
+    """Moves a file or folder into `folder`; where it lies now, under a name that was free."""
     folder.mkdir(exist_ok=True)
     place, n = folder / path.name, 1
     while place.exists():

@@ -47,6 +47,8 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _options(keep: int) -> ocp.CheckpointManagerOptions:
+    """To keep the last so many, and the best."""
+
     def best(metrics: dict[str, float]) -> float:
         return metrics[METRIC]
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from resflax.files import write_whole
+
 SEAL = "checksums.json"
 
 
@@ -51,9 +53,8 @@ def _digest(body: dict[str, Any]) -> str:
 def seal(folder: Path, leaves: dict[str, str]) -> None:
     """Writes the checksums of all files of a folder, and those of the arrays in it."""
     body = {"files": _file_sums(folder), "leaves": leaves}
-    part = folder / f"{SEAL}.part"
-    part.write_text(json.dumps({"sha256": _digest(body), **body}, indent=1))
-    part.rename(folder / SEAL)
+    text = json.dumps({"sha256": _digest(body), **body}, indent=1)
+    write_whole(folder / SEAL, text.encode())
 
 
 def unseal(folder: Path) -> dict[str, str]:

@@ -86,8 +86,10 @@ class Fit:
             self._say("there is no checkpoint yet: starting at step 0")
         for warning in self.checkpoints.warnings if self.checkpoints else []:
             self._say(f"warning: {warning}")
-        lines = self.position.records, self.position.records_sha256
-        if wrong := self.run.keep_records(*lines, self.saved_step):
+        wrong = self.run.keep_records(
+            self.position.records, self.position.records_sha256, self.saved_step
+        )
+        if wrong:
             self._say(f"warning: {wrong}")
         self.position.where = where
         return self.engine.place(state)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ class Records:
                 write_whole(self.path, b"".join(lines[:count]))
             return ""
         kept = [line for line in lines if _step(line) <= step]
-        lies = f"; it lies in {put_aside(self.path)}" if self.path.exists() else ""
+        lies = ""
+        if self.path.exists():
+            lies = f"; it lies in {put_aside(self.path, self.path.parent / 'damaged')}"
         write_whole(self.path, b"".join(kept))
         self._take(kept)
         return (
@@ -77,6 +80,6 @@ def _step(line: bytes) -> float:
     try:
         record = json.loads(line)
         readable = all(type(record[name]) in (int, float) for name in NUMBERS)
-        return record["step"] if readable and isinstance(record["split"], str) else float("inf")
+        return record["step"] if readable and isinstance(record["split"], str) else math.inf
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf
