@@ -27,16 +27,21 @@ if __name__ == "__main__":
 from ml_collections import ConfigDict
 
 from resflax import create_model
+from resflax.cli.flags import parse, quiet, report, usage
 from resflax.data import Dataset
+from resflax.distributed.processes import (
+    broadcast_json,
+    exit_process,
+    is_main_process,
+    lost_process_as_user_error,
+)
 from resflax.errors import UserError
 from resflax.nn import ResNet, stack_params
-from resflax.train import Progress, RunDir, Trainer, check_config, keep_compiled
-from resflax.train.build import dataset_from
-from resflax.train.cli import parse, quiet, report, usage
+from resflax.run.signals import Interrupt, InterruptedRunError
+from resflax.train import Progress, Trainer, Workdir, check_config, enable_compilation_cache
+from resflax.train.builders import build_dataset
 from resflax.train.config import spec_overrides
-from resflax.train.interrupt import Interrupt, InterruptedRunError
-from resflax.train.processes import from_first, is_first, leave, others_told
-from resflax.weights import new_head, open_weights
+from resflax.weights import read_weights, replace_head
 
 
 def build(config: ConfigDict) -> tuple[ResNet, Dataset, ConfigDict, Any]:
@@ -48,13 +53,13 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset, ConfigDict, Any]:
         remat=config.remat,
         **spec_overrides(config),
     )
-    dataset = dataset_from(config)
+    dataset = build_dataset(config)
     height, width, _ = dataset.image_shape
-    least = model.spec.min_image
-    if min(height, width) < least:
+    minimum = model.spec.min_image_size
+    if min(height, width) < minimum:
         raise UserError(
             f"{config.dataset}'s images of {height}x{width} are too small for {config.model} with"
-            f" the {model.spec.stem} stem, which needs {least}x{least}:"
+            f" the {model.spec.stem} stem, which needs {minimum}x{minimum}:"
             " try --config.spec.stem=cifar"
         )
     model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
@@ -69,7 +74,7 @@ def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:
 
     Where the config does not say how images are normalised, a config beside the weights does.
     """
-    card, variables, _ = open_weights(config.pretrained, model.spec)
+    card, variables, _ = read_weights(config.pretrained, model.spec)
     if card.channels != dataset.image_shape[2]:
         raise UserError(
             f"{config.pretrained} is for images of {card.channels} channels:"
@@ -79,7 +84,7 @@ def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:
         if card.told and not config.data[key]:
             config.data[key] = getattr(card.preprocess, key)
     if card.spec.num_classes != model.spec.num_classes:
-        variables = new_head(variables, model.spec.num_classes, seed=config.seed)
+        variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
     return stack_params(variables) if model.scan else variables
 
 
@@ -108,33 +113,35 @@ def train(interrupt: Interrupt) -> None:
     path = Path(command.workdir) if command.workdir else fresh_folder(command.name)
     command.processes.join()
     interrupt.forward = command.processes.distributed
-    with others_told():
-        if is_first():
-            path = RunDir.beside(path) if command.resume == "never" else path
-            RunDir.check(path)
-        keep_compiled()
+    with lost_process_as_user_error():
+        if is_main_process():
+            path = Workdir.next_free(path) if command.resume == "never" else path
+            Workdir.check(path)
+        enable_compilation_cache()
         trainer = Trainer(*build(command.config))
-        opened = RunDir.open(path, command.config) if is_first() else RunDir(path, writes=False)
+        opened = (
+            Workdir.open(path, command.config) if is_main_process() else Workdir(path, writes=False)
+        )
         with opened as run:
-            results = from_first(run.results())
-            if results and is_first():
+            results = broadcast_json(run.results())
+            if results and is_main_process():
                 print("this run has ended before: there is nothing left to do")
             results = results or run_to_the_end(trainer, run, interrupt)
-    if is_first():
+    if is_main_process():
         accuracy, count = results["test_accuracy"], results["test_examples"]
         skipped = results["skipped_examples"]
         aside = f"; {skipped} skipped, see skipped.txt" if skipped else ""
         print(f"test accuracy {accuracy:.4f} on {count} examples{aside}; saved in {path}")
 
 
-def run_to_the_end(trainer: Trainer, run: RunDir, interrupt: Interrupt) -> dict[str, Any]:
+def run_to_the_end(trainer: Trainer, run: Workdir, interrupt: Interrupt) -> dict[str, Any]:
     """Fits, with progress where process 0 talks."""
-    if is_first():
+    if is_main_process():
         print(*run.notes, trainer.summary(), sep="\n", flush=True)
-    progress = Progress(trainer.steps, silent=not is_first())
+    progress = Progress(trainer.steps, silent=not is_main_process())
     return trainer.fit(run, progress, interrupt)
 
 
 if __name__ == "__main__":
     quiet()
-    leave(report(main))
+    exit_process(report(main))

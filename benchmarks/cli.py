@@ -15,7 +15,7 @@ from benchmarks.peers import CONTENDERS, METERS
 from benchmarks.peers.decoders import DECODERS, installed
 from benchmarks.progress import Progress
 from benchmarks.stretches import STRETCHES
-from benchmarks.task import DEVICES, DTYPES, LARGEST_BATCH, Task, check_choice, parse
+from benchmarks.task import DEVICES, DTYPES, MAX_BATCH, Task, check_choice, parse
 from resflax.errors import Parser, UserError, unknown
 
 ABOUT = """Measures resflax beside a plain Flax linen ResNet and a PyTorch one.
@@ -111,8 +111,8 @@ def contenders_of(command: str, peers: str) -> list[str]:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if args.batch is not None and not 1 <= args.batch <= LARGEST_BATCH:
-        raise UserError(f"--batch is {args.batch}: expected an integer from 1 to {LARGEST_BATCH}")
+    if args.batch is not None and not 1 <= args.batch <= MAX_BATCH:
+        raise UserError(f"--batch is {args.batch}: expected an integer from 1 to {MAX_BATCH}")
     if args.rounds is not None and not 1 <= args.rounds <= 10_000:
         raise UserError(f"--rounds is {args.rounds}: expected an integer from 1 to 10000")
     if not 1 <= args.images <= 100_000:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 # A branch: kernel, channels in multiples of the width, whether it takes the block's stride.
-BRANCHES = {
+BLOCKS = {
     "basic": ((3, 1, True), (3, 1, False)),
     "bottleneck": ((1, 1, False), (3, 1, True), (1, 4, False)),
     "bottleneck_v1": ((1, 1, True), (3, 1, False), (1, 4, False)),
@@ -47,7 +47,7 @@ def _halved(side: int) -> int:
 def _block(
     spec: dict[str, Any], name: str, cin: int, width: int, side: int, stride: int
 ) -> Iterator[Layer]:
-    rows, channels = BRANCHES[spec["block"]], cin
+    rows, channels = BLOCKS[spec["block"]], cin
     after = _halved(side) if stride == 2 else side
     for i, (kernel, expansion, strided) in enumerate(rows, start=1):
         side = after if strided else side
@@ -73,7 +73,7 @@ def layers(spec: dict[str, Any], size: int, channels: int = 3) -> list[Layer]:
             stride = 2 if i > 1 and j == 1 else 1
             rows += _block(spec, f"stage{i}_block{j}", width, stage, side, stride)
             side = _halved(side) if stride == 2 else side
-            width = stage * BRANCHES[spec["block"]][-1][1]
+            width = stage * BLOCKS[spec["block"]][-1][1]
     return [*rows, Layer("head", 1, width, spec["num_classes"], 1, "")]
 
 

@@ -13,7 +13,7 @@ from resflax.zoo import get_spec
 
 SMALL_IMAGE = 64  # up to here an ImageNet network gets the CIFAR stem and ten classes
 VERY_DEEP = 200  # blocks
-LARGEST_IMAGE, LARGEST_BATCH = 4096, 65_536
+LARGEST_IMAGE, MAX_BATCH = 4096, 65_536
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -67,9 +67,9 @@ def default_batch(model: str, spec: dict[str, Any], size: int) -> int:
     return 64 if size <= SMALL_IMAGE else 16
 
 
-def _number(text: str, what: str, most: int) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise UserError(f"{what} is {text!r}: expected an integer from 1 to {most}")
+def _number(text: str, what: str, maximum: int) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= maximum:
+        raise UserError(f"{what} is {text!r}: expected an integer from 1 to {maximum}")
     return int(text)
 
 
@@ -92,11 +92,13 @@ def parse(text: str, *, batch: int | None = None, **fields: Any) -> Task:
     if spec.stem == "imagenet" and size <= SMALL_IMAGE:
         overrides = {"stem": "cifar", "num_classes": 10}
     spec = spec.override(**overrides)
-    if size < spec.min_image:
-        raise UserError(f"images of {size} are too small for {model}: it needs {spec.min_image}")
+    if size < spec.min_image_size:
+        raise UserError(
+            f"images of {size} are too small for {model}: it needs {spec.min_image_size}"
+        )
     plain = dataclasses.asdict(spec)
     if own_batch:
-        batch = _number(own_batch, f"the batch of {text!r}", LARGEST_BATCH)
+        batch = _number(own_batch, f"the batch of {text!r}", MAX_BATCH)
     batch = batch or default_batch(model, plain, size)
     return Task(model, overrides, plain, size, batch, **fields)
 

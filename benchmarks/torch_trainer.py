@@ -23,13 +23,13 @@ from ml_collections import ConfigDict
 
 from benchmarks.peers.torch_net import ResNet, to_torch
 from resflax import create_model
-from resflax.data import Examples
+from resflax.cli.flags import parse, report
+from resflax.data import InMemorySplit
 from resflax.errors import UserError
-from resflax.train import Progress, RunDir, check_config, default_config
-from resflax.train.build import dataset_from, schedule_from, total_steps
-from resflax.train.cli import parse, report
+from resflax.run.throughput import Meter
+from resflax.train import Progress, Workdir, check_config, default_config
+from resflax.train.builders import build_dataset, build_schedule, total_steps
 from resflax.train.config import flat_keys
-from resflax.train.meter import Meter
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "cifar10_resnet20.py"
 # The keys of a config that this trainer heeds; the others must be as they are by default.
@@ -42,8 +42,8 @@ HEEDED = (
     "learning_rate",
     "schedule",
     "warmup_epochs",
-    "step_epochs",
-    "step_factor",
+    "decay_epochs",
+    "decay_rate",
     "momentum",
     "nesterov",
     "weight_decay",
@@ -51,7 +51,7 @@ HEEDED = (
     "label_smoothing",
     "log_every_steps",
     "eval_every_epochs",
-    "data.dir",
+    "data.data_dir",
     "data.channels",
     "data.on_bad_example",
     "data.mean",
@@ -106,7 +106,7 @@ def make_optimizer(config: ConfigDict, net: ResNet) -> torch.optim.Optimizer:
 class Pixels:
     """A split in PyTorch's hands: images uint8 `(n, c, h, w)`, labels int64 `(n,)`."""
 
-    def __init__(self, split: Examples) -> None:
+    def __init__(self, split: InMemorySplit) -> None:
         self.images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
         self.labels = torch.from_numpy(split.labels).long()
 
@@ -161,16 +161,16 @@ class Trainer:
     """One run; see `resflax.train.Trainer`."""
 
     def __init__(self, config: ConfigDict) -> None:
-        dataset = dataset_from(config)
+        dataset = build_dataset(config)
         size, _, channels = dataset.image_shape
-        moments = dataset.train.moments()
+        moments = dataset.train.mean_std()
         self.config = config
         self.train, self.test = (
             Pixels(split).normalize_as(moments) for split in (dataset.train, dataset.test)
         )
         self.examples = len(dataset.train)
         self.steps = total_steps(config, self.examples)
-        self.schedule = schedule_from(config, self.examples)
+        self.schedule = build_schedule(config, self.examples)
         self.net = make_net(config, channels, size, dataset.num_classes)
         self.optimizer = make_optimizer(config, self.net)
         self.rng = torch.Generator().manual_seed(config.seed)
@@ -189,7 +189,7 @@ class Trainer:
         self.optimizer.step()
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
-    def fit(self, run: RunDir, progress: Progress) -> dict[str, Any]:
+    def fit(self, run: Workdir, progress: Progress) -> dict[str, Any]:
         """Trains to the end; writes records and results."""
         began, config, meter = time.monotonic(), self.config, Meter(self.steps)
         window, test, size = [], {}, config.batch_size
@@ -237,9 +237,9 @@ def main() -> None:
     check_config(config)
     check_heeded(config)
     path = Path(command.workdir or f"runs/torch-{command.name}")
-    RunDir.check(path)
+    Workdir.check(path)
     trainer = Trainer(config)
-    results = trainer.fit(RunDir.open(path, config), Progress(trainer.steps))
+    results = trainer.fit(Workdir.open(path, config), Progress(trainer.steps))
     print(f"test accuracy {results['test_accuracy']:.4f}; saved in {path}")
 
 

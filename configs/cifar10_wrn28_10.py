@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
     config.epochs = 200
     config.learning_rate = 0.1
     config.schedule = "step"
-    config.step_epochs = (60, 120, 160)
-    config.step_factor = 0.2
+    config.decay_epochs = (60, 120, 160)
+    config.decay_rate = 0.2
     config.weight_decay = 5e-4
     config.decay_mask = "all"
     config.data.pad_crop = 4

@@ -28,10 +28,10 @@ def get_config() -> ConfigDict:
     config.learning_rate = 0.1
     config.warmup_epochs = 5.0
     config.schedule = "step"
-    config.step_epochs = (30, 60, 80)
+    config.decay_epochs = (30, 60, 80)
     config.weight_decay = 1e-4
     config.data.image_size = 224
-    config.data.workers = 8
+    config.data.num_workers = 8
     config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

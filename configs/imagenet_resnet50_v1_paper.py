@@ -42,13 +42,13 @@ def get_config() -> ConfigDict:
     config.epochs = 120
     config.learning_rate = 0.1
     config.schedule = "step"
-    config.step_epochs = (30, 60, 90)
+    config.decay_epochs = (30, 60, 90)
     config.weight_decay = 1e-4
     config.decay_mask = "all"
     config.nesterov = False
-    config.recalibrate_batches = 40  # 10,240 images
+    config.precise_bn_batches = 40  # 10,240 images
     config.data.image_size = 224
-    config.data.workers = 8
+    config.data.num_workers = 8
     config.data.flip = True
     config.data.color_jitter = (0.4, 0.4, 0.4, 0.0)
     config.data.mean = (0.485, 0.456, 0.406)

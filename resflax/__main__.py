@@ -3,18 +3,18 @@
 import importlib
 import sys
 
+from resflax.cli.flags import report
 from resflax.errors import unknown
-from resflax.train.cli import report
 
 # The function that takes each command's arguments, and what the command does.
 COMMANDS = {
-    "list": ("resflax.zoo.cli:list_main", "the networks, by name"),
-    "info": ("resflax.zoo.cli:info_main", "a network's parts, parameters and multiply-adds"),
-    "data": ("resflax.train.data_cli:main", "sets made ready to train on, and looked at"),
-    "convert": ("resflax.weights.cli:convert_main", "weights of torch to ours and back"),
-    "predict": ("resflax.weights.cli:predict_main", "the five most probable classes of an image"),
-    "doctor": ("resflax.train.doctor:main", "whether this machine gives the same results anyhow"),
-    "study": ("resflax.study.cli:main", "the papers' experiments"),
+    "list": ("resflax.cli.models:list_main", "the networks, by name"),
+    "info": ("resflax.cli.models:info_main", "a network's parts, parameters and multiply-adds"),
+    "data": ("resflax.cli.data:main", "sets made ready to train on, and looked at"),
+    "convert": ("resflax.cli.weights:convert_main", "weights of torch to ours and back"),
+    "predict": ("resflax.cli.weights:predict_main", "the five most probable classes of an image"),
+    "doctor": ("resflax.cli.doctor:main", "whether this machine gives the same results anyhow"),
+    "study": ("resflax.cli.study:main", "the papers' experiments"),
 }
 
 

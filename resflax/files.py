@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: whoever reads it never sees a part.
 
     Not after the power failed either: a name must not be on disk before what it names.
@@ -17,7 +17,7 @@ def write_whole(path: Path, data: bytes) -> None:
     part.rename(path)
 
 
-def put_aside(path: Path, folder: Path) -> Path:
+def quarantine(path: Path, folder: Path) -> Path:
     """Moves a file or folder into `folder`; where it lies now, under a name that was free."""
     folder.mkdir(exist_ok=True)
     place, n = folder / path.name, 1

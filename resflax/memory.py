@@ -8,7 +8,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def keep_memory() -> bool:
+def tune_malloc() -> bool:
     """Lets glibc keep what large arrays leave, for the next step, instead of giving it back.
 
     Giving back costs a page fault for every 4 KiB of every temporary of every step, a fifth of a

@@ -11,9 +11,9 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # After the environment is set: these import what reads it.
-from layers import FAST  # noqa: E402
+from helpers.conv_cases import FAST  # noqa: E402
 
-from resflax.nn import road as roads  # noqa: E402
+from resflax.kernels import backend as roads  # noqa: E402
 
 
 @pytest.fixture(params=FAST)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from resflax import UserError, create_model
-from resflax.nn.norm import BatchNorm
+from resflax.nn.batch_norm import BatchNorm
 from resflax.train import create_state, make_engine, make_optimizer, make_train_step
 from resflax.train.accumulate import check_micro_batches
 
@@ -41,7 +41,7 @@ def test_without_batch_norm_it_is_the_whole_batch_in_less_memory():
     first = create_state(model, optimizer, 0, (8, 8, 1))
     data, states, memory = batch(64), {}, {}
     for count in (1, 4):
-        step = make_train_step(model, optimizer, accumulate_steps=count)
+        step = make_train_step(model, optimizer, grad_accum_steps=count)
         compiled = jax.jit(step).lower(first, data).compile()
         memory[count] = compiled.memory_analysis().temp_size_in_bytes
         state, losses = first, []
@@ -59,7 +59,7 @@ def test_without_batch_norm_it_is_the_whole_batch_in_less_memory():
 def test_batch_norm_sees_every_kth_example_and_moves_k_times():
     data, optimizer = batch(12, (2, 1, 1)), optax.sgd(0.0)
     first = create_state(Normed(), optimizer, 0, (2, 1, 1))
-    step = jax.jit(make_train_step(Normed(), optimizer, accumulate_steps=3))
+    step = jax.jit(make_train_step(Normed(), optimizer, grad_accum_steps=3))
     state, metrics = step(first, data)
     x = data["image"].reshape(12, 2).astype(np.float64)
     mean, var, losses = np.zeros(2), np.ones(2), []
@@ -79,13 +79,13 @@ def trained(name, devices):
     engine = make_engine(name, jax.devices()[:devices])
     optimizer = make_optimizer("sgd", 0.5)
     step = make_train_step(
-        Normed(), optimizer, accumulate_steps=2, ema_decay=0.9, axis_name=engine.axis_name
+        Normed(), optimizer, grad_accum_steps=2, ema_decay=0.9, axis_name=engine.axis_name
     )
     step = engine.compile_train(step)
     state = engine.replicate(create_state(Normed(), optimizer, 0, (2, 1, 1), ema=True))
     for _ in range(3):
-        state, metrics = step(state, engine.split(batch(32, (2, 1, 1))))
-    return engine.fetch((state, metrics))
+        state, metrics = step(state, engine.shard_batch(batch(32, (2, 1, 1))))
+    return engine.to_host((state, metrics))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_device_count_changes_nothing(alone, name, devices):
 def test_a_batch_that_cannot_be_cut_alike_is_refused(batch_size, hint):
     check_micro_batches(64, 8, 4)
     message = (
-        f"batch_size {batch_size} does not divide by 8 devices times accumulate_steps 4: {hint}"
+        f"batch_size {batch_size} does not divide by 8 devices times grad_accum_steps 4: {hint}"
     )
     with pytest.raises(UserError, match=message):
         check_micro_batches(batch_size, 8, 4)
@@ -114,6 +114,6 @@ def test_a_batch_that_cannot_be_cut_alike_is_refused(batch_size, hint):
 
 def test_a_step_refuses_micro_batches_of_unequal_size():
     optimizer = optax.sgd(0.1)
-    step = make_train_step(Normed(), optimizer, accumulate_steps=4)
+    step = make_train_step(Normed(), optimizer, grad_accum_steps=4)
     with pytest.raises(ValueError, match="6 examples cannot be cut into 4 micro-batches"):
         step(create_state(Normed(), optimizer, 0, (2, 1, 1)), batch(6, (2, 1, 1)))

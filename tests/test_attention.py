@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import randomised, run
-from reference import assert_close
+from helpers.conv_reference import assert_close
+from helpers.networks import randomised, run
 
 from resflax.nn.attention import ATTENTION, eca_kernel
-from resflax.nn.ops import make_ops
+from resflax.nn.layers import make_ops
 
 
-class Layer(nn.Module):
+class ConvRow(nn.Module):
     """A row of `ATTENTION` on its own."""
 
     attention: str
@@ -30,7 +30,7 @@ def sigmoid(x):
 
 def case(attention, channels, kept=None, dtype=jnp.float32):
     """Its value, its parameters in float64, and the image."""
-    layer = Layer(attention, channels)
+    layer = ConvRow(attention, channels)
     x = np.random.default_rng(0).standard_normal((2, 5, 4, kept or channels)) + 0.5
     x = jnp.asarray(x, dtype)
     tree = randomised(jax.eval_shape(lambda: layer.init(jax.random.key(0), x)))
@@ -87,7 +87,7 @@ def test_the_kernel_is_the_odd_number_nearest_above_equation_12(channels):
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_half_precision_loses_but_its_own_rounding(attention):
     found, _, x = case(attention, 64, dtype=jnp.bfloat16)
-    layer = Layer(attention, 64)
+    layer = ConvRow(attention, 64)
     x = jnp.asarray(x, jnp.float32)
     tree = randomised(jax.eval_shape(lambda: layer.init(jax.random.key(0), x)))
     assert_close(found, np.asarray(layer.apply(tree, x)), 2**-6)

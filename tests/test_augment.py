@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from resflax import UserError
-from resflax.data import make_augment, normalize, turns
+from resflax.data import flip_parity, make_augment, normalize
 from resflax.data.augment import flip, pad_crop
-from resflax.data.augment.make import ROWS
-from resflax.data.augment.place import crop_at
+from resflax.data.augment.crop_flip import crop_at
+from resflax.data.augment.pipeline import TRANSFORMS
 
 ON = {
     "pad_crop": 2,
@@ -17,7 +17,7 @@ ON = {
     "flip": "alternating",
     "rand_augment": (2, 9),
     "color_jitter": (0.4, 0.4, 0.4, 0.1),
-    "erasing": 0.5,
+    "random_erasing": 0.5,
     "cutout": 3,
 }
 
@@ -70,21 +70,23 @@ def test_the_alternating_flip_shows_both_sides_in_two_epochs_and_begins_with_a_c
     mirrored = []
     for epoch in range(4):
         # Other keys in each epoch, as steps have: the flip must not go by them.
-        seen = augment(keys_of(n, epoch), images, turns(jnp.uint32(7), index, jnp.int32(epoch)))
+        seen = augment(
+            keys_of(n, epoch), images, flip_parity(jnp.uint32(7), index, jnp.int32(epoch))
+        )
         mirrored.append((np.asarray(seen) == images[:, :, ::-1]).all((1, 2, 3)))
         assert (mirrored[-1] | (np.asarray(seen) == images).all((1, 2, 3))).all()
     first = mirrored[0]
     np.testing.assert_array_equal(mirrored, [first, ~first, first, ~first])
     assert abs(first.sum() - n / 2) < 5 * np.sqrt(n / 4)
     assert abs((first[1:] == first[:-1]).sum() - n / 2) < 5 * np.sqrt(n / 4)
-    other = np.asarray(turns(jnp.uint32(8), index, jnp.int32(0))) == 1
+    other = np.asarray(flip_parity(jnp.uint32(8), index, jnp.int32(0))) == 1
     assert abs((first == other).sum() - n / 2) < 5 * np.sqrt(n / 4)
 
 
 def test_a_turn_is_of_the_example_and_of_its_own_epoch():
     """A batch may end one epoch and begin the next."""
-    whole = turns(jnp.uint32(0), jnp.arange(6), jnp.asarray([0, 0, 0, 1, 1, 1]))
-    part = turns(jnp.uint32(0), jnp.arange(2, 5), jnp.asarray([0, 1, 1]))
+    whole = flip_parity(jnp.uint32(0), jnp.arange(6), jnp.asarray([0, 0, 0, 1, 1, 1]))
+    part = flip_parity(jnp.uint32(0), jnp.arange(2, 5), jnp.asarray([0, 1, 1]))
     np.testing.assert_array_equal(whole[2:5], part)
     assert whole.dtype == jnp.int32
 
@@ -122,7 +124,7 @@ def test_crop_and_flip_draw_from_the_halves_of_the_key():
 
 
 def test_no_setting_changes_what_another_one_draws():
-    assert len({row.stream for row in ROWS.values()}) == len(ROWS)
+    assert len({row.stream for row in TRANSFORMS.values()}) == len(TRANSFORMS)
     images, keys = images_of(8, side=12), keys_of(8)
     both = make_augment(pad_crop=2, cutout=3)(keys, images)
     cropped = make_augment(pad_crop=2)(keys, images)
@@ -137,7 +139,7 @@ def test_nothing_to_do_is_none():
 def test_every_row_is_a_setting():
     for name, value in ON.items():
         assert make_augment(**{name: value}) is not None
-    assert set(ON) == set(ROWS)
+    assert set(ON) == set(TRANSFORMS)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +150,8 @@ def test_every_row_is_a_setting():
         ({"flip": "both"}, "flip is 'both': expected one of none, random, alternating"),
         ({"inception_crop": 1}, "inception_crop is 1: expected True or False"),
         ({"cutout": True}, "cutout is True: expected a number of pixels"),
-        ({"erasing": 1.5}, "erasing is 1.5: expected a probability"),
-        ({"erasing": float("nan")}, "erasing is nan: expected a probability"),
+        ({"random_erasing": 1.5}, "random_erasing is 1.5: expected a probability"),
+        ({"random_erasing": float("nan")}, "random_erasing is nan: expected a probability"),
         ({"rand_augment": (0, 9)}, r"rand_augment is \(0, 9\): expected layers"),
         ({"rand_augment": (2,)}, r"rand_augment is \(2,\): expected layers"),
         ({"rand_augment": 2}, "rand_augment is 2: expected layers"),

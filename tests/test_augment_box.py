@@ -9,7 +9,7 @@ from PIL import Image
 from resflax.data.augment.box import Box, draw_box, first_fit, inside
 from resflax.data.augment.crop import _middle, inception_crop, resized_crop
 from resflax.data.augment.erase import cutout, random_erasing
-from resflax.data.augment.pixels import stored
+from resflax.data.augment.pixels import round_to_dtype
 
 SIDE = 24
 # Of one draw in so many tests a chance of 1e-6 or so to fail, by Kolmogorov's limit.
@@ -175,5 +175,5 @@ def test_a_mask_is_of_the_pixels_inside_the_image():
 
 def test_stored_values_are_rounded_and_held():
     x = jnp.asarray([-1.0, 0.4, 0.6, 254.7, 300.0])
-    assert stored(x, jnp.uint8).tolist() == [0, 0, 1, 255, 255]
-    np.testing.assert_array_equal(stored(x, jnp.float32), x)
+    assert round_to_dtype(x, jnp.uint8).tolist() == [0, 0, 1, 255, 255]
+    np.testing.assert_array_equal(round_to_dtype(x, jnp.float32), x)

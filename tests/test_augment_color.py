@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from resflax.data.augment import tone
+from resflax.data.augment import color as tone
+from resflax.data.augment.affine import WARPS, matrix_of, warp
 from resflax.data.augment.jitter import JITTERS, color_jitter, jitter
 from resflax.data.augment.rand import OPS, draw_op, rand_augment, rand_op
 from resflax.data.augment.rand import TONES as RAND_TONES
-from resflax.data.augment.warp import WARPS, matrix_of, warp
 
 SIDE = 24  # of fewer than 256 pixels nothing is equalised
 
@@ -178,8 +178,8 @@ def test_magnitudes_beyond_autoaugments_end_where_nothing_is_left_to_change():
 
 def test_every_op_and_side_is_drawn_as_often():
     n = 5000
-    draws = jax.vmap(draw_op)(jax.random.split(jax.random.key(0), n))
-    seen = Counter(zip(*map(np.ndarray.tolist, map(np.asarray, draws)), strict=True))
+    needs_rng = jax.vmap(draw_op)(jax.random.split(jax.random.key(0), n))
+    seen = Counter(zip(*map(np.ndarray.tolist, map(np.asarray, needs_rng)), strict=True))
     assert set(seen) == set(zip(*map(np.ndarray.tolist, EVERY), strict=True))
     assert all(abs(count - n / 28) < 5 * np.sqrt(n / 28) for count in seen.values())
 

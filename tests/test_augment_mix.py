@@ -38,8 +38,8 @@ def test_a_blended_pair_is_the_formula():
     a, b = np.asarray(batch()[0][:2])
     found = blend_pair(jnp.asarray([a, b]), jnp.float32(0.3))
     np.testing.assert_allclose(found, [0.3 * a + 0.7 * b, 0.3 * b + 0.7 * a], rtol=1e-5)
-    stored = np.array([[[[10]]], [[[13]]]], np.uint8)
-    mixed = blend_pair(jnp.asarray(stored), jnp.float32(0.3))
+    round_to_dtype = np.array([[[[10]]], [[[13]]]], np.uint8)
+    mixed = blend_pair(jnp.asarray(round_to_dtype), jnp.float32(0.3))
     assert mixed.dtype == jnp.uint8
     assert mixed.ravel().tolist() == [12, 11]  # 12.1 and 10.9
 

@@ -11,7 +11,7 @@ from test_folder import colour, png, write
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from resflax.train.cli import report  # noqa: E402
+from resflax.cli.flags import report  # noqa: E402
 
 # Arguments, and what the error says, as a regular expression.
 ARGUMENTS = {
@@ -21,7 +21,7 @@ ARGUMENTS = {
         "unknown dataset 'digitss': did you mean digits",
     ),
     "not prepared": (
-        ["--config.dataset=mnist", "--config.data.dir=/nowhere"],
+        ["--config.dataset=mnist", "--config.data.data_dir=/nowhere"],
         "is not prepared in /nowhere",
     ),
     "unknown key": (
@@ -56,7 +56,7 @@ ARGUMENTS = {
     "small float": (["--config.dtype=float8_e4m3fn"], "unknown dtype 'float8_e4m3fn'"),
     "64 bits": (["--config.dtype=float64"], "set JAX_ENABLE_X64=1"),
     "huge padding": (["--config.data.pad_crop=1073741824"], "at most the image's side, 8"),
-    "infinite epoch": (["--config.step_epochs=(1e309,)"], "expected rising epochs"),
+    "infinite epoch": (["--config.decay_epochs=(1e309,)"], "expected rising epochs"),
     "huge epochs": (["--config.epochs=" + "9" * 400], "expected from 1 to"),
     "too many steps": (["--config.epochs=2147483647"], "steps are too many"),
     "huge rate": (["--config.learning_rate=1e300"], "that float32 can hold"),
@@ -66,10 +66,13 @@ ARGUMENTS = {
     "long name": (["--workdir=" + "x" * 300], "cannot be written: File name too long"),
     "unwritable place": (["--workdir=README.md/run"], "cannot be written"),
     "unknown resume": (["--resume=sometimes"], "--resume=sometimes.*<auto\\|never>"),
-    "one checkpoint": (["--config.checkpoint_keep=1"], "expected 2 or more: the last may be"),
+    "one checkpoint": (
+        ["--config.checkpoint_max_to_keep=1"],
+        "expected 2 or more: the last may be",
+    ),
     "negative minutes": (["--config.checkpoint_every_minutes=-1"], "expected 0 or more"),
     "unknown action": (["--config.on_nonfinite=ignore"], "expected one of stop, skip"),
-    "no drops": (["--config.nonfinite_limit=0"], "expected from 1 to"),
+    "no drops": (["--config.max_consecutive_nonfinite=0"], "expected from 1 to"),
     "half a cluster": (["--num_processes=2"], "need --distributed"),
     "fsdp under pmap": (["--config.mesh.fsdp=2"], "expected 'mesh'"),
     "fsdp that does not fit": (
@@ -82,18 +85,18 @@ ARGUMENTS = {
     "growing weights": (["--config.weight_decay=-1"], "weight_decay is -1.0: expected 0 or more"),
     "all smoothed": (["--config.label_smoothing=1"], "expected from 0 to less than 1"),
     "endless average": (["--config.ema_decay=1"], "expected from 0 to less than 1"),
-    "average without statistics": (["--config.ema_decay=0.9"], "--config.recalibrate_batches=16"),
+    "average without statistics": (["--config.ema_decay=0.9"], "--config.precise_bn_batches=16"),
     "warm-up beyond the end": (["--config.warmup_epochs=99"], "expected at most epochs, 25"),
-    "falling steps": (["--config.step_epochs=(3,2)"], "expected rising epochs"),
+    "falling steps": (["--config.decay_epochs=(3,2)"], "expected rising epochs"),
     "step in the warm-up": (
-        ["--config.schedule=step", "--config.step_epochs=(1,)", "--config.warmup_epochs=2"],
+        ["--config.schedule=step", "--config.decay_epochs=(1,)", "--config.warmup_epochs=2"],
         "expected none before warmup_epochs, 2.0",
     ),
     "rate that is no number": (["--config.learning_rate=nan"], "that float32 can hold"),
-    "negative norm": (["--config.clip_norm=-1"], "expected 0 or more"),
+    "negative norm": (["--config.grad_clip_norm=-1"], "expected 0 or more"),
     "flat polynomial": (["--config.polynomial_power=0"], "expected more than 0"),
     "no trust": (["--config.trust_coefficient=0"], "expected more than 0"),
-    "odd parts of a batch": (["--config.accumulate_steps=3"], "use 48 or 72"),
+    "odd parts of a batch": (["--config.grad_accum_steps=3"], "use 48 or 72"),
     "never logged": (["--config.log_every_steps=0"], "expected from 1 to"),
     "never evaluated": (["--config.eval_every_epochs=0"], "expected from 1 to"),
     "negative steps": (["--config.checkpoint_every_steps=-1"], "expected from 0 to"),
@@ -102,14 +105,14 @@ ARGUMENTS = {
     "unknown norm": (["--config.spec.norm=layer"], "unknown norm 'layer': expected one of"),
     "no model": (["--config.model="], "unknown model ''"),
     "tiny images": (["--config.data.image_size=4"], "expected 0, or from 8 to 4096"),
-    "negative workers": (["--config.data.workers=-1"], "expected from 0 to 1024"),
+    "negative workers": (["--config.data.num_workers=-1"], "expected from 0 to 1024"),
     "no spread": (["--config.data.std=(0.0,)"], "expected numbers of more than 0"),
     "two channels": (["--config.data.channels=2"], "expected 0, 1 or 3"),
     "unknown care": (["--config.data.on_bad_example=ignore"], "expected one of raise, skip"),
     "unknown placement": (["--config.data.placement=gpu"], "expected one of auto, host, device"),
     "half a RandAugment": (["--config.data.rand_augment=(1,)"], "expected layers .* and magnitude"),
     "half a jitter": (["--config.data.color_jitter=(1.0,)"], "expected widths of brightness"),
-    "sure erasing": (["--config.data.erasing=2"], "expected a probability"),
+    "sure erasing": (["--config.data.random_erasing=2"], "expected a probability"),
     "negative square": (["--config.data.cutout=-1"], "expected a number of pixels"),
     "negative mixup": (["--config.data.mixup=-1"], "expected an alpha"),
     "mixup without pairs": (

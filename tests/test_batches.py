@@ -2,13 +2,13 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from resflax.data import Examples, batch_indices, eval_batches, train_batches
+from resflax.data import InMemorySplit, batch_indices, eval_batches, train_batches
 
 
 def examples(n):
     """Example i is an image full of i, with label i."""
     numbers = np.arange(n, dtype=np.uint8)
-    return Examples(
+    return InMemorySplit(
         np.broadcast_to(numbers[:, None, None, None], (n, 2, 2, 1)), numbers.astype(np.int32)
     )
 

@@ -7,14 +7,14 @@ import optax
 import pytest
 
 from resflax import UserError, create_model
+from resflax.run.checkpoint import Checkpoints, Saved, restore
 from resflax.train import create_state, make_optimizer, make_train_step
-from resflax.train.checkpoint import Checkpoints, Saved, restore
 
 
 def make_state(seed):
     model = create_model("cifar_resnet8")
     optimizer = make_optimizer(
-        "sgd", optax.constant_schedule(0.1), weight_decay=1e-4, clip_norm=1.0
+        "sgd", optax.constant_schedule(0.1), weight_decay=1e-4, grad_clip_norm=1.0
     )
     return model, optimizer, create_state(model, optimizer, seed, (8, 8, 1))
 
@@ -72,7 +72,7 @@ def test_a_state_comes_back_bit_for_bit_with_what_was_beside_it(tmp_path, state,
     checkpoints.close()
     saved, warnings = resumed(tmp_path, like)
     assert_same(saved.state, state)
-    assert (saved.beside, saved.settled, warnings) == (beside, {}, [])
+    assert (saved.metadata, saved.eval_batch_stats, warnings) == (beside, {}, [])
     assert int(saved.state.seed) == 7
     assert_same(restore(tmp_path, like), state)
 
@@ -84,7 +84,7 @@ def test_settled_statistics_lie_beside_the_running_ones(tmp_path, state, like):
     checkpoints.close()
     saved, _ = resumed(tmp_path, like)
     assert_same(saved.state, state)
-    assert_same(saved.settled, settled)
+    assert_same(saved.eval_batch_stats, settled)
     assert_same(restore(tmp_path, like).batch_stats, settled)
 
 
@@ -125,7 +125,7 @@ def test_damage_to_any_file_is_told_and_the_step_before_taken(damage, tmp_path, 
         DAMAGES[damage](run / name.relative_to("good"))
         saved, warnings = resumed(run / "checkpoints", like)
         assert_same(saved.state, at(state, 10))
-        assert saved.beside == {"of": 10}
+        assert saved.metadata == {"of": 10}
         assert len(warnings) == 1
         assert "checkpoint of step 20 is passed over" in warnings[0]
         assert name.name in warnings[0]

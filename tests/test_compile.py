@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from resflax import create_model  # noqa: E402
 from resflax.data import load_dataset  # noqa: E402
 from resflax.nn import ResNet  # noqa: E402
-from resflax.train import Progress, RunDir, Trainer, default_config, keep_compiled  # noqa: E402
+from resflax.train import Progress, Trainer, Workdir, default_config, enable_compilation_cache  # noqa: E402
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_run_traces_and_compiles_each_step_once(
     config.parallel, config.data.placement = parallel, placement
     # 48 divides neither split, and each epoch is evaluated: last batches are partial.
     model = create_model("cifar_resnet8")
-    run = RunDir.open(tmp_path / "run", config)
+    run = Workdir.open(tmp_path / "run", config)
     trainer = Trainer(model, load_dataset("digits"), config)
     trainer.fit(run, Progress(trainer.steps))
     assert calls == {"train": 1, "eval or init": 2}
@@ -63,10 +63,10 @@ def test_the_cache_is_in_the_users_folder_and_a_configured_one_is_kept(tmp_path,
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert keep_compiled() == tmp_path / "resflax" / "xla"
+        assert enable_compilation_cache() == tmp_path / "resflax" / "xla"
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "resflax" / "xla")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
-        assert keep_compiled() is None
+        assert enable_compilation_cache() is None
         assert jax.config.jax_compilation_cache_dir == "elsewhere"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -78,7 +78,7 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert keep_compiled() is None
+        assert enable_compilation_cache() is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 

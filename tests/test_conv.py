@@ -1,4 +1,4 @@
-"""`resflax.nn.conv` against float64 and `lax.conv_general_dilated`, on every road."""
+"""`resflax.kernels.conv` against float64 and `lax.conv_general_dilated`, on every road."""
 
 from functools import partial
 
@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.conv_cases import FAST, LAYERS, NHWC, REASON, every_layer, shapes_of
+from helpers.conv_reference import assert_close, lowered, normal, reference
 from hypothesis import assume, example, given, settings
 from jax import lax
-from layers import FAST, LAYERS, NHWC, REASON, every_layer, shapes_of
-from reference import assert_close, lowered, normal, reference
 
 from resflax import create_model
-from resflax.nn import conv, cpu_conv, onednn
-from resflax.nn import road as roads
-from resflax.nn.conv import conv_general_dilated
-from resflax.nn.conv_form import ConvForm
+from resflax.kernels import backend as roads
+from resflax.kernels import conv, cpu_conv, onednn
+from resflax.kernels.conv import conv_general_dilated
+from resflax.kernels.conv_params import ConvForm
 
 
 def pairs(low, high):

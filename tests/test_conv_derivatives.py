@@ -5,14 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.conv_cases import LAYERS, SAME, all_but_winograd, every_layer, loss, point, shapes_of
+from helpers.conv_reference import assert_close, normal
 from jax import lax
 from jax.test_util import check_grads
-from layers import LAYERS, SAME, all_but_winograd, every_layer, loss, point, shapes_of
-from reference import assert_close, normal
 
-from resflax.nn import conv
-from resflax.nn.conv import conv_general_dilated
-from resflax.nn.conv_form import ConvForm
+from resflax.kernels import conv
+from resflax.kernels.conv import conv_general_dilated
+from resflax.kernels.conv_params import ConvForm
 
 
 @every_layer

@@ -9,13 +9,13 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
+from helpers.conv_cases import LAYERS, NHWC, SAME, every_layer, loss, needs_onednn, point
+from helpers.conv_reference import assert_close, lowered, normal
 from jax import lax
-from layers import LAYERS, NHWC, SAME, every_layer, loss, needs_onednn, point
-from reference import assert_close, lowered, normal
 
-from resflax.nn import onednn
-from resflax.nn import road as roads
-from resflax.nn.conv import conv_general_dilated
+from resflax.kernels import backend as roads
+from resflax.kernels import onednn
+from resflax.kernels.conv import conv_general_dilated
 
 
 @every_layer
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_the_error_of_lax(road, x, w, how):
 
 def test_an_unknown_road_is_one_line_at_import():
     done = subprocess.run(
-        [sys.executable, "-c", "import resflax.nn.conv"],
+        [sys.executable, "-c", "import resflax.kernels.conv"],
         env={**os.environ, "RESFLAX_CONV": "nonsense"},
         capture_output=True,
         text=True,

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.conv_cases import LAYERS, ONE, all_but_winograd, every_layer
+from helpers.conv_reference import assert_close, normal
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from layers import LAYERS, ONE, all_but_winograd, every_layer
-from reference import assert_close, normal
 
-from resflax.nn import road as roads
-from resflax.nn.conv import conv_general_dilated
+from resflax.kernels import backend as roads
+from resflax.kernels.conv import conv_general_dilated
 
 
 def spread(types=(AxisType.Auto,)):

@@ -13,8 +13,8 @@ from test_folder import png, write
 from test_sources import prepare
 
 from resflax import UserError
+from resflax.cli.flags import report
 from resflax.data import load_dataset
-from resflax.train.cli import report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train as program

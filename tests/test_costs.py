@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from resflax import create_model
-from resflax.nn import road as roads
+from resflax.kernels import backend as roads
 
 
 def count(tree):

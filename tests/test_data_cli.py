@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from resflax import UserError
+from resflax.cli.data import main
+from resflax.cli.show_batch import changed
 from resflax.train import default_config
-from resflax.train.data_cli import main
-from resflax.train.show import changed
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -52,7 +52,10 @@ def test_what_is_shown_is_what_the_step_sees():
         (["show", RECIPE, "--out=/none/x.png"], "expected a .png in a folder that is there"),
         (["show", RECIPE, "--config.data.flap=True"], "unknown config key"),
         (["show", RECIPE, "--workdir=x"], "show takes no --workdir"),
-        (["show", RECIPE, "--config.data.erasing=2.0"], "erasing is 2.0: expected a probability"),
+        (
+            ["show", RECIPE, "--config.data.random_erasing=2.0"],
+            "erasing is 2.0: expected a probability",
+        ),
         (["prepare", "fashion_mnis"], "unknown dataset 'fashion_mnis': did you mean fashion_mnist"),
         (["prepare", "mnist", "--manual_dir=/none"], "there is no folder /none"),
         (["prepare"], "the following arguments are required: name"),
@@ -78,7 +81,7 @@ def test_every_recipe_is_a_config_that_can_be(monkeypatch):
 
     from resflax import create_model
     from resflax.train import check_config
-    from resflax.train.build import schedule_from
+    from resflax.train.builders import build_schedule
 
     recipes = sorted((ROOT / "configs").glob("*.py"))
     assert len(recipes) >= 9
@@ -89,7 +92,7 @@ def test_every_recipe_is_a_config_that_can_be(monkeypatch):
         config = module.get_config()
         check_config(config)
         create_model(config.model)
-        schedule = schedule_from(config, 50_000)
+        schedule = build_schedule(config, 50_000)
         assert float(schedule(0)) <= config.learning_rate * (1 + 1e-6)
         assert jax.numpy.isfinite(schedule(10**5))
         assert f"--config=configs/{path.name}" in module.__doc__

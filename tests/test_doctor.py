@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from resflax import UserError
-from resflax.train import doctor
+from resflax.cli import doctor
 
 
 def test_it_passes_on_eight_virtual_devices_of_its_own():
@@ -29,13 +29,13 @@ def test_it_passes_on_eight_virtual_devices_of_its_own():
 
 
 def test_losses_that_differ_are_a_failure_and_status_2(monkeypatch, capsys):
-    right = doctor.Patient.run
+    right = doctor.Trial.run
 
     def wrong(self, state, stop):
         state, losses = right(self, state, min(stop, 2))
         return state, [loss * (1 + 1e-3 * len(self.engine.devices)) for loss in losses]
 
-    monkeypatch.setattr(doctor.Patient, "run", wrong)
+    monkeypatch.setattr(doctor.Trial, "run", wrong)
     monkeypatch.setattr(doctor, "STEPS", 2)
     monkeypatch.setattr(
         doctor, "_saved_and_restored", lambda what, patient: doctor.Check(what, 1, "")

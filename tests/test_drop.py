@@ -11,7 +11,7 @@ import pytest
 
 from resflax import UserError
 from resflax.nn import Residual, ResNet, Spec, identity, stack_params
-from resflax.nn.ops import drop_path, dropout
+from resflax.nn.layers import drop_path, dropout
 
 # FRN normalises each example alone, so that a batch can be split.
 TINY = {

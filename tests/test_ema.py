@@ -14,8 +14,8 @@ from resflax import UserError, create_model
 from resflax.data import load_dataset, normalize, train_batches
 from resflax.train import (
     Progress,
-    RunDir,
     Trainer,
+    Workdir,
     checkpoint,
     create_state,
     default_config,
@@ -96,8 +96,8 @@ def test_it_lies_in_memory_of_its_own(name, devices):
     run = engine.compile_train(step)
     state = engine.replicate(create_state(Linear(), optimizer, 0, (2, 2, 1), ema=True))
     for _ in range(2):
-        state, _ = run(state, engine.split(batch()))
-    assert np.isfinite(engine.fetch(state).ema["Dense_0"]["kernel"]).all()
+        state, _ = run(state, engine.shard_batch(batch()))
+    assert np.isfinite(engine.to_host(state).ema["Dense_0"]["kernel"]).all()
 
 
 def config_of(**keys):
@@ -108,17 +108,17 @@ def config_of(**keys):
 
 
 def test_a_run_leaves_the_weights_and_statistics_that_it_evaluated(tmp_path):
-    keys = {"ema_decay": 0.9, "recalibrate_batches": 2, "accumulate_steps": 3, "schedule": "step"}
+    keys = {"ema_decay": 0.9, "precise_bn_batches": 2, "grad_accum_steps": 3, "schedule": "step"}
     model = create_model("cifar_resnet8", depths=(1,), widths=(8,), stem_width=8)
     digits, config = load_dataset("digits"), config_of(**keys)
     trainer = Trainer(model, digits, config)
-    run = RunDir.open(tmp_path / "run", config)
+    run = Workdir.open(tmp_path / "run", config)
     results = trainer.fit(run, Progress(trainer.steps))
     assert results["weights"] == "ema"
     weights = [record.get("weights") for record in run.records.all()]
     assert weights == [None] * (len(weights) - 1) + ["ema"]
     state = checkpoint.restore(run.path / "checkpoints", trainer.init())
-    moments = digits.train.moments()
+    moments = digits.train.mean_std()
 
     def to_input(images):
         return normalize(images, mean=moments[0], std=moments[1])
@@ -140,14 +140,14 @@ def test_a_run_leaves_the_weights_and_statistics_that_it_evaluated(tmp_path):
         *map(jax.tree.leaves, (state.batch_stats, expected["batch_stats"])), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.ema, state.params)
-    assert all(jax.tree.leaves(moved))
+    ema_update = jax.tree.map(lambda a, b: bool((a != b).any()), state.ema, state.params)
+    assert all(jax.tree.leaves(ema_update))
     assert json.loads((run.path / "results.json").read_text()) == results
 
 
 def test_averaged_weights_with_the_statistics_of_others_are_refused():
     digits = load_dataset("digits")
-    with pytest.raises(UserError, match="config.ema_decay is 0.9: .*--config.recalibrate_batches"):
+    with pytest.raises(UserError, match="config.ema_decay is 0.9: .*--config.precise_bn_batches"):
         Trainer(create_model("cifar_resnet8"), digits, config_of(ema_decay=0.9))
-    with pytest.raises(UserError, match="does not divide by 8 devices times accumulate_steps 4"):
-        Trainer(create_model("cifar_resnet8"), digits, config_of(accumulate_steps=4))
+    with pytest.raises(UserError, match="does not divide by 8 devices times grad_accum_steps 4"):
+        Trainer(create_model("cifar_resnet8"), digits, config_of(grad_accum_steps=4))

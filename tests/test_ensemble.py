@@ -7,7 +7,13 @@ import pytest
 
 from resflax import create_model
 from resflax.data import load_dataset, make_augment, normalize, train_batches
-from resflax.train import create_state, make_optimizer, make_train_step, stack, unstack
+from resflax.train import (
+    create_state,
+    make_optimizer,
+    make_train_step,
+    stack_states,
+    unstack_states,
+)
 
 SEEDS = (0, 1, 2)
 
@@ -16,7 +22,7 @@ SEEDS = (0, 1, 2)
 def runs():
     """Losses of 20 steps of three members, vmapped and alone, and their first and last states."""
     digits = load_dataset("digits")
-    mean, std = digits.train.moments()
+    mean, std = digits.train.mean_std()
     model, optimizer = create_model("cifar_resnet8"), make_optimizer("sgd", 0.02, weight_decay=1e-4)
     step = make_train_step(
         model,
@@ -25,7 +31,7 @@ def runs():
         normalize=lambda images: normalize(images, mean=mean, std=std),
     )
     alone = [create_state(model, optimizer, seed, (8, 8, 1)) for seed in SEEDS]
-    together = stack(alone)
+    together = stack_states(alone)
     first = (alone, together)
     vmapped, single = jax.jit(jax.vmap(step, in_axes=(0, None))), jax.jit(step)
     losses: dict[str, list] = {"together": [], "alone": []}
@@ -51,11 +57,11 @@ def test_a_members_first_parameters_are_those_of_its_seed_bit_for_bit(runs):
     model, optimizer = create_model("cifar_resnet8"), make_optimizer("sgd", 0.02)
     for k, seed in enumerate(SEEDS):
         expected = create_state(model, optimizer, seed, (8, 8, 1)).params
-        member = unstack(together)[k].params
+        member = unstack_states(together)[k].params
         jax.tree.map(np.testing.assert_array_equal, member, expected)
 
 
 def test_stack_and_unstack_are_inverse():
     members = [{"a": jnp.full((2,), k), "b": jnp.int32(k)} for k in range(3)]
-    for member, back in zip(members, unstack(stack(members)), strict=True):
+    for member, back in zip(members, unstack_states(stack_states(members)), strict=True):
         jax.tree.map(np.testing.assert_array_equal, member, back)

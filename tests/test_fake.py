@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from resflax import UserError
+from resflax.cli.flags import report
 from resflax.data import load_dataset
-from resflax.train.cli import report
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

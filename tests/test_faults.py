@@ -15,7 +15,7 @@ import stop
 @pytest.mark.parametrize(("kind", "runs"), [("resident", 8), ("workers", 2)])
 def test_killed_runs_end_bit_for_bit_as_one_that_was_not(kind, runs):
     """In the order of `kill.MOMENTS`, so that each comes."""
-    found = kill.campaign(runs, kind, most=2)
+    found = kill.campaign(runs, kind, maximum=2)
     assert found.wrong == []
     assert found.identical == runs
     assert found.left_over == []

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import apply, randomised, run, variables_of
+from helpers.networks import apply, randomised, run, variables_of
 
 from resflax import create_model, list_models
-from resflax.nn import Feature
+from resflax.nn import FeatureInfo
 from resflax.zoo import get_spec
 
 SHALLOW = {"depths": (1, 1, 2, 1), "widths": (32, 64, 96, 128)}
@@ -41,16 +41,16 @@ def test_maps_are_as_many_times_smaller_as_told_sizes_rounded_up(name, output_st
 def test_channels_and_strides_of_known_networks():
     names = ("stem", "stage1", "stage2", "stage3", "stage4")
     sizes = ((64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32))
-    resnet = [Feature(name, *size) for name, size in zip(names, sizes, strict=True)]
+    resnet = [FeatureInfo(name, *size) for name, size in zip(names, sizes, strict=True)]
     assert create_model("resnet50", features_only=True).features == tuple(resnet)
     picked = create_model("resnet50", features_only=True, out_indices=[4, 1]).features
     assert picked == (resnet[4], resnet[1])
     assert create_model("resnet50").features == ()
     assert create_model("cifar_resnet20", features_only=True).features == (
-        Feature("stem", 16, 1),
-        Feature("stage1", 16, 1),
-        Feature("stage2", 32, 2),
-        Feature("stage3", 64, 4),
+        FeatureInfo("stem", 16, 1),
+        FeatureInfo("stage1", 16, 1),
+        FeatureInfo("stage2", 32, 2),
+        FeatureInfo("stage3", 64, 4),
     )
     assert [f.channels for f in get_spec("ecaresnet50d_pruned").features] == [
         64,
@@ -132,7 +132,7 @@ def strides_of(spec):
         ("wrn16_4", {}, 3),
     ],
 )
-def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, fields, least):
+def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, fields, minimum):
     spec = get_spec(name).override(**fields)
 
     def before_last_stride(size):
@@ -140,9 +140,9 @@ def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, fi
             size = -(-size // 2)
         return size
 
-    assert spec.min_image == least
-    assert before_last_stride(least) > 1
-    assert before_last_stride(least - 1) == 1
+    assert spec.min_image_size == minimum
+    assert before_last_stride(minimum) > 1
+    assert before_last_stride(minimum - 1) == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from resflax import UserError
-from resflax.data import Dataset, Examples, Stream, train_batches
+from resflax.data import Dataset, InMemorySplit, StreamingSplit, train_batches
 from resflax.train import default_config, make_engine
-from resflax.train import feed as feeds
-from resflax.train.feed import device_feed, host_feed, lives_on_device
+from resflax.train import input_pipeline as feeds
+from resflax.train.input_pipeline import device_feed, fits_on_device, host_feed
 from resflax.train.state import TrainState
 
 
@@ -17,7 +17,7 @@ from resflax.train.state import TrainState
 def examples():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (50, 3, 3, 1), np.uint8)
-    return Examples(images, rng.integers(0, 9, 50).astype(np.int32))
+    return InMemorySplit(images, rng.integers(0, 9, 50).astype(np.int32))
 
 
 def config(seed):
@@ -68,14 +68,14 @@ def test_the_device_road_sees_what_the_host_road_sends(
 
 def test_small_sets_lie_on_the_devices_and_others_do_not(examples, monkeypatch):
     data = Dataset("small", examples, examples, 9)
-    assert lives_on_device("auto", data)
-    assert lives_on_device("device", data)
-    assert not lives_on_device("host", data)
+    assert fits_on_device("auto", data)
+    assert fits_on_device("device", data)
+    assert not fits_on_device("host", data)
     monkeypatch.setattr(feeds, "SMALL", examples.images.nbytes - 1)
-    assert not lives_on_device("auto", data)
-    stream = Dataset("stream", Stream(None, 8), Stream(None, 8), 9)
-    assert not lives_on_device("auto", stream)
+    assert not fits_on_device("auto", data)
+    stream = Dataset("stream", StreamingSplit(None, 8), StreamingSplit(None, 8), 9)
+    assert not fits_on_device("auto", stream)
     with pytest.raises(UserError, match="'stream' is read as it is needed: expected 'host'"):
-        lives_on_device("device", stream)
+        fits_on_device("device", stream)
     with pytest.raises(UserError, match="unknown data.placement 'gpu'"):
-        lives_on_device("gpu", data)
+        fits_on_device("gpu", data)

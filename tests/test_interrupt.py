@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from resflax.train.interrupt import Interrupt
+from resflax.run.signals import Interrupt
 
 SCRIPT = """
 import sys, time
-from resflax.train import interrupt
+from resflax.run import signals as interrupt
 interrupt.PATIENCE_SECONDS = {patience}
 with interrupt.Interrupt() as asked:
     print("ready", flush=True)

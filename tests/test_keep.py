@@ -1,16 +1,16 @@
-"""`resflax.nn.keep`: an identity that only the CPU's road in pure JAX writes out."""
+"""`resflax.kernels.materialize`: an identity that only the CPU's road in pure JAX writes out."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.conv_reference import lowered, normal
 from jax.test_util import check_grads
-from reference import lowered, normal
 
 from resflax import create_model
-from resflax.nn import onednn
-from resflax.nn import road as roads
-from resflax.nn.keep import kept
+from resflax.kernels import backend as roads
+from resflax.kernels import onednn
+from resflax.kernels.materialize import materialize
 
 
 @pytest.mark.parametrize("road", ["plain", "cpu"])
@@ -19,7 +19,7 @@ from resflax.nn.keep import kept
 def test_it_is_the_identity_bit_for_bit(road, dtype, value, monkeypatch):
     monkeypatch.setattr(roads, "ROAD", road)
     x = jnp.full((3,), value, dtype)
-    found = jax.jit(kept)(x)
+    found = jax.jit(materialize)(x)
     assert found.dtype == x.dtype
     np.testing.assert_array_equal(found.astype(jnp.float32), x.astype(jnp.float32))
 
@@ -28,9 +28,9 @@ def test_it_is_the_identity_bit_for_bit(road, dtype, value, monkeypatch):
 def test_its_derivatives_are_those_of_the_identity(road, monkeypatch):
     monkeypatch.setattr(roads, "ROAD", road)
     x = normal((4, 3))
-    check_grads(lambda x: kept(jnp.sin(x)), (x,), order=2, modes=("fwd", "rev"))
-    assert jnp.array_equal(jax.jit(jax.vmap(kept, 1, 1))(x), x)
-    zero = jax.jit(jax.grad(lambda x: kept(x).sum()))(jnp.zeros(3))  # where |x| has a corner
+    check_grads(lambda x: materialize(jnp.sin(x)), (x,), order=2, modes=("fwd", "rev"))
+    assert jnp.array_equal(jax.jit(jax.vmap(materialize, 1, 1))(x), x)
+    zero = jax.jit(jax.grad(lambda x: materialize(x).sum()))(jnp.zeros(3))  # where |x| has a corner
     np.testing.assert_array_equal(zero, jnp.ones(3))
 
 
@@ -40,11 +40,11 @@ def test_only_the_road_of_pure_jax_writes_it_and_its_gradient_out(monkeypatch):
         ("cpu", "cpu", 1), ("plain", "cpu", 0), ("cpu", "cuda", 0), ("cpu", "tpu", 0)
     ]:  # fmt: skip
         monkeypatch.setattr(roads, "ROAD", road)
-        for f in (lambda x: kept(x), lambda x: jax.vjp(kept, x)[1](x)):
+        for f in (lambda x: materialize(x), lambda x: jax.vjp(materialize, x)[1](x)):
             assert lowered(f, platform, x).count("stablehlo.divide") == divisions
     monkeypatch.setattr(roads, "ROAD", "auto")
     monkeypatch.setattr(onednn, "supports", lambda dtype: True)
-    assert "stablehlo.divide" not in lowered(lambda x: kept(x), "cpu", x)
+    assert "stablehlo.divide" not in lowered(lambda x: materialize(x), "cpu", x)
 
 
 def test_a_network_keeps_the_output_of_every_block():

@@ -8,18 +8,18 @@ import pytest
 
 from resflax import UserError
 from resflax.data import load_dataset
-from resflax.nn.norm import BatchNorm
+from resflax.nn.batch_norm import BatchNorm
 from resflax.train import (
     Progress,
-    RunDir,
     Trainer,
+    Workdir,
     create_state,
     default_config,
     make_engine,
     make_optimizer,
     make_train_step,
 )
-from resflax.train.nonfinite import finite, groups
+from resflax.train.nonfinite import check_finite, param_group_names
 
 
 class Net(nn.Module):
@@ -46,11 +46,11 @@ def made(action, name="pmap", optimizer="sgd", **keys):
     """An engine, a compiled step, and a state that was trained for two steps."""
     engine = make_engine(name)
     optimizer = make_optimizer(optimizer, lambda step: 0.1 / (1 + step))
-    state = engine.place(create_state(Net(), optimizer, 0, (2, 2, 1), ema=True))
+    state = engine.put_state(create_state(Net(), optimizer, 0, (2, 2, 1), ema=True))
     keys |= {"on_nonfinite": action, "axis_name": engine.axis_name, "ema_decay": 0.9}
     step = engine.compile_train(make_train_step(Net(), optimizer, **keys))
     for _ in range(2):
-        state, _ = step(state, engine.split(batch()))
+        state, _ = step(state, engine.shard_batch(batch()))
     return engine, step, state
 
 
@@ -60,17 +60,17 @@ def made(action, name="pmap", optimizer="sgd", **keys):
 def test_a_dropped_update_leaves_the_state_to_the_bit(name, bad, optimizer):
     """One bad example of sixteen, on one device of eight; statistics, moments and average too."""
     engine, step, state = made("skip", name, optimizer)
-    before = engine.fetch(state)
-    state, metrics = step(state, engine.split(batch(bad=bad)))
-    after, metrics = engine.fetch(state), engine.fetch(metrics)
+    before = engine.to_host(state)
+    state, metrics = step(state, engine.shard_batch(batch(bad=bad)))
+    after, metrics = engine.to_host(state), engine.to_host(metrics)
     assert not metrics["finite"].all()
     assert (int(before.step), int(after.step)) == (2, 3)
     for part in ("params", "batch_stats", "opt_state", "ema"):
         old, new = jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part))
         assert [x.tobytes() for x in new] == [x.tobytes() for x in old]
-    state, metrics = step(state, engine.split(batch()))  # and it goes on
-    assert engine.fetch(metrics)["finite"].all()
-    last = engine.fetch(state)
+    state, metrics = step(state, engine.shard_batch(batch()))  # and it goes on
+    assert engine.to_host(metrics)["finite"].all()
+    last = engine.to_host(state)
     for part in ("params", "batch_stats", "ema"):
         pairs = zip(
             jax.tree.leaves(getattr(last, part)), jax.tree.leaves(getattr(after, part)), strict=True
@@ -82,10 +82,10 @@ def test_a_dropped_update_leaves_the_state_to_the_bit(name, bad, optimizer):
 def test_a_good_step_is_that_which_nobody_looked_at(count):
     states = []
     for action in ("ignore", "stop", "skip"):
-        engine, step, state = made(action, accumulate_steps=count)
-        state, metrics = step(state, engine.split(batch()))
+        engine, step, state = made(action, grad_accum_steps=count)
+        state, metrics = step(state, engine.shard_batch(batch()))
         assert ("finite" in metrics) == (action != "ignore")
-        states.append(jax.tree.leaves(engine.fetch(state)))
+        states.append(jax.tree.leaves(engine.to_host(state)))
     for other in states[1:]:
         for x, y in zip(states[0], other, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
@@ -94,12 +94,12 @@ def test_a_good_step_is_that_which_nobody_looked_at(count):
 def test_each_group_is_told_by_its_gradient_parameters_and_statistics():
     params = {"stem_conv": {"kernel": jnp.ones(3)}, "head": {"bias": jnp.ones(2)}}
     stats = {"stage1_block1": {"norm1": {"mean": jnp.ones(2), "var": jnp.ones(2)}}}
-    names = groups(params, stats)
+    names = param_group_names(params, stats)
     assert names == ["stem_conv", "stage1_block1/norm1", "head"]
     zeros = jax.tree.map(jnp.zeros_like, params)
 
     def told(loss=1.0, grads=zeros, params=params, stats=stats):
-        return finite(jnp.float32(loss), grads, params, stats).tolist()
+        return check_finite(jnp.float32(loss), grads, params, stats).tolist()
 
     assert told() == [True, True, True, True]
     assert told(loss=jnp.nan) == [False, True, True, True]
@@ -113,7 +113,7 @@ def test_each_group_is_told_by_its_gradient_parameters_and_statistics():
 
 def test_blocks_are_in_the_order_of_the_network():
     names = ["stage1_block10/conv1", "stage1_block2/conv1", "stage2_block1/conv1", "head", "stem"]
-    assert groups({name: {"kernel": 0} for name in names}, {}) == [
+    assert param_group_names({name: {"kernel": 0} for name in names}, {}) == [
         "stem", "stage1_block2/conv1", "stage1_block10/conv1", "stage2_block1/conv1", "head",
     ]  # fmt: skip
 
@@ -138,9 +138,9 @@ class Rate:
 
 
 def fit(monkeypatch, folder, rate, **keys):
-    monkeypatch.setattr("resflax.train.loop.schedule_from", lambda config, examples: rate)
+    monkeypatch.setattr("resflax.train.trainer.schedule_from", lambda config, examples: rate)
     made = trainer(momentum=0.0, nesterov=False, weight_decay=0.0, **keys)
-    return made.fit(RunDir.open(folder, made.config), Progress(made.steps, silent=True))
+    return made.fit(Workdir.open(folder, made.config), Progress(made.steps, silent=True))
 
 
 def test_a_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(monkeypatch, tmp_path):
@@ -158,8 +158,8 @@ def test_a_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(monkeypatch,
 
 
 def test_a_run_that_skips_counts_and_stops_at_the_limit(monkeypatch, tmp_path):
-    keys = {"on_nonfinite": "skip", "nonfinite_limit": 5}
-    with pytest.raises(UserError, match="as in 5 steps in a row.*nonfinite_limit") as e:
+    keys = {"on_nonfinite": "skip", "max_consecutive_nonfinite": 5}
+    with pytest.raises(UserError, match="as in 5 steps in a row.*max_consecutive_nonfinite") as e:
         fit(monkeypatch, tmp_path, Rate(12), **keys)
     assert "step 18, learning rate" in str(e.value)
 

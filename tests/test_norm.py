@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import assert_close, normal
+from helpers.conv_reference import assert_close, normal
 
-from resflax.nn.norm import BatchNorm
+from resflax.nn.batch_norm import BatchNorm
 
 SHAPE = (6, 5, 4, 7)
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import randomised, run, variables_of
-from reference import assert_close
+from helpers.conv_reference import assert_close
+from helpers.networks import randomised, run, variables_of
 
 from resflax import create_model
+from resflax.nn.layers import make_ops
 from resflax.nn.norms import NORMS
-from resflax.nn.ops import make_ops
 
 SHAPE = (3, 4, 5, 64)
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ STATEMENTS = {
 every_norm = pytest.mark.parametrize("norm", STATEMENTS)
 
 
-class Layer(nn.Module):
+class ConvRow(nn.Module):
     """One norm of a network's operations."""
 
     norm: str
@@ -87,7 +87,7 @@ def variables(layer):
 @every_norm
 @pytest.mark.parametrize("act", [True, False])
 def test_a_norm_is_its_papers_equation(norm, act):
-    layer = Layer(norm, act)
+    layer = ConvRow(norm, act)
     found = run(layer.apply, variables(layer), jnp.asarray(X, jnp.float32))
     assert_close(found, STATEMENTS[norm][not act](X), 1e-6)
 
@@ -95,7 +95,7 @@ def test_a_norm_is_its_papers_equation(norm, act):
 @every_norm
 @pytest.mark.parametrize("act", [True, False])
 def test_half_precision_loses_but_its_own_rounding(norm, act):
-    layer = Layer(norm, act, jnp.bfloat16)
+    layer = ConvRow(norm, act, jnp.bfloat16)
     x = jnp.asarray(X, jnp.bfloat16)
     found = run(layer.apply, variables(layer), x)
     assert found.dtype == jnp.bfloat16
@@ -105,7 +105,7 @@ def test_half_precision_loses_but_its_own_rounding(norm, act):
 
 @every_norm
 def test_what_a_norm_of_no_batch_does_depends_on_each_image_alone(norm):
-    layer = Layer(norm, act=True, train=True)
+    layer = ConvRow(norm, act=True, train=True)
     apply = jax.jit(layer.apply)
     whole = apply(variables(layer), jnp.asarray(X, jnp.float32))
     assert set(variables(layer)) == {"params"}
@@ -118,14 +118,14 @@ def test_what_a_norm_of_no_batch_does_depends_on_each_image_alone(norm):
 def test_a_norm_starts_without_effect_and_at_zero_where_asked(norm):
     x = jnp.asarray(X, jnp.float32)
     for zero in (False, True):
-        layer = Layer(norm, act=False, zero=zero)
+        layer = ConvRow(norm, act=False, zero=zero)
         start = layer.init(jax.random.key(0), x)
         leaves = {"scale": 1 - zero, "bias": 0, "mean": 0, "var": 1}
         for path, leaf in jax.tree_util.tree_leaves_with_path(start):
             assert (leaf == leaves[path[-1].key]).all()
         if zero:
             assert not np.asarray(layer.apply(start, x)).any()
-    acts = Layer(norm, act=True).init(jax.random.key(0), x)["params"]["norm"]
+    acts = ConvRow(norm, act=True).init(jax.random.key(0), x)["params"]["norm"]
     extra = {"evonorm_s0": {"v": 1}, "frn_tlu": {"tau": 0}}.get(norm, {})
     assert acts.keys() == {"scale", "bias", *extra}
     assert all((acts[leaf] == value).all() for leaf, value in extra.items())

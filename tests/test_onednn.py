@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.conv_cases import needs_onednn
+from helpers.conv_reference import assert_close, normal, reference
 from hypothesis import assume, given, settings
-from layers import needs_onednn
-from reference import assert_close, normal, reference
 
-from resflax.nn import onednn
+from resflax.kernels import onednn
 
 PLAIN = {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
 

@@ -132,9 +132,9 @@ def test_a_kernel_of_zeros_still_moves():
 
 def test_clipping_scales_the_whole_gradient_to_the_norm():
     norm = np.sqrt(0.5**2 + 1 + 1 + 4)
-    found = run(make_optimizer("sgd", 1.0, momentum=0.0, clip_norm=0.5), steps=1)
+    found = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip_norm=0.5), steps=1)
     np.testing.assert_allclose(found["norm"]["bias"], 4 - 2 * 0.5 / norm, rtol=1e-5)
-    loose = run(make_optimizer("sgd", 1.0, momentum=0.0, clip_norm=100.0), steps=1)
+    loose = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip_norm=100.0), steps=1)
     np.testing.assert_allclose(loose["norm"]["bias"], 2.0, rtol=1e-6)
 
 

@@ -29,7 +29,7 @@ def wide(tree):
 def trained(digits, name, devices, model, fsdp=1, prepare=lambda state: state):
     """The losses of 20 steps, with augmentation, momentum and weight decay; and the state."""
     engine = make_engine(name, jax.devices()[:devices], fsdp=fsdp)
-    mean, std = digits.train.moments()
+    mean, std = digits.train.mean_std()
     optimizer = make_optimizer("sgd", 0.2, weight_decay=1e-4)
     step = make_train_step(
         model,
@@ -39,12 +39,12 @@ def trained(digits, name, devices, model, fsdp=1, prepare=lambda state: state):
         axis_name=engine.axis_name,
     )
     step = engine.compile_train(step)
-    state = engine.place(prepare(create_state(model, optimizer, 0, digits.image_shape)))
+    state = engine.put_state(prepare(create_state(model, optimizer, 0, digits.image_shape)))
     found = []
     for batch in train_batches(digits.train, seed=0, batch_size=64, start=0, stop=STEPS):
-        state, metrics = step(state, engine.split(batch))
-        found.append(float(engine.fetch(metrics)["loss"]))
-    return np.array(found), engine.fetch(state)
+        state, metrics = step(state, engine.shard_batch(batch))
+        found.append(float(engine.to_host(metrics)["loss"]))
+    return np.array(found), engine.to_host(state)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ def test_a_step_goes_by_the_mean_gradient_over_all_devices(name):
     batch = {"image": x, "label": np.zeros(8, np.int32)}
     step = engine.compile_train(make_train_step(Scale(), optimizer, axis_name=engine.axis_name))
     state = engine.replicate(create_state(Scale(), optimizer, 0, (2, 1, 1)))
-    state, _ = step(state, engine.split(batch))
+    state, _ = step(state, engine.shard_batch(batch))
     z = x.reshape(8, 2).astype(np.float64)
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     gradient = ((p - [1, 0]) * z).mean(0)
-    np.testing.assert_allclose(engine.fetch(state).params["w"], 1 - gradient, rtol=1e-5)
+    np.testing.assert_allclose(engine.to_host(state).params["w"], 1 - gradient, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["pmap", "mesh"])
@@ -122,7 +122,7 @@ def test_evaluation_sums_over_all_devices(name, model):
     }
     expected = make_eval_step(model)(state, batch)
     step = engine.compile_eval(make_eval_step(model, axis_name=engine.axis_name))
-    sums = engine.fetch(step(engine.replicate(state), engine.split(batch)))
+    sums = engine.to_host(step(engine.replicate(state), engine.shard_batch(batch)))
     assert sums["count"] == 11
     for key, value in expected.items():
         np.testing.assert_allclose(sums[key], value, rtol=1e-5)
@@ -132,7 +132,7 @@ def test_evaluation_sums_over_all_devices(name, model):
 def test_replicate_and_fetch_are_inverse(name):
     engine = make_engine(name)
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.uint32(7)}
-    back = engine.fetch(engine.replicate(tree))
+    back = engine.to_host(engine.replicate(tree))
     jax.tree.map(np.testing.assert_array_equal, back, tree)
     assert back["b"].dtype == np.uint32
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from helpers.networks import apply, variables_of
 from make_parity import CLASSES, digest, drawn, images
-from quick import apply, variables_of
 
 from resflax import create_model, list_models
 from resflax.nn.scan import split_block

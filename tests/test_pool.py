@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.conv_reference import normal
+from helpers.networks import run
 from hypothesis import assume, given, settings
 from jax.test_util import check_grads
-from quick import run
-from reference import normal
 
-from resflax.nn.pool import avg_pool, avg_pool_same, blur_pool, max_pool
+from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, max_pool
 
 
 def theirs(x, *, window=3, stride=2, padding=1):

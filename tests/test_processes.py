@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from one_process import TREE
+from helpers.one_process import TREE
 from PIL import Image
 
 from resflax import UserError
-from resflax.train.processes import Processes, gathered
+from resflax.distributed.processes import DistributedConfig, all_gather_strings
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import devices
@@ -138,10 +138,10 @@ def test_processes_train_as_one_and_the_first_alone_writes(tmp_path, alone, layo
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        (Processes(False, "host:1", 2, 0), "need --distributed"),
-        (Processes(True, "host:1", 2), "expected all of --coordinator=HOST:PORT"),
-        (Processes(True, "host:1", 0, 0), "--num_processes is 0: expected 1 or more"),
-        (Processes(True, "host:1", 2, 2), "--process_id is 2: expected from 0 to 1"),
+        (DistributedConfig(False, "host:1", 2, 0), "need --distributed"),
+        (DistributedConfig(True, "host:1", 2), "expected all of --coordinator=HOST:PORT"),
+        (DistributedConfig(True, "host:1", 0, 0), "--num_processes is 0: expected 1 or more"),
+        (DistributedConfig(True, "host:1", 2, 2), "--process_id is 2: expected from 0 to 1"),
     ],
 )
 def test_half_said_is_refused(said, problem):
@@ -157,24 +157,28 @@ def under_mpi(monkeypatch, **more):
 def test_under_open_mpi_5_the_processes_of_a_machine_find_each_other(monkeypatch):
     monkeypatch.setenv("PMIX_NAMESPACE", "prterun-host-77@1")
     under_mpi(monkeypatch)
-    second = Processes(True).found()
+    second = DistributedConfig(True).found()
     under_mpi(monkeypatch, RANK="0")
-    first = Processes(True).found()
+    first = DistributedConfig(True).found()
     assert (second.count, second.number) == (2, 1)
     assert first == dataclasses.replace(second, number=0)
     assert re.fullmatch(r"127\.0\.0\.1:6[1-5]\d{3}", first.coordinator)
-    assert Processes().found() == Processes()  # each for itself, as it was not asked
+    assert (
+        DistributedConfig().found() == DistributedConfig()
+    )  # each for itself, as it was not asked
 
 
 def test_under_open_mpi_of_several_machines_the_coordinator_alone_is_said(monkeypatch):
     under_mpi(monkeypatch, LOCAL_SIZE="1")
-    assert Processes(True, "host:1").found() == Processes(True, "host:1", 2, 1)
+    assert DistributedConfig(True, "host:1").found() == DistributedConfig(True, "host:1", 2, 1)
     with pytest.raises(UserError, match="does not tell which machine process 0 is on"):
-        Processes(True).found()
-    assert Processes(True, "host:1", 3, 2).found() == Processes(True, "host:1", 3, 2)
+        DistributedConfig(True).found()
+    assert DistributedConfig(True, "host:1", 3, 2).found() == DistributedConfig(
+        True, "host:1", 3, 2
+    )
     monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1.0;tcp://10.0.0.1:99")  # version 4
-    assert Processes(True).found() == Processes(True)
+    assert DistributedConfig(True).found() == DistributedConfig(True)
 
 
 def test_alone_a_list_is_itself():
-    assert gathered(["b", "a"]) == ["b", "a"]
+    assert all_gather_strings(["b", "a"]) == ["b", "a"]

@@ -7,9 +7,9 @@ import textwrap
 
 import pytest
 
-from resflax.data.examples import told as _told
+from resflax.data.in_memory import told as _told
+from resflax.run.throughput import Meter
 from resflax.train import Progress
-from resflax.train.meter import Meter
 
 RUN = textwrap.dedent("""
     from resflax.train import Progress

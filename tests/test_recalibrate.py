@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from resflax import create_model
-from resflax.nn.norm import BatchNorm
+from resflax.nn.batch_norm import BatchNorm
 from resflax.train import create_state, make_engine, recalibrate
 from resflax.train.settle import make_statistics_step, settled
 
@@ -138,7 +138,7 @@ def test_a_state_on_eight_devices_gets_the_averages_statistics(name):
     batches = [{"image": batch} for batch in images()]
     found = settled(engine, engine.compile_eval(step), engine.replicate(state), batches)
     tripled = [3 * batch for batch in images()]
-    assert_near(engine.fetch(found).batch_stats, by_hand({"params": state.ema}, tripled))
+    assert_near(engine.to_host(found).batch_stats, by_hand({"params": state.ema}, tripled))
 
 
 def test_what_has_no_batch_norm_stays_as_it_is():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from resflax.nn import Residual, identity, linear, zero_pad
+from resflax.nn import Residual, identity, linear_projection, zero_pad
 
 
 def two_layers(features, hidden=16, zero=False):
@@ -193,7 +193,7 @@ class TestTransforms:
 
 def test_default_shortcut_subsamples_what_the_branch_strides_over():
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
-    block = Residual(lambda h: jnp.zeros((2, 3, 3, 4)), linear, post=identity)
+    block = Residual(lambda h: jnp.zeros((2, 3, 3, 4)), linear_projection, post=identity)
     variables = block.init(jax.random.key(1), x)
     Ws = variables["params"]["Ws"]["kernel"]
     np.testing.assert_allclose(block.apply(variables, x), x[:, ::2, ::2] @ Ws, rtol=1e-5, atol=1e-6)

@@ -11,10 +11,10 @@ from test_nonfinite import Net
 
 from resflax import UserError
 from resflax.data import load_dataset
-from resflax.train import Progress, RunDir, Trainer, default_config
-from resflax.train.interrupt import Interrupt, InterruptedRunError
-from resflax.train.position import Position
-from resflax.train.resume import differences
+from resflax.run.config_diff import config_diff
+from resflax.run.signals import Interrupt, InterruptedRunError
+from resflax.run.trainer_state import TrainerState
+from resflax.train import Progress, Trainer, Workdir, default_config
 
 DIGITS = load_dataset("digits")
 STEPS = 60  # two epochs of 30
@@ -64,7 +64,7 @@ class Watched(Trainer):
 
 def start(folder, config, interrupt=None):
     """One start; the results, or None if it was ended."""
-    run = RunDir.open(folder, config)
+    run = Workdir.open(folder, config)
     trainer = Watched(Net(), DIGITS, config)
     trainer.interrupt = interrupt or AskedAt()
     try:
@@ -83,12 +83,12 @@ def told(folder):
     return lines
 
 
-FREE = ("wall_seconds", "examples_per_second")
+RESUMABLE_KEYS = ("wall_seconds", "examples_per_second")
 KINDS = {
     "plain": {},
     "mesh, from the host": {"parallel": "mesh", "data__placement": "host"},
-    "averaged": {"ema_decay": 0.9, "recalibrate_batches": 3, "optimizer": "adamw"},
-    "augmented": {"data__pad_crop": 1, "data__alternating_flip": True, "accumulate_steps": 2},
+    "averaged": {"ema_decay": 0.9, "precise_bn_batches": 3, "optimizer": "adamw"},
+    "augmented": {"data__pad_crop": 1, "data__alternating_flip": True, "grad_accum_steps": 2},
     "spread": {"parallel": "mesh", "mesh__fsdp": 2, "schedule": "cosine_onecycle"},
 }
 
@@ -109,8 +109,8 @@ def whole(tmp_path_factory):
 
 def assert_as_whole(results, folder, whole):
     wanted, lines, _ = whole
-    assert {k: v for k, v in results.items() if k not in FREE} == {
-        k: v for k, v in wanted.items() if k not in FREE
+    assert {k: v for k, v in results.items() if k not in RESUMABLE_KEYS} == {
+        k: v for k, v in wanted.items() if k not in RESUMABLE_KEYS
     }
     assert told(folder) == lines
 
@@ -172,7 +172,7 @@ def test_the_checkpoint_says_where_it_was_and_with_which_config(whole):
     folder = whole("plain")[2] / "checkpoints" / str(STEPS) / "beside" / "metadata"
     beside = json.loads(folder.read_text())
     assert beside["config"]["batch_size"] == 48
-    position = Position.of(beside["position"])
+    position = TrainerState.of(beside["position"])
     assert position.records == len(whole("plain")[1])
     assert position.where["devices"] == 8
     assert position.examples == 59 * 48  # the first step compiles: it is not timed
@@ -201,8 +201,8 @@ def test_a_damaged_config_is_that_of_the_checkpoint(whole, tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"model": "cif')
     other = config_of(seed=99)
     with pytest.raises(UserError, match="of another config .*now 99"):
-        RunDir.open(tmp_path / "run", other)
-    run = RunDir.open(tmp_path / "run", config_of())
+        Workdir.open(tmp_path / "run", other)
+    run = Workdir.open(tmp_path / "run", config_of())
     [note] = run.notes
     run.close()
     assert note == "warning: config.json is damaged: the checkpoint's own is taken"
@@ -246,12 +246,12 @@ def test_dropped_steps_are_counted_and_left_out_of_means(tmp_path, monkeypatch):
 
 
 def test_means_of_a_window():
-    position = Position()
+    position = TrainerState()
     position.took({"loss": 1.0, "accuracy": 0.5}, True)
     position.took({"loss": np.nan, "accuracy": 0.0}, False)
     position.took({"loss": 2.0, "accuracy": 1.0}, True)
     assert (position.dropped, position.in_row) == (1, 0)
-    again = Position.of(json.loads(json.dumps(position.as_dict())))
+    again = TrainerState.of(json.loads(json.dumps(position.as_dict())))
     assert again == position
     assert position.means() == {"loss": 1.5, "accuracy": 0.75, "dropped": 1}
     position.took({"loss": np.nan, "accuracy": 0.0}, False)
@@ -265,14 +265,14 @@ def test_means_of_a_window():
         ({"epochs": 1}, {"epochs": 2}, []),
         ({"epochs": 2}, {"epochs": 1}, ["epochs 2, now 1"]),
         ({"parallel": "pmap"}, {"parallel": "mesh"}, []),
-        ({"mesh.fsdp": 1, "data.workers": 0}, {"mesh.fsdp": 2, "data.workers": 9}, []),
+        ({"mesh.fsdp": 1, "data.num_workers": 0}, {"mesh.fsdp": 2, "data.num_workers": 9}, []),
         ({"seed": 1}, {}, ["seed 1, now None"]),
         ({"data.flip": False}, {"data.flip": True}, ["data.flip False, now True"]),
     ],
 )
 def test_what_may_differ(old, new, told):
-    assert differences(old, new) == told
+    assert config_diff(old, new) == told
 
 
 def test_a_position_is_all_plain_values():
-    assert json.loads(json.dumps(Position().as_dict())) == dataclasses.asdict(Position())
+    assert json.loads(json.dumps(TrainerState().as_dict())) == dataclasses.asdict(TrainerState())

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from resflax import UserError
-from resflax.train import RunDir, default_config, params_sha256
+from resflax.train import Workdir, default_config, params_sha256
 
 
 def test_a_folder_keeps_what_is_written(tmp_path):
     config = default_config()
-    run = RunDir.open(tmp_path / "a" / "b", config)
+    run = Workdir.open(tmp_path / "a" / "b", config)
     run.record({"step": 1})
     run.record({"step": 2})
     run.finish({"steps": 2})
@@ -24,7 +24,7 @@ def test_a_folder_keeps_what_is_written(tmp_path):
 def test_a_folder_with_parts_of_a_run_alone_is_refused_and_left_as_it_is(tmp_path, name):
     (tmp_path / name).write_text("precious")
     with pytest.raises(UserError, match=rf"holds {name} of a run but no config.json"):
-        RunDir.open(tmp_path, default_config())
+        Workdir.open(tmp_path, default_config())
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "precious"
 
@@ -32,7 +32,7 @@ def test_a_folder_with_parts_of_a_run_alone_is_refused_and_left_as_it_is(tmp_pat
 def test_a_damaged_config_is_one_line_and_left(tmp_path):
     (tmp_path / "config.json").write_text("prec")
     with pytest.raises(UserError, match="holds a config.json that is damaged") as e:
-        RunDir.open(tmp_path, default_config())
+        Workdir.open(tmp_path, default_config())
     assert "\n" not in str(e.value)
     assert (tmp_path / "config.json").read_text() == "prec"
 
@@ -45,31 +45,31 @@ def changed(**values):
 
 
 def test_another_config_is_refused_with_what_differs(tmp_path):
-    RunDir.open(tmp_path, changed(epochs=9)).close()
+    Workdir.open(tmp_path, changed(epochs=9)).close()
     other = changed(epochs=5, seed=3, data__flip=True, learning_rate=0.2)
     with pytest.raises(UserError) as e:
-        RunDir.open(tmp_path, other)
+        Workdir.open(tmp_path, other)
     told = "(data.flip False, now True; epochs 9, now 5; learning_rate 0.1, now 0.2; seed 0, now 3)"
     assert told in str(e.value)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 9
 
 
 def test_where_it_runs_and_how_it_is_kept_may_change(tmp_path):
-    RunDir.open(tmp_path, default_config()).close()
+    Workdir.open(tmp_path, default_config()).close()
     free = changed(
         parallel="mesh", mesh__fsdp=2, data__workers=3, data__dir="/x", data__placement="host",
-        checkpoint_every_steps=5, checkpoint_keep=9, checkpoint_every_minutes=1.0,
+        checkpoint_every_steps=5, checkpoint_max_to_keep=9, checkpoint_every_minutes=1.0,
     )  # fmt: skip
-    run = RunDir.open(tmp_path, free)
+    run = Workdir.open(tmp_path, free)
     assert run.notes == []
     assert json.loads((tmp_path / "config.json").read_text())["parallel"] == "mesh"
 
 
 def test_more_epochs_are_said_and_earlier_results_kept(tmp_path):
-    run = RunDir.open(tmp_path, default_config())
+    run = Workdir.open(tmp_path, default_config())
     run.finish({"steps": 2})
     run.close()
-    run = RunDir.open(tmp_path, changed(epochs=11))
+    run = Workdir.open(tmp_path, changed(epochs=11))
     assert "epochs raised from 10 to 11" in run.notes[0]
     assert run.results() is None
     assert json.loads((tmp_path / "results-10-epochs.json").read_text()) == {"steps": 2}
@@ -82,20 +82,20 @@ def line(step):
 @pytest.fixture
 def five(tmp_path):
     """A folder with five records, and what a checkpoint knew after the first three of them."""
-    run = RunDir.open(tmp_path, default_config())
+    run = Workdir.open(tmp_path, default_config())
     for step in range(5):
         run.record(line(step))
         if step == 2:
             known = run.records.count, run.records.sha256, step
     run.close()
-    return RunDir.open(tmp_path, default_config()), known
+    return Workdir.open(tmp_path, default_config()), known
 
 
 def test_records_after_the_checkpoint_are_taken_back(five):
     run, known = five
     with open(run.records.path, "a") as file:
         file.write('{"ste')  # killed as it wrote
-    assert run.keep_records(*known) == ""
+    assert run.truncate_records(*known) == ""
     assert run.records.all() == [line(step) for step in range(3)]
     assert (run.records.count, run.records.sha256) == known[:2]
     run.record(line(9))
@@ -112,7 +112,7 @@ def test_any_flipped_bit_in_the_records_is_told_and_what_can_be_read_stays(five)
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         run.records.path.write_bytes(data)
-        warning = run.keep_records(*known)
+        warning = run.truncate_records(*known)
         assert warning.startswith("metrics.jsonl is not what it was at step 2: ")
         [place] = (run.path / "damaged").iterdir()
         assert warning.endswith(f"it lies in {place}")
@@ -128,22 +128,22 @@ def test_any_flipped_bit_in_the_records_is_told_and_what_can_be_read_stays(five)
 def test_records_that_are_gone_are_told_and_the_run_goes_on(five):
     run, known = five
     run.records.path.unlink()
-    assert run.keep_records(*known).endswith("0 of its 3 lines can be read")
+    assert run.truncate_records(*known).endswith("0 of its 3 lines can be read")
     run.record(line(3))
     assert run.records.all() == [line(3)]
 
 
 def test_a_new_folder_beside_it_is_the_first_without_a_run(tmp_path):
     path = tmp_path / "run"
-    assert RunDir.beside(path) == path
-    RunDir.open(path, default_config()).close()
-    RunDir.open(tmp_path / "run-2", default_config()).close()
-    assert RunDir.beside(path) == tmp_path / "run-3"
+    assert Workdir.next_free(path) == path
+    Workdir.open(path, default_config()).close()
+    Workdir.open(tmp_path / "run-2", default_config()).close()
+    assert Workdir.next_free(path) == tmp_path / "run-3"
 
 
 def test_an_empty_folder_or_one_with_other_things_is_fine(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    RunDir.open(tmp_path, default_config())
+    Workdir.open(tmp_path, default_config())
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -151,16 +151,16 @@ def test_an_empty_folder_or_one_with_other_things_is_fine(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as e:
-        RunDir.open(tmp_path / place, default_config())
+        Workdir.open(tmp_path / place, default_config())
     assert "\n" not in str(e.value)
 
 
 def test_of_two_runs_in_one_folder_at_once_one_is_refused(tmp_path):
-    first = RunDir.open(tmp_path, default_config())
+    first = Workdir.open(tmp_path, default_config())
     with pytest.raises(UserError, match="is that of a run that runs now"):
-        RunDir.open(tmp_path, default_config())
+        Workdir.open(tmp_path, default_config())
     first.close()
-    RunDir.open(tmp_path, default_config()).close()
+    Workdir.open(tmp_path, default_config()).close()
 
 
 def test_the_hash_is_over_the_leaves_in_sorted_path_order():

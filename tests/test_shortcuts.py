@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.networks import run
 from hypothesis import given, settings
-from quick import run
 
-from resflax.nn import Scale, make_ops, subsample, zero_pad
-from resflax.nn.shortcuts import OPTIONS, linear, strides_between
+from resflax.nn import BlockGeometry, make_ops, subsample, zero_pad
+from resflax.nn.shortcuts import SHORTCUTS, linear_projection, strides_between
 
 
 @given(size=st.integers(1, 64), stride=st.integers(1, 2))
@@ -52,7 +52,7 @@ def test_shapes_that_no_stride_connects_are_refused(source, target):
 def test_linear_keeps_the_dtype_of_its_input():
     from resflax.nn import Residual
 
-    block = Residual(lambda h: jnp.zeros((2, 4), jnp.bfloat16), linear)
+    block = Residual(lambda h: jnp.zeros((2, 4), jnp.bfloat16), linear_projection)
     x = jnp.ones((2, 3), jnp.bfloat16)
     y, variables = block.init_with_output(jax.random.key(0), x)
     assert y.dtype == jnp.bfloat16
@@ -61,16 +61,16 @@ def test_linear_keeps_the_dtype_of_its_input():
 
 
 class Shortcut(nn.Module):
-    """A row of `OPTIONS` on its own, from an image to 6 channels."""
+    """A row of `SHORTCUTS` on its own, from an image to 6 channels."""
 
     option: str
-    scale: Scale
+    scale: BlockGeometry
 
     @nn.compact
     def __call__(self, h):
         ops = make_ops(train=False, dtype=h.dtype)
         sizes = (-(-size // self.scale.stride) for size in h.shape[1:3])
-        make = OPTIONS[self.option].make
+        make = SHORTCUTS[self.option].make
         return make(ops, self.scale, norm=False)(h, (h.shape[0], *sizes, 6))
 
 
@@ -100,14 +100,16 @@ def projected(h, w, scale):
 STATEMENTS = {"B": projected, "B3": projected, "C": projected, "D": pooled}
 
 
-@pytest.mark.parametrize("scale", [Scale(), Scale(2), Scale(1, 1, 2), Scale(1, 2, 4)])
+@pytest.mark.parametrize(
+    "scale", [BlockGeometry(), BlockGeometry(2), BlockGeometry(1, 1, 2), BlockGeometry(1, 2, 4)]
+)
 @pytest.mark.parametrize("option", STATEMENTS)
 def test_projections_are_their_numpy_statements(option, scale):
     shortcut = Shortcut(option, scale)
     h = np.random.default_rng(0).standard_normal((2, 7, 6, 4))
     x = jnp.asarray(h, jnp.float32)
     params = jax.eval_shape(lambda: shortcut.init(jax.random.key(0), x))["params"]
-    side = 3 if option == "B3" and scale != Scale() else 1
+    side = 3 if option == "B3" and scale != BlockGeometry() else 1
     assert jax.tree.map(jnp.shape, params) == {"Ws": {"kernel": (side, side, 4, 6)}}
     w = np.random.default_rng(1).standard_normal((side, side, 4, 6))
     found = run(shortcut.apply, {"params": {"Ws": {"kernel": jnp.asarray(w, jnp.float32)}}}, x)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from resflax import UserError
 from resflax.data import load_dataset
-from resflax.data.examples import Examples
+from resflax.data.in_memory import InMemorySplit
 
 
 @pytest.fixture(autouse=True)
@@ -155,11 +155,11 @@ def test_a_set_that_is_not_there_is_one_line(tmp_path, name, message):
 
 def test_moments_are_those_of_the_pixels():
     images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), np.uint8)
-    mean, std = Examples(images, np.zeros(7, np.int32)).moments()
+    mean, std = InMemorySplit(images, np.zeros(7, np.int32)).mean_std()
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-9)
 
 
 def test_a_constant_channel_has_no_zero_deviation():
-    _, std = Examples(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int32)).moments()
+    _, std = InMemorySplit(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int32)).mean_std()
     assert std == (1 / 255,)

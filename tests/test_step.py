@@ -126,9 +126,9 @@ def test_the_step_augments_before_it_normalises():
 def test_the_states_type_is_a_fixed_point_under_strict_promotion(name):
     """So that the step can be scanned, and compiles once."""
     schedule = make_schedule("cosine", peak=0.1, steps=10, warmup_steps=2)
-    optimizer = make_optimizer(name, schedule, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(name, schedule, weight_decay=0.1, grad_clip_norm=1.0)
     state = create_state(Linear(), optimizer, 0, (2, 2, 1), ema=True)
-    step = make_train_step(Linear(), optimizer, accumulate_steps=2, ema_decay=0.9)
+    step = make_train_step(Linear(), optimizer, grad_accum_steps=2, ema_decay=0.9)
     after, metrics = jax.lax.scan(lambda state, _: step(state, batch()), state, None, length=3)
     assert int(after.step) == 3
     assert metrics["loss"].shape == (3,)
@@ -149,9 +149,9 @@ def test_float64_keeps_its_parameters_and_statistics_in_float32():
 @pytest.mark.parametrize("count", [1, 2])
 def test_bfloat16_keeps_all_that_is_kept_in_float32(name, count):
     schedule = make_schedule("cosine", peak=0.1, steps=10)
-    optimizer = make_optimizer(name, schedule, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(name, schedule, weight_decay=0.1, grad_clip_norm=1.0)
     model = create_model("cifar_resnet8", dtype="bfloat16")
-    step = make_train_step(model, optimizer, accumulate_steps=count, ema_decay=0.9)
+    step = make_train_step(model, optimizer, grad_accum_steps=count, ema_decay=0.9)
 
     def after():
         state = create_state(model, optimizer, 0, (8, 8, 1), ema=True)
@@ -200,7 +200,7 @@ def test_one_step_on_soft_targets_is_its_closed_form(smoothing, count):
     optimizer = optax.sgd(0.5)
     state = create_state(Linear(), optimizer, 0, (2, 2, 1))
     data = batch() | {"target": soft()}
-    step = make_train_step(Linear(), optimizer, label_smoothing=smoothing, accumulate_steps=count)
+    step = make_train_step(Linear(), optimizer, label_smoothing=smoothing, grad_accum_steps=count)
     new, metrics = step(state, data)
     x = data["image"].reshape(6, 4).astype(np.float64)
     W = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
@@ -257,7 +257,7 @@ class Drawing(nn.Module):
     """Gives the numbers that it draws out as logits."""
 
     axis_name: str | None = None
-    draws = True
+    needs_rng = True
 
     @nn.compact
     def __call__(self, x, *, train, keys):
@@ -275,12 +275,12 @@ def test_a_network_that_draws_has_a_key_for_each_example(count):
     logits = [np.asarray(jax.random.normal(key, (3,), jnp.float32), np.float64) for key in keys]
     p = softmax(np.stack(logits))
     expected = -np.log(p[np.arange(24), data["label"]]).mean()
-    step = make_train_step(Drawing(), optimizer, accumulate_steps=count)
+    step = make_train_step(Drawing(), optimizer, grad_accum_steps=count)
     np.testing.assert_allclose(step(state, data)[1]["loss"], expected, rtol=1e-5)
     engine = make_engine("pmap")
-    step = make_train_step(Drawing(), optimizer, accumulate_steps=count, axis_name=engine.axis_name)
-    _, metrics = engine.compile_train(step)(engine.replicate(state), engine.split(data))
-    np.testing.assert_allclose(engine.fetch(metrics)["loss"], expected, rtol=1e-5)
+    step = make_train_step(Drawing(), optimizer, grad_accum_steps=count, axis_name=engine.axis_name)
+    _, metrics = engine.compile_train(step)(engine.replicate(state), engine.shard_batch(data))
+    np.testing.assert_allclose(engine.to_host(metrics)["loss"], expected, rtol=1e-5)
 
 
 def test_the_alternating_flip_goes_by_the_epoch_of_the_batch():

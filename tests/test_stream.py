@@ -112,9 +112,9 @@ def test_a_bad_image_gives_way_to_the_next_and_counts_once_in_evaluation(tmp_pat
             for split in ("train", "test") for i in range(5)}  # fmt: skip
     name = write(tmp_path, good | {"train/a/2.png": b"", "test/a/4.png": b"garbage"})
     with pytest.raises(UserError, match="train/a/2.png: is empty.*on_bad_example=skip"):
-        load_dataset(name, image_size=8).train.take(np.arange(5))
+        load_dataset(name, image_size=8).train.get_batch(np.arange(5))
     data = load_dataset(name, image_size=8, on_bad_example="skip")
-    images, _ = data.train.take(np.arange(5))
+    images, _ = data.train.get_batch(np.arange(5))
     assert images[:, 0, 0, 0].tolist() == [0, 10, 30, 30, 40]
     batches = list(stream_eval_batches(data.test, batch_size=3, workers=0))
     assert np.concatenate([batch["weight"] for batch in batches]).tolist() == [1, 1, 1, 1, 0, 0]

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resflax.data import Dataset, Examples, batch_indices, normalize
+from resflax.cli import study as cli
+from resflax.data import Dataset, InMemorySplit, batch_indices, normalize
 from resflax.errors import UserError
-from resflax.picture import line_style, mean_and_range, new_figure
-from resflax.study import cli, degradation
+from resflax.plotting import line_style, mean_and_range, new_figure
+from resflax.study import degradation
 from resflax.study.folder import Folder
-from resflax.study.members import train_members
 from resflax.study.recipes import recipe
+from resflax.study.sweep import train_members
 from resflax.train import create_state, make_train_step
-from resflax.train.build import optimizer_from, schedule_from
+from resflax.train.builders import build_optimizer, build_schedule
 from resflax.zoo import create_model
 
 
@@ -28,7 +29,7 @@ def small():
     rng = np.random.default_rng(0)
     labels = (np.arange(48) % 2).astype(np.int32)
     images = rng.integers(0, 99, (48, 8, 8, 1)) + 120 * labels[:, None, None, None]
-    split = Examples(images.astype(np.uint8), labels)
+    split = InMemorySplit(images.astype(np.uint8), labels)
     return Dataset("small", split, split, 2)
 
 
@@ -42,9 +43,9 @@ def test_a_member_is_what_its_seed_and_learning_rate_train_alone(small):
     config = settings(momentum=0.5)
     model = create_model("cifar_resnet8", num_classes=2)
     states, curves = train_members(model, small, config, seeds=[3, 5], rates=[0.05])
-    mean, std = small.train.moments()
+    mean, std = small.train.mean_std()
     config.learning_rate = 0.05
-    optimizer = optimizer_from(config, schedule_from(config, 48))
+    optimizer = build_optimizer(config, build_schedule(config, 48))
     step = jax.jit(
         make_train_step(model, optimizer, normalize=partial(normalize, mean=mean, std=std))
     )
@@ -69,7 +70,7 @@ def test_a_member_is_what_its_seed_and_learning_rate_train_alone(small):
 
 def test_a_member_that_diverges_errs_always_and_leaves_the_others_alone(small):
     model = create_model("cifar_plain8", num_classes=2)
-    config = settings(warmup_epochs=0.0, clip_norm=0.0)
+    config = settings(warmup_epochs=0.0, grad_clip_norm=0.0)
     _, curves = train_members(model, small, config, seeds=[0], rates=[0.01, 1e30])
     assert curves["train"][1][0] == [100, 100]
     assert curves["test"][1][0] == [100, 100]
@@ -135,9 +136,9 @@ def test_a_band_reaches_from_the_least_seed_to_the_greatest():
     mean_and_range(ax, [1, 2], [(1.0, 2.0, 6.0), (4.0, 4.0, 4.0)], **line_style(0))
     assert ax.lines[0].get_ydata().tolist() == [3.0, 4.0]
     corners = ax.collections[0].get_paths()[0].vertices
-    for x, least, most in ((1, 1.0, 6.0), (2, 4.0, 4.0)):
+    for x, minimum, maximum in ((1, 1.0, 6.0), (2, 4.0, 4.0)):
         y = corners[corners[:, 0] == x, 1]
-        assert (y.min(), y.max()) == (least, most)
+        assert (y.min(), y.max()) == (minimum, maximum)
 
 
 # The folder.

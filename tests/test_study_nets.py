@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resflax.data import Dataset, Examples, load_dataset, normalize
+from resflax.cli import study as cli
+from resflax.data import Dataset, InMemorySplit, load_dataset, normalize
 from resflax.errors import UserError
-from resflax.study import cli, dropping, gradients, identity, members, nets, responses, shortcuts
+from resflax.study import dropping, gradients, identity, nets, responses, shortcuts
+from resflax.study import sweep as members
 from resflax.study.layers import by_layer
 from resflax.study.nets import from_run
-from resflax.train import Progress, RunDir, Trainer, cross_entropy, default_config
+from resflax.train import Progress, Trainer, Workdir, cross_entropy, default_config
 from resflax.zoo import create_model
 
 
@@ -21,7 +23,7 @@ from resflax.zoo import create_model
 def noise():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8)
-    split = Examples(images, (np.arange(300) % 10).astype(np.int32))
+    split = InMemorySplit(images, (np.arange(300) % 10).astype(np.int32))
     return Dataset("noise", split, split, 10)
 
 
@@ -47,7 +49,7 @@ def test_deviations_are_those_of_the_outputs_of_the_norms(noise):
     assert list(found) == ["stem_norm"] + [
         f"stage{i}_block1/norm{k}" for i in (1, 2, 3) for k in (1, 2)
     ]
-    mean, std = noise.train.moments()
+    mean, std = noise.train.mean_std()
     x = normalize(jnp.asarray(noise.train.images), mean=mean, std=std)
     kernel = np.asarray(variables["params"]["stem_conv"]["kernel"], np.float64)
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -108,7 +110,7 @@ def test_errors_are_of_every_block_that_keeps_its_shape(noise):
         "stage2_block2",
         "stage3_block2",
     ]
-    mean, std = noise.test.moments()
+    mean, std = noise.test.mean_std()
     x = normalize(jnp.asarray(noise.test.images), mean=mean, std=std)
     logits = model.apply(variables, x, train=False)
     wrong = np.mean(np.argmax(logits, -1) != noise.test.labels)
@@ -120,7 +122,7 @@ def test_a_run_of_the_trainer_is_taken_apart_as_it_was_saved(tmp_path, monkeypat
     config.update({"model": "cifar_resnet14", "epochs": 1, "batch_size": 256, "scan": True})
     dataset = load_dataset("digits")
     model = create_model("cifar_resnet14", scan=True, num_classes=10)
-    run = RunDir.open(tmp_path / "run", config)
+    run = Workdir.open(tmp_path / "run", config)
     trainer = Trainer(model, dataset, config)
     results = trainer.fit(run, Progress(trainer.steps))
     name, net, found = from_run(tmp_path / "run")
@@ -146,7 +148,7 @@ def test_gradient_norms_are_slopes_along_the_gradient(noise):
         f"stage{i}_block1/conv{k}/kernel" for i in (1, 2, 3) for k in (1, 2)
     ]
     model = create_model("cifar_resnet8", scan=False, zero_init=False)
-    mean, std = noise.train.moments()
+    mean, std = noise.train.mean_std()
     x = normalize(jnp.asarray(noise.train.images[:32]), mean=mean, std=std)
     variables = model.init(jax.random.key(0), x[:1], train=False)
     kernel = variables["params"]["stage2_block1"]["conv1"]["kernel"]

@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from resflax.data import Dataset, Examples
-from resflax.nn.norm import BatchNorm
-from resflax.study import members, told, unfinished
+from resflax.data import Dataset, InMemorySplit
+from resflax.nn.batch_norm import BatchNorm
+from resflax.study import snapshot as unfinished
+from resflax.study import sweep as members
+from resflax.study import told
 from resflax.study.folder import ARRAYS, NUMBERS, Folder
-from resflax.study.members import train_each, train_members
 from resflax.study.recipes import recipe
+from resflax.study.snapshot import Snapshot
+from resflax.study.sweep import train_each, train_members
 from resflax.study.told import Told
-from resflax.study.unfinished import Unfinished
 
 STEPS = 8  # of 2.5 to an epoch: an epoch's batches are not all of one start
 
@@ -39,7 +41,7 @@ def after_every_step(monkeypatch):
 def noise():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
-    split = Examples(images, (np.arange(40) % 2).astype(np.int32))
+    split = InMemorySplit(images, (np.arange(40) % 2).astype(np.int32))
     return Dataset("noise", split, split, 2)
 
 
@@ -82,7 +84,7 @@ def train(noise, file=None, *, stop=0):
         rates=[0.05, 1e30],
         tell=tell,
         skip=skipped.append,
-        unfinished=file and Unfinished(file),
+        unfinished=file and Snapshot(file),
     )
     assert len(said) + sum(skipped) == STEPS
     return states, curves, len(said)
@@ -120,7 +122,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_a_new_start(noise, whole, tm
     for damaged in (b"", data[:20], data[:-1], bytes(flipped)):
         file.write_bytes(damaged)
         capsys.readouterr()
-        way = Unfinished(file).resume(whole[0])
+        way = Snapshot(file).resume(whole[0])
         assert way.states is whole[0]
         assert (way.history, way.window) == ([], [])
         said = capsys.readouterr().err
@@ -137,7 +139,7 @@ def test_what_another_network_kept_is_not_taken_up(noise, whole, tmp_path, capsy
     with pytest.raises(KeyboardInterrupt):
         train(noise, file, stop=2)
     other = jax.tree.map(lambda leaf: leaf[..., None], whole[0])
-    assert Unfinished(file).resume(other).states is other
+    assert Snapshot(file).resume(other).states is other
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {file} passed over")
     assert "it holds int32(4,) for int32(4, 1)" in said

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from resflax.train.cli import report  # noqa: E402
+from resflax.cli.flags import report  # noqa: E402
 
 SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.log_every_steps=7"]
 

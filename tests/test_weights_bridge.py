@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from helpers.networks import randomised
 from hypothesis import given, settings
-from quick import randomised
 
 from resflax import UserError
 from resflax.nn import Spec, stack_params
-from resflax.weights import from_torch, new_head, to_torch
+from resflax.weights import from_torch, replace_head, to_torch
 from resflax.weights.bridge import flatten, is_flat, shapes_of, unflatten
 from resflax.weights.layouts import LAYOUTS, default_layout
 from resflax.zoo import create_model, get_spec
@@ -238,7 +238,7 @@ def test_variables_of_another_network_are_refused():
 def test_a_new_head_changes_the_head_alone():
     variables = variables_of(BASIC)
     kept = jax.tree.map(lambda x: x.copy(), variables)
-    found = new_head(variables, 9, seed=1)
+    found = replace_head(variables, 9, seed=1)
     head = found["params"]["head"]
     assert (head["kernel"].shape, head["bias"].shape) == ((16, 9), (9,))
     assert {array.dtype for array in head.values()} == {np.dtype(np.float32)}
@@ -246,7 +246,7 @@ def test_a_new_head_changes_the_head_alone():
     assert not head["bias"].any()
     assert_same(variables, kept)
     assert_same({**found, "params": {**found["params"], "head": kept["params"]["head"]}}, kept)
-    other = new_head(variables, 9, seed=2)["params"]["head"]
+    other = replace_head(variables, 9, seed=2)["params"]["head"]
     assert (head["kernel"] != other["kernel"]).all()
 
 

@@ -8,7 +8,7 @@ import pytest
 from resflax import UserError
 from resflax.nn import Spec
 from resflax.weights import Preprocess
-from resflax.weights.hub import read_card
+from resflax.weights.hub import read_config
 
 # As `timm.models.save_for_hf` (timm 1.0.31) writes it.
 TIMM = {
@@ -72,8 +72,8 @@ IMAGE_PROCESSOR = {
 def test_the_fields_of_a_config_of_transformers(tmp_path, changes, fields):
     (tmp_path / "config.json").write_text(json.dumps({**TRANSFORMERS, **changes}))
     spec = Spec((1, 2), (8, 16), stem_width=8, num_classes=11)
-    assert read_card(tmp_path).spec == spec.override(**fields)
-    assert read_card(tmp_path).preprocess == Preprocess()
+    assert read_config(tmp_path).spec == spec.override(**fields)
+    assert read_config(tmp_path).preprocess == Preprocess()
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,5 @@ def test_a_config_that_means_no_such_network_is_one_line(tmp_path, config, messa
         text = config if isinstance(config, str) else json.dumps(config)
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=re.escape(message)) as e:
-        read_card(tmp_path)
+        read_config(tmp_path)
     assert "\n" not in str(e.value)

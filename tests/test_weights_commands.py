@@ -6,16 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.networks import apply, randomised
 from make_parity import drawn
 from PIL import Image
-from quick import apply, randomised
 from test_weights_cards import TIMM
 from test_weights_files import assert_same
 
 from resflax import UserError
+from resflax.cli.weights import convert_main, predict_main
 from resflax.weights import Preprocess, from_torch, load, load_pretrained, save, to_torch
 from resflax.weights.bridge import flatten, shapes_of
-from resflax.weights.cli import convert_main, predict_main
 from resflax.zoo import get_spec
 
 SPEC = get_spec("cifar_resnet8")

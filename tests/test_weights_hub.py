@@ -8,16 +8,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
+from helpers.networks import apply, randomised, variables_of
 from huggingface_hub import constants
 from make_parity import drawn
-from quick import apply, randomised, variables_of
 from test_weights_cards import IMAGE_PROCESSOR, TIMM, TRANSFORMERS
 
 from resflax import UserError, create_model
 from resflax.nn import Spec
 from resflax.weights import Preprocess, from_torch, load_pretrained, save, to_torch
 from resflax.weights.bridge import shapes_of
-from resflax.weights.hub import open_weights, read_card
+from resflax.weights.hub import read_config, read_weights
 from resflax.zoo import get_spec
 
 
@@ -73,10 +73,10 @@ def test_a_folder_of_transformers_is_as_well(tmp_path):
     assert model.spec == spec
     assert_same(variables, from_torch(spec, state))
     assert preprocess == Preprocess(size=(64, 64), crop_pct=0.875, interpolation="bilinear")
-    assert read_card(place).labels == tuple("abcdefghijk")
+    assert read_config(place).labels == tuple("abcdefghijk")
     older = {**IMAGE_PROCESSOR, "size": 96, "crop_pct": None, "resample": 3}
     folder(place, TRANSFORMERS, state, preprocessor_config=older)
-    assert read_card(place).preprocess == Preprocess(size=(96, 96))
+    assert read_config(place).preprocess == Preprocess(size=(96, 96))
 
 
 def test_another_number_of_classes_is_a_new_head_and_nothing_else(timm_folder):
@@ -160,11 +160,11 @@ def test_grey_images_and_tags_and_models_without_a_head(tmp_path):
 def test_a_name_is_used_where_the_config_says_none_and_the_file_has_the_classes(tmp_path):
     spec = get_spec("cifar_resnet8").override(num_classes=4)
     save(tmp_path / "a.safetensors", state_of(spec, channels=1))
-    card, variables, ours = open_weights(str(tmp_path / "a.safetensors"), "cifar_resnet8")
+    card, variables, ours = read_weights(str(tmp_path / "a.safetensors"), "cifar_resnet8")
     assert (card.spec, card.channels, card.told, ours) == (spec, 1, False, False)
     assert_same(variables, from_torch(spec, state_of(spec, channels=1), channels=1))
     with pytest.raises(UserError, match="does not say which network it is: expected --model NAME"):
-        open_weights(str(tmp_path / "a.safetensors"))
+        read_weights(str(tmp_path / "a.safetensors"))
 
 
 def test_a_folder_without_weights_or_with_others_is_refused(tmp_path):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.conv_reference import assert_close, normal, reference
 from hypothesis import assume, example, given, settings
-from reference import assert_close, normal, reference
 
-from resflax.nn import cpu_conv, winograd
-from resflax.nn.conv_form import ConvForm
+from resflax.kernels import cpu_conv, winograd
+from resflax.kernels.conv_params import ConvForm
 
 UNIT = {"strides": (1, 1), "dilation": (1, 1), "groups": 1}
 

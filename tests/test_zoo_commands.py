@@ -9,7 +9,7 @@ import pytest
 
 from resflax import UserError, create_model, list_models
 from resflax.__main__ import COMMANDS, main
-from resflax.zoo.cli import info_main, list_main
+from resflax.cli.models import info_main, list_main
 from resflax.zoo.cost import cost
 
 

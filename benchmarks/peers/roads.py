@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks.peers import DEVICE, FIXED
 from benchmarks.task import Task
 from resflax import create_model
-from resflax.data import Examples, Split, load_dataset, normalize
+from resflax.data import InMemorySplit, Split, load_dataset, normalize
 from resflax.train import create_state, default_config, make_engine, make_optimizer, make_train_step
-from resflax.train.feed import device_feed, keep_two_in_flight, training
+from resflax.train.input_pipeline import device_feed, keep_two_in_flight, training
 
 EXAMPLES = 50_000  # CIFAR's
 STEPS = 100_000  # more than are taken; the device road sends the order of all of them ahead
@@ -59,7 +59,7 @@ class Roads:
         else:
             rng, size = np.random.default_rng(self.task.seed), self.task.size
             images = rng.integers(0, 256, (EXAMPLES, size, size, 3), np.uint8)
-            self.split = Examples(images, rng.integers(0, 10, EXAMPLES).astype(np.int32))
+            self.split = InMemorySplit(images, rng.integers(0, 10, EXAMPLES).astype(np.int32))
 
     @contextlib.contextmanager
     def opened(self, part: str) -> Iterator[Callable[[], Any]]:
@@ -91,16 +91,16 @@ class Roads:
                 )
             yield self.advance[part]
             return
-        self.config.data.workers = 2 if "2 workers" in part else 1
-        mine = self.engine.mine(self.task.batch)
+        self.config.data.num_workers = 2 if "2 workers" in part else 1
+        mine = self.engine.local_slice(self.task.batch)
         batches = training(self.split, self.config, 0, STEPS, mine)
         try:
             if part == FIXED:
-                batch = self.engine.split(next(batches))
+                batch = self.engine.shard_batch(next(batches))
                 batches.close()  # type: ignore[attr-defined]
                 yield lambda state: self.run(state, batch)
             else:
-                yield lambda state: self.run(state, self.engine.split(self._next(batches)))
+                yield lambda state: self.run(state, self.engine.shard_batch(self._next(batches)))
         finally:
             batches.close()  # type: ignore[attr-defined]
 

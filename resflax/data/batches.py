@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from resflax.data.examples import Examples
+from resflax.data.in_memory import InMemorySplit
 
 Batch = dict[str, np.ndarray]
 
@@ -33,7 +33,7 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 
 
 def train_batches(
-    examples: Examples,
+    examples: InMemorySplit,
     *,
     seed: int,
     batch_size: int,
@@ -47,12 +47,12 @@ def train_batches(
     """
     for step in range(start, stop):
         index = batch_indices(seed, step, batch_size, len(examples))[mine]
-        images, labels = examples.take(index, step)
+        images, labels = examples.get_batch(index, step)
         yield {"image": images, "label": labels, "index": index.astype(np.int32)}
 
 
 def eval_batches(
-    examples: Examples, *, batch_size: int, mine: slice = slice(None)
+    examples: InMemorySplit, *, batch_size: int, mine: slice = slice(None)
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of one size: "image", "label" and "weight".
 
@@ -63,5 +63,5 @@ def eval_batches(
         index = np.arange(start, start + batch_size)[mine]
         inside = index < len(examples)
         index = np.where(inside, index, 0)
-        images, labels = examples.take(index)
+        images, labels = examples.get_batch(index)
         yield {"image": images, "label": labels, "weight": inside.astype(np.float32)}

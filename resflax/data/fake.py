@@ -4,14 +4,14 @@ import re
 
 import numpy as np
 
-from resflax.data.examples import Examples
+from resflax.data.in_memory import InMemorySplit
 from resflax.errors import UserError
 
 FAKE = "fake"
 FORM = f"{FAKE}:HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"
 DEFAULT = f"{FAKE}:224x224x3:1000:1024"
 # A slip of the hand should not take the machine down.
-MOST_BYTES = 16 * 2**30
+MAX_BYTES = 16 * 2**30
 
 
 def is_fake(name: str) -> bool:
@@ -19,7 +19,7 @@ def is_fake(name: str) -> bool:
     return name == FAKE or name.startswith(f"{FAKE}:")
 
 
-def fake(name: str, seed: int) -> tuple[Examples, Examples, int]:
+def fake(name: str, seed: int) -> tuple[InMemorySplit, InMemorySplit, int]:
     """Noise to train on, an eighth as much to test on, and the number of classes.
 
     A function of the name and the seed: pixels are uniform from 0 to 255, labels from 0 to the
@@ -52,15 +52,17 @@ def _parsed(name: str) -> tuple[tuple[int, int, int], int, int]:
         )
     height, width, channels, classes, examples = numbers
     size = height * width * channels * examples
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise UserError(
             f"dataset {name!r} takes {size / 2**30:,.0f} GiB of memory: expected at most"
-            f" {MOST_BYTES // 2**30}, lower its examples"
+            f" {MAX_BYTES // 2**30}, lower its examples"
         )
     return (height, width, channels), classes, examples
 
 
-def _noise(seed: list[int], shape: tuple[int, int, int], classes: int, examples: int) -> Examples:
+def _noise(
+    seed: list[int], shape: tuple[int, int, int], classes: int, examples: int
+) -> InMemorySplit:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (examples, *shape), np.uint8)
-    return Examples(images, rng.integers(0, classes, examples, np.int32))
+    return InMemorySplit(images, rng.integers(0, classes, examples, np.int32))

@@ -15,10 +15,10 @@ import numpy as np
 from absl import flags
 
 from resflax.data.batches import Batch, batch_indices
-from resflax.data.stream import Stream
+from resflax.data.streaming import StreamingSplit
 
 
-class _TrainPlaces(NamedTuple):
+class _TrainOrder(NamedTuple):
     """Place `k` of the row of batches is example `mine[k % len(mine)]` of a step's batch."""
 
     seed: int
@@ -38,7 +38,7 @@ class _TrainPlaces(NamedTuple):
         return int(index), step, 1.0
 
 
-class _EvalPlaces(NamedTuple):
+class _EvalOrder(NamedTuple):
     """Every example once, in order; the last batch is filled up with the first, of weight 0."""
 
     batch_size: int
@@ -54,10 +54,10 @@ class _EvalPlaces(NamedTuple):
         return (index, 0, 1.0) if index < self.examples else (0, 0, 0.0)
 
 
-class _Row:
+class _OrderedSource:
     """The examples of all batches in a row, as Grain wants its source."""
 
-    def __init__(self, stream: Stream, places: _TrainPlaces | _EvalPlaces) -> None:
+    def __init__(self, stream: StreamingSplit, places: _TrainOrder | _EvalOrder) -> None:
         self.stream, self.places = stream, places
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class _Row:
 
 
 def stream_train_batches(
-    stream: Stream,
+    stream: StreamingSplit,
     *,
     seed: int,
     batch_size: int,
@@ -99,26 +99,28 @@ def stream_train_batches(
       mine: the rows of each batch that are wanted: those of one process of several.
     """
     rows = range(batch_size)[mine]
-    places = _TrainPlaces(seed, batch_size, len(stream), start, stop, rows)
+    places = _TrainOrder(seed, batch_size, len(stream), start, stop, rows)
     return _batches(stream, places, workers, ("image", "label", "index"))
 
 
 def stream_eval_batches(
-    stream: Stream, *, batch_size: int, workers: int, mine: slice = slice(None)
+    stream: StreamingSplit, *, batch_size: int, workers: int, mine: slice = slice(None)
 ) -> Iterator[Batch]:
     """Every example once, in order: "image", "label" and "weight", 0 for what does not count."""
-    places = _EvalPlaces(batch_size, len(stream), range(batch_size)[mine])
+    places = _EvalOrder(batch_size, len(stream), range(batch_size)[mine])
     return _batches(stream, places, workers, ("image", "label", "weight"))
 
 
 def _batches(
-    stream: Stream, places: _TrainPlaces | _EvalPlaces, workers: int, keys: tuple[str, ...]
+    stream: StreamingSplit, places: _TrainOrder | _EvalOrder, workers: int, keys: tuple[str, ...]
 ) -> Iterator[Batch]:
     import grain  # not before it is needed: it takes half a second
 
     if not flags.FLAGS.is_parsed():  # Grain's workers read flags that nobody has set
         flags.FLAGS.mark_as_parsed()
-    rows = grain.MapDataset.source(_Row(stream, places)).batch(len(places.mine), batch_fn=_batched)
+    rows = grain.MapDataset.source(_OrderedSource(stream, places)).batch(
+        len(places.mine), batch_fn=_batched
+    )
     threads = 1 if workers else 2
     reading = rows.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

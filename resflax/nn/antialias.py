@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from resflax.nn.pool import avg_pool, blur_pool, max_pool
+from resflax.kernels.pool import avg_pool, blur_pool, max_pool
 
 Array = jax.Array
 

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from resflax.nn.ops import Ops
+from resflax.nn.layers import Ops
 
 Array = jax.Array
 Attention = Callable[[Ops, Array, int], Array]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.nn.norm import BatchNorm
+from resflax.nn.batch_norm import BatchNorm
 
 Array = jax.Array
 GROUPS = 32

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from resflax.nn.branches import BRANCHES, Layer, Scale
+from resflax.nn.blocks import BLOCKS, BlockGeometry, ConvRow
 from resflax.nn.stems import STEMS
 
 if TYPE_CHECKING:
     from resflax.nn.spec import Spec
 
 
-class Feature(NamedTuple):
+class FeatureInfo(NamedTuple):
     """A map of features: its name, its channels, and by how much it is smaller than the image."""
 
     name: str
@@ -27,10 +27,10 @@ class Block(NamedTuple):
       scale: its stride and dilation.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[ConvRow, ...]
     channels: tuple[int, ...]
     width: int
-    scale: Scale
+    scale: BlockGeometry
 
 
 def plan(spec: "Spec") -> list[list[Block]]:
@@ -42,7 +42,7 @@ def plan(spec: "Spec") -> list[list[Block]]:
     stages, dilation = [], 1
     shrunk = 2 ** STEMS[spec.stem].halvings
     for i, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True)):
-        layers, stride, before = BRANCHES[spec.blocks[i]], 2 if i else 1, dilation
+        layers, stride, before = BLOCKS[spec.blocks[i]], 2 if i else 1, dilation
         if shrunk >= spec.output_stride:
             stride, dilation = 1, dilation * stride
         shrunk *= stride
@@ -51,8 +51,8 @@ def plan(spec: "Spec") -> list[list[Block]]:
             (inner if layer.expansion is None else width * layer.expansion) // layer.divisor
             for layer in layers
         )
-        rest = Block(layers, channels, channels[-1], Scale(1, dilation, dilation))
-        first = rest._replace(scale=Scale(stride, before, dilation))
+        rest = Block(layers, channels, channels[-1], BlockGeometry(1, dilation, dilation))
+        first = rest._replace(scale=BlockGeometry(stride, before, dilation))
         stages.append([first] + [rest] * (depth - 1))
     if spec.pruned is None:
         return stages

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from resflax.nn.shortcuts import Shortcut, linear
+from resflax.nn.shortcuts import Shortcut, linear_projection
 
 Array = jax.Array
 
@@ -51,7 +51,7 @@ class Residual(nn.Module):
     """
 
     branch: Callable[[Array], Array]
-    shortcut: Shortcut | None = linear
+    shortcut: Shortcut | None = linear_projection
     always: bool = False
     pre: Callable[[Array], Array] = identity
     post: Callable[[Array], Array] = nn.relu

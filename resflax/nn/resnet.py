@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resflax.kernels.materialize import materialize
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
-from resflax.nn.branches import run_branch
-from resflax.nn.keep import kept
-from resflax.nn.ops import Ops, drop_path, dropout, make_ops
-from resflax.nn.plan import Block, Feature, plan
+from resflax.nn.blocks import apply_branch
+from resflax.nn.layers import Ops, drop_path, dropout, make_ops
+from resflax.nn.plan import Block, FeatureInfo, plan
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scanned
-from resflax.nn.shortcuts import OPTIONS
+from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.spec import Spec
 from resflax.nn.stems import STEMS, run_stem
 
@@ -28,10 +28,10 @@ def make_block(spec: Spec, ops: Ops, block: Block, *, name: str, module: Any = R
 
     `module` is `Residual` or what a transform of it gave.
     """
-    option, attend = OPTIONS[spec.shortcut], ATTENTION[spec.attention]
+    option, attend = SHORTCUTS[spec.shortcut], ATTENTION[spec.attention]
 
     def branch(x: Array) -> Array:
-        x = run_branch(
+        x = apply_branch(
             ops,
             block.layers,
             x,
@@ -51,7 +51,7 @@ def make_block(spec: Spec, ops: Ops, block: Block, *, name: str, module: Any = R
         shortcut=shortcut,
         always=option.always,
         pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
-        post=kept if spec.preact else (lambda x: kept(ops.act(x))),
+        post=materialize if spec.preact else (lambda x: materialize(ops.act(x))),
         name=name,
     )
 
@@ -81,12 +81,12 @@ class ResNet(nn.Module):
     out_indices: tuple[int, ...] | None = None
 
     @property
-    def features(self) -> tuple[Feature, ...]:
+    def features(self) -> tuple[FeatureInfo, ...]:
         """What each map that the network gives is, where `out_indices` choose maps."""
         return tuple(self.spec.features[i] for i in self.out_indices or ())
 
     @property
-    def draws(self) -> bool:
+    def needs_rng(self) -> bool:
         """Whether training takes `keys`."""
         return self.spec.drop_path > 0 or self.spec.dropout > 0
 
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
         a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up. Any
         number of channels is taken. With `train=True` make "batch_stats" mutable.
 
-        A network that `draws` takes `keys` in training, `(n,)`, one an example, and none of linen's
+        A network that `needs_rng` takes `keys` in training, `(n,)`, one an example, and none of linen's
         streams, which are one for the batch: what is dropped from an example is a function of its
         key, however many devices share the batch.
 
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
                 f"expected images of shape (n, height, width, channels): got {x.shape}"
             )
         spec, stem = self.spec, STEMS[self.spec.stem]
-        keys = self._check_keys(keys, len(x)) if train and self.draws else None
+        keys = self._check_keys(keys, len(x)) if train and self.needs_rng else None
         ops = make_ops(
             train=train,
             dtype=self.dtype,

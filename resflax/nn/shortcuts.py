@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resflax.nn.branches import Scale
-from resflax.nn.ops import Ops, he_normal_fan_out
-from resflax.nn.pool import avg_pool, avg_pool_same
+from resflax.kernels.pool import avg_pool, avg_pool_same
+from resflax.nn.blocks import BlockGeometry
+from resflax.nn.layers import Ops, he_normal_fan_out
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -64,7 +64,7 @@ def zero_pad(h: Array, shape: Shape) -> Array:
     return jnp.pad(h, padding)
 
 
-def linear(h: Array, shape: Shape) -> Array:
+def linear_projection(h: Array, shape: Shape) -> Array:
     """`Ws h`, one linear map over the channels of the subsampled input; for any rank."""
     dense = nn.Dense(
         shape[-1], use_bias=False, dtype=h.dtype, kernel_init=he_normal_fan_out, name="Ws"
@@ -72,7 +72,7 @@ def linear(h: Array, shape: Shape) -> Array:
     return dense(subsample(h, shape))
 
 
-def projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
+def projection(ops: Ops, scale: BlockGeometry, *, norm: bool) -> Shortcut:
     """Option B: `Ws h` as a strided 1x1 convolution, with a norm behind it if `norm`."""
     del scale  # its stride is found from the shapes
 
@@ -83,7 +83,7 @@ def projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
     return project
 
 
-def wide_projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
+def wide_projection(ops: Ops, scale: BlockGeometry, *, norm: bool) -> Shortcut:
     """Option B whose kernel is 3x3 where the block changes its scale (SENet-154)."""
     kernel = 3 if scale.stride > 1 or scale.dilation > 1 else 1
 
@@ -95,7 +95,7 @@ def wide_projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
     return project
 
 
-def pooled_projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
+def pooled_projection(ops: Ops, scale: BlockGeometry, *, norm: bool) -> Shortcut:
     """Option D: the mean of 2x2 pixels takes the stride, a 1x1 convolution the channels."""
 
     def project(h: Array, shape: Shape) -> Array:
@@ -110,13 +110,13 @@ def pooled_projection(ops: Ops, scale: Scale, *, norm: bool) -> Shortcut:
 
 
 class Option(NamedTuple):
-    """A row of `OPTIONS`: how to make the shortcut, and whether it stands in every block."""
+    """A row of `SHORTCUTS`: how to make the shortcut, and whether it stands in every block."""
 
     make: Callable[..., Shortcut] | None
     always: bool = False
 
 
-OPTIONS = {
+SHORTCUTS = {
     "A": Option(lambda ops, scale, *, norm: zero_pad),
     "B": Option(projection),
     "B3": Option(wide_projection),

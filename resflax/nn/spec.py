@@ -7,16 +7,16 @@ from typing import Any
 from resflax.errors import UserError, unknown
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
-from resflax.nn.branches import BRANCHES
+from resflax.nn.blocks import BLOCKS
+from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
-from resflax.nn.ops import CONVS
-from resflax.nn.plan import Feature, plan
-from resflax.nn.shortcuts import OPTIONS
+from resflax.nn.plan import FeatureInfo, plan
+from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.stems import STEMS
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "stem": STEMS,
-    "shortcut": OPTIONS,
+    "shortcut": SHORTCUTS,
     "attention": ATTENTION,
     "antialias": ANTIALIAS,
     "norm": NORMS,
@@ -26,14 +26,14 @@ OUTPUT_STRIDES = (8, 16, 32)
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 # Far above what anybody trains; a slip of the hand should not take the machine down.
-MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 10_000, 65_536, 10_000_000
-MOST_INNER = 2**31 - 1
+MAX_BLOCKS, MAX_CHANNELS, MAX_CLASSES = 10_000, 65_536, 10_000_000
+MAX_INNER = 2**31 - 1
 
 
-def _check_count(field: str, value: object, least: int, most: int) -> None:
+def _check_count(field: str, value: object, minimum: int, maximum: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:  # type: ignore[operator]
-        raise UserError(f"{field} holds {value!r}: expected integers from {least} to {most}")
+    if not whole or not minimum <= value <= maximum:  # type: ignore[operator]
+        raise UserError(f"{field} holds {value!r}: expected integers from {minimum} to {maximum}")
 
 
 def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
@@ -60,11 +60,11 @@ class Spec:
     Attributes:
       depths: blocks in each stage; each stage but the first halves the image.
       widths: channels of each stage's blocks before expansion.
-      block: the branch, a name in `BRANCHES`: "basic", "bottleneck" (v1.5), "bottleneck_v1",
+      block: the branch, a name in `BLOCKS`: "basic", "bottleneck" (v1.5), "bottleneck_v1",
         "bottleneck_senet"; or a tuple of them, one for each stage.
       stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
       stem_width: channels after the stem.
-      shortcut: a name in `OPTIONS`: "A", "B", "C" of the paper, "B3" (3x3), "D" (pooled), or "none"
+      shortcut: a name in `SHORTCUTS`: "A", "B", "C" of the paper, "B3" (3x3), "D" (pooled), or "none"
         for the plain net.
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
       groups: of the 3x3 convolutions of bottlenecks (ResNeXt's cardinality).
@@ -89,7 +89,7 @@ class Spec:
     Raises:
       UserError: on a name that is not known or a combination that cannot be.
 
-    >>> Spec(depths=(2, 2), widths=(8, 16), stem="cifar", stem_width=8, block="basic").min_image
+    >>> Spec(depths=(2, 2), widths=(8, 16), stem="cifar", stem_width=8, block="basic").min_image_size
     2
     """
 
@@ -130,19 +130,19 @@ class Spec:
         for field in ("preact", "zero_init"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
-        for field, most in (("depths", MOST_BLOCKS), ("widths", MOST_CHANNELS)):
+        for field, maximum in (("depths", MAX_BLOCKS), ("widths", MAX_CHANNELS)):
             value = getattr(self, field)
             if not isinstance(value, list | tuple) or not value:
                 raise UserError(f"{field} is {value!r}: expected a tuple of integers")
             for number in value:
-                _check_count(field, number, 1, most)
-        for field, least, most in (
-            ("stem_width", 1, MOST_CHANNELS),
-            ("num_classes", 0, MOST_CLASSES),
-            ("groups", 1, MOST_CHANNELS),
-            ("base_width", 1, MOST_CHANNELS),
+                _check_count(field, number, 1, maximum)
+        for field, minimum, maximum in (
+            ("stem_width", 1, MAX_CHANNELS),
+            ("num_classes", 0, MAX_CLASSES),
+            ("groups", 1, MAX_CHANNELS),
+            ("base_width", 1, MAX_CHANNELS),
         ):
-            _check_count(field, getattr(self, field), least, most)
+            _check_count(field, getattr(self, field), minimum, maximum)
         if self.output_stride not in OUTPUT_STRIDES:
             raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
 
@@ -152,15 +152,15 @@ class Spec:
             real = isinstance(value, int | float) and not isinstance(value, bool)
             if not real or not 0 <= value < 1:
                 raise UserError(f"{field} is {value!r}: expected a probability of less than 1")
-        if self.drop_path and OPTIONS[self.shortcut].make is None:
+        if self.drop_path and SHORTCUTS[self.shortcut].make is None:
             raise UserError(f"drop_path is {self.drop_path}: a plain net needs every branch, use 0")
 
     def _check_blocks(self) -> None:
         if not isinstance(self.block, str | tuple) or len(self.blocks) != len(self.depths):
             raise UserError(f"block {self.block!r} must be one name, or one for each of the stages")
         for name in self.blocks:
-            _check_name("block", name, BRANCHES)
-            if self.groups > 1 and not any(layer.grouped for layer in BRANCHES[name]):
+            _check_name("block", name, BLOCKS)
+            if self.groups > 1 and not any(layer.grouped for layer in BLOCKS[name]):
                 raise UserError(f"groups is {self.groups}, but block {name!r} has no grouped layer")
 
     def _check_channels(self) -> None:
@@ -171,7 +171,7 @@ class Spec:
         of = NORMS[self.norm].groups
         stem = [int(self.stem_width * conv.share) for conv in STEMS[self.stem].convs]
         for channels in {*stem}.union(*(b.channels for stage in plan(self) for b in stage)):
-            _check_count("channels", channels, 1, MOST_INNER)
+            _check_count("channels", channels, 1, MAX_INNER)
             if channels % of:
                 raise UserError(f"norm {self.norm!r} takes multiples of {of} channels: {channels}")
 
@@ -181,21 +181,21 @@ class Spec:
         return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
 
     @property
-    def min_image(self) -> int:
+    def min_image_size(self) -> int:
         """The smallest image side, in pixels, on which no stride acts on a single pixel."""
         strided = sum(stage[0].scale.stride == 2 for stage in plan(self))
         return 2 ** (STEMS[self.stem].halvings + strided) // 2 + 1
 
     @property
-    def features(self) -> tuple[Feature, ...]:
+    def features(self) -> tuple[FeatureInfo, ...]:
         """What the stem (before its pooling) and every stage give."""
         stem = STEMS[self.stem]
         stride = 2 ** sum(conv.stride == 2 for conv in stem.convs)
-        features = [Feature("stem", self.stem_width, stride)]
+        features = [FeatureInfo("stem", self.stem_width, stride)]
         stride *= 2 if stem.pool else 1
         for i, stage in enumerate(plan(self), start=1):
             stride *= stage[0].scale.stride
-            features.append(Feature(f"stage{i}", stage[-1].channels[-1], stride))
+            features.append(FeatureInfo(f"stage{i}", stage[-1].channels[-1], stride))
         return tuple(features)
 
     def override(self, **overrides: Any) -> "Spec":

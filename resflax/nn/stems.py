@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from resflax.kernels.pool import max_pool
 from resflax.nn.antialias import AntiAlias
-from resflax.nn.ops import Ops
-from resflax.nn.pool import max_pool
+from resflax.nn.layers import Ops
 
 Array = jax.Array
 

@@ -7,14 +7,14 @@ same way, over several seeds and learning rates, and shows each at its best lear
 import argparse
 from typing import Any
 
+from resflax.cli.study import add_training, numbers
 from resflax.data import load_dataset
 from resflax.errors import UserError
-from resflax.picture import legend_above, line_style, mean_and_range, new_figure, save
-from resflax.study.cli import add_training, numbers
+from resflax.plotting import legend_above, line_style, mean_and_range, new_figure, save
+from resflax.study.analysis import at_best, best_rate, rise, sentence, verdict
 from resflax.study.folder import Folder
-from resflax.study.members import train_each
 from resflax.study.recipes import recipe
-from resflax.study.verdict import at_best, best_rate, rise, sentence, verdict
+from resflax.study.sweep import train_each
 from resflax.zoo import create_model
 
 KINDS = {"plain": "cifar_plain", "residual": "cifar_resnet"}

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resflax.cli.study import count
 from resflax.data import Dataset, eval_batches, normalize
 from resflax.errors import UserError
 from resflax.nn.scan import split_block
-from resflax.picture import line_style, new_figure, save
-from resflax.study.cli import count
+from resflax.plotting import line_style, new_figure, save
 from resflax.study.folder import Folder
 from resflax.study.nets import add_nets, open_nets
 from resflax.study.recipes import recipe
@@ -82,7 +82,7 @@ def errors(model: Any, variables: Any, dataset: Dataset) -> dict[str, Any]:
     Raises:
       UserError: if no block can be dropped.
     """
-    mean, std = dataset.train.moments()
+    mean, std = dataset.train.mean_std()
     to_input = partial(normalize, mean=mean, std=std)
 
     @cache  # all blocks of a stage leave the same network behind: it is compiled once

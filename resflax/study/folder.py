@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from flax import serialization
 
 from resflax.errors import UserError
-from resflax.files import write_whole
-from resflax.study.unfinished import Unfinished
+from resflax.files import write_atomic
+from resflax.study.snapshot import Snapshot
 
 
-class Form(NamedTuple):
+class Codec(NamedTuple):
     """How a part is kept: the ending of its file, and both ways between it and bytes."""
 
     ending: str
@@ -24,8 +24,8 @@ def _json(values: Any) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-NUMBERS = Form("json", _json, json.loads)
-ARRAYS = Form("msgpack", serialization.msgpack_serialize, serialization.msgpack_restore)
+NUMBERS = Codec("json", _json, json.loads)
+ARRAYS = Codec("msgpack", serialization.msgpack_serialize, serialization.msgpack_restore)
 
 
 class Folder:
@@ -48,31 +48,31 @@ class Folder:
             if file.exists():
                 _compare(path, json.loads(file.read_text()), settings)
             else:
-                write_whole(file, _json(settings))
+                write_atomic(file, _json(settings))
         except (OSError, json.JSONDecodeError) as e:
             raise UserError(f"{path} cannot hold a study: {e}: choose another --out") from e
         return cls(path, settings)
 
-    def part(self, name: str, make: Callable[[], Any], form: Form = NUMBERS) -> Any:
+    def part(self, name: str, make: Callable[[], Any], form: Codec = NUMBERS) -> Any:
         """The part of that name: as it was kept, or made now and kept."""
         file = self._file(name, form.ending)
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            write_whole(file, form.dump(make()))
+            write_atomic(file, form.dump(make()))
         self.unfinished(name).remove()
         return form.load(file.read_bytes())
 
-    def has(self, name: str, form: Form = NUMBERS) -> bool:
+    def has(self, name: str, form: Codec = NUMBERS) -> bool:
         """Whether the part is done."""
         return self._file(name, form.ending).exists()
 
-    def unfinished(self, name: str) -> Unfinished:
+    def unfinished(self, name: str) -> Snapshot:
         """How far the training is that makes the part; removed when the part is kept."""
-        return Unfinished(self._file(name, "unfinished"))
+        return Snapshot(self._file(name, "unfinished"))
 
     def result(self, name: str, values: dict[str, Any]) -> None:
         """Writes the settings and `values` as `name.json`, whole or not at all."""
-        write_whole(self.path / f"{name}.json", _json({"settings": self.settings} | values))
+        write_atomic(self.path / f"{name}.json", _json({"settings": self.settings} | values))
 
     def _file(self, name: str, ending: str) -> Path:
         return self.path / "parts" / f"{name}.{ending}"

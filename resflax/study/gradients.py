@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resflax.cli.study import count, numbers
 from resflax.data import Dataset, load_dataset, normalize
-from resflax.picture import line_style, new_figure, save
-from resflax.study.cli import count, numbers
+from resflax.plotting import line_style, new_figure, save
 from resflax.study.folder import Folder
 from resflax.study.layers import by_layer
 from resflax.study.told import Told
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 def norms(name: str, dataset: Dataset, seeds: int, batch_size: int) -> dict[str, float]:
     """|gradient| / |kernel| of every 3x3 convolution by its path, mean over seeds."""
     model = create_model(name, scan=False, zero_init=False, num_classes=dataset.num_classes)
-    mean, std = dataset.train.moments()
+    mean, std = dataset.train.mean_std()
     x = normalize(jnp.asarray(dataset.train.images[:batch_size]), mean=mean, std=std)
     labels = jnp.asarray(dataset.train.labels[:batch_size])
 

@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resflax.nn import Residual, identity, linear
-from resflax.nn.norm import BatchNorm
+from resflax.cli.study import count, numbers
+from resflax.nn import Residual, identity, linear_projection
+from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.scan import scanned
-from resflax.picture import line_style, mean_and_range, new_figure, save
-from resflax.study.cli import count, numbers
+from resflax.plotting import line_style, mean_and_range, new_figure, save
 from resflax.study.folder import Folder
 from resflax.study.told import Told
 
 Array = jax.Array
 
 WIDTH, EXAMPLES, PERTURBATION = 16, 256, 0.1
-SHORTCUTS = {"plain": None, "residual": linear}
+SHORTCUTS = {"plain": None, "residual": linear_projection}
 TARGETS = ("identity", "perturbed")
 
 

@@ -8,17 +8,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from resflax.cli.study import add_training
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
 from resflax.nn import unstack_params
-from resflax.study.cli import add_training
+from resflax.run import checkpoint
+from resflax.run.workdir import params_sha256
 from resflax.study.folder import ARRAYS, Folder
-from resflax.study.members import train_each
-from resflax.train import TrainState, checkpoint
-from resflax.train.build import dataset_from, optimizer_from, schedule_from, state_from
+from resflax.study.sweep import train_each
+from resflax.train import TrainState
+from resflax.train.builders import build_dataset, build_optimizer, build_schedule, build_state
 from resflax.train.config import default_config, spec_overrides
-from resflax.train.rundir import params_sha256
-from resflax.weights import open_weights
+from resflax.weights import read_weights
 from resflax.zoo import create_model
 
 Net = tuple[Any, Any]  # a model that is not scanned, and its variables
@@ -93,16 +94,18 @@ def from_weights(place: str, dataset: Dataset) -> tuple[str, Net, Dataset]:
       UserError: if they cannot be read, or the network is not for such images and classes.
     """
     name, _, where = place.rpartition(":")
-    card, variables, _ = open_weights(where, name or None)
+    card, variables, _ = read_weights(where, name or None)
     height, width, channels = dataset.image_shape
-    least = card.spec.min_image
+    minimum = card.spec.min_image_size
     if (card.channels, card.spec.num_classes) != (channels, dataset.num_classes):
         raise UserError(
             f"{where} is for {card.channels} channels and {card.spec.num_classes} classes:"
             f" {dataset.name} has {channels} and {dataset.num_classes}"
         )
-    if min(height, width) < least:
-        raise UserError(f"{where} needs images of {least}x{least}: {dataset.name}'s are smaller")
+    if min(height, width) < minimum:
+        raise UserError(
+            f"{where} needs images of {minimum}x{minimum}: {dataset.name}'s are smaller"
+        )
     normalized = dataset.normalized_by(card.preprocess.mean, card.preprocess.std)
     return name or where, (create_model(card.spec, scan=False), variables), normalized
 
@@ -118,14 +121,14 @@ def from_run(path: Path) -> tuple[str, Net, Dataset]:
         config.update(json.loads((path / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is not the folder of a run: {e}") from e
-    dataset = dataset_from(config)
+    dataset = build_dataset(config)
     fields = spec_overrides(config) | {"num_classes": dataset.num_classes}
     model = create_model(config.model, scan=config.scan, **fields)
-    optimizer = optimizer_from(config, schedule_from(config, len(dataset.train)))
-    like = jax.eval_shape(lambda: state_from(config, model, optimizer, dataset.image_shape))
+    optimizer = build_optimizer(config, build_schedule(config, len(dataset.train)))
+    like = jax.eval_shape(lambda: build_state(config, model, optimizer, dataset.image_shape))
     zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), like)
     state = checkpoint.restore(path / "checkpoints", zeros)
-    return config.model, (model.clone(scan=False), unstack_params(state.evaluated)), dataset
+    return config.model, (model.clone(scan=False), unstack_params(state.eval_variables)), dataset
 
 
 def trained(

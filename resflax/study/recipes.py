@@ -11,7 +11,7 @@ PAPER: dict[str, Any] = {
     "epochs": 164,
     "batch_size": 128,
     "schedule": "step",
-    "step_epochs": (82, 123),
+    "decay_epochs": (82, 123),
     "warmup_epochs": 0.0,
     "pad_crop": 4,
     "flip": True,
@@ -39,8 +39,8 @@ def recipe(dataset: str, epochs: int | None = None, batch_size: int | None = Non
     config.dataset, config.nesterov, config.weight_decay = dataset, False, 1e-4
     config.data.pad_crop, config.data.flip = values.pop("pad_crop", 0), values.pop("flip", False)
     if epochs:
-        falls = values.get("step_epochs", ())
-        values["step_epochs"] = tuple(fall * epochs / values["epochs"] for fall in falls)
+        falls = values.get("decay_epochs", ())
+        values["decay_epochs"] = tuple(fall * epochs / values["epochs"] for fall in falls)
         values["epochs"] = epochs
         values["warmup_epochs"] = min(values["warmup_epochs"], epochs / 4)
     config.update(values)

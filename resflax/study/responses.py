@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from resflax.cli.study import numbers
 from resflax.data import Dataset, eval_batches, normalize
-from resflax.nn.norm import BatchNorm
-from resflax.picture import line_style, new_figure, save
-from resflax.study.cli import numbers
+from resflax.nn.batch_norm import BatchNorm
+from resflax.plotting import line_style, new_figure, save
 from resflax.study.folder import Folder
 from resflax.study.layers import by_layer
 from resflax.study.nets import add_nets, open_nets
@@ -74,7 +74,7 @@ def deviations(model: Any, variables: Any, dataset: Dataset) -> dict[str, float]
     Evaluation mode; over examples, pixels and channels; norms of projections (Ws) left out. In the
     order of the layers.
     """
-    mean, std = dataset.train.moments()
+    mean, std = dataset.train.mean_std()
 
     @jax.jit
     def sums(variables: Any, batch: Any) -> Any:

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resflax.cli.study import add_training, count
 from resflax.data import load_dataset
-from resflax.nn.road import forced
-from resflax.picture import line_style, new_figure, save
-from resflax.study.cli import add_training, count
+from resflax.kernels.backend import conv_backend
+from resflax.plotting import line_style, new_figure, save
+from resflax.study.analysis import at_best
 from resflax.study.folder import Folder
-from resflax.study.members import train_each
 from resflax.study.recipes import recipe
-from resflax.study.verdict import at_best
+from resflax.study.sweep import train_each
 from resflax.zoo import create_model
 
 ORDER = ("none", "A", "B", "C")
@@ -40,7 +40,7 @@ def cost(model: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros(x.shape), train=False)
     )
-    with forced("plain"):
+    with conv_backend("plain"):
         lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, x)
     analysis: Any = lowered.cost_analysis()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -34,7 +34,7 @@ def check_micro_batches(batch_size: int, devices: int, count: int) -> None:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
         fits = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"batch_size {batch_size} does not divide by {devices} devices times accumulate_steps"
+            f"batch_size {batch_size} does not divide by {devices} devices times grad_accum_steps"
             f" {count}: use {fits}"
         )
 

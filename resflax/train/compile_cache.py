@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from resflax.cache import cache_folder
+from resflax.cache import cache_dir
 
 
-def keep_compiled() -> Path | None:
+def enable_compilation_cache() -> Path | None:
     """Turns JAX's persistent compilation cache on, in the user's cache folder.
 
     `$XDG_CACHE_HOME/resflax/xla`, or `~/.cache/resflax/xla`. A cache that is configured already
@@ -21,7 +21,7 @@ def keep_compiled() -> Path | None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
-    folder = cache_folder() / "xla"
+    folder = cache_dir() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

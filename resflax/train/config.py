@@ -28,39 +28,39 @@ def default_config() -> ConfigDict:
             "seed": 0,
             "epochs": 10,
             "batch_size": 128,  # over all devices
-            "accumulate_steps": 1,  # micro-batches that a batch is cut into
+            "grad_accum_steps": 1,  # micro-batches that a batch is cut into
             "optimizer": "sgd",  # or "adamw", "lars", "lamb"
             "learning_rate": 0.1,  # the largest
             "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
             "warmup_epochs": 0.0,  # of a one-cycle: where its peak is; 0 for its own choice
-            "step_epochs": (),  # where the "step" schedule falls
-            "step_factor": 0.1,  # and by how much
+            "decay_epochs": (),  # where the "step" schedule falls
+            "decay_rate": 0.1,  # and by how much
             "polynomial_power": 1.0,  # of the "polynomial" schedule
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,
             "decay_mask": "kernels",  # or "all"; LARS and LAMB scale the steps of the same
             "trust_coefficient": 0.001,  # of LARS
-            "clip_norm": 0.0,  # of the gradient; 0 for never
+            "grad_clip_norm": 0.0,  # of the gradient; 0 for never
             "label_smoothing": 0.0,
             "ema_decay": 0.0,  # of the average of the weights, which is evaluated; 0 for none
-            "recalibrate_batches": 0,  # for batch statistics at each evaluation; 0: running ones
+            "precise_bn_batches": 0,  # for batch statistics at each evaluation; 0: running ones
             "parallel": "pmap",  # or "mesh"
             "mesh": {"fsdp": 1},  # devices of a mesh that share one copy of the state
             "log_every_steps": 10,
             "eval_every_epochs": 1,
             "checkpoint_every_steps": 0,  # 0 for never by steps
             "checkpoint_every_minutes": 10.0,  # since the last; 0 for never by time
-            "checkpoint_keep": 3,  # the last ones; the best is kept as well
+            "checkpoint_max_to_keep": 3,  # the last ones; the best is kept as well
             "on_nonfinite": "stop",  # or "skip", which drops the update
-            "nonfinite_limit": 10,  # so many drops in a row end the run
+            "max_consecutive_nonfinite": 10,  # so many drops in a row end the run
             "data": {
-                "dir": "",  # where prepared sets lie; "" is TFDS's own choice
+                "data_dir": "",  # where prepared sets lie; "" is TFDS's own choice
                 "image_size": 0,  # 0: images of one size, in memory; N: of any, cut to NxN
                 "channels": 0,  # 1 or 3 to convert all images; 0: as they are, all alike
                 "on_bad_example": "raise",  # or "skip", which counts and reports
                 "placement": "auto",  # of the set: "host", "device"; auto: small ones on devices
-                "workers": 0,  # processes that read images of any size; 0 for threads
+                "num_workers": 0,  # processes that read images of any size; 0 for threads
                 "mean": (),  # of the channels, from 0 to 1; (): those of the weights or the set
                 "std": (),
                 "pad_crop": 0,  # pixels of padding before a random crop; 0 for none
@@ -69,7 +69,7 @@ def default_config() -> ConfigDict:
                 "alternating_flip": False,  # or in every other epoch
                 "rand_augment": (),  # layers and magnitude, as (2, 9)
                 "color_jitter": (),  # brightness, contrast, saturation, hue: (0.4, 0.4, 0.4, 0.1)
-                "erasing": 0.0,  # the probability of random erasing
+                "random_erasing": 0.0,  # the probability of random erasing
                 "cutout": 0,  # the side of a square that is blacked out, in pixels
                 "mixup": 0.0,  # alpha; 0 for none
                 "cutmix": 0.0,
@@ -122,31 +122,31 @@ RULES: dict[str, tuple[str, Any]] = {
     "seed": ("from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
     "epochs": _COUNT,
     "batch_size": _COUNT,
-    "accumulate_steps": _COUNT,
+    "grad_accum_steps": _COUNT,
     "learning_rate": _POSITIVE,
     "warmup_epochs": _NOT_NEGATIVE,
-    "step_epochs": (
+    "decay_epochs": (
         "rising epochs",
         lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
     ),
-    "step_factor": _POSITIVE,
+    "decay_rate": _POSITIVE,
     "polynomial_power": _POSITIVE,
     "momentum": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "weight_decay": _NOT_NEGATIVE,
     "trust_coefficient": _POSITIVE,
-    "clip_norm": _NOT_NEGATIVE,
+    "grad_clip_norm": _NOT_NEGATIVE,
     "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
     "ema_decay": ("from 0 to less than 1", lambda v: 0 <= v < 1),
-    "recalibrate_batches": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
+    "precise_bn_batches": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
     "mesh.fsdp": _COUNT,
     "log_every_steps": _COUNT,
     "eval_every_epochs": _COUNT,
     "checkpoint_every_steps": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
     "checkpoint_every_minutes": _NOT_NEGATIVE,
-    "checkpoint_keep": ("2 or more: the last may be damaged", lambda v: 2 <= v < 2**31),
-    "nonfinite_limit": _COUNT,
+    "checkpoint_max_to_keep": ("2 or more: the last may be damaged", lambda v: 2 <= v < 2**31),
+    "max_consecutive_nonfinite": _COUNT,
     "data.image_size": ("0, or from 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
-    "data.workers": ("from 0 to 1024", lambda v: 0 <= v <= 1024),
+    "data.num_workers": ("from 0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": ("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
     "data.std": ("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
     "data.pad_crop": _NOT_NEGATIVE,
@@ -190,9 +190,9 @@ def check_config(config: ConfigDict) -> None:
         )
     if (
         config.schedule == "step"
-        and min(config.step_epochs, default=math.inf) < config.warmup_epochs
+        and min(config.decay_epochs, default=math.inf) < config.warmup_epochs
     ):
         raise UserError(
-            f"config.step_epochs is {config.step_epochs}: expected none before warmup_epochs,"
+            f"config.decay_epochs is {config.decay_epochs}: expected none before warmup_epochs,"
             f" {config.warmup_epochs}"
         )

@@ -9,7 +9,7 @@ Array = jax.Array
 Tree = TypeVar("Tree")
 
 
-def moved(ema: Tree, params: Tree, decay: float, step: Array | int) -> Tree:
+def ema_update(ema: Tree, params: Tree, decay: float, step: Array | int) -> Tree:
     """`d ema + (1 - d) params` with `d = min(decay, (1 + step) / (10 + step))`.
 
     The second bound, TensorFlow's, lets the average forget the first weights sooner: an average of
@@ -21,7 +21,7 @@ def moved(ema: Tree, params: Tree, decay: float, step: Array | int) -> Tree:
       decay: from 0 to less than 1.
       step: the number of updates before this one, any integer scalar.
 
-    >>> moved({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.999, 0)["w"].tolist()  # d = 1 / 10
+    >>> ema_update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.999, 0)["w"].tolist()  # d = 1 / 10
     [0.8999999761581421]
     """
     # 1 - d, not d: a float32 of 0.9999 is off by a five-thousandth of what it lacks to 1.

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 Tree = TypeVar("Tree")
 
 
-def stack(members: Sequence[Tree]) -> Tree:
+def stack_states(members: Sequence[Tree]) -> Tree:
     """One tree whose leaves have a leading axis, a row for each member.
 
-    >>> stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
+    >>> stack_states([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
     (2, 3)
     """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
-def unstack(tree: Tree) -> list[Tree]:
-    """The inverse of `stack`."""
+def unstack_states(tree: Tree) -> list[Tree]:
+    """The inverse of `stack_states`."""
     size = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda leaf, k=k: leaf[k], tree) for k in range(size)]

@@ -1,200 +1,283 @@
-"""The parts of a run, put together and checked: what trains, on what, and how it is evaluated."""
+"""A run from where it is to its end: steps, records, evaluations, checkpoints."""
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
-from ml_collections import ConfigDict
+import numpy as np
 
-from resflax.data import Dataset, Split
+from resflax.distributed.processes import (
+    all_gather_strings,
+    broadcast_json,
+    broadcast_tree,
+    reached_preemption,
+)
 from resflax.errors import UserError
-from resflax.train.accumulate import check_micro_batches
-from resflax.train.build import (
-    input_from,
-    optimizer_from,
-    schedule_from,
-    state_from,
-    steps_from,
-    total_steps,
-)
-from resflax.train.feed import (
-    Advance,
-    device_feed,
-    evaluation,
-    host_feed,
-    keep_two_in_flight,
-    lives_on_device,
-)
-from resflax.train.fit import Fit
-from resflax.train.interrupt import Interrupt
-from resflax.train.nonfinite import check_action
-from resflax.train.parallel import Engine, make_engine
-from resflax.train.progress import Progress
-from resflax.train.rundir import RunDir
-from resflax.train.settle import check_settling, make_statistics_step, plain_batches, settled
+from resflax.run.checkpoint import Checkpoints, Saved
+from resflax.run.curves import draw_curves
+from resflax.run.progress import Progress
+from resflax.run.signals import Interrupt, InterruptedRunError
+from resflax.run.throughput import Meter
+from resflax.run.trainer_state import TrainerState, environment
+from resflax.run.workdir import Workdir
+from resflax.train.input_pipeline import keep_two_in_flight
+from resflax.train.nonfinite import describe, param_group_names, stop_reason
+from resflax.train.results import make_results
 from resflax.train.state import TrainState
 
+if TYPE_CHECKING:
+    from resflax.train.trainer import Trainer
 
-def ends_epochs(step: int, *, batch_size: int, examples: int) -> bool:
-    """Whether the examples of steps 1 to `step` fill a multiple of `examples` that fewer did not.
-
-    >>> [step for step in range(1, 9) if ends_epochs(step, batch_size=4, examples=10)]
-    [3, 5, 8]
-    """
-    return step * batch_size // examples > (step - 1) * batch_size // examples
+# Steps whose metrics may wait to be looked at.
+MAX_PENDING_METRICS = 64
 
 
-class Trainer:
-    """One run: a model, a dataset and a config, ready to `fit`.
+class Fit:
+    """One start of a run, which takes it from its last checkpoint to its end.
 
-    Everything that the config names is looked up here, before any compute.
-
-    Raises:
-      UserError: if the config does not fit the dataset or the devices.
+    The order at a step is: train, record, evaluate, save. So a checkpoint stands after whatever its
+    step tells, and `TrainerState` knows what that was; what was told after the last checkpoint is taken
+    back and made again.
     """
 
     def __init__(
-        self, model: nn.Module, dataset: Dataset, config: ConfigDict, start: Any = None
+        self, trainer: "Trainer", run: Workdir, progress: Progress, interrupt: Interrupt
     ) -> None:
-        """`start` are the variables to begin with; None to initialise them from the seed."""
-        self.model, self.dataset, self.config, self.start = model, dataset, config, start
-        examples = len(dataset.train)
-        self._check_data()
-        self.engine: Engine = make_engine(config.parallel, fsdp=config.mesh.fsdp)
-        self.engine.check_batch(config.batch_size)
-        check_micro_batches(config.batch_size, len(self.engine.devices), config.accumulate_steps)
-        self._check_pairs()
-        check_action(config.on_nonfinite)
-        self.steps = total_steps(config, examples)
-        if self.steps >= 2**31:
-            raise UserError(f"{self.steps} steps are too many: lower config.epochs")
-        self.schedule = schedule_from(config, examples)
-        self.optimizer = optimizer_from(config, self.schedule)
-        self._check_model()
-        axis_name, to_input = self.engine.axis_name, input_from(dataset.train)
-        train_step, eval_step = steps_from(
-            config, model, self.optimizer, to_input, axis_name=axis_name
+        self.trainer, self.workdir, self.progress, self.interrupt = (
+            trainer,
+            run,
+            progress,
+            interrupt,
         )
-        statistics_step = make_statistics_step(model, normalize=to_input, axis_name=axis_name)
-        self.statistics_step = self.engine.compile_eval(statistics_step)
-        self.on_device = lives_on_device(config.data.placement, dataset)
-        self.train_step = train_step
-        self.eval_step = self.engine.compile_eval(eval_step)
-        self._kept: dict[int, list[Any]] = {}
-        self.between: Callable[[], None] = lambda: None  # called between batches of an evaluation
+        self.config, self.engine = trainer.config, trainer.engine
+        self.pending: list[Any] = []  # metrics on the devices
+        self.saved_step, self.saved_at = -1, time.monotonic()
+        self.eval_batch_stats: Any = {}  # batch statistics of an evaluation at this step
+        keep = self.config.checkpoint_max_to_keep
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep) if run.writes else None
 
-    def _check_data(self) -> None:
-        """Raises `UserError` if a batch or its padding does not fit the dataset."""
-        examples, batch_size = len(self.dataset.train), self.config.batch_size
-        if batch_size > examples:
-            raise UserError(
-                f"batch_size {batch_size} is larger than the train split of"
-                f" {self.dataset.name!r}, {examples} examples: use {examples} or less"
-            )
-        side, padding = min(self.dataset.image_shape[:2]), self.config.data.pad_crop
-        if padding > side:
-            raise UserError(
-                f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
-            )
-
-    def _check_pairs(self) -> None:
-        """Raises `UserError` if the devices cannot mix their examples in pairs."""
-        count, data = len(self.engine.devices), self.config.data
-        if (data.mixup or data.cutmix) and self.config.batch_size % (2 * count):
-            raise UserError(
-                f"mixup and CutMix take pairs: batch_size {self.config.batch_size} does not divide"
-                f" by twice the {count} devices"
-            )
-
-    def _check_model(self) -> None:
-        """Raises `UserError` if the model cannot take the images; computes nothing.
-
-        The trace is the one that `init` uses later: JAX keeps it.
-        """
+    def run(self) -> dict[str, Any]:
+        """Trains, and leaves the results; see `Trainer.fit`."""
         try:
-            state = jax.eval_shape(self.init)
-        except (ValueError, TypeError, OverflowError) as e:
-            shape, reason = self.dataset.image_shape, str(e).splitlines()[0]
-            raise UserError(
-                f"{self.config.model} cannot be built on images of {shape}: {reason}"
-            ) from e
-        check_settling(self.config, state)
+            left = self._train()
+            self.progress.close()
+            return self._finish(left)
+        finally:
+            if self.checkpoints:
+                self.checkpoints.close()
 
-    def init(self) -> TrainState:
-        """The state before the first step, not yet on the engine's devices."""
-        shape = self.dataset.image_shape
-        return state_from(self.config, self.model, self.optimizer, shape, self.start)
+    # Where it begins.
 
-    def summary(self) -> str:
-        """What will be trained on what, in one line."""
-        config, devices = self.config, self.engine.devices
-        return (
-            f"{config.model} on {self.dataset.name}: {len(self.dataset.train)} examples,"
-            f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
-            f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
+    def _begin(self) -> TrainState:
+        """The state to go on from, on the devices; everything else of that place is taken over."""
+        self.began = time.monotonic()
+        first = self.trainer.init()
+        saved = self.checkpoints.restore(first) if self.checkpoints else None
+        self.position = TrainerState()
+        told = broadcast_json(saved and [int(saved.state.step), saved.metadata["position"]])
+        where = environment(self.engine, self.config.parallel)
+        state = first
+        if told:
+            step, position = told
+            self.position = TrainerState.of(position)
+            state = broadcast_tree(saved.state if saved else jax.tree.map(np.asarray, first))
+            self.saved_step = step
+            self._print(f"going on from the checkpoint of step {step}")
+            if self.position.where != where:
+                was = ", ".join(f"{k} {v}" for k, v in self.position.where.items())
+                self._print(f"which was made with {was}: the same to rounding, not to the bit")
+        elif self.workdir.writes and (self.workdir.path / "metrics.jsonl").exists():
+            self._print("there is no checkpoint yet: starting at step 0")
+        for warning in self.checkpoints.warnings if self.checkpoints else []:
+            self._print(f"warning: {warning}")
+        wrong = self.workdir.truncate_records(
+            self.position.records, self.position.records_sha256, self.saved_step
         )
+        if wrong:
+            self._print(f"warning: {wrong}")
+        self.position.where = where
+        return self.engine.put_state(state)
 
-    def evaluate(self, state: TrainState, examples: Split) -> dict[str, float]:
-        """Loss, accuracy and count over every example once; `state` is on the engine's devices."""
-        parts: list[Any] = []
-        for batch in self._eval_batches(examples):
-            self.between()
-            parts.append(self.eval_step(state, batch))
-            keep_two_in_flight(parts)
-        sums = self.engine.fetch(parts)
-        total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
-        count = total["count"]
-        return {"loss": total["loss"] / count, "accuracy": total["correct"] / count, "count": count}
+    def _print(self, line: str) -> None:
+        if self.workdir.writes:
+            self.progress.say(line)
 
-    def settle(self, state: TrainState) -> TrainState:
-        """The state to be evaluated and left behind; `state` is on the engine's devices."""
-        if not self.config.recalibrate_batches:
-            return state
-        mine = self.engine.mine(self.config.batch_size)
-        batches = plain_batches(self.dataset.train, self.config, mine)
-        return settled(self.engine, self.statistics_step, state, batches)
+    # The loop.
 
-    def _eval_batches(self, examples: Split) -> Iterable[Any]:
-        """On the devices, where they stay if the dataset lies there."""
-        mine = self.engine.mine(self.config.batch_size)
-        batches = map(self.engine.split, evaluation(examples, self.config, mine))
-        if not self.on_device:
-            return batches
-        return self._kept.setdefault(id(examples), []) or self._keep(examples, batches)
+    def _train(self) -> TrainState:
+        """To the last step; the state that was evaluated there, on the devices."""
+        state, trainer = self._begin(), self.trainer
+        first, position = int(self.engine.to_host(state.step)), self.position
+        if first > trainer.steps:
+            raise UserError(
+                f"the checkpoint is of step {first}, the run has {trainer.steps}:"
+                " raise config.epochs, or choose another --workdir"
+            )
+        self.meter = Meter(trainer.steps, first, position.examples, position.training)
+        self.names = param_group_names(state.params, state.batch_stats)
+        left = self._evaluate(state, first) if self._should_evaluate(first) else None
+        advance = trainer.feed(first)
+        for step in range(first + 1, trainer.steps + 1):
+            state, metrics = advance(state)
+            self.pending.append(metrics)
+            keep_two_in_flight(self.pending)
+            if step == first + 1:  # it compiles: the meter counts from its end
+                jax.block_until_ready(metrics)
+            left = self._after_step(state, step)
+        if self.saved_step != trainer.steps:
+            self._save(state, trainer.steps)
+        return left or trainer.settle(state)
 
-    def _keep(self, examples: Split, batches: Iterable[Any]) -> list[Any]:
-        self._kept[id(examples)].extend(batches)
-        return self._kept[id(examples)]
+    def _after_step(self, state: TrainState, step: int) -> TrainState | None:
+        """All that follows a step; the state that was evaluated, if it was."""
+        self.meter.step(self.config.batch_size)
+        self.eval_batch_stats, left, due = {}, None, self._should_evaluate(step)
+        asked = reached_preemption(step, bool(self.interrupt.asked))
+        logs = due or step % self.config.log_every_steps == 0
+        if logs or asked or len(self.pending) >= MAX_PENDING_METRICS:
+            self._drain_metrics(step)
+        if logs:
+            self._record(step)
+        if asked:
+            self._stop(state, step)
+        if due:
+            left = self._evaluate(state, step)
+        if self._should_save(step, logs):
+            self._save(state, step)
+        return left
 
-    def fit(
-        self, run: RunDir, progress: Progress, interrupt: Interrupt | None = None
-    ) -> dict[str, Any]:
-        """Trains to the end, from the run's last checkpoint if there is one.
+    def _should_evaluate(self, step: int) -> bool:
+        """Whether an evaluation belongs to a step, and was not made yet."""
+        return step > self.position.evaluated and self.trainer.evaluates(step)
 
-        Writes records, checkpoints, curves and, last, the results, which it returns.
+    def _drain_metrics(self, step: int) -> None:
+        """Takes in the metrics that lie on the devices, of the steps up to this one.
 
         Raises:
-          UserError: if numbers go bad or files cannot be written; the last checkpoint stands.
-          InterruptedRunError: if `interrupt` was asked to end; the step it was at is saved.
+          UserError: if one is not finite, and the run is to stop then, or too many are.
         """
-        return Fit(self, run, progress, interrupt or Interrupt()).to_the_end()
+        fetched, self.pending = self.engine.to_host(self.pending), []
+        for at, metrics in enumerate(fetched, step - len(fetched) + 1):
+            finite = metrics.pop("finite").tolist()
+            rate = self._rate(at)
+            self.position.took({k: float(v) for k, v in metrics.items()}, all(finite))
+            if all(finite):
+                continue
+            told = f"step {at}, learning rate {rate:.3g}, {describe(finite, self.names)}"
+            if why := stop_reason(self.config, self.position.in_row):
+                kept = f"; the checkpoint of step {self.saved_step} stands" * (self.saved_step > 0)
+                raise UserError(f"{told}{why}{kept}")
 
-    def feed(self, start: int) -> Advance:
-        """What takes a state from each step to the next, from `start` on."""
-        feed: Any = device_feed if self.on_device else host_feed
-        split = self.dataset.train
-        return feed(self.engine, self.train_step, split, self.config, start, self.steps)
+    def _rate(self, step: int) -> float:
+        """The learning rate at a step: a dropped update leaves the schedule where it was."""
+        return float(self.trainer.schedule(step - 1 - self.position.dropped))
 
-    def epoch(self, step: int) -> float:
-        """Passes over the train split that end with a step."""
-        return step * self.config.batch_size / len(self.dataset.train)
+    def _record(self, step: int) -> None:
+        values = self.position.means()
+        record = self._make_record(step, "train", values, self.meter.lap())
+        self.workdir.record(record)
+        self.progress.train(record, self.meter.left(step))
 
-    def evaluates(self, step: int) -> bool:
-        """Whether `step` is the last, or ends an epoch that is evaluated."""
-        return step == self.steps or ends_epochs(
-            step,
-            batch_size=self.config.batch_size,
-            examples=len(self.dataset.train) * self.config.eval_every_epochs,
+    def _make_record(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
+        evaluated = split == "test"
+        return {
+            "step": step,
+            "epoch": round(self.trainer.epoch(step), 4),
+            "split": split,
+            "loss": values["loss"],
+            "accuracy": values["accuracy"],
+            "learning_rate": self._rate(step),
+            "examples_per_second": round(speed, 1),
+            **({"weights": "ema"} if evaluated and self.config.ema_decay else {}),
+            **({"dropped": values["dropped"]} if "dropped" in values else {}),
+        }
+
+    def _evaluate(self, state: TrainState, step: int) -> TrainState:
+        """Evaluates and records it; the state that was evaluated."""
+        self.trainer.between = lambda: self._stop_here(state, step)
+        left = self.trainer.settle(state)
+        test = self.trainer.evaluate(left, self.trainer.dataset.test)
+        if not np.isfinite(test["loss"]):
+            raise UserError(
+                f"the test loss is {test['loss']} at step {step}, learning rate"
+                f" {self._rate(step):.3g}: try a lower config.learning_rate or a config.grad_clip_norm"
+            )
+        record = self._make_record(step, "test", test, test["count"] / self.meter.pause())
+        self.workdir.record(record)
+        self.position.test, self.position.evaluated = test, step
+        if self.config.precise_bn_batches:
+            self.eval_batch_stats = self.engine.to_host(left.batch_stats)
+        self.progress.test(record, self.meter.left(step))
+        return left
+
+    # What is kept.
+
+    def _should_save(self, step: int, looked: bool) -> bool:
+        """Whether a checkpoint belongs to a step; all processes say the same."""
+        config, accuracy = self.config, self.position.test.get("accuracy", -1.0)
+        if self.position.evaluated == step and accuracy > self.position.best:
+            return True
+        if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+            return True
+        if not looked:  # of several processes, one clock must be asked
+            return False
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return broadcast_json(bool(0 < config.checkpoint_every_minutes <= minutes))
+
+    def _save(self, state: TrainState, step: int) -> None:
+        """Begins to save; waits for the one before."""
+        if self.pending:
+            self._drain_metrics(step)
+        position, evaluated = self.position, self.position.evaluated == step
+        accuracy = position.test["accuracy"] if evaluated else None
+        if accuracy is not None:
+            position.best = max(position.best, accuracy)
+        whole: TrainState = self.engine.to_host(state)
+        position.skipped = list(
+            dict.fromkeys(position.skipped + all_gather_strings(self.trainer.dataset.skipped))
         )
+        now = dataclasses.replace(
+            position,
+            records=self.workdir.records.count,
+            records_sha256=self.workdir.records.sha256,
+            seconds=position.seconds + time.monotonic() - self.began,
+            examples=self.meter.examples,
+            training=self.meter.seconds,
+        )
+        if self.checkpoints:
+            beside = {"config": self.config.to_dict(), "position": now.as_dict()}
+            self.checkpoints.save(Saved(whole, beside, self.eval_batch_stats), accuracy)
+        self.saved_step, self.saved_at = step, time.monotonic()
+
+    def _stop_here(self, state: TrainState, step: int) -> None:
+        """Between two batches of an evaluation, which is left for the next start."""
+        if self.interrupt.asked and jax.process_count() == 1:
+            self._stop(state, step)
+
+    def _stop(self, state: TrainState, step: int) -> None:
+        """Saves and raises `InterruptedRunError`."""
+        if self.saved_step != step:
+            self._save(state, step)
+        if self.checkpoints:
+            self.checkpoints.wait()
+        self.progress.close()
+        raise InterruptedRunError(
+            self.interrupt.asked,
+            f"stopped after step {step} of {self.trainer.steps}, saved in {self.workdir.path}: the same"
+            f" command with --workdir={self.workdir.path} goes on",
+        )
+
+    def _finish(self, left: TrainState) -> dict[str, Any]:
+        final: TrainState = self.engine.to_host(left)
+        trainer, position = self.trainer, self.position
+        if self.checkpoints:
+            self.checkpoints.wait()
+            accuracy = f"test accuracy {position.test['accuracy']:.4f}"
+            title = f"{self.config.model} on {trainer.dataset.name}, {accuracy}"
+            draw_curves(self.workdir.records.all(), self.workdir.path / "curves.png", title)
+        seconds = position.seconds + time.monotonic() - self.began
+        results = make_results(trainer, position, final, seconds=seconds, speed=self.meter.overall)
+        self.workdir.skipped(position.skipped)
+        self.workdir.finish(results)
+        return results

@@ -24,17 +24,17 @@ def check_action(action: str) -> None:
 
 def _by_group(tree: Any) -> dict[str, list[Any]]:
     """The leaves by the part of the network that they belong to: "stage2_block1/conv1"."""
-    groups: dict[str, list[Any]] = {}
+    param_group_names: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
-        groups.setdefault(name, []).append(leaf)
-    return groups
+        param_group_names.setdefault(name, []).append(leaf)
+    return param_group_names
 
 
-def groups(params: Any, batch_stats: Any) -> list[str]:
+def param_group_names(params: Any, batch_stats: Any) -> list[str]:
     """The parts of a network, by name, from the image to the logits.
 
-    >>> groups({"head": {"bias": 0}, "stem_conv": {"kernel": 0}}, {"stem_norm": {"mean": 0}})
+    >>> param_group_names({"head": {"bias": 0}, "stem_conv": {"kernel": 0}}, {"stem_norm": {"mean": 0}})
     ['stem_conv', 'stem_norm', 'head']
     """
 
@@ -45,24 +45,24 @@ def groups(params: Any, batch_stats: Any) -> list[str]:
     return sorted({*_by_group(params), *_by_group(batch_stats)}, key=place)
 
 
-def finite(loss: Array, grads: Any, params: Any, batch_stats: Any) -> Array:
-    """Whether the loss is finite, then each of `groups`: gradient, parameters and statistics.
+def check_finite(loss: Array, grads: Any, params: Any, batch_stats: Any) -> Array:
+    """Whether the loss is finite, then each of `param_group_names`: gradient, parameters and statistics.
 
     Returns:
-      bool `(1 + groups,)`.
+      bool `(1 + param_group_names,)`.
 
-    >>> finite(jnp.float32(1), {"w": {"k": jnp.array([jnp.inf])}}, {"w": {"k": jnp.ones(1)}}, {})
+    >>> check_finite(jnp.float32(1), {"w": {"k": jnp.array([jnp.inf])}}, {"w": {"k": jnp.ones(1)}}, {})
     Array([ True, False], dtype=bool)
     """
     parts = [_by_group(tree) for tree in (grads, params, batch_stats)]
     rows = [jnp.isfinite(loss)]
-    for name in groups(params, batch_stats):
+    for name in param_group_names(params, batch_stats):
         leaves = [leaf for part in parts for leaf in part.get(name, [])]
         rows.append(jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])))
     return jnp.stack(rows)
 
 
-def without_update(good: Array, new: TrainState, old: TrainState) -> TrainState:
+def revert_update(good: Array, new: TrainState, old: TrainState) -> TrainState:
     """`new` where `good`, else `old`, bit for bit, but for the step: that numbers the batches."""
     kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     return dataclasses.replace(kept, step=new.step)
@@ -81,17 +81,17 @@ def describe(good: list[bool], names: list[str]) -> str:
     return f"not finite: {', and '.join(parts)}"
 
 
-def why_it_ends(config: ConfigDict, in_row: int) -> str:
+def stop_reason(config: ConfigDict, in_row: int) -> str:
     """Why a run ends after so many bad steps in a row, and what to do; "" if it goes on.
 
-    >>> why_it_ends(ConfigDict({"on_nonfinite": "skip", "nonfinite_limit": 3}), 3)
-    ', as in 3 steps in a row, which is config.nonfinite_limit: try a lower config.learning_rate'
+    >>> stop_reason(ConfigDict({"on_nonfinite": "skip", "max_consecutive_nonfinite": 3}), 3)
+    ', as in 3 steps in a row, which is config.max_consecutive_nonfinite: try a lower config.learning_rate'
     """
     if config.on_nonfinite == "stop":
-        return ": try a lower config.learning_rate, a config.clip_norm or config.on_nonfinite=skip"
-    if in_row < config.nonfinite_limit:
+        return ": try a lower config.learning_rate, a config.grad_clip_norm or config.on_nonfinite=skip"
+    if in_row < config.max_consecutive_nonfinite:
         return ""
     return (
-        f", as in {in_row} steps in a row, which is config.nonfinite_limit:"
+        f", as in {in_row} steps in a row, which is config.max_consecutive_nonfinite:"
         " try a lower config.learning_rate"
     )

@@ -101,7 +101,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     mask: str = "kernels",
     trust_coefficient: float = 0.001,
-    clip_norm: float = 0.0,
+    grad_clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """An optimiser by name.
 
@@ -118,7 +118,7 @@ def make_optimizer(
       weight_decay: 0 for none.
       mask: what weight decay and trust ratios act on; see `decay_mask`.
       trust_coefficient: of LARS.
-      clip_norm: scale the gradient down to this global norm; 0 for never.
+      grad_clip_norm: scale the gradient down to this global norm; 0 for never.
 
     Raises:
       UserError: on an unknown name.
@@ -134,5 +134,5 @@ def make_optimizer(
         weight_decay=weight_decay,
         trust_coefficient=trust_coefficient,
     )
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    clip = [optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm else []
     return optax.chain(*clip, *rules)

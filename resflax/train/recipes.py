@@ -14,7 +14,7 @@ def paper_cifar10(model: str) -> ConfigDict:
     config.epochs = 164  # 64k steps, and 62 more
     config.learning_rate = 0.1
     config.schedule = "step"
-    config.step_epochs = (32_000 * 128 / 50_000, 48_000 * 128 / 50_000)
+    config.decay_epochs = (32_000 * 128 / 50_000, 48_000 * 128 / 50_000)
     config.weight_decay = 1e-4
     config.decay_mask = "all"
     config.nesterov = False

@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from resflax.train.position import Position
-from resflax.train.rundir import params_sha256
+from resflax.run.trainer_state import TrainerState
+from resflax.run.workdir import params_sha256
 from resflax.train.state import TrainState
 
 if TYPE_CHECKING:
-    from resflax.train.loop import Trainer
+    from resflax.train.trainer import Trainer
 
 
-def results_of(
-    trainer: "Trainer", position: Position, final: TrainState, *, seconds: float, speed: float
+def make_results(
+    trainer: "Trainer", position: TrainerState, final: TrainState, *, seconds: float, speed: float
 ) -> dict[str, Any]:
     """The results of a run at its end.
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resflax.data import Split, Stream
+from resflax.data import Split, StreamingSplit
+from resflax.distributed.engines import Engine
 from resflax.errors import UserError
-from resflax.train.feed import training
-from resflax.train.parallel import Engine
+from resflax.train.input_pipeline import train_iterator
 from resflax.train.recalibrate import Statistics, batch_statistics, measured, population
 from resflax.train.state import TrainState
 
@@ -20,12 +20,12 @@ Array = jax.Array
 StatisticsStep = Callable[[TrainState, dict[str, Array]], Statistics]
 
 
-def check_settling(config: ConfigDict, state: TrainState) -> None:
+def check_precise_bn(config: ConfigDict, state: TrainState) -> None:
     """Raises `UserError` if averaged weights would be evaluated with the statistics of others."""
-    if config.ema_decay and state.batch_stats and not config.recalibrate_batches:
+    if config.ema_decay and state.batch_stats and not config.precise_bn_batches:
         raise UserError(
             f"config.ema_decay is {config.ema_decay}: averaged weights need batch statistics of"
-            " their own, from --config.recalibrate_batches=16 or more"
+            " their own, from --config.precise_bn_batches=16 or more"
         )
 
 
@@ -42,18 +42,18 @@ def make_statistics_step(
     model = model.clone(axis_name=axis_name) if axis_name else model
 
     def step(state: TrainState, batch: dict[str, Array]) -> Statistics:
-        return batch_statistics(model, state.evaluated, normalize(batch["image"]))
+        return batch_statistics(model, state.eval_variables, normalize(batch["image"]))
 
     return step
 
 
 def plain_batches(split: Split, config: ConfigDict, mine: slice) -> Iterator[Any]:
-    """The first `config.recalibrate_batches` batches of a run, in its order, not augmented.
+    """The first `config.precise_bn_batches` batches of a run, in its order, not augmented.
 
     As evaluation sees images: they are to be normalised as these are.
     """
-    centred = dataclasses.replace(split, seed=None) if isinstance(split, Stream) else split
-    return training(centred, config, 0, config.recalibrate_batches, mine)
+    centred = dataclasses.replace(split, seed=None) if isinstance(split, StreamingSplit) else split
+    return train_iterator(centred, config, 0, config.precise_bn_batches, mine)
 
 
 def settled(
@@ -74,8 +74,8 @@ def settled(
         return state
 
     def measure(statistics: Statistics, batch: Any) -> Statistics:
-        return step(dataclasses.replace(state, batch_stats=statistics), engine.split(batch))
+        return step(dataclasses.replace(state, batch_stats=statistics), engine.shard_batch(batch))
 
-    start = engine.replicate(jax.tree.map(np.zeros_like, engine.fetch(state.batch_stats)))
-    found = population(engine.fetch(part) for part in measured(measure, start, batches))
+    start = engine.replicate(jax.tree.map(np.zeros_like, engine.to_host(state.batch_stats)))
+    found = population(engine.to_host(part) for part in measured(measure, start, batches))
     return dataclasses.replace(state, batch_stats=engine.replicate(found))

@@ -39,7 +39,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def evaluated(self) -> dict[str, Any]:
+    def eval_variables(self) -> dict[str, Any]:
         """What evaluation takes: the average of the parameters where there is one."""
         return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 

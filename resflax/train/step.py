@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from resflax.data.augment import Augment, Mix, turns
+from resflax.data.augment import Augment, Mix, flip_parity
 from resflax.train.accumulate import accumulate
-from resflax.train.ema import moved
+from resflax.train.ema import ema_update
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
-from resflax.train.nonfinite import ACTIONS, finite, without_update
+from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
 from resflax.train.state import TrainState
 
 Array = jax.Array
@@ -28,7 +28,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
-class Prepared(NamedTuple):
+class TrainInputs(NamedTuple):
     """A batch as the network trains on it: its input, what the loss and the accuracy go by.
 
     `target` is int `(n,)` or float32 `(n, classes)`, `label` int `(n,)`; `keys` are one an example,
@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
     keys: Array | None
 
 
-def as_is(images: Array) -> Array:
+def identity(images: Array) -> Array:
     """The images."""
     return images
 
@@ -52,37 +52,37 @@ def example_keys(seed: Array, step: Array, index: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def preparation(
+def make_prepare_batch(
     augment: Augment | None,
     normalize: Callable[[Array], Array],
     mix: Mix | None,
     num_classes: int,
-    draws: bool,
-) -> Callable[[TrainState, Batch], Prepared]:
+    needs_rng: bool,
+) -> Callable[[TrainState, Batch], TrainInputs]:
     """From a state and its batch to what the network trains on."""
 
-    def prepare(state: TrainState, batch: Batch) -> Prepared:
+    def prepare(state: TrainState, batch: Batch) -> TrainInputs:
         images, target = batch["image"], batch["target" if "target" in batch else "label"]
         label = batch["label"] if "label" in batch else jnp.argmax(target, -1)
         keys: Any = None
-        if augment or mix or draws:
+        if augment or mix or needs_rng:
             # Each user folds the number of its own stream into them.
             keys = example_keys(state.seed, state.step, batch["index"])
         if augment and "epoch" in batch:
-            images = augment(keys, images, turns(state.seed, batch["index"], batch["epoch"]))
+            images = augment(keys, images, flip_parity(state.seed, batch["index"], batch["epoch"]))
         elif augment:
             images = augment(keys, images)
         images = normalize(images)
         if mix:
             soft = one_hot(target, num_classes) if target.ndim == 1 else target
             images, target = mix(keys, images, soft)
-        return Prepared(images, target, label, keys if draws else None)
+        return TrainInputs(images, target, label, keys if needs_rng else None)
 
     return prepare
 
 
 def _gradient(
-    model: nn.Module, label_smoothing: float, params: Any, batch_stats: Any, batch: Prepared
+    model: nn.Module, label_smoothing: float, params: Any, batch_stats: Any, batch: TrainInputs
 ) -> tuple[Any, Any, Metrics]:
     """The gradient of the mean loss, the batch statistics behind it, loss and accuracy."""
     drawn: dict[str, Any] = {} if batch.keys is None else {"keys": batch.keys}
@@ -111,11 +111,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     augment: Augment | None = None,
-    normalize: Callable[[Array], Array] = as_is,
+    normalize: Callable[[Array], Array] = identity,
     mix: Mix | None = None,
     num_classes: int | None = None,
     label_smoothing: float = 0.0,
-    accumulate_steps: int = 1,
+    grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
     on_nonfinite: str = "ignore",
     axis_name: str | None = None,
@@ -132,11 +132,11 @@ def make_train_step(
 
     Args:
       model: a linen module called as `model(x, train=True)`; with an `axis_name` it must have the
-        field of that name (batch norm averages over it). One whose `draws` is true is called with
+        field of that name (batch norm averages over it). One whose `needs_rng` is true is called with
         `keys` too, one an example.
       optimizer: an optax transformation, with its schedule inside.
       augment: `(keys, images) -> images`, one key an example; with "epoch" in the batch
-        `(keys, images, turns) -> images`, see `resflax.data.augment.turns`.
+        `(keys, images, flip_parity) -> images`, see `resflax.data.augment.flip_parity`.
       normalize: from stored images to the network's input.
       mix: `(keys, images, targets) -> (images, targets)`, one key an example: from the network's
         input and targets of 0 and 1 (or those of the batch) to other ones. It sees the whole batch,
@@ -144,9 +144,9 @@ def make_train_step(
         too, which is the same where a mixed target's weights add up to 1.
       num_classes: columns of the targets; needed by `mix`.
       label_smoothing: see `cross_entropy`.
-      accumulate_steps: how many micro-batches the batch is cut into; see `accumulate`.
+      grad_accum_steps: how many micro-batches the batch is cut into; see `accumulate`.
       ema_decay: of the average of the parameters in a state made with `ema=True`; 0 for none.
-      on_nonfinite: "stop" adds `finite` to the metrics, for the caller to stop by; "skip" also
+      on_nonfinite: "stop" adds `check_finite` to the metrics, for the caller to stop by; "skip" also
         leaves the state as it was, but for its step, where anything is not finite.
       axis_name: the mapped axis that the batch is split over, if there is one.
 
@@ -159,13 +159,13 @@ def make_train_step(
         raise ValueError("targets to mix have a column a class: expected num_classes")
     if on_nonfinite not in ACTIONS:
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}: expected one of {ACTIONS}")
-    draws = getattr(model, "draws", False)
-    prepare = preparation(augment, normalize, mix, num_classes or 0, draws)
+    needs_rng = getattr(model, "draws", False)
+    prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient = partial(_gradient, model, label_smoothing, state.params)
         grads, batch_stats, metrics = accumulate(
-            gradient, state.params, state.batch_stats, prepare(state, batch), accumulate_steps
+            gradient, state.params, state.batch_stats, prepare(state, batch), grad_accum_steps
         )
         grads, metrics = average((grads, metrics))
         # optax's schedules mix integer counts with floats, which strict promotion would refuse.
@@ -178,13 +178,13 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=moved(state.ema, params, ema_decay, state.step) if ema_decay else state.ema,
+            ema=ema_update(state.ema, params, ema_decay, state.step) if ema_decay else state.ema,
         )
         if on_nonfinite == "ignore":
             return new_state, metrics
-        good = finite(metrics["loss"], grads, params, batch_stats)
+        good = check_finite(metrics["loss"], grads, params, batch_stats)
         if on_nonfinite == "skip":
-            new_state = without_update(jnp.all(good), new_state, state)
+            new_state = revert_update(jnp.all(good), new_state, state)
         return new_state, metrics | {"finite": good}
 
     return step
@@ -193,7 +193,7 @@ def make_train_step(
 def make_eval_step(
     model: nn.Module,
     *,
-    normalize: Callable[[Array], Array] = as_is,
+    normalize: Callable[[Array], Array] = identity,
     axis_name: str | None = None,
 ) -> EvalStep:
     """A pure `(state, batch) -> metrics`: sums over the global batch, not means.
@@ -206,7 +206,7 @@ def make_eval_step(
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = model.apply(state.evaluated, normalize(batch["image"]), train=False)
+        logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
         sums = {
             "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
             "correct": jnp.sum(batch["weight"] * correct(logits, batch["label"])),

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec, stack_params, unstack_params
-from resflax.weights.layouts import COUNT, LAYOUTS, Slot, default_layout, slots
+from resflax.weights.layouts import COUNT, LAYOUTS, ArraySpec, default_layout, slots
 from resflax.zoo import create_model, get_spec
 
 Variables = dict[str, Any]
@@ -146,7 +146,7 @@ def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3)
     return traverse_util.unflatten_dict(flat)
 
 
-def new_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variables:
+def replace_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variables:
     """The same variables with a freshly initialised head of so many classes; all else untouched.
 
     With 0 classes there is none.
@@ -155,7 +155,7 @@ def new_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variab
       UserError: if there is no head to replace, or no such number of classes.
 
     >>> old = {"params": {"head": {"kernel": np.ones((4, 9)), "bias": np.ones(9)}}}
-    >>> new_head(old, 2)["params"]["head"]["kernel"].shape
+    >>> replace_head(old, 2)["params"]["head"]["kernel"].shape
     (4, 2)
     """
     import flax.linen as nn
@@ -190,7 +190,7 @@ def _without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _nearest(spec: Spec, wanted: Variables, arrays: Mapping[str, Any]) -> list[Slot]:
+def _nearest(spec: Spec, wanted: Variables, arrays: Mapping[str, Any]) -> list[ArraySpec]:
     """The layout that shares most keys with the arrays; the default one among equals."""
     order = sorted(LAYOUTS, key=lambda layout: layout != default_layout(spec))
     named = [places for layout in order if (places := slots(layout, spec, wanted)) is not None]
@@ -199,9 +199,9 @@ def _nearest(spec: Spec, wanted: Variables, arrays: Mapping[str, Any]) -> list[S
     return max(named, key=lambda places: sum(slot.key in arrays for slot in places))
 
 
-def _count(mean: Slot) -> Slot:
+def _count(mean: ArraySpec) -> ArraySpec:
     key = mean.key.removesuffix("running_mean") + COUNT
-    return Slot((COUNT, *mean.path[1:-1], "count"), key, ())
+    return ArraySpec((COUNT, *mean.path[1:-1], "count"), key, ())
 
 
 def _compare(
@@ -220,7 +220,7 @@ def _compare(
 
 
 def _compare_ours(
-    name: str | Spec, counts: list[Slot], flat: dict[Any, Any], wanted: Variables
+    name: str | Spec, counts: list[ArraySpec], flat: dict[Any, Any], wanted: Variables
 ) -> None:
     _compare(
         f"these are no variables of {_called(name)}",
@@ -230,7 +230,7 @@ def _compare_ours(
     )
 
 
-def _to_ours(slot: Slot, array: np.ndarray, wanted: Variables) -> np.ndarray:
+def _to_ours(slot: ArraySpec, array: np.ndarray, wanted: Variables) -> np.ndarray:
     """Torch's (out, in, height, width) to (height, width, in, out); a matrix where ours is one."""
     if slot.path[-1] != "kernel":
         return np.ascontiguousarray(array)
@@ -239,7 +239,7 @@ def _to_ours(slot: Slot, array: np.ndarray, wanted: Variables) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, (1, 0), (-2, -1)))
 
 
-def _to_theirs(slot: Slot, array: np.ndarray) -> np.ndarray:
+def _to_theirs(slot: ArraySpec, array: np.ndarray) -> np.ndarray:
     if slot.path[-1] == "kernel":
         array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(slot.shape)
     return np.ascontiguousarray(array)

@@ -10,7 +10,7 @@ import numpy as np
 from resflax.errors import UserError
 from resflax.nn import ResNet, Spec
 from resflax.weights import files
-from resflax.weights.bridge import Variables, from_torch, is_flat, new_head, stacked, unflatten
+from resflax.weights.bridge import Variables, from_torch, is_flat, replace_head, stacked, unflatten
 from resflax.weights.preprocess import HALF, Preprocess, default_preprocess
 from resflax.zoo import create_model, get_spec
 
@@ -26,7 +26,7 @@ class Pretrained(NamedTuple):
     preprocess: Preprocess
 
 
-class Card(NamedTuple):
+class PretrainedConfig(NamedTuple):
     """What the config beside weights says.
 
     Attributes:
@@ -70,13 +70,13 @@ def load_pretrained(
         kind of network.
     """
     folder = fetch(name, revision)
-    card = read_card(folder)
+    card = read_config(folder)
     arrays = {key: _wide(array) for key, array in files.load(folder).items()}
     variables = from_torch(card.spec, arrays, channels=card.channels, scan=False)
     classes = card.spec.num_classes
     if num_classes is not None and num_classes != classes:
         classes = num_classes
-        variables = new_head(variables, classes, seed=seed)
+        variables = replace_head(variables, classes, seed=seed)
     model = create_model(card.spec, num_classes=classes, **options)
     return Pretrained(model, stacked(variables) if model.scan else variables, card.preprocess)
 
@@ -107,7 +107,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
-def read_card(folder: Path) -> Card:
+def read_config(folder: Path) -> PretrainedConfig:
     """What a folder's config.json says, timm's or Transformers'.
 
     Raises:
@@ -125,7 +125,9 @@ def read_card(folder: Path) -> Card:
         raise UserError(f"{folder / 'config.json'} is no config of a ResNet: {e!r}") from e
 
 
-def open_weights(where: str, name: str | Spec | None = None) -> tuple[Card, Variables, bool]:
+def read_weights(
+    where: str, name: str | Spec | None = None
+) -> tuple[PretrainedConfig, Variables, bool]:
     """What a file, a folder or a repository of the Hub holds, and whether in our own names.
 
     Args:
@@ -138,10 +140,10 @@ def open_weights(where: str, name: str | Spec | None = None) -> tuple[Card, Vari
     path = Path(where) if Path(where).exists() else fetch(where)
     folder = path if path.is_dir() else path.parent
     arrays = files.load(path)
-    card = read_card(folder) if (folder / "config.json").exists() else None
+    card = read_config(folder) if (folder / "config.json").exists() else None
     if name is not None:
         spec = get_spec(name)
-        usual = Card(spec, 3, default_preprocess(spec), told=False)
+        usual = PretrainedConfig(spec, 3, default_preprocess(spec), told=False)
         card = _as_found((card or usual)._replace(spec=spec), arrays)
     if card is None:
         raise UserError(f"{where} does not say which network it is: expected --model NAME")
@@ -155,7 +157,7 @@ OUR_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
 HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
 
 
-def _as_found(card: Card, arrays: dict[str, np.ndarray]) -> Card:
+def _as_found(card: PretrainedConfig, arrays: dict[str, np.ndarray]) -> PretrainedConfig:
     """The card with the channels and the number of classes that the arrays have."""
     classes, channels = 0, card.channels
     for key, array in arrays.items():
@@ -185,7 +187,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _timm(config: dict[str, Any]) -> Card:
+def _timm(config: dict[str, Any]) -> PretrainedConfig:
     if "architecture" not in config:
         raise UserError("the config names no architecture: expected timm's or Transformers' ResNet")
     # The architecture may carry a tag: "resnet50.a1_in1k".
@@ -211,14 +213,14 @@ def _timm(config: dict[str, Any]) -> Card:
     )
     labels = config.get("label_names") or ()
     labels = labels.values() if isinstance(labels, dict) else labels
-    return Card(spec, channels or input_size[0], preprocess, tuple(map(str, labels)))
+    return PretrainedConfig(spec, channels or input_size[0], preprocess, tuple(map(str, labels)))
 
 
 def _told(config: dict[str, Any], key: str, usual: Any) -> Any:
     return usual if config.get(key) is None else config[key]
 
 
-def _transformers(config: dict[str, Any], image: dict[str, Any]) -> Card:
+def _transformers(config: dict[str, Any], image: dict[str, Any]) -> PretrainedConfig:
     if config.get("hidden_act", "relu") != "relu" or config.get("downsample_in_first_stage"):
         raise UserError("this ResNet of Transformers has another activation or an extra stride")
     bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
@@ -244,7 +246,7 @@ def _transformers(config: dict[str, Any], image: dict[str, Any]) -> Card:
         std=tuple(image.get("image_std", usual.std)),
     )
     labels = tuple(names[key] for key in sorted(names, key=int))
-    return Card(spec, config.get("num_channels", 3), preprocess, labels)
+    return PretrainedConfig(spec, config.get("num_channels", 3), preprocess, labels)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class Layout(NamedTuple):
         return inner and f"{place}.{inner}"
 
 
-class Slot(NamedTuple):
+class ArraySpec(NamedTuple):
     """One array: where it is in our variables, its name in a layout, and its shape there.
 
     Attributes:
@@ -167,7 +167,7 @@ def default_layout(spec: Spec) -> str:
     return "cifar" if spec.stem == "cifar" else "timm"
 
 
-def slots(layout: str, spec: Spec, variables: Any) -> list[Slot] | None:
+def slots(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | None:
     """Every array of `variables` in a layout; None if that has no name for some of them.
 
     `variables` may hold shapes only.
@@ -182,5 +182,5 @@ def slots(layout: str, spec: Spec, variables: Any) -> list[Slot] | None:
         shape = (*array.shape[:-3:-1], *array.shape[:-2]) if leaf == "kernel" else array.shape
         if leaf == "kernel" and modules[-1] in table.pointwise:
             shape = (*shape, 1, 1)
-        found.append(Slot(path, f"{place}.{LEAVES[leaf]}", shape))
+        found.append(ArraySpec(path, f"{place}.{LEAVES[leaf]}", shape))
     return found

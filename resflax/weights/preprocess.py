@@ -19,7 +19,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-MOST_PIXELS = 16_384
+MAX_PIXELS = 16_384
 CROP_MODES = ("center", "squash")
 
 
@@ -48,7 +48,7 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_mode not in CROP_MODES:
             raise unknown("crop_mode", self.crop_mode, CROP_MODES)
-        sides = all(isinstance(side, int) and 1 <= side <= MOST_PIXELS for side in self.size)
+        sides = all(isinstance(side, int) and 1 <= side <= MAX_PIXELS for side in self.size)
         if len(self.size) != 2 or not sides or not 0 < self.crop_pct <= 1:
             raise UserError(
                 f"size {self.size} and crop_pct {self.crop_pct} are no part of an image"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from resflax.errors import UserError
-from resflax.nn import BRANCHES, Spec
+from resflax.nn import BLOCKS, Spec
 
 
 def _spec(block: str, n: int, **fields: object) -> Spec:
@@ -34,7 +34,7 @@ class Family(NamedTuple):
     def spec(self, depth: int) -> Spec | None:
         """The spec of that depth, or None if it has not the right form."""
         block = self.block(depth)
-        n, rest = divmod(depth - 2, 3 * len(BRANCHES[block]))
+        n, rest = divmod(depth - 2, 3 * len(BLOCKS[block]))
         return None if rest or n < 1 else _spec(block, n, **self.fields(block))
 
     def nearest(self, depth: int) -> list[int]:

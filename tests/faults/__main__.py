@@ -10,7 +10,7 @@ import kill
 import lost
 import stop
 
-from resflax.train.cli import quiet
+from resflax.cli.flags import quiet
 
 
 def kills(runs: int) -> bool:
@@ -18,7 +18,9 @@ def kills(runs: int) -> bool:
     for kind, count in (("resident", runs - runs // 4), ("workers", runs // 4)):
         found = kill.campaign(count, kind)
         print(f"kill, {kind}: {found.identical} of {count} bit-identical,", end=" ")
-        print(f"{sum(found.kills.values())} kills ({dict(found.kills)}), up to {found.most} a run;")
+        print(
+            f"{sum(found.kills.values())} kills ({dict(found.kills)}), up to {found.maximum} a run;"
+        )
         print(f"  processes left over 5 s after a kill: {len(found.left_over)}")
         print(*found.wrong, sep="\n", end="", flush=True)
         good &= found.identical == count and not found.left_over

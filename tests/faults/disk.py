@@ -38,7 +38,7 @@ def size_limited() -> list[str]:
     """Killed after some steps, then no file may be large, then any may; what is wrong."""
     unhurt, workdir = reference("workers"), Path(tempfile.mkdtemp(prefix="faults-")) / "run"
     env = environment(unhurt.place / "cache")
-    keys = [*unhurt.keys, "--config.data.workers=0"]  # they would need files for their memory
+    keys = [*unhurt.keys, "--config.data.num_workers=0"]  # they would need files for their memory
     start = Start(workdir, keys, env)
     while not sealed(workdir) and start.process.poll() is None:
         time.sleep(0.001)

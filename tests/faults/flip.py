@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from starts import KINDS, ROOT, Start, environment
 from tqdm import tqdm
 
+from resflax.run.checkpoint import Checkpoints
+from resflax.run.manifest import leaf_checksums, verify_manifest
 from resflax.train import Trainer, default_config
-from resflax.train.checkpoint import Checkpoints
-from resflax.train.checksums import leaf_sums, unseal
 
 sys.path.insert(0, str(ROOT))
 import train
@@ -62,7 +62,7 @@ def campaign(flips: int = 100, seed: int = 0) -> Damaged:
     steps = sorted(int(p.name) for p in (place / "run" / "checkpoints").iterdir())
     root = place / "run" / "checkpoints"
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
-    sums = {step: set(unseal(root / str(step)).values()) for step in steps}
+    sums = {step: set(verify_manifest(root / str(step)).values()) for step in steps}
     cases = [("bit flipped", files[i % len(files)]) for i in range(flips)]
     cases += [(kind, file) for kind in ("truncated", "deleted") for file in files]
     for kind, file in tqdm(cases, "flip"):
@@ -79,7 +79,7 @@ def campaign(flips: int = 100, seed: int = 0) -> Damaged:
             len(checkpoints.warnings) == 1
             and f"step {hurt} is passed over" in checkpoints.warnings[0]
             and int(np.asarray(saved.state.step)) == last
-            and set(leaf_sums(jax.device_get(saved.state)).values()) <= sums[last]
+            and set(leaf_checksums(jax.device_get(saved.state)).values()) <= sums[last]
         )
         if right:
             found.told[kind] = found.told.get(kind, 0) + 1

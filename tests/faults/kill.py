@@ -21,7 +21,7 @@ class Found:
 
     identical: int = 0
     kills: Counter = field(default_factory=Counter)
-    most: int = 0  # kills of one run
+    maximum: int = 0  # kills of one run
     left_over: list[int] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -63,14 +63,14 @@ def hurt(start: Start, workdir: Path, moment: str, rng: random.Random, unhurt: R
     return True
 
 
-def one(number: int, unhurt: Reference, most: int, place: Path, found: Found) -> None:
-    """One run, killed once to `most` times; what it leaves must be what was wanted."""
+def one(number: int, unhurt: Reference, maximum: int, place: Path, found: Found) -> None:
+    """One run, killed once to `maximum` times; what it leaves must be what was wanted."""
     rng = random.Random(number)
     workdir = place / f"run{number}"
     # One run of five compiles by itself, and may be killed as it keeps what it compiled.
     env = environment(place / f"cache{number}" if number % 5 == 4 else unhurt.place / "cache")
     dead, kills = [], 0
-    for _ in range(min(most, rng.choice([1, 1, 2, 2, 3, 4]))):
+    for _ in range(min(maximum, rng.choice([1, 1, 2, 2, 3, 4]))):
         moment = MOMENTS[(number + kills) % len(MOMENTS)]
         start = Start(workdir, unhurt.keys, env)
         if not hurt(start, workdir, moment, rng, unhurt):
@@ -82,19 +82,19 @@ def one(number: int, unhurt: Reference, most: int, place: Path, found: Found) ->
     for start, when in dead:
         time.sleep(max(0.0, when + 5 - time.monotonic()))
         found.left_over += start.left_over()
-    found.most = max(found.most, kills)
+    found.maximum = max(found.maximum, kills)
     if status == 0 and told(workdir) == unhurt.left:
         found.identical += 1
     else:
         found.wrong.append(f"run {number}: status {status}, see {workdir}.log")
 
 
-def campaign(runs: int, kind: str, most: int = 4, at_once: int = 2) -> Found:
+def campaign(runs: int, kind: str, maximum: int = 4, at_once: int = 2) -> Found:
     """That many runs of a kind, killed, against one that was not."""
     unhurt, found = reference(kind), Found()
     place = Path(tempfile.mkdtemp(prefix="faults-"))
     with ThreadPoolExecutor(at_once) as pool:
-        done = [pool.submit(one, n, unhurt, most, place, found) for n in range(runs)]
+        done = [pool.submit(one, n, unhurt, maximum, place, found) for n in range(runs)]
         for future in tqdm(done, f"kill, {kind}"):
             future.result()
     return found

@@ -60,8 +60,8 @@ def campaign(
     for i in tqdm(range(runs), f"lost, {engine}"):
         workdir = place / f"run{i}"
         starts = together(workdir, keys, env, count)
-        least = rng.randrange(1, 8)
-        while len(lines(workdir)) < least:
+        minimum = rng.randrange(1, 8)
+        while len(lines(workdir)) < minimum:
             assert starts[0].process.poll() is None, starts[0].log.read_text()
             time.sleep(0.001)
         at = time.monotonic()

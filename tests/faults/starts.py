@@ -29,7 +29,7 @@ KINDS = {
         *TINY,
         "--config.epochs=6",
         "--config.data.image_size=8",
-        "--config.data.workers=1",
+        "--config.data.num_workers=1",
         "--config.eval_every_epochs=3",
     ],
 }

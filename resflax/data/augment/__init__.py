@@ -5,16 +5,16 @@ stands beside the one that does as it is told.
 """
 
 from resflax.data.augment.crop import inception_crop as inception_crop
+from resflax.data.augment.crop_flip import alternating_flip as alternating_flip
+from resflax.data.augment.crop_flip import flip as flip
+from resflax.data.augment.crop_flip import flip_parity as flip_parity
+from resflax.data.augment.crop_flip import pad_crop as pad_crop
 from resflax.data.augment.erase import cutout as cutout
 from resflax.data.augment.erase import random_erasing as random_erasing
 from resflax.data.augment.jitter import color_jitter as color_jitter
-from resflax.data.augment.make import Augment as Augment
-from resflax.data.augment.make import make_augment as make_augment
 from resflax.data.augment.mix import Mix as Mix
 from resflax.data.augment.mix import make_mix as make_mix
+from resflax.data.augment.pipeline import Augment as Augment
+from resflax.data.augment.pipeline import make_augment as make_augment
 from resflax.data.augment.pixels import normalize as normalize
-from resflax.data.augment.place import alternating_flip as alternating_flip
-from resflax.data.augment.place import flip as flip
-from resflax.data.augment.place import pad_crop as pad_crop
-from resflax.data.augment.place import turns as turns
 from resflax.data.augment.rand import rand_augment as rand_augment

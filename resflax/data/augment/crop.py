@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.data.augment.box import Box, draw_box
-from resflax.data.augment.pixels import stored
+from resflax.data.augment.pixels import round_to_dtype
 
 Array = jax.Array
 
@@ -37,7 +37,7 @@ def resized_crop(image: Array, box: Box) -> Array:
         columns,
         precision=jax.lax.Precision.HIGHEST,
     )
-    return stored(y, image.dtype)
+    return round_to_dtype(y, image.dtype)
 
 
 def _middle(height: int, width: int) -> tuple[int, int]:

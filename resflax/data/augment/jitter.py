@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from resflax.data.augment import tone
+from resflax.data.augment import color as tone
 
 Array = jax.Array
 
@@ -16,7 +16,7 @@ class Jitter(NamedTuple):
 
     run: Callable[[Array, Array], Array]
     neutral: float
-    least: float
+    minimum: float
 
 
 JITTERS = {
@@ -58,7 +58,7 @@ def color_jitter(key: Array, image: Array, *, widths: Sequence[float]) -> Array:
     """
     active = {name: width for name, width in zip(JITTERS, widths, strict=True) if width}
     rows = [(JITTERS[name], width) for name, width in active.items()]
-    low = jnp.asarray([max(row.least, row.neutral - width) for row, width in rows], jnp.float32)
+    low = jnp.asarray([max(row.minimum, row.neutral - width) for row, width in rows], jnp.float32)
     high = jnp.asarray([row.neutral + width for row, width in rows], jnp.float32)
     u, order = jax.random.uniform(key, (2, len(rows)), jnp.float32)
     return jitter(image, jnp.argsort(order), low + (high - low) * u, tuple(active))

@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from resflax.data.augment.box import Box, centred_anywhere, inside
-from resflax.data.augment.pixels import stored
+from resflax.data.augment.pixels import round_to_dtype
 from resflax.errors import UserError
 
 Array = jax.Array
 Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
 
-STREAM = 1000  # of random numbers; far from those of `make.ROWS`, which take the same keys
+STREAM = 1000  # of random numbers; far from those of `make.TRANSFORMS`, which take the same keys
 
 
 def blend_pair(pair: Array, share: Array) -> Array:
     """Each of two images, `(2, h, w, c)`, as `share` of itself and the rest of the other."""
     x = pair.astype(jnp.float32)
-    return stored(share * x + (1 - share) * x[::-1], pair.dtype)
+    return round_to_dtype(share * x + (1 - share) * x[::-1], pair.dtype)
 
 
 def paste_pair(pair: Array, box: Box) -> tuple[Array, Array]:

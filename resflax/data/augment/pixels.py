@@ -18,10 +18,10 @@ def normalize(images: Array, *, mean: tuple[float, ...], std: tuple[float, ...])
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / scale
 
 
-def stored(x: Array, dtype: Any) -> Array:
+def round_to_dtype(x: Array, dtype: Any) -> Array:
     """Float values as `dtype`: for uint8 rounded and held within 0 to 255.
 
-    >>> stored(jnp.asarray([-3.0, 1.6, 256.0]), jnp.uint8).tolist()
+    >>> round_to_dtype(jnp.asarray([-3.0, 1.6, 256.0]), jnp.uint8).tolist()
     [0, 2, 255]
     """
     if jnp.issubdtype(dtype, jnp.integer):

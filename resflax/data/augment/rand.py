@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resflax.data.augment import tone
+from resflax.data.augment import color as tone
+from resflax.data.augment.affine import WARPS, matrix_of, warp
 from resflax.data.augment.chance import one_of
-from resflax.data.augment.warp import WARPS, matrix_of, warp
 
 Array = jax.Array
 

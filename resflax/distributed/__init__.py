@@ -1,0 +1,1 @@
+"""Data-parallel engines and multi-process set-up."""

@@ -1,0 +1,1 @@
+"""Convolution and pooling primitives and their CPU backends."""

@@ -1,0 +1,1 @@
+"""One training run on disk: workdir, checkpoints, records, signals, progress."""

@@ -1,0 +1,1 @@
+"""Shared by several test files: cases, references, and small builders."""
