@@ -81,7 +81,7 @@ def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:
             f" {dataset.name} has {dataset.image_shape[2]}"
         )
     for key in ("mean", "std"):
-        if card.told and not config.data[key]:
+        if card.has_config and not config.data[key]:
             config.data[key] = getattr(card.preprocess, key)
     if card.spec.num_classes != model.spec.num_classes:
         variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
