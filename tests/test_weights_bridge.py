@@ -101,7 +101,7 @@ def test_layout_without_names_for_a_module_is_rejected(spec, layouts):
         to_torch(spec, variables_of(spec), layout="keras")
 
 
-def test_network_without_a_layout_flattens_but_has_no_torch_names():
+def test_network_without_a_layout_has_no_torch_names():
     spec = Spec(**SMALL, preact=True, attention="se")
     variables = variables_of(spec)
     with pytest.raises(UserError, match="no layout has names for all modules"):
