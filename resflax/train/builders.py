@@ -149,7 +149,7 @@ def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]
             f" {dataset.name} has {channels}"
         )
     for key in ("mean", "std"):
-        if pretrained.told and not config.data[key]:
+        if pretrained.has_config and not config.data[key]:
             config.data[key] = getattr(pretrained.preprocess, key)
     if pretrained.spec.num_classes != model.spec.num_classes:
         variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
