@@ -121,8 +121,8 @@ class Checkpointer:
       UserError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, max_to_keep: int) -> None:
-        self.folder, self.warnings = folder.absolute(), list[str]()
+    def __init__(self, folder: Path, max_to_keep: int, *, option: str = "--workdir") -> None:
+        self.folder, self.option, self.warnings = folder.absolute(), option, list[str]()
         self.latest: int | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -146,7 +146,7 @@ class Checkpointer:
             intact = f"the checkpoint at step {self.latest} is intact"
             return (
                 f"{intact if self.latest else 'there is no earlier one'};"
-                " make room, or choose another --workdir"
+                f" make room, or choose another {self.option}"
             )
 
         what = f"the checkpoint in {self.folder} cannot be {verb}"

@@ -13,7 +13,7 @@ import numpy as np
 from lost import by_mpi, together
 from starts import environment, lines
 
-from resflax.study.nets import from_run
+from resflax.study.nets import load_run
 
 # 50 steps: 5 epochs of 10.
 KEYS = [
@@ -75,7 +75,7 @@ def run(place: Path, layout: Layout, keys: list[str]) -> Seen:
     assert not any(statuses), starts[0].log.read_text()[-2000:]
     records = [json.loads(line) for line in lines(workdir)]
     losses = np.array([r["loss"] for r in records if r["split"] == "train"])
-    _, (_, variables), _ = from_run(workdir)
+    variables = load_run(workdir).variables
     leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(variables["params"])]
     return Seen(losses, np.concatenate(leaves, dtype=np.float64))
 
