@@ -81,6 +81,18 @@ def latest_valid_metadata(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def _check_shapes(expected: Any, restored: Any) -> None:
+    """Raises `ValueError` if a leaf has another shape or dtype: Orbax checks only the structure."""
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, template), leaf in zip(leaves, jax.tree.leaves(restored), strict=True):
+        if (leaf.shape, leaf.dtype) != (template.shape, template.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name} is {leaf.dtype}{list(leaf.shape)}, expected"
+                f" {template.dtype}{list(template.shape)}"
+            )
+
+
 def _read(
     folder: Path, step: int, template: dict[str, Any], checksums: dict[str, str]
 ) -> Checkpoint:
@@ -98,6 +110,7 @@ def _read(
     try:
         with ocp.Checkpointer(handler, multiprocessing_options=_single_process()) as checkpointer:
             restored = checkpointer.restore(folder / str(step), args=args)
+        _check_shapes(arrays, restored[ARRAYS])
     except (ValueError, KeyError, TypeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
