@@ -22,7 +22,7 @@ from resflax.study.recipes import make_recipe
 from resflax.study.sweep import train_networks
 from resflax.zoo import create_model
 
-OPTIONS = ("none", "A", "B", "C")
+SHORTCUT_OPTIONS = ("none", "A", "B", "C")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,11 +68,13 @@ def run(args: argparse.Namespace) -> None:
         "config": config.to_dict(),
     }
     fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
-    models = {f"option {key}": create_model(name, shortcut=key, **fields) for key in OPTIONS}
+    models = {
+        f"option {key}": create_model(name, shortcut=key, **fields) for key in SHORTCUT_OPTIONS
+    }
     rows = {}
     with StudyDir.open(args.out, settings) as study:
         curves = train_networks(study, models, dataset, config, seeds=args.seeds, rates=rates)
-        for option, (label, model) in zip(OPTIONS, models.items(), strict=True):
+        for option, (label, model) in zip(SHORTCUT_OPTIONS, models.items(), strict=True):
             unrolled = model.clone(scan=False)  # XLA counts the body of a loop once
             compute = partial(model_cost, unrolled, dataset.image_shape)
             cost = study.part(f"cost {option}", compute)
