@@ -107,8 +107,8 @@ def xla_conv(
 
 def _xla_forward(x: Array, w: Array, params: ConvParams) -> Array:
     # XLA:CPU miscomputes convolutions that crop the start of an axis and pad its end. With padding
-    # between 0 and the kernel's reach, neither this convolution nor its transposes do that. The rest
-    # of the padding is applied first.
+    # between 0 and the kernel's reach, neither this convolution nor its transposes do that. The
+    # rest of the padding is applied first.
     reach = [d * (k - 1) for k, d in zip(params.kernel_size, params.dilation, strict=True)]
     inner = [
         (min(max(low, 0), r), min(max(high, 0), r))

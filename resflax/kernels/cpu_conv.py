@@ -68,8 +68,8 @@ def _forward(x: Array, w: Array, params: ConvParams, chunked: bool) -> Array:
 def _image_gradient(g: Array, w: Array, params: ConvParams, chunked: bool) -> Array:
     if _is_pointwise(params):
         dx = lax.dot_general(g, w[0, 0], (((3,), (1,)), ((), ())))
-        height, width = _subsample_transpose_padding(params)
-        return lax.pad(dx, jnp.zeros((), dx.dtype), ((0, 0, 0), height, width, (0, 0, 0)))
+        pads = ((0, 0, 0), *_subsample_transpose_padding(params), (0, 0, 0))
+        return lax.pad(dx, jnp.zeros((), dx.dtype), pads)
     if params.strides == (1, 1) and params.groups == 1:
         # The gradient is a convolution of g with the flipped kernel.
         reach = [d * (k - 1) for k, d in zip(params.kernel_size, params.dilation, strict=True)]
