@@ -125,4 +125,4 @@ def test_kernels_import_only_jax_and_numpy():
     third_party, own = result.stdout.splitlines()
     assert third_party == ""
     packages = {name.split(".")[1] for name in own.split()}
-    assert packages <= {"kernels", "errors", "cache", "runtime"}
+    assert packages <= {"kernels", "errors", "runtime"}

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.cache import cache_dir
 from resflax.kernels.conv_params import ConvPass, Pair
+from resflax.runtime import cache_dir
 
 LIBRARY_WHEEL = "onednn-cpu-gomp"
 HEADERS_WHEEL = "onednn-devel-cpu-gomp"
