@@ -110,6 +110,7 @@ def test_output_shape_matches_lax_even_if_empty(size, kernel, strides, padding, 
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_chunked", [True, False])
 def test_winograd_splits_only_large_batches(is_chunked, monkeypatch):
     monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", 20_000 if is_chunked else 10**9)

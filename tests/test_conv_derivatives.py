@@ -22,6 +22,7 @@ from resflax.kernels import conv, conv_general_dilated
 from resflax.kernels.conv_params import ConvParams
 
 
+@pytest.mark.slow
 @every_layer
 def test_first_and_second_derivatives_match_lax(backend, layer):
     x, w, tx, tw, options = example_of(layer)
@@ -55,6 +56,7 @@ def test_second_derivatives_match_finite_differences(backend, layer):
 # Mapped axes.
 
 
+@pytest.mark.slow
 @all_but_winograd
 @pytest.mark.parametrize("conv_pass", ["fwd", "dgrad", "wgrad"])
 def test_vmap_of_each_pass_matches_a_loop(backend, layer, conv_pass):
@@ -108,6 +110,7 @@ def test_gradients_per_member_and_per_example_match_a_loop(backend, layer):
 # Control flow.
 
 
+@pytest.mark.slow
 def test_remat_scan_and_cond_gradients_match_lax(backend):
     x, w = normal((4, 9, 8, 32)), normal((3, 3, 3, 32, 32)) / 17
     w = w.at[:, 0, 0, 0, 0].set(jnp.array([0.1, -0.1, 0.2]))  # takes both branches

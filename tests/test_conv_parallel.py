@@ -44,6 +44,7 @@ def test_pmap_matches_one_device(backend, layer):
     assert_close(dws.sum(0), dw)
 
 
+@pytest.mark.slow
 @every_layer
 def test_jit_over_a_mesh_matches_and_gathers_no_images(backend, layer):
     x, w, f, (value, (dx, dw)) = single_device_case(layer)
@@ -89,6 +90,7 @@ def test_jit_over_explicit_mesh_axes_matches_one_device(backend, layer):
     assert_close(actual_dw, dw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "check_vma"), [*((layer, True) for layer in LAYERS), ("taps", False)]
 )
@@ -116,6 +118,7 @@ def test_shard_map_matches_one_device(backend, layer, check_vma):
     assert_close(actual_dw, dw)
 
 
+@pytest.mark.slow
 def test_shard_map_over_one_of_two_axes_matches_one_device(backend):
     x, w, f, (value, (_, dw)) = single_device_case("winograd")
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("manual", "auto"))

@@ -35,6 +35,7 @@ def assert_same(x, **options):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(
     size=st.tuples(st.integers(1, 13), st.integers(1, 13)),

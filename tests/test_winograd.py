@@ -20,6 +20,7 @@ def pairs(low, high):
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=4)
 @given(
     batch=st.integers(1, 3),
@@ -78,6 +79,7 @@ def test_channel_outer_product_matches_float64(pixels):
     assert_close(winograd.channel_outer_product(a, b), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "chunks"), [(6, 6), (7, 7), (8, 4), (8, 1)])
 def test_chunked_batch_matches_float64(batch, chunks, monkeypatch):
     x, w = (batch, 7, 6, 32), (3, 3, 32, 32)

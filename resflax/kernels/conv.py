@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from resflax.kernels import backend, cpu_conv, onednn
 from resflax.kernels.backend import choose_backend, is_unpartitioned
-from resflax.kernels.conv_params import OPERANDS, ConvParams, ConvPass, Pair, xla_conv
+from resflax.kernels.conv_params import PASS_OPERANDS, ConvParams, ConvPass, Pair, xla_conv
 
 conv_p = jax.extend.core.Primitive("resflax_conv")
 
@@ -146,11 +146,13 @@ def _transpose(
     argument: int, ct: Array, lhs: Any, rhs: Any, *, conv_pass: ConvPass, **static: Any
 ) -> Array:
     """Computes the cotangent of operand `argument` by the pass that does not take that operand."""
-    names = OPERANDS[conv_pass]
+    names = PASS_OPERANDS[conv_pass]
     (ct_name,) = {"x", "w", "g"} - {*names}
     arrays = {names[0]: lhs, names[1]: rhs, ct_name: ct}
-    result_pass = next(p for p, operands in OPERANDS.items() if names[argument] not in operands)
-    first, second = (arrays[name] for name in OPERANDS[result_pass])
+    result_pass = next(
+        p for p, operands in PASS_OPERANDS.items() if names[argument] not in operands
+    )
+    first, second = (arrays[name] for name in PASS_OPERANDS[result_pass])
     return _bind(first, second, conv_pass=result_pass, **static)
 
 

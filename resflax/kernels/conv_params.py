@@ -26,7 +26,7 @@ Pair = tuple[int, int]
 
 ConvPass = Literal["fwd", "dgrad", "wgrad"]
 # The two operands of each pass, in order.
-OPERANDS: dict[ConvPass, tuple[str, str]] = {
+PASS_OPERANDS: dict[ConvPass, tuple[str, str]] = {
     "fwd": ("x", "w"),
     "dgrad": ("g", "w"),
     "wgrad": ("x", "g"),
