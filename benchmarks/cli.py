@@ -35,7 +35,7 @@ NOTES = """models: name[@size][:batch], of any post-activation ResNet of resflax
   resnet18@32:64            at 64x64 or less: the CIFAR stem and ten classes
   cifar_resnet20            32x32, batch 128
 peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resflax's own roads
-  resflax:cpu, resflax:onednn, resflax:plain (RESFLAX_CONV in their process; resflax: unset).
+  resflax:cpu, resflax:onednn, resflax:xla (RESFLAX_CONV in their process; resflax: unset).
   resflax itself always runs. The first peer is what the others are compared with.
   Of decode they are decoders: simplejpeg, opencv, imagecodecs; pillow, pillow:draft. Of loader:
   torch. input has none.

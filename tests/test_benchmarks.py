@@ -165,7 +165,7 @@ def test_a_task_is_a_name_a_size_and_a_batch():
 
 
 def test_a_road_is_a_variable_of_its_own_process(monkeypatch):
-    monkeypatch.setenv("RESFLAX_CONV", "plain")
+    monkeypatch.setenv("RESFLAX_CONV", "xla")
     assert "RESFLAX_CONV" not in environment("resflax", "auto", fresh=False)
     assert environment("resflax:cpu", "auto", fresh=False)["RESFLAX_CONV"] == "cpu"
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from resflax import create_model
-from resflax.kernels import backend as roads
+from resflax.kernels import conv_backend
 
 
 def count(tree):
@@ -13,9 +13,10 @@ def count(tree):
 
 
 @pytest.fixture
-def plain_road(monkeypatch):
+def xla_convolutions():
     """Convolutions that XLA can count."""
-    monkeypatch.setattr(roads, "ROAD", "plain")
+    with conv_backend("xla"):
+        yield
 
 
 def cost(name, size=32, **overrides):
@@ -27,7 +28,7 @@ def cost(name, size=32, **overrides):
     return count(variables["params"]), lowered.cost_analysis()["flops"]
 
 
-def test_identity_shortcuts_cost_no_parameter_and_one_addition_an_element(plain_road):
+def test_identity_shortcuts_cost_no_parameter_and_one_addition_an_element(xla_convolutions):
     """cifar_resnet20's nine additions: 3 x 32*32*16, 3 x 16*16*32, 3 x 8*8*64; no multiply-add."""
     plain_params, plain_flops = cost("cifar_plain20")
     residual_params, residual_flops = cost("cifar_resnet20")
@@ -35,7 +36,7 @@ def test_identity_shortcuts_cost_no_parameter_and_one_addition_an_element(plain_
     assert residual_flops - plain_flops == 3 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 64)
 
 
-def test_projections_cost_their_products_only_where_shapes_differ(plain_road):
+def test_projections_cost_their_products_only_where_shapes_differ(xla_convolutions):
     """Option B over A in cifar_resnet20: two 1x1 projections and their norms."""
     a_params, a_flops = cost("cifar_resnet20", shortcut="A")
     b_params, b_flops = cost("cifar_resnet20", shortcut="B")

@@ -18,7 +18,7 @@ MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OLD_NAMES = set(
     """
     Advance BRANCHES Card ConvForm DamagedError EVERY Examples Feature Fit FREE Layer LEAST_RISE
-    LOOK MOST_BLOCKS MOST_BYTES MOST_CHANNELS MOST_CLASSES MOST_INNER MOST_PIXELS NEAR OPERANDS
+    LOOK MOST_BLOCKS MOST_BYTES MOST_CHANNELS MOST_CLASSES MOST_INNER MOST_PIXELS NEAR PASS_OPERANDS
     OPTIONS Patient Position Prepared Processes ROAD ROADS Reading RunDir SAMPLE SEAL SMALL SPREAD
     Saved Scale Slot Stream TOLD Told Unfinished Way _EvalPlaces _Row _TrainPlaces accumulate_steps
     all_asked all_told arrays_from_first as_is augment_from cache_folder checkpoint_keep

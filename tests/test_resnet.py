@@ -122,8 +122,8 @@ def conv_strides(spec, size=8):
     x = jnp.zeros((1, size, size, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     jaxpr = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
-    forms = [e.params["form"] for e in jaxpr.eqns if e.primitive.name == "resflax_conv"]
-    return [(form.window[0], form.strides[0]) for form in forms][-4:]
+    convs = [e.params["params"] for e in jaxpr.eqns if e.primitive.name == "resflax_conv"]
+    return [(p.kernel_size[0], p.strides[0]) for p in convs][-4:]
 
 
 def test_v1_strides_the_first_1x1_and_v15_the_3x3():

@@ -26,7 +26,7 @@ CONTENDERS = {
     "resflax": Contender("resflax_net", "jax"),
     "resflax:cpu": Contender("resflax_net", "jax", road="cpu"),
     "resflax:onednn": Contender("resflax_net", "jax", road="onednn"),
-    "resflax:plain": Contender("resflax_net", "jax", road="plain"),
+    "resflax:xla": Contender("resflax_net", "jax", road="xla"),
     "torch": Contender("torch_net", "torch"),
     "torch.compile": Contender("torch_net", "torch", {"compiled": True}),
     "flax": Contender("flax_net", "flax"),
