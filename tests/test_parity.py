@@ -12,7 +12,7 @@ from helpers.networks import apply, variables_of
 from make_parity import CLASSES, digest, drawn, images
 
 from resflax import create_model, list_models
-from resflax.nn.scan import split_block
+from resflax.nn.scan import parse_block_name
 from resflax.weights import from_torch, to_torch
 from resflax.weights.bridge import shapes_of
 from resflax.weights.layouts import default_layout, slots
@@ -44,7 +44,7 @@ def shapes(spec):
     found = {}
     depths = tuple(min(depth, 2) for depth in spec.depths)
     for path, leaf in shallow(spec.override(depths=depths)).items():
-        place = split_block(path[1])
+        place = parse_block_name(path[1])
         if place is None:
             found[path] = leaf
             continue

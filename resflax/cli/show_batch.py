@@ -8,10 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data import Split, batch_indices, make_mix
+from resflax.nn import identity
 from resflax.plotting import new_figure, save
 from resflax.train.builders import build_augment, build_dataset
 from resflax.train.state import TrainState
-from resflax.train.step import identity, make_prepare_batch
+from resflax.train.step import make_prepare_batch
 
 COLUMNS, ROWS = 8, 2
 

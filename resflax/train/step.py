@@ -16,6 +16,7 @@ import optax
 from jax import lax
 
 from resflax.data.augment import Augment, Mix, flip_parity
+from resflax.nn import identity
 from resflax.train.accumulate import accumulate
 from resflax.train.ema import ema_update
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
@@ -39,11 +40,6 @@ class TrainInputs(NamedTuple):
     target: Array
     label: Array
     keys: Array | None
-
-
-def identity(images: Array) -> Array:
-    """The images."""
-    return images
 
 
 def example_keys(seed: Array, step: Array, index: Array) -> Array:
@@ -85,7 +81,7 @@ def _gradient(
     model: nn.Module, label_smoothing: float, params: Any, batch_stats: Any, batch: TrainInputs
 ) -> tuple[Any, Any, Metrics]:
     """The gradient of the mean loss, the batch statistics behind it, loss and accuracy."""
-    drawn: dict[str, Any] = {} if batch.keys is None else {"keys": batch.keys}
+    drawn: dict[str, Any] = {} if batch.keys is None else {"dropout_keys": batch.keys}
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, updated = model.apply(
@@ -133,7 +129,7 @@ def make_train_step(
     Args:
       model: a linen module called as `model(x, train=True)`; with an `axis_name` it must have the
         field of that name (batch norm averages over it). One whose `needs_rng` is true is called with
-        `keys` too, one an example.
+        `dropout_keys` too, one an example.
       optimizer: an optax transformation, with its schedule inside.
       augment: `(keys, images) -> images`, one key an example; with "epoch" in the batch
         `(keys, images, flip_parity) -> images`, see `resflax.data.augment.flip_parity`.
@@ -159,7 +155,7 @@ def make_train_step(
         raise ValueError("targets to mix have a column a class: expected num_classes")
     if on_nonfinite not in ACTIONS:
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}: expected one of {ACTIONS}")
-    needs_rng = getattr(model, "draws", False)
+    needs_rng = getattr(model, "needs_rng", False)
     prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

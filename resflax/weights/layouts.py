@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 
 from resflax.nn import Spec
-from resflax.nn.scan import split_block
+from resflax.nn.scan import parse_block_name
 
 Path = tuple[str, ...]
 
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
     def place(self, modules: Path) -> str | None:
         """The name of a module, or None if this layout has none for it."""
-        where = split_block(modules[0])
+        where = parse_block_name(modules[0])
         if where is None:
             return self.outer.get(modules[0])
         inner = self.inner.get(modules[1])
