@@ -49,6 +49,7 @@ def assert_trees_close(actual, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1e-3, np.abs(b).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(
     "fields",
@@ -67,6 +68,7 @@ def test_scan_and_remat_match_the_unrolled_network(fields, remat):
     assert_trees_close(unstack_params(other_stats), stats)
 
 
+@pytest.mark.slow
 def test_remat_keeps_parameter_names_and_gradients():
     variables = random_variables(model(scan=False))
     (loss, _), grads = loss_and_gradients(model(scan=False), variables)
