@@ -28,10 +28,10 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def run_attention(attention, channels, kept=None, dtype=jnp.float32):
+def run_attention(attention, channels, pruned_to=None, dtype=jnp.float32):
     """Returns the output, and parameters and input in float64."""
     module = Attention(attention, channels)
-    x = np.random.default_rng(0).standard_normal((2, 5, 4, kept or channels)) + 0.5
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, pruned_to or channels)) + 0.5
     x = jnp.asarray(x, dtype)
     tree = randomised(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
     y = run(module.apply, tree, x)
@@ -64,10 +64,12 @@ def test_squeeze_excite_is_equation_3(attention, channels, units):
     assert_close(y, x * s[:, None, None], 1e-6)
 
 
-@pytest.mark.parametrize(("channels", "kept"), [(64, None), (256, None), (2048, None), (256, 19)])
-def test_efficient_channel_is_a_convolution_over_channels(channels, kept):
+@pytest.mark.parametrize(
+    ("channels", "pruned_to"), [(64, None), (256, None), (2048, None), (256, 19)]
+)
+def test_efficient_channel_is_a_convolution_over_channels(channels, pruned_to):
     """Wang et al. 2019, eq. 6 and 7: a zero-padded convolution over neighbouring channels."""
-    y, p, x = run_attention("eca", channels, kept)
+    y, p, x = run_attention("eca", channels, pruned_to)
     kernel = p["eca_conv"]["kernel"][:, 0, 0]
     assert set(p["eca_conv"]) == {"kernel"}
     assert len(kernel) == eca_kernel_size(channels)

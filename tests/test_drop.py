@@ -170,10 +170,10 @@ def test_no_random_numbers_in_evaluation_or_at_rate_zero(net, variables):
 def test_dropout_keeps_the_mean():
     x = jnp.ones((4, 20_000)) * jnp.asarray([[1.0], [2.0], [3.0], [-4.0]])
     y = np.asarray(dropout(make_keys(4), x, 0.3))
-    kept = y != 0
-    np.testing.assert_allclose(y, np.where(kept, np.asarray(x) / 0.7, 0), rtol=1e-6)
-    assert (np.abs(kept.sum(1) - 14_000) < 5 * np.sqrt(20_000 * 0.3 * 0.7)).all()
-    assert 0.5 < (kept[0] == kept[1]).mean() < 0.66  # 0.58 for independent rows
+    keep = y != 0
+    np.testing.assert_allclose(y, np.where(keep, np.asarray(x) / 0.7, 0), rtol=1e-6)
+    assert (np.abs(keep.sum(1) - 14_000) < 5 * np.sqrt(20_000 * 0.3 * 0.7)).all()
+    assert 0.5 < (keep[0] == keep[1]).mean() < 0.66  # 0.58 for independent rows
 
 
 def test_dropout_is_applied_before_the_head(variables):

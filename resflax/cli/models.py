@@ -13,7 +13,7 @@ def list_main(arguments: list[str]) -> None:
     """Prints the names of all networks, one per line.
 
     Raises:
-      UserError: If no name matches the pattern.
+      UserError: if no name matches the pattern.
     """
     parser = Parser(prog="python -m resflax list", description="Lists the networks by name.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell-style, such as 'resnext*'")
@@ -30,7 +30,7 @@ def info_main(arguments: list[str]) -> None:
     """Prints parameters and multiply-adds of a network, by stage.
 
     Raises:
-      UserError: On an unknown name or an invalid image size or number of channels.
+      UserError: on an unknown name or an invalid image size or number of channels.
     """
     parser = Parser(
         prog="python -m resflax info",

@@ -12,7 +12,7 @@ class AntiAlias(NamedTuple):
     """Row of `ANTIALIAS`.
 
     Attributes:
-      pool: The stem's pooling, with stride 2.
+      pool: the stem's pooling, with stride 2.
       downsample: `(x, stride) -> x`, applied after the activation of a strided convolution, which
         then has stride 1. None if the convolution itself strides.
     """

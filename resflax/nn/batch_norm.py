@@ -79,13 +79,13 @@ class BatchNorm(nn.Module):
     is one multiplication and one addition per element, and the backward pass needs only `x`.
 
     Attributes:
-      train: Normalise by the batch's statistics and update the running ones. If False, normalise
+      train: normalise by the batch's statistics and update the running ones. If False, normalise
         by the running statistics.
-      momentum: Decay of the running averages.
-      epsilon: Added to the variance.
-      dtype: Dtype of the result. Parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
-      scale_init: Initializer of the scale.
+      momentum: decay of the running averages.
+      epsilon: added to the variance.
+      dtype: dtype of the result. Parameters and statistics are float32.
+      axis_name: mapped axis over which batch statistics are averaged.
+      scale_init: initializer of the scale.
     """
 
     train: bool

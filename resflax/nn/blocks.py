@@ -16,12 +16,12 @@ class ConvRow(NamedTuple):
     """One convolution of a branch.
 
     Attributes:
-      kernel: Side of the kernel, in pixels.
-      expansion: Output channels as a multiple of the stage's width. None for the block's inner
+      kernel: side of the kernel, in pixels.
+      expansion: output channels as a multiple of the stage's width. None for the block's inner
         width, which also depends on `Spec.base_width` and `Spec.groups`.
-      strided: Whether this convolution has the block's stride.
-      grouped: Whether this convolution is split into `Spec.groups` groups.
-      divisor: Number by which the output channels are divided.
+      strided: whether this convolution has the block's stride.
+      grouped: whether this convolution is split into `Spec.groups` groups.
+      divisor: number by which the output channels are divided.
     """
 
     kernel: int
@@ -50,10 +50,10 @@ class BlockGeometry(NamedTuple):
     """Stride and dilation of a block.
 
     Attributes:
-      stride: Stride of the block's strided convolution, in pixels.
-      in_dilation: Dilation of the incoming feature map, used up to and including the strided
+      stride: stride of the block's strided convolution, in pixels.
+      in_dilation: dilation of the incoming feature map, used up to and including the strided
         convolution.
-      dilation: Dilation of the convolutions after the strided one.
+      dilation: dilation of the convolutions after the strided one.
     """
 
     stride: int = 1
@@ -70,10 +70,10 @@ class BlockConfig(NamedTuple):
     """One block of a `Spec`, with all numbers resolved.
 
     Attributes:
-      rows: Convolutions of the branch.
-      channels: Output channels of each convolution.
-      width: Output channels of the block before pruning.
-      geometry: Stride and dilation.
+      rows: convolutions of the branch.
+      channels: output channels of each convolution.
+      width: output channels of the block before pruning.
+      geometry: stride and dilation.
     """
 
     rows: tuple[ConvRow, ...]
@@ -97,15 +97,15 @@ def apply_branch(
     Call it in a compact scope: it makes the modules `conv1`, `norm1`, `conv2` and so on.
 
     Args:
-      ops: Operations of this call of the network.
-      block: The convolutions, their channels, stride and dilation.
-      x: The images. In a pre-activation block, already normalised and activated.
-      antialias: A row of `ANTIALIAS`. With `antialias.downsample`, the strided convolution has
+      ops: operations of this call of the network.
+      block: the convolutions, their channels, stride and dilation.
+      x: the images. In a pre-activation block, already normalised and activated.
+      antialias: a row of `ANTIALIAS`. With `antialias.downsample`, the strided convolution has
         stride 1 and the downsampling follows its activation (Zhang 2019, arXiv:1904.11486).
-      groups: Groups of the grouped convolutions.
-      preact: If False (v1), the branch ends with a norm without an activation. If True (v2), it
+      groups: groups of the grouped convolutions.
+      preact: if False (v1), the branch ends with a norm without an activation. If True (v2), it
         ends with a convolution, and its norms are numbered from 2: the block itself owns `norm1`.
-      zero_init: Initialise the last norm's scale (Goyal et al. 2017, section 5.1) or, with
+      zero_init: initialise the last norm's scale (Goyal et al. 2017, section 5.1) or, with
         `preact`, the last kernel (timm) to zero, so that the branch is zero at the start.
 
     The row "bottleneck", unrolled:

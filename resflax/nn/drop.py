@@ -32,9 +32,9 @@ def drop_path(keys: Key[Array, " n"], rate: float, blocks: int) -> Float[Array, 
     drawn per example instead of per batch.
 
     Args:
-      keys: One key per example.
-      rate: Drop probability of the last block.
-      blocks: Number of blocks, L.
+      keys: one key per example.
+      rate: drop probability of the last block.
+      blocks: number of blocks, L.
 
     >>> drop_path(jax.random.split(jax.random.key(0), 2), 0.999, 3)[0].tolist()
     [1.0, 1.0]

@@ -80,12 +80,12 @@ def make_ops(
     """Returns the operations for one call of a network.
 
     Args:
-      train: Normalise by the batch's statistics and update the running ones. If False, normalise
+      train: normalise by the batch's statistics and update the running ones. If False, normalise
         by the running statistics.
-      dtype: Compute dtype. Parameters and statistics stay float32.
+      dtype: compute dtype. Parameters and statistics stay float32.
       axis_name: `pmap` or `shard_map` axis over which batch statistics are averaged.
-      norm: A name in `NORMS`.
-      conv: A name in `CONVS`.
+      norm: a name in `NORMS`.
+      conv: a name in `CONVS`.
     """
     norm_row, act = NORMS[norm], nn.relu
 

@@ -82,9 +82,9 @@ class NormRow(NamedTuple):
 
     Attributes:
       make: `(train=, dtype=, axis_name=, scale_init=, act=, name=) -> module`, called on `x`.
-      has_activation: Whether the module made with `act=True` applies its own activation. If False,
+      has_activation: whether the module made with `act=True` applies its own activation. If False,
         the network's activation follows it.
-      channel_multiple: Number by which the channels must be divisible.
+      channel_multiple: number by which the channels must be divisible.
     """
 
     make: Callable[..., Callable[[Array], Array]]

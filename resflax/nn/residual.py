@@ -31,9 +31,9 @@ class Residual(nn.Module):
     Attributes:
       branch: F, from array to array.
       shortcut: `(h, shape) -> array of that shape`. None for no shortcut (a plain network).
-      always: Call the shortcut even where the shapes agree (the paper's option C).
-      pre: Applied to `x` before branch and shortcut.
-      post: Applied to the sum.
+      always: call the shortcut even where the shapes agree (the paper's option C).
+      pre: applied to `x` before branch and shortcut.
+      post: applied to the sum.
 
     The paper's two-layer example, on vectors:
 
@@ -63,12 +63,12 @@ class Residual(nn.Module):
         """Returns `post(F(h) + shortcut(h))`, with the shape of the branch's output.
 
         Args:
-          x: The input. Without `branch_scale` it needs no batch axis.
-          branch_scale: Factor for each example's `F(h)`, as drawn for stochastic depth by
+          x: the input. Without `branch_scale` it needs no batch axis.
+          branch_scale: factor for each example's `F(h)`, as drawn for stochastic depth by
             `resflax.nn.drop.drop_path`. None for 1.
 
         Raises:
-          ValueError: If the shortcut's shape differs from the branch's.
+          ValueError: if the shortcut's shape differs from the branch's.
         """
         h = self.pre(x)
         y = self.branch(h)

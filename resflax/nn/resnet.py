@@ -58,15 +58,15 @@ class ResNet(nn.Module):
     """Residual network: stem, stages of blocks, global average pooling, linear head.
 
     Attributes:
-      spec: The architecture.
-      dtype: Compute dtype. Parameters and batch statistics are stored in float32.
-      axis_name: Mapped axis (`pmap`, `shard_map`) over which batch norm averages. None under `jit`,
+      spec: the architecture.
+      dtype: compute dtype. Parameters and batch statistics are stored in float32.
+      axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm averages. None under `jit`,
         which sees the global batch.
-      scan: Run each stage as its first block and one scanned block for the rest, so that compile
+      scan: run each stage as its first block and one scanned block for the rest, so that compile
         time does not grow with depth. The function is the same; the parameters of the rest are
         stacked (`resflax.nn.scan` converts).
-      remat: Keep only the blocks' inputs for the backward pass and recompute the rest.
-      out_indices: Return the feature maps with these indices into `spec.features` (0 is the stem, i
+      remat: keep only the blocks' inputs for the backward pass and recompute the rest.
+      out_indices: return the feature maps with these indices into `spec.features` (0 is the stem, i
         is stage i) and build no later stage. None for logits.
     """
 
@@ -101,15 +101,15 @@ class ResNet(nn.Module):
         it is a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up.
 
         Args:
-          x: The images.
-          train: Whether to use batch statistics, drop path and dropout. Make the collection
+          x: the images.
+          train: whether to use batch statistics, drop path and dropout. Make the collection
             "batch_stats" mutable if True.
-          dropout_keys: One key per example, needed for training if `needs_rng`. They replace
+          dropout_keys: one key per example, needed for training if `needs_rng`. They replace
             linen's RNG streams, which are shared by the batch: what is dropped from an example
             depends on its key only, however many devices share the batch.
 
         Raises:
-          ValueError: If `x` does not have four axes, or keys are missing.
+          ValueError: if `x` does not have four axes, or keys are missing.
         """
         if x.ndim != 4:
             raise ValueError(

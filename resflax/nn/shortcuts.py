@@ -27,7 +27,7 @@ def strides_between(source: Shape, target: Shape) -> Shape:
     """Returns the strides that map all axes of `source` but the last to `target`, rounding up.
 
     Raises:
-      ValueError: If no strides do.
+      ValueError: if no strides do.
 
     >>> strides_between((8, 7, 7, 64), (8, 4, 4, 128))
     (1, 2, 2)
@@ -48,7 +48,7 @@ def subsample(
     """Returns every stride-th element along all axes of `h` but the last, to the sizes of `shape`.
 
     Raises:
-      ValueError: If no strides map the shape of `h` to `shape`.
+      ValueError: if no strides map the shape of `h` to `shape`.
     """
     return lax.slice(h, (0,) * h.ndim, h.shape, (*strides_between(h.shape, shape), 1))
 
@@ -56,10 +56,10 @@ def subsample(
 def zero_pad(
     h: Float[Array, "*source channels"], shape: Shape
 ) -> Float[Array, "*target out_channels"]:
-    """Option A: subsamples, and pads the channels with zeros on both sides. No parameters.
+    """Subsamples and pads the channels with zeros on both sides (option A); no parameters.
 
     Raises:
-      ValueError: If `shape` has fewer channels than `h`.
+      ValueError: if `shape` has fewer channels than `h`.
 
     >>> zero_pad(jnp.ones((1, 4, 4, 2)), (1, 2, 2, 4))[0, 0, 0].tolist()
     [0.0, 1.0, 1.0, 0.0]
@@ -83,7 +83,7 @@ def linear_projection(
 
 
 def projection(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut:
-    """Option B: `Ws h` as a strided 1x1 convolution, followed by a norm if `norm`."""
+    """Makes option B: `Ws h` as a strided 1x1 convolution, followed by a norm if `norm`."""
     del geometry  # the shapes give the stride
 
     def project(h: Array, shape: Shape) -> Array:
@@ -94,7 +94,7 @@ def projection(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut:
 
 
 def projection_3x3(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut:
-    """Option B with a 3x3 kernel in blocks that stride or dilate (SENet-154)."""
+    """Makes option B with a 3x3 kernel in blocks that stride or dilate (SENet-154)."""
     kernel = 3 if geometry.stride > 1 or geometry.dilation > 1 else 1
 
     def project(h: Array, shape: Shape) -> Array:
@@ -106,7 +106,7 @@ def projection_3x3(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut
 
 
 def pooled_projection(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut:
-    """Option D: 2x2 average pooling with the block's stride, then a 1x1 convolution."""
+    """Makes option D: 2x2 average pooling with the block's stride, then a 1x1 convolution."""
 
     def project(h: Array, shape: Shape) -> Array:
         if geometry.stride > 1:
@@ -124,7 +124,7 @@ class ShortcutRow(NamedTuple):
 
     Attributes:
       make: `(ops, geometry, *, norm) -> shortcut`. None for a plain network without shortcuts.
-      always: Whether every block calls the shortcut, even where shapes agree.
+      always: whether every block calls the shortcut, even where shapes agree.
     """
 
     make: Callable[..., Shortcut] | None

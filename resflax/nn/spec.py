@@ -43,36 +43,36 @@ class Spec:
     """Architecture of a residual network, or of its plain counterpart, run by `ResNet`.
 
     Attributes:
-      depths: Number of blocks in each stage. Each stage but the first halves the image.
-      widths: Channels of each stage's blocks before expansion.
-      block: Branch of the blocks, a name in `BLOCKS`: "basic", "bottleneck" (v1.5),
+      depths: number of blocks in each stage. Each stage but the first halves the image.
+      widths: channels of each stage's blocks before expansion.
+      block: branch of the blocks, a name in `BLOCKS`: "basic", "bottleneck" (v1.5),
         "bottleneck_v1" or "bottleneck_senet"; or a tuple with one name per stage.
-      stem: A name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
-      stem_width: Channels after the stem.
-      shortcut: A name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
+      stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
+      stem_width: channels after the stem.
+      shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
-      preact: Pre-activation (v2, 2016) instead of post-activation (v1, 2015).
-      groups: Groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
-      base_width: Inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
+      preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
+      groups: groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
+      base_width: inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
         block has `width * base_width // 64 * groups` inner channels.
-      attention: A name in `ATTENTION`: "none", "se", "se_rs" or "eca".
-      antialias: A name in `ANTIALIAS`: "none", "blur" or "average".
-      norm: A name in `NORMS`: "batch", "group", "evonorm_s0" or "frn_tlu".
-      conv: A name in `CONVS`: "plain" or "standardized".
-      output_stride: Largest stride of a feature map: 32, 16 or 8. Strides beyond it are replaced by
+      attention: a name in `ATTENTION`: "none", "se", "se_rs" or "eca".
+      antialias: a name in `ANTIALIAS`: "none", "blur" or "average".
+      norm: a name in `NORMS`: "batch", "group", "evonorm_s0" or "frn_tlu".
+      conv: a name in `CONVS`: "plain" or "standardized".
+      output_stride: largest stride of a feature map: 32, 16 or 8. Strides beyond it are replaced by
         dilation.
-      pruned: Channels of each convolution of each block of each stage, overriding those that follow
+      pruned: channels of each convolution of each block of each stage, overriding those that follow
         from the widths. None if the network is not pruned.
-      zero_init: Initialise the last norm's scale of every branch (with `preact`, its last kernel)
+      zero_init: initialise the last norm's scale of every branch (with `preact`, its last kernel)
         to zero, so that each block starts as its shortcut; as in timm and Flax's example, unlike
         the paper. Ignored without shortcuts.
-      drop_path: Probability with which training drops the last block's branch, drawn per example.
+      drop_path: probability with which training drops the last block's branch, drawn per example.
         It rises linearly from 0 at the first block (stochastic depth).
-      dropout: Probability with which training drops a feature before the head.
-      num_classes: Outputs of the head. 0 for pooled features.
+      dropout: probability with which training drops a feature before the head.
+      num_classes: outputs of the head. 0 for pooled features.
 
     Raises:
-      UserError: On an unknown name or an invalid value or combination.
+      UserError: on an unknown name or an invalid value or combination.
 
     >>> spec = Spec(depths=(2, 2), widths=(8, 16), block="basic", stem="cifar", stem_width=8)
     >>> spec.stages[1][0].geometry, spec.min_image_size
@@ -140,7 +140,7 @@ class Spec:
         if self.pruned is None:
             return tuple(stages)
         return tuple(
-            tuple(block._replace(channels=kept) for block, kept in zip(*stage, strict=True))
+            tuple(block._replace(channels=channels) for block, channels in zip(*stage, strict=True))
             for stage in zip(stages, self.pruned, strict=True)
         )
 
@@ -168,7 +168,7 @@ class Spec:
         """Returns a copy with some fields replaced.
 
         Raises:
-          UserError: On an unknown field or an invalid value.
+          UserError: on an unknown field or an invalid value.
         """
         known = [f.name for f in fields(self)]
         for name in overrides:

@@ -16,9 +16,9 @@ class StemConv(NamedTuple):
     """One convolution of a stem.
 
     Attributes:
-      kernel: Side of the kernel, in pixels.
+      kernel: side of the kernel, in pixels.
       stride: 1 or 2.
-      width_fraction: Output channels as a fraction of the stem's width.
+      width_fraction: output channels as a fraction of the stem's width.
     """
 
     kernel: int
@@ -30,7 +30,7 @@ class Stem(NamedTuple):
     """Row of `STEMS`.
 
     Attributes:
-      convs: Convolutions, each followed by a norm and an activation.
+      convs: convolutions, each followed by a norm and an activation.
       pool: `(ops, x, antialias) -> x`, with stride 2. None for no pooling.
     """
 

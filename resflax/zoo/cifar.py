@@ -28,9 +28,9 @@ class Family(NamedTuple):
     """Row of `FAMILIES`.
 
     Attributes:
-      depths: Depths that `list_models` lists.
-      block: Maps a depth to the name of its block.
-      fields: Maps the name of a block to further fields of the spec.
+      depths: depths that `list_models` lists.
+      block: maps a depth to the name of its block.
+      fields: maps the name of a block to further fields of the spec.
     """
 
     depths: tuple[int, ...]
@@ -68,7 +68,7 @@ def wide_resnet_spec(depth: int, factor: int) -> Spec:
     """Returns WRN-depth-factor (Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1).
 
     Raises:
-      UserError: If the depth is not of the form 6n + 4.
+      UserError: if the depth is not of the form 6n + 4.
     """
     n, remainder = divmod(depth - 4, 6)
     if remainder or n < 1:
@@ -106,7 +106,7 @@ def parse_name(name: str) -> Spec | None:
     """Returns the spec for a prefix of these families and any valid depth; None for other names.
 
     Raises:
-      UserError: If the prefix is known but the depth is not valid.
+      UserError: if the prefix is known but the depth is not valid.
 
     >>> parse_name("cifar_resnet26").depths
     (4, 4, 4)

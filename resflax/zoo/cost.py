@@ -16,10 +16,10 @@ class PartCost(NamedTuple):
 
     Attributes:
       name: "stem", "stage1" and so on, or "head".
-      blocks: Number of residual blocks.
-      output_shape: Shape of the output for one image, without the batch axis.
-      parameters: Number of trainable parameters.
-      multiply_adds: Multiply-adds of convolutions and matrix products, for one image.
+      blocks: number of residual blocks.
+      output_shape: shape of the output for one image, without the batch axis.
+      parameters: number of trainable parameters.
+      multiply_adds: multiply-adds of convolutions and matrix products, for one image.
     """
 
     name: str

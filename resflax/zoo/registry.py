@@ -37,7 +37,7 @@ def get_spec(name: str | Spec) -> Spec:
     """Returns the spec of a named model. A `Spec` is returned unchanged.
 
     Raises:
-      UserError: If the name is unknown; the message lists similar names.
+      UserError: if the name is unknown; the message lists similar names.
     """
     if isinstance(name, Spec):
         return name
@@ -60,7 +60,7 @@ def _check_dtype(dtype: Any) -> Any:
 
 
 def _scans_by_default(spec: Spec) -> bool:
-    """Whether scanning is faster overall: unrolled stages of many blocks compile slowly.
+    """Returns whether to scan: unrolled stages of many blocks compile slowly.
 
     Measured for small images (docs/performance.md).
     """
@@ -95,22 +95,22 @@ def create_model(
     `model.apply(variables, x, train=False)` computes logits, `(n, num_classes)`.
 
     Args:
-      name: One of `list_models()`, a CIFAR family and any valid depth, or a `Spec`.
-      dtype: Compute dtype, or its name. Parameters stay float32.
-      axis_name: Mapped axis over which batch norm averages.
-      scan: Compile the identical blocks of a stage once, with stacked parameters
+      name: one of `list_models()`, a CIFAR family and any valid depth, or a `Spec`.
+      dtype: compute dtype, or its name. Parameters stay float32.
+      axis_name: mapped axis over which batch norm averages.
+      scan: compile the identical blocks of a stage once, with stacked parameters
         (`resflax.nn.stack_params`). By default True for networks for small images with at least 18
         blocks in a stage.
-      remat: Keep only the blocks' inputs for the backward pass and recompute the rest.
-      features_only: Return feature maps of stem and stages instead of logits. `model.features` has
+      remat: keep only the blocks' inputs for the backward pass and recompute the rest.
+      features_only: return feature maps of stem and stages instead of logits. `model.features` has
         their names, channels and strides.
-      out_indices: Feature maps to return: 0 is the stem before its pooling, i is stage i. All by
+      out_indices: feature maps to return: 0 is the stem before its pooling, i is stage i. All by
         default. Stages after the last one are not built.
-      **overrides: Fields of `Spec`, such as `num_classes=100`, `shortcut="C"`, `stem="cifar"` or
+      **overrides: fields of `Spec`, such as `num_classes=100`, `shortcut="C"`, `stem="cifar"` or
         `output_stride=8`. `num_classes=0` returns pooled features.
 
     Raises:
-      UserError: On an unknown name, field or dtype, or an invalid value.
+      UserError: on an unknown name, field or dtype, or an invalid value.
 
     >>> create_model("resnet18", num_classes=10, stem="cifar").spec.depths
     (2, 2, 2, 2)
