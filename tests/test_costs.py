@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from resflax import create_model
-from resflax.kernels import backend as roads
+from resflax.kernels.backend import conv_backend
 
 
 def count(tree):
@@ -13,9 +13,10 @@ def count(tree):
 
 
 @pytest.fixture
-def xla_conv(monkeypatch):
+def xla_convolutions():
     """Uses XLA's convolutions, whose operations XLA can count."""
-    monkeypatch.setattr(roads, "ROAD", "plain")
+    with conv_backend("plain"):
+        yield
 
 
 def cost(name, size=32, **overrides):
@@ -27,7 +28,7 @@ def cost(name, size=32, **overrides):
     return count(variables["params"]), lowered.cost_analysis()["flops"]
 
 
-def test_identity_shortcuts_cost_one_addition_per_element(xla_conv):
+def test_identity_shortcuts_cost_one_addition_per_element(xla_convolutions):
     """cifar_resnet20 has nine additions: 3 x 32*32*16, 3 x 16*16*32, 3 x 8*8*64."""
     plain_params, plain_flops = cost("cifar_plain20")
     residual_params, residual_flops = cost("cifar_resnet20")
@@ -35,7 +36,7 @@ def test_identity_shortcuts_cost_one_addition_per_element(xla_conv):
     assert residual_flops - plain_flops == 3 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 64)
 
 
-def test_projections_cost_products_only_where_shapes_differ(xla_conv):
+def test_projections_cost_products_only_where_shapes_differ(xla_convolutions):
     """Option B adds two 1x1 projections and their norms to option A in cifar_resnet20."""
     a_params, a_flops = cost("cifar_resnet20", shortcut="A")
     b_params, b_flops = cost("cifar_resnet20", shortcut="B")

@@ -15,13 +15,13 @@ def list_main(arguments: list[str]) -> None:
     Raises:
       UserError: if no name matches the pattern.
     """
-    parser = Parser(prog="python -m resflax list", description="Lists the networks by name.")
+    parser = Parser(prog="resflax list", description="Lists the networks by name.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell-style, such as 'resnext*'")
     args = parser.parse_args(arguments)
     names = list_models(args.pattern)
     if not names:
         raise UserError(
-            f"no network matches {args.pattern!r}: `python -m resflax list` shows all names"
+            f"no network matches {args.pattern!r}: `resflax list` shows all names"
         )
     print("\n".join(names))
 
@@ -33,11 +33,11 @@ def info_main(arguments: list[str]) -> None:
       UserError: on an unknown name or an invalid image size or number of channels.
     """
     parser = Parser(
-        prog="python -m resflax info",
+        prog="resflax info",
         description="Shows output shape, parameters and multiply-adds of a network by stage,"
         " for one image.",
     )
-    parser.add_argument("name", help="a network, as listed by `python -m resflax list`")
+    parser.add_argument("name", help="a network, as listed by `resflax list`")
     parser.add_argument(
         "--size", type=int, help="side of the image in pixels; default: 224, or 32 for CIFAR stems"
     )
