@@ -66,7 +66,7 @@ def build(config: ConfigDict) -> tuple[ResNet, Dataset, ConfigDict, Any]:
     if not config.pretrained:
         return model, dataset, config, None
     start = begin(config, model, dataset)
-    return model, dataset.normalized_by(config.data.mean, config.data.std), config, start
+    return model, dataset.with_normalization(config.data.mean, config.data.std), config, start
 
 
 def begin(config: ConfigDict, model: ResNet, dataset: Dataset) -> Any:

@@ -34,7 +34,7 @@ def build_dataset(config: ConfigDict) -> Dataset:
         on_bad_example=data.on_bad_example,
         seed=config.seed,
     )
-    return dataset.normalized_by(tuple(data.mean), tuple(data.std))
+    return dataset.with_normalization(tuple(data.mean), tuple(data.std))
 
 
 def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:

@@ -12,11 +12,9 @@ from resflax.data import (
     Dataset,
     InMemorySplit,
     Split,
-    StreamingSplit,
+    batch_epochs,
     batch_indices,
     eval_batches,
-    stream_eval_batches,
-    stream_train_batches,
     train_batches,
 )
 from resflax.distributed.engines import Engine
@@ -74,14 +72,10 @@ def host_feed(
     return lambda state: run(state, engine.shard_batch(next(batches)))
 
 
-def _epochs(config: ConfigDict, step: int, examples: int) -> np.ndarray:
-    """How often each example of a batch was used before, int32 `(batch,)`."""
-    places = step * config.batch_size + np.arange(config.batch_size)
-    return (places // examples).astype(np.int32)
-
-
 def _with_epochs(config: ConfigDict, examples: int, mine: slice) -> Callable[[Any, int], Any]:
-    return lambda batch, step: batch | {"epoch": _epochs(config, step, examples)[mine]}
+    return lambda batch, step: (
+        batch | {"epoch": batch_epochs(step, config.batch_size, examples)[mine]}
+    )
 
 
 def device_feed(
@@ -116,7 +110,7 @@ def device_feed(
                 )
             }
             if config.data.alternating_flip:
-                order["epoch"] = np.stack([_epochs(config, s, count)[mine] for s in steps])
+                order["epoch"] = np.stack([batch_epochs(s, size, count)[mine] for s in steps])
             fixed = placed.get("whole") or engine.replicate(whole)
             first = engine.replicate(np.int32(at))
             placed = {"whole": fixed, "first": first, "order": engine.shard_index(order)}
@@ -152,23 +146,22 @@ def train_iterator(
     split: Split, config: ConfigDict, start: int, stop: int, mine: slice
 ) -> Iterator[Any]:
     """The rows `mine` of the batches of steps `start` to `stop`, on the host."""
-    order: dict[str, Any] = {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "start": start,
-        "stop": stop,
-        "mine": mine,
-    }
-    if isinstance(split, StreamingSplit):
-        return stream_train_batches(split, workers=config.data.num_workers, **order)
-    return train_batches(split, **order)
+    return train_batches(
+        split,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start=start,
+        stop=stop,
+        local_rows=mine,
+        num_workers=config.data.num_workers,
+    )
 
 
 def eval_iterator(split: Split, config: ConfigDict, mine: slice) -> Iterator[Any]:
     """Every example once, in batches, of which it has the rows `mine`."""
-    size = config.batch_size
-    if isinstance(split, StreamingSplit):
-        return stream_eval_batches(
-            split, batch_size=size, workers=config.data.num_workers, mine=mine
-        )
-    return eval_batches(split, batch_size=size, mine=mine)
+    return eval_batches(
+        split,
+        batch_size=config.batch_size,
+        local_rows=mine,
+        num_workers=config.data.num_workers,
+    )
