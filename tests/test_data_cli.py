@@ -69,7 +69,7 @@ def test_what_is_refused_and_how(arguments, message):
     assert sys.argv is before
 
 
-def test_preparing_without_tensorflow_says_how_to_install_it(monkeypatch):
+def test_prepare_without_tensorflow_raises_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match=r"needs TensorFlow .*pip install -e \"\.\[prepare\]\""):
         main(["prepare", "fashion_mnist"])
