@@ -99,6 +99,7 @@ def augment_with_everything():
     return jax.jit(make_augment(**ENABLED))
 
 
+@pytest.mark.slow
 def test_augmented_image_does_not_depend_on_the_batch(augment_with_everything):
     images, keys, parity = random_images(8), split_keys(8), jnp.arange(8)
     whole = augment_with_everything(keys, images, parity)
