@@ -173,7 +173,7 @@ FILES = {
     "class that train lacks": (
         {"test/c/1.png": constant_image(1, 8, 8)},
         [],
-        "test/c: is a class that train",
+        "test/c: is a class that the training",
     ),
     "class without images": ({"train/c/.hidden": b""}, [], "train/c"),
     "no test split": ({"test": None}, [], "expected the folders train and test"),
