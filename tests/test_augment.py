@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from resflax import UserError
-from resflax.data import check_augment, flip_parity, make_augment, normalize
-from resflax.data.augment import TRANSFORMS, flip, pad_crop
+from resflax.data import flip_parity, make_augment, normalize
+from resflax.data.augment import TRANSFORMS, check_augment, flip, pad_crop
 from resflax.data.augment.crop_flip import crop_at
 
 ENABLED = {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from resflax import UserError
-from resflax.data import check_mix, make_mix
+from resflax.data import make_mix
+from resflax.data.augment import check_mix
 from resflax.data.augment.box import Box
 from resflax.data.augment.mix import blend_pair, cutmix, swap_box
 

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from resflax.data.in_memory import progress_range as _told
+from resflax.data.in_memory import told as _told
 from resflax.run.throughput import Meter
 from resflax.train import Progress
 

@@ -4,8 +4,6 @@ TensorFlow Datasets and Grain are imported when a dataset needs them.
 """
 
 from resflax.data.augment import Augment as Augment
-from resflax.data.augment import check_augment as check_augment
-from resflax.data.augment import check_mix as check_mix
 from resflax.data.augment import flip_parity as flip_parity
 from resflax.data.augment import make_augment as make_augment
 from resflax.data.augment import make_mix as make_mix

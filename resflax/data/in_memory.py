@@ -1,7 +1,5 @@
 """Splits in memory: images of one size."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +8,7 @@ from jaxtyping import Int, UInt8
 from resflax.data.decode import BadExampleError
 from resflax.data.source import MeanStd, Source, bad_example
 from resflax.errors import UserError
+from resflax.progress import progress_range
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,3 @@ def _check_shape(source: Source, index: int, image: np.ndarray, shape: tuple[int
             " (--config.data.image_size=N accepts any image size, --config.data.channels=3 any"
             " colour mode)",
         )
-
-
-def progress_range(count: int, description: str) -> Iterator[int]:
-    """Yields `range(count)` and prints the progress and the time left every 5 seconds."""
-    start = last = time.monotonic()
-    for i in range(count):
-        if time.monotonic() - last >= 5.0:
-            last = time.monotonic()
-            remaining = (last - start) / i * (count - i)
-            print(f"{description}: {i:,} of {count:,}, {remaining:.0f} s left", flush=True)
-        yield i
