@@ -10,8 +10,7 @@ from helpers.image_folders import constant_image, encode_png, write_folder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import train  # noqa: E402
-from resflax.cli.flags import report  # noqa: E402
+from resflax.cli.main import main  # noqa: E402
 
 # Arguments, and what the error says, as a regular expression.
 ARGUMENTS = {
@@ -206,8 +205,7 @@ FILES = {
 
 def call(monkeypatch, capsys, *args):
     """Runs `train.py` in this process; returns its exit status, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *args])
-    status = report(train.main)
+    status = main(["train", *args])
     return status, *capsys.readouterr()
 
 

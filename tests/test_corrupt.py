@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +10,8 @@ from helpers.image_folders import encode_png, prepare_stripes, write_folder
 from PIL import Image
 
 from resflax import UserError
-from resflax.cli.flags import report
+from resflax.cli.main import main
 from resflax.data import load_dataset
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import train as program
 
 SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
 SMALL += ["--config.spec.depths=(1,)", "--config.spec.widths=(4,)", "--config.spec.stem_width=4"]
@@ -71,20 +66,19 @@ def corrupt(tmp_path_factory):
     return root, names
 
 
-def run(monkeypatch, capsys, *arguments):
-    """Runs `train.py` in this process; returns its exit status, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *SMALL, *arguments])
-    return report(program.main), *capsys.readouterr()
+def train(capsys, *arguments):
+    """Runs `resflax train` in this process; returns its exit status, stdout and stderr."""
+    return main(["train", *SMALL, *arguments]), *capsys.readouterr()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split_type", ["in memory", "streaming"])
-def test_run_skips_and_reports_unusable_images(split_type, corrupt, tmp_path, monkeypatch, capsys):
+def test_run_skips_and_reports_unusable_images(split_type, corrupt, tmp_path, capsys):
     root, names = corrupt
     streaming = ["--config.data.image_size=8"] if split_type == "streaming" else []
     out = tmp_path / "run"
     arguments = [f"--config.dataset=folder:{root}", SKIP, f"--workdir={out}", *streaming]
-    status, stdout, _ = run(monkeypatch, capsys, *arguments)
+    status, stdout, _ = train(capsys, *arguments)
     bad = names[True] if streaming else names[True] | names[False]
     assert status == 0
     skipped = (out / "skipped.txt").read_text().splitlines()
@@ -95,11 +89,10 @@ def test_run_skips_and_reports_unusable_images(split_type, corrupt, tmp_path, mo
     assert f"{len(bad)} skipped, see skipped.txt" in stdout
 
 
-def test_run_stops_at_an_unusable_image_before_any_compute(corrupt, tmp_path, monkeypatch, capsys):
+def test_run_stops_at_an_unusable_image_before_any_compute(corrupt, tmp_path, capsys):
     root, names = corrupt
-    status, _, err = run(
-        monkeypatch, capsys, f"--config.dataset=folder:{root}", f"--workdir={tmp_path}/run"
-    )
+    arguments = [f"--config.dataset=folder:{root}", f"--workdir={tmp_path}/run"]
+    status, _, err = train(capsys, *arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert re.match(f"error: {root}/(.*?): ", err)[1] in names[True] | names[False]
     assert not (tmp_path / "run").exists()

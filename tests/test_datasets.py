@@ -107,7 +107,7 @@ def test_tfrecord_dataset_raises_with_the_prepare_command(tmp_path):
     data_dir = prepare_stripes(tmp_path)
     info = tmp_path / "stripes" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    command = "`python -m resflax data prepare stripes --data_dir=FOLDER`"
+    command = "`resflax data prepare stripes --data_dir=FOLDER`"
     with pytest.raises(UserError, match=f"prepared as tfrecord.*in another folder with {command}"):
         load_dataset("stripes", data_dir)
 

@@ -1,19 +1,16 @@
 """Synthetic datasets of noise."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resflax import UserError
-from resflax.cli.flags import report
+from resflax.cli.main import main
 from resflax.data import load_dataset
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-import train as program  # noqa: E402
 
 
 def test_fake_dataset_has_the_sizes_in_its_name():
@@ -65,7 +62,7 @@ def test_fake_dataset_rejects_an_image_size():
 
 
 @pytest.mark.slow
-def test_fake_recipe_reports_examples_per_second(tmp_path, monkeypatch):
+def test_fake_recipe_reports_examples_per_second(tmp_path):
     """A small network and dataset in the recipe that measures speed at full size."""
     recipe = ROOT / "configs" / "imagenet_fake.py"
     small = [
@@ -74,9 +71,8 @@ def test_fake_recipe_reports_examples_per_second(tmp_path, monkeypatch):
         "--config.spec.widths=(4,)",
     ]
     small += ["--config.spec.stem_width=4", "--config.dataset=fake:8x8x3:10:128"]
-    arguments = ["train.py", f"--config={recipe}", *small, f"--workdir={tmp_path}/run"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert report(program.main) == 0
+    arguments = ["train", f"--config={recipe}", *small, f"--workdir={tmp_path}/run"]
+    assert main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["examples_per_second"] > 0
     assert (results["train_examples"], results["test_examples"], results["steps"]) == (128, 16, 4)

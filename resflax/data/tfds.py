@@ -15,7 +15,7 @@ from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
 from resflax.errors import UserError, unknown
 
-PREPARE = "python -m resflax data prepare"
+PREPARE = "resflax data prepare"
 
 
 class TfdsSource:
