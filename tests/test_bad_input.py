@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import run_train
 from helpers.image_folders import constant_image, encode_png, write_folder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from resflax.cli.main import main  # noqa: E402
 
 # Arguments, and what the error says, as a regular expression.
 ARGUMENTS = {
@@ -205,7 +205,7 @@ FILES = {
 
 def call(monkeypatch, capsys, *args):
     """Runs `train.py` in this process; returns its exit status, stdout and stderr."""
-    status = main(["train", *args])
+    status = run_train(*args)
     return status, *capsys.readouterr()
 
 

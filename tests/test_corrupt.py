@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from helpers.commands import run_train
 from helpers.image_folders import encode_png, prepare_stripes, write_folder
 from PIL import Image
 
 from resflax import UserError
-from resflax.cli.main import main
 from resflax.data import load_dataset
 
 SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
@@ -68,7 +68,7 @@ def corrupt(tmp_path_factory):
 
 def train(capsys, *arguments):
     """Runs `resflax train` in this process; returns its exit status, stdout and stderr."""
-    return main(["train", *SMALL, *arguments]), *capsys.readouterr()
+    return run_train(*SMALL, *arguments), *capsys.readouterr()
 
 
 @pytest.mark.slow

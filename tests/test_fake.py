@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import run_train
 
 from resflax import UserError
-from resflax.cli.main import main
 from resflax.data import load_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -71,8 +71,8 @@ def test_fake_recipe_reports_examples_per_second(tmp_path):
         "--config.spec.widths=(4,)",
     ]
     small += ["--config.spec.stem_width=4", "--config.dataset=fake:8x8x3:10:128"]
-    arguments = ["train", f"--config={recipe}", *small, f"--workdir={tmp_path}/run"]
-    assert main(arguments) == 0
+    arguments = [f"--config={recipe}", *small, f"--workdir={tmp_path}/run"]
+    assert run_train(*arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["examples_per_second"] > 0
     assert (results["train_examples"], results["test_examples"], results["steps"]) == (128, 16, 4)
