@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.task import Task
-from resflax.data.crops import centre_box, inception_box, resized
+from resflax.data.crops import centre_box, crop_and_resize, inception_box
 from resflax.data.decode import decode
 
 Pixels = np.ndarray
@@ -114,7 +114,7 @@ def decoded(name: str, what: str, data: bytes, number: int, size: int) -> Pixels
         return np.asarray(image)
     if isinstance(image, Image.Image):
         return _cut(image, _box(what, number, image.height, image.width), size)
-    return resized(image, _box(what, number, *image.shape[:2]), size)
+    return crop_and_resize(image, _box(what, number, *image.shape[:2]), size)
 
 
 def psnr(one: Pixels, other: Pixels) -> float:

@@ -58,11 +58,11 @@ class Resflax(Loading):
 
     def batches(self, workers: int) -> Iterator[Any]:
         """See `Loading`."""
-        from resflax.data import load_dataset, stream_train_batches
+        from resflax.data import load_dataset, train_batches
 
         stream = load_dataset(self.dataset, image_size=self.task.size).train
         order = {"seed": self.task.seed, "batch_size": self.task.batch}
-        return stream_train_batches(stream, **order, start=0, stop=ENDLESS, workers=workers)
+        return train_batches(stream, **order, start=0, stop=ENDLESS, num_workers=workers)
 
 
 class Crops:
