@@ -1,7 +1,7 @@
-"""One contender in a process of its own: `python -m benchmarks.worker`, driven through its stdin.
+"""Worker process that runs one implementation: `python -m benchmarks.worker`.
 
-Each line in is a JSON object with a key "do"; each line out answers it. Between two lines the
-process waits for input, so that it takes nothing from the contender whose turn it is.
+Each line on stdin is a JSON object with the key "command"; each line on stdout is the result.
+Between commands the process blocks on stdin, so that it uses no CPU time while others are timed.
 """
 
 import importlib
@@ -12,16 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import resflax
 from benchmarks.machine import cpu_seconds
-from benchmarks.peers import CONTENDERS, METERS
+from benchmarks.peers import AUXILIARY, IMPLEMENTATIONS
 from benchmarks.task import Task
 from benchmarks.weights import make_weights
 
 CHECKED_STEPS = 2
 
 
-def peak_resident() -> int | None:
-    """The most memory that this process has held, in bytes, since it began or was last reset."""
+def peak_resident_bytes() -> int | None:
+    """Returns the process's peak resident memory since its start or `reset_peak_resident`."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -31,8 +32,8 @@ def peak_resident() -> int | None:
     return None  # not Linux
 
 
-def reset_peak() -> bool:
-    """Lets `peak_resident` begin anew; whether the kernel allows it."""
+def reset_peak_resident() -> bool:
+    """Resets the peak resident memory; returns whether the kernel supports it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -41,110 +42,120 @@ def reset_peak() -> bool:
 
 
 class Session:
-    """The commands, as methods; each returns what is sent back."""
+    """The worker's commands. Each public method is a command and returns its result."""
 
-    run: Any  # a `Run`, or `Parts`
+    model: Any  # a `BenchmarkModel` or a `CaseSet`
 
-    def start(self, contender: str, task: dict[str, Any], mode: str) -> dict[str, Any]:
-        """Makes the contender ready to be loaded; compiles nothing yet."""
-        row = (CONTENDERS | METERS)[contender]
+    def start(self, implementation: str, task: dict[str, Any], mode: str) -> dict[str, Any]:
+        """Makes the implementation without loading weights or compiling."""
+        row = (IMPLEMENTATIONS | AUXILIARY)[implementation]
         self.task, self.mode = Task(**task), mode
         module = importlib.import_module(f"benchmarks.peers.{row.module}")
-        self.run = module.make(self.task, **row.options)
-        known = {key: getattr(self.run, key, None) for key in ("dtype", "side")}  # of the GEMM
-        return {"platform": self.run.platform, "library": self.run.library, **known}
+        self.model = module.make(self.task, **row.options)
+        gemm = {key: getattr(self.model, key, None) for key in ("dtype", "side")}
+        return {"platform": self.model.platform, "library": self.model.library, **gemm}
 
     def load(self) -> dict[str, Any]:
-        """Takes the task's weights."""
-        self.run.load(make_weights(self.task))
+        """Loads the task's weights."""
+        self.model.load(make_weights(self.task))
         return {}
 
     def check(self) -> dict[str, list[float]]:
-        """What is compared before anything is timed: logits and, for a step, losses."""
+        """Returns the outputs to compare: the logits and, in mode "step", the first losses."""
         self.load()
-        answers = {"logits": self.run.host(self.run.forward()).ravel().tolist()}
+        outputs = {"logits": self.model.to_numpy(self.model.forward()).ravel().tolist()}
         if self.mode == "step":
-            losses = [self.run.step() for _ in range(CHECKED_STEPS)]
-            answers["losses"] = [float(self.run.host(loss)) for loss in losses]
+            losses = [self.model.step() for _ in range(CHECKED_STEPS)]
+            outputs["losses"] = [float(self.model.to_numpy(loss)) for loss in losses]
             self.load()
-        return answers
+        return outputs
 
-    def burst(self, calls: int) -> dict[str, float]:
-        """Seconds that `calls` steps or forward passes take together, and how many they were."""
-        run, result = self.run, None
-        call = run.forward if self.mode == "inference" else run.step
-        began = time.perf_counter()
+    def time_calls(self, calls: int) -> dict[str, float]:
+        """Times `calls` consecutive training steps or forward passes.
+
+        Steps are awaited together at the end. Forward passes are awaited one by one, as by a user
+        who needs each prediction.
+        """
+        model, result = self.model, None
+        call = model.forward if self.mode == "inference" else model.step
+        start = time.perf_counter()
         for _ in range(calls):
             result = call()
-            if self.mode == "inference":  # whoever asks waits for the answer
-                run.wait(result)
-        run.wait(result)
-        return {"calls": calls, "seconds": time.perf_counter() - began}
+            if self.mode == "inference":
+                model.wait(result)
+        model.wait(result)
+        return {"calls": calls, "seconds": time.perf_counter() - start}
 
-    def warm(self, seconds: float) -> dict[str, float]:
-        """Calls until `seconds` are over, at least three times; seconds of the fastest call.
+    def warm_up(self, seconds: float) -> dict[str, float]:
+        """Calls for `seconds`, at least 3 times; returns the times of the fastest and first call.
 
-        At least twelve times, if that takes no longer than thirty times `seconds`: glibc's heap
-        needs some steps to settle.
+        Makes at least 12 calls if they take no longer than `30 * seconds`, because glibc's heap
+        reaches its final size only after several steps.
         """
-        began = time.perf_counter()
-        times = [self.burst(1)["seconds"] for _ in range(3)]
-        while (took := time.perf_counter() - began) < 30 * seconds and (
-            took < seconds or len(times) < 12
+        start = time.perf_counter()
+        times = [self.time_calls(1)["seconds"] for _ in range(3)]
+        while (elapsed := time.perf_counter() - start) < 30 * seconds and (
+            elapsed < seconds or len(times) < 12
         ):
-            times.append(self.burst(1)["seconds"])
+            times.append(self.time_calls(1)["seconds"])
         return {"fastest": min(times), "first": times[0], "calls": len(times)}
 
-    def folder(self, dataset: str) -> dict[str, int]:
-        """Takes a folder of images; how many of them one call of a part takes."""
-        self.run.folder(dataset)
-        return {"images": self.run.images}
+    def set_dataset(self, dataset: str) -> dict[str, int]:
+        """Loads a dataset; returns the number of images per call of a case."""
+        self.model.set_dataset(dataset)
+        return {"images": self.model.images}
 
     def compare(self, name: str) -> dict[str, float | None]:
-        """How a decoder's pixels differ."""
-        return self.run.compare(name)
+        """Compares the pixels of a decoder with resflax's."""
+        return self.model.compare(name)
 
-    def stretch(self, part: str, seconds: float) -> dict[str, float | None]:
-        """Calls of a part until `seconds` are over: what they took, of processors as well."""
-        run, calls, result = self.run, 0, None
-        with run.opened(part) as call:
-            blocked, busy, began = run.blocked, cpu_seconds(os.getpid()), time.perf_counter()
-            while not calls or time.perf_counter() - began < seconds:
+    def time_case(self, case: str, seconds: float) -> dict[str, float | None]:
+        """Calls a case for `seconds`; returns calls, wall time, CPU time and time blocked."""
+        model, calls, result = self.model, 0, None
+        with model.open(case) as call:
+            blocked, cpu_start, start = model.blocked, cpu_seconds(os.getpid()), time.perf_counter()
+            while not calls or time.perf_counter() - start < seconds:
                 result = call()
                 calls += 1
-            run.wait(result)
-            took, end = time.perf_counter() - began, cpu_seconds(os.getpid())
+            model.wait(result)
+            elapsed, cpu_end = time.perf_counter() - start, cpu_seconds(os.getpid())
             return {
                 "calls": calls,
-                "seconds": took,
-                "cpu_seconds": None if busy is None or end is None else end - busy,
-                "blocked_seconds": run.blocked - blocked,
+                "seconds": elapsed,
+                "cpu_seconds": (
+                    None if cpu_start is None or cpu_end is None else cpu_end - cpu_start
+                ),
+                "blocked_seconds": model.blocked - blocked,
             }
 
     def compile(self) -> dict[str, float]:
-        """Times the making of the training step."""
+        """Times the compilation of the training step."""
         self.load()
-        return self.run.compile()
+        return self.model.compile()
 
-    def reset(self) -> dict[str, bool]:
-        """From here on peaks are of what comes."""
-        return {"reset": reset_peak()}
+    def reset_peak_memory(self) -> dict[str, bool]:
+        """Resets the peak reported by `memory`."""
+        return {"reset": reset_peak_resident()}
 
     def memory(self) -> dict[str, int | None]:
-        """Peaks, in bytes."""
-        return {"peak_resident_bytes": peak_resident(), "device_bytes": self.run.device_bytes()}
+        """Returns peak memory in bytes."""
+        return {
+            "peak_resident_bytes": peak_resident_bytes(),
+            "peak_device_bytes": self.model.peak_device_bytes(),
+        }
 
 
 def main() -> None:
-    """Answers until stdin closes."""
-    # Libraries print; what they print must not look like an answer.
-    answers = os.fdopen(os.dup(1), "w")
+    """Runs commands until stdin closes."""
+    resflax.tune_malloc()  # for all implementations alike
+    # Libraries print to stdout, which must only contain results: it becomes stderr for them.
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     session = Session()
     for line in sys.stdin:
         request = json.loads(line)
-        answer = getattr(session, request.pop("do"))(**request)
-        print(json.dumps(answer), file=answers, flush=True)
+        result = getattr(session, request.pop("command"))(**request)
+        print(json.dumps(result), file=results, flush=True)
 
 
 if __name__ == "__main__":
