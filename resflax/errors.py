@@ -1,4 +1,4 @@
-"""The one error that users cause and users can mend."""
+"""Errors that the user can fix, and how the command line reports them."""
 
 import argparse
 import difflib
@@ -7,11 +7,11 @@ from typing import NoReturn
 
 
 class UserError(ValueError):
-    """A bad name, value or place: one line that says what was found and what would be right."""
+    """Invalid name, value or path. One line: what was given, what is valid, what to do."""
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
-    """An error for a `name` that is not among the `known` ones, listing the nearest of them.
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """Returns the error for a `name` that is not in `known`, with the closest valid names.
 
     >>> print(unknown("shortcut", "b", ["A", "B", "C", "none"]))
     unknown shortcut 'b': expected one of A, B, C, none
@@ -20,16 +20,16 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """
     known = list(known)
     if len(known) <= 8:
-        return UserError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
-    # The nearest even if none is near: a user who is lost wants names.
-    near = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
-    near = near or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
-    return UserError(f"unknown {what} {name!r}: did you mean {', '.join(near)}?")
+        return UserError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+    # Some names even if none is similar: the user needs to see what names look like.
+    similar = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
+    similar = similar or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
+    return UserError(f"unknown {kind} {name!r}: did you mean {', '.join(similar)}?")
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse's, for which what it cannot understand is a `UserError`."""
+    """`argparse.ArgumentParser` that raises `UserError` instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError`."""
-        raise UserError(f"{message} (--help tells what there is)")
+        raise UserError(f"{message} (see --help)")

@@ -1,26 +1,60 @@
-"""How files are written, and put out of the way."""
+"""Atomic writes, quarantine of corrupt files, and disk errors as one line."""
 
+import contextlib
+import errno
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from resflax.errors import UserError
+
+# Errors of the disk or its permissions. Libraries quote their text inside longer messages.
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: whoever reads it never sees a part.
+    """Writes a file atomically: readers see the old content or the new, never a part.
 
-    Not after the power failed either: a name must not be on disk before what it names.
+    The data is flushed to disk before the rename, so this also holds after a power failure.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def quarantine(path: Path, folder: Path) -> Path:
-    """Moves a file or folder into `folder`; where it lies now, under a name that was free."""
+    """Moves a corrupt file or directory into `folder`, under an unused name, which it returns."""
     folder.mkdir(exist_ok=True)
-    place, n = folder / path.name, 1
-    while place.exists():
-        place, n = folder / f"{path.name}-{n}", n + 1
-    return path.rename(place)
+    target, number = folder / path.name, 1
+    while target.exists():
+        target, number = folder / f"{path.name}-{number}", number + 1
+    return path.rename(target)
+
+
+@contextlib.contextmanager
+def disk_errors_as_user_error(
+    what: str, advice: Callable[[], str], *, errors: tuple[type[Exception], ...] = (OSError,)
+) -> Iterator[None]:
+    """Turns errors while reading or writing files into a `UserError` of one line.
+
+    Args:
+      what: the failed operation, as "workdir runs/a cannot be written".
+      advice: returns what to do, when the error happens.
+      errors: types to convert. Orbax and TensorStore raise `ValueError` and `RuntimeError` too.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as e:
+        text = str(e)
+        known = [os.strerror(code) for code in DISK_ERRNOS if os.strerror(code) in text]
+        reason = known[0] if known else getattr(e, "strerror", None) or " ".join(text.split())[:200]
+        raise UserError(f"{what}: {reason}: {advice()}") from e

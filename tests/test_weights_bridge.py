@@ -1,4 +1,4 @@
-"""State dicts of torch to variables and back: which names, all of them or an error, every bit."""
+"""Torch state dicts to variables and back: names, strict errors, exact values."""
 
 import re
 
@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from resflax import UserError
 from resflax.nn import Spec, stack_params
 from resflax.weights import from_torch, replace_head, to_torch
-from resflax.weights.bridge import flatten, is_flat, shapes_of, unflatten
+from resflax.weights.bridge import flatten, is_flat, unflatten, variable_shapes
 from resflax.weights.layouts import LAYOUTS, default_layout
 from resflax.zoo import create_model, get_spec
 
 SMALL = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8, "num_classes": 5}
 BASIC = Spec(**SMALL, block="basic", stem="cifar", shortcut="B")
 ALL = {*LAYOUTS}
-# For each of them the layouts that have names for its parts.
+# Specs, each with the layouts that can name its modules.
 SPECS = {
     "cifar": (BASIC, ALL),
     "option A": (BASIC.override(shortcut="A"), ALL),
@@ -34,39 +34,39 @@ every_spec = pytest.mark.parametrize(("spec", "layouts"), SPECS.values(), ids=SP
 
 
 def variables_of(spec, seed=0):
-    return randomised(shapes_of(spec), seed)
+    return randomised(variable_shapes(spec), seed)
 
 
-def assert_same(found, expected):
-    found, expected = (traverse_util.flatten_dict(tree) for tree in (found, expected))
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    actual, expected = (traverse_util.flatten_dict(tree) for tree in (actual, expected))
+    assert actual.keys() == expected.keys()
     for path, array in expected.items():
-        other = np.asarray(found[path])
-        assert (other.dtype, other.shape) == (np.asarray(array).dtype, array.shape)
-        assert other.tobytes() == np.asarray(array).tobytes()
+        value = np.asarray(actual[path])
+        assert (value.dtype, value.shape) == (np.asarray(array).dtype, array.shape)
+        assert value.tobytes() == np.asarray(array).tobytes()
 
 
-def norms(*places):
+def norms(*modules):
     leaves = ("weight", "bias", "running_mean", "running_var")
-    return {f"{place}.{leaf}" for place in places for leaf in leaves}
+    return {f"{module}.{leaf}" for module in modules for leaf in leaves}
 
 
-def test_the_names_of_each_layout_are_those_that_others_publish():
+def test_layout_names_match_published_state_dicts():
     variables = variables_of(BASIC)
-    found = {layout: {*to_torch(BASIC, variables, layout=layout)} for layout in LAYOUTS}
+    names = {layout: {*to_torch(BASIC, variables, layout=layout)} for layout in LAYOUTS}
     blocks = ("layer1.0", "layer2.0", "layer2.1")
     convs = {f"{block}.conv{i}.weight" for block in blocks for i in (1, 2)}
     common = (
         {"conv1.weight"} | convs | norms("bn1", *(f"{b}.bn{i}" for b in blocks for i in (1, 2)))
     )
-    assert found["cifar"] == (
+    assert names["cifar"] == (
         common | {"linear.weight", "linear.bias", "layer2.0.shortcut.0.weight"}
         | norms("layer2.0.shortcut.1")
     )  # fmt: skip
     timm = common | {"fc.weight", "fc.bias", "layer2.0.downsample.0.weight"}
     timm |= norms("layer2.0.downsample.1")
     counts = {k.replace("running_mean", "num_batches_tracked") for k in timm if "_mean" in k}
-    assert found["timm"] == timm | counts
+    assert names["timm"] == timm | counts
     assert {
         "resnet.embedder.embedder.convolution.weight",
         "resnet.embedder.embedder.normalization.running_var",
@@ -75,11 +75,11 @@ def test_the_names_of_each_layout_are_those_that_others_publish():
         "resnet.encoder.stages.1.layers.1.layer.1.convolution.weight",
         "resnet.encoder.stages.0.layers.0.layer.0.normalization.weight",
         "classifier.1.bias",
-    } <= found["huggingface"]
+    } <= names["huggingface"]
 
 
 @every_spec
-def test_every_layout_is_recognised_and_leads_back_bit_for_bit(spec, layouts):
+def test_every_layout_is_detected_and_round_trips_exactly(spec, layouts):
     variables = variables_of(spec)
     for layout in layouts:
         state = to_torch(spec, variables, layout=layout)
@@ -93,29 +93,29 @@ def test_every_layout_is_recognised_and_leads_back_bit_for_bit(spec, layouts):
 
 
 @every_spec
-def test_a_layout_without_names_for_a_part_says_so(spec, layouts):
+def test_layout_without_names_for_a_module_is_rejected(spec, layouts):
     for layout in LAYOUTS.keys() - layouts:
-        with pytest.raises(UserError, match=f"layout '{layout}' has no names for the parts of"):
+        with pytest.raises(UserError, match=f"layout '{layout}' has no names for some modules of"):
             to_torch(spec, variables_of(spec), layout=layout)
     with pytest.raises(UserError, match="unknown layout 'keras': expected one of timm, timm_v2"):
         to_torch(spec, variables_of(spec), layout="keras")
 
 
-def test_a_network_that_no_layout_names_is_flattened_but_never_torchs():
+def test_network_without_a_layout_has_no_torch_names():
     spec = Spec(**SMALL, preact=True, attention="se")
     variables = variables_of(spec)
-    with pytest.raises(UserError, match="no layout has names for all parts"):
+    with pytest.raises(UserError, match="no layout has names for all modules"):
         from_torch(spec, {"conv1.weight": np.ones(3)})
     with pytest.raises(UserError, match="layout 'timm_v2' has no names"):
         to_torch(spec, variables)
     assert_same(unflatten(spec, flatten(variables)), variables)
 
 
-def test_a_kernel_is_transposed_and_nothing_else():
+def test_only_kernels_are_transposed():
     state = to_torch(BASIC, variables_of(BASIC))
     params = from_torch(BASIC, state)["params"]
-    kernel, theirs = params["stem_conv"]["kernel"], state["conv1.weight"]
-    assert kernel[2, 0, 1, 7] == theirs[7, 1, 2, 0]
+    kernel, torch_kernel = params["stem_conv"]["kernel"], state["conv1.weight"]
+    assert kernel[2, 0, 1, 7] == torch_kernel[7, 1, 2, 0]
     assert params["head"]["kernel"][3, 4] == state["linear.weight"][4, 3]
     assert (params["stem_norm"]["scale"] == state["bn1.weight"]).all()
 
@@ -125,40 +125,44 @@ STATE = to_torch(BASIC, variables_of(BASIC))
 
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_one_error_lists_everything_that_is_missing_left_over_and_of_another_shape(data):
+def test_one_error_lists_all_missing_unexpected_and_wrong_shapes(data):
     keys = sorted(STATE)
-    lost = data.draw(st.sets(st.sampled_from(keys), max_size=6))
-    bent = data.draw(st.sets(st.sampled_from([k for k in keys if k not in lost]), max_size=4))
+    missing = data.draw(st.sets(st.sampled_from(keys), max_size=6))
+    reshaped = data.draw(
+        st.sets(st.sampled_from([k for k in keys if k not in missing]), max_size=4)
+    )
     extra = data.draw(st.sets(st.text("abc.", min_size=1, max_size=9), max_size=3))
-    state = {key: array[None] if key in bent else array for key, array in STATE.items()}
-    state = {key: array for key, array in state.items() if key not in lost}
+    state = {key: array[None] if key in reshaped else array for key, array in STATE.items()}
+    state = {key: array for key, array in state.items() if key not in missing}
     state |= {key: np.zeros(1) for key in extra}
-    if not lost | bent | extra:
+    if not missing | reshaped | extra:
         assert_same(from_torch(BASIC, state), variables_of(BASIC))
         return
     with pytest.raises(UserError) as e:
         from_torch(BASIC, state)
     message = str(e.value)
-    assert message.startswith("this is no state dict of this spec: ")
-    faults = message.split(": ", 1)[1].split("; ")
-    expected = [f"missing {key}" for key in lost] + [f"left over {key}" for key in extra]
-    expected += [f"{k} is {(1, *STATE[k].shape)}, expected {STATE[k].shape}" for k in bent]
-    assert sorted(faults) == sorted(expected)
+    assert message.startswith("not a state dict of this spec: ")
+    errors = message.split(": ", 1)[1].split("; ")
+    expected = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in extra]
+    expected += [
+        f"{k} has shape {(1, *STATE[k].shape)}, expected {STATE[k].shape}" for k in reshaped
+    ]
+    assert sorted(errors) == sorted(expected)
 
 
-def test_the_error_names_the_network_and_one_line_holds_it():
+def test_error_names_the_network_in_one_line():
     state = to_torch("cifar_resnet8", variables_of(get_spec("cifar_resnet8")))
     state["linear.bias"] = np.zeros(3, np.float32)
     del state["bn1.weight"]
     with pytest.raises(UserError) as e:
         from_torch("cifar_resnet8", state)
     assert str(e.value) == (
-        "this is no state dict of cifar_resnet8:"
-        " missing bn1.weight; linear.bias is (3,), expected (10,)"
+        "not a state dict of cifar_resnet8:"
+        " missing bn1.weight; linear.bias has shape (3,), expected (10,)"
     )
 
 
-def test_counts_of_batches_may_be_missing_and_are_kept_where_they_count():
+def test_batch_counts_are_optional_and_kept_if_nonzero():
     spec = SPECS["bottleneck"][0]
     variables = variables_of(spec)
     state = to_torch(spec, variables)
@@ -168,20 +172,22 @@ def test_counts_of_batches_may_be_missing_and_are_kept_where_they_count():
     without = {key: array for key, array in state.items() if key not in counts}
     assert from_torch(spec, without).keys() == {"params", "batch_stats"}
     counted = state | {key: np.array(2**40 + i) for i, key in enumerate(sorted(counts))}
-    found = from_torch(spec, counted)
+    variables = from_torch(spec, counted)
     assert sorted(counts)[0] == "bn1.num_batches_tracked"
-    assert found["num_batches_tracked"]["stem_norm"]["count"] == 2**40
-    back = to_torch(spec, found)
+    assert variables["num_batches_tracked"]["stem_norm"]["count"] == 2**40
+    back = to_torch(spec, variables)
     assert back.keys() == counted.keys()
     assert all((back[key] == counted[key]).all() for key in counted)
-    flat = to_torch(spec, unflatten(spec, flatten(found)))
+    flat = to_torch(spec, unflatten(spec, flatten(variables)))
     assert all(flat[key].shape == () and flat[key] == counted[key] for key in counts)
 
 
-def test_overrides_are_those_of_create_model():
+def test_overrides_are_fields_of_the_spec():
     state = to_torch("cifar_resnet8", variables_of(get_spec("cifar_resnet8")))
     state["linear.weight"], state["linear.bias"] = np.ones((7, 64)), np.ones(7)
-    with pytest.raises(UserError, match=re.escape("linear.weight is (7, 64), expected (10, 64)")):
+    with pytest.raises(
+        UserError, match=re.escape("linear.weight has shape (7, 64), expected (10, 64)")
+    ):
         from_torch("cifar_resnet8", state)
     variables = from_torch("cifar_resnet8", state, num_classes=7)
     assert variables["params"]["head"]["kernel"].shape == (64, 7)
@@ -192,17 +198,17 @@ def test_overrides_are_those_of_create_model():
     assert "head" not in from_torch("cifar_resnet8", headless, num_classes=0)["params"]
 
 
-def test_images_may_have_any_number_of_channels():
-    variables = randomised(shapes_of(BASIC, 1))
+def test_any_number_of_channels_is_supported():
+    variables = randomised(variable_shapes(BASIC, 1))
     state = to_torch(BASIC, variables)
     assert state["conv1.weight"].shape == (8, 1, 3, 3)
     assert_same(from_torch(BASIC, state, channels=1), variables)
-    with pytest.raises(UserError, match=re.escape("conv1.weight is (8, 1, 3, 3), expected (8, 3")):
+    with pytest.raises(UserError, match=re.escape("conv1.weight has shape (8, 1, 3, 3), expec")):
         from_torch(BASIC, state)
 
 
 @every_spec
-def test_stacked_variables_are_taken_as_well(spec, layouts):
+def test_stacked_variables_are_accepted(spec, layouts):
     spec = spec.override(depths=(1, 3))
     variables = variables_of(spec)
     stacked = stack_params(variables)
@@ -212,9 +218,9 @@ def test_stacked_variables_are_taken_as_well(spec, layouts):
 
 
 @every_spec
-def test_flat_names_lead_back_bit_for_bit(spec, layouts):
+def test_flatten_round_trip_is_exact(spec, layouts):
     flat = flatten(variables_of(spec))
-    assert flat.keys() == {"/".join(p) for p in traverse_util.flatten_dict(shapes_of(spec))}
+    assert flat.keys() == {"/".join(p) for p in traverse_util.flatten_dict(variable_shapes(spec))}
     assert is_flat(flat)
     assert not is_flat(to_torch(spec, variables_of(spec)))
     assert_same(unflatten(spec, flat), variables_of(spec))
@@ -222,35 +228,37 @@ def test_flat_names_lead_back_bit_for_bit(spec, layouts):
     flat["params/other"] = flat["params/head/kernel"] = np.zeros((2, 2))
     with pytest.raises(UserError) as e:
         unflatten(spec, flat)
-    assert "missing params/head/bias; left over params/other; params/head/kernel is (2, 2)" in str(
-        e
+    expected = (
+        "missing params/head/bias; unexpected params/other; params/head/kernel has shape (2, 2)"
     )
+    assert expected in str(e.value)
 
 
-def test_variables_of_another_network_are_refused():
+def test_variables_of_another_network_are_rejected():
     variables = variables_of(BASIC)
-    with pytest.raises(UserError, match="these are no variables of cifar_resnet8: missing batch"):
+    with pytest.raises(UserError, match="not variables of cifar_resnet8: missing batch"):
         to_torch("cifar_resnet8", variables)
     with pytest.raises(UserError, match="missing batch_stats/stem_norm/mean"):
         to_torch(BASIC, {"params": variables["params"]})
 
 
-def test_a_new_head_changes_the_head_alone():
+def test_replace_head_changes_only_the_head():
     variables = variables_of(BASIC)
-    kept = jax.tree.map(lambda x: x.copy(), variables)
-    found = replace_head(variables, 9, seed=1)
-    head = found["params"]["head"]
+    original = jax.tree.map(lambda x: x.copy(), variables)
+    replaced = replace_head(variables, 9, seed=1)
+    head = replaced["params"]["head"]
     assert (head["kernel"].shape, head["bias"].shape) == ((16, 9), (9,))
     assert {array.dtype for array in head.values()} == {np.dtype(np.float32)}
     assert np.unique(head["kernel"]).size > 100
     assert not head["bias"].any()
-    assert_same(variables, kept)
-    assert_same({**found, "params": {**found["params"], "head": kept["params"]["head"]}}, kept)
+    assert_same(variables, original)
+    old_head = original["params"]["head"]
+    assert_same({**replaced, "params": {**replaced["params"], "head": old_head}}, original)
     other = replace_head(variables, 9, seed=2)["params"]["head"]
     assert (head["kernel"] != other["kernel"]).all()
 
 
-def test_a_net_that_scans_by_default_gets_its_variables_stacked():
+def test_from_torch_stacks_variables_of_a_scanned_model():
     name = "cifar_resnet110"
     flat = variables_of(get_spec(name))
     state_dict = to_torch(name, flat)

@@ -1,4 +1,4 @@
-"""The commands convert and predict, by what they print and write."""
+"""The commands `convert` and `predict`."""
 
 import json
 import re
@@ -7,110 +7,111 @@ import sys
 import numpy as np
 import pytest
 from helpers.networks import apply, randomised
-from make_parity import drawn
+from helpers.parity_inputs import draw_array
+from helpers.weight_files import TIMM, assert_same
 from PIL import Image
-from test_weights_cards import TIMM
-from test_weights_files import assert_same
 
 from resflax import UserError
 from resflax.cli.weights import convert_main, predict_main
-from resflax.weights import Preprocess, from_torch, load, load_pretrained, save, to_torch
-from resflax.weights.bridge import flatten, shapes_of
+from resflax.weights import Preprocess, from_torch, load_file, load_pretrained, save_file, to_torch
+from resflax.weights.bridge import flatten, variable_shapes
 from resflax.zoo import get_spec
 
 SPEC = get_spec("cifar_resnet8")
 
 
-def state_of(spec=SPEC, layout=None, **kind):
-    state = to_torch(spec, randomised(shapes_of(spec, **kind)), layout=layout)
+def state_of(spec=SPEC, layout=None, channels=3):
+    variables = randomised(variable_shapes(spec, channels))
+    state = to_torch(spec, variables, layout=layout)
     return {
-        key: np.array(7) if array.dtype == np.int64 else drawn(key, array.shape)
+        key: np.array(7) if array.dtype == np.int64 else draw_array(key, array.shape)
         for key, array in state.items()
     }
 
 
 @pytest.mark.parametrize("layout", ["timm", "cifar", "huggingface"])
-def test_convert_there_and_back_is_the_same_file_bit_for_bit(tmp_path, capsys, layout):
+def test_convert_round_trip_is_exact(tmp_path, capsys, layout):
     state = state_of(layout=layout)
-    paths = [str(tmp_path / f"{name}.safetensors") for name in ("theirs", "ours", "again")]
-    save(paths[0], state)
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("torch", "flax", "back")]
+    save_file(paths[0], state)
     convert_main([*paths[:2], "--model", "cifar_resnet8"])
     convert_main([*paths[1:], "--model", "cifar_resnet8", "--layout", layout])
     first, second = capsys.readouterr().out.splitlines()
-    assert_same(load(paths[1]), flatten(from_torch(SPEC, state)))
-    assert_same(load(paths[2]), state)
+    assert_same(load_file(paths[1]), flatten(from_torch(SPEC, state)))
+    assert_same(load_file(paths[2]), state)
     assert first == (
-        f"wrote {paths[1]}: {len(load(paths[1]))} arrays, 75,290 parameters, names: flax"
+        f"wrote {paths[1]}: {len(load_file(paths[1]))} arrays, 75,290 parameters, names: flax"
     )
     assert second.endswith(f"{len(state)} arrays, 75,290 parameters, names: {layout}")
 
 
-def test_convert_by_default_goes_to_the_other_side_and_takes_the_classes_of_the_file(tmp_path):
+def test_convert_defaults_to_the_opposite_layout(tmp_path):
     spec = SPEC.override(num_classes=3)
-    save(tmp_path / "a.safetensors", state_of(spec, channels=1))
-    ours, theirs = (str(tmp_path / f"{name}.safetensors") for name in ("ours", "theirs"))
-    convert_main([str(tmp_path / "a.safetensors"), ours, "--model", "cifar_resnet8"])
-    convert_main([ours, theirs, "--model", "cifar_resnet8"])
-    assert_same(load(theirs), state_of(spec, channels=1))
+    save_file(tmp_path / "a.safetensors", state_of(spec, channels=1))
+    flax, torch = (str(tmp_path / f"{name}.safetensors") for name in ("flax", "torch"))
+    convert_main([str(tmp_path / "a.safetensors"), flax, "--model", "cifar_resnet8"])
+    convert_main([flax, torch, "--model", "cifar_resnet8"])
+    assert_same(load_file(torch), state_of(spec, channels=1))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A network in timm's layout beside timm's config, and an image."""
-    place = tmp_path_factory.mktemp("commands")
+    """A folder with a network in timm's layout, its config, and an image."""
+    path = tmp_path_factory.mktemp("commands")
     config = {**TIMM, "architecture": "cifar_resnet8", "label_names": [*"abcdefg"]}
     config["pretrained_cfg"] = TIMM["pretrained_cfg"] | {"input_size": [3, 32, 32]}
-    (place / "config.json").write_text(json.dumps(config))
-    save(place / "model.safetensors", state_of(SPEC.override(num_classes=7), "timm"))
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(path / "model.safetensors", state_of(SPEC.override(num_classes=7), "timm"))
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(place / "cat.png")
-    return place
+    Image.fromarray(pixels).save(path / "cat.png")
+    return path
 
 
-def test_convert_needs_no_name_where_a_config_tells_it(folder, tmp_path):
+def test_convert_finds_the_model_in_the_config(folder, tmp_path):
     convert_main([str(folder), str(tmp_path / "a.safetensors")])
     convert_main([str(folder / "model.safetensors"), str(tmp_path / "b.safetensors")])
     variables = load_pretrained(folder).variables
-    assert_same(load(tmp_path / "a.safetensors"), flatten(variables))
-    assert_same(load(tmp_path / "b.safetensors"), flatten(variables))
+    assert_same(load_file(tmp_path / "a.safetensors"), flatten(variables))
+    assert_same(load_file(tmp_path / "b.safetensors"), flatten(variables))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{0}/model.safetensors"], "the following arguments are required: OUT"),
-        (["{0}", "{1}/a.npz"], "a.npz: expected a name that ends in .safetensors or .pth"),
-        (["{0}/cat.png", "{1}/a.safetensors"], "cat.png is no file of weights"),
-        (["{1}/nothing", "{1}/a.safetensors"], "nothing, nor can a repository"),
+        (["{0}", "{1}/a.npz"], "a.npz: expected a name ending in .safetensors or .pth"),
+        (["{0}/cat.png", "{1}/a.safetensors"], "cat.png is not a weights file"),
+        (["{1}/nothing", "{1}/a.safetensors"], "nothing is neither a folder nor a Hub repository"),
         (["{0}", "{1}/a.safetensors", "--model", "resnet51"], "unknown model 'resnet51'"),
-        (["{0}", "{1}/a.safetensors", "--model", "resnet18"], "no state dict of this spec"),
+        (["{0}", "{1}/a.safetensors", "--model", "resnet18"], "not a state dict of this spec"),
         (["{0}", "{1}/a.safetensors", "--layout", "timm_v3"], "invalid choice: 'timm_v3'"),
         (["{0}", "{1}/no/a.safetensors"], "cannot write "),
     ],
 )
-def test_convert_refuses_in_one_line_and_writes_nothing(folder, tmp_path, arguments, message):
+def test_convert_errors_are_one_line_and_write_nothing(folder, tmp_path, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         convert_main([argument.format(folder, tmp_path) for argument in arguments])
     assert "\n" not in str(e.value)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_convert_without_a_name_for_a_lone_file_says_what_to_give(tmp_path):
-    save(tmp_path / "a.safetensors", state_of())
-    with pytest.raises(UserError, match="does not say which network it is: expected --model NAME"):
+def test_convert_of_a_single_file_needs_the_model_name(tmp_path):
+    save_file(tmp_path / "a.safetensors", state_of())
+    with pytest.raises(UserError, match=r"cannot tell which model .* \(--model NAME\)"):
         convert_main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
 
 
-def test_verify_measures_the_difference_to_pytorch(folder, tmp_path, capsys):
+def test_verify_reports_the_difference_to_pytorch(folder, tmp_path, capsys):
     pytest.importorskip("torch")
     convert_main([str(folder), str(tmp_path / "a.pth"), "--verify"])
-    said = capsys.readouterr().out
-    found = re.match(r"largest logit difference (\S+), (\S+) of the largest logit (\S+) \(", said)
-    assert 0 <= float(found[2]) < 1e-5
-    assert float(found[3]) > 0.01
+    output = capsys.readouterr().out
+    pattern = r"largest logit difference (\S+), (\S+) of the largest logit (\S+) \("
+    match = re.match(pattern, output)
+    assert 0 <= float(match[2]) < 1e-5
+    assert float(match[3]) > 0.01
 
 
-def test_verify_without_pytorch_says_what_to_install(folder, tmp_path, monkeypatch):
+def test_verify_without_torch_says_what_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="this comparison needs PyTorch: pip install torch"):
         convert_main([str(folder), str(tmp_path / "a.safetensors"), "--verify"])
@@ -120,9 +121,9 @@ def test_verify_without_pytorch_says_what_to_install(folder, tmp_path, monkeypat
 def expected_lines(folder, image, names):
     model, variables, preprocess = load_pretrained(folder)
     logits = np.asarray(apply(model, variables, preprocess(image)[None])[0], np.float64)
-    chances = np.exp(logits) / np.exp(logits).sum()
-    best = np.argsort(-chances)[:5]
-    return [str(image), *(f"  {chances[i]:7.2%}  {names[i]}" for i in best)]
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    best = np.argsort(-probabilities)[:5]
+    return [str(image), *(f"  {probabilities[i]:7.2%}  {names[i]}" for i in best)]
 
 
 def test_predict_prints_the_five_most_probable_classes(folder, tmp_path, capsys):
@@ -136,7 +137,7 @@ def test_predict_prints_the_five_most_probable_classes(folder, tmp_path, capsys)
 
 
 def test_predict_without_labels_numbers_the_classes(folder, tmp_path, capsys):
-    save(tmp_path / "a.safetensors", load(folder))
+    save_file(tmp_path / "a.safetensors", load_file(folder))
     weights = ["--weights", str(tmp_path / "a.safetensors"), "--model", "cifar_resnet8"]
     predict_main([str(folder / "cat.png"), *weights])
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -152,16 +153,16 @@ def test_predict_without_labels_numbers_the_classes(folder, tmp_path, capsys):
     [
         (["--weights", "{0}"], "the following arguments are required: IMAGE"),
         (["{0}/cat.png"], "the following arguments are required: --weights"),
-        (["{0}/dog.png", "--weights", "{0}"], "there is no image {0}/dog.png"),
-        (["{0}/config.json", "--weights", "{0}"], "config.json is no image that can be read"),
+        (["{0}/dog.png", "--weights", "{0}"], "image not found: {0}/dog.png"),
+        (["{0}/config.json", "--weights", "{0}"], "config.json is not a readable image"),
         (["{0}/cat.png", "--weights", "{0}", "--labels", "{0}/no"], "cannot read the labels in"),
         (
             ["{0}/cat.png", "--weights", "{0}", "--labels", "{0}/config.json"],
-            "there are 1 labels: expected 7, one for each class",
+            "got 1 labels: expected 7, one per class",
         ),
     ],
 )
-def test_predict_refuses_in_one_line(folder, arguments, message):
+def test_predict_errors_are_one_line(folder, arguments, message):
     with pytest.raises(UserError, match=re.escape(message.format(folder))) as e:
         predict_main([argument.format(folder) for argument in arguments])
     assert "\n" not in str(e.value)

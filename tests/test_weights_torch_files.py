@@ -1,4 +1,4 @@
-"""Files of torch's: the safe loader alone reads them."""
+"""Torch weights files, which only torch's safe loader reads."""
 
 import argparse
 import os
@@ -7,10 +7,10 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from test_weights_files import ARRAYS, assert_same, refused
+from helpers.weight_files import ARRAYS, assert_same, load_error
 
 from resflax import UserError
-from resflax.weights import load, save
+from resflax.weights import load_file, save_file
 
 torch = pytest.importorskip("torch")
 
@@ -34,13 +34,13 @@ EXPECTED = {
 }
 
 
-def write(path, held, form):
-    torch.save(held, path, _use_new_zipfile_serialization=FORMATS[form])
+def write(path, content, form):
+    torch.save(content, path, _use_new_zipfile_serialization=FORMATS[form])
     return path
 
 
 class Code:
-    """What unpickling would turn into a call: `os.mkdir(path)`."""
+    """Object whose unpickling calls `os.mkdir(path)`."""
 
     def __init__(self, path):
         self.path = path
@@ -50,26 +50,26 @@ class Code:
 
 
 @every_format
-def test_a_state_dict_comes_back_bit_for_bit(tmp_path, form):
-    assert_same(load(write(tmp_path / "a.pth", STATE, form)), EXPECTED)
+def test_state_dict_loads_exactly(tmp_path, form):
+    assert_same(load_file(write(tmp_path / "a.pth", STATE, form)), EXPECTED)
     write(tmp_path / "pytorch_model.bin", STATE, form)
-    assert_same(load(tmp_path), EXPECTED)
+    assert_same(load_file(tmp_path), EXPECTED)
 
 
-def test_what_is_saved_torch_loads(tmp_path):
+def test_saved_file_loads_in_torch(tmp_path):
     arrays = {name: array for name, array in ARRAYS.items() if name != "brain"}
     for end in (".pth", ".bin"):
-        save(tmp_path / f"a{end}", arrays)
-        found = torch.load(tmp_path / f"a{end}", weights_only=True)
-        assert_same({name: tensor.numpy() for name, tensor in found.items()}, arrays)
-        assert_same(load(tmp_path / f"a{end}"), arrays)
+        save_file(tmp_path / f"a{end}", arrays)
+        loaded = torch.load(tmp_path / f"a{end}", weights_only=True)
+        assert_same({name: tensor.numpy() for name, tensor in loaded.items()}, arrays)
+        assert_same(load_file(tmp_path / f"a{end}"), arrays)
     with pytest.raises(UserError, match="cannot write .*no folder"):
-        save(tmp_path / "no folder" / "a.pth", arrays)
+        save_file(tmp_path / "no folder" / "a.pth", arrays)
 
 
 @every_format
 @pytest.mark.parametrize(
-    ("held", "taken", "of"),
+    ("content", "key", "keys"),
     [
         ({"state_dict": 1, "epoch": 3}, "state_dict", "'state_dict', 'epoch'"),
         ({"model": 1}, "model", "'model'"),
@@ -77,74 +77,86 @@ def test_what_is_saved_torch_loads(tmp_path):
         ({"state_dict": 0, "model_ema": 1}, "model_ema", "'state_dict', 'model_ema'"),
     ],
 )
-def test_a_wrapped_state_dict_is_unwrapped_and_told(tmp_path, form, held, taken, of):
+def test_training_checkpoint_is_unwrapped_and_reported(tmp_path, form, content, key, keys):
     other = {"other": torch.ones(1)}
-    held = {k: (other, STATE)[v] if v in (0, 1) else v for k, v in held.items()}
-    told = []
-    path = write(tmp_path / "a.pth", held, form)
-    assert_same(load(path, tell=told.append), EXPECTED)
-    assert told == [f"{path}: took {taken!r} of {of}"]
+    content = {k: (other, STATE)[v] if v in (0, 1) else v for k, v in content.items()}
+    messages = []
+    path = write(tmp_path / "a.pth", content, form)
+    assert_same(load_file(path, report=messages.append), EXPECTED)
+    assert messages == [f"{path}: using {key!r} of the checkpoint's {keys}"]
 
 
-def test_it_is_told_on_stderr_and_a_bare_state_dict_says_nothing(tmp_path, capsys):
-    load(write(tmp_path / "a.pth", {"model": STATE}, "zip"))
-    assert capsys.readouterr() == ("", f"{tmp_path / 'a.pth'}: took 'model' of 'model'\n")
-    load(write(tmp_path / "a.pth", STATE, "zip"))
+def test_report_goes_to_stderr_for_training_checkpoints_only(tmp_path, capsys):
+    load_file(write(tmp_path / "a.pth", {"model": STATE}, "zip"))
+    assert capsys.readouterr() == (
+        "",
+        f"{tmp_path / 'a.pth'}: using 'model' of the checkpoint's 'model'\n",
+    )
+    load_file(write(tmp_path / "a.pth", STATE, "zip"))
     assert capsys.readouterr() == ("", "")
 
 
 @every_format
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("content", "message"),
     [
-        ([1, 2], "holds a list: expected names and arrays"),
-        (torch.ones(2), "holds a Tensor: expected names and arrays"),
-        ({}, "holds a dict: expected names and arrays"),
-        ({"a": torch.ones(2), "epoch": 5}, "is no state dict: epoch are no arrays"),
-        ({"net": {"a": torch.ones(2)}}, "is no state dict: net are no arrays"),
-        ({"a": torch.tensor([1, float("nan")])}, "not finite, in a: expected numbers"),
+        ([1, 2], "contains a list: expected a dict of arrays"),
+        (torch.ones(2), "contains a Tensor: expected a dict of arrays"),
+        ({}, "contains an empty dict: expected a dict of arrays"),
+        (
+            {"a": torch.ones(2), "epoch": 5},
+            "is not a state dict: expected arrays only, but these entries are not: epoch",
+        ),
+        (
+            {"net": {"a": torch.ones(2)}},
+            "is not a state dict: expected arrays only, but these entries are not: net",
+        ),
+        (
+            {"a": torch.tensor([1, float("nan")])},
+            "contains NaN or infinity in a: expected finite values",
+        ),
     ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, form, held, message):
-    assert message in refused(write(tmp_path / "a.pth", held, form))
+def test_other_content_is_rejected(tmp_path, form, content, message):
+    assert message in load_error(write(tmp_path / "a.pth", content, form))
 
 
 @every_format
-@pytest.mark.parametrize("place", ["alone", "beside", "inside"])
-def test_pickled_code_is_refused_and_never_run(tmp_path, form, place):
+@pytest.mark.parametrize("place", ["root", "sibling", "state dict"])
+def test_pickled_code_is_rejected_and_not_run(tmp_path, form, place):
     code = Code(tmp_path / "was run")
-    held = {
-        "alone": code,
-        "beside": {"state_dict": STATE, "x": code},
-        "inside": {**STATE, "": code},
+    contents = {
+        "root": code,
+        "sibling": {"state_dict": STATE, "x": code},
+        "state dict": {**STATE, "": code},
     }
-    path = write(tmp_path / "a.pth", held[place], form)
-    assert "pickled code, which is never run" in refused(path)
+    path = write(tmp_path / "a.pth", contents[place], form)
+    assert "pickled code, which is never run" in load_error(path)
     assert not code.path.exists()
-    torch.load(path, weights_only=False)  # where it is trusted, the code does run
+    torch.load(path, weights_only=False)  # the unsafe loader runs the code
     assert code.path.exists()
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_bare_pickle_is_refused_and_never_run(tmp_path, protocol):
-    for held in (Code(tmp_path / "was run"), argparse.Namespace(a=1)):
-        (tmp_path / "a.pth").write_bytes(pickle.dumps(held, protocol))
-        refused(tmp_path / "a.pth")
+def test_plain_pickle_is_rejected_and_not_run(tmp_path, protocol):
+    for content in (Code(tmp_path / "was run"), argparse.Namespace(a=1)):
+        (tmp_path / "a.pth").write_bytes(pickle.dumps(content, protocol))
+        load_error(tmp_path / "a.pth")
     assert not (tmp_path / "was run").exists()
 
 
 @every_format
-def test_a_file_cut_short_anywhere_is_refused(tmp_path, form):
+def test_file_truncated_at_any_length_is_rejected(tmp_path, form):
     data = write(tmp_path / "whole.pth", STATE, form).read_bytes()
     part = tmp_path / "part.pth"
     step = max(1, len(data) // 400)
     for length in range(0, len(data), step):
         part.write_bytes(data[:length])
-        message = refused(part)
-        assert "truncated or no checkpoint" in message or "no checkpoint of arrays" in message
+        message = load_error(part)
+        assert "truncated or not a checkpoint" in message or "not a checkpoint of plain" in message
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"<!DOCTYPE html>\n", b"PK\3\4" + bytes(99)])
-def test_noise_is_refused(tmp_path, data):
+def test_file_of_another_format_is_rejected(tmp_path, data):
     (tmp_path / "a.pth").write_bytes(data)
-    assert "no checkpoint" in refused(tmp_path / "a.pth")
+    assert "not a checkpoint" in load_error(tmp_path / "a.pth")

@@ -1,36 +1,44 @@
-"""Every network of timm's and torchvision's beside ours: logits, or the maps of all stages.
+"""Compares resflax with every timm and torchvision ResNet: logits, or all feature maps.
 
-Needs `pip install timm==1.0.31 torchvision==0.29.1`; from the root of the repository:
+Weights are not downloaded; they are drawn as for tests/parity.json. Seven very large networks are
+compared by names and shapes only. Prints for each network the largest difference divided by the
+largest value, and OK or BAD (1e-4 or more); exits with status 1 if any is BAD. Needs `pip install
+timm==1.0.31 torchvision==0.29.1`. From the root of the repository:
 
-    python tests/compare_timm.py                       # logits at 96x128 pixels (BiT: 128x160)
-    python tests/compare_timm.py --maps                # the maps of the stem and of every stage
-    python tests/compare_timm.py --output_stride=8     # dilated, logits at 64x96 pixels
-
-Nothing is downloaded: weights are drawn as for tests/parity.json. Of seven giants only names and
-shapes are compared. A line for each network, the largest difference over the largest value, and OK
-or BAD (1e-4); the exit status is 1 if one is BAD.
+    python tools/compare_timm.py                       # logits, 96x128 pixels (BiT: 128x160)
+    python tools/compare_timm.py --maps                # feature maps of the stem and each stage
+    python tools/compare_timm.py --output_stride=8     # dilated, logits, 64x96 pixels
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from make_parity import drawn
 
 from resflax import create_model, get_spec
 from resflax.weights import from_torch, to_torch
-from resflax.weights.bridge import shapes_of
-from resflax.weights.layouts import COUNT, default_layout, slots
+from resflax.weights.bridge import variable_shapes
+from resflax.weights.layouts import BATCH_COUNT, array_specs, default_layout
 
-GIANTS = {
+# The drawn weights are shared with the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from helpers.parity_inputs import draw_array
+
+TOLERANCE = 1e-4
+# Too large to run.
+SHAPES_ONLY = {
     *("resnetrs420", "resnext101_32x16d", "resnext101_32x32d"),
     *(f"resnetv2_{name}_bit" for name in ("50x3", "101x3", "152x2", "152x4")),
 }
 
 
-def names():
-    """(library, name) of all 111."""
+def network_names() -> Iterator[tuple[str, str]]:
+    """Yields (library, name) of all 111 networks."""
     import timm
     from timm.models import _registry
 
@@ -44,7 +52,8 @@ def names():
         yield "torchvision", f"wide_resnet{depth}_2"
 
 
-def make(library, name, **fields):
+def create_torch_model(library: str, name: str, **fields: Any) -> Any:
+    """Creates a torchvision or timm network in evaluation mode."""
     import timm
     import torchvision
 
@@ -53,64 +62,73 @@ def make(library, name, **fields):
     return timm.create_model(name, **fields).eval()
 
 
-def giant(library, name):
-    """Whether names and shapes are the same."""
+def same_shapes(library: str, name: str) -> bool:
+    """Returns whether names and shapes of all arrays are equal."""
     import torch
 
     with torch.device("meta"):
-        state = make(library, name).state_dict()
-    theirs = {key: tuple(x.shape) for key, x in state.items() if not key.endswith(COUNT)}
+        state = create_torch_model(library, name).state_dict()
+    expected = {key: tuple(x.shape) for key, x in state.items() if not key.endswith(BATCH_COUNT)}
     spec = get_spec(name)
-    ours = slots(default_layout(spec), spec, shapes_of(spec)) or []
-    return 0.0 if {slot.key: slot.shape for slot in ours} == theirs else 1.0
+    specs = array_specs(default_layout(spec), spec, variable_shapes(spec)) or []
+    return {s.key: s.shape for s in specs} == expected
 
 
-def difference(library, name, *, maps, fields):
-    """The largest difference over the largest value; the way back must be exact."""
+def relative_difference(library: str, name: str, *, maps: bool, fields: dict[str, Any]) -> float:
+    """Returns the largest difference of logits or feature maps, over the largest value.
+
+    Returns 1 if `to_torch` does not restore every array exactly.
+    """
     import torch
 
-    net = make(library, name, **fields)
-    weights = {key: drawn(key, tuple(x.shape)) for key, x in net.state_dict().items()}
+    net = create_torch_model(library, name, **fields)
+    weights = {key: draw_array(key, tuple(x.shape)) for key, x in net.state_dict().items()}
     net.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in weights.items()})
     side = 64 if fields else 128 if name.endswith("_bit") else 96
     x = np.random.default_rng(2015).standard_normal((1, 3, side, side + 32)).astype(np.float32)
     with torch.no_grad():
         images = torch.from_numpy(x)
-        forward = net.forward_intermediates if maps else net
-        theirs = forward(images, **({"intermediates_only": True} if maps else {}))
+        if maps:
+            expected = net.forward_intermediates(images, intermediates_only=True)
+        else:
+            expected = [net(images)]
     variables = from_torch(name, weights, **fields)
-    back = to_torch(name, variables, **fields)
-    if any(back[key].tobytes() != x.tobytes() for key, x in weights.items()):
+    restored = to_torch(name, variables, **fields)
+    if any(restored[key].tobytes() != array.tobytes() for key, array in weights.items()):
         return 1.0
     model = create_model(name, features_only=maps, **fields)
-    run = jax.jit(lambda v, x: model.apply(v, x, train=False))
-    ours = run(variables, x.transpose(0, 2, 3, 1))
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    outputs = apply(variables, x.transpose(0, 2, 3, 1))
     pairs = [
         (np.asarray(a), b.numpy().transpose(0, 2, 3, 1) if maps else b.numpy())
-        for a, b in zip(*((ours, theirs) if maps else ([ours], [theirs])), strict=True)
+        for a, b in zip(outputs if maps else [outputs], expected, strict=True)
     ]
-    return max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--maps", action="store_true")
-    parser.add_argument("--output_stride", type=int, choices=(8, 16))
+def main() -> int:
+    """Compares all networks and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--maps", action="store_true", help="compare feature maps, not logits")
+    parser.add_argument("--output_stride", type=int, choices=(8, 16), help="dilate the networks")
     args = parser.parse_args()
     fields = {"output_stride": args.output_stride} if args.output_stride else {}
     worst, count = 0.0, 0
-    for library, name in names():
+    for library, name in network_names():
         if library == "torchvision" and (fields or args.maps):
             continue
-        if name in GIANTS:
-            found = giant(library, name)
+        if name in SHAPES_ONLY:
+            difference = 0.0 if same_shapes(library, name) else 1.0
         else:
-            found = difference(library, name, maps=args.maps, fields=fields)
-        print(f"{library} {name} {found:.1e} {'OK' if found < 1e-4 else 'BAD'}", flush=True)
-        worst, count = max(worst, found), count + 1
+            difference = relative_difference(library, name, maps=args.maps, fields=fields)
+        verdict = "OK" if difference < TOLERANCE else "BAD"
+        print(f"{library} {name} {difference:.1e} {verdict}", flush=True)
+        worst, count = max(worst, difference), count + 1
         jax.clear_caches()
     print(f"{count} networks, largest difference {worst:.1e}")
-    return 1 if worst >= 1e-4 else 0
+    return 1 if worst >= TOLERANCE else 0
 
 
 if __name__ == "__main__":

@@ -1,24 +1,34 @@
-"""Writes tests/parity.json: what timm's and torchvision's networks are, for tests/test_parity.py.
+"""Writes tests/parity.json: shapes, logits and feature maps of timm and torchvision networks.
 
-Needs `pip install timm==1.0.31 torchvision==0.29.1`; from the root of the repository:
+tests/test_parity.py compares resflax with this file and so needs neither library. Nothing is
+downloaded: each weight array is drawn from its own name. Needs `pip install timm==1.0.31
+torchvision==0.29.1`. From the root of the repository:
 
-    python tests/make_parity.py
-
-Nothing is downloaded: weights are drawn (`drawn`), each array from its own name.
+    python tools/make_parity.py
 """
 
-import hashlib
+import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path.insert(0, str(TESTS))  # the inputs are shared with the tests
 
-# Shallow nets: a name, fields of our specs (`case` has timm's words for them), an image's size.
+from helpers.parity_inputs import (  # noqa: E402
+    NUM_CLASSES,
+    draw_array,
+    draw_images,
+    shapes_digest,
+)
+
+# Shallow networks: name, fields of the spec, image size.
 DEPTHS = (1, 2, 1, 1)
 DILATED = (1, 1, 2, 2)
 NARROW = {"widths": (32, 64, 96, 128)}
-CASES = [
+CASES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("resnet18", {"depths": DEPTHS}, (64, 96)),
     ("resnet50", {"depths": DEPTHS}, (64, 64)),
     ("resnet50d", {"depths": DEPTHS}, (71, 65)),
@@ -39,70 +49,61 @@ CASES = [
     ("resnetv2_50d_frn", {"depths": DEPTHS}, (64, 64)),
     ("resnetv2_50x1_bit", {"depths": DEPTHS}, (65, 64)),
 ]
-MAPS = ("resnetaa34d", "senet154", "resnetv2_18")
-CLASSES = 10
+# Cases whose feature maps are recorded as well.
+FEATURE_MAPS = ("resnetaa34d", "senet154", "resnetv2_18")
+# timm's names of the spec's fields.
+TIMM_FIELDS = {"depths": "layers", "widths": "channels"}
 
 
-def drawn(key, shape):
-    """The array of that name: everywhere the same, and near what trained nets hold."""
-    seed = hashlib.sha256(key.encode()).digest()[:8]
-    rng = np.random.default_rng(int.from_bytes(seed, "little"))
-    if key.endswith("num_batches_tracked"):
-        return np.zeros(shape, np.int64)
-    if key.endswith("running_mean"):
-        array = 0.1 * rng.standard_normal(shape)
-    elif key.endswith("running_var"):
-        array = rng.uniform(0.5, 1.5, shape)
-    elif len(shape) > 1:
-        array = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[1:]))
-    elif key.endswith("bias"):
-        array = 0.1 * rng.standard_normal(shape)
-    else:
-        array = rng.uniform(0.4, 0.9, shape)
-    return array.astype(np.float32)
-
-
-def images(size):
-    """One image of noise, (1, 3, height, width)."""
-    return np.random.default_rng(2015).standard_normal((1, 3, *size)).astype(np.float32)
-
-
-def digest(shapes):
-    """A hash of names and shapes, in whatever order."""
-    lines = sorted(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def identity(model):
+def describe(model: Any) -> dict[str, Any]:
+    """Returns the parameter count and the digest of the state dict's names and shapes."""
     shapes = {key: tuple(array.shape) for key, array in model.state_dict().items()}
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "arrays": digest(shapes),
+        "arrays": shapes_digest(shapes),
     }
 
 
-def case(name, overrides, size):
+def describe_all() -> dict[str, dict[str, Any]]:
+    """Describes every ResNet of timm and torchvision, at full depth and without allocating it."""
+    import timm
+    import torch
+    import torchvision
+
+    names = {n for module in ("resnet", "resnetv2") for n in timm.list_models(module=module)}
+    families = ("resnet", "resnext", "wide_resnet")
+    torchvision_names = [n for n in torchvision.models.list_models() if n.startswith(families)]
+    with torch.device("meta"):
+        networks = {f"timm/{name}": describe(timm.create_model(name)) for name in sorted(names)}
+        networks |= {
+            f"torchvision/{name}": describe(torchvision.models.get_model(name))
+            for name in sorted(torchvision_names)
+        }
+    return networks
+
+
+def run_case(name: str, overrides: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the logits, and for some cases the feature maps, of a shallow timm network."""
     import timm
     import torch
 
-    called = {"depths": "layers", "widths": "channels"}
-    theirs = {called.get(k, k): v for k, v in overrides.items()}
     create = timm.create_model
-    if name == "resnetv2_50x1_bit":  # whose own function takes no `layers`
+    if name == "resnetv2_50x1_bit":  # timm's entry point does not accept `layers`
         create = partial(timm.models.resnetv2._create_resnetv2_bit, width_factor=1)
-    model = create(name, num_classes=CLASSES, **theirs).eval()
-    state = {k: torch.from_numpy(drawn(k, v.shape)) for k, v in model.state_dict().items()}
+    fields = {TIMM_FIELDS.get(key, key): value for key, value in overrides.items()}
+    model = create(name, num_classes=NUM_CLASSES, **fields).eval()
+    state = {k: torch.from_numpy(draw_array(k, v.shape)) for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     with torch.no_grad():
-        x = torch.from_numpy(images(size))
+        x = torch.from_numpy(draw_images(size))
         result = {
             "name": name,
             "overrides": overrides,
             "size": size,
-            "arrays": digest({key: tuple(array.shape) for key, array in state.items()}),
+            "arrays": shapes_digest({key: tuple(array.shape) for key, array in state.items()}),
             "logits": model(x)[0].tolist(),
         }
-        if name in MAPS:
+        if name in FEATURE_MAPS:
             maps = model.forward_intermediates(x, intermediates_only=True)
             result["maps"] = [
                 {"shape": list(m.shape), "mean": m.double().mean().item(),
@@ -111,35 +112,31 @@ def case(name, overrides, size):
     return result
 
 
-def main():
+def main() -> None:
+    """Writes the file."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     import timm
     import torch
     import torchvision
 
-    names = {n for module in ("resnet", "resnetv2") for n in timm.list_models(module=module)}
-    families = ("resnet", "resnext", "wide_resnet")
-    vision = [n for n in torchvision.models.list_models() if n.startswith(families)]
-    with torch.device("meta"):
-        nets = {f"timm/{name}": identity(timm.create_model(name)) for name in sorted(names)}
-        nets |= {
-            f"torchvision/{name}": identity(torchvision.models.get_model(name))
-            for name in sorted(n for n in vision if "quantized" not in n)
-        }
+    networks = describe_all()
     versions = {m.__name__: m.__version__ for m in (timm, torchvision, torch)}
     torch.set_num_threads(1)
-    cases = [case(*row) for row in CASES]
+    cases = [run_case(*case) for case in CASES]
     lines = [
         "{",
         f'"made with": {json.dumps(versions)},',
         '"networks": {',
-        ",\n".join(f"{json.dumps(name)}: {json.dumps(net)}" for name, net in nets.items()),
+        ",\n".join(f"{json.dumps(name)}: {json.dumps(net)}" for name, net in networks.items()),
         "},",
         '"cases": [',
-        ",\n".join(json.dumps(one) for one in cases),
+        ",\n".join(json.dumps(case) for case in cases),
         "]",
         "}",
     ]
-    Path(__file__).with_name("parity.json").write_text("\n".join(lines) + "\n")
+    (TESTS / "parity.json").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

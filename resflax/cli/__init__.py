@@ -1,1 +1,1 @@
-"""The `resflax` command line."""
+"""Command line: one file per command, and the table of commands in `main`."""

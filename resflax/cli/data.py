@@ -1,29 +1,29 @@
-"""`python -m resflax data prepare NAME | show --config=FILE`: sets made ready, and looked at."""
+"""`resflax data prepare NAME` and `resflax data show --config=FILE`."""
 
 import shlex
-import sys
 from pathlib import Path
 
 from absl import logging
 
 from resflax.cli.flags import parse
-from resflax.cli.show_batch import show
+from resflax.cli.show_batch import show_batch
 from resflax.data.prepare import prepare
 from resflax.errors import Parser, UserError, unknown
-from resflax.train.config import check_config
+from resflax.train import check_config
 
-USAGE = """usage: python -m resflax data {prepare,show} ...
+USAGE = """usage: resflax data {prepare,show} ...
 
-  prepare NAME      a set of TensorFlow Datasets, once; --help tells more
+  prepare NAME      prepare a dataset of TensorFlow Datasets, once (needs TensorFlow); see
+                    resflax data prepare --help
   show --config=FILE [--config.KEY=VALUE ...] [--out=data.png]
-                    the first examples of a run, before and after what the step does to them"""
+                    draw the first examples of a run before and after augmentation"""
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command that the arguments name.
+    """Runs `prepare` or `show`.
 
     Raises:
-      UserError: on anything that cannot be understood, found or prepared.
+      UserError: on arguments that cannot be parsed, or a dataset that cannot be found or prepared.
     """
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
@@ -36,17 +36,17 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_main(arguments: list[str]) -> None:
-    """Prepares a set."""
-    parser = Parser(prog="python -m resflax data prepare")
-    parser.add_argument("name", help="as TFDS spells it")
+    """Prepares a dataset of TensorFlow Datasets."""
+    parser = Parser(prog="resflax data prepare")
+    parser.add_argument("name", help="of the dataset in TensorFlow Datasets")
     parser.add_argument(
-        "--data_dir", default="", help="where prepared sets lie; default: TFDS's own"
+        "--data_dir", default="", help="directory of prepared datasets; default: that of TFDS"
     )
-    parser.add_argument("--manual_dir", default="", help="a folder with the set's archives")
+    parser.add_argument("--manual_dir", default="", help="directory with the dataset's archives")
     args = parser.parse_args(arguments)
     folder = prepare(args.name, args.data_dir, args.manual_dir)
-    where = f" --config.data.data_dir={shlex.quote(args.data_dir)}" if args.data_dir else ""
-    print(f"prepared {folder}\npython train.py --config.dataset={shlex.quote(args.name)}{where}")
+    data_dir = f" --config.data.data_dir={shlex.quote(args.data_dir)}" if args.data_dir else ""
+    print(f"prepared {folder}\nresflax train --config.dataset={shlex.quote(args.name)}{data_dir}")
 
 
 def show_main(arguments: list[str]) -> None:
@@ -61,19 +61,13 @@ def show_main(arguments: list[str]) -> None:
             out = Path(value)
         else:
             rest.append(word)
-    if not any(word.startswith("--config=") for word in rest):
-        raise UserError("show needs a recipe: --config=FILE")
     if out.suffix != ".png" or not out.absolute().parent.is_dir():
-        raise UserError(f"--out is {out}: expected a .png in a folder that is there")
-    saved, sys.argv = sys.argv, ["show", *rest]
-    try:
-        command = parse(Path("none"))
-    finally:
-        sys.argv = saved
+        raise UserError(f"--out is {out}: expected a .png file in an existing directory")
+    command = parse(rest, default=None)
     if command.workdir:
-        raise UserError("show takes no --workdir: it writes the picture of --out alone")
+        raise UserError("show takes no --workdir: it writes the picture of --out only")
     check_config(command.config)
-    show(command.config, out)
+    show_batch(command.config, out)
     print(f"saved {out}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m resflax doctor`: whether this machine keeps the laws that a run leans on."""
+"""`resflax doctor`: checks that results on this machine are reproducible."""
 
 import contextlib
 import tempfile
@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from resflax.data import load_dataset
-from resflax.distributed.engines import Engine, make_engine
+from resflax.distributed import Engine, make_engine
 from resflax.errors import UserError
 from resflax.nn import ResNet, Spec
-from resflax.run.checkpoint import Checkpoints, Saved
+from resflax.run.checkpoint import Checkpoint, Checkpointer
+from resflax.train import TrainState, default_config
 from resflax.train.builders import (
     build_normalizer,
     build_optimizer,
@@ -22,40 +23,38 @@ from resflax.train.builders import (
     build_state,
     build_steps,
 )
-from resflax.train.config import default_config
 from resflax.train.input_pipeline import train_iterator
-from resflax.train.state import TrainState
 
-USAGE = """usage: python -m resflax doctor
+USAGE = """usage: resflax doctor
 
-Trains a small network on the digits for some steps: with both engines, on one and on all devices,
-with the state whole and spread, and across a save and a restore. On a CPU there are eight virtual
+Trains a small network on the digits for some steps: with both engines, on one device and on all,
+with the state replicated and sharded, and across saving and restoring. A CPU gets eight virtual
 devices. Takes about a minute.
 """
-# Of this many devices a CPU is made, unless XLA_FLAGS says otherwise.
-VIRTUAL = 8
+# Number of virtual devices of a CPU, unless XLA_FLAGS sets it.
+VIRTUAL_DEVICES = 8
 STEPS = 20
 LOSS_RTOL = 1e-4
 SPEC = Spec((1, 1, 1), (16, 32, 64), "basic", "cifar", 16, shortcut="A", num_classes=10)
 
 
 class Check(NamedTuple):
-    """A row of the table: what was checked, whether it holds, and the figure behind that."""
+    """A row of the table: what was checked, whether it passed, and the measurement."""
 
-    what: str
-    right: bool
-    found: str
+    name: str
+    passed: bool
+    measurement: str
 
 
-def virtual_devices() -> None:
-    """Makes several devices of a CPU; before JAX is asked for any."""
-    # XLA_FLAGS may say how many, or they are there already.
+def make_virtual_devices() -> None:
+    """Splits the CPU into several devices; call it before JAX is initialized."""
+    # XLA_FLAGS may set the number, or JAX may be initialized already.
     with contextlib.suppress(RuntimeError, ValueError):
-        jax.config.update("jax_num_cpu_devices", VIRTUAL)
+        jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
 
 
 class Case:
-    """The short run as data, made once: what is trained on what, from which state."""
+    """The short run of all trials: config, data, model, optimizer and initial state."""
 
     def __init__(self) -> None:
         self.config = default_config()
@@ -64,15 +63,15 @@ class Case:
         self.examples, self.model = digits.train, ResNet(SPEC)
         schedule = build_schedule(self.config, len(digits.train))
         self.optimizer = build_optimizer(self.config, schedule)
-        self.first = build_state(self.config, self.model, self.optimizer, digits.image_shape)
+        self.initial = build_state(self.config, self.model, self.optimizer, digits.image_shape)
 
 
 class Trial:
-    """The short run on the engine of a name and so many devices, compiled once."""
+    """The short run on one engine and number of devices, compiled once."""
 
-    def __init__(self, case: Case, name: str, count: int, fsdp: int = 1) -> None:
-        self.case, self.first = case, case.first
-        self.engine: Engine = make_engine(name, jax.devices()[:count], fsdp=fsdp)
+    def __init__(self, case: Case, engine: str, devices: int, fsdp: int = 1) -> None:
+        self.case, self.initial = case, case.initial
+        self.engine: Engine = make_engine(engine, jax.devices()[:devices], fsdp=fsdp)
         step, _ = build_steps(
             case.config,
             case.model,
@@ -83,61 +82,61 @@ class Trial:
         self.step = self.engine.compile_train(step)
 
     def run(self, state: TrainState, stop: int) -> tuple[TrainState, list[float]]:
-        """From a state to a step: the state there, as NumPy arrays, and the losses."""
-        config, placed = self.case.config, self.engine.put_state(state)
-        mine, start = self.engine.local_slice(config.batch_size), int(state.step)
+        """Trains from a state to step `stop`; returns the state as NumPy arrays, and the losses."""
+        config, start = self.case.config, int(state.step)
+        rows, on_devices = self.engine.local_slice(config.batch_size), self.engine.put_state(state)
         losses = []
-        for batch in train_iterator(self.case.examples, config, start, stop, mine):
-            placed, metrics = self.step(placed, self.engine.shard_batch(batch))
+        for batch in train_iterator(self.case.examples, config, start, stop, rows):
+            on_devices, metrics = self.step(on_devices, self.engine.shard_batch(batch))
             losses.append(float(self.engine.to_host(metrics)["loss"]))
-        return self.engine.to_host(placed), losses
+        return self.engine.to_host(on_devices), losses
 
 
-def _bits(tree: Any) -> list[bytes]:
+def _bytes(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def _same_losses(what: str, patient: Trial, base: list[float]) -> Check:
-    _, losses = patient.run(patient.first, STEPS)
-    apart = max(abs(a - b) / abs(b) for a, b in zip(losses, base, strict=True))
-    return Check(what, bool(apart < LOSS_RTOL), f"losses at most {apart:.1e} apart")
+def _check_losses(name: str, trial: Trial, expected: list[float]) -> Check:
+    _, losses = trial.run(trial.initial, STEPS)
+    error = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+    return Check(name, bool(error < LOSS_RTOL), f"largest relative loss difference {error:.1e}")
 
 
-def _saved_and_restored(what: str, patient: Trial) -> Check:
-    whole, _ = patient.run(patient.first, STEPS)
-    half, _ = patient.run(patient.first, STEPS // 2)
+def _check_resume(name: str, trial: Trial) -> Check:
+    uninterrupted, _ = trial.run(trial.initial, STEPS)
+    half, _ = trial.run(trial.initial, STEPS // 2)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", 2)
-        checkpoints.save(Saved(half, {}, {}), accuracy=0.0)
-        checkpoints.close()
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", 2)
-        saved = checkpoints.restore(patient.first)
-        checkpoints.close()
-    state, _ = patient.run(saved.state, STEPS) if saved else (None, [])
-    same = _bits(state) == _bits(whole)
-    return Check(what, same, "the same bits" if same else "other bits")
+        checkpointer = Checkpointer(Path(folder) / "checkpoints", 2)
+        checkpointer.save(Checkpoint(STEPS // 2, {"state": half}, {}), accuracy=0.0)
+        checkpointer.close()
+        checkpointer = Checkpointer(Path(folder) / "checkpoints", 2)
+        saved = checkpointer.restore({"state": trial.initial})
+        checkpointer.close()
+    resumed, _ = trial.run(saved.tree["state"], STEPS) if saved else (None, [])
+    same = _bytes(resumed) == _bytes(uninterrupted)
+    return Check(name, same, "bit-identical" if same else "different bits")
 
 
-def checks() -> Iterator[Check]:
-    """Each check in turn, as it is made."""
+def run_checks() -> Iterator[Check]:
+    """Yields each check when it is done."""
     count, case = len(jax.devices()), Case()
-    patient = Trial(case, "pmap", 1)
-    _, base = patient.run(patient.first, STEPS)
-    good = bool(np.isfinite(base).all() and base[-1] < base[0])
-    yield Check("pmap, 1 device: it learns", good, f"loss {base[0]:.3f} to {base[-1]:.3f}")
-    yield _same_losses("mesh, 1 device, as pmap", Trial(case, "mesh", 1), base)
+    trial = Trial(case, "pmap", 1)
+    _, losses = trial.run(trial.initial, STEPS)
+    learns = bool(np.isfinite(losses).all() and losses[-1] < losses[0])
+    yield Check("pmap, 1 device: learns", learns, f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    yield _check_losses("mesh, 1 device: equals pmap", Trial(case, "mesh", 1), losses)
     for name in ("pmap", "mesh"):
-        patient = Trial(case, name, count)
+        trial = Trial(case, name, count)
         if count > 1:
-            yield _same_losses(f"{name}, {count} devices, as one", patient, base)
-        yield _saved_and_restored(f"{name}, saved and restored", patient)
+            yield _check_losses(f"{name}, {count} devices: equals one", trial, losses)
+        yield _check_resume(f"{name}: resumes from a checkpoint", trial)
     if count % 2 == 0:
-        what = f"mesh, {count} devices, state spread over 2, as one"
-        yield _same_losses(what, Trial(case, "mesh", count, 2), base)
+        name = f"mesh, {count} devices, state sharded over 2: equals one"
+        yield _check_losses(name, Trial(case, "mesh", count, 2), losses)
 
 
 def main(arguments: list[str]) -> None:
-    """Lists the devices, checks, and prints a table.
+    """Prints the devices and a table of checks.
 
     Raises:
       UserError: if a check fails.
@@ -147,14 +146,15 @@ def main(arguments: list[str]) -> None:
             print(USAGE)
             return
         raise UserError(f"unexpected argument {arguments[0]!r}: doctor takes none")
-    virtual_devices()
-    began = time.monotonic()
+    make_virtual_devices()
+    start = time.monotonic()
     kinds = sorted({f"{device.platform} ({device.device_kind})" for device in jax.devices()})
     print(f"{len(jax.devices())} devices: {', '.join(kinds)}; jax {jax.__version__}\n", flush=True)
     failed = 0
-    for what, right, found in checks():
-        failed += not right
-        print(f"{'pass' if right else 'FAIL'}  {what:48}  {found}", flush=True)
-    print(f"\n{time.monotonic() - began:.0f} seconds")
+    for check in run_checks():
+        failed += not check.passed
+        status = "pass" if check.passed else "FAIL"
+        print(f"{status}  {check.name:52}  {check.measurement}", flush=True)
+    print(f"\n{time.monotonic() - start:.0f} seconds")
     if failed:
-        raise UserError(f"{failed} checks failed: results on this machine are not to be trusted")
+        raise UserError(f"{failed} checks failed: do not rely on results of this machine")

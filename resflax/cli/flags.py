@@ -1,68 +1,69 @@
-"""The command line: `--config=FILE`, `--config.key=value`, `--workdir=FOLDER`, and processes."""
+"""Flags of a training run: `--config=FILE`, `--config.KEY=VALUE`, `--workdir=DIR`, processes."""
 
-import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from resflax.distributed.processes import DistributedConfig
+import resflax
+from resflax.distributed import DistributedConfig
 from resflax.errors import UserError, unknown
-from resflax.run.signals import InterruptedRunError
-from resflax.train.config import default_config, flat_keys
+from resflax.run.config_diff import flatten_config
+from resflax.train.config import default_config
+from resflax.train.launch import RESUME
 
-RESUME = ("auto", "never")
+DEFAULT_RECIPE = "configs/digits.py"
 
 
-class Command(NamedTuple):
-    """What was asked for.
+class TrainCommand(NamedTuple):
+    """A parsed command line.
 
     Attributes:
-      config: the recipe, with what was overridden.
-      name: of the config file, without its ending.
-      workdir: "" if none is named.
-      resume: "auto" to go on with the run in the workdir, "never" for a new folder beside it.
-      processes: that run it together.
+      config: the recipe, with the values of the command line.
+      name: of the config file, with its argument.
+      workdir: "" if not given.
+      resume: "auto" or "never".
+      distributed: arguments for several processes.
     """
 
     config: ConfigDict
     name: str
     workdir: str
     resume: str
-    processes: DistributedConfig
+    distributed: DistributedConfig
 
 
-def parse(default: Path) -> Command:
-    """Reads `sys.argv`.
+def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> TrainCommand:
+    """Parses a command line.
 
     Args:
-      default: the config file to take if none is named.
+      arguments: without the program's name.
+      default: recipe to use if there is no `--config`; None if it is required.
 
     Raises:
-      UserError: on anything that cannot be understood.
+      UserError: on anything that cannot be parsed.
     """
-    argv = _recipe_first(sys.argv, default)
-    # Flags of this call alone, so that imported modules' flags stay out of it.
+    argv = _config_first(arguments, default)
+    # A separate set of flags, so that those of imported modules are not accepted.
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
-    flags.DEFINE_enum("resume", "auto", RESUME, "of the run there", flag_values=values)
+    flags.DEFINE_string("workdir", "", "directory of the run", flag_values=values)
+    flags.DEFINE_enum("resume", "auto", RESUME, "resume the run there", flag_values=values)
     flags.DEFINE_bool("distributed", False, "one of several processes", flag_values=values)
     flags.DEFINE_string("coordinator", "", "host and port of process 0", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "which one this is, from 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "index of this process", flag_values=values)
     config_flags.DEFINE_config_file("config", None, "the recipe", flag_values=values)
-    # ml_collections looks for overrides in `sys.argv` itself, and for the recipe's module in
-    # `sys.modules`, where an earlier recipe may lie.
+    # ml_collections looks for overrides in `sys.argv`, and for the recipe's module in
+    # `sys.modules`, where an earlier recipe can be.
     sys.argv, saved = argv, sys.argv
     sys.modules.pop("config_config", None)
     try:
         rest = values(argv)
-        config, path = values.config, Path(config_flags.get_config_filename(values["config"]))
-        flat_keys(config)
+        config = values.config
+        flatten_config(config)
     except (Exception, SystemExit) as e:  # a recipe is the user's code: it may raise anything
         raise _explain(e, argv) from e
     finally:
@@ -70,19 +71,38 @@ def parse(default: Path) -> Command:
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}: expected --config=FILE, --config.KEY=VALUE"
-            " or --workdir=FOLDER"
+            " or --workdir=DIR"
         )
-    processes = DistributedConfig(
+    distributed = DistributedConfig(
         values.distributed, values.coordinator, values.num_processes, values.process_id
-    ).found()
-    processes.check()
-    return Command(config, path.stem, values.workdir, values.resume, processes)
+    ).from_env()
+    distributed.validate()
+    path, argument = _split(argv[1].partition("=")[2])
+    name = f"{path.stem}{argument}"
+    return TrainCommand(config, name, values.workdir, values.resume, distributed)
 
 
-def _recipe_first(argv: list[str], default: Path) -> list[str]:
-    """The arguments with one `--config=FILE` in front, where ml_collections wants it."""
+def _split(recipe: str) -> tuple[Path, str]:
+    """Splits `FILE.py:ARGUMENT`."""
+    path, separator, argument = recipe.rpartition(".py:")
+    return (Path(f"{path}.py"), argument) if separator else (Path(recipe), "")
+
+
+def find_recipe(recipe: str) -> str:
+    """Returns the recipe's file, in the current directory or among those shipped with resflax."""
+    path, argument = _split(recipe)
+    package = Path(resflax.__file__).parent
+    # The wheel has the recipes inside the package; a checkout has them next to it.
+    for root in (Path(), package, package.parent):
+        if (root / path).is_file():
+            return f"{root / path}:{argument}" if argument else str(root / path)
+    return recipe
+
+
+def _config_first(arguments: Sequence[str], default: str | None) -> list[str]:
+    """Returns the arguments with `--config=FILE` first, where ml_collections expects it."""
     recipes, rest = [], []
-    words = iter(argv[1:])
+    words = iter(arguments)
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
         if word.startswith("-") and name in ("flagfile", "undefok"):
@@ -96,65 +116,32 @@ def _recipe_first(argv: list[str], default: Path) -> list[str]:
             rest.append(word)
     if len(recipes) > 1:
         raise UserError(f"--config is given {len(recipes)} times: expected one file")
-    return [argv[0], f"--config={recipes[0] if recipes else default}", *rest]
+    if not recipes and default is None:
+        raise UserError("a recipe is required: --config=FILE")
+    return ["resflax", f"--config={find_recipe(recipes[0] if recipes else str(default))}", *rest]
 
 
 def _explain(error: BaseException, argv: list[str]) -> UserError:
-    """One line for what went wrong while flags and recipe were read."""
-    known = [f"config.{key}" for key in flat_keys(default_config())]
+    """Returns one line for an error while flags and recipe were read."""
+    known = [f"config.{key}" for key in flatten_config(default_config())]
     for word in argv[1:]:
         key = word.partition("=")[0].lstrip("-").removeprefix("no")
         if word.startswith("-") and key.startswith("config.") and key not in known:
             return unknown("config key", key, known)
     recipe = argv[1].partition("=")[2]
-    if not Path(recipe).is_file():
+    if not _split(recipe)[0].is_file():
         return UserError(f"there is no config file {recipe!r}")
     lines = str(error).split("Other fields present")[0].strip().splitlines() or ["no message"]
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
         return UserError(" ".join(lines))
-    # ml_collections hands on whole tracebacks: the last line says it.
+    # ml_collections passes on whole tracebacks, with the error in the last line.
     reason = lines[-1] if "Traceback" in str(error) else f"{type(error).__name__}: {lines[0]}"
     return UserError(f"cannot read the config file {recipe!r}: {reason.strip()}")
 
 
-def report(main: Callable[[], None]) -> int:
-    """Runs `main`; the exit status.
-
-    A `UserError` becomes one line on stderr and status 2; a run that was asked to end one on
-    stdout and 128 + the signal's number.
-    """
-    try:
-        main()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except InterruptedRunError as e:
-        print(e)
-        return e.status
-    return 0
-
-
-def quiet() -> None:
-    """Leaves it to `report` to tell what went wrong: libraries say it as well, at length.
-
-    On a full disk TensorStore's threads call a loop of Orbax's that is closed by then, each with a
-    traceback; and of Grain's workers, asked to end, Python says what memory it tidies up for them.
-    """
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # in the process that tidies up
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
 def usage(doc: str) -> str:
-    """`doc`, and every key of a config with its default."""
+    """Returns `doc` and every config key with its default."""
     keys = "\n".join(
-        f"  --config.{key}={value!r}" for key, value in flat_keys(default_config()).items()
+        f"  --config.{key}={value!r}" for key, value in flatten_config(default_config()).items()
     )
-    return f"{doc}\nKeys and their defaults, before the recipe's:\n{keys}"
+    return f"{doc}\nConfig keys and their defaults, before those of the recipe:\n{keys}"

@@ -1,27 +1,30 @@
-"""Batches before and after what the step does to them, as a picture."""
+"""Draws training examples before and after the augmentation of a config."""
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from resflax.data import Split, batch_indices, make_mix
+from resflax.data import Split, batch_indices
+from resflax.nn import identity
 from resflax.plotting import new_figure, save
-from resflax.train.builders import build_augment, build_dataset
-from resflax.train.state import TrainState
-from resflax.train.step import identity, make_prepare_batch
+from resflax.train import TrainState
+from resflax.train.builders import build_dataset
+from resflax.train.config import build_augment, build_mix
+from resflax.train.step import make_prepare_batch
 
 COLUMNS, ROWS = 8, 2
 
 
-def show(config: ConfigDict, out: Path) -> None:
-    """Draws the first examples of a run's first step, each above what the network sees of it."""
+def show_batch(config: ConfigDict, out: Path) -> None:
+    """Draws the first examples of a run's first step, each above its augmented version."""
     count = COLUMNS * ROWS
     dataset = build_dataset(config)
-    before, labels, index = _first(dataset.train, config, count)
-    after, targets = changed(config, before, labels, index, dataset.num_classes)
+    before, labels, index = _first_examples(dataset.train, config, count)
+    after, targets = augment_batch(config, before, labels, index, dataset.num_classes)
     figure, axes = new_figure(COLUMNS, rows=2 * ROWS, height=1.0 * 2 * ROWS)
     for i in range(count):
         row, column = divmod(i, COLUMNS)
@@ -33,27 +36,31 @@ def show(config: ConfigDict, out: Path) -> None:
             ax.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
             ax.set_title(title, fontsize=7)
             ax.set_axis_off()
-    save(figure, out, f"{config.dataset}: each example above what the step makes of it")
+    save(figure, out, f"{config.dataset}: each example above its augmented version")
 
 
-def changed(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, index: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 and targets `(n, classes)` as the first step has them."""
-    mix = make_mix(mixup=config.data.mixup, cutmix=config.data.cutmix)
-    prepare = make_prepare_batch(build_augment(config), identity, mix, classes, needs_rng=False)
+def augment_batch(
+    config: ConfigDict,
+    images: UInt8[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    index: Int[np.ndarray, " n"],
+    num_classes: int,
+) -> tuple[UInt8[np.ndarray, "n height width channels"], Float[np.ndarray, "n classes"]]:
+    """Returns images and targets as the first step of a run sees them, before normalization."""
+    augment, mix = build_augment(config), build_mix(config)
+    prepare = make_prepare_batch(augment, identity, mix, num_classes, needs_rng=False)
     state = TrainState(jnp.int32(0), jnp.uint32(config.seed), {}, {}, {})
     numbers = jnp.asarray(index, jnp.int32)
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "index": numbers}
-    prepared = prepare(state, batch | {"epoch": jnp.zeros_like(numbers)})
-    target = prepared.target
-    soft = target if target.ndim == 2 else jax.nn.one_hot(target, classes, dtype=jnp.float32)
-    return np.asarray(prepared.image), np.asarray(soft)
+    inputs = prepare(state, batch | {"epoch": jnp.zeros_like(numbers)})
+    target = inputs.target
+    soft = target if target.ndim == 2 else jax.nn.one_hot(target, num_classes, dtype=jnp.float32)
+    return np.asarray(inputs.image), np.asarray(soft)
 
 
-def _first(
+def _first_examples(
     split: Split, config: ConfigDict, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, labels and numbers of a run's first examples."""
+    """Returns images, labels and numbers of a run's first examples."""
     index = batch_indices(config.seed, 0, count, len(split))
     return (*split.get_batch(index), index)

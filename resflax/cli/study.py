@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from resflax.errors import Parser
-from resflax.train import enable_compilation_cache
+from resflax.runtime import enable_compilation_cache
 
 # Each names a module with a docstring, `add_arguments(parser)` and `run(args)`.
 STUDIES = ("degradation", "responses", "shortcuts", "identity", "gradients", "dropping")

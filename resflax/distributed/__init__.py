@@ -1,1 +1,6 @@
-"""Data-parallel engines and multi-process set-up."""
+"""Data-parallel engines, and several processes as one run."""
+
+from resflax.distributed.engines import Engine as Engine
+from resflax.distributed.engines import environment as environment
+from resflax.distributed.engines import make_engine as make_engine
+from resflax.distributed.processes import DistributedConfig as DistributedConfig

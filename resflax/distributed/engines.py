@@ -1,15 +1,14 @@
-"""Where a step runs: the only file that says pmap, mesh or sharding.
+"""Data-parallel engines. All sharding code is here.
 
-An engine takes the same pure step to all devices of all processes: the state whole on each (or
-spread over a mesh, see `_mesh_engine`), the batch split. Each process hands over its own part of a
-batch, `mine`. The two engines differ in how the devices come to share batch statistics and
-gradients: under `pmap` the step says so itself, by `axis_name`; under `jit` over a mesh the
-compiler sees the global batch.
+An engine runs the same pure step on all devices of all processes: the state is replicated (or
+sharded over a mesh, see `MeshEngine`), the batch is split. Each process provides its own rows of a
+batch, `local_slice`. The engines differ in how devices share batch statistics and gradients: under
+`pmap` the step averages over `axis_name`; under `jit` over a mesh the compiler sees the global
+batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,190 +17,278 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resflax.errors import UserError, unknown
 
-AXIS, FSDP = "batch", "fsdp"
-# Smaller arrays (scales, biases) are not worth an exchange.
+Step = Callable[..., Any]
+
+BATCH_AXIS, FSDP_AXIS = "batch", "fsdp"
+# Arrays with fewer elements (scales, biases) are replicated: gathering them costs more than it
+# saves.
 MIN_SHARD_SIZE = 2**12
 
 
-@dataclass(frozen=True)
-class Engine:
-    """How to run a step on several devices.
+class Engine(Protocol):
+    """Runs a step on several devices.
 
     Attributes:
-      devices: that share the batch, of all processes.
-      axis_name: to make the step with; None if the step sees the global batch.
-      mine: the rows of a batch of some size that this process hands over.
-      place: puts a state on the devices.
-      replicate: puts a copy of a tree on each device.
-      fetch: one copy of what `place` or `replicate` made or a compiled step returned, whole, as
-        NumPy arrays; all processes call it together.
-      split: puts a part of a batch (a tree of arrays with a leading batch axis, of which this
-        process has its own rows) on each device; raises `UserError` if the parts would not be
-        equal.
-      compile_train: a step `(state, batch) -> (state, metrics)`; the state's memory is reused.
-      compile_eval: a step `(state, batch) -> metrics`.
-      split_steps: puts a part of each batch of rows `(steps, batch)` on each device.
-      compile_resident: a step `(state, data) -> (state, metrics)`, whose data hold "whole" and
-        "first", from `replicate`, and "order", from `split_steps`.
+      name: "pmap" or "mesh".
+      devices: all devices that share the batch, of all processes.
+      axis_name: the mapped axis to make the step with; None if the step sees the global batch.
     """
 
+    name: str
     devices: Sequence[Any]
     axis_name: str | None
-    local_slice: Callable[[int], slice]
-    put_state: Callable[[Any], Any]
-    replicate: Callable[[Any], Any]
-    to_host: Callable[[Any], Any]
-    shard_batch: Callable[[Any], Any]
-    compile_train: Callable[[Callable[..., Any]], Callable[..., Any]]
-    compile_eval: Callable[[Callable[..., Any]], Callable[..., Any]]
-    shard_index: Callable[[Any], Any]
-    compile_train_on_device_data: Callable[[Callable[..., Any]], Callable[..., Any]]
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raises `UserError` if the devices cannot share a batch of that size evenly."""
-        _check_batch(batch_size, len(self.devices))
+    def local_slice(self, size: int) -> slice:
+        """Returns the rows of a batch of `size` examples that this process provides."""
+        ...
+
+    def put_state(self, state: Any) -> Any:
+        """Puts a train state on the devices, replicated or sharded."""
+        ...
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a copy of a pytree on each device."""
+        ...
+
+    def to_host(self, tree: Any) -> Any:
+        """Returns one copy of a replicated or sharded pytree as NumPy arrays.
+
+        Takes what `put_state` or `replicate` made, or a compiled step returned. With several
+        processes all of them must call it.
+        """
+        ...
+
+    def shard_batch(self, batch: Any) -> Any:
+        """Splits this process's rows of a batch over its devices.
+
+        Args:
+          batch: pytree of arrays with a leading batch axis.
+
+        Raises:
+          UserError: if the devices would get different numbers of rows.
+        """
+        ...
+
+    def shard_index(self, rows: Any) -> Any:
+        """Splits arrays `(steps, batch)`, the rows of several batches, over the devices."""
+        ...
+
+    def compile_train(self, step: Step) -> Step:
+        """Compiles `(state, batch) -> (state, metrics)`; the memory of `state` is reused."""
+        ...
+
+    def compile_eval(self, step: Step) -> Step:
+        """Compiles `(state, batch) -> metrics`."""
+        ...
+
+    def compile_train_on_device_data(self, step: Step) -> Step:
+        """Compiles `(state, data) -> (state, metrics)` for data that are on the devices already.
+
+        The data have "dataset" and "first_step" from `replicate` and "order" from `shard_index`.
+        """
+        ...
 
 
-def _check_batch(batch_size: int, count: int) -> None:
-    if batch_size % count:
-        below, above = batch_size // count * count, -(-batch_size // count) * count
-        fits = f"{below} or {above}" if below else f"{above}"
-        raise UserError(f"batch_size {batch_size} does not divide by {count} devices: use {fits}")
+def check_batch_size(batch_size: int, devices: int) -> None:
+    """Raises `UserError` if a batch cannot be split evenly over so many devices."""
+    if batch_size % devices:
+        below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
+        valid = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of the {devices} devices: use {valid}"
+        )
 
 
-def _check_leaves(batch: Any, count: int) -> Any:
+def _check_leaves(batch: Any, devices: int) -> None:
     for leaf in jax.tree.leaves(batch):
-        _check_batch(len(leaf), count)
-    return batch
+        check_batch_size(len(leaf), devices)
 
 
-def _local(devices: Sequence[Any]) -> list[Any]:
+def _local_devices(devices: Sequence[Any]) -> list[Any]:
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
-def _rows(devices: Sequence[Any]) -> Callable[[int], slice]:
-    """Which rows of a batch belong to the devices of this process, which lie side by side."""
-    here = [device.process_index == jax.process_index() for device in devices]
-    first, count = here.index(True), sum(here)
-
-    def mine(size: int) -> slice:
-        part = size // len(devices)
-        return slice(first * part, (first + count) * part)
-
-    return mine
+def _local_slice(devices: Sequence[Any], size: int) -> slice:
+    """Returns the rows of a batch that belong to this process, whose devices are contiguous."""
+    is_local = [device.process_index == jax.process_index() for device in devices]
+    rows = size // len(devices)
+    first = is_local.index(True)
+    return slice(first * rows, (first + sum(is_local)) * rows)
 
 
-def _pmap_engine(devices: Sequence[Any], fsdp: int) -> Engine:
-    if fsdp != 1:
-        raise UserError(f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'")
-    local = _local(devices)  # pmap takes and gives each process's own part
-    count = len(local)
-    sharding = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec(AXIS))
+class PmapEngine:
+    """Runs a step under `jax.pmap`: state replicated, each device sees a part of the batch."""
 
-    def replicate(tree: Any) -> Any:
-        stacked = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree)
-        return jax.device_put(stacked, sharding)
+    name = "pmap"
+    axis_name: str | None = BATCH_AXIS
 
-    def split(batch: Any) -> Any:
-        _check_leaves(batch, count)
-        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-        return jax.device_put(parts, sharding)
-
-    def split_steps(rows: Any) -> Any:
-        parts = jax.tree.map(lambda x: x.reshape(len(x), count, -1).swapaxes(0, 1), rows)
-        return jax.device_put(parts, sharding)
-
-    return Engine(
-        devices=devices,
-        axis_name=AXIS,
-        local_slice=_rows(devices),
-        put_state=replicate,
-        replicate=replicate,
-        to_host=lambda tree: jax.device_get(jax.tree.map(lambda x: x[0], tree)),
-        shard_batch=split,
-        compile_train=lambda step: jax.pmap(step, AXIS, devices=devices, donate_argnums=0),
-        compile_eval=lambda step: jax.pmap(step, AXIS, devices=devices),
-        shard_index=split_steps,
-        compile_train_on_device_data=lambda step: jax.pmap(
-            step, AXIS, devices=devices, donate_argnums=0
-        ),
-    )
-
-
-def _mesh_engine(devices: Sequence[Any], fsdp: int) -> Engine:
-    """The batch is split over all devices; over each `fsdp` of them the state may be spread.
-
-    So each holds a part of the parameters and the optimiser's state, and the compiler gathers what
-    a layer needs (fully sharded data parallelism, Rajbhandari et al. 2019, arXiv:1910.02054).
-    """
-    if len(devices) % fsdp:
-        raise UserError(
-            f"config.mesh.fsdp is {fsdp}: expected a number that divides the {len(devices)} devices"
+    def __init__(self, devices: Sequence[Any], fsdp: int = 1) -> None:
+        if fsdp != 1:
+            raise UserError(
+                f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'"
+            )
+        self.devices = devices
+        local = _local_devices(devices)  # pmap takes and returns the part of each process
+        self._count = len(local)
+        self._sharding = NamedSharding(
+            Mesh(np.array(local), (BATCH_AXIS,)), PartitionSpec(BATCH_AXIS)
         )
-    # `Mesh` makes Auto axes; `jax.make_mesh` makes Explicit ones, which linen's layers reject.
-    mesh = Mesh(np.array(devices).reshape(-1, fsdp), (AXIS, FSDP))
-    whole = NamedSharding(mesh, PartitionSpec())
-    parts = NamedSharding(mesh, PartitionSpec((AXIS, FSDP)))
-    columns = NamedSharding(mesh, PartitionSpec(None, (AXIS, FSDP)))
-    gather = jax.jit(lambda tree: tree, out_shardings=whole)
-    local = len(_local(devices))
 
-    def spread(leaf: Any) -> NamedSharding:
-        """The longest axis that divides is cut; an array without one, or a small one, is not."""
-        fit = [axis for axis, n in enumerate(leaf.shape) if n % fsdp == 0]
-        if fsdp == 1 or not fit or leaf.size < MIN_SHARD_SIZE:
-            return whole
-        longest = max(fit, key=lambda axis: leaf.shape[axis])
-        names = [FSDP if axis == longest else None for axis in range(leaf.ndim)]
-        return NamedSharding(mesh, PartitionSpec(*names))
+    def local_slice(self, size: int) -> slice:
+        """See `Engine`."""
+        return _local_slice(self.devices, size)
 
-    def put(leaf: Any, sharding: NamedSharding) -> Any:
-        array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    def replicate(self, tree: Any) -> Any:
+        """See `Engine`."""
+        stacked = jax.tree.map(lambda x: np.broadcast_to(x, (self._count, *np.shape(x))), tree)
+        return jax.device_put(stacked, self._sharding)
 
-    def own(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+    put_state = replicate
 
-    def constant(step: Callable[..., Any]) -> Callable[..., Any]:
-        """The step, which gives its state back as it lay."""
+    def to_host(self, tree: Any) -> Any:
+        """See `Engine`."""
+        # One device's copy. `x[0]` would compile and run a gather over all devices.
+        shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+        return jax.tree.map(lambda x: x[0], jax.device_get(shards))
 
-        def run(state: Any, data: Any) -> tuple[Any, Any]:
+    def shard_batch(self, batch: Any) -> Any:
+        """See `Engine`."""
+        _check_leaves(batch, self._count)
+        parts = jax.tree.map(lambda x: x.reshape(self._count, -1, *x.shape[1:]), batch)
+        return jax.device_put(parts, self._sharding)
+
+    def shard_index(self, rows: Any) -> Any:
+        """See `Engine`."""
+        parts = jax.tree.map(lambda x: x.reshape(len(x), self._count, -1).swapaxes(0, 1), rows)
+        return jax.device_put(parts, self._sharding)
+
+    def compile_train(self, step: Step) -> Step:
+        """See `Engine`."""
+        return jax.pmap(step, self.axis_name, devices=self.devices, donate_argnums=0)
+
+    compile_train_on_device_data = compile_train
+
+    def compile_eval(self, step: Step) -> Step:
+        """See `Engine`."""
+        return jax.pmap(step, self.axis_name, devices=self.devices)
+
+
+class MeshEngine:
+    """Runs a step under `jax.jit` over a mesh: the batch is split over all devices.
+
+    With `fsdp > 1`, the state is sharded over groups of so many devices: each holds a part of the
+    parameters and of the optimizer's state, and the compiler gathers what a layer needs (fully
+    sharded data parallelism, Rajbhandari et al. 2019, arXiv:1910.02054).
+    """
+
+    name = "mesh"
+    axis_name: str | None = None
+
+    def __init__(self, devices: Sequence[Any], fsdp: int = 1) -> None:
+        if len(devices) % fsdp:
+            raise UserError(
+                f"config.mesh.fsdp is {fsdp}: expected a divisor of the {len(devices)} devices"
+            )
+        self.devices, self._fsdp = devices, fsdp
+        # `Mesh` has Auto axes; `jax.make_mesh` makes Explicit ones, which linen's layers reject.
+        mesh = Mesh(np.array(devices).reshape(-1, fsdp), (BATCH_AXIS, FSDP_AXIS))
+        self._mesh = mesh
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec((BATCH_AXIS, FSDP_AXIS)))
+        self._columns = NamedSharding(mesh, PartitionSpec(None, (BATCH_AXIS, FSDP_AXIS)))
+        self._gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
+        self._count = len(_local_devices(devices))
+
+    def _state_sharding(self, leaf: Any) -> NamedSharding:
+        """Shards the longest axis that is divisible; replicates small arrays and all others."""
+        divisible = [axis for axis, n in enumerate(leaf.shape) if n % self._fsdp == 0]
+        if self._fsdp == 1 or not divisible or leaf.size < MIN_SHARD_SIZE:
+            return self._replicated
+        longest = max(divisible, key=lambda axis: leaf.shape[axis])
+        names = [FSDP_AXIS if axis == longest else None for axis in range(leaf.ndim)]
+        return NamedSharding(self._mesh, PartitionSpec(*names))
+
+    def local_slice(self, size: int) -> slice:
+        """See `Engine`."""
+        return _local_slice(self.devices, size)
+
+    def put_state(self, state: Any) -> Any:
+        """See `Engine`."""
+        return jax.tree.map(lambda x: _put(x, self._state_sharding(x)), state)
+
+    def replicate(self, tree: Any) -> Any:
+        """See `Engine`."""
+        return jax.tree.map(lambda x: _put(x, self._replicated), tree)
+
+    def to_host(self, tree: Any) -> Any:
+        """See `Engine`."""
+        return jax.device_get(tree if self._fsdp == 1 else self._gather(tree))
+
+    def shard_batch(self, batch: Any) -> Any:
+        """See `Engine`."""
+        _check_leaves(batch, self._count)
+        return _put_local(batch, self._rows)
+
+    def shard_index(self, rows: Any) -> Any:
+        """See `Engine`."""
+        return _put_local(rows, self._columns)
+
+    def compile_train(self, step: Step) -> Step:
+        """See `Engine`."""
+
+        def step_with_shardings(state: Any, data: Any) -> tuple[Any, Any]:
+            """Keeps the input sharding on the output state."""
             state, metrics = step(state, data)
-            metrics = lax.with_sharding_constraint(metrics, whole)
-            return lax.with_sharding_constraint(state, jax.tree.map(spread, state)), metrics
+            metrics = lax.with_sharding_constraint(metrics, self._replicated)
+            shardings = jax.tree.map(self._state_sharding, state)
+            return lax.with_sharding_constraint(state, shardings), metrics
 
-        return run
+        return jax.jit(step_with_shardings, donate_argnums=0)
 
-    def compile_train(step: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(constant(step), donate_argnums=0)
+    compile_train_on_device_data = compile_train
 
-    return Engine(
-        devices=devices,
-        axis_name=None,
-        local_slice=_rows(devices),
-        put_state=lambda tree: jax.tree.map(lambda x: put(x, spread(x)), tree),
-        replicate=lambda tree: jax.tree.map(lambda x: put(x, whole), tree),
-        to_host=lambda tree: jax.device_get(tree if fsdp == 1 else gather(tree)),
-        shard_batch=lambda batch: own(_check_leaves(batch, local), parts),
-        compile_train=compile_train,
-        compile_eval=lambda step: jax.jit(step, out_shardings=whole),
-        shard_index=lambda rows: own(rows, columns),
-        compile_train_on_device_data=compile_train,
-    )
+    def compile_eval(self, step: Step) -> Step:
+        """See `Engine`."""
+        return jax.jit(step, out_shardings=self._replicated)
 
 
-ENGINES = {"pmap": _pmap_engine, "mesh": _mesh_engine}
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    """Puts an array that every process has on the devices."""
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _put_local(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays of which each process has its own part on the devices."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+ENGINES: dict[str, type[PmapEngine] | type[MeshEngine]] = {"pmap": PmapEngine, "mesh": MeshEngine}
 
 
 def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Engine:
-    """The engine of that name, "pmap" or "mesh", on the devices of all processes or those given.
+    """Makes an engine by name.
 
-    `fsdp` is how many devices of a mesh share one copy of the state.
+    Args:
+      name: "pmap" or "mesh".
+      devices: to run on; by default all devices of all processes.
+      fsdp: number of devices of a mesh that share one copy of the state.
 
     Raises:
-      UserError: on an unknown name, or an `fsdp` that does not fit.
+      UserError: on an unknown name, or an `fsdp` that does not divide the number of devices.
     """
     if name not in ENGINES:
         raise unknown("parallel", name, ENGINES)
-    everywhere = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return ENGINES[name](devices or everywhere, fsdp)
+    all_devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return ENGINES[name](devices or all_devices, fsdp)
+
+
+def environment(engine: Engine) -> dict[str, Any]:
+    """Returns what the bits of a result depend on: platform, devices, processes, versions."""
+    return {
+        "platform": engine.devices[0].platform,
+        "devices": len(engine.devices),
+        "processes": jax.process_count(),
+        "engine": engine.name,
+        "jax": jax.__version__,
+    }

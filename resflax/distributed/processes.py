@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and what they tell each other."""
+"""Several processes as one run: initialization and exchange of host data."""
 
 import contextlib
 import json
@@ -13,103 +13,104 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from resflax.distributed.open_mpi import open_mpi
+from resflax.distributed.open_mpi import read_open_mpi
 from resflax.errors import UserError
 
-# A process that is dead is missed after so many seconds, and the others end.
+# Time without a heartbeat after which a process counts as dead, and the others exit.
 HEARTBEAT_SECONDS = 30
-# A process that failed has so long to end as it should.
+# Time for an orderly exit of a process that failed.
 EXIT_GRACE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """What the command line says of them.
+    """Arguments of `jax.distributed.initialize`, as given on the command line.
 
     Attributes:
-      distributed: whether there are several.
-      coordinator: host and port of process 0; "" to find it as JAX does, from the environment of
-        SLURM, Open MPI, GKE or a TPU pod. Under `mpirun` it may be said alone.
-      count: how many there are; None to find it.
-      number: which one this is, from 0; None to find it.
+      distributed: whether the run has several processes.
+      coordinator: host and port of process 0; "" to let JAX detect it from the environment of
+        SLURM, Open MPI, GKE or a TPU pod. Under `mpirun` it may be given alone.
+      num_processes: number of processes; None to detect it.
+      process_id: index of this process, from 0; None to detect it.
     """
 
     distributed: bool = False
     coordinator: str = ""
-    count: int | None = None
-    number: int | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
-    def found(self) -> "DistributedConfig":
-        """With what Open MPI tells and JAX does not find.
+    def from_env(self) -> "DistributedConfig":
+        """Returns a copy with the values of Open MPI that JAX does not detect.
 
         Raises:
-          UserError: if that does not tell where process 0 is.
+          UserError: if they do not include the host of process 0.
         """
-        told = open_mpi() if self.distributed else None
-        if told is None or self.count is not None or self.number is not None:
+        mpi = read_open_mpi() if self.distributed else None
+        if mpi is None or self.num_processes is not None or self.process_id is not None:
             return self
-        if told.known and not self.coordinator:
+        if mpi.detected_by_jax and not self.coordinator:
             return self
-        coordinator = self.coordinator or told.coordinator
+        coordinator = self.coordinator or mpi.coordinator
         if not coordinator:
             raise UserError(
-                "Open MPI 5 does not tell which machine process 0 is on: expected"
-                " --coordinator=HOST:PORT"
+                "Open MPI 5 does not report the host of process 0: expected --coordinator=HOST:PORT"
             )
-        return replace(self, coordinator=coordinator, count=told.size, number=told.rank)
+        return replace(self, coordinator=coordinator, num_processes=mpi.size, process_id=mpi.rank)
 
-    def check(self) -> None:
-        """Raises `UserError` if one thing is said without the others."""
-        said = [bool(self.coordinator), self.count is not None, self.number is not None]
-        if any(said) and not self.distributed:
+    def validate(self) -> None:
+        """Raises `UserError` if only some of the values are given, or one is out of range."""
+        given = [
+            bool(self.coordinator), self.num_processes is not None, self.process_id is not None
+        ]  # fmt: skip
+        if any(given) and not self.distributed:
             raise UserError("--coordinator, --num_processes and --process_id need --distributed")
-        if any(said) and not all(said):
+        if any(given) and not all(given):
             raise UserError(
                 "expected all of --coordinator=HOST:PORT, --num_processes and --process_id, or none"
-                " of them, to find them as JAX does"
+                " of them to detect them"
             )
-        if self.count is not None and self.number is not None:
-            if self.count < 1:
-                raise UserError(f"--num_processes is {self.count}: expected 1 or more")
-            if not 0 <= self.number < self.count:
-                last = self.count - 1
-                raise UserError(f"--process_id is {self.number}: expected from 0 to {last}")
+        if self.num_processes is not None and self.process_id is not None:
+            if self.num_processes < 1:
+                raise UserError(f"--num_processes is {self.num_processes}: expected 1 or more")
+            if not 0 <= self.process_id < self.num_processes:
+                last = self.num_processes - 1
+                raise UserError(f"--process_id is {self.process_id}: expected 0 to {last}")
 
-    def join(self) -> None:
-        """Joins the others; before anything is asked of JAX.
+    def initialize(self) -> None:
+        """Connects to the other processes; call it before any other use of JAX.
 
         Raises:
-          UserError: if they cannot be found.
+          UserError: if they cannot be reached.
         """
         if not self.distributed:
             return
         try:
             jax.distributed.initialize(
                 self.coordinator or None,
-                self.count,
-                self.number,
+                self.num_processes,
+                self.process_id,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
         except (ValueError, RuntimeError) as e:
             raise UserError(
-                f"the other processes cannot be joined: {str(e).splitlines()[0]}: expected"
-                " --coordinator=HOST:PORT --num_processes=N --process_id=I, or an environment of"
+                f"cannot connect to the other processes: {str(e).splitlines()[0]}: expected"
+                " --coordinator=HOST:PORT --num_processes=N --process_id=I, or the environment of"
                 " SLURM, Open MPI, GKE or a TPU pod"
             ) from e
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which alone writes and talks."""
+    """Returns whether this is process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 
-def _alone() -> bool:
+def _single_process() -> bool:
     return jax.process_count() == 1
 
 
 def broadcast_json(value: Any) -> Any:
-    """What process 0 has, as JSON tells it; all call it together."""
-    if _alone():
+    """Returns process 0's value, which must be JSON; all processes must call it."""
+    if _single_process():
         return value
     text = json.dumps(value if is_main_process() else None).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
@@ -119,25 +120,25 @@ def broadcast_json(value: Any) -> Any:
 
 
 def broadcast_tree(tree: Any) -> Any:
-    """The arrays of process 0, bit for bit, where the others have some of the same shapes."""
-    if _alone():
+    """Returns process 0's arrays, bit for bit; the others pass arrays of the same shapes."""
+    if _single_process():
         return tree
 
-    def share(leaf: Any) -> np.ndarray:
-        # As bytes: they are shared by a sum with zeros, which would lose the sign of -0.
+    def broadcast(leaf: Any) -> np.ndarray:
+        # As bytes: JAX broadcasts by adding zeros, which would lose the sign of -0.
         array = np.ascontiguousarray(leaf)
         raw = array.reshape(-1).view(np.uint8)
-        told = np.asarray(multihost_utils.broadcast_one_to_all(raw), np.uint8)
-        return told.view(array.dtype).reshape(np.shape(leaf))  # `array` has an axis at least
+        received = np.asarray(multihost_utils.broadcast_one_to_all(raw), np.uint8)
+        return received.view(array.dtype).reshape(np.shape(leaf))  # `array` has one axis at least
 
-    return jax.tree.map(share, tree)
+    return jax.tree.map(broadcast, tree)
 
 
-def all_gather_strings(value: list[str]) -> list[str]:
-    """The lists of all processes, one after the other, each entry once; all call it together."""
-    if _alone():
-        return value
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+def all_gather_strings(strings: list[str]) -> list[str]:
+    """Returns the strings of all processes, without duplicates; all processes must call it."""
+    if _single_process():
+        return strings
+    text = np.frombuffer(json.dumps(strings).encode(), np.uint8)
     sizes: Any = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(text)] = text
@@ -149,44 +150,42 @@ def all_gather_strings(value: list[str]) -> list[str]:
     return list(dict.fromkeys(entry for entries in lists for entry in entries))
 
 
-def reached_preemption(step: int, asked: bool) -> bool:
-    """Whether the run is to end after this step; all processes say the same.
+def reached_preemption(step: int, interrupted: bool) -> bool:
+    """Returns whether the run must stop after this step, the same for all processes.
 
-    Of several, the one that gets SIGTERM tells the others, and JAX finds a step that none has
-    passed (`reached_preemption_sync_point`).
+    With several processes, JAX forwards the SIGTERM of one and finds a step that none has passed
+    yet (`reached_preemption_sync_point`).
     """
-    return asked if _alone() else multihost_utils.reached_preemption_sync_point(step)
+    if _single_process():
+        return interrupted
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def lost_process_as_user_error() -> Iterator[None]:
-    """Turns what JAX raises when another process is gone into one line.
-
-    Raises:
-      UserError: instead of JAX's own error, if there are other processes.
-    """
+    """Turns JAX's error about a lost process into a `UserError` of one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
-        if _alone():
+        if _single_process():
             raise
         reason = " ".join(str(e).split())[:160]
         raise UserError(
             f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}):"
-            " start all of them again, and they go on from the last checkpoint"
+            " start all of them again to resume from the last checkpoint"
         ) from e
 
 
 def exit_process(status: int) -> NoReturn:
-    """Ends this process; if it failed, without waiting for what may not come.
+    """Exits; after a failure, without waiting for the other processes or for library threads.
 
-    An orderly end waits for the other processes of a run, and for threads of Orbax's, which wait
-    for minutes where the disk would not let them make a folder.
+    An orderly exit waits for the other processes, and for threads of Orbax, which can wait for
+    minutes for a directory that cannot be created.
     """
     if status:
         sys.stdout.flush()
         sys.stderr.flush()
-        if not _alone():
+        if not _single_process():
             os._exit(status)
         timer = threading.Timer(EXIT_GRACE_SECONDS, os._exit, [status])
         timer.daemon = True

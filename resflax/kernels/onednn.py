@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resflax.cache import cache_dir
+from resflax.runtime import cache_dir
 
 Array = jax.Array
 Pair = tuple[int, int]

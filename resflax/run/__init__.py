@@ -1,1 +1,1 @@
-"""One training run on disk: workdir, checkpoints, records, signals, progress."""
+"""One training run on disk. Knows neither models nor the trainer: checkpoints hold any pytree."""

@@ -1,12 +1,9 @@
-"""States on disk, through Orbax, each with checksums."""
+"""Checkpoints of any pytree through Orbax, each with a manifest of checksums."""
 
 import contextlib
-import dataclasses
-import errno
 import json
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +14,7 @@ from flax import serialization
 from orbax.checkpoint import checkpoint_managers
 
 from resflax.errors import UserError
-from resflax.files import quarantine
+from resflax.files import disk_errors_as_user_error, quarantine
 from resflax.run.manifest import (
     CorruptCheckpointError,
     leaf_checksums,
@@ -25,240 +22,277 @@ from resflax.run.manifest import (
     verify_manifest,
     write_manifest,
 )
-from resflax.train.state import TrainState
 
 METRIC = "accuracy"
-# What a disk says, wherever TensorStore and Orbax put it in their messages.
-TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
+# Items of an Orbax checkpoint: the arrays, and JSON.
+ARRAYS, METADATA = "state", "metadata"
 
 
-class Saved(NamedTuple):
-    """What a checkpoint holds, its arrays NumPy's.
+class Checkpoint(NamedTuple):
+    """Contents of a checkpoint.
 
     Attributes:
-      state: all that the next step depends on.
-      metadata: whatever else JSON can say.
-      eval_batch_stats: the batch statistics that were evaluated, where they are not the state's; {} else.
+      step: number of training steps taken.
+      tree: dictionary of pytrees of NumPy arrays.
+      metadata: dictionary of JSON values.
     """
 
-    state: TrainState
+    step: int
+    tree: dict[str, Any]
     metadata: dict[str, Any]
-    eval_batch_stats: Any
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """For a process that reads and writes without the others: each has the whole state."""
-    number = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=number, active_processes={number})
+def _single_process() -> ocp.options.MultiprocessingOptions:
+    """Makes Orbax read and write without the other processes: each has the whole state."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
-def _options(keep: int) -> ocp.CheckpointManagerOptions:
-    """To keep the last so many, and the best."""
+def _manager_options(max_to_keep: int) -> ocp.CheckpointManagerOptions:
+    """Keeps the last `max_to_keep` checkpoints and the one with the best accuracy."""
 
-    def best(metrics: dict[str, float]) -> float:
+    def accuracy(metrics: dict[str, float]) -> float:
         return metrics[METRIC]
 
     policies = checkpoint_managers
+    best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     return ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=True,
         save_root_metadata=False,
-        best_fn=best,
-        preservation_policy=policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                policies.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        ),
-        multiprocessing_options=_alone(),
+        best_fn=accuracy,
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max_to_keep), best]),
+        multiprocessing_options=_single_process(),
     )
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps that a folder has something of, the last first."""
+    """Returns the steps that have a directory, the latest first."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def latest_valid_metadata(folder: Path) -> dict[str, Any] | None:
-    """What was saved beside the last state that is whole; None if there is none."""
+    """Returns the metadata of the latest valid checkpoint; None if there is none."""
     for step in _steps(folder):
         with contextlib.suppress(CorruptCheckpointError):
             verify_manifest(folder / str(step))
-            return dict(json.loads((folder / str(step) / "metadata" / "metadata").read_text()))
+            return dict(json.loads((folder / str(step) / METADATA / "metadata").read_text()))
     return None
 
 
-def _read(folder: Path, step: int, like: TrainState, leaves: Any) -> Saved:
-    """What was saved at a step whose files are whole; those of others are not looked at."""
-    eval_batch_stats = any(name.startswith("eval_batch_stats/") for name in leaves)
-    tree = _tree(like, like.batch_stats if eval_batch_stats else {})
+def _read(
+    folder: Path, step: int, template: dict[str, Any], checksums: dict[str, str]
+) -> Checkpoint:
+    """Reads the checkpoint of a step whose files were verified.
+
+    Entries of the template of which nothing was saved come back as {}.
+    """
+    saved = {name.split("/")[0] for name in checksums}
+    wanted = {name: tree if name in saved else {} for name, tree in template.items()}
+    arrays = jax.tree.map(np.asarray, serialization.to_state_dict(wanted))
     args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(jax.tree.map(np.asarray, tree)),
-        metadata=ocp.args.JsonRestore(),
+        **{ARRAYS: ocp.args.StandardRestore(arrays), METADATA: ocp.args.JsonRestore()}
     )
     handler = ocp.CompositeCheckpointHandler()
     try:
-        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
-            found = checkpointer.restore(folder / str(step), args=args)
+        with ocp.Checkpointer(handler, multiprocessing_options=_single_process()) as checkpointer:
+            restored = checkpointer.restore(folder / str(step), args=args)
     except (ValueError, KeyError, TypeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"the checkpoint of step {step} is of another network or optimiser: {reason}"
+            f"the checkpoint at step {step} belongs to another network or optimizer: {reason}"
         ) from e
-    tree = jax.tree.map(np.asarray, found["state"])
-    verify_leaves(tree, leaves)
-    state = serialization.from_state_dict(like, tree["state"])
-    return Saved(state, found["metadata"], tree["eval_batch_stats"])
+    arrays = jax.tree.map(np.asarray, restored[ARRAYS])
+    verify_leaves(arrays, checksums)
+    tree = {name: serialization.from_state_dict(wanted[name], arrays[name]) for name in wanted}
+    return Checkpoint(step, tree, restored[METADATA])
 
 
-def _tree(state: TrainState, eval_batch_stats: Any) -> dict[str, Any]:
-    return {"state": serialization.to_state_dict(state), "eval_batch_stats": eval_batch_stats}
+class Checkpointer:
+    """Saves and restores the checkpoints of a run: the last `max_to_keep`, and the best.
 
-
-class Checkpoints:
-    """The checkpoints of a run that goes on: the last `keep`, and that of the best accuracy.
-
-    A step is saved while training goes on, under another name until it is whole, and then sealed
-    with checksums. One that is not whole, or no longer, is put aside into `damaged`, with a
-    line for `warnings`: what a run would go on from is passed over for the one before.
+    Saving is asynchronous: the directory has a temporary name until it is complete, then gets its
+    manifest. On opening, the latest checkpoint is verified in full, the array data of older ones in
+    the background. Corrupt checkpoints are moved to `damaged/` next to the folder, with a line in
+    `warnings`; restoring takes the latest valid one.
 
     Raises:
       UserError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, max_to_keep: int) -> None:
         self.folder, self.warnings = folder.absolute(), list[str]()
-        self.thread: threading.Thread | None = None
-        self.error: BaseException | None = None
-        self.last: int | None = None
-        with self._told("be opened"):
+        self.latest: int | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._corrupt: dict[int, str] = {}  # found in the background
+        self._cancelled = threading.Event()
+        with self._disk_errors("opened"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.leaves = self._sound()
-            self.manager = ocp.CheckpointManager(self.folder, options=_options(keep))
+            self._checksums = self._find_latest()
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=_manager_options(max_to_keep)
+            )
+        older = [step for step in _steps(self.folder) if step != self.latest]
+        self._verifier = threading.Thread(
+            target=self._verify, args=(older,), name="verify", daemon=True
+        )
+        self._verifier.start()
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Turns what goes wrong with files into one line."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (OSError, ValueError, RuntimeError) as e:
-            text = str(e)
-            known = [os.strerror(code) for code in TOLD if os.strerror(code) in text]
-            reason = known[0] if known else " ".join(text.split())[:200]
-            left = (
-                f"the checkpoint of step {self.last} stands" if self.last else "there is no other"
-            )
-            raise UserError(
-                f"the checkpoint in {self.folder} cannot {what}: {reason}: {left};"
+    def _disk_errors(self, verb: str) -> Iterator[None]:
+        def advice() -> str:
+            intact = f"the checkpoint at step {self.latest} is intact"
+            return (
+                f"{intact if self.latest else 'there is no earlier one'};"
                 " make room, or choose another --workdir"
-            ) from e
+            )
 
-    def _sound(self) -> dict[str, str]:
-        """The checksums of the last step that is whole; puts aside all that are not.
+        what = f"the checkpoint in {self.folder} cannot be {verb}"
+        errors = (OSError, ValueError, RuntimeError)
+        with disk_errors_as_user_error(what, advice, errors=errors):
+            yield
 
-        The older ones as well: Orbax reads the accuracies of all to know the best.
+    def _find_latest(self) -> dict[str, str]:
+        """Finds the latest valid step; returns the checksums of its arrays.
+
+        Of older steps only the metadata are verified: Orbax reads all accuracies to find the best.
         """
-        sound: dict[int, dict[str, str]] = {}
+        self.latest, checksums = None, dict[str, str]()
         for step in _steps(self.folder):
             try:
-                sound[step] = verify_manifest(self.folder / str(step))
+                if self.latest is None:
+                    checksums = verify_manifest(self.folder / str(step))
+                    self.latest = step
+                else:
+                    verify_manifest(self.folder / str(step), skip=f"{ARRAYS}/")
             except CorruptCheckpointError as e:
-                self._put_aside(step, str(e))
-        self.last = max(sound, default=None)
-        return sound[self.last] if self.last is not None else {}
+                self._quarantine(step, str(e))
+        return checksums
 
-    def _put_aside(self, step: int, reason: str) -> None:
-        place = quarantine(self.folder / str(step), self.folder.parent / "damaged")
+    def _quarantine(self, step: int, reason: str) -> None:
+        target = quarantine(self.folder / str(step), self.folder.parent / "damaged")
         self.warnings.append(
-            f"the checkpoint of step {step} is passed over: {reason}; it lies in {place}"
+            f"the checkpoint at step {step} was skipped: {reason}; moved to {target}"
         )
 
-    def restore(self, like: TrainState) -> Saved | None:
-        """The last state that is whole, of the structure of `like`; None if there is none.
-
-        Raises:
-          UserError: if it is of another structure.
-        """
-        while self.last is not None:
+    def _verify(self, steps: Sequence[int]) -> None:
+        """Verifies the array data of older checkpoints, in a thread."""
+        for step in steps:
+            if self._cancelled.is_set():
+                return
             try:
-                with self._told("be read"):
-                    return _read(self.folder, self.last, like, self.leaves)
+                verify_manifest(self.folder / str(step))
             except CorruptCheckpointError as e:
-                self._put_aside(self.last, str(e))
-                self.leaves = self._sound()
-                self.manager.reload()
-        return None
+                self._corrupt[step] = str(e)
 
-    def save(self, saved: Saved, accuracy: float | None = None) -> None:
-        """Begins to save under the state's step, when the one before is saved.
+    def _quarantine_corrupt(self) -> None:
+        """Quarantines what the background verification found; no save may be in progress."""
+        corrupt, self._corrupt = self._corrupt, {}
+        # A checkpoint that Orbax deleted meanwhile is not corrupt.
+        existing = {step: why for step, why in corrupt.items() if step in _steps(self.folder)}
+        for step, reason in existing.items():
+            self._quarantine(step, reason)
+        if existing:
+            self._manager.reload()
+
+    def restore(self, template: dict[str, Any]) -> Checkpoint | None:
+        """Reads the latest valid checkpoint; None if there is none.
 
         Args:
-          saved: of NumPy arrays, which nobody changes.
-          accuracy: of an evaluation at this step, if there was one: the best is kept.
+          template: dictionary of pytrees with the structure, shapes and dtypes of the saved ones.
 
         Raises:
-          UserError: if that one, or this, could not be.
+          UserError: if the checkpoint has another structure.
+        """
+        while self.latest is not None:
+            try:
+                with self._disk_errors("read"):
+                    return _read(self.folder, self.latest, template, self._checksums)
+            except CorruptCheckpointError as e:
+                self._quarantine(self.latest, str(e))
+                self._checksums = self._find_latest()
+                self._manager.reload()
+        return None
+
+    def save(self, checkpoint: Checkpoint, accuracy: float | None = None) -> None:
+        """Starts saving, once the previous save has finished.
+
+        Args:
+          checkpoint: its arrays must not change before `wait` returns.
+          accuracy: of an evaluation at this step, if there was one; the best one is kept.
+
+        Raises:
+          UserError: if the previous checkpoint or this one cannot be written.
         """
         self.wait()
-        step, tree = int(saved.state.step), _tree(saved.state, saved.eval_batch_stats)
+        step, tree = checkpoint.step, serialization.to_state_dict(checkpoint.tree)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), metadata=ocp.args.JsonSave(saved.metadata)
+            **{
+                ARRAYS: ocp.args.StandardSave(tree),
+                METADATA: ocp.args.JsonSave(checkpoint.metadata),
+            }
         )
         metrics = None if accuracy is None else {METRIC: accuracy}
-        with self._told("be written"):
-            self.manager.save(step, args=args, metrics=metrics, force=True)
-        self.thread = threading.Thread(target=self._seal, args=(step, tree), name="seal")
-        self.thread.start()
+        with self._disk_errors("written"):
+            self._quarantine_corrupt()
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+        self._thread = threading.Thread(target=self._finish, args=(step, tree), name="manifest")
+        self._thread.start()
 
-    def _seal(self, step: int, tree: Any) -> None:
+    def _finish(self, step: int, tree: Any) -> None:
+        """Writes the manifest when Orbax is done, in a thread."""
         try:
-            leaves = leaf_checksums(tree)
-            self.manager.wait_until_finished()
-            write_manifest(self.folder / str(step), leaves)
-            self.last = step
-        except BaseException as e:  # raised where the run waits
-            self.error = e
+            checksums = leaf_checksums(tree)
+            self._manager.wait_until_finished()
+            write_manifest(self.folder / str(step), checksums)
+            self.latest = step
+        except BaseException as e:  # raised by `wait`
+            self._error = e
 
     def wait(self) -> None:
-        """Waits until what was begun is on disk, and sealed.
+        """Waits until the last save is on disk, with its manifest.
 
         Raises:
-          UserError: if it is not.
+          UserError: if it failed.
         """
-        if self.thread:
-            self.thread.join()
-            self.thread = None
-        if self.error:
-            error, self.error = self.error, None
-            with self._told("be written"):
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            with self._disk_errors("written"):
                 raise error
 
-    def close(self) -> None:
-        """Waits, and ends Orbax's threads."""
+    def close(self, *, cancel_verification: bool = False) -> None:
+        """Waits for the last save and, unless cancelled, for the background verification."""
         try:
+            if cancel_verification:
+                self._cancelled.set()
             self.wait()
+            if not cancel_verification:
+                self._verifier.join()
+                with self._disk_errors("moved"):
+                    self._quarantine_corrupt()
         finally:
-            with contextlib.suppress(Exception):  # what went wrong was told by `wait`
-                self.manager.close()
+            with contextlib.suppress(Exception):  # `wait` has already reported what went wrong
+                self._manager.close()
 
 
-def restore(folder: Path, like: TrainState) -> TrainState:
-    """The last state of a run's checkpoints that is whole, as it was evaluated; changes nothing.
+def restore_latest(folder: Path, template: dict[str, Any]) -> Checkpoint:
+    """Reads the latest valid checkpoint in a folder without changing anything on disk.
 
     Raises:
-      UserError: if there is none, or it is of another structure than `like`.
+      UserError: if there is none, or it has another structure than `template`.
     """
     if not folder.is_dir():
-        raise UserError(f"no checkpoint: there is no folder {folder}")
+        raise UserError(f"no checkpoint: there is no directory {folder}")
     reasons = []
     for step in _steps(folder):
         try:
-            leaves = verify_manifest(folder / str(step))
-            state, _, eval_batch_stats = _read(folder.absolute(), step, like, leaves)
-            return dataclasses.replace(state, batch_stats=eval_batch_stats or state.batch_stats)
+            checksums = verify_manifest(folder / str(step))
+            return _read(folder.absolute(), step, template, checksums)
         except CorruptCheckpointError as e:
-            reasons.append(f"; that of step {step} is damaged: {e}")
+            reasons.append(f"; the one at step {step} is corrupt: {e}")
     raise UserError(f"no checkpoint in {folder}{''.join(reasons)}")

@@ -1,48 +1,51 @@
-"""Whether a run may go on with another config than it began with."""
+"""Differences between the config of a run and the one it is resumed with."""
 
-import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
 
-from resflax.train.config import flat_keys
+def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns every value of a nested dictionary (or `ConfigDict`) by its dotted key.
 
-# What moves a run or changes how it is kept, not what it computes.
-RESUMABLE_KEYS = (
-    "parallel",
-    "mesh.",
-    "data.data_dir",
-    "data.num_workers",
-    "data.placement",
-    "checkpoint_",
-)
-
-
-def to_json_dict(config: ConfigDict) -> dict[str, Any]:
-    """Every value of a config by its dotted key, as JSON keeps it.
-
-    >>> to_json_dict(ConfigDict({"a": (1, 2), "b": {"c": None}}))
-    {'a': [1, 2], 'b.c': None}
+    >>> flatten_config({"a": 1, "b": {"c": 2}})
+    {'a': 1, 'b.c': 2}
     """
-    return json.loads(json.dumps(flat_keys(config)))
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat |= flatten_config(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
-def config_diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What keeps a run from going on: each key whose value is another one, with both values.
+def config_diff(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    resumable: Sequence[str] = (),
+    increasable: Sequence[str] = (),
+) -> list[str]:
+    """Lists the keys that differ between two configs of JSON values, with both values.
 
-    Left out: where and how the run is computed and kept (`RESUMABLE_KEYS`), and more epochs than before.
+    Args:
+      old: config of the existing run.
+      new: config to resume it with.
+      resumable: prefixes of keys that may differ.
+      increasable: keys that may be larger than before.
 
-    >>> config_diff({"seed": 0, "epochs": 9}, {"seed": 1, "epochs": 10})
+    >>> config_diff({"seed": 0, "epochs": 9}, {"seed": 1, "epochs": 10}, increasable=["epochs"])
     ['seed 0, now 1']
     """
+    before, after = flatten_config(old), flatten_config(new)
 
-    def same(key: str) -> bool:
-        if key.startswith(RESUMABLE_KEYS) or old.get(key) == new.get(key):
+    def may_differ(key: str) -> bool:
+        if key.startswith(tuple(resumable)) or before.get(key) == after.get(key):
             return True
-        return key == "epochs" and old.get(key, 0) < new[key]
+        return key in increasable and before.get(key, 0) < after[key]
 
     return [
-        f"{key} {old.get(key)!r}, now {new.get(key)!r}"
-        for key in sorted({*old, *new})
-        if not same(key)
+        f"{key} {before.get(key)!r}, now {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if not may_differ(key)
     ]

@@ -1,4 +1,4 @@
-"""`curves.png`: loss and accuracy over steps."""
+"""`curves.png`: loss and accuracy over training steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from resflax.plotting import new_figure, save
 
-# Dark and light, solid and dashed: told apart in grey print too.
+# Distinguishable in greyscale print too.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#8a8a8a", "linewidth": 1.0, "linestyle": "-"},
     "test": {
@@ -22,7 +22,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws the records of a run: loss in nats (log scale), accuracy in percent."""
+    """Plots the records of a run: loss in nats on a log scale, accuracy in percent."""
     figure, axes = new_figure(2, height=3.4)
     for ax, key, label in zip(
         axes, ("loss", "accuracy"), ("loss (nats)", "accuracy (%)"), strict=True

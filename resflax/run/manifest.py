@@ -1,7 +1,7 @@
-"""A folder of files that tells whether it is whole: one file holds the checksums of all others.
+"""SHA-256 manifest of a checkpoint directory.
 
-Orbax restores a flipped bit in silence. So each file has its SHA-256, and each array that was saved
-has one of its own, taken in memory: a fault between memory and disk shows as well.
+Orbax restores a flipped bit without an error. The manifest therefore has the SHA-256 of every file,
+and that of every saved array, taken in memory, which also detects faults between memory and disk.
 """
 
 import hashlib
@@ -18,32 +18,59 @@ MANIFEST = "checksums.json"
 
 
 class CorruptCheckpointError(Exception):
-    """What is wrong with a folder."""
+    """A checkpoint directory differs from its manifest; the message says how."""
+
+
+def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves as contiguous arrays by path ("params/head/bias"), sorted by path."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, order="C")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return dict(sorted(leaves.items()))
+
+
+def params_sha256(params: Any) -> str:
+    """Returns the SHA-256 of all leaves' bytes, in the order of their paths.
+
+    >>> params_sha256({"a": np.zeros(2, np.float32)})[:8]
+    'af5570f5'
+    """
+    digest = hashlib.sha256()
+    for array in _named_leaves(params).values():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
-    """The SHA-256 of each array's type, shape and bytes, by its path, "params/head/bias".
+    """Returns the SHA-256 of each leaf's dtype, shape and bytes, by its path.
 
     >>> leaf_checksums({"a": np.zeros(2, np.float32)})["a"][:8]
     '4016bdf5'
     """
-    sums = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-        sums[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()
-    return sums
+    return {
+        name: hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+        for name, array in _named_leaves(tree).items()
+    }
 
 
-def _file_sums(folder: Path) -> dict[str, str]:
-    sums = {}
+def verify_leaves(tree: Any, checksums: dict[str, str]) -> None:
+    """Raises `CorruptCheckpointError` if a leaf differs from the saved one."""
+    restored = leaf_checksums(tree)
+    for name in sorted({*checksums, *restored}):
+        if checksums.get(name) != restored.get(name):
+            raise CorruptCheckpointError(f"array {name} differs from the saved one")
+
+
+def _file_checksums(folder: Path, skip: str) -> dict[str, str]:
+    checksums = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name != MANIFEST and path.is_file():
-            with path.open("rb") as file:
-                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+        if name == MANIFEST or not path.is_file() or (skip and name.startswith(skip)):
+            continue
+        with path.open("rb") as file:
+            checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -51,48 +78,52 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, leaves: dict[str, str]) -> None:
-    """Writes the checksums of all files of a folder, and those of the arrays in it."""
-    body = {"files": _file_sums(folder), "leaves": leaves}
+    """Writes the manifest of a complete checkpoint directory.
+
+    Args:
+      folder: the directory.
+      leaves: `leaf_checksums` of the arrays that were saved in it.
+    """
+    body = {"files": _file_checksums(folder, ""), "leaves": leaves}
     text = json.dumps({"sha256": _digest(body), **body}, indent=1)
     write_atomic(folder / MANIFEST, text.encode())
 
 
-def verify_manifest(folder: Path) -> dict[str, str]:
-    """The checksums of the arrays in a folder whose files are what they were when it was sealed.
+def verify_manifest(folder: Path, *, skip: str = "") -> dict[str, str]:
+    """Checks a directory against its manifest and returns the checksums of the saved arrays.
+
+    Args:
+      folder: the directory.
+      skip: prefix of file names that are not read, as "state/" for the array data.
 
     Raises:
-      DamagedError: if a file is missing, was added or has changed, the checksums' own included.
+      CorruptCheckpointError: if a file is missing, was added or has changed, the manifest included.
     """
     if not (folder / MANIFEST).exists():
-        raise CorruptCheckpointError(f"it has no {MANIFEST}, so it was not written to its end")
+        raise CorruptCheckpointError(f"it has no {MANIFEST}, so it was not written completely")
     try:
         text = (folder / MANIFEST).read_text()
         body = json.loads(text)
-        told = body.pop("sha256")
-        # As it was written, to the letter: a bit may flip in the blanks as well.
-        whole = told == _digest(body) and text == json.dumps({"sha256": told, **body}, indent=1)
+        digest = body.pop("sha256")
+        # The exact text: a flipped bit in white space is corruption too.
+        intact = digest == _digest(body) and text == json.dumps(
+            {"sha256": digest, **body}, indent=1
+        )
         files: dict[str, str] = body["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise CorruptCheckpointError(f"{MANIFEST} is damaged")
+        intact = False
+    if not intact:
+        raise CorruptCheckpointError(f"{MANIFEST} is corrupt")
     try:
-        found = _file_sums(folder)
+        actual = _file_checksums(folder, skip)
     except OSError as e:
         raise CorruptCheckpointError(f"it cannot be read: {e.strerror}") from e
-    for name in sorted({*files, *found}):
-        if name not in found:
+    expected = {n: digest for n, digest in files.items() if not skip or not n.startswith(skip)}
+    for name in sorted({*expected, *actual}):
+        if name not in actual:
             raise CorruptCheckpointError(f"{name} is missing")
-        if name not in files:
-            raise CorruptCheckpointError(f"{name} does not belong there")
-        if files[name] != found[name]:
+        if name not in expected:
+            raise CorruptCheckpointError(f"{name} is not in the manifest")
+        if expected[name] != actual[name]:
             raise CorruptCheckpointError(f"{name} has changed since it was written")
     return body["leaves"]
-
-
-def verify_leaves(tree: Any, leaves: dict[str, str]) -> None:
-    """Raises `CorruptCheckpointError` if an array is not the one that was saved."""
-    found = leaf_checksums(tree)
-    for name in sorted({*leaves, *found}):
-        if leaves.get(name) != found.get(name):
-            raise CorruptCheckpointError(f"{name} is not what was saved")

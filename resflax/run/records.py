@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run tells, a line at a time, and whether it is still what was told."""
+"""`metrics.jsonl`: one JSON object per line, with a checksum of the whole file."""
 
 import hashlib
 import json
@@ -8,75 +8,75 @@ from typing import Any
 
 from resflax.files import quarantine, write_atomic
 
-# What every line has, and a picture needs.
+# Numeric keys of every record.
 NUMBERS = ("step", "epoch", "loss", "accuracy")
 
 
 class Records:
-    """Lines that are on disk as soon as they are added.
+    """Records of a run, each on disk as soon as it is added.
 
     Attributes:
       path: of the file.
-      count: of the lines.
+      count: number of records.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.count, self._sum = path, 0, hashlib.sha256()
+        self.path, self.count, self._digest = path, 0, hashlib.sha256()
 
     @property
     def sha256(self) -> str:
-        """Of all lines together."""
-        return self._sum.hexdigest()
+        """SHA-256 of all records."""
+        return self._digest.hexdigest()
 
-    def _take(self, lines: list[bytes]) -> None:
-        self.count, self._sum = len(lines), hashlib.sha256(b"".join(lines))
+    def _reset(self, lines: list[bytes]) -> None:
+        self.count, self._digest = len(lines), hashlib.sha256(b"".join(lines))
 
     def add(self, record: dict[str, Any]) -> None:
-        """Adds a line."""
+        """Appends a record."""
         line = (json.dumps(record) + "\n").encode()
         with open(self.path, "ab") as file:
             file.write(line)
         self.count += 1
-        self._sum.update(line)
+        self._digest.update(line)
 
     def all(self) -> list[dict[str, Any]]:
-        """The lines."""
+        """Reads all records."""
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
-    def keep(self, count: int, sha256: str, step: int) -> str:
-        """Leaves the first lines: those after them will be made again.
+    def truncate_to(self, count: int, sha256: str, step: int) -> str:
+        """Truncates the file to its first `count` records; training writes the others again.
 
-        If they are not what they were, the file is put aside into `damaged`, and those of its lines
-        stay that can be read and are of no later step.
+        If those records have changed since, the file is moved to `damaged/`, and the readable
+        records up to `step` are kept.
 
         Args:
-          count: of the lines, when a checkpoint was made.
-          sha256: of those lines.
+          count: number of records when the checkpoint was saved.
+          sha256: of these records.
           step: of the checkpoint.
 
         Returns:
-          "", or what is wrong, for a warning.
+          "", or a warning.
         """
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        self._take(lines[:count])
+        self._reset(lines[:count])
         if (self.count, self.sha256) == (count, sha256):
             if len(lines) > count:
                 write_atomic(self.path, b"".join(lines[:count]))
             return ""
-        kept = [line for line in lines if _step(line) <= step]
-        lies = ""
+        readable = [line for line in lines if _step(line) <= step]
+        moved = ""
         if self.path.exists():
-            lies = f"; it lies in {quarantine(self.path, self.path.parent / 'damaged')}"
-        write_atomic(self.path, b"".join(kept))
-        self._take(kept)
+            moved = f"; moved to {quarantine(self.path, self.path.parent / 'damaged')}"
+        write_atomic(self.path, b"".join(readable))
+        self._reset(readable)
         return (
-            f"{self.path.name} is not what it was at step {step}: {len(kept)} of its {count} lines"
-            f" can be read{lies}"
+            f"{self.path.name} has changed since step {step}: {len(readable)} of its {count}"
+            f" records can be read{moved}"
         )
 
 
 def _step(line: bytes) -> float:
-    """The step of a line; infinite if it cannot be read."""
+    """Returns the step of a record; infinity if it cannot be read."""
     try:
         record = json.loads(line)
         readable = all(type(record[name]) in (int, float) for name in NUMBERS)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, for a run that ends after its step and goes on at its next start."""
+"""SIGTERM and SIGINT: the run stops after the current step and can be resumed."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ import threading
 from types import FrameType
 from typing import Any
 
-# A run that is asked to end has so long to finish its step and to save it.
+# Time to finish the current step and save it after a signal.
 GRACE_SECONDS = 12.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptedRunError(Exception):
-    """A run ended because it was asked to; its message says what it leaves.
+    """A run stopped because of a signal; the message says where it was saved.
 
     Attributes:
-      status: with which the process is to end, 128 + the signal's number.
+      status: exit status of the process, 128 + the signal's number.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -26,49 +26,49 @@ class InterruptedRunError(Exception):
 
 
 class Interrupt:
-    """What was asked of this process, from `__enter__` on.
+    """Context manager that notes SIGTERM and SIGINT for the training loop.
 
-    The first signal is noted, and the run ends where it next looks. A thread watches as well, since
-    no handler of Python's runs while the main thread compiles: it ends the process when the time is
-    over, and at once on a second SIGINT.
+    The loop checks `received` after each step. A thread watches too, since Python runs no signal
+    handler while the main thread compiles: it ends the process after `GRACE_SECONDS`, and at once
+    on a second SIGINT.
 
     Attributes:
-      asked: the number of the signal that came first; 0 for none.
-      forward: SIGINT is handed on as SIGTERM, which JAX takes where there are several processes.
+      received: number of the first signal; 0 if there was none.
+      forward: send SIGTERM on SIGINT, which JAX synchronizes over several processes.
     """
 
-    asked = 0
+    received = 0
     forward = False
 
     def __enter__(self) -> "Interrupt":
-        self._ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        self._theirs = theirs  # it lives as long as signals may be written to it
-        self._woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _note) for number in SIGNALS}
+        self._reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._writer = writer  # must stay open as long as signals may be written to it
+        self._old_wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, _ignore) for number in SIGNALS}
         self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._watcher.start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._woken)
-        self._theirs.close()
-        self._watcher.join()  # which that ends
-        self._ours.close()
+        signal.set_wakeup_fd(self._old_wakeup)
+        self._writer.close()
+        self._watcher.join()  # its socket is at its end
+        self._reader.close()
 
     def _watch(self) -> None:
-        while got := self._ours.recv(1):
-            number = got[0]
+        while data := self._reader.recv(1):
+            number = data[0]
             if number not in SIGNALS:
                 continue
-            if self.asked and number == signal.SIGINT:
+            if self.received and number == signal.SIGINT:
                 os._exit(128 + number)
-            if not self.asked:
-                self.asked = number
-                told = f"{signal.Signals(number).name}: ending after this step"
-                print(f"\n{told}; a second Ctrl-C ends at once", file=sys.stderr, flush=True)
+            if not self.received:
+                self.received = number
+                line = f"{signal.Signals(number).name}: stopping after this step"
+                print(f"\n{line}; press Ctrl-C again to exit now", file=sys.stderr, flush=True)
                 timer = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
                 timer.daemon = True
                 timer.start()
@@ -76,5 +76,5 @@ class Interrupt:
                     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    """A handler of Python's must be there for the number to be written to the socket."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Does nothing; Python writes signals to the wakeup socket only if there is a handler."""

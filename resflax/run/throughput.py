@@ -1,62 +1,62 @@
-"""How fast a run trains, and how long it will take."""
+"""Training speed and remaining time of a run."""
 
 import time
 
 
-class Meter:
-    """Training speed without set-up and evaluation; time left with evaluation.
+class Throughput:
+    """Examples per second without set-up and evaluation; remaining time with evaluation.
 
-    The first step compiles the program: its time counts only as long as there is no other.
+    The first step compiles the program, so its time counts only while there is no other.
 
     Args:
-      steps: of the whole run.
-      first: how many of them were taken before this start.
-      examples: that were trained on in these.
-      seconds: that this took.
+      steps: number of steps of the whole run.
+      first: number of steps taken before this process.
+      examples: number of examples trained on in these steps.
+      seconds: time that they took.
 
     Attributes:
-      overall: training examples per second, so far.
+      overall: examples per second of training so far.
     """
 
     def __init__(self, steps: int, first: int = 0, examples: int = 0, seconds: float = 0.0) -> None:
         self.steps, self.first = steps, first
-        self.started = self.lap_started = time.monotonic()
+        self.start = self.lap_start = time.monotonic()
         self.compiled = False
         self.seconds = seconds
         self.examples, self.lap_examples = examples, 0
         self.overall = examples / seconds if seconds else 0.0
 
     def step(self, examples: int) -> None:
-        """Counts a step that ended (the first) or was dispatched (the others)."""
+        """Counts a step that has finished (the first) or was dispatched (all others)."""
         if not self.compiled:
             now = time.monotonic()
             self.compiled = True
-            self.overall = self.overall or examples / (now - self.started)
-            self.started = self.lap_started = now
+            self.overall = self.overall or examples / (now - self.start)
+            self.start = self.lap_start = now
         else:
             self.lap_examples += examples
 
     def lap(self) -> float:
-        """Examples per second since the last lap or pause, all steps having ended."""
+        """Returns examples per second since the last lap or pause; all steps must have finished."""
         now = time.monotonic()
         if not self.lap_examples:
             return self.overall
-        seconds = now - self.lap_started
+        seconds = now - self.lap_start
         speed = self.lap_examples / seconds
         self.seconds += seconds
         self.examples += self.lap_examples
         self.overall = self.examples / self.seconds
-        self.lap_started, self.lap_examples = now, 0
+        self.lap_start, self.lap_examples = now, 0
         return speed
 
     def pause(self) -> float:
-        """Seconds since the last lap, which do not count as training."""
+        """Returns the seconds since the last lap, and excludes them from the training time."""
         now = time.monotonic()
-        seconds = now - self.lap_started
-        self.lap_started = now
+        seconds = now - self.lap_start
+        self.lap_start = now
         return seconds
 
-    def left(self, step: int) -> float:
-        """Seconds until the last step, going by the steps after the first."""
+    def remaining(self, step: int) -> float:
+        """Estimates the seconds from `step` to the last step."""
         taken = max(1, step - self.first - 1)
-        return (time.monotonic() - self.started) / taken * (self.steps - step)
+        return (time.monotonic() - self.start) / taken * (self.steps - step)

@@ -1,31 +1,31 @@
-"""Where a run is, besides its state: what it has told, and what it has yet to tell."""
+"""Host-side trainer state saved with each checkpoint."""
 
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
-
-from resflax.distributed.engines import Engine
 
 
 @dataclass
 class TrainerState:
-    """All plain values: it is kept as JSON beside the state.
+    """Everything but the arrays that a resumed run needs, as JSON values.
 
     Attributes:
-      records: lines of `metrics.jsonl`, and their SHA-256, when this was saved.
-      window: of each step since the last record "loss" and "accuracy", None if it was dropped.
-      evaluated: the step that was last evaluated.
-      test: what the evaluation found.
-      best: the largest accuracy so far; -1 before the first.
-      dropped: steps whose update was dropped; `in_row` those at the end.
-      seconds: that the run has taken, all starts together.
-      examples: that were trained on, and `training` the seconds that took.
-      skipped: the examples that were left out so far.
-      where: what the bits depend on, see `environment`.
+      records: number of records in `metrics.jsonl`.
+      records_sha256: SHA-256 of these records.
+      window: "loss" and "accuracy" of each step since the last record; None for a skipped update.
+      evaluated: step of the last evaluation.
+      test: metrics of the last evaluation.
+      best: highest test accuracy so far; -1 before the first evaluation.
+      dropped: number of skipped updates.
+      in_row: number of consecutive skipped updates up to now.
+      seconds: wall time of the run, over all processes that resumed it.
+      examples: number of examples trained on.
+      train_seconds: time they took, without compilation and evaluation.
+      skipped: examples that could not be read.
+      environment: what the bits of the result depend on, see `resflax.distributed.environment`.
     """
 
     records: int = 0
@@ -38,46 +38,32 @@ class TrainerState:
     in_row: int = 0
     seconds: float = 0.0
     examples: int = 0
-    training: float = 0.0
+    train_seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
-    where: dict[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def of(values: dict[str, Any]) -> "TrainerState":
-        """From what `dataclasses.asdict` made."""
-        return TrainerState(**values)
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns the fields as JSON values; `TrainerState(**values)` is the inverse."""
         return dataclasses.asdict(self)
 
-    def took(self, values: dict[str, float], good: bool) -> None:
-        """Counts a step in."""
-        self.window.append(values if good else None)
-        self.in_row = 0 if good else self.in_row + 1
-        self.dropped += not good
+    def add_step(self, metrics: dict[str, float], finite: bool) -> None:
+        """Adds the metrics of a step; not finite means that its update was skipped."""
+        self.window.append(metrics if finite else None)
+        self.in_row = 0 if finite else self.in_row + 1
+        self.dropped += not finite
 
-    def means(self) -> dict[str, Any]:
-        """Over the window, which ends: its mean loss and accuracy, and the steps dropped, if any.
+    def pop_means(self) -> dict[str, Any]:
+        """Returns the means over the window, and starts a new one.
 
-        The means are over the steps that were not dropped, None if all were.
+        Returns:
+          "loss" and "accuracy", the means over the steps that were not skipped (None if all were),
+          and "dropped", the number of skipped steps, if there are any.
         """
-        taken = [values for values in self.window if values]
-        lost = len(self.window) - len(taken)
+        applied = [metrics for metrics in self.window if metrics]
+        dropped = len(self.window) - len(applied)
         self.window = []
         means: dict[str, Any] = {
-            key: float(np.mean([values[key] for values in taken])) if taken else None
+            key: float(np.mean([metrics[key] for metrics in applied])) if applied else None
             for key in ("loss", "accuracy")
         }
-        return means | ({"dropped": lost} if lost else {})
-
-
-def environment(engine: Engine, name: str) -> dict[str, Any]:
-    """What the bits of a run depend on: platform, devices, processes, engine, version."""
-    return {
-        "platform": engine.devices[0].platform,
-        "devices": len(engine.devices),
-        "processes": jax.process_count(),
-        "engine": name,
-        "jax": jax.__version__,
-    }
+        return means | ({"dropped": dropped} if dropped else {})

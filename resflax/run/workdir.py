@@ -1,61 +1,45 @@
-"""A run's folder: what it holds, and that one run alone is in it at a time."""
+"""The directory of one run: config, records, results, and a lock."""
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-
 from resflax.errors import UserError
-from resflax.files import write_atomic
+from resflax.files import disk_errors_as_user_error, write_atomic
 from resflax.run.checkpoint import latest_valid_metadata
-from resflax.run.config_diff import config_diff, to_json_dict
+from resflax.run.config_diff import config_diff
 from resflax.run.records import Records
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with the files of a folder into one line."""
-    try:
-        yield
-    except OSError as e:
-        raise UserError(
-            f"workdir {path} cannot be written: {e.strerror}: the last checkpoint stands; make room"
-            " or choose another --workdir"
-        ) from e
-
-
 class Workdir:
-    """The folder of one run; records are on disk as soon as written.
+    """The directory of one run, which one process at a time may use.
 
-    Of several processes one alone `writes`; the others' folder is this one by name only.
+    Of several processes only the main one writes (`writes`); the others know the path.
 
     Attributes:
+      path: of the directory.
+      writes: whether this process writes to it.
       records: the lines of `metrics.jsonl`.
-      notes: what whoever started the run should know, a line each.
+      notes: lines to show to the user who starts the run.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self.path, self.writes, self.notes = path, writes, list[str]()
+    def __init__(self, path: Path, *, writes: bool = True, option: str = "--workdir") -> None:
+        self.path, self.writes, self.option, self.notes = path, writes, option, list[str]()
         self.records = Records(path / "metrics.jsonl")
-        self._held: int | None = None
+        self._lock_file: int | None = None
 
     def close(self) -> None:
-        """Lets another process have the folder."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        """Releases the lock."""
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
 
     def __enter__(self) -> "Workdir":
         return self
@@ -65,70 +49,90 @@ class Workdir:
 
     @staticmethod
     def next_free(path: Path) -> Path:
-        """The first of `path`, `path`-2, `path`-3, ... that holds no run."""
-        names = itertools.chain(
-            [path], (path.with_name(f"{path.name}-{n}") for n in range(2, 10**9))
-        )
-        return next(p for p in names if not any((p / name).exists() for name in FILES))
+        """Returns the first of `path`, `path`-2, `path`-3, ... that holds no run."""
+        numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+        candidates = itertools.chain([path], numbered)
+        return next(p for p in candidates if not any((p / name).exists() for name in FILES))
 
     @staticmethod
-    def check(path: Path) -> None:
-        """Raises `UserError` if a run can neither start there nor go on; touches nothing."""
+    def check(path: Path, option: str = "--workdir") -> None:
+        """Checks, without changing anything, that a run can start or resume in `path`.
+
+        Raises:
+          UserError: if it cannot be written, or has files of a run but no config.
+        """
         try:
-            held = [name for name in FILES if (path / name).exists()]
+            existing = [name for name in FILES if (path / name).exists()]
         except OSError as e:
             raise UserError(f"workdir {path} cannot be written: {e.strerror}") from e
-        if held and "config.json" not in held:
+        if existing and "config.json" not in existing:
             raise UserError(
-                f"workdir {path} holds {', '.join(held)} of a run but no config.json:"
-                " choose another --workdir"
+                f"workdir {path} has {', '.join(existing)} of a run but no config.json:"
+                f" choose another {option}"
             )
         parent = path
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise UserError(f"workdir {path} cannot be written: choose another --workdir")
+            raise UserError(f"workdir {path} cannot be written: choose another {option}")
 
     @classmethod
-    def open(cls, path: Path, config: ConfigDict) -> "Workdir":
-        """Makes the folder and writes the config, or takes the one of a run that is to go on.
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        resumable: Sequence[str] = (),
+        increasable: Sequence[str] = (),
+        option: str = "--workdir",
+    ) -> "Workdir":
+        """Creates and locks the directory and writes `config.json`, or opens it to resume its run.
+
+        Args:
+          path: of the directory.
+          config: JSON values.
+          resumable: prefixes of the dotted keys that may differ from those of the existing run.
+          increasable: keys that may be larger than before, as the number of epochs.
+          option: command-line option that names the directory, for error messages.
 
         Raises:
-          UserError: if the folder cannot be written, or holds a run that has another config or
-            that runs now.
+          UserError: if it cannot be written, has a run with another config, or is in use.
         """
-        cls.check(path)
-        run = cls(path)
+        cls.check(path, option)
+        workdir = cls(path, option=option)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run._lock()
+            workdir._lock()
             if (path / "config.json").exists():
-                run._compare(config)
-            text = json.dumps(config.to_dict(), indent=2)
-            write_atomic(path / "config.json", text.encode())
+                workdir._check_config(config, resumable, increasable)
+            write_atomic(path / "config.json", json.dumps(config, indent=2).encode())
         except OSError as e:
-            run.close()
+            workdir.close()
             raise UserError(f"workdir {path} cannot be written: {e.strerror}") from e
         except UserError:
-            run.close()
+            workdir.close()
             raise
-        return run
+        return workdir
 
     def _lock(self) -> None:
-        """Keeps other processes out for as long as this one lives."""
-        self._held = os.open(self.path, os.O_RDONLY)
+        """Locks the directory until the process ends or `close` is called."""
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+        except ImportError:  # Windows has no flock: two runs in one workdir are not detected
+            return
+        self._lock_file = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(
-                    f"workdir {self.path} is that of a run that runs now: wait for its end, or"
-                    " choose another --workdir"
+                    f"workdir {self.path} is in use by another process: wait for it to finish, or"
+                    f" choose another {self.option}"
                 ) from e
-            # A file system without locks: then whoever starts two runs in one folder must know.
+            # A file system without locks: two runs in one workdir are not detected.
 
-    def _config(self) -> dict[str, Any]:
-        """The config that is there; if that is damaged, the one in the last whole checkpoint."""
+    def _read_config(self) -> dict[str, Any]:
+        """Reads `config.json`; if it is corrupt, the copy in the latest valid checkpoint."""
         path = self.path / "config.json"
         try:
             return dict(json.loads(path.read_text()))
@@ -136,77 +140,71 @@ class Workdir:
             metadata = latest_valid_metadata(self.path / "checkpoints")
             if metadata is None:
                 raise UserError(
-                    f"workdir {self.path} holds a config.json that is damaged ({e}): choose another"
-                    " --workdir"
+                    f"workdir {self.path} has a corrupt config.json ({e}): choose another"
+                    f" {self.option}"
                 ) from e
-        self.notes.append("warning: config.json is damaged: the checkpoint's own is taken")
+        self.notes.append("warning: config.json is corrupt: using the copy in the checkpoint")
         return dict(metadata["config"])
 
-    def _compare(self, config: ConfigDict) -> None:
-        """Raises `UserError` if the run that is there has another config."""
-        old, new = to_json_dict(ConfigDict(self._config())), to_json_dict(config)
-        unlike = config_diff(old, new)
-        if unlike:
+    def _check_config(
+        self, config: dict[str, Any], resumable: Sequence[str], increasable: Sequence[str]
+    ) -> None:
+        """Raises `UserError` if the existing run has another config."""
+        old = self._read_config()
+        changed = config_diff(old, config, resumable=resumable, increasable=increasable)
+        if changed:
+            resume = ", or --resume=never for a new one" if self.option == "--workdir" else ""
             raise UserError(
-                f"workdir {self.path} holds a run of another config ({'; '.join(unlike)}): choose"
-                " another --workdir, or --resume=never for a new folder beside it"
+                f"workdir {self.path} has a run with another config ({'; '.join(changed)}): choose"
+                f" another {self.option}{resume}"
             )
-        if old["epochs"] != new["epochs"]:
-            self.notes.append(
-                f"epochs raised from {old['epochs']} to {new['epochs']}: from here on the learning"
-                " rate is that of the longer run"
-            )
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / "results.json").rename(
-                    self.path / f"results-{old['epochs']}-epochs.json"
-                )
+        for key in increasable:
+            if old[key] != config[key]:
+                self._increase(key, old[key], config[key])
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`."""
-        if not self.writes:
-            return
-        with _told(self.path):
-            self.records.add(record)
+    def _increase(self, key: str, old: Any, new: Any) -> None:
+        self.notes.append(
+            f"{key} raised from {old} to {new}: from now on the learning rate follows the longer"
+            " schedule"
+        )
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "results.json").rename(self.path / f"results-{old}-{key}.json")
+
+    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors_as_user_error(
+            f"workdir {self.path} cannot be written",
+            lambda: f"the last checkpoint is intact; make room, or choose another {self.option}",
+        )
+
+    def add_record(self, record: dict[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl`."""
+        if self.writes:
+            with self._disk_errors():
+                self.records.add(record)
 
     def truncate_records(self, count: int, sha256: str, step: int) -> str:
-        """See `Records.keep`."""
+        """Calls `Records.truncate_to`."""
         if not self.writes:
             return ""
-        with _told(self.path):
-            return self.records.keep(count, sha256, step)
+        with self._disk_errors():
+            return self.records.truncate_to(count, sha256, step)
 
-    def skipped(self, examples: list[str]) -> None:
-        """Writes `skipped.txt`, a line for each example that was left out; no file for none."""
+    def write_skipped(self, examples: list[str]) -> None:
+        """Writes `skipped.txt`, one line per skipped example; no file if there are none."""
         if examples and self.writes:
-            with _told(self.path):
+            with self._disk_errors():
                 write_atomic(self.path / "skipped.txt", ("\n".join(examples) + "\n").encode())
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Writes `results.json`, whole or not at all."""
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes `results.json`."""
         if self.writes:
-            text = json.dumps(results, indent=2) + "\n"
-            with _told(self.path):
+            with self._disk_errors():
+                text = json.dumps(results, indent=2) + "\n"
                 write_atomic(self.path / "results.json", text.encode())
 
-    def results(self) -> dict[str, Any] | None:
-        """What `finish` wrote; None if the run has not ended."""
+    def read_results(self) -> dict[str, Any] | None:
+        """Reads `results.json`; None if the run has not finished."""
         try:
             return json.loads((self.path / "results.json").read_text())
         except (OSError, ValueError):
             return None
-
-
-def params_sha256(params: Any) -> str:
-    """The SHA-256 of the leaves' bytes, in the order of their paths, "stage1/conv1/kernel".
-
-    >>> params_sha256({"a": np.zeros(2, np.float32)})[:8]
-    'af5570f5'
-    """
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    digest = hashlib.sha256()
-    for _, leaf in sorted(leaves.items()):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
 from resflax.nn import unstack_params
 from resflax.run import checkpoint
-from resflax.run.workdir import params_sha256
+from resflax.run.manifest import params_sha256
 from resflax.study.folder import ARRAYS, Folder
 from resflax.study.sweep import train_each
 from resflax.train import TrainState

@@ -26,8 +26,8 @@ from resflax.train.builders import (
     build_steps,
     total_steps,
 )
-from resflax.train.input_pipeline import keep_two_in_flight
-from resflax.train.trainer import ends_epochs
+from resflax.train.input_pipeline import limit_in_flight
+from resflax.train.trainer import is_last_of_epochs
 
 Curves = dict[str, Any]
 
@@ -81,8 +81,8 @@ def train_members(
         index = np.stack([order[seed] for _, seed in members]).astype(np.int32)
         states, metrics = step(states, index)
         window.append(metrics)
-        keep_two_in_flight(window)
-        if s == steps or ends_epochs(s, batch_size=config.batch_size, examples=examples):
+        limit_in_flight(window)
+        if s == steps or is_last_of_epochs(s, batch_size=config.batch_size, examples=examples):
             history.append(_epoch(window, evaluate(states)))
             window = []
         if unfinished:

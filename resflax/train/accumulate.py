@@ -1,16 +1,16 @@
-"""One update from several micro-batches: the mean of their gradients, by a loop inside the step.
+"""Gradient accumulation: one update from the mean gradient of several micro-batches.
 
-The step holds the activations of one micro-batch at a time, so a batch may be `count` times as
-large as what a device could take at once. Schedules, records and the step's number count updates.
+The step keeps the activations of one micro-batch at a time, so a batch can be `count` times as
+large as what fits into the device's memory. Schedules, records and step numbers count updates.
 
-Batch norm normalises each micro-batch by its own statistics: a network that has it trains as with
-batches of a `count`-th, and its running statistics move `count` times an update, each time by one
-of these. Without it an update is that of the whole batch, to rounding.
+Batch norm normalizes each micro-batch by its own statistics: a network with batch norm trains as
+with batches of 1 / `count` of the size, and its running statistics are updated `count` times per
+update. Without batch norm the update equals that of the whole batch, to rounding.
 
-Micro-batch j holds the examples j, j + count, j + 2 count, ... of the batch. A device holds a
-consecutive part of the batch, whose size is a multiple of `count`: so it holds its share of every
-micro-batch, and which examples meet in one does not depend on the device count. Cut into
-consecutive pieces they would, and with them the statistics of batch norm.
+Micro-batch j has the examples j, j + count, j + 2 count, ... of the batch. A device has a
+contiguous part of the batch whose size is a multiple of `count`, so it has its share of every
+micro-batch, and the examples of a micro-batch do not depend on the device count. Contiguous
+micro-batches would, and so would the statistics of batch norm.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,19 @@ Gradient = Callable[[Any, Any], tuple[Any, Any, Any]]
 
 
 def check_micro_batches(batch_size: int, devices: int, count: int) -> None:
-    """Raises `UserError` if the devices cannot cut a batch of that size into `count` alike."""
+    """Raises `UserError` if the batch cannot be split into `count` equal parts on each device."""
     unit = devices * count
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-        fits = f"{below} or {above}" if below else f"{above}"
+        valid = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"batch_size {batch_size} does not divide by {devices} devices times grad_accum_steps"
-            f" {count}: use {fits}"
+            f"batch_size {batch_size} is not a multiple of {devices} devices times grad_accum_steps"
+            f" {count}: use {valid}"
         )
 
 
 def micro_batches(batch: Tree, count: int) -> Tree:
-    """Leaves `(n, ...)` as `(count, n / count, ...)`, every `count`-th example in one.
+    """Reshapes leaves `(n, ...)` to `(count, n / count, ...)`: every `count`-th example in one.
 
     Raises:
       ValueError: if `count` does not divide n.
@@ -49,29 +49,29 @@ def micro_batches(batch: Tree, count: int) -> Tree:
     [[0, 2, 4], [1, 3, 5]]
     """
 
-    def cut(leaf: Any) -> Any:
+    def split(leaf: Any) -> Any:
         if len(leaf) % count:
-            raise ValueError(f"{len(leaf)} examples cannot be cut into {count} micro-batches")
+            raise ValueError(f"{len(leaf)} examples cannot be split into {count} micro-batches")
         return jnp.swapaxes(leaf.reshape(-1, count, *leaf.shape[1:]), 0, 1)
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(split, batch)
 
 
 def accumulate(
     gradient: Gradient, params: Any, batch_stats: Any, batch: Any, count: int
 ) -> tuple[Any, Any, Any]:
-    """What `gradient(batch_stats, batch)` gives, from `count` micro-batches one after the other.
+    """Computes `gradient(batch_stats, batch)` from `count` micro-batches, one after the other.
 
     Args:
-      gradient: gives gradients and metrics that are means over what it is given, and the batch
-        statistics after it.
-      params: of the gradients' structure, shapes and dtypes.
-      batch_stats: before the first micro-batch; each hands its own to the next.
-      batch: a tree of arrays with a leading axis of examples.
-      count: 1 for the whole batch at once, without a loop.
+      gradient: returns gradients and metrics, both means over the examples, and the new batch
+        statistics.
+      params: with the structure, shapes and dtypes of the gradients.
+      batch_stats: before the first micro-batch; each passes its own to the next.
+      batch: pytree of arrays with a leading axis of examples.
+      count: number of micro-batches; 1 runs without a loop.
 
     Returns:
-      Mean gradients, in the parameters' dtype; the last batch statistics; mean metrics.
+      Mean gradients in the parameters' dtype, the last batch statistics, mean metrics.
     """
     if count == 1:
         return gradient(batch_stats, batch)

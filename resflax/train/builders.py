@@ -1,7 +1,8 @@
-"""The parts of a run that a config means: dataset, schedule, optimiser, state, steps."""
+"""Builds everything that a config describes: dataset, model, optimizer, engine, steps."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,21 +11,108 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Augment, Dataset, Split, load_dataset, make_augment, make_mix, normalize
-from resflax.nn import ResNet
+from resflax.data import Dataset, Split, load_dataset, normalize
+from resflax.distributed import Engine, make_engine
+from resflax.distributed.engines import check_batch_size
+from resflax.errors import UserError
+from resflax.nn import ResNet, stack_params
+from resflax.train.accumulate import check_micro_batches
+from resflax.train.config import build_augment, build_mix, build_model, check_config
 from resflax.train.optim import make_optimizer
+from resflax.train.precise_bn import StatsStep, make_stats_step
 from resflax.train.schedules import make_schedule
 from resflax.train.state import TrainState, create_state
 from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from resflax.weights import read_weights, replace_head
+
+Normalizer = Callable[[jax.Array], jax.Array]
 
 
-def total_steps(config: ConfigDict, examples: int) -> int:
-    """The steps that use every example `config.epochs` times; the last batch is a whole one."""
-    return math.ceil(config.epochs * examples / config.batch_size)
+@dataclass(frozen=True)
+class Run:
+    """What a config builds: everything that a `Trainer` needs.
+
+    Attributes:
+      config: a copy, with the normalization of the pretrained weights.
+      dataset: training and test split.
+      model: the network, without `axis_name`.
+      initial_variables: pretrained weights; None to initialize from the seed.
+      steps: number of training steps.
+      schedule: learning rate by step.
+      optimizer: an optax transformation.
+      engine: devices and how they share a batch.
+      train_step: pure `(state, batch) -> (state, metrics)`.
+      eval_step: pure `(state, batch) -> metrics`.
+      stats_step: pure `(state, batch) -> batch statistics`.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    model: nn.Module
+    initial_variables: Any
+    steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    engine: Engine
+    train_step: TrainStep
+    eval_step: EvalStep
+    stats_step: StatsStep
+
+    def init(self) -> TrainState:
+        """Creates the state before the first step, not yet on the engine's devices."""
+        shape = self.dataset.image_shape
+        return build_state(self.config, self.model, self.optimizer, shape, self.initial_variables)
+
+
+def build(
+    config: ConfigDict, *, model: nn.Module | None = None, dataset: Dataset | None = None
+) -> Run:
+    """Builds a run from its config.
+
+    Args:
+      config: see `default_config`.
+      model: a linen module to train instead of the config's model.
+      dataset: to train on instead of the config's dataset.
+
+    Raises:
+      UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
+    """
+    check_config(config)
+    config = ConfigDict(config)
+    dataset = dataset or build_dataset(config)
+    check_dataset(config, dataset)
+    engine = make_engine(config.parallel, fsdp=config.mesh.fsdp)
+    check_devices(config, len(engine.devices))
+    variables = None
+    if model is None:
+        model, variables = _build_model_for(config, dataset)
+    if config.pretrained:
+        dataset = dataset.normalized_by(config.data.mean, config.data.std)
+    schedule = build_schedule(config, len(dataset.train))
+    optimizer = build_optimizer(config, schedule)
+    normalizer = build_normalizer(dataset.train)
+    train_step, eval_step = build_steps(
+        config, model, optimizer, normalizer, axis_name=engine.axis_name
+    )
+    run = Run(
+        config=config,
+        dataset=dataset,
+        model=model,
+        initial_variables=variables,
+        steps=total_steps(config, len(dataset.train)),
+        schedule=schedule,
+        optimizer=optimizer,
+        engine=engine,
+        train_step=train_step,
+        eval_step=eval_step,
+        stats_step=make_stats_step(model, normalize=normalizer, axis_name=engine.axis_name),
+    )
+    _check_model(run)
+    return run
 
 
 def build_dataset(config: ConfigDict) -> Dataset:
-    """The dataset that a config means."""
+    """Opens the dataset of a config, with its normalization."""
     data = config.data
     dataset = load_dataset(
         config.dataset,
@@ -37,8 +125,44 @@ def build_dataset(config: ConfigDict) -> Dataset:
     return dataset.normalized_by(tuple(data.mean), tuple(data.std))
 
 
+def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]:
+    """Builds the model for a dataset's classes, and its pretrained variables, if any.
+
+    Sets the config's mean and std to those of the pretrained weights, unless it has its own.
+    """
+    model = build_model(config)
+    height, width, channels = dataset.image_shape
+    minimum = model.spec.min_image_size
+    if min(height, width) < minimum:
+        raise UserError(
+            f"the images of {config.dataset} are {height}x{width}, too small for {config.model}"
+            f" with the {model.spec.stem} stem, which needs {minimum}x{minimum}:"
+            " try --config.spec.stem=cifar"
+        )
+    model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
+    if not config.pretrained:
+        return model, None
+    pretrained, variables, _ = read_weights(config.pretrained, model.spec)
+    if pretrained.channels != channels:
+        raise UserError(
+            f"{config.pretrained} takes images with {pretrained.channels} channels:"
+            f" {dataset.name} has {channels}"
+        )
+    for key in ("mean", "std"):
+        if pretrained.has_config and not config.data[key]:
+            config.data[key] = getattr(pretrained.preprocess, key)
+    if pretrained.spec.num_classes != model.spec.num_classes:
+        variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
+    return model, stack_params(variables) if model.scan else variables
+
+
+def total_steps(config: ConfigDict, examples: int) -> int:
+    """Returns the number of steps that use every example `config.epochs` times, rounded up."""
+    return math.ceil(config.epochs * examples / config.batch_size)
+
+
 def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:
-    """The learning rate by step that a config means for a split of that many examples."""
+    """Builds the learning-rate schedule of a config for a split of `examples` examples."""
 
     def steps(epochs: float) -> int:
         return round(epochs * examples / config.batch_size)
@@ -49,13 +173,13 @@ def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:
         steps=total_steps(config, examples),
         warmup_steps=steps(config.warmup_epochs),
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
-        factor=config.decay_rate,
+        decay_rate=config.decay_rate,
         power=config.polynomial_power,
     )
 
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that a config means."""
+    """Builds the optimizer of a config."""
     return make_optimizer(
         config.optimizer,
         schedule,
@@ -73,55 +197,84 @@ def build_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, ...],
-    start: Any = None,
+    variables: Any = None,
 ) -> TrainState:
-    """The state before the first step that a config means, from given variables or its seed."""
+    """Builds the state before the first step, from given variables or the config's seed."""
     ema = config.ema_decay > 0
-    return create_state(model, optimizer, config.seed, image_shape, start, ema=ema)
+    return create_state(model, optimizer, config.seed, image_shape, variables, ema=ema)
 
 
-def build_normalizer(examples: Split) -> Callable[[jax.Array], jax.Array]:
-    """From stored images to those that a network sees, by the moments of `examples`."""
-    mean, std = examples.mean_std()
+def build_normalizer(split: Split) -> Normalizer:
+    """Builds the function from stored images to network input, by the split's mean and std."""
+    mean, std = split.mean_std()
     return partial(normalize, mean=mean, std=std)
-
-
-def build_augment(config: ConfigDict) -> Augment | None:
-    """What a config does to each image of a batch; None for nothing."""
-    data = config.data
-    flip = "alternating" if data.alternating_flip else "random" if data.flip else "none"
-    return make_augment(
-        pad_crop=data.pad_crop,
-        inception_crop=data.inception_crop,
-        flip=flip,
-        rand_augment=data.rand_augment,
-        color_jitter=data.color_jitter,
-        random_erasing=data.random_erasing,
-        cutout=data.cutout,
-    )
 
 
 def build_steps(
     config: ConfigDict,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    to_input: Callable[[jax.Array], jax.Array],
+    normalizer: Normalizer,
     *,
     axis_name: str | None = None,
 ) -> tuple[TrainStep, EvalStep]:
-    """The pure steps that a config means; `to_input` is what `build_normalizer` gave."""
+    """Builds the pure training and evaluation steps of a config."""
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
     train_step = make_train_step(
         model,
         optimizer,
         augment=build_augment(config),
-        mix=make_mix(mixup=config.data.mixup, cutmix=config.data.cutmix),
+        mix=build_mix(config),
         num_classes=num_classes,
-        normalize=to_input,
+        normalize=normalizer,
         label_smoothing=config.label_smoothing,
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,
         on_nonfinite=config.on_nonfinite,
         axis_name=axis_name,
     )
-    return train_step, make_eval_step(model, normalize=to_input, axis_name=axis_name)
+    return train_step, make_eval_step(model, normalize=normalizer, axis_name=axis_name)
+
+
+def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises `UserError` if the batch size or the crop does not fit the dataset."""
+    examples, batch_size = len(dataset.train), config.batch_size
+    if batch_size > examples:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the train split of {dataset.name!r},"
+            f" {examples} examples: use {examples} or less"
+        )
+    side, padding = min(dataset.image_shape[:2]), config.data.pad_crop
+    if padding > side:
+        raise UserError(
+            f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
+        )
+    if total_steps(config, examples) >= 2**31:
+        raise UserError(
+            f"{total_steps(config, examples)} steps are more than 2**31 - 1: lower config.epochs"
+        )
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raises `UserError` if the batch cannot be split over so many devices."""
+    check_batch_size(config.batch_size, devices)
+    check_micro_batches(config.batch_size, devices, config.grad_accum_steps)
+    if (config.data.mixup or config.data.cutmix) and config.batch_size % (2 * devices):
+        raise UserError(
+            f"mixup and CutMix need pairs of examples: batch_size {config.batch_size} is not a"
+            f" multiple of twice the {devices} devices"
+        )
+
+
+def _check_model(run: Run) -> None:
+    """Raises `UserError` if the model cannot take the images; computes nothing.
+
+    JAX caches the trace for the initialization.
+    """
+    try:
+        jax.eval_shape(run.init)
+    except (ValueError, TypeError, OverflowError) as e:
+        shape, reason = run.dataset.image_shape, str(e).splitlines()[0]
+        raise UserError(
+            f"{run.config.model} cannot be built for images of {shape}: {reason}"
+        ) from e

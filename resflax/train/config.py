@@ -1,85 +1,106 @@
-"""A run as data: every key there is, its default, and what values it may have."""
+"""The config of a run: every key, its default, and its valid values."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from resflax.data.augment import Augment, Mix, make_augment, make_mix
+from resflax.data.source import POLICIES
+from resflax.distributed.engines import ENGINES
 from resflax.errors import UserError, unknown
-from resflax.nn import Spec
+from resflax.nn import ResNet, Spec
+from resflax.run.config_diff import flatten_config
+from resflax.train.input_pipeline import PLACEMENTS
+from resflax.train.nonfinite import ACTIONS
+from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
+from resflax.train.schedules import SCHEDULES
+from resflax.zoo import create_model
+
+# Prefixes of keys that do not change the result of a run, so that it can be resumed with others.
+RESUMABLE_KEYS = (
+    "parallel",
+    "mesh.",
+    "data.data_dir",
+    "data.num_workers",
+    "data.placement",
+    "checkpoint_",
+)
+# Keys that can be raised to continue a finished run.
+INCREASABLE_KEYS = ("epochs",)
 
 
 def default_config() -> ConfigDict:
-    """All keys with their defaults; a recipe in `configs/` changes some of them."""
+    """Returns all keys with their defaults; a recipe in `configs/` changes some of them."""
     config = ConfigDict(
         {
             "model": "cifar_resnet20",  # a name of `list_models()`
-            "pretrained": "",  # weights to begin with: a file, a folder, owner/name of the Hub
+            "pretrained": "",  # initial weights: a file, a folder, or owner/name of the Hub
             "dtype": "float32",  # of the computation; parameters stay float32
-            "scan": placeholder(
-                bool
-            ),  # compile a stage's blocks once; not set: as the model has it
-            "remat": False,  # keep only the blocks' inputs for the backward pass
-            "dataset": "digits",  # a name of TensorFlow Datasets
+            "scan": placeholder(bool),  # compile a stage's blocks once; unset: the model's default
+            "remat": False,  # store only the blocks' inputs for the backward pass
+            "dataset": "digits",  # "digits", "folder:PATH", a name of TensorFlow Datasets
             "seed": 0,
             "epochs": 10,
             "batch_size": 128,  # over all devices
-            "grad_accum_steps": 1,  # micro-batches that a batch is cut into
+            "grad_accum_steps": 1,  # number of micro-batches per batch
             "optimizer": "sgd",  # or "adamw", "lars", "lamb"
-            "learning_rate": 0.1,  # the largest
+            "learning_rate": 0.1,  # peak of the schedule
             "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
-            "warmup_epochs": 0.0,  # of a one-cycle: where its peak is; 0 for its own choice
-            "decay_epochs": (),  # where the "step" schedule falls
-            "decay_rate": 0.1,  # and by how much
+            "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
+            "decay_epochs": (),  # epochs at which the "step" schedule decays
+            "decay_rate": 0.1,  # of the "step" schedule
             "polynomial_power": 1.0,  # of the "polynomial" schedule
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,
-            "decay_mask": "kernels",  # or "all"; LARS and LAMB scale the steps of the same
+            "decay_mask": "kernels",  # or "all"; also for the trust ratios of LARS and LAMB
             "trust_coefficient": 0.001,  # of LARS
-            "grad_clip_norm": 0.0,  # of the gradient; 0 for never
+            "grad_clip_norm": 0.0,  # global norm; 0 for no clipping
             "label_smoothing": 0.0,
-            "ema_decay": 0.0,  # of the average of the weights, which is evaluated; 0 for none
-            "precise_bn_batches": 0,  # for batch statistics at each evaluation; 0: running ones
+            "ema_decay": 0.0,  # of the averaged weights, which are evaluated; 0 for none
+            "precise_bn_batches": 0,  # batches for precise BN at each evaluation; 0 for none
             "parallel": "pmap",  # or "mesh"
-            "mesh": {"fsdp": 1},  # devices of a mesh that share one copy of the state
+            "mesh": {"fsdp": 1},  # number of devices that share one copy of the state
             "log_every_steps": 10,
             "eval_every_epochs": 1,
-            "checkpoint_every_steps": 0,  # 0 for never by steps
-            "checkpoint_every_minutes": 10.0,  # since the last; 0 for never by time
-            "checkpoint_max_to_keep": 3,  # the last ones; the best is kept as well
-            "on_nonfinite": "stop",  # or "skip", which drops the update
-            "max_consecutive_nonfinite": 10,  # so many drops in a row end the run
+            "checkpoint_every_steps": 0,  # 0 for never
+            "checkpoint_every_minutes": 10.0,  # 0 for never
+            "checkpoint_max_to_keep": 3,  # the last ones; the best one is kept too
+            "on_nonfinite": "stop",  # or "skip": discard the update
+            "max_consecutive_nonfinite": 10,  # consecutive skipped updates that stop the run
             "data": {
-                "data_dir": "",  # where prepared sets lie; "" is TFDS's own choice
-                "image_size": 0,  # 0: images of one size, in memory; N: of any, cut to NxN
-                "channels": 0,  # 1 or 3 to convert all images; 0: as they are, all alike
-                "on_bad_example": "raise",  # or "skip", which counts and reports
-                "placement": "auto",  # of the set: "host", "device"; auto: small ones on devices
-                "num_workers": 0,  # processes that read images of any size; 0 for threads
-                "mean": (),  # of the channels, from 0 to 1; (): those of the weights or the set
+                "data_dir": "",  # of prepared datasets; "" for TFDS's default
+                "image_size": 0,  # 0: images of one size, in memory; N: of any size, cut to NxN
+                "channels": 0,  # 1 or 3 converts all images; 0 keeps theirs
+                "on_bad_example": "raise",  # or "skip": count and report
+                "placement": "auto",  # "host", "device", or "auto": small datasets on the device
+                "num_workers": 0,  # processes that decode images of any size; 0 for threads
+                "mean": (),  # of each channel, 0 to 1; (): the pretrained weights' or dataset's
                 "std": (),
                 "pad_crop": 0,  # pixels of padding before a random crop; 0 for none
-                "inception_crop": False,  # crop 8 to 100 % and stretch it
+                "inception_crop": False,  # crop 8 to 100 % of the area and resize it
                 "flip": False,  # mirror at random
-                "alternating_flip": False,  # or in every other epoch
-                "rand_augment": (),  # layers and magnitude, as (2, 9)
+                "alternating_flip": False,  # mirror in every other epoch
+                "rand_augment": (),  # number of operations and magnitude, as (2, 9)
                 "color_jitter": (),  # brightness, contrast, saturation, hue: (0.4, 0.4, 0.4, 0.1)
-                "random_erasing": 0.0,  # the probability of random erasing
-                "cutout": 0,  # the side of a square that is blacked out, in pixels
+                "random_erasing": 0.0,  # probability
+                "cutout": 0,  # side of the erased square, in pixels
                 "mixup": 0.0,  # alpha; 0 for none
                 "cutmix": 0.0,
             },
         }
     )
-    # Fields of the model's spec; one that is not set is the named model's own.
+    # Fields of the model's spec; None keeps the named model's own.
     config.spec = ConfigDict(
         {
-            f.name: placeholder(_kind(f.type))
+            f.name: placeholder(_flag_type(f.type))
             for f in dataclasses.fields(Spec)
             if f.name not in ("num_classes", "pruned")
         }
@@ -87,112 +108,172 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-def _kind(annotation: Any) -> type:
-    """The type that a flag or a config file gives a field: of several, the first."""
+def _flag_type(annotation: Any) -> type:
+    """Returns the type that a flag gives to a field; of a union, the first."""
     if isinstance(annotation, types.UnionType):
         annotation = typing.get_args(annotation)[0]
     return typing.get_origin(annotation) or annotation
 
 
-def spec_overrides(config: ConfigDict) -> dict[str, Any]:
-    """The fields of the spec that are set."""
-    return {key: value for key, value in config.spec.items() if value is not None}
+def to_json_dict(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config as JSON values.
 
-
-def flat_keys(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Every value by its dotted key.
-
-    >>> flat_keys(ConfigDict({"a": 1, "b": {"c": 2}}))
-    {'a': 1, 'b.c': 2}
+    >>> to_json_dict(ConfigDict({"a": (1, 2), "b": {"c": None}}))
+    {'a': [1, 2], 'b': {'c': None}}
     """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= flat_keys(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return json.loads(json.dumps(config.to_dict()))
 
 
-# What a value must be, in words and as a test.
-_POSITIVE = ("more than 0", lambda v: v > 0)
-_COUNT = ("from 1 to 2**31 - 1", lambda v: 0 < v < 2**31)
-_NOT_NEGATIVE = ("0 or more", lambda v: v >= 0)
-RULES: dict[str, tuple[str, Any]] = {
-    "seed": ("from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
+def build_model(config: ConfigDict) -> ResNet:
+    """Builds the model of a config, with the number of classes of its name."""
+    overrides = {key: value for key, value in config.spec.items() if value is not None}
+    return create_model(
+        config.model, dtype=config.dtype, scan=config.scan, remat=config.remat, **overrides
+    )
+
+
+def build_augment(config: ConfigDict) -> Augment | None:
+    """Builds the augmentation of a config; None if there is none."""
+    data = config.data
+    return make_augment(
+        pad_crop=data.pad_crop,
+        inception_crop=data.inception_crop,
+        flip="alternating" if data.alternating_flip else "random" if data.flip else "none",
+        rand_augment=data.rand_augment,
+        color_jitter=data.color_jitter,
+        random_erasing=data.random_erasing,
+        cutout=data.cutout,
+    )
+
+
+def build_mix(config: ConfigDict) -> Mix | None:
+    """Builds mixup and CutMix of a config; None if there are none."""
+    return make_mix(mixup=config.data.mixup, cutmix=config.data.cutmix)
+
+
+class Rule(NamedTuple):
+    """Valid values of a key, in words and as a test."""
+
+    expected: str
+    is_valid: Callable[[Any], bool]
+
+
+_POSITIVE = Rule("more than 0", lambda v: v > 0)
+_COUNT = Rule("1 to 2**31 - 1", lambda v: 0 < v < 2**31)
+_COUNT_OR_ZERO = Rule("0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
+_NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
+_LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
+RULES: dict[str, Rule] = {
+    "seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "grad_accum_steps": _COUNT,
     "learning_rate": _POSITIVE,
     "warmup_epochs": _NOT_NEGATIVE,
-    "decay_epochs": (
-        "rising epochs",
+    "decay_epochs": Rule(
+        "increasing epochs",
         lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
     ),
     "decay_rate": _POSITIVE,
     "polynomial_power": _POSITIVE,
-    "momentum": ("from 0 to less than 1", lambda v: 0 <= v < 1),
+    "momentum": _LESS_THAN_ONE,
     "weight_decay": _NOT_NEGATIVE,
     "trust_coefficient": _POSITIVE,
     "grad_clip_norm": _NOT_NEGATIVE,
-    "label_smoothing": ("from 0 to less than 1", lambda v: 0 <= v < 1),
-    "ema_decay": ("from 0 to less than 1", lambda v: 0 <= v < 1),
-    "precise_bn_batches": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
+    "label_smoothing": _LESS_THAN_ONE,
+    "ema_decay": _LESS_THAN_ONE,
+    "precise_bn_batches": _COUNT_OR_ZERO,
     "mesh.fsdp": _COUNT,
     "log_every_steps": _COUNT,
     "eval_every_epochs": _COUNT,
-    "checkpoint_every_steps": ("from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31),
+    "checkpoint_every_steps": _COUNT_OR_ZERO,
     "checkpoint_every_minutes": _NOT_NEGATIVE,
-    "checkpoint_max_to_keep": ("2 or more: the last may be damaged", lambda v: 2 <= v < 2**31),
+    "checkpoint_max_to_keep": Rule(
+        "2 or more, since the last one can be corrupt", lambda v: 2 <= v < 2**31
+    ),
     "max_consecutive_nonfinite": _COUNT,
-    "data.image_size": ("0, or from 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
-    "data.num_workers": ("from 0 to 1024", lambda v: 0 <= v <= 1024),
-    "data.mean": ("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
-    "data.std": ("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
-    "data.pad_crop": _NOT_NEGATIVE,
+    "data.image_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
+    "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
+    "data.num_workers": Rule("0 to 1024", lambda v: 0 <= v <= 1024),
+    "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
+    "data.std": Rule("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
 }
+# Names, by key.
+CHOICES: dict[str, Any] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "decay_mask": DECAY_MASKS,
+    "parallel": ENGINES,
+    "on_nonfinite": ACTIONS[1:],
+    "data.placement": PLACEMENTS,
+    "data.on_bad_example": POLICIES,
+}
+# Rules over several keys: the invalid combination, and its message.
+COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+    (
+        lambda c: c.warmup_epochs > c.epochs,
+        "config.warmup_epochs is {c.warmup_epochs}: expected at most epochs, {c.epochs}",
+    ),
+    (
+        lambda c: c.schedule == "step" and min(c.decay_epochs, default=math.inf) < c.warmup_epochs,
+        "config.decay_epochs is {c.decay_epochs}: expected none before warmup_epochs,"
+        " {c.warmup_epochs}",
+    ),
+    (
+        lambda c: c.parallel == "pmap" and c.mesh.fsdp != 1,
+        "config.mesh.fsdp is {c.mesh.fsdp} with config.parallel='pmap': expected 'mesh'",
+    ),
+    (
+        lambda c: c.ema_decay and not c.precise_bn_batches and build_model(c).spec.norm == "batch",
+        "config.ema_decay is {c.ema_decay}: averaged weights need batch statistics computed for"
+        " them: set --config.precise_bn_batches=16 or more",
+    ),
+)
+# Builders that check the values they take.
+BUILDERS: tuple[Callable[[ConfigDict], Any], ...] = (build_model, build_augment, build_mix)
 
 
 def _check_type(key: str, value: Any, kind: type) -> None:
-    if kind is type(None):  # a placeholder, whose type ml_collections keeps
+    if kind is type(None):  # a placeholder, whose type ml_collections checks
         return
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool) != (kind is bool):
         raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
     if kind is float and not abs(value) < 3e38:  # nor NaN
-        raise UserError(f"config.{key} is {value!r}: expected a number that float32 can hold")
+        raise UserError(f"config.{key} is {value!r}: expected a number in the range of float32")
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises `UserError` on a key that is unknown, missing, of a wrong type or out of range.
+    """Checks everything that depends on the config alone.
 
-    Names (of models, datasets, optimisers, ...) are checked by the rooms that know them.
+    Raises:
+      UserError: on a key that is unknown or missing, or a value that is invalid, alone or together
+        with another.
     """
-    found, known = flat_keys(config), flat_keys(default_config())
-    for key in found:
+    _check_keys(flatten_config(config), flatten_config(default_config()))
+    for build in BUILDERS:
+        build(config)
+    for is_invalid, message in COMBINATIONS:
+        if is_invalid(config):
+            raise UserError(message.format(c=config))
+
+
+def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
+    """Checks each key and value alone."""
+    for key in actual:
         if key not in known:
             raise unknown("config key", key, known)
     for key, default in known.items():
-        if key not in found:
+        if key not in actual:
             raise UserError(f"config.{key} is missing: start from default_config()")
-        _check_type(key, found[key], type(default))
-    for key, (expected, is_right) in RULES.items():
+        _check_type(key, actual[key], type(default))
+    for key, rule in RULES.items():
         try:
-            right = is_right(found[key])
+            valid = rule.is_valid(actual[key])
         except TypeError:
-            right = False
-        if not right:
-            raise UserError(f"config.{key} is {found[key]!r}: expected {expected}")
-    if config.warmup_epochs > config.epochs:
-        raise UserError(
-            f"config.warmup_epochs is {config.warmup_epochs}: expected at most epochs,"
-            f" {config.epochs}"
-        )
-    if (
-        config.schedule == "step"
-        and min(config.decay_epochs, default=math.inf) < config.warmup_epochs
-    ):
-        raise UserError(
-            f"config.decay_epochs is {config.decay_epochs}: expected none before warmup_epochs,"
-            f" {config.warmup_epochs}"
-        )
+            valid = False
+        if not valid:
+            raise UserError(f"config.{key} is {actual[key]!r}: expected {rule.expected}")
+    for key, names in CHOICES.items():
+        if actual[key] not in names:
+            raise unknown(key, actual[key], names)

@@ -1,4 +1,4 @@
-"""Ensembles: the training step under `vmap`, over states that are stacked."""
+"""Ensembles: the training step under `vmap`, over stacked states."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,7 +10,7 @@ Tree = TypeVar("Tree")
 
 
 def stack_states(members: Sequence[Tree]) -> Tree:
-    """One tree whose leaves have a leading axis, a row for each member.
+    """Stacks the leaves of several trees along a new leading axis, one row per member.
 
     >>> stack_states([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
     (2, 3)
@@ -19,6 +19,6 @@ def stack_states(members: Sequence[Tree]) -> Tree:
 
 
 def unstack_states(tree: Tree) -> list[Tree]:
-    """The inverse of `stack_states`."""
+    """Splits a stacked tree into its members; the inverse of `stack_states`."""
     size = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda leaf, k=k: leaf[k], tree) for k in range(size)]

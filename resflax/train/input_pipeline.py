@@ -1,4 +1,4 @@
-"""How examples come to the step: batch by batch from the host, or all of them on the devices."""
+"""Input pipeline: batches from the host, or a whole dataset on the devices."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from resflax.data import (
@@ -19,156 +20,152 @@ from resflax.data import (
     stream_train_batches,
     train_batches,
 )
-from resflax.distributed.engines import Engine
-from resflax.errors import UserError, unknown
+from resflax.distributed import Engine
+from resflax.errors import UserError
 from resflax.train.metrics import Metrics
 from resflax.train.state import TrainState
 from resflax.train.step import TrainStep
 
+# Takes a state to the next step, with the next batch.
 StepFn = Callable[[TrainState], tuple[TrainState, Metrics]]
+
 PLACEMENTS = ("auto", "host", "device")
-# What a device is taken to have room for, besides the network.
+# Largest dataset that "auto" puts on the devices.
 MAX_DEVICE_DATASET_BYTES = 512 * 2**20
-# Of example numbers that are sent to the devices at once.
+# Size of the example numbers that are sent to the devices at once.
 INDEX_BUFFER_BYTES = 64 * 2**20
 
 
-def keep_two_in_flight(results: list[Any]) -> None:
-    """Waits for all but the last two: they keep the devices busy, more would pile up memory."""
+def limit_in_flight(results: list[Any]) -> None:
+    """Waits for all results but the last two, which are enough to keep the devices busy."""
     if len(results) > 2:
         jax.block_until_ready(results[-3])
 
 
 def fits_on_device(placement: str, dataset: Dataset) -> bool:
-    """Whether a dataset is to lie on the devices as a whole.
+    """Returns whether a dataset is put on the devices as a whole.
 
     Args:
       placement: "host", "device", or "auto": on the devices if it is in memory and small.
-      dataset: whose splits are meant.
+      dataset: with all its splits.
 
     Raises:
-      UserError: if it shall, but is too large to be in memory at all; or on an unknown name.
+      UserError: on "device" for a dataset that is not in memory.
     """
-    if placement not in PLACEMENTS:
-        raise unknown("data.placement", placement, PLACEMENTS)
-    whole = isinstance(dataset.train, InMemorySplit)
-    if placement == "device" and not whole:
+    in_memory = isinstance(dataset.train, InMemorySplit)
+    if placement == "device" and not in_memory:
         raise UserError(
-            f"config.data.placement is 'device', but {dataset.name!r} is read as it is needed:"
+            f"config.data.placement is 'device', but {dataset.name!r} is streamed from disk:"
             " expected 'host' or 'auto'"
         )
     if placement == "auto" and isinstance(dataset.train, InMemorySplit):
         return dataset.train.images.nbytes <= MAX_DEVICE_DATASET_BYTES
-    return whole and placement == "device"
-
-
-def host_feed(
-    engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
-) -> StepFn:
-    """Steps `start` to `stop`, each with a batch that is sent to the devices."""
-    mine = engine.local_slice(config.batch_size)
-    batches = train_iterator(split, config, start, stop, mine)
-    if config.data.alternating_flip:
-        batches = map(_with_epochs(config, len(split), mine), batches, range(start, stop))
-    run = engine.compile_train(step)
-    return lambda state: run(state, engine.shard_batch(next(batches)))
-
-
-def _epochs(config: ConfigDict, step: int, examples: int) -> np.ndarray:
-    """How often each example of a batch was used before, int32 `(batch,)`."""
-    places = step * config.batch_size + np.arange(config.batch_size)
-    return (places // examples).astype(np.int32)
-
-
-def _with_epochs(config: ConfigDict, examples: int, mine: slice) -> Callable[[Any, int], Any]:
-    return lambda batch, step: batch | {"epoch": _epochs(config, step, examples)[mine]}
-
-
-def device_feed(
-    engine: Engine,
-    step: TrainStep,
-    examples: InMemorySplit,
-    config: ConfigDict,
-    start: int,
-    stop: int,
-) -> StepFn:
-    """Steps `start` to `stop` on examples that lie on the devices, as `host_feed` orders them.
-
-    The order is sent ahead for as many steps as 64 MiB hold: within these, nothing crosses.
-    """
-    whole = {"image": examples.images, "label": examples.labels}
-    run = engine.compile_train_on_device_data(gather_batch_in_step(step))
-    size, count, mine = config.batch_size, len(examples), engine.local_slice(config.batch_size)
-    many = max(1, INDEX_BUFFER_BYTES // (4 * size))
-    placed: dict[str, Any] = {}
-    at = start
-
-    def advance(state: TrainState) -> tuple[TrainState, Metrics]:
-        nonlocal at, placed
-        if (at - start) % many == 0:
-            steps = range(at, min(at + many, stop))
-            order = {
-                "index": np.stack(
-                    [
-                        batch_indices(config.seed, s, size, count)[mine].astype(np.int32)
-                        for s in steps
-                    ]
-                )
-            }
-            if config.data.alternating_flip:
-                order["epoch"] = np.stack([_epochs(config, s, count)[mine] for s in steps])
-            fixed = placed.get("whole") or engine.replicate(whole)
-            first = engine.replicate(np.int32(at))
-            placed = {"whole": fixed, "first": first, "order": engine.shard_index(order)}
-        at += 1
-        return run(state, placed)
-
-    return advance
-
-
-def gather_batch_in_step(
-    step: TrainStep,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """A step `(state, data) -> (state, metrics)` that takes its batch out of the whole dataset.
-
-    The data hold "whole", all images and labels; "order", the numbers of the examples of some
-    steps as "index", `(steps, batch)`, and whatever else a batch has of that shape; and "first",
-    the first of these steps.
-    """
-
-    def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        row = state.step - data["first"]
-        order = {
-            key: lax.dynamic_index_in_dim(rows, row, keepdims=False)
-            for key, rows in data["order"].items()
-        }
-        batch = {key: array[order["index"]] for key, array in data["whole"].items()}
-        return step(state, batch | order)
-
-    return run
+    return in_memory and placement == "device"
 
 
 def train_iterator(
-    split: Split, config: ConfigDict, start: int, stop: int, mine: slice
+    split: Split, config: ConfigDict, start: int, stop: int, local_rows: slice
 ) -> Iterator[Any]:
-    """The rows `mine` of the batches of steps `start` to `stop`, on the host."""
+    """Yields this process's rows of the batches of steps `start` to `stop` - 1, on the host."""
     order: dict[str, Any] = {
         "seed": config.seed,
         "batch_size": config.batch_size,
         "start": start,
         "stop": stop,
-        "mine": mine,
+        "mine": local_rows,
     }
     if isinstance(split, StreamingSplit):
         return stream_train_batches(split, workers=config.data.num_workers, **order)
     return train_batches(split, **order)
 
 
-def eval_iterator(split: Split, config: ConfigDict, mine: slice) -> Iterator[Any]:
-    """Every example once, in batches, of which it has the rows `mine`."""
+def eval_iterator(split: Split, config: ConfigDict, local_rows: slice) -> Iterator[Any]:
+    """Yields this process's rows of batches that have every example once."""
     size = config.batch_size
     if isinstance(split, StreamingSplit):
-        return stream_eval_batches(
-            split, batch_size=size, workers=config.data.num_workers, mine=mine
-        )
-    return eval_batches(split, batch_size=size, mine=mine)
+        workers = config.data.num_workers
+        return stream_eval_batches(split, batch_size=size, workers=workers, mine=local_rows)
+    return eval_batches(split, batch_size=size, mine=local_rows)
+
+
+def _example_epochs(config: ConfigDict, step: int, examples: int) -> Int[np.ndarray, " batch"]:
+    """Returns how often each example of a batch was used before, int32."""
+    positions = step * config.batch_size + np.arange(config.batch_size)
+    return (positions // examples).astype(np.int32)
+
+
+def make_host_step_fn(
+    engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
+) -> StepFn:
+    """Compiles a step that gets one batch at a time from the host, from step `start` on."""
+    rows, examples = engine.local_slice(config.batch_size), len(split)
+    batches = train_iterator(split, config, start, stop, rows)
+
+    def add_epoch(batch: Any, number: int) -> Any:
+        return batch | {"epoch": _example_epochs(config, number, examples)[rows]}
+
+    if config.data.alternating_flip:
+        batches = map(add_epoch, batches, range(start, stop))
+    run = engine.compile_train(step)
+    return lambda state: run(state, engine.shard_batch(next(batches)))
+
+
+def make_device_step_fn(
+    engine: Engine,
+    step: TrainStep,
+    split: InMemorySplit,
+    config: ConfigDict,
+    start: int,
+    stop: int,
+) -> StepFn:
+    """Compiles a step on a dataset that is on the devices, in the order of `make_host_step_fn`.
+
+    The example numbers are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
+    these transfers a step transfers nothing.
+    """
+    run = engine.compile_train_on_device_data(gather_batch_in_step(step))
+    size, examples, rows = config.batch_size, len(split), engine.local_slice(config.batch_size)
+    steps_per_transfer = max(1, INDEX_BUFFER_BYTES // (4 * size))
+    dataset = engine.replicate({"image": split.images, "label": split.labels})
+    data: dict[str, Any] = {}
+    current = start
+
+    def transfer(steps: range) -> dict[str, Any]:
+        indices = [batch_indices(config.seed, s, size, examples)[rows] for s in steps]
+        order = {"index": np.stack(indices).astype(np.int32)}
+        if config.data.alternating_flip:
+            epochs = [_example_epochs(config, s, examples)[rows] for s in steps]
+            order["epoch"] = np.stack(epochs)
+        first = engine.replicate(np.int32(steps.start))
+        return {"dataset": dataset, "first_step": first, "order": engine.shard_index(order)}
+
+    def run_step(state: TrainState) -> tuple[TrainState, Metrics]:
+        nonlocal current, data
+        if (current - start) % steps_per_transfer == 0:
+            data = transfer(range(current, min(current + steps_per_transfer, stop)))
+        current += 1
+        return run(state, data)
+
+    return run_step
+
+
+def gather_batch_in_step(
+    step: TrainStep,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Makes a step `(state, data) -> (state, metrics)` that gathers its batch from a dataset.
+
+    The data have "dataset", all images and labels; "order", with the example numbers of several
+    steps as "index", `(steps, batch)`, and other entries of a batch with that shape; and
+    "first_step", the first of these steps.
+    """
+
+    def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        row = state.step - data["first_step"]
+        order = {
+            key: lax.dynamic_index_in_dim(rows, row, keepdims=False)
+            for key, rows in data["order"].items()
+        }
+        batch = {key: array[order["index"]] for key, array in data["dataset"].items()}
+        return step(state, batch | order)
+
+    return run

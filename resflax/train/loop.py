@@ -1,12 +1,13 @@
-"""A run from where it is to its end: steps, records, evaluations, checkpoints."""
+"""The training loop: steps, records, evaluations, checkpoints."""
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from resflax.distributed import environment
 from resflax.distributed.processes import (
     all_gather_strings,
     broadcast_json,
@@ -14,270 +15,313 @@ from resflax.distributed.processes import (
     reached_preemption,
 )
 from resflax.errors import UserError
-from resflax.run.checkpoint import Checkpoints, Saved
+from resflax.run.checkpoint import Checkpoint, Checkpointer
 from resflax.run.curves import draw_curves
-from resflax.run.progress import Progress
+from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
-from resflax.run.throughput import Meter
-from resflax.run.trainer_state import TrainerState, environment
+from resflax.run.throughput import Throughput
+from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
-from resflax.train.input_pipeline import keep_two_in_flight
+from resflax.train.config import to_json_dict
+from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.nonfinite import describe, param_group_names, stop_reason
 from resflax.train.results import make_results
 from resflax.train.state import TrainState
+from resflax.train.trainer import Trainer
 
-if TYPE_CHECKING:
-    from resflax.train.trainer import Trainer
-
-# Steps whose metrics may wait to be looked at.
+# Number of steps whose metrics may wait on the devices.
 MAX_PENDING_METRICS = 64
 
 
-class Fit:
-    """One start of a run, which takes it from its last checkpoint to its end.
+def fit(
+    trainer: Trainer,
+    workdir: Workdir,
+    progress: RunProgress | None = None,
+    interrupt: Interrupt | None = None,
+) -> dict[str, Any]:
+    """Trains to the end, from the last checkpoint in the workdir if there is one.
 
-    The order at a step is: train, record, evaluate, save. So a checkpoint stands after whatever its
-    step tells, and `TrainerState` knows what that was; what was told after the last checkpoint is taken
-    back and made again.
+    Writes records, checkpoints, curves and, last, the results, which it returns.
+
+    Args:
+      trainer: of the run.
+      workdir: opened with the run's config.
+      progress: by default one that prints to stdout.
+      interrupt: stops the loop after a signal; by default signals are not handled.
+
+    Raises:
+      UserError: if a loss is not finite or a file cannot be written; the last checkpoint is intact.
+      InterruptedRunError: after a signal; the current step is saved.
+    """
+    progress = progress or RunProgress(trainer.steps)
+    return TrainingLoop(trainer, workdir, progress, interrupt or Interrupt()).run()
+
+
+class TrainingLoop:
+    """One process's part of a run, from the last checkpoint to the end.
+
+    The order at each step is: train, record, evaluate, save. Checkpoints are written after the
+    step's records. On resume, newer records are truncated and regenerated.
     """
 
     def __init__(
-        self, trainer: "Trainer", run: Workdir, progress: Progress, interrupt: Interrupt
+        self, trainer: Trainer, workdir: Workdir, progress: RunProgress, interrupt: Interrupt
     ) -> None:
-        self.trainer, self.workdir, self.progress, self.interrupt = (
-            trainer,
-            run,
-            progress,
-            interrupt,
-        )
-        self.config, self.engine = trainer.config, trainer.engine
+        self.trainer, self.workdir, self.progress = trainer, workdir, progress
+        self.interrupt, self.config, self.engine = interrupt, trainer.config, trainer.engine
         self.pending: list[Any] = []  # metrics on the devices
         self.saved_step, self.saved_at = -1, time.monotonic()
-        self.eval_batch_stats: Any = {}  # batch statistics of an evaluation at this step
-        keep = self.config.checkpoint_max_to_keep
-        self.checkpoints = Checkpoints(run.path / "checkpoints", keep) if run.writes else None
+        self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
+        self.checkpointer = None
+        if workdir.writes:
+            keep = self.config.checkpoint_max_to_keep
+            self.checkpointer = Checkpointer(workdir.path / "checkpoints", keep)
 
     def run(self) -> dict[str, Any]:
-        """Trains, and leaves the results; see `Trainer.fit`."""
+        """Trains, and returns the results; see `fit`."""
         try:
-            left = self._train()
-            self.progress.close()
-            return self._finish(left)
-        finally:
-            if self.checkpoints:
-                self.checkpoints.close()
+            eval_state = self._train()
+            results = self._finish(eval_state)
+        except BaseException:
+            self._close(cancel_verification=True)
+            raise
+        self._close()
+        self.progress.close()
+        return results
 
-    # Where it begins.
-
-    def _begin(self) -> TrainState:
-        """The state to go on from, on the devices; everything else of that place is taken over."""
-        self.began = time.monotonic()
-        first = self.trainer.init()
-        saved = self.checkpoints.restore(first) if self.checkpoints else None
-        self.position = TrainerState()
-        told = broadcast_json(saved and [int(saved.state.step), saved.metadata["position"]])
-        where = environment(self.engine, self.config.parallel)
-        state = first
-        if told:
-            step, position = told
-            self.position = TrainerState.of(position)
-            state = broadcast_tree(saved.state if saved else jax.tree.map(np.asarray, first))
-            self.saved_step = step
-            self._print(f"going on from the checkpoint of step {step}")
-            if self.position.where != where:
-                was = ", ".join(f"{k} {v}" for k, v in self.position.where.items())
-                self._print(f"which was made with {was}: the same to rounding, not to the bit")
-        elif self.workdir.writes and (self.workdir.path / "metrics.jsonl").exists():
-            self._print("there is no checkpoint yet: starting at step 0")
-        for warning in self.checkpoints.warnings if self.checkpoints else []:
-            self._print(f"warning: {warning}")
-        wrong = self.workdir.truncate_records(
-            self.position.records, self.position.records_sha256, self.saved_step
-        )
-        if wrong:
-            self._print(f"warning: {wrong}")
-        self.position.where = where
-        return self.engine.put_state(state)
+    def _close(self, *, cancel_verification: bool = False) -> None:
+        if self.checkpointer:
+            self.checkpointer.close(cancel_verification=cancel_verification)
+            self._print_warnings()
 
     def _print(self, line: str) -> None:
         if self.workdir.writes:
-            self.progress.say(line)
+            self.progress.print(line)
 
-    # The loop.
+    def _print_warnings(self) -> None:
+        """Prints the checkpointer's warnings, which can also come from its background thread."""
+        if self.checkpointer:
+            warnings, self.checkpointer.warnings = self.checkpointer.warnings, []
+            for warning in warnings:
+                self._print(f"warning: {warning}")
+
+    def _restore(self) -> TrainState:
+        """Restores the last checkpoint, or initializes; returns the state on the devices."""
+        self.start_time = time.monotonic()
+        initial = self.trainer.init()
+        template = {"state": initial, "eval_batch_stats": initial.batch_stats}
+        saved = self.checkpointer.restore(template) if self.checkpointer else None
+        self.state = TrainerState()
+        shared = broadcast_json(saved and [saved.step, saved.metadata["trainer_state"]])
+        here, state = environment(self.engine), initial
+        if shared:
+            self.saved_step, self.state = shared[0], TrainerState(**shared[1])
+            arrays = saved.tree["state"] if saved else jax.tree.map(np.asarray, initial)
+            state = broadcast_tree(arrays)
+            self._print(f"resuming from the checkpoint at step {self.saved_step}")
+            if self.state.environment != here:
+                saved_on = ", ".join(f"{k} {v}" for k, v in self.state.environment.items())
+                self._print(
+                    f"it was saved with {saved_on}: results are equal to rounding, not bit for bit"
+                )
+        elif self.workdir.writes and (self.workdir.path / "metrics.jsonl").exists():
+            self._print("there is no checkpoint yet: starting at step 0")
+        self._print_warnings()
+        warning = self.workdir.truncate_records(
+            self.state.records, self.state.records_sha256, self.saved_step
+        )
+        if warning:
+            self._print(f"warning: {warning}")
+        self.state.environment = here
+        return self.engine.put_state(state)
 
     def _train(self) -> TrainState:
-        """To the last step; the state that was evaluated there, on the devices."""
-        state, trainer = self._begin(), self.trainer
-        first, position = int(self.engine.to_host(state.step)), self.position
+        """Trains to the last step; returns the state that was evaluated there, on the devices."""
+        state, trainer = self._restore(), self.trainer
+        first = int(self.engine.to_host(state.step))
         if first > trainer.steps:
             raise UserError(
-                f"the checkpoint is of step {first}, the run has {trainer.steps}:"
+                f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
                 " raise config.epochs, or choose another --workdir"
             )
-        self.meter = Meter(trainer.steps, first, position.examples, position.training)
-        self.names = param_group_names(state.params, state.batch_stats)
-        left = self._evaluate(state, first) if self._should_evaluate(first) else None
-        advance = trainer.feed(first)
+        self.throughput = Throughput(
+            trainer.steps, first, self.state.examples, self.state.train_seconds
+        )
+        self.progress.resume(first)
+        self.group_names = param_group_names(state.params, state.batch_stats)
+        eval_state = self._evaluate(state, first) if self._should_evaluate(first) else None
+        step_fn = trainer.make_step_fn(first)
         for step in range(first + 1, trainer.steps + 1):
-            state, metrics = advance(state)
+            state, metrics = step_fn(state)
             self.pending.append(metrics)
-            keep_two_in_flight(self.pending)
-            if step == first + 1:  # it compiles: the meter counts from its end
+            limit_in_flight(self.pending)
+            if step == first + 1:  # compilation: the throughput is measured from its end
                 jax.block_until_ready(metrics)
-            left = self._after_step(state, step)
+            eval_state = self._after_step(state, step)
         if self.saved_step != trainer.steps:
             self._save(state, trainer.steps)
-        return left or trainer.settle(state)
+        return eval_state or trainer.eval_state(state)
 
     def _after_step(self, state: TrainState, step: int) -> TrainState | None:
-        """All that follows a step; the state that was evaluated, if it was."""
-        self.meter.step(self.config.batch_size)
-        self.eval_batch_stats, left, due = {}, None, self._should_evaluate(step)
-        asked = reached_preemption(step, bool(self.interrupt.asked))
-        logs = due or step % self.config.log_every_steps == 0
-        if logs or asked or len(self.pending) >= MAX_PENDING_METRICS:
+        """Records, evaluates, saves; returns the state that was evaluated, if any."""
+        self.throughput.step(self.config.batch_size)
+        self.eval_batch_stats, eval_state = {}, None
+        evaluates = self._should_evaluate(step)
+        stops = reached_preemption(step, bool(self.interrupt.received))
+        records = evaluates or step % self.config.log_every_steps == 0
+        if records or stops or len(self.pending) >= MAX_PENDING_METRICS:
             self._drain_metrics(step)
-        if logs:
+        if records:
             self._record(step)
-        if asked:
+        if stops:
             self._stop(state, step)
-        if due:
-            left = self._evaluate(state, step)
-        if self._should_save(step, logs):
+        if evaluates:
+            eval_state = self._evaluate(state, step)
+        if self._should_save(step, records):
             self._save(state, step)
-        return left
+        return eval_state
 
     def _should_evaluate(self, step: int) -> bool:
-        """Whether an evaluation belongs to a step, and was not made yet."""
-        return step > self.position.evaluated and self.trainer.evaluates(step)
+        """Returns whether the run evaluates at this step, and has not done so before a resume."""
+        return step > self.state.evaluated and self.trainer.is_eval_step(step)
 
     def _drain_metrics(self, step: int) -> None:
-        """Takes in the metrics that lie on the devices, of the steps up to this one.
+        """Fetches the pending metrics, up to those of `step`.
 
         Raises:
-          UserError: if one is not finite, and the run is to stop then, or too many are.
+          UserError: if one is not finite and the run must stop.
         """
         fetched, self.pending = self.engine.to_host(self.pending), []
-        for at, metrics in enumerate(fetched, step - len(fetched) + 1):
+        for number, metrics in enumerate(fetched, step - len(fetched) + 1):
             finite = metrics.pop("finite").tolist()
-            rate = self._rate(at)
-            self.position.took({k: float(v) for k, v in metrics.items()}, all(finite))
+            rate = self._learning_rate(number)
+            self.state.add_step({k: float(v) for k, v in metrics.items()}, all(finite))
             if all(finite):
                 continue
-            told = f"step {at}, learning rate {rate:.3g}, {describe(finite, self.names)}"
-            if why := stop_reason(self.config, self.position.in_row):
-                kept = f"; the checkpoint of step {self.saved_step} stands" * (self.saved_step > 0)
-                raise UserError(f"{told}{why}{kept}")
+            if reason := stop_reason(self.config, self.state.in_row):
+                intact = f"; the checkpoint at step {self.saved_step} is intact"
+                raise UserError(
+                    f"step {number}, learning rate {rate:.3g},"
+                    f" {describe(finite, self.group_names)}{reason}"
+                    f"{intact * (self.saved_step > 0)}"
+                )
 
-    def _rate(self, step: int) -> float:
-        """The learning rate at a step: a dropped update leaves the schedule where it was."""
-        return float(self.trainer.schedule(step - 1 - self.position.dropped))
+    def _learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step; skipped updates do not advance the schedule."""
+        return float(self.trainer.run.schedule(step - 1 - self.state.dropped))
 
     def _record(self, step: int) -> None:
-        values = self.position.means()
-        record = self._make_record(step, "train", values, self.meter.lap())
-        self.workdir.record(record)
-        self.progress.train(record, self.meter.left(step))
+        record = self._make_record(step, "train", self.state.pop_means(), self.throughput.lap())
+        self.workdir.add_record(record)
+        self.progress.train(record, self.throughput.remaining(step))
 
     def _make_record(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
-        evaluated = split == "test"
+        is_test = split == "test"
         return {
             "step": step,
             "epoch": round(self.trainer.epoch(step), 4),
             "split": split,
             "loss": values["loss"],
             "accuracy": values["accuracy"],
-            "learning_rate": self._rate(step),
+            "learning_rate": self._learning_rate(step),
             "examples_per_second": round(speed, 1),
-            **({"weights": "ema"} if evaluated and self.config.ema_decay else {}),
+            **({"weights": "ema"} if is_test and self.config.ema_decay else {}),
             **({"dropped": values["dropped"]} if "dropped" in values else {}),
         }
 
     def _evaluate(self, state: TrainState, step: int) -> TrainState:
-        """Evaluates and records it; the state that was evaluated."""
-        self.trainer.between = lambda: self._stop_here(state, step)
-        left = self.trainer.settle(state)
-        test = self.trainer.evaluate(left, self.trainer.dataset.test)
+        """Evaluates and records; returns the state that was evaluated."""
+        eval_state = self.trainer.eval_state(state)
+        test = self.trainer.evaluate(
+            eval_state, self.trainer.dataset.test, lambda: self._stop_evaluation(state, step)
+        )
         if not np.isfinite(test["loss"]):
             raise UserError(
                 f"the test loss is {test['loss']} at step {step}, learning rate"
-                f" {self._rate(step):.3g}: try a lower config.learning_rate or a config.grad_clip_norm"
+                f" {self._learning_rate(step):.3g}: try a lower config.learning_rate or a"
+                " config.grad_clip_norm"
             )
-        record = self._make_record(step, "test", test, test["count"] / self.meter.pause())
-        self.workdir.record(record)
-        self.position.test, self.position.evaluated = test, step
+        record = self._make_record(step, "test", test, test["count"] / self.throughput.pause())
+        self.workdir.add_record(record)
+        self.state.test, self.state.evaluated = test, step
         if self.config.precise_bn_batches:
-            self.eval_batch_stats = self.engine.to_host(left.batch_stats)
-        self.progress.test(record, self.meter.left(step))
-        return left
+            self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
+        self.progress.test(record, self.throughput.remaining(step))
+        return eval_state
 
-    # What is kept.
-
-    def _should_save(self, step: int, looked: bool) -> bool:
-        """Whether a checkpoint belongs to a step; all processes say the same."""
-        config, accuracy = self.config, self.position.test.get("accuracy", -1.0)
-        if self.position.evaluated == step and accuracy > self.position.best:
+    def _should_save(self, step: int, metrics_drained: bool) -> bool:
+        """Returns whether to save at this step, the same for all processes."""
+        config, accuracy = self.config, self.state.test.get("accuracy", -1.0)
+        if self.state.evaluated == step and accuracy > self.state.best:
             return True
         if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
             return True
-        if not looked:  # of several processes, one clock must be asked
+        if not metrics_drained:  # with several processes, checking the time needs a broadcast
             return False
         minutes = (time.monotonic() - self.saved_at) / 60
         return broadcast_json(bool(0 < config.checkpoint_every_minutes <= minutes))
 
     def _save(self, state: TrainState, step: int) -> None:
-        """Begins to save; waits for the one before."""
+        """Starts to save, after the previous checkpoint is on disk."""
         if self.pending:
             self._drain_metrics(step)
-        position, evaluated = self.position, self.position.evaluated == step
-        accuracy = position.test["accuracy"] if evaluated else None
+        accuracy = self.state.test["accuracy"] if self.state.evaluated == step else None
         if accuracy is not None:
-            position.best = max(position.best, accuracy)
-        whole: TrainState = self.engine.to_host(state)
-        position.skipped = list(
-            dict.fromkeys(position.skipped + all_gather_strings(self.trainer.dataset.skipped))
-        )
-        now = dataclasses.replace(
-            position,
+            self.state.best = max(self.state.best, accuracy)
+        arrays: TrainState = self.engine.to_host(state)
+        skipped = self.state.skipped + all_gather_strings(self.trainer.dataset.skipped)
+        self.state.skipped = list(dict.fromkeys(skipped))
+        trainer_state = dataclasses.replace(
+            self.state,
             records=self.workdir.records.count,
             records_sha256=self.workdir.records.sha256,
-            seconds=position.seconds + time.monotonic() - self.began,
-            examples=self.meter.examples,
-            training=self.meter.seconds,
+            seconds=self.state.seconds + time.monotonic() - self.start_time,
+            examples=self.throughput.examples,
+            train_seconds=self.throughput.seconds,
         )
-        if self.checkpoints:
-            beside = {"config": self.config.to_dict(), "position": now.as_dict()}
-            self.checkpoints.save(Saved(whole, beside, self.eval_batch_stats), accuracy)
+        if self.checkpointer:
+            metadata = {
+                "config": to_json_dict(self.config), "trainer_state": trainer_state.as_dict()
+            }  # fmt: skip
+            tree = {"state": arrays, "eval_batch_stats": self.eval_batch_stats}
+            self.checkpointer.save(Checkpoint(step, tree, metadata), accuracy)
+            self._print_warnings()
         self.saved_step, self.saved_at = step, time.monotonic()
 
-    def _stop_here(self, state: TrainState, step: int) -> None:
-        """Between two batches of an evaluation, which is left for the next start."""
-        if self.interrupt.asked and jax.process_count() == 1:
+    def _stop_evaluation(self, state: TrainState, step: int) -> None:
+        """Stops between two batches of an evaluation, which the resumed run repeats."""
+        if self.interrupt.received and jax.process_count() == 1:
             self._stop(state, step)
 
     def _stop(self, state: TrainState, step: int) -> None:
         """Saves and raises `InterruptedRunError`."""
         if self.saved_step != step:
             self._save(state, step)
-        if self.checkpoints:
-            self.checkpoints.wait()
+        if self.checkpointer:
+            self.checkpointer.wait()
         self.progress.close()
+        path = self.workdir.path
         raise InterruptedRunError(
-            self.interrupt.asked,
-            f"stopped after step {step} of {self.trainer.steps}, saved in {self.workdir.path}: the same"
-            f" command with --workdir={self.workdir.path} goes on",
+            self.interrupt.received,
+            f"stopped after step {step} of {self.trainer.steps}, saved in {path}: the same command"
+            f" with --workdir={path} resumes",
         )
 
-    def _finish(self, left: TrainState) -> dict[str, Any]:
-        final: TrainState = self.engine.to_host(left)
-        trainer, position = self.trainer, self.position
-        if self.checkpoints:
-            self.checkpoints.wait()
-            accuracy = f"test accuracy {position.test['accuracy']:.4f}"
-            title = f"{self.config.model} on {trainer.dataset.name}, {accuracy}"
+    def _finish(self, eval_state: TrainState) -> dict[str, Any]:
+        """Draws the curves and writes the results, which it returns."""
+        final: TrainState = self.engine.to_host(eval_state)
+        if self.checkpointer:
+            self.checkpointer.wait()
+            accuracy = f"test accuracy {self.state.test['accuracy']:.4f}"
+            title = f"{self.config.model} on {self.trainer.dataset.name}, {accuracy}"
             draw_curves(self.workdir.records.all(), self.workdir.path / "curves.png", title)
-        seconds = position.seconds + time.monotonic() - self.began
-        results = make_results(trainer, position, final, seconds=seconds, speed=self.meter.overall)
-        self.workdir.skipped(position.skipped)
-        self.workdir.finish(results)
+        results = make_results(
+            self.trainer.run,
+            self.state,
+            final,
+            seconds=self.state.seconds + time.monotonic() - self.start_time,
+            examples_per_second=self.throughput.overall,
+        )
+        self.workdir.write_skipped(self.state.skipped)
+        self.workdir.write_results(results)
         return results

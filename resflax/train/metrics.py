@@ -1,20 +1,24 @@
-"""Loss and accuracy."""
+"""Loss and accuracy of each example."""
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
-Array = jax.Array
 Metrics = dict[str, Array]
 
 
-def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -> Array:
-    """Softmax cross-entropy of each example, in nats, float32 `(n,)`.
+def cross_entropy(
+    logits: Float[Array, "n classes"],
+    targets: Int[Array, " n"] | Float[Array, "n classes"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, " n"]:
+    """Computes the softmax cross-entropy of each example, in nats, in float32.
 
     Args:
-      logits: `(n, classes)`, any float dtype.
-      targets: labels, int `(n,)`, or the probability of each class, float `(n, classes)`.
-      label_smoothing: the share of the target that is spread over all classes (Szegedy et al.
+      logits: of any float dtype.
+      targets: labels, or the probability of each class.
+      label_smoothing: share of the target that is distributed over all classes (Szegedy et al.
         2016, section 7).
 
     >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # log 4
@@ -28,12 +32,12 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
     )
 
 
-def one_hot(labels: Array, classes: int) -> Array:
-    """Certain targets, float32 `(n, classes)`."""
+def one_hot(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]:
+    """Returns one-hot targets in float32."""
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
 
 
-def correct(logits: Array, labels: Array) -> Array:
-    """1.0 where the largest logit is the label's, else 0.0; float32 `(n,)`. NaN is never right."""
-    right = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return (right & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
+def correct(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """Returns 1.0 where the largest logit is the label's, else 0.0; NaN counts as wrong."""
+    matches = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return (matches & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Optimisers: chains of optax, put together from names and numbers."""
+"""Optimizers: optax chains from names and numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,17 @@ from resflax.errors import unknown
 
 DECAY_MASKS = ("kernels", "all")
 Mask = Callable[[Any], Any]
-Rules = list[optax.GradientTransformation]
+Chain = list[optax.GradientTransformation]
 
 
 def decay_mask(name: str) -> Mask:
-    """Which parameters weight decay acts on: "kernels", not biases and norm scales; or "all".
+    """Selects the parameters that weight decay applies to, and the trust ratios of LARS and LAMB.
 
-    The trust ratios of LARS and LAMB act on the same ones.
+    Args:
+      name: "kernels", without biases and norm scales, or "all".
 
     Returns:
-      A function from parameters to a tree of bools, as optax's `mask`.
+      A function from parameters to a tree of bools, as optax's masks are.
 
     Raises:
       UserError: on an unknown name.
@@ -37,54 +38,54 @@ def decay_mask(name: str) -> Mask:
 
 def _sgd(
     rate: optax.ScalarOrSchedule,
-    where: Mask,
+    mask: Mask,
     *,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
     **_: Any,
-) -> Rules:
-    decay = [optax.add_decayed_weights(weight_decay, where)] if weight_decay else []
+) -> Chain:
+    decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
     return [*decay, optax.sgd(rate, momentum or None, nesterov and momentum > 0)]
 
 
-def _adamw(rate: optax.ScalarOrSchedule, where: Mask, *, weight_decay: float, **_: Any) -> Rules:
-    return [optax.adamw(rate, weight_decay=weight_decay, mask=where)]
+def _adamw(rate: optax.ScalarOrSchedule, mask: Mask, *, weight_decay: float, **_: Any) -> Chain:
+    return [optax.adamw(rate, weight_decay=weight_decay, mask=mask)]
 
 
 def _lars(
     rate: optax.ScalarOrSchedule,
-    where: Mask,
+    mask: Mask,
     *,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
     trust_coefficient: float,
-) -> Rules:
+) -> Chain:
     lars = optax.lars(
         rate,
         weight_decay=weight_decay,
-        weight_decay_mask=where,
+        weight_decay_mask=mask,
         trust_coefficient=trust_coefficient,
-        trust_ratio_mask=where,
+        trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov and momentum > 0,
     )
     return [lars]
 
 
-def _lamb(rate: optax.ScalarOrSchedule, where: Mask, *, weight_decay: float, **_: Any) -> Rules:
-    # `optax.lamb`, whose own mask is of the decay alone.
+def _lamb(rate: optax.ScalarOrSchedule, mask: Mask, *, weight_decay: float, **_: Any) -> Chain:
+    # As `optax.lamb`, whose mask applies to the weight decay only.
     return [
         optax.scale_by_adam(eps=1e-6),
-        optax.add_decayed_weights(weight_decay, where),
-        optax.masked(optax.scale_by_trust_ratio(), where),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), mask),
         optax.scale_by_learning_rate(rate),
     ]
 
 
-# `(rate, where, momentum=, nesterov=, weight_decay=, trust_coefficient=) -> rules`, in order.
-OPTIMIZERS: dict[str, Callable[..., Rules]] = {
+# `(rate, mask, momentum=, nesterov=, weight_decay=, trust_coefficient=) -> transformations`.
+OPTIMIZERS: dict[str, Callable[..., Chain]] = {
     "sgd": _sgd,
     "adamw": _adamw,
     "lars": _lars,
@@ -103,36 +104,36 @@ def make_optimizer(
     trust_coefficient: float = 0.001,
     grad_clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """An optimiser by name.
+    """Makes an optimizer by name.
 
     Args:
-      name: "sgd", whose weight decay is the L2 penalty of the paper, added to the gradient;
-        "adamw", whose weight decay is decoupled (Loshchilov and Hutter 2019); "lars" (You et al.
-        2017, arXiv:1708.03888, algorithm 1), SGD whose steps are scaled, kernel by kernel, to
-        `trust_coefficient |w| / |g + weight_decay w|`, where the paper has the sum of the two
-        norms; "lamb" (You et al. 2019, arXiv:1904.00962, algorithm 2), Adam with decoupled weight
-        decay, scaled to `|w|`.
+      name: "sgd", with weight decay as the paper's L2 penalty, added to the gradient; "adamw", with
+        decoupled weight decay (Loshchilov and Hutter 2019); "lars" (You et al. 2017,
+        arXiv:1708.03888, algorithm 1), SGD with each kernel's step scaled to
+        `trust_coefficient |w| / |g + weight_decay w|`, where the paper divides by the sum of the
+        two norms; "lamb" (You et al. 2019, arXiv:1904.00962, algorithm 2), Adam with decoupled
+        weight decay, scaled to `|w|`.
       learning_rate: a number or a schedule.
       momentum: of SGD and LARS.
-      nesterov: SGD or LARS looks ahead; the paper of LARS does not.
+      nesterov: Nesterov momentum for SGD and LARS; the LARS paper does not use it.
       weight_decay: 0 for none.
-      mask: what weight decay and trust ratios act on; see `decay_mask`.
+      mask: parameters that weight decay and trust ratios apply to; see `decay_mask`.
       trust_coefficient: of LARS.
-      grad_clip_norm: scale the gradient down to this global norm; 0 for never.
+      grad_clip_norm: clip the gradient to this global norm; 0 for no clipping.
 
     Raises:
       UserError: on an unknown name.
     """
-    where = decay_mask(mask)
+    selected = decay_mask(mask)
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
-    rules = OPTIMIZERS[name](
+    chain = OPTIMIZERS[name](
         learning_rate,
-        where,
+        selected,
         momentum=momentum,
         nesterov=nesterov,
         weight_decay=weight_decay,
         trust_coefficient=trust_coefficient,
     )
     clip = [optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm else []
-    return optax.chain(*clip, *rules)
+    return optax.chain(*clip, *chain)

@@ -1,43 +1,46 @@
-"""What a run comes to, as `results.json` tells it."""
+"""`results.json`: the results of a finished run."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
+from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import TrainerState
-from resflax.run.workdir import params_sha256
+from resflax.train.builders import Run
 from resflax.train.state import TrainState
-
-if TYPE_CHECKING:
-    from resflax.train.trainer import Trainer
 
 
 def make_results(
-    trainer: "Trainer", position: TrainerState, final: TrainState, *, seconds: float, speed: float
+    run: Run,
+    trainer_state: TrainerState,
+    final: TrainState,
+    *,
+    seconds: float,
+    examples_per_second: float,
 ) -> dict[str, Any]:
-    """The results of a run at its end.
+    """Returns the results of a run.
 
     Args:
-      trainer: what trained.
-      position: where the run is: at its end.
+      run: what was trained.
+      trainer_state: at the end of the run.
       final: the state that was evaluated, as NumPy arrays.
-      seconds: that the run took, all its starts together.
-      speed: examples a second, in training.
+      seconds: wall time, over all processes that resumed the run.
+      examples_per_second: of training.
     """
-    test, devices = position.test, trainer.engine.devices
+    test, devices = trainer_state.test, run.engine.devices
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "test_examples": int(test["count"]),
-        "weights": "ema" if trainer.config.ema_decay else "params",
-        "train_examples": len(trainer.dataset.train),
-        "skipped_examples": len(position.skipped),
+        "weights": "ema" if run.config.ema_decay else "params",
+        "train_examples": len(run.dataset.train),
+        "skipped_examples": len(trainer_state.skipped),
         "steps": int(final.step),
-        "dropped_steps": position.dropped,
+        "dropped_steps": trainer_state.dropped,
         "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
         "params_sha256": params_sha256(final.params),
         "wall_seconds": round(seconds, 3),
-        "examples_per_second": round(speed, 1),
+        "examples_per_second": round(examples_per_second, 1),
         "platform": devices[0].platform,
         "device_count": len(devices),
         "process_count": jax.process_count(),

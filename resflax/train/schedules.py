@@ -1,4 +1,4 @@
-"""Learning rates by step: optax's curves as rows, and the warm-up that stands before them."""
+"""Learning-rate schedules: optax's, as rows of a table, with linear warm-up."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ class Curve(NamedTuple):
     """A row of `SCHEDULES`.
 
     Attributes:
-      make: `(peak=, steps=, warmup_steps=, boundaries=, factor=, power=) -> schedule`, counted from
-        the end of the warm-up.
-      rises: the curve holds its own warm-up, and counts from the run's start.
+      make: `(peak=, steps=, warmup_steps=, boundaries=, decay_rate=, power=) -> schedule`, with
+        step 0 at the end of the warm-up.
+      has_warmup: the curve includes its warm-up, and step 0 is the start of the run.
     """
 
     make: Callable[..., optax.Schedule]
-    rises: bool = False
+    has_warmup: bool = False
 
 
 def _constant(*, peak: float, **_: Any) -> optax.Schedule:
@@ -27,12 +27,13 @@ def _constant(*, peak: float, **_: Any) -> optax.Schedule:
 
 
 def _step(
-    *, peak: float, warmup_steps: int, boundaries: Sequence[int], factor: float, **_: Any
+    *, peak: float, warmup_steps: int, boundaries: Sequence[int], decay_rate: float, **_: Any
 ) -> optax.Schedule:
-    at: dict[int, float] = {}
-    for boundary in boundaries:  # two may fall on one step
-        at[boundary - warmup_steps] = at.get(boundary - warmup_steps, 1.0) * factor
-    return optax.piecewise_constant_schedule(peak, at)
+    scales: dict[int, float] = {}
+    for boundary in boundaries:  # two may round to the same step
+        step = boundary - warmup_steps
+        scales[step] = scales.get(step, 1.0) * decay_rate
+    return optax.piecewise_constant_schedule(peak, scales)
 
 
 def _cosine(*, peak: float, steps: int, warmup_steps: int, **_: Any) -> optax.Schedule:
@@ -45,27 +46,27 @@ def _polynomial(
     return optax.polynomial_schedule(peak, 0.0, power, max(1, steps - warmup_steps))
 
 
-def _share(step: int, steps: int) -> float:
-    """What optax rounds down to `step` when it multiplies it by `steps`."""
+def _fraction(step: int, steps: int) -> float:
+    """Returns a fraction that optax rounds down to `step` after multiplying by `steps`."""
     return (step + 0.5) / steps
 
 
-def _summit(steps: int, warmup_steps: int) -> int:
-    """The step of the peak: where the warm-up ends, or optax's three tenths of the run."""
+def _peak_step(steps: int, warmup_steps: int) -> int:
+    """Returns the step of the peak: the end of the warm-up, or 0.3 of the run as in optax."""
     return max(0, min(warmup_steps or round(0.3 * steps), steps - 2))
 
 
 def _cosine_onecycle(*, peak: float, steps: int, warmup_steps: int, **_: Any) -> optax.Schedule:
-    summit = _summit(steps, warmup_steps)
-    return optax.cosine_onecycle_schedule(steps, peak, _share(summit, steps))
+    peak_step = _peak_step(steps, warmup_steps)
+    return optax.cosine_onecycle_schedule(steps, peak, _fraction(peak_step, steps))
 
 
 def _linear_onecycle(*, peak: float, steps: int, warmup_steps: int, **_: Any) -> optax.Schedule:
-    summit = _summit(steps, warmup_steps)
-    # The last phase has the share of the fall that optax's defaults give it: 0.15 of 0.7.
-    last = min(steps - 1, max(summit + 1, round(steps - (steps - summit) * 0.15 / 0.7)))
+    peak_step = _peak_step(steps, warmup_steps)
+    # The last phase is 0.15 / 0.7 of the decay, as with optax's defaults.
+    last = min(steps - 1, max(peak_step + 1, round(steps - (steps - peak_step) * 0.15 / 0.7)))
     return optax.linear_onecycle_schedule(
-        steps, peak, _share(summit, steps), _share(last, steps) if steps > 1 else 1.0
+        steps, peak, _fraction(peak_step, steps), _fraction(last, steps) if steps > 1 else 1.0
     )
 
 
@@ -74,8 +75,8 @@ SCHEDULES: dict[str, Curve] = {
     "step": Curve(_step),
     "cosine": Curve(_cosine),
     "polynomial": Curve(_polynomial),
-    "cosine_onecycle": Curve(_cosine_onecycle, rises=True),
-    "linear_onecycle": Curve(_linear_onecycle, rises=True),
+    "cosine_onecycle": Curve(_cosine_onecycle, has_warmup=True),
+    "linear_onecycle": Curve(_linear_onecycle, has_warmup=True),
 }
 
 
@@ -86,24 +87,25 @@ def make_schedule(
     steps: int,
     warmup_steps: int = 0,
     boundaries: Sequence[int] = (),
-    factor: float = 0.1,
+    decay_rate: float = 0.1,
     power: float = 1.0,
 ) -> optax.Schedule:
-    """Learning rate by step.
+    """Makes a schedule, from step to learning rate.
 
     Args:
-      name: "constant"; "step": times `factor` at each boundary (He et al. 2015); "cosine": to zero
-        at the last step (Loshchilov and Hutter 2017); "polynomial": to zero as
-        `(1 - progress)^power`; "linear_onecycle": up, down, and down to nearly nothing (Smith 2018,
+      name: "constant"; "step": times `decay_rate` at each boundary (He et al. 2015); "cosine": to
+        zero at the last step (Loshchilov and Hutter 2017); "polynomial": to zero as
+        `(1 - progress)^power`; "linear_onecycle": up, down, and down to almost zero (Smith 2018,
         arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down in two halves of a cosine.
-        One-cycles begin at a 25th of the peak and end at a 250,000th.
-      peak: the largest learning rate.
-      steps: of the whole run.
-      warmup_steps: linear from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section 2.2). Of
-        a one-cycle: where its peak is; 0 for three tenths of the run.
-      boundaries: steps, counted from the run's start; none inside the warm-up.
-      factor: see "step".
-      power: see "polynomial".
+        One-cycle schedules start at 1/25 of the peak and end at 1/250,000.
+      peak: highest learning rate.
+      steps: number of steps of the run.
+      warmup_steps: linear warm-up from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section
+        2.2). For one-cycle schedules: the step of the peak; 0 for 0.3 of the run.
+      boundaries: steps of the "step" schedule, counted from the start of the run, after the
+        warm-up.
+      decay_rate: of the "step" schedule.
+      power: of the "polynomial" schedule.
 
     Raises:
       UserError: on an unknown name.
@@ -120,16 +122,16 @@ def make_schedule(
         steps=steps,
         warmup_steps=warmup_steps,
         boundaries=boundaries,
-        factor=factor,
+        decay_rate=decay_rate,
         power=power,
     )
-    if warmup_steps and not curve.rises:
-        # Not from 0: a first step that does nothing is lost.
+    if warmup_steps and not curve.has_warmup:
+        # Not from 0, where the first step would have no effect.
         warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
         main = optax.join_schedules([warmup, main], [warmup_steps])
 
     def schedule(step: Any) -> Any:
-        # Some of optax's mix integer counts with floats, which strict promotion would refuse.
+        # Some optax schedules mix ints and floats, which strict dtype promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
             return main(step)
 

@@ -1,33 +1,34 @@
-"""What a run carries from step to step."""
+"""The state of training: parameters, batch statistics, optimizer state, averaged parameters."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Array, Int, UInt32
 
-Array = jax.Array
 COLLECTIONS = ("params", "batch_stats")
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that the next step depends on, besides its batch.
+    """Everything that the next step depends on, except its batch.
 
     Attributes:
-      step: int32 scalar, the number of steps taken.
-      seed: uint32 scalar, of all randomness inside the step.
-      params: the trainable parameters.
+      step: int32 scalar, number of steps taken.
+      seed: uint32 scalar, seed of all randomness inside the step.
+      params: trainable parameters.
       batch_stats: running mean and variance of each batch norm; {} if there are none.
-      opt_state: the optimiser's.
-      ema: an average of the parameters, of their structure, shapes and dtypes; {} for none.
+      opt_state: the optimizer's state.
+      ema: exponential moving average of the parameters, with the same structure; {} for none.
     """
 
-    step: Array
-    seed: Array
+    step: Int[Array, ""]
+    seed: UInt32[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -35,12 +36,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes to train."""
+        """Variables for `model.apply` in training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """What evaluation takes: the average of the parameters where there is one."""
+        """Variables for evaluation: the averaged parameters if there are any."""
         return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
 
@@ -53,23 +54,24 @@ def create_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """The state before the first step: a function of the seed alone, or of given weights.
+    """Creates the state before the first step, from a seed or from given weights.
 
     Args:
       model: a linen module called as `model(x, train=...)`.
-      optimizer: whose state is initialised with the parameters.
+      optimizer: an optax transformation.
       seed: from 0 to 2**32 - 1.
-      image_shape: of one example, without the batch axis.
-      variables: "params" and "batch_stats" to begin with, as `resflax.weights` gives them.
-      ema: keep an average of the parameters, which begins as these.
+      image_shape: shape of one example, without the batch axis.
+      variables: initial "params" and "batch_stats"; None to initialize them from the seed.
+      ema: keep an average of the parameters, which starts at their initial values.
     """
     start = jnp.asarray(seed, jnp.uint32)
     if variables is None:
         return _init(model, optimizer, start, tuple(image_shape), ema)
-    return _begin(optimizer, ema, start, {key: variables.get(key, {}) for key in COLLECTIONS})
+    given = {key: variables.get(key, {}) for key in COLLECTIONS}
+    return _create(optimizer, ema, start, given)
 
 
-# One compilation serves every seed of an ensemble.
+# Jitted with the seed as an argument, so that an ensemble compiles once.
 @partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def _init(
     model: nn.Module,
@@ -79,11 +81,11 @@ def _init(
     ema: bool,
 ) -> TrainState:
     example = jnp.zeros((1, *image_shape), jnp.float32)
-    return _begin(optimizer, ema, seed, model.init(jax.random.key(seed), example, train=False))
+    return _create(optimizer, ema, seed, model.init(jax.random.key(seed), example, train=False))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _begin(
+def _create(
     optimizer: optax.GradientTransformation, ema: bool, seed: Array, variables: Any
 ) -> TrainState:
     return TrainState(
@@ -92,6 +94,27 @@ def _begin(
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
-        # An output of its own, in memory of its own: the engines give up each array once.
+        # A separate output has separate memory: engines donate each array once.
         ema=variables["params"] if ema else {},
     )
+
+
+def ema_update(ema: Tree, params: Tree, decay: float, step: Int[Array, ""] | int) -> Tree:
+    """Returns `d ema + (1 - d) params` with `d = min(decay, (1 + step) / (10 + step))`.
+
+    An exponential moving average of the weights (Polyak and Juditsky 1992, in its decaying form).
+    The second bound, from TensorFlow, reduces the share of the initial weights, which is
+    `decay^step` for a fixed decay.
+
+    Args:
+      ema: the average so far; float leaves.
+      params: the weights after the update, with the same structure, shapes and dtypes.
+      decay: from 0 to less than 1.
+      step: number of updates before this one.
+
+    >>> ema_update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.999, 0)["w"].tolist()  # d = 1 / 10
+    [0.8999999761581421]
+    """
+    # 1 - d, not d: rounding 0.9999 to float32 changes 1 - d by a five-thousandth.
+    rate = jnp.maximum(1 - decay, 9 / (10 + jnp.asarray(step, jnp.float32)))
+    return jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), ema, params)

@@ -1,7 +1,7 @@
 """One step of training, and one of evaluation, as pure functions.
 
-A step ignores how it will be transformed: plain, under `jit`, `vmap` over an ensemble, `pmap`, or
-`jit` over a mesh. `axis_name` is its only trace: the mapped axis to average over.
+A step does not depend on how it is transformed: plain, under `jit`, `vmap` over an ensemble,
+`pmap`, or `jit` over a mesh. Only `axis_name`, the mapped axis to average over, is part of it.
 """
 
 import dataclasses
@@ -14,40 +14,40 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from resflax.data.augment import Augment, Mix, flip_parity
+from resflax.nn import identity
 from resflax.train.accumulate import accumulate
-from resflax.train.ema import ema_update
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
-from resflax.train.state import TrainState
+from resflax.train.state import TrainState, ema_update
 
-Array = jax.Array
 Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
 class TrainInputs(NamedTuple):
-    """A batch as the network trains on it: its input, what the loss and the accuracy go by.
+    """A batch after augmentation: inputs of the network and of the loss.
 
-    `target` is int `(n,)` or float32 `(n, classes)`, `label` int `(n,)`; `keys` are one an example,
-    `(n,)`, for a network that draws random numbers.
+    Attributes:
+      image: normalized images.
+      target: of the loss, labels or the probability of each class.
+      label: of the accuracy.
+      dropout_keys: one key per example for a network that needs them, else None.
     """
 
-    image: Array
-    target: Array
-    label: Array
-    keys: Array | None
+    image: Float[Array, "n height width channels"]
+    target: Int[Array, " n"] | Float[Array, "n classes"]
+    label: Int[Array, " n"]
+    dropout_keys: Key[Array, " n"] | None
 
 
-def identity(images: Array) -> Array:
-    """The images."""
-    return images
-
-
-def example_keys(seed: Array, step: Array, index: Array) -> Array:
-    """One key for each example: a function of (seed, step, example), so of no device count."""
+def example_keys(
+    seed: UInt32[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]
+) -> Key[Array, " n"]:
+    """Returns one key per example, a function of (seed, step, example) only."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
@@ -59,17 +59,18 @@ def make_prepare_batch(
     num_classes: int,
     needs_rng: bool,
 ) -> Callable[[TrainState, Batch], TrainInputs]:
-    """From a state and its batch to what the network trains on."""
+    """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix."""
 
     def prepare(state: TrainState, batch: Batch) -> TrainInputs:
         images, target = batch["image"], batch["target" if "target" in batch else "label"]
         label = batch["label"] if "label" in batch else jnp.argmax(target, -1)
         keys: Any = None
         if augment or mix or needs_rng:
-            # Each user folds the number of its own stream into them.
+            # Each consumer folds the number of its own stream into them.
             keys = example_keys(state.seed, state.step, batch["index"])
         if augment and "epoch" in batch:
-            images = augment(keys, images, flip_parity(state.seed, batch["index"], batch["epoch"]))
+            parity = flip_parity(state.seed, batch["index"], batch["epoch"])
+            images = augment(keys, images, parity)
         elif augment:
             images = augment(keys, images)
         images = normalize(images)
@@ -84,8 +85,10 @@ def make_prepare_batch(
 def _gradient(
     model: nn.Module, label_smoothing: float, params: Any, batch_stats: Any, batch: TrainInputs
 ) -> tuple[Any, Any, Metrics]:
-    """The gradient of the mean loss, the batch statistics behind it, loss and accuracy."""
-    drawn: dict[str, Any] = {} if batch.keys is None else {"keys": batch.keys}
+    """Returns the gradient of the mean loss, the new batch statistics, loss and accuracy."""
+    rng: dict[str, Any] = {}
+    if batch.dropout_keys is not None:
+        rng = {"dropout_keys": batch.dropout_keys}
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, updated = model.apply(
@@ -93,17 +96,17 @@ def _gradient(
             batch.image,
             train=True,
             mutable=["batch_stats"],
-            **drawn,
+            **rng,
         )
-        # Of the dtype that they had: the state's type must not change from step to step.
-        after = jax.tree.map(
+        # The dtypes of the state must not change from step to step.
+        new_stats = jax.tree.map(
             lambda new, old: new.astype(old.dtype), updated.get("batch_stats", {}), batch_stats
         )
-        return jnp.mean(cross_entropy(logits, batch.target, label_smoothing)), (after, logits)
+        return jnp.mean(cross_entropy(logits, batch.target, label_smoothing)), (new_stats, logits)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (after, logits)), grads = grad_fn(params)
-    return grads, after, {"loss": loss, "accuracy": jnp.mean(correct(logits, batch.label))}
+    (loss, (new_stats, logits)), grads = grad_fn(params)
+    return grads, new_stats, {"loss": loss, "accuracy": jnp.mean(correct(logits, batch.label))}
 
 
 def make_train_step(
@@ -120,46 +123,46 @@ def make_train_step(
     on_nonfinite: str = "ignore",
     axis_name: str | None = None,
 ) -> TrainStep:
-    """A pure `(state, batch) -> (state, metrics)`.
+    """Makes a pure `(state, batch) -> (state, metrics)`.
 
-    The batch holds "image" `(n, height, width, channels)`, "label" int `(n,)` and, for whatever is
-    random, "index" int32 `(n,)`, the examples' numbers. It may hold "epoch", int32 `(n,)`, how
-    often each example was seen before, and "target", float32 `(n, classes)`, the probability of
-    each class, which the loss then goes by. The metrics are the means over the global batch of
-    "loss" and "accuracy", float32 scalars, from before the update. An example is right where the
-    largest logit is its own label's, whatever it was mixed with; without labels, its target's
-    largest.
+    The batch has "image" `(n, height, width, channels)`, "label" int `(n,)` and, for anything
+    random, "index" int32 `(n,)`, the examples' numbers. It may have "epoch", int32 `(n,)`, how
+    often each example was used before, and "target", float32 `(n, classes)`, the probability of
+    each class, for the loss. The metrics are the means over the global batch of "loss" and
+    "accuracy", float32 scalars, before the update. An example counts as correct if the largest
+    logit is that of its own label, whatever it was mixed with; without labels, that of its largest
+    target.
 
     Args:
-      model: a linen module called as `model(x, train=True)`; with an `axis_name` it must have the
-        field of that name (batch norm averages over it). One whose `needs_rng` is true is called with
-        `keys` too, one an example.
-      optimizer: an optax transformation, with its schedule inside.
-      augment: `(keys, images) -> images`, one key an example; with "epoch" in the batch
-        `(keys, images, flip_parity) -> images`, see `resflax.data.augment.flip_parity`.
+      model: a linen module called as `model(x, train=True)`; with an `axis_name` it must have a
+        field of that name (batch norm averages over it). If its `needs_rng` is true, it is also
+        called with `dropout_keys`, one key per example.
+      optimizer: an optax transformation, including its schedule.
+      augment: `(keys, images) -> images`, one key per example; with "epoch" in the batch
+        `(keys, images, parity) -> images`, see `resflax.data.augment.flip_parity`.
       normalize: from stored images to the network's input.
-      mix: `(keys, images, targets) -> (images, targets)`, one key an example: from the network's
-        input and targets of 0 and 1 (or those of the batch) to other ones. It sees the whole batch,
-        or a device's part of it: micro-batches are cut afterwards. Labels are smoothed afterwards
-        too, which is the same where a mixed target's weights add up to 1.
-      num_classes: columns of the targets; needed by `mix`.
+      mix: `(keys, images, targets) -> (images, targets)`, one key per example: from the network's
+        input and one-hot targets (or those of the batch) to mixed ones. It sees the whole batch, or
+        a device's part of it: micro-batches are split afterwards. Labels are smoothed afterwards
+        too, which is equivalent if the weights of a mixed target add up to 1.
+      num_classes: columns of the targets; required by `mix`.
       label_smoothing: see `cross_entropy`.
-      grad_accum_steps: how many micro-batches the batch is cut into; see `accumulate`.
-      ema_decay: of the average of the parameters in a state made with `ema=True`; 0 for none.
-      on_nonfinite: "stop" adds `check_finite` to the metrics, for the caller to stop by; "skip" also
-        leaves the state as it was, but for its step, where anything is not finite.
-      axis_name: the mapped axis that the batch is split over, if there is one.
+      grad_accum_steps: number of micro-batches; see `accumulate`.
+      ema_decay: for the averaged parameters of a state made with `ema=True`; 0 for none.
+      on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
+        stop; "skip" also discards the update where anything is not finite.
+      axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
-      ValueError: if there is a `mix` and no `num_classes`, or on an unknown `on_nonfinite`.
+      ValueError: on a `mix` without `num_classes`, or an unknown `on_nonfinite`.
     """
     model = model.clone(axis_name=axis_name) if axis_name else model
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     if mix and not num_classes:
-        raise ValueError("targets to mix have a column a class: expected num_classes")
+        raise ValueError("mix needs one-hot targets: expected num_classes")
     if on_nonfinite not in ACTIONS:
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}: expected one of {ACTIONS}")
-    needs_rng = getattr(model, "draws", False)
+    needs_rng = getattr(model, "needs_rng", False)
     prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -168,7 +171,7 @@ def make_train_step(
             gradient, state.params, state.batch_stats, prepare(state, batch), grad_accum_steps
         )
         grads, metrics = average((grads, metrics))
-        # optax's schedules mix integer counts with floats, which strict promotion would refuse.
+        # optax's schedules mix ints and floats, which strict dtype promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -182,10 +185,10 @@ def make_train_step(
         )
         if on_nonfinite == "ignore":
             return new_state, metrics
-        good = check_finite(metrics["loss"], grads, params, batch_stats)
+        finite = check_finite(metrics["loss"], grads, params, batch_stats)
         if on_nonfinite == "skip":
-            new_state = revert_update(jnp.all(good), new_state, state)
-        return new_state, metrics | {"finite": good}
+            new_state = revert_update(jnp.all(finite), new_state, state)
+        return new_state, metrics | {"finite": finite}
 
     return step
 
@@ -196,13 +199,16 @@ def make_eval_step(
     normalize: Callable[[Array], Array] = identity,
     axis_name: str | None = None,
 ) -> EvalStep:
-    """A pure `(state, batch) -> metrics`: sums over the global batch, not means.
+    """Makes a pure `(state, batch) -> metrics`, with sums over the global batch instead of means.
 
-    Where the state has an average of the parameters, that is evaluated.
+    The batch has "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for
+    padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", and
+    "count", the sum of the weights. Averaged parameters are evaluated if the state has them.
 
-    The batch holds "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0
-    for filling. The metrics are the weighted sums "loss" (without label smoothing) and "correct",
-    and "count", the sum of the weights.
+    Args:
+      model: a linen module called as `model(x, train=False)`.
+      normalize: from stored images to the network's input.
+      axis_name: the mapped axis over which the batch is split, if any.
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:

@@ -1,9 +1,10 @@
-"""State dicts of torch to variables and back, bit for bit."""
+"""Conversion between torch state dicts and linen variables, bit for bit."""
 
 from collections.abc import Mapping
 from functools import lru_cache, reduce
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +12,24 @@ from flax import traverse_util
 
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec, stack_params, unstack_params
-from resflax.weights.layouts import COUNT, LAYOUTS, ArraySpec, default_layout, slots
+from resflax.weights.layouts import BATCH_COUNT, LAYOUTS, ArraySpec, array_specs, default_layout
 from resflax.zoo import create_model, get_spec
 
 Variables = dict[str, Any]
-# What wrappers of torch put before every key.
+# Prepended to every key by DataParallel and torch.compile.
 PREFIXES = ("module.", "_orig_mod.")
 
 
 @lru_cache(maxsize=16)
-def shapes_of(spec: Spec, channels: int = 3) -> Variables:
-    """Shapes and dtypes of a network's variables, for images of so many channels; no arithmetic."""
-    model = create_model(spec, scan=spec.pruned is None)  # traces each stage's block but once
+def variable_shapes(spec: Spec, channels: int = 3) -> Variables:
+    """Returns shapes and dtypes of a network's variables in the tree of `scan=False`.
+
+    Args:
+      spec: the architecture.
+      channels: number of image channels.
+    """
+    # Tracing is faster with scan, which traces each stage's repeated block once.
+    model = create_model(spec, scan=spec.pruned is None)
 
     def init() -> Any:
         image = jnp.zeros((1, 64, 64, channels))
@@ -39,146 +46,160 @@ def from_torch(
     scan: bool | None = None,
     **overrides: Any,
 ) -> Variables:
-    """The variables that a network of torch's is, for `create_model(name, **overrides).apply`.
+    """Converts a torch state dict to variables for `create_model(name, **overrides).apply`.
 
-    The layout is found from the keys: torchvision's and timm's, Hugging Face's, or that of
-    akamaster's nets for CIFAR; "module." before every key is taken off.
+    The layout (see `LAYOUTS`) is detected from the keys. A common prefix "module." or "_orig_mod."
+    is removed. Dtypes are kept.
 
     Args:
-      name: of the network.
-      state_dict: names to arrays (NumPy's, or what NumPy can read), all of them and no others.
-        Counts of batches (`num_batches_tracked`) may be missing.
-      channels: of the images.
-      scan: whether the network scans; by default as `create_model` has it.
-      **overrides: fields of the spec, as `num_classes=10` for a net with ten classes.
+      name: model name or spec.
+      state_dict: names to arrays (NumPy, or anything `np.asarray` accepts). Every array of the
+        network is required and no others are accepted; only `num_batches_tracked` is optional.
+      channels: number of image channels.
+      scan: whether the variables are for a model with `scan=True`; by default as `create_model`
+        chooses.
+      **overrides: fields of the spec, such as `num_classes=10`.
 
     Returns:
-      "params" and, with batch norm, "batch_stats": NumPy arrays of the dtypes given. Counts of
-      batches that are not zero lie in "num_batches_tracked", which no network reads.
+      A dict of "params" and, with batch norm, "batch_stats", holding NumPy arrays. Nonzero batch
+      counts are kept in a collection "num_batches_tracked", which no network reads.
 
     Raises:
-      UserError: listing all keys that are missing or left over and all shapes that are wrong.
+      UserError: listing every missing key, unexpected key and wrong shape.
     """
     spec = get_spec(name).override(**overrides)
     arrays = _without_prefix(state_dict)
-    wanted = shapes_of(spec, channels)
-    places = _nearest(spec, wanted, arrays)
-    counts = [_count(slot) for slot in places if slot.path[-1] == "mean"]
-    _compare(
-        f"this is no state dict of {_called(name)}",
-        {slot.key: slot.shape for slot in places},
-        {slot.key: slot.shape for slot in counts},
+    shapes = variable_shapes(spec, channels)
+    specs = _best_layout(spec, shapes, arrays)
+    counts = _count_specs(specs)
+    _check_arrays(
+        f"not a state dict of {_display_name(name)}",
+        {s.key: s.shape for s in specs},
+        {s.key: s.shape for s in counts},
         arrays,
     )
-    flat = {slot.path: _to_ours(slot, arrays[slot.key], wanted) for slot in places}
-    found = {slot.path: arrays[slot.key] for slot in counts if slot.key in arrays}
-    if any(count.any() for count in found.values()):
-        flat |= found
+    flat = {s.path: _from_torch_axes(s, arrays[s.key], shapes) for s in specs}
+    count_arrays = {s.path: arrays[s.key] for s in counts if s.key in arrays}
+    if any(count.any() for count in count_arrays.values()):
+        flat |= count_arrays
     variables = traverse_util.unflatten_dict(flat)
-    scans = create_model(spec, scan=scan).scan
-    return stacked(variables) if scans else variables
+    return stack_variables(variables) if create_model(spec, scan=scan).scan else variables
 
 
-def stacked(variables: Variables) -> Variables:
-    """As a network of `scan=True` has them; counts stay as torch has them."""
-    return {k: tree if k == COUNT else stack_params(tree) for k, tree in variables.items()}
+def stack_variables(variables: Variables) -> Variables:
+    """Converts variables to the tree of `scan=True`, except batch counts, which stay per block."""
+    return {
+        name: tree if name == BATCH_COUNT else stack_params(tree)
+        for name, tree in variables.items()
+    }
 
 
 def to_torch(
     name: str | Spec, variables: Variables, *, layout: str | None = None, **overrides: Any
 ) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`: names to contiguous NumPy arrays.
+    """Converts variables to a torch state dict of contiguous NumPy arrays.
+
+    Inverse of `from_torch`.
 
     Args:
-      name: of the network.
-      variables: its "params" and "batch_stats", stacked (`scan=True`) or not.
-      layout: "timm" (torchvision's too), "timm_v2", "huggingface" or "cifar"; by default timm's,
-        and "cifar" for post-activation nets for small images.
-      **overrides: fields of the spec; the number of classes is the variables' own.
+      name: model name or spec.
+      variables: "params" and "batch_stats" of a model with `scan=True` or `scan=False`.
+      layout: "timm" (also torchvision), "timm_v2", "huggingface" or "cifar". Default: "timm_v2"
+        for pre-activation networks, "cifar" for other networks with the CIFAR stem, else "timm".
+      **overrides: fields of the spec; `num_classes` is taken from the variables by default.
 
     Raises:
-      UserError: if the variables are not that network's, or the layout cannot name its parts.
+      UserError: if the variables do not match the network, or the layout cannot name its modules.
     """
     spec = get_spec(name).override(**overrides)
     if "num_classes" not in overrides:
-        spec = spec.override(num_classes=_classes(variables))
+        spec = spec.override(num_classes=_num_classes(variables))
     layout = layout or default_layout(spec)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     flat = traverse_util.flatten_dict(unstack_params(variables))
     flat = {path: np.asarray(array) for path, array in flat.items()}
     channels = next((a.shape[-2] for path, a in flat.items() if path[1].startswith("stem_conv")), 3)
-    places = slots(layout, spec, shapes_of(spec, channels))
-    if places is None:
-        raise UserError(f"layout {layout!r} has no names for the parts of {_called(name)}")
-    counts = [_count(slot) for slot in places if slot.path[-1] == "mean"]
-    _compare_ours(name, counts, flat, shapes_of(spec, channels))
-    result = {slot.key: _to_theirs(slot, flat[slot.path]) for slot in places}
-    if LAYOUTS[layout](spec).counts or any(count.path in flat for count in counts):
+    shapes = variable_shapes(spec, channels)
+    specs = array_specs(layout, spec, shapes)
+    if specs is None:
+        raise UserError(f"layout {layout!r} has no names for some modules of {_display_name(name)}")
+    counts = _count_specs(specs)
+    _check_variables(name, counts, flat, shapes)
+    state_dict = {s.key: _to_torch_axes(s, flat[s.path]) for s in specs}
+    if LAYOUTS[layout](spec).zero_counts or any(s.path in flat for s in counts):
         zero = np.zeros((), np.int64)
-        result |= {c.key: flat.get(c.path, zero).astype(np.int64) for c in counts}
-    return result
+        state_dict |= {s.key: flat.get(s.path, zero).astype(np.int64) for s in counts}
+    return state_dict
 
 
 def flatten(variables: Variables) -> dict[str, np.ndarray]:
-    """Every array under its path, as "params/stage1_block1/conv1/kernel"; what `convert` writes."""
+    """Returns arrays by path, such as "params/stage1_block1/conv1/kernel"; always unstacked.
+
+    These are the names that `resflax convert` writes with `--layout flax`.
+    """
     flat = traverse_util.flatten_dict(unstack_params(variables), sep="/")
     return {path: np.asarray(array, order="C") for path, array in flat.items()}
 
 
 def is_flat(arrays: Mapping[str, Any]) -> bool:
-    """Whether these are what `flatten` gave."""
+    """Returns whether the names are those of `flatten`."""
     return any(name.startswith("params/") for name in arrays)
 
 
 def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3) -> Variables:
-    """The inverse of `flatten`, for the network of that name.
+    """Converts arrays by path to variables in the tree of `scan=False`. Inverse of `flatten`.
+
+    Args:
+      name: model name or spec.
+      arrays: output of `flatten`.
+      channels: number of image channels.
 
     Raises:
-      UserError: listing what is missing, left over or of another shape.
+      UserError: listing every missing array, unexpected array and wrong shape.
     """
     spec = get_spec(name)
     flat = {tuple(path.split("/")): np.asarray(array) for path, array in arrays.items()}
-    wanted = shapes_of(spec, channels)
-    places = slots(default_layout(spec), spec, wanted) or []
-    counts = [_count(slot) for slot in places if slot.path[-1] == "mean"]
-    _compare_ours(name, counts, flat, wanted)
+    shapes = variable_shapes(spec, channels)
+    specs = array_specs(default_layout(spec), spec, shapes) or []
+    _check_variables(name, _count_specs(specs), flat, shapes)
     return traverse_util.unflatten_dict(flat)
 
 
 def replace_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variables:
-    """The same variables with a freshly initialised head of so many classes; all else untouched.
+    """Replaces the classification head by a newly initialized one.
 
-    With 0 classes there is none.
+    Args:
+      variables: variables of a network with a head; not modified.
+      num_classes: outputs of the new head; 0 removes the head.
+      seed: seed of the initialization.
 
     Raises:
-      UserError: if there is no head to replace, or no such number of classes.
+      UserError: if the variables have no head or `num_classes` is not an integer >= 0.
 
     >>> old = {"params": {"head": {"kernel": np.ones((4, 9)), "bias": np.ones(9)}}}
     >>> replace_head(old, 2)["params"]["head"]["kernel"].shape
     (4, 2)
     """
-    import flax.linen as nn
-
-    if "head" not in variables["params"]:
-        raise UserError("these variables have no head to replace: expected a network with classes")
+    params = variables["params"]
+    if "head" not in params:
+        raise UserError("cannot replace the head: these variables have none")
     if type(num_classes) is not int or num_classes < 0:
-        raise UserError(f"num_classes is {num_classes!r}: expected 0 or more")
+        raise UserError(f"num_classes is {num_classes!r}: expected an integer >= 0")
     if not num_classes:
-        body = {name: tree for name, tree in variables["params"].items() if name != "head"}
-        return {**variables, "params": body}
-    inputs = variables["params"]["head"]["kernel"].shape[0]
+        return {**variables, "params": {k: tree for k, tree in params.items() if k != "head"}}
+    inputs = params["head"]["kernel"].shape[0]
     head = nn.Dense(num_classes).init(jax.random.key(seed), jnp.zeros((1, inputs)))["params"]
     head = {name: np.asarray(array) for name, array in head.items()}
-    return {**variables, "params": {**variables["params"], "head": head}}
+    return {**variables, "params": {**params, "head": head}}
 
 
-def _classes(variables: Variables) -> int:
+def _num_classes(variables: Variables) -> int:
     head = variables.get("params", {}).get("head")
     return int(head["kernel"].shape[-1]) if head else 0
 
 
-def _called(name: str | Spec) -> str:
+def _display_name(name: str | Spec) -> str:
     return name if isinstance(name, str) else "this spec"
 
 
@@ -190,56 +211,76 @@ def _without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _nearest(spec: Spec, wanted: Variables, arrays: Mapping[str, Any]) -> list[ArraySpec]:
-    """The layout that shares most keys with the arrays; the default one among equals."""
-    order = sorted(LAYOUTS, key=lambda layout: layout != default_layout(spec))
-    named = [places for layout in order if (places := slots(layout, spec, wanted)) is not None]
-    if not named:
-        raise UserError("no layout has names for all parts of this network")
-    return max(named, key=lambda places: sum(slot.key in arrays for slot in places))
+def _best_layout(spec: Spec, shapes: Variables, arrays: Mapping[str, Any]) -> list[ArraySpec]:
+    """Returns the specs of the layout that shares most keys with the arrays.
 
-
-def _count(mean: ArraySpec) -> ArraySpec:
-    key = mean.key.removesuffix("running_mean") + COUNT
-    return ArraySpec((COUNT, *mean.path[1:-1], "count"), key, ())
-
-
-def _compare(
-    what: str, expected: Mapping[str, Any], optional: Mapping[str, Any], found: Mapping[str, Any]
-) -> None:
-    """Raises `UserError` with all that is missing, left over, or of another shape than expected."""
-    faults = [f"missing {key}" for key in expected if key not in found]
-    faults += [f"left over {key}" for key in found if key not in expected and key not in optional]
-    faults += [
-        f"{key} is {found[key].shape}, expected {shape}"
-        for key, shape in {**expected, **optional}.items()
-        if key in found and found[key].shape != shape
+    Ties go to the default layout.
+    """
+    layouts = sorted(LAYOUTS, key=lambda layout: layout != default_layout(spec))
+    candidates = [
+        specs for layout in layouts if (specs := array_specs(layout, spec, shapes)) is not None
     ]
-    if faults:
-        raise UserError(f"{what}: {'; '.join(faults)}")
+    if not candidates:
+        raise UserError("no layout has names for all modules of this network")
+    return max(candidates, key=lambda specs: sum(s.key in arrays for s in specs))
 
 
-def _compare_ours(
-    name: str | Spec, counts: list[ArraySpec], flat: dict[Any, Any], wanted: Variables
+def _count_specs(specs: list[ArraySpec]) -> list[ArraySpec]:
+    """Returns the specs of the batch counts, one per batch norm."""
+    return [
+        ArraySpec(
+            (BATCH_COUNT, *s.path[1:-1], "count"),
+            s.key.removesuffix("running_mean") + BATCH_COUNT,
+            (),
+        )
+        for s in specs
+        if s.path[-1] == "mean"
+    ]
+
+
+def _check_arrays(
+    message: str,
+    required: Mapping[str, Any],
+    optional: Mapping[str, Any],
+    arrays: Mapping[str, Any],
 ) -> None:
-    _compare(
-        f"these are no variables of {_called(name)}",
-        {key: x.shape for key, x in traverse_util.flatten_dict(wanted, sep="/").items()},
-        {"/".join(slot.path): slot.shape for slot in counts},
+    """Raises a `UserError` that lists all missing and unexpected names and all wrong shapes."""
+    errors = [f"missing {key}" for key in required if key not in arrays]
+    errors += [f"unexpected {key}" for key in arrays if key not in required and key not in optional]
+    errors += [
+        f"{key} has shape {arrays[key].shape}, expected {shape}"
+        for key, shape in {**required, **optional}.items()
+        if key in arrays and arrays[key].shape != shape
+    ]
+    if errors:
+        raise UserError(f"{message}: {'; '.join(errors)}")
+
+
+def _check_variables(
+    name: str | Spec, counts: list[ArraySpec], flat: dict[Any, Any], shapes: Variables
+) -> None:
+    _check_arrays(
+        f"not variables of {_display_name(name)}",
+        {key: x.shape for key, x in traverse_util.flatten_dict(shapes, sep="/").items()},
+        {"/".join(s.path): s.shape for s in counts},
         {"/".join(path): array for path, array in flat.items()},
     )
 
 
-def _to_ours(slot: ArraySpec, array: np.ndarray, wanted: Variables) -> np.ndarray:
-    """Torch's (out, in, height, width) to (height, width, in, out); a matrix where ours is one."""
-    if slot.path[-1] != "kernel":
+def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> np.ndarray:
+    """Transposes kernels from (out, in, height, width) to (height, width, in, out).
+
+    A 1x1 kernel becomes a matrix where the linen parameter is one.
+    """
+    if spec.path[-1] != "kernel":
         return np.ascontiguousarray(array)
-    shape: Any = reduce(lambda tree, part: tree[part], slot.path, wanted)
-    array = array.reshape(array.shape[: len(shape.shape)])
+    expected: Any = reduce(lambda tree, part: tree[part], spec.path, shapes)
+    array = array.reshape(array.shape[: len(expected.shape)])
     return np.ascontiguousarray(np.moveaxis(array, (1, 0), (-2, -1)))
 
 
-def _to_theirs(slot: ArraySpec, array: np.ndarray) -> np.ndarray:
-    if slot.path[-1] == "kernel":
-        array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(slot.shape)
+def _to_torch_axes(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
+    """Inverse of `_from_torch_axes`."""
+    if spec.path[-1] == "kernel":
+        array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(spec.shape)
     return np.ascontiguousarray(array)

@@ -1,5 +1,6 @@
-"""Files of weights: names to NumPy arrays. Nothing here runs code that a file holds."""
+"""Weights files as names to NumPy arrays. Code stored in a file is never run."""
 
+import io
 import json
 import pickle
 import sys
@@ -13,14 +14,16 @@ import safetensors
 import safetensors.numpy
 
 from resflax.errors import UserError
+from resflax.files import write_atomic
 
 Arrays = dict[str, np.ndarray]
 
-# Where trainers put the state dict, the better one first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-TORCH = (".pth", ".pt", ".th", ".bin")
-NAMES = ("model.safetensors", "pytorch_model.bin")
-INDEX = ".index.json"
+# Keys under which training scripts store the state dict, averaged weights first.
+STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
+INDEX_SUFFIX = ".index.json"
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -35,105 +38,117 @@ DTYPES: dict[str, Any] = {
 }
 
 
-def _say(text: str) -> None:
+def _print_to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def load(path: str | Path, *, tell: Callable[[str], None] = _say) -> Arrays:
-    """The arrays of a file of weights, by their names, as they are stored.
+def load_file(path: str | Path, *, report: Callable[[str], None] = _print_to_stderr) -> Arrays:
+    """Loads the arrays of a weights file by name, with the dtypes of the file.
 
     Args:
-      path: a `.safetensors` file; a `.pth`, `.pt`, `.th` or `.bin` file, for which PyTorch must be
-        installed (its safe loader reads it; pickled code is never run); the `.index.json` of a
-        model in several files; or a folder that holds one of these under its usual name.
-      tell: called with what was taken out of a checkpoint that wraps its state dict.
+      path: a `.safetensors` file; a `.pth`, `.pt`, `.th` or `.bin` file, read by `torch.load` with
+        `weights_only=True` (needs PyTorch); the `.index.json` of a sharded model; or a folder that
+        contains one of these under its standard name.
+      report: called with a message if the file is a training checkpoint, of which only the state
+        dict is used.
 
     Raises:
-      UserError: if there is no such file, or it is truncated, no checkpoint, or holds values that
-        are not finite.
+      UserError: if the file is missing, truncated, not a weights file, or contains non-finite
+        values.
     """
-    path = find(Path(path))
-    arrays = _shards(path, tell) if path.name.endswith(INDEX) else _one(path, tell)
-    bad = [name for name, array in arrays.items() if not _finite(array)]
+    path = find_weights_file(Path(path))
+    arrays = _load_shards(path, report) if path.name.endswith(INDEX_SUFFIX) else _load(path, report)
+    bad = [name for name, array in arrays.items() if not _is_finite(array)]
     if bad:
-        few = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise UserError(f"{path} holds values that are not finite, in {few}: expected numbers")
+        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise UserError(f"{path} contains NaN or infinity in {names}: expected finite values")
     return arrays
 
 
-def save(path: str | Path, arrays: Arrays) -> None:
-    """Writes arrays as a `.safetensors` file, or as one of torch's where that is installed.
+def save_file(path: str | Path, arrays: Arrays) -> None:
+    """Saves arrays as a `.safetensors` or torch file (needs PyTorch), chosen by the suffix.
+
+    The write is atomic: on failure an existing file is unchanged.
 
     Raises:
-      UserError: if the name ends otherwise, or the file cannot be written.
+      UserError: if the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            # It writes memory as it lies, whatever the strides.
-            arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-            safetensors.numpy.save_file(arrays, path)
-        elif path.suffix in TORCH:
-            torch = _import_torch(f"writing {path}")
-            torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
-        else:
-            kinds = ", ".join((".safetensors", *TORCH))
-            raise UserError(f"cannot write {path}: expected a name that ends in {kinds}")
+        write_atomic(path, _serialize(path, arrays))
     except (OSError, RuntimeError, TypeError, KeyError, safetensors.SafetensorError) as e:
         raise UserError(f"cannot write {path}: {e}") from e
 
 
-def _import_torch(what: str) -> Any:
+def find_weights_file(path: Path) -> Path:
+    """Returns `path` if it is a file, or the weights file in the folder `path`.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if path.is_dir():
+        candidates = [path / f"{name}{end}" for name in FOLDER_NAMES for end in ("", INDEX_SUFFIX)]
+        existing = [file for file in candidates if file.exists()]
+        if not existing:
+            names = ", ".join(FOLDER_NAMES)
+            raise UserError(f"no weights in {path}: expected {names} or their {INDEX_SUFFIX}")
+        return existing[0]
+    if not path.exists():
+        raise UserError(f"file not found: {path}")
+    return path
+
+
+def _import_torch(action: str) -> Any:
     try:
         import torch
     except ImportError as e:
         raise UserError(
-            f"{what} needs PyTorch: pip install torch, or give a .safetensors file"
+            f"{action} needs PyTorch: pip install torch, or use a .safetensors file"
         ) from e
     return torch
 
 
-def find(path: Path) -> Path:
-    """The file of weights that a path means: itself, or the one that a folder holds."""
-    if path.is_dir():
-        usual = [path / f"{name}{end}" for name in NAMES for end in ("", INDEX)]
-        held = [file for file in usual if file.exists()]
-        if not held:
-            expected = ", ".join(NAMES)
-            raise UserError(f"{path} holds no weights: expected {expected} or an {INDEX}")
-        return held[0]
-    if not path.exists():
-        raise UserError(f"there is no file {path}")
-    return path
-
-
-def _one(path: Path, tell: Callable[[str], None]) -> Arrays:
+def _serialize(path: Path, arrays: Arrays) -> bytes:
     if path.suffix == ".safetensors":
-        return _safetensors(path)
-    if path.suffix in TORCH:
-        return _torch(path, tell)
-    kinds = ", ".join((".safetensors", *TORCH))
-    raise UserError(f"{path} is no file of weights: expected {kinds} or an {INDEX}")
+        # safetensors writes the underlying buffer and ignores strides.
+        return safetensors.numpy.save({k: np.asarray(a, order="C") for k, a in arrays.items()})
+    if path.suffix in TORCH_SUFFIXES:
+        torch = _import_torch(f"writing {path}")
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, buffer)
+        return buffer.getvalue()
+    raise UserError(f"cannot write {path}: expected a name ending in {', '.join(SUFFIXES)}")
 
 
-def _shards(index: Path, tell: Callable[[str], None]) -> Arrays:
+def _load(path: Path, report: Callable[[str], None]) -> Arrays:
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _load_torch(path, report)
+    raise UserError(
+        f"{path} is not a weights file: expected {', '.join(SUFFIXES)} or {INDEX_SUFFIX}"
+    )
+
+
+def _load_shards(index: Path, report: Callable[[str], None]) -> Arrays:
     try:
-        where = json.loads(index.read_text())["weight_map"]
-        files = sorted({*map(str, where.values())})
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = sorted({*map(str, weight_map.values())})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{index} is no index of weights: expected a weight_map in JSON") from e
+        raise UserError(f"{index} is not a weights index: expected JSON with a weight_map") from e
     arrays: Arrays = {}
-    for file in files:
-        if Path(file).name != file or not (index.parent / file).exists():
-            raise UserError(f"{index} names {file}, which is not beside it")
-        arrays |= _one(index.parent / file, tell)
-    missing = [name for name in where if name not in arrays]
+    for shard in shards:
+        # A shard must be in the folder of the index: no paths to elsewhere.
+        if Path(shard).name != shard or not (index.parent / shard).exists():
+            raise UserError(f"{index} lists {shard}, which is not in the same folder")
+        arrays |= _load(index.parent / shard, report)
+    missing = [name for name in weight_map if name not in arrays]
     if missing:
-        raise UserError(f"{index} names arrays that its files lack: {', '.join(missing)}")
+        raise UserError(f"{index} lists arrays that its shards lack: {', '.join(missing)}")
     return arrays
 
 
-def _safetensors(path: Path) -> Arrays:
+def _load_safetensors(path: Path) -> Arrays:
     data = path.read_bytes()
     _check_length(path, data)
     try:
@@ -143,69 +158,77 @@ def _safetensors(path: Path) -> Arrays:
             for name, entry in entries
         }
     except (safetensors.SafetensorError, ValueError) as e:
-        raise UserError(f"{path} is no safetensors file: {e}") from e
+        raise UserError(f"{path} is not a safetensors file: {e}") from e
     except KeyError as e:
-        raise UserError(f"{path} holds arrays of dtype {e}: expected {', '.join(DTYPES)}") from e
+        raise UserError(f"{path} contains dtype {e}: expected one of {', '.join(DTYPES)}") from e
 
 
 def _check_length(path: Path, data: bytes) -> None:
-    """Tells a file that was cut short from one that never was of this kind."""
-    header = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or header > 100_000_000 or data[8:9] not in (b"{", b""):
-        raise UserError(f"{path} is no safetensors file ({len(data)} bytes): it has no header")
-    needed = 8 + header
-    if len(data) >= needed:
+    """Distinguishes a truncated safetensors file from a file of another format."""
+    header_size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or header_size > 100_000_000 or data[8:9] not in (b"{", b""):
+        raise UserError(f"{path} is not a safetensors file ({len(data)} bytes): it has no header")
+    expected_size = 8 + header_size
+    if len(data) >= expected_size:
         try:
-            entries = json.loads(data[8:needed])
+            entries = json.loads(data[8:expected_size])
             ends = [e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"]
-            needed += max(ends, default=0)
+            expected_size += max(ends, default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-            raise UserError(f"{path} is no safetensors file: its header is damaged") from e
-    if len(data) < needed:
-        raise UserError(f"{path} is truncated: {len(data)} bytes of at least {needed}")
+            raise UserError(f"{path} is not a safetensors file: its header is corrupt") from e
+    if len(data) < expected_size:
+        raise UserError(
+            f"{path} is truncated: {len(data)} bytes, expected at least {expected_size}"
+        )
 
 
-def _torch(path: Path, tell: Callable[[str], None]) -> Arrays:
+def _load_torch(path: Path, report: Callable[[str], None]) -> Arrays:
     torch = _import_torch(f"reading {path}")
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise UserError(
-            f"{path} is no checkpoint of arrays alone, damaged, or holds pickled code, which is"
-            f" never run: {str(e).splitlines()[0][:160]}"
+            f"{path} is not a checkpoint of plain arrays: it is corrupt or contains pickled code,"
+            f" which is never run: {str(e).splitlines()[0][:160]}"
         ) from e
-    except Exception as e:  # a file that was cut short fails in as many ways as it has bytes
+    except Exception as e:  # truncated files raise many exception types
         raise UserError(
-            f"{path} is truncated or no checkpoint ({path.stat().st_size} bytes):"
+            f"{path} is truncated or not a checkpoint ({path.stat().st_size} bytes):"
             f" {(str(e) or type(e).__name__).splitlines()[0][:160]}"
         ) from e
-    return _unwrapped(path, held, torch.Tensor, tell)
+    return _extract_state_dict(path, content, torch.Tensor, report)
 
 
-def _unwrapped(path: Path, held: Any, tensor: type, tell: Callable[[str], None]) -> Arrays:
-    if isinstance(held, dict):
-        wrapper = next((name for name in WRAPPERS if isinstance(held.get(name), dict)), None)
-        if wrapper is not None:
-            tell(f"{path}: took {wrapper!r} of {', '.join(map(repr, held))}")
-            held = held[wrapper]
-    if not isinstance(held, dict) or not held:
-        raise UserError(f"{path} holds a {type(held).__name__}: expected names and arrays")
-    others = [str(name) for name, value in held.items() if not isinstance(value, tensor)]
+def _extract_state_dict(
+    path: Path, content: Any, tensor_type: type, report: Callable[[str], None]
+) -> Arrays:
+    if isinstance(content, dict):
+        key = next((k for k in STATE_DICT_KEYS if isinstance(content.get(k), dict)), None)
+        if key is not None:
+            report(f"{path}: using {key!r} of the checkpoint's {', '.join(map(repr, content))}")
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        kind = "an empty dict" if content == {} else f"a {type(content).__name__}"
+        raise UserError(f"{path} contains {kind}: expected a dict of arrays")
+    others = [str(name) for name, value in content.items() if not isinstance(value, tensor_type)]
     if others:
-        raise UserError(f"{path} is no state dict: {', '.join(others[:5])} are no arrays")
-    return {name: _numpy(value) for name, value in held.items()}
+        raise UserError(
+            f"{path} is not a state dict: expected arrays only, but these entries are not:"
+            f" {', '.join(others[:5])}"
+        )
+    return {name: _to_numpy(value) for name, value in content.items()}
 
 
-def _numpy(value: Any) -> np.ndarray:
-    value = value.detach().contiguous()
-    if str(value.dtype) == "torch.bfloat16":
+def _to_numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().contiguous()
+    if str(tensor.dtype) == "torch.bfloat16":  # which `Tensor.numpy` does not support
         import torch
 
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return value.numpy()
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
-def _finite(array: np.ndarray) -> bool:
+def _is_finite(array: np.ndarray) -> bool:
     if array.dtype.kind in "iub":
         return True
     return bool(np.isfinite(array.astype(np.float32) if array.itemsize < 4 else array).all())

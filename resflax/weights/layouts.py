@@ -1,6 +1,5 @@
-"""How others name the arrays of a residual network: layouts, tables from our names to theirs."""
+"""Naming conventions of torch state dicts for residual networks, as data."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -10,54 +9,55 @@ from resflax.nn.scan import split_block
 
 Path = tuple[str, ...]
 
-LEAVES = {
+TORCH_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
-    "v": "v",  # EvoNorm-S0's
-    "tau": "tau",  # the filter response norm's
+    "v": "v",  # EvoNorm-S0
+    "tau": "tau",  # filter response norm
 }
-COUNT = "num_batches_tracked"
+BATCH_COUNT = "num_batches_tracked"
 
 
 class Layout(NamedTuple):
-    """A row of naming.
+    """Module names of one state dict convention.
 
     Attributes:
-      outer: the names of the modules outside blocks.
-      block: of a block's own place; it may say stage and block, counted from 1, and stage0 and
-        block0, counted from 0.
-      inner: the names of the modules of a block, behind that place.
-      pointwise: modules whose kernel this layout keeps as a 1x1 convolution's.
-      counts: whether counts of batches are written where nothing was counted.
+      outer: torch names of the modules outside blocks, by linen name.
+      block: format string for the name of a block; `{stage}` and `{block}` count from 1, `{stage0}`
+        and `{block0}` from 0.
+      inner: torch names of the modules inside a block, by linen name.
+      conv1x1: linen modules whose matrix is stored as the kernel of a 1x1 convolution.
+      zero_counts: whether `to_torch` adds `num_batches_tracked = 0` where the variables have no
+        batch counts.
     """
 
     outer: dict[str, str]
     block: str
     inner: dict[str, str]
-    pointwise: tuple[str, ...] = ()
-    counts: bool = True
+    conv1x1: tuple[str, ...] = ()
+    zero_counts: bool = True
 
-    def place(self, modules: Path) -> str | None:
-        """The name of a module, or None if this layout has none for it."""
-        where = split_block(modules[0])
-        if where is None:
+    def module_name(self, modules: Path) -> str | None:
+        """Returns the torch name of a linen module, or None if the layout has no name for it."""
+        position = split_block(modules[0])
+        if position is None:
             return self.outer.get(modules[0])
         inner = self.inner.get(modules[1])
-        stage, block = where
-        place = self.block.format(stage=stage, block=block, stage0=stage - 1, block0=block - 1)
-        return inner and f"{place}.{inner}"
+        stage, block = position
+        prefix = self.block.format(stage=stage, block=block, stage0=stage - 1, block0=block - 1)
+        return inner and f"{prefix}.{inner}"
 
 
 class ArraySpec(NamedTuple):
-    """One array: where it is in our variables, its name in a layout, and its shape there.
+    """Path, torch name and torch shape of one array.
 
     Attributes:
-      path: collection, modules, leaf.
-      key: its name.
-      shape: in torch's order of axes.
+      path: collection, modules and leaf in the variables.
+      key: name in the state dict.
+      shape: shape in the state dict, with torch's axis order.
     """
 
     path: Path
@@ -65,16 +65,16 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _numbered(ours: str, theirs: str, numbers: Iterator[int] | range) -> dict[str, str]:
-    return {f"{ours}{i}": theirs.format(i) for i in numbers}
-
-
-SE = {"se_fc1": "se.fc1", "se_fc2": "se.fc2", "eca_conv": "se.conv"}
+ATTENTION = {"se_fc1": "se.fc1", "se_fc2": "se.fc2", "eca_conv": "se.conv"}
 DIGITS = range(1, 4)
 
 
-def timm(spec: Spec) -> Layout:
-    """Torchvision's names, and timm's for what torchvision has not."""
+def _numbered(linen: str, torch: str) -> dict[str, str]:
+    return {f"{linen}{i}": torch.format(i) for i in DIGITS}
+
+
+def timm_layout(spec: Spec) -> Layout:
+    """Returns the names of timm's resnet.py, a superset of torchvision's."""
     stem = {f"stem_conv{i}": f"conv1.{3 * (i - 1)}" for i in DIGITS} | {
         "stem_conv": "conv1",
         "stem_norm": "bn1",
@@ -84,47 +84,48 @@ def timm(spec: Spec) -> Layout:
         "stem_pool": "maxpool.0",
         "stem_pool_norm": "maxpool.1",
     }
-    first = 1 if spec.shortcut == "D" else 0  # behind the pooling, which owns nothing
+    # With shortcut D, entry 0 of the Sequential is the average pooling, which has no parameters.
+    first = 1 if spec.shortcut == "D" else 0
     return Layout(
         outer={**stem, "head": "fc"},
         block="layer{stage}.{block0}",
         inner={
-            **_numbered("conv", "conv{}", DIGITS),
-            **_numbered("norm", "bn{}", DIGITS),
+            **_numbered("conv", "conv{}"),
+            **_numbered("norm", "bn{}"),
             "Ws": f"downsample.{first}",
             "Ws_norm": f"downsample.{first + 1}",
-            **SE,
+            **ATTENTION,
         },
-        pointwise=("se_fc1", "se_fc2"),
+        conv1x1=("se_fc1", "se_fc2"),
     )
 
 
-def timm_v2(spec: Spec) -> Layout:
-    """Timm's names for pre-activation nets."""
+def timm_v2_layout(spec: Spec) -> Layout:
+    """Returns the names of timm's resnetv2.py (pre-activation)."""
     del spec
     return Layout(
         outer={
             **{f"stem_{part}": f"stem.{part}" for part in ("conv", "norm")},
-            **_numbered("stem_conv", "stem.conv{}", DIGITS),
-            **_numbered("stem_norm", "stem.norm{}", DIGITS),
+            **_numbered("stem_conv", "stem.conv{}"),
+            **_numbered("stem_norm", "stem.norm{}"),
             "head_norm": "norm",
             "head": "head.fc",
         },
         block="stages.{stage0}.blocks.{block0}",
         inner={
-            **_numbered("conv", "conv{}", DIGITS),
-            **_numbered("norm", "norm{}", DIGITS),
+            **_numbered("conv", "conv{}"),
+            **_numbered("norm", "norm{}"),
             "Ws": "downsample.conv",
             "Ws_norm": "downsample.norm",
         },
-        pointwise=("head",),
+        conv1x1=("head",),
     )
 
 
-def huggingface(spec: Spec) -> Layout:
-    """Hugging Face's `ResNetForImageClassification`."""
+def huggingface_layout(spec: Spec) -> Layout:
+    """Returns the names of `ResNetForImageClassification` in Hugging Face Transformers."""
     del spec
-    convolution, norm = "layer.{}.convolution", "layer.{}.normalization"
+    conv, norm = "layer.{}.convolution", "layer.{}.normalization"
     return Layout(
         outer={
             "stem_conv": "resnet.embedder.embedder.convolution",
@@ -133,7 +134,7 @@ def huggingface(spec: Spec) -> Layout:
         },
         block="resnet.encoder.stages.{stage0}.layers.{block0}",
         inner={
-            **{f"conv{i}": convolution.format(i - 1) for i in DIGITS},
+            **{f"conv{i}": conv.format(i - 1) for i in DIGITS},
             **{f"norm{i}": norm.format(i - 1) for i in DIGITS},
             "Ws": "shortcut.convolution",
             "Ws_norm": "shortcut.normalization",
@@ -141,46 +142,54 @@ def huggingface(spec: Spec) -> Layout:
     )
 
 
-def cifar(spec: Spec) -> Layout:
-    """That of akamaster's pytorch_resnet_cifar10, and of most nets for CIFAR since."""
+def cifar_layout(spec: Spec) -> Layout:
+    """Returns the names of akamaster's pytorch_resnet_cifar10, common among CIFAR ResNets."""
     del spec
     return Layout(
         outer={"stem_conv": "conv1", "stem_norm": "bn1", "head": "linear"},
         block="layer{stage}.{block0}",
         inner={
-            **_numbered("conv", "conv{}", DIGITS),
-            **_numbered("norm", "bn{}", DIGITS),
+            **_numbered("conv", "conv{}"),
+            **_numbered("norm", "bn{}"),
             "Ws": "shortcut.0",
             "Ws_norm": "shortcut.1",
         },
-        counts=False,  # the published nets are older than these
+        zero_counts=False,  # the published checkpoints predate num_batches_tracked
     )
 
 
-LAYOUTS = {"timm": timm, "timm_v2": timm_v2, "huggingface": huggingface, "cifar": cifar}
+LAYOUTS = {
+    "timm": timm_layout,
+    "timm_v2": timm_v2_layout,
+    "huggingface": huggingface_layout,
+    "cifar": cifar_layout,
+}
 
 
 def default_layout(spec: Spec) -> str:
-    """The layout that a network is given back in, if none is asked for."""
+    """Returns the name of the layout that `to_torch` uses when none is given."""
     if spec.preact:
         return "timm_v2"
     return "cifar" if spec.stem == "cifar" else "timm"
 
 
-def slots(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | None:
-    """Every array of `variables` in a layout; None if that has no name for some of them.
+def array_specs(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | None:
+    """Returns one `ArraySpec` per array, or None if the layout cannot name all of them.
 
-    `variables` may hold shapes only.
+    Args:
+      layout: a key of `LAYOUTS`.
+      spec: the architecture.
+      variables: arrays or `jax.ShapeDtypeStruct`s in the tree of `scan=False`.
     """
     table = LAYOUTS[layout](spec)
-    found = []
+    specs = []
     for path, array in traverse_util.flatten_dict(variables).items():
         _, *modules, leaf = path
-        place = table.place(tuple(modules))
-        if place is None:
+        name = table.module_name(tuple(modules))
+        if name is None:
             return None
         shape = (*array.shape[:-3:-1], *array.shape[:-2]) if leaf == "kernel" else array.shape
-        if leaf == "kernel" and modules[-1] in table.pointwise:
+        if leaf == "kernel" and modules[-1] in table.conv1x1:
             shape = (*shape, 1, 1)
-        found.append(ArraySpec(path, f"{place}.{LEAVES[leaf]}", shape))
-    return found
+        specs.append(ArraySpec(path, f"{name}.{TORCH_LEAVES[leaf]}", shape))
+    return specs

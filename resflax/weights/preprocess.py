@@ -1,4 +1,4 @@
-"""From an image to a network's input, as timm evaluates: resize, crop, normalise."""
+"""Evaluation preprocessing as in timm: resize, crop, normalize."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from resflax.errors import UserError, unknown
@@ -19,21 +20,26 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-MAX_PIXELS = 16_384
+MAX_SIDE = 16_384
 CROP_MODES = ("center", "squash")
+ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes a network's input.
+    """Converts an image to a network's input for evaluation.
 
     Attributes:
       size: height and width of the input, in pixels.
-      crop_pct: the part of the resized image's sides that the crop keeps.
+      crop_pct: side of the center crop as a fraction of the resized image's side.
       interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-      mean: subtracted from the channels, which run from 0 to 1.
-      std: what they are divided by then.
-      crop_mode: "center" resizes the shorter side, "squash" both.
+      mean: per-channel mean that is subtracted, for pixel values from 0 to 1.
+      std: per-channel standard deviation that pixel values are divided by.
+      crop_mode: "center" resizes the shorter side and keeps the aspect ratio, "squash" resizes both
+        sides.
+
+    Raises:
+      UserError: if a field is invalid.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -48,30 +54,37 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_mode not in CROP_MODES:
             raise unknown("crop_mode", self.crop_mode, CROP_MODES)
-        sides = all(isinstance(side, int) and 1 <= side <= MAX_PIXELS for side in self.size)
-        if len(self.size) != 2 or not sides or not 0 < self.crop_pct <= 1:
-            raise UserError(
-                f"size {self.size} and crop_pct {self.crop_pct} are no part of an image"
-            )
+        valid_sides = all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in self.size)
+        if len(self.size) != 2 or not valid_sides:
+            raise UserError(f"size is {self.size}: expected two integers from 1 to {MAX_SIDE}")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct is {self.crop_pct}: expected a number above 0, at most 1")
         if not self.std or len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise UserError(f"mean {self.mean} and std {self.std} must be as many, std positive")
+            raise UserError(
+                f"mean is {self.mean}, std is {self.std}: expected equal lengths and positive std"
+            )
 
-    def __call__(self, image: Any) -> np.ndarray:
-        """Maps a path, a PIL image or a uint8 array `(h, w, 3)` to float32 `(height, width, 3)`.
+    def __call__(self, image: ImageLike) -> Float[np.ndarray, "height width channels"]:
+        """Returns the float32 input for one image, with one channel per entry of `mean`.
+
+        Args:
+          image: a path, a PIL image or a uint8 array `(h, w, 3)`.
 
         Raises:
-          UserError: if the file is not there or no image.
+          UserError: if the file is missing or not a readable image, or the array has another dtype
+            or shape.
         """
-        image = self._crop(self._resize(_open(image)))
+        resized = self._crop(self._resize(_open(image)))
         if len(self.mean) == 1:
-            image = image.convert("L")
-        pixels = np.asarray(image, np.float32).reshape(*self.size, len(self.mean)) / 255
+            resized = resized.convert("L")
+        pixels = np.asarray(resized, np.float32).reshape(*self.size, len(self.mean)) / 255
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
     def _resize(self, image: Image.Image) -> Image.Image:
         height, width = (math.floor(side / self.crop_pct) for side in self.size)
-        # The least that covers the target in the image's own ratio. timm leaves squares to
-        # torchvision, which rounds the longer side down, and rounds others to the nearest.
+        # The smallest size that covers the target at the image's aspect ratio. timm resizes to a
+        # square target with torchvision, which rounds the longer side down, and rounds to nearest
+        # for other targets.
         if self.crop_mode == "center" and height == width:
             width, height = (int(width * side / min(image.size)) for side in image.size)
         elif self.crop_mode == "center":
@@ -86,7 +99,7 @@ class Preprocess:
 
 
 def default_preprocess(spec: Spec) -> Preprocess:
-    """What is usual for a network where nothing beside its weights says more."""
+    """Returns the preprocessing of an architecture whose weights come without a config."""
     if spec.stem == "cifar":
         return Preprocess(size=(32, 32), crop_pct=1.0)
     return Preprocess(mean=HALF, std=HALF) if spec.preact else Preprocess()
@@ -98,9 +111,9 @@ def _open(image: Any) -> Image.Image:
             with Image.open(image) as opened:
                 return opened.convert("RGB")
         except FileNotFoundError as e:
-            raise UserError(f"there is no image {image}") from e
+            raise UserError(f"image not found: {image}") from e
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise UserError(f"{image} is no image that can be read: {e}") from e
+            raise UserError(f"{image} is not a readable image: {e}") from e
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     array = np.asarray(image)

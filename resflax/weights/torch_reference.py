@@ -1,21 +1,29 @@
-"""The same networks in PyTorch, written out a second time, to hold ours against.
+"""Independent PyTorch implementation of the networks, to check the JAX models against.
 
-A functional forward pass: no modules, no gradients, evaluation only. It shares the plan of blocks
-with the engine, and nothing else.
+A functional forward pass for evaluation, without modules or gradients. It shares only the spec's
+list of blocks with the JAX implementation.
 """
 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from resflax.errors import UserError
 from resflax.nn import Spec, plan
-from resflax.weights.bridge import Variables, shapes_of
-from resflax.weights.layouts import LEAVES, default_layout, slots
+from resflax.weights.bridge import Variables, to_torch, variable_shapes
+from resflax.weights.layouts import TORCH_LEAVES, array_specs, default_layout
 
 
-def torch_logits(spec: Spec, variables: Variables, images: np.ndarray) -> np.ndarray:
-    """The logits that PyTorch computes in float32 for NHWC images.
+def torch_logits(
+    spec: Spec, variables: Variables, images: Float[np.ndarray, "n h w c"]
+) -> Float[np.ndarray, "n classes"]:
+    """Returns the float32 logits that PyTorch computes for a batch of images.
+
+    Args:
+      spec: the architecture.
+      variables: its variables, stacked or not.
+      images: preprocessed images, channels last.
 
     Raises:
       UserError: if PyTorch is not installed.
@@ -24,30 +32,32 @@ def torch_logits(spec: Spec, variables: Variables, images: np.ndarray) -> np.nda
         import torch
     except ImportError as e:
         raise UserError("this comparison needs PyTorch: pip install torch") from e
-    from resflax.weights.bridge import to_torch
-
-    # By our own names and in torch's order of axes, whatever the layout.
+    # Linen module names with torch's leaf names and axis order: independent of the layout.
     layout = default_layout(spec)
-    arrays = to_torch(spec, variables, layout=layout)
-    channels = images.shape[-1]
-    named = {
-        ".".join((*slot.path[1:-1], LEAVES[slot.path[-1]])): torch.from_numpy(
-            arrays[slot.key].astype(np.float32)
+    state_dict = to_torch(spec, variables, layout=layout)
+    tensors = {
+        ".".join((*s.path[1:-1], TORCH_LEAVES[s.path[-1]])): torch.from_numpy(
+            state_dict[s.key].astype(np.float32)
         )
-        for slot in slots(layout, spec, shapes_of(spec, channels)) or ()
+        for s in array_specs(layout, spec, variable_shapes(spec, images.shape[-1])) or ()
     }
     with torch.no_grad():
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return Reference(spec, named)(x).numpy()
+        return TorchResNet(spec, tensors)(x).numpy()
 
 
-class Reference:
-    """A network of torch's functions over named arrays."""
+class TorchResNet:
+    """A network in evaluation mode, as calls of `torch.nn.functional`.
 
-    def __init__(self, spec: Spec, arrays: dict[str, Any]) -> None:
+    Attributes:
+      spec: the architecture.
+      tensors: parameters and batch statistics, named "MODULES.LEAF" with linen module names.
+    """
+
+    def __init__(self, spec: Spec, tensors: dict[str, Any]) -> None:
         import torch
 
-        self.spec, self.arrays, self.torch, self.f = spec, arrays, torch, torch.nn.functional
+        self.spec, self.tensors, self.torch, self.f = spec, tensors, torch, torch.nn.functional
 
     def __call__(self, x: Any) -> Any:
         """Maps images `(n, channels, height, width)` to logits."""
@@ -61,8 +71,8 @@ class Reference:
         return self.dense("head", x) if self.spec.num_classes else x
 
     def stem(self, x: Any) -> Any:
-        """Its convolutions: one of 7x7 or 3x3, or three of 3x3."""
-        if "stem_conv.weight" in self.arrays:
+        """Applies the stem's convolutions: one of 7x7 or 3x3, or three of 3x3."""
+        if "stem_conv.weight" in self.tensors:
             stride = 1 if self.spec.stem == "cifar" else 2
             x = self.conv("stem_conv", x, stride=stride)
             return x if self.spec.preact else self.norm("stem_norm", x, act=True)
@@ -73,7 +83,7 @@ class Reference:
         return x
 
     def pool(self, x: Any) -> Any:
-        """The stem's."""
+        """Applies the stem's pooling, if it has one."""
         if self.spec.stem == "cifar":
             return x
         if self.spec.stem == "rs":
@@ -87,7 +97,7 @@ class Reference:
         return self.f.max_pool2d(x, 3, 2, 1)
 
     def block(self, name: str, block: Any, x: Any) -> Any:
-        """Branch, attention and shortcut."""
+        """Applies one residual block: branch, attention, shortcut."""
         spec, scale = self.spec, block.scale
         h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
         y, last, dilation = h, len(block.layers), scale.before
@@ -107,13 +117,13 @@ class Reference:
         return y if spec.preact else self.f.relu(y)
 
     def shortcut(self, name: str, scale: Any, h: Any, x: Any) -> Any:
-        """`x`, or what stands in its place."""
+        """Returns the shortcut of `x`; projections take the activated input `h`."""
         spec = self.spec
-        if f"{name}.Ws.weight" not in self.arrays:
+        if f"{name}.Ws.weight" not in self.tensors:
             if spec.shortcut != "A" or not scale.stride > 1:
                 return x
-            extra = h.shape[1] // 2
-            return self.f.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
+            padding = h.shape[1] // 2
+            return self.f.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, padding, padding))
         if spec.shortcut == "D" and scale.stride > 1:
             h = self.f.avg_pool2d(h, 2, 2, ceil_mode=True, count_include_pad=False)
         elif spec.shortcut == "D" and scale.dilation > 1:
@@ -123,7 +133,7 @@ class Reference:
         return y if spec.preact else self.norm(f"{name}.Ws_norm", y, act=False)
 
     def down(self, x: Any, stride: int) -> Any:
-        """The anti-aliasing filter."""
+        """Applies the anti-aliasing filter with the given stride."""
         if self.spec.antialias == "blur":
             return self.blur(x, stride)
         return self.f.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False) if (
@@ -131,19 +141,19 @@ class Reference:
         ) else x  # fmt: skip
 
     def blur(self, x: Any, stride: int) -> Any:
-        """(1, 2, 1) / 4 down and across, reflected at the edges."""
-        row = self.torch.tensor([0.25, 0.5, 0.25])
-        kernel = self.torch.outer(row, row).repeat(x.shape[1], 1, 1, 1)
+        """Applies the filter (1, 2, 1) / 4 along both axes, with reflect padding."""
+        taps = self.torch.tensor([0.25, 0.5, 0.25])
+        kernel = self.torch.outer(taps, taps).repeat(x.shape[1], 1, 1, 1)
         padded = self.f.pad(x, (1, 1, 1, 1), mode="reflect")
         return self.f.conv2d(padded, kernel, stride=stride, groups=x.shape[1])
 
     def attend(self, name: str, x: Any) -> Any:
-        """Squeeze-and-excitation or ECA, where the block has them."""
-        if f"{name}.eca_conv.weight" in self.arrays:
-            kernel = self.arrays[f"{name}.eca_conv.weight"]
+        """Applies squeeze-and-excitation or ECA, if the block has either."""
+        if f"{name}.eca_conv.weight" in self.tensors:
+            kernel = self.tensors[f"{name}.eca_conv.weight"]
             pooled = x.mean((2, 3))[:, None]
             gate = self.f.conv1d(pooled, kernel, padding=kernel.shape[-1] // 2)[:, 0]
-        elif f"{name}.se_fc1.weight" in self.arrays:
+        elif f"{name}.se_fc1.weight" in self.tensors:
             gate = self.dense(f"{name}.se_fc1", x.mean((2, 3)))
             gate = self.dense(f"{name}.se_fc2", self.f.relu(gate))
         else:
@@ -151,29 +161,29 @@ class Reference:
         return x * gate.sigmoid()[:, :, None, None]
 
     def dense(self, name: str, x: Any) -> Any:
-        """A linear layer, whose kernel may be kept as a 1x1 convolution's."""
-        weight = self.arrays[f"{name}.weight"]
-        return self.f.linear(x, weight.reshape(weight.shape[:2]), self.arrays[f"{name}.bias"])
+        """Applies a linear layer, whose weight may be stored as a 1x1 convolution kernel."""
+        weight = self.tensors[f"{name}.weight"]
+        return self.f.linear(x, weight.reshape(weight.shape[:2]), self.tensors[f"{name}.bias"])
 
     def conv(self, name: str, x: Any, *, stride: int, dilation: int = 1, groups: int = 1) -> Any:
-        """A convolution, padded symmetrically."""
-        weight = self.arrays[f"{name}.weight"]
+        """Applies a convolution with symmetric padding and, if set, weight standardization."""
+        weight = self.tensors[f"{name}.weight"]
         if self.spec.conv == "standardized":
-            rows = weight.reshape(weight.shape[0], -1)
-            rows = rows - rows.mean(1, keepdim=True)
-            rows = rows / (rows.square().mean(1, keepdim=True) + 1e-8).sqrt()
-            weight = rows.reshape(weight.shape)
+            filters = weight.reshape(weight.shape[0], -1)
+            filters = filters - filters.mean(1, keepdim=True)
+            filters = filters / (filters.square().mean(1, keepdim=True) + 1e-8).sqrt()
+            weight = filters.reshape(weight.shape)
         padding = weight.shape[-1] // 2 * dilation
         return self.f.conv2d(x, weight, None, stride, padding, dilation, groups)
 
     def norm(self, name: str, x: Any, *, act: bool) -> Any:
-        """The spec's norm, with the activation that belongs to it if `act`."""
+        """Applies the spec's norm, followed by its activation if `act`."""
 
         def get(leaf: str) -> Any:
-            return self.arrays.get(f"{name}.{leaf}")
+            return self.tensors.get(f"{name}.{leaf}")
 
         weight, bias, kind = get("weight"), get("bias"), self.spec.norm
-        column = (1, -1, 1, 1)
+        per_channel = (1, -1, 1, 1)
         if kind == "batch":
             x = self.f.batch_norm(x, get("running_mean"), get("running_var"), weight, bias)
         elif kind == "group":
@@ -183,10 +193,10 @@ class Reference:
                 grouped = x.reshape(x.shape[0], 32, -1)
                 std = (grouped.var(2, unbiased=False) + 1e-5).sqrt()
                 std = std.repeat_interleave(x.shape[1] // 32, 1)[:, :, None, None]
-                x = x * (x * get("v").reshape(column)).sigmoid() / std
-            return x * weight.reshape(column) + bias.reshape(column)
+                x = x * (x * get("v").reshape(per_channel)).sigmoid() / std
+            return x * weight.reshape(per_channel) + bias.reshape(per_channel)
         else:
             x = x / (x.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
-            x = x * weight.reshape(column) + bias.reshape(column)
-            return self.torch.maximum(x, get("tau").reshape(column)) if act else x
+            x = x * weight.reshape(per_channel) + bias.reshape(per_channel)
+            return self.torch.maximum(x, get("tau").reshape(per_channel)) if act else x
         return self.f.relu(x) if act else x

@@ -1,0 +1,78 @@
+"""The `resflax` command: a table of subcommands, each imported when it is called."""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from resflax.errors import UserError, unknown
+from resflax.run.signals import InterruptedRunError
+from resflax.runtime import tune_malloc
+
+
+class Command(NamedTuple):
+    """A row of `COMMANDS`: "module:function", called with the arguments, and a description."""
+
+    function: str
+    description: str
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("resflax.cli.train:main", "train a network, or resume a run"),
+    "list": Command("resflax.cli.models:list_main", "list the networks by name"),
+    "info": Command("resflax.cli.models:info_main", "show the size of a network"),
+    "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
+    "convert": Command("resflax.cli.weights:convert_main", "convert weights from and to PyTorch"),
+    "predict": Command("resflax.cli.weights:predict_main", "show the top five classes of images"),
+    "doctor": Command("resflax.cli.doctor:main", "check that results are reproducible here"),
+    "study": Command("resflax.cli.study:main", "run an experiment of the papers"),
+}
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Calls a command and returns its exit status.
+
+    A `UserError` prints one line to stderr and returns 2. A run that was stopped by a signal prints
+    one line to stdout and returns 128 + the signal's number.
+    """
+    try:
+        command()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except InterruptedRunError as e:
+        print(e)
+        return e.status
+    return 0
+
+
+def exit_on_signals() -> None:
+    """Makes SIGTERM and SIGINT exit at once, for the seconds of imports before a run starts."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:9}{row.description}" for name, row in COMMANDS.items())
+    return f"usage: resflax {{{','.join(COMMANDS)}}} ...\n\n{rows}\n\nresflax COMMAND --help"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line `resflax COMMAND ...` and returns its exit status."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+
+    def call() -> None:
+        if name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        if name == "train":
+            exit_on_signals()
+        tune_malloc()
+        module, function = COMMANDS[name].function.split(":")
+        getattr(importlib.import_module(module), function)(rest)
+
+    return run_command(call)

@@ -1,0 +1,107 @@
+"""Progress meter: a bar on a terminal, lines elsewhere, nothing if silent."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class ProgressMeter:
+    """Shows how much of a task is done, the time left and a line of text.
+
+    On a terminal it draws a bar. Elsewhere it prints one line every `interval` seconds.
+
+    Args:
+      total: amount of work in any unit; None if unknown.
+      interval: minimum number of seconds between two printed lines.
+      delay: number of seconds before the bar first appears.
+      file: output stream, by default stdout.
+      silent: print nothing. Of several processes only the main one prints.
+    """
+
+    def __init__(
+        self,
+        total: float | None = None,
+        *,
+        interval: float = 10.0,
+        delay: float = 0.0,
+        file: TextIO | None = None,
+        silent: bool = False,
+    ) -> None:
+        self.total, self.interval, self.silent = total, interval, silent
+        self.file = file or sys.stdout
+        self.done = self.skipped = 0.0
+        self.start = self.last_print = time.monotonic()
+        self.bar: Any = None
+        if self.file.isatty() and not silent:
+            bar = "{bar} {percentage:3.0f} %, {remaining} left" if total else "{elapsed}"
+            self.bar = tqdm(
+                total=total,
+                file=self.file,
+                delay=delay,
+                dynamic_ncols=True,
+                leave=bool(total),
+                bar_format=bar + "{postfix}",
+            )
+
+    def skip(self, amount: float) -> None:
+        """Counts work that an earlier process did, without effect on the estimated speed."""
+        self.skipped += amount
+        if self.bar is not None:
+            # Not `update`, which would count it as very fast work.
+            self.bar.initial += amount
+            self.bar.n += amount
+            self.bar.last_print_n += amount
+            self.bar.refresh()
+
+    def update(
+        self, amount: float, text: str, *, remaining: float | None = None, force: bool = False
+    ) -> None:
+        """Counts finished work and shows `text`.
+
+        Args:
+          amount: work done since the last update.
+          text: one line about it.
+          remaining: seconds left, if the caller knows better than the average speed so far.
+          force: print the line even if the last one is less than `interval` seconds old.
+        """
+        self.done += amount
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=force)
+            self.bar.update(amount)
+        elif force or time.monotonic() - self.last_print >= self.interval:
+            self.last_print = time.monotonic()
+            self._print_line(text, remaining)
+
+    def print(self, line: str) -> None:
+        """Prints a separate line, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.write(line, file=self.file)
+        elif not self.silent:
+            print(line, file=self.file, flush=True)
+
+    def close(self) -> None:
+        """Stops drawing."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _print_line(self, text: str, remaining: float | None) -> None:
+        if self.total:
+            share = (self.done + self.skipped) / self.total
+            if remaining is None and self.done:
+                elapsed = time.monotonic() - self.start
+                remaining = (self.total - self.skipped - self.done) / self.done * elapsed
+            left = f", {tqdm.format_interval(remaining)} left" if remaining is not None else ""
+            text = f"{share:4.0%}, {text}{left}"
+        self.print(text)
+
+
+def progress_range(count: int, description: str, *, interval: float = 5.0) -> Iterator[int]:
+    """Yields `range(count)`, with a progress meter once it takes longer than `interval` seconds."""
+    meter = ProgressMeter(count, interval=interval, delay=interval)
+    for i in range(count):
+        yield i
+        meter.update(1, description)
+    meter.close()

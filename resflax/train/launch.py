@@ -1,0 +1,98 @@
+"""Trains a config in a workdir: a whole run, from Python or the command line."""
+
+import itertools
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resflax.distributed.processes import (
+    broadcast_json,
+    is_main_process,
+    lost_process_as_user_error,
+)
+from resflax.errors import unknown
+from resflax.run.progress import RunProgress
+from resflax.run.signals import Interrupt
+from resflax.run.workdir import Workdir
+from resflax.train import loop
+from resflax.train.builders import build
+from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, check_config, to_json_dict
+from resflax.train.trainer import Trainer
+
+RESUME = ("auto", "never")
+
+
+def default_workdir(name: str) -> Path:
+    """Returns an unused path under `runs/`."""
+    first = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([first], (f"{first}-{n}" for n in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
+
+
+def fit(
+    config: ConfigDict,
+    workdir: str | Path | None = None,
+    *,
+    resume: str = "auto",
+    interrupt: Interrupt | None = None,
+    silent: bool = False,
+) -> dict[str, Any]:
+    """Trains a config, or resumes its run, and returns the results.
+
+    The same as `train.py`, with several processes too (each calls it, after
+    `jax.distributed.initialize`).
+
+    Args:
+      config: see `default_config`.
+      workdir: of the run; by default a new one under `runs/`.
+      resume: "auto" to resume a run that is in the workdir, "never" to start one in the next free
+        of `workdir`, `workdir`-2, ...
+      interrupt: stops the run after a signal; by default signals are not handled.
+      silent: print nothing.
+
+    Raises:
+      UserError: if the config is invalid, does not fit dataset, devices or workdir; if a loss is
+        not finite; if files cannot be written.
+      InterruptedRunError: after a signal; the run is saved.
+    """
+    if resume not in RESUME:
+        raise unknown("resume", resume, RESUME)
+    check_config(config)
+    path = Path(workdir) if workdir else default_workdir(config.model)
+    with lost_process_as_user_error():
+        is_main = is_main_process()
+        if is_main:
+            path = Workdir.next_free(path) if resume == "never" else path
+            Workdir.check(path)
+        trainer = Trainer(build(config))
+        with _open(path, trainer.config) as opened:
+            results = broadcast_json(opened.read_results())
+            progress = RunProgress(trainer.steps, silent=silent or not is_main)
+            if results:
+                progress.print("run already finished")
+            else:
+                for line in (*opened.notes, trainer.summary()):
+                    progress.print(line)
+                results = loop.fit(trainer, opened, progress, interrupt)
+            progress.close()
+            progress.print(_summary(results, path))
+            return results
+
+
+def _summary(results: dict[str, Any], path: Path) -> str:
+    skipped = results["skipped_examples"]
+    return (
+        f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"
+        f"{f'; {skipped} skipped, see skipped.txt' if skipped else ''}; saved in {path}"
+    )
+
+
+def _open(path: Path, config: ConfigDict) -> Workdir:
+    """Opens the workdir to write it in the main process, and by name only in the others."""
+    if not is_main_process():
+        return Workdir(path, writes=False)
+    return Workdir.open(
+        path, to_json_dict(config), resumable=RESUMABLE_KEYS, increasable=INCREASABLE_KEYS
+    )

@@ -1,0 +1,191 @@
+"""Precise batch normalization: batch statistics computed for given weights.
+
+A running average mixes batches that other weights saw, and it belongs to the weights of one run,
+not to an average of weights. Precise BN (Wu and Johnson 2021, arXiv:2105.07576, section 3 and the
+appendix on estimators) takes the statistics of the whole population instead: with `E` over batches
+of equal size, of means `mu` and variances `var`,
+
+    mean = E[mu],   variance = E[mu^2 + var] - E[mu]^2 = E[var] + Var[mu].
+
+He et al. 2015 computed the statistics of their ImageNet models this way. The mean of the batches'
+variances alone, as in the batch norm paper, omits `Var[mu]`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from resflax.distributed.engines import Engine
+from resflax.train.state import TrainState
+
+BatchStats = Any
+StatsStep = Callable[[TrainState, dict[str, Array]], BatchStats]
+
+
+def _with_zero_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Calls a module's method with momentum 0, so that the result is the batch's own statistics.
+
+    Inverting 0.9 old + 0.1 new instead would lose digits.
+    """
+    if hasattr(context.module, "momentum"):
+        # The module is the copy that this `apply` made; linen freezes it against mistakes.
+        object.__setattr__(context.module, "momentum", 0.0)
+    return method(*args, **kwargs)
+
+
+def _without_dropout(model: Any) -> nn.Module:
+    """Returns the network without stochastic depth and dropout, as it is evaluated."""
+    if getattr(model, "needs_rng", False):
+        return model.clone(spec=model.spec.override(drop_path=0.0, dropout=0.0))
+    return model
+
+
+def compute_batch_stats(
+    model: nn.Module, variables: Any, images: Float[Array, "n height width channels"]
+) -> BatchStats:
+    """Returns the mean and variance that each norm of `model` computes on one batch.
+
+    Args:
+      model: called as `model(images, train=True)`; its norms update "batch_stats" with a field
+        `momentum`, as ours and `flax.linen.BatchNorm` do.
+      variables: "params" and "batch_stats". Our norm computes the variance around these means;
+        means close to the batch's lose fewer digits.
+      images: input of the network, normalized.
+
+    Returns:
+      A tree like `variables["batch_stats"]`.
+    """
+    with nn.intercept_methods(_with_zero_momentum):
+        _, updated = _without_dropout(model).apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+    return updated["batch_stats"]
+
+
+_compute_batch_stats = partial(jax.jit, static_argnums=0)(compute_batch_stats)
+
+
+def per_batch_stats(
+    compute: Callable[[BatchStats, Any], BatchStats], start: BatchStats, batches: Iterable[Any]
+) -> Iterator[BatchStats]:
+    """Yields the statistics of each batch, its variances around the means of the previous one.
+
+    Args:
+      compute: `(stats, batch) -> stats`; the first argument gives the means for the variances.
+      start: statistics before the first batch, for which `compute` runs twice.
+      batches: of equal size.
+    """
+    stats = None
+    for batch in batches:
+        stats = compute(compute(start, batch) if stats is None else stats, batch)
+        yield stats
+
+
+def population_stats(per_batch: Iterable[BatchStats]) -> BatchStats:
+    """Combines the statistics of batches of equal size into those of all their examples.
+
+    Args:
+      per_batch: trees with arrays "mean" and "var", as Flax's batch norm has them.
+
+    Returns:
+      A tree like each of them, of float32 NumPy arrays, accumulated in float64.
+
+    Raises:
+      ValueError: if there are no batches.
+
+    >>> parts = [{"mean": 0.0, "var": 1.0}, {"mean": 2.0, "var": 3.0}]
+    >>> {key: float(value) for key, value in population_stats(parts).items()}
+    {'mean': 1.0, 'var': 3.0}
+    """
+    total: Any = None
+    for count, stats in enumerate(per_batch, start=1):
+        wide = jax.tree.map(partial(np.asarray, dtype=np.float64), stats)
+        total = _merge(total, wide, count) if total is not None else wide
+    if total is None:
+        raise ValueError("no batches to compute statistics of: expected one or more")
+    return jax.tree.map(np.float32, total)
+
+
+def _merge(total: Any, batch: Any, count: int) -> Any:
+    """Adds the statistics of batch number `count` to those of the batches before it."""
+    if "mean" not in batch:
+        return {key: _merge(total[key], batch[key], count) for key in batch}
+    mean = total["mean"] + (batch["mean"] - total["mean"]) / count
+    between = (batch["mean"] - total["mean"]) * (batch["mean"] - mean)
+    return {"mean": mean, "var": total["var"] + (batch["var"] + between - total["var"]) / count}
+
+
+def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Array]) -> Any:
+    """Replaces the batch statistics by those of the population that `batches` sample.
+
+    Args:
+      model: a linen module called as `model(images, train=True)`.
+      variables: "params" and "batch_stats"; without the latter they are returned unchanged. The old
+        statistics do not affect the result.
+      batches: images `(n, height, width, channels)`, input of the network, all batches of one size
+        n, which the network normalizes by as in training.
+
+    Returns:
+      The same "params", and new "batch_stats" in float32.
+
+    Raises:
+      ValueError: if there are no batches.
+    """
+    if not variables.get("batch_stats"):
+        return variables
+
+    def compute(stats: BatchStats, images: Array) -> BatchStats:
+        return _compute_batch_stats(model, {**variables, "batch_stats": stats}, images)
+
+    start = jax.tree.map(np.zeros_like, variables["batch_stats"])
+    stats = population_stats(per_batch_stats(compute, start, batches))
+    return {**variables, "batch_stats": stats}
+
+
+def make_stats_step(
+    model: nn.Module, *, normalize: Callable[[Array], Array], axis_name: str | None = None
+) -> StatsStep:
+    """Makes a pure `(state, batch) -> batch statistics`, for the weights that are evaluated.
+
+    Args:
+      model: see `compute_batch_stats`.
+      normalize: from stored images, the batch's "image", to the network's input.
+      axis_name: the mapped axis over which the batch is split, if any.
+    """
+    model = model.clone(axis_name=axis_name) if axis_name else model
+
+    def step(state: TrainState, batch: dict[str, Array]) -> BatchStats:
+        return compute_batch_stats(model, state.eval_variables, normalize(batch["image"]))
+
+    return step
+
+
+def recompute_state_batch_stats(
+    engine: Engine, step: StatsStep, state: TrainState, batches: Iterable[Any]
+) -> TrainState:
+    """Runs `recompute_batch_stats` on an engine's devices, for the weights that are evaluated.
+
+    Args:
+      engine: that has the state.
+      step: made by `make_stats_step`, compiled by the engine.
+      state: not changed: training continues with its running averages.
+      batches: of equal size, each this process's rows.
+
+    Returns:
+      The state with other batch statistics, on the same devices; `state` itself if it has none.
+    """
+    if not state.batch_stats:
+        return state
+
+    def compute(stats: BatchStats, batch: Any) -> BatchStats:
+        return step(dataclasses.replace(state, batch_stats=stats), engine.shard_batch(batch))
+
+    start = engine.replicate(jax.tree.map(np.zeros_like, engine.to_host(state.batch_stats)))
+    stats = population_stats(map(engine.to_host, per_batch_stats(compute, start, batches)))
+    return dataclasses.replace(state, batch_stats=engine.replicate(stats))

@@ -1,0 +1,128 @@
+"""The config.json of pretrained weights, in timm's or Transformers' format."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resflax.errors import UserError
+from resflax.nn import Spec
+from resflax.weights.preprocess import Preprocess, default_preprocess
+from resflax.zoo import get_spec
+
+# Of timm's model arguments, those that affect training only.
+TRAINING_ARGUMENTS = ("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last")
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+class PretrainedConfig(NamedTuple):
+    """Architecture, preprocessing and class names of pretrained weights.
+
+    Attributes:
+      spec: the architecture, with the number of classes of the weights.
+      channels: number of image channels.
+      preprocess: the evaluation preprocessing.
+      labels: class names; empty if the config has none.
+      has_config: whether there is a config.json; if not, the preprocessing is the architecture's
+        default.
+    """
+
+    spec: Spec
+    channels: int
+    preprocess: Preprocess
+    labels: tuple[str, ...] = ()
+    has_config: bool = True
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """Reads the config.json in a folder, and Transformers' preprocessor_config.json.
+
+    Raises:
+      UserError: if config.json is missing or invalid, or the zoo does not have the architecture.
+    """
+    path = folder / "config.json"
+    config = _read_json(path)
+    try:
+        if config.get("model_type") == "resnet":
+            processor = folder / "preprocessor_config.json"
+            return _from_transformers(config, _read_json(processor) if processor.exists() else {})
+        return _from_timm(config)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise UserError(f"{path} is not a valid ResNet config: {e!r}") from e
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as e:
+        raise UserError(f"file not found: {path}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON: {e}") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path} contains a {type(content).__name__}: expected a JSON object")
+    return content
+
+
+def _from_timm(config: dict[str, Any]) -> PretrainedConfig:
+    if "architecture" not in config:
+        raise UserError("the config has no architecture: expected a timm or Transformers ResNet")
+    # The architecture may include a tag: "resnet50.a1_in1k".
+    spec = get_spec(config["architecture"].split(".")[0])
+    arguments = dict(config.get("model_args") or {})
+    for name in TRAINING_ARGUMENTS:
+        arguments.pop(name, None)
+    pool = arguments.pop("global_pool", config.get("global_pool", "avg"))
+    if pool != "avg":
+        raise UserError(f"global_pool is {pool!r}: expected 'avg'")
+    channels = arguments.pop("in_chans", None)
+    spec = spec.override(**{"num_classes": config.get("num_classes", 1000), **arguments})
+    pretrained = config.get("pretrained_cfg") or config
+    default = default_preprocess(spec)
+    input_size = pretrained.get("input_size", (3, *default.size))
+    preprocess = Preprocess(
+        size=(input_size[1], input_size[2]),
+        crop_pct=_get_or(pretrained, "crop_pct", default.crop_pct),
+        interpolation=_get_or(pretrained, "interpolation", default.interpolation),
+        mean=tuple(pretrained.get("mean", default.mean)),
+        std=tuple(pretrained.get("std", default.std)),
+        crop_mode=pretrained.get("crop_mode", "center"),
+    )
+    labels = config.get("label_names") or ()
+    labels = labels.values() if isinstance(labels, dict) else labels
+    return PretrainedConfig(spec, channels or input_size[0], preprocess, tuple(map(str, labels)))
+
+
+def _get_or(config: dict[str, Any], key: str, default: Any) -> Any:
+    return default if config.get(key) is None else config[key]
+
+
+def _from_transformers(config: dict[str, Any], processor: dict[str, Any]) -> PretrainedConfig:
+    if config.get("hidden_act", "relu") != "relu" or config.get("downsample_in_first_stage"):
+        raise UserError(
+            "unsupported Transformers ResNet: expected hidden_act 'relu' and"
+            " downsample_in_first_stage false"
+        )
+    bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
+    sizes = config["hidden_sizes"]
+    block = "bottleneck_v1" if config.get("downsample_in_bottleneck") else "bottleneck"
+    names = config.get("id2label") or {}
+    spec = Spec(
+        depths=tuple(config["depths"]),
+        widths=tuple(size // 4 if bottleneck else size for size in sizes),
+        block=block if bottleneck else "basic",
+        stem_width=config["embedding_size"],
+        num_classes=len(names) or config.get("num_labels", 2),
+    )
+    default = default_preprocess(spec)
+    size = processor.get("size") or {}  # a plain integer in older files
+    size = size.get("shortest_edge", default.size[0]) if isinstance(size, dict) else size
+    preprocess = Preprocess(
+        size=(size, size),
+        crop_pct=processor.get("crop_pct") or default.crop_pct,
+        interpolation=RESAMPLING[processor.get("resample", 3)],
+        mean=tuple(processor.get("image_mean", default.mean)),
+        std=tuple(processor.get("image_std", default.std)),
+    )
+    labels = tuple(names[key] for key in sorted(names, key=int))
+    return PretrainedConfig(spec, config.get("num_channels", 3), preprocess, labels)
