@@ -78,7 +78,7 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
       rounds: number of rounds.
       meter: progress meter, with one unit per round.
     """
-    from resflax.run.checkpoint import Checkpoints, Saved
+    from resflax.run.checkpoint import Checkpoint, Checkpointer
 
     meter.update(0, "compiling", force=True)
     step, state, batch = _setup(task, engine)
@@ -86,11 +86,11 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
     seconds: dict[str, list[float]] = {key: [] for key in TIMINGS.values()}
     seconds["first_to_host_seconds"].append(_timed(engine.to_host, state)[0])
     with tempfile.TemporaryDirectory() as directory:
-        checkpoints = Checkpoints(Path(directory), keep=1)
+        checkpointer = Checkpointer(Path(directory), max_to_keep=1)
 
         def save(host_state: Any) -> None:
-            checkpoints.save(Saved(host_state, {}, {}))
-            checkpoints.wait()
+            checkpointer.save(Checkpoint(int(host_state.step), {"state": host_state}, {}))
+            checkpointer.wait()
 
         for r in range(rounds):
             step_seconds, (state, _) = _timed(step, state, batch)
@@ -99,7 +99,7 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
             seconds["to_host_seconds"].append(copy_seconds)
             seconds["save_seconds"].append(_timed(save, host_state)[0])
             meter.update(1, f"round {r + 1} of {rounds}")
-        checkpoints.close()
+        checkpointer.close()
     return {key: statistics.median(values) for key, values in seconds.items()}
 
 
@@ -137,11 +137,10 @@ def main(argv: list[str]) -> None:
     tune_malloc()
     logging.set_verbosity(logging.ERROR)  # Orbax warns about checkpoints without metrics
 
-    from resflax.train import make_engine
+    from resflax.distributed.engines import check_batch_size, make_engine
 
     engines = {name: make_engine(name) for name in args.engines.split(",")}
-    for engine in engines.values():
-        engine.check_batch(task.batch)
+    check_batch_size(task.batch, args.devices)
     info, results = machine(), {}
     print(describe(info), flush=True)
     with contextlib.closing(ProgressMeter(args.rounds * len(engines), file=sys.stderr)) as meter:

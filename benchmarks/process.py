@@ -65,7 +65,7 @@ class Worker:
             raise
 
     def call(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Runs a method of `benchmarks.worker.Session` in the process and returns its result.
+        """Runs a method of `benchmarks.session.Session` in the process and returns its result.
 
         Raises:
           UserError: if the process has ended, with the last line of its log.

@@ -1,6 +1,6 @@
 """Plain PyTorch trainer for resflax's recipes, to compare `train.py` with.
 
-    python -m benchmarks.torch_trainer --config=configs/cifar10_resnet20.py --workdir=runs/torch
+    python -m benchmarks.torch_trainer --config=configs/cifar10_resnet.py:20 --workdir=runs/torch
 
 It takes the arguments of `train.py`, for recipes of SGD with padded crops and flips. Initial
 weights, pixels and learning rates are those of `train.py`. The order of the examples, the crops and
@@ -25,16 +25,19 @@ from ml_collections import ConfigDict
 
 from benchmarks.peers.torch_net import ResNet, to_state_dict
 from resflax import create_model, tune_malloc
-from resflax.cli.flags import parse, report
+from resflax.cli.flags import parse
+from resflax.cli.main import run_command
 from resflax.data import InMemorySplit
 from resflax.errors import UserError
 from resflax.progress import ProgressMeter
-from resflax.run.throughput import Meter
+from resflax.run.config_diff import flatten_config
+from resflax.run.throughput import Throughput
 from resflax.train import Workdir, check_config, default_config
 from resflax.train.builders import build_dataset, build_schedule, total_steps
-from resflax.train.config import flat_keys
+from resflax.train.config import to_json_dict
+from resflax.train.trainer import is_last_of_epochs
 
-DEFAULT = Path(__file__).parents[1] / "configs" / "cifar10_resnet20.py"
+DEFAULT_RECIPE = "configs/cifar10_resnet.py"
 # The config keys that this trainer supports; the others must have their default values.
 SUPPORTED_KEYS = (
     "model",
@@ -66,7 +69,7 @@ SUPPORTED_KEYS = (
 
 def check_supported(config: ConfigDict) -> None:
     """Raises `UserError` if a key that this trainer ignores differs from its default."""
-    values, defaults = flat_keys(config), flat_keys(default_config())
+    values, defaults = flatten_config(config), flatten_config(default_config())
     for key, value in values.items():
         if key not in SUPPORTED_KEYS and value != defaults[key]:
             raise UserError(
@@ -203,58 +206,57 @@ class Trainer:
         self.optimizer.step()
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
-    def _should_evaluate(self, step: int) -> bool:
-        size, period = self.config.batch_size, self.num_examples * self.config.eval_every_epochs
-        return step == self.steps or step * size // period > (step - 1) * size // period
-
     def fit(self, workdir: Workdir, progress: ProgressMeter) -> dict[str, Any]:
         """Trains to the last step; writes and returns the results."""
-        start, config, meter = time.monotonic(), self.config, Meter(self.steps)
+        start, config = time.monotonic(), self.config
+        throughput = Throughput(self.steps)
         window: list[tuple[float, float]] = []
         test: dict[str, float] = {}
         indices = batches(self.num_examples, config.batch_size, self.steps, self.rng)
+        eval_examples = self.num_examples * config.eval_every_epochs
         for step, index in enumerate(indices, 1):
             window.append(self.train_step(step - 1, index))
-            meter.step(config.batch_size)
-            position = {
-                "step": step,
-                "epoch": round(step * config.batch_size / self.num_examples, 4),
-            }
-            evaluates = self._should_evaluate(step)
+            throughput.step(config.batch_size)
+            epoch = round(step * config.batch_size / self.num_examples, 4)
+            evaluates = step == self.steps or is_last_of_epochs(
+                step, batch_size=config.batch_size, examples=eval_examples
+            )
             if evaluates or step % config.log_every_steps == 0:
                 loss, accuracy = torch.tensor(window).mean(0).tolist()
-                speed = round(meter.lap(), 1)
-                metrics = {"loss": loss, "accuracy": accuracy, "examples_per_second": speed}
-                workdir.record({**position, "split": "train", **metrics})
-                progress.update(
-                    len(window), f"step {step}: loss {loss:.3f}, accuracy {accuracy:.3f}"
-                )
+                record = {"step": step, "epoch": epoch, "split": "train", "loss": loss}
+                record |= {"accuracy": accuracy, "examples_per_second": round(throughput.lap(), 1)}
+                workdir.add_record(record)
+                text = f"step {step}: loss {loss:.3f}, accuracy {accuracy:.3f}"
+                progress.update(len(window), text)
                 window.clear()
             if evaluates:
                 test = evaluate(self.net, self.test, config.batch_size)
-                meter.pause()
-                workdir.record({**position, "split": "test", **test})
+                throughput.pause()
+                workdir.add_record({"step": step, "epoch": epoch, "split": "test", **test})
                 progress.update(0, f"step {step}: test accuracy {test['accuracy']:.4f}", force=True)
-        results = {
+        results = self._results(test, time.monotonic() - start, throughput.overall)
+        workdir.write_results(results)
+        return results
+
+    def _results(self, test: dict[str, float], seconds: float, speed: float) -> dict[str, Any]:
+        return {
             "test_accuracy": test["accuracy"],
             "test_loss": test["loss"],
             "test_examples": len(self.test.labels),
             "train_examples": self.num_examples,
             "steps": self.steps,
             "parameters": sum(p.numel() for p in self.net.parameters()),
-            "wall_seconds": round(time.monotonic() - start, 3),
-            "examples_per_second": round(meter.overall, 1),
+            "wall_seconds": round(seconds, 3),
+            "examples_per_second": round(speed, 1),
             "torch_version": torch.__version__,
         }
-        workdir.finish(results)
-        return results
 
 
 def main() -> None:
     """Trains with the config of the command line."""
     tune_malloc()
     logging.set_verbosity(logging.ERROR)
-    command = parse(DEFAULT)
+    command = parse(sys.argv[1:], DEFAULT_RECIPE)
     config = command.config
     check_config(config)
     check_supported(config)
@@ -262,7 +264,7 @@ def main() -> None:
     Workdir.check(path)
     trainer = Trainer(config)
     with (
-        Workdir.open(path, config) as workdir,
+        Workdir.open(path, to_json_dict(config)) as workdir,
         contextlib.closing(ProgressMeter(trainer.steps, file=sys.stderr)) as progress,
     ):
         results = trainer.fit(workdir, progress)
@@ -270,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(report(main))
+    sys.exit(run_command(main))

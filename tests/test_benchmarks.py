@@ -277,7 +277,6 @@ def test_fresh_process_benchmark_writes_medians(tmp_path, command, column):
     assert values[column] == values["runs"][0][column] > 0
 
 
-@pytest.mark.multiprocess
 def test_failed_worker_command_is_one_line():
     with Workers() as workers:
         worker = workers.start("gemm", parse_task("cifar_resnet8", device="cpu"), "step")

@@ -18,7 +18,7 @@ from benchmarks.task import Task
 from resflax import create_model
 from resflax.data import InMemorySplit, Split, load_dataset, normalize
 from resflax.train import create_state, default_config, make_engine, make_optimizer, make_train_step
-from resflax.train.input_pipeline import device_feed, keep_two_in_flight, train_iterator
+from resflax.train.input_pipeline import limit_in_flight, make_device_step_fn, train_iterator
 
 NUM_EXAMPLES = 50_000  # as in CIFAR
 NUM_STEPS = 100_000  # more than are ever taken
@@ -69,7 +69,7 @@ class InputPaths:
                 nonlocal state
                 state, metrics = step(state)
                 pending.append(metrics)
-                keep_two_in_flight(pending)
+                limit_in_flight(pending)
                 del pending[:-3]
                 return metrics
 
@@ -104,7 +104,7 @@ class InputPaths:
         """Returns the step on device data, which counts its steps and is compiled only once."""
         if self.device_step is None:
             assert isinstance(self.split, InMemorySplit)
-            self.device_step = device_feed(
+            self.device_step = make_device_step_fn(
                 self.engine, self.step, self.split, self.config, 0, NUM_STEPS
             )
         return self.device_step
