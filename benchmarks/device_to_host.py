@@ -29,7 +29,7 @@ from resflax import create_model, tune_malloc
 from resflax.errors import Parser, UserError
 from resflax.progress import ProgressMeter
 
-# Columns of the table, and what is timed.
+# Columns of the table, and keys of the results.
 TIMINGS = {
     "step s": "step_seconds",
     "first to_host s": "first_to_host_seconds",

@@ -26,7 +26,7 @@ DECODE_ONLY = "decoding only"
 
 
 class Case(NamedTuple):
-    """What is timed: its name in the results, the worker, and its name in the worker."""
+    """A timed case: its name in the results, the worker, and its name in the worker."""
 
     name: str
     worker: Worker

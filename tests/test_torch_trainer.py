@@ -62,7 +62,7 @@ def test_unsupported_config_key_is_an_error():
 @pytest.mark.multiprocess
 def test_first_loss_equals_that_of_train_py(tmp_path):
     def first_loss(command: list[str], name: str) -> float:
-        # With the whole split as one batch, the order of the examples does not matter.
+        # With the entire split as one batch, the order of the examples does not matter.
         keys = ["--config.epochs=1", "--config.model=cifar_resnet8", "--config.log_every_steps=1"]
         keys += ["--config.data.pad_crop=0", "--config.warmup_epochs=0.0"]
         keys += ["--config.batch_size=1437"]
