@@ -20,9 +20,7 @@ def list_main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     names = list_models(args.pattern)
     if not names:
-        raise UserError(
-            f"no network matches {args.pattern!r}: `resflax list` shows all names"
-        )
+        raise UserError(f"no network matches {args.pattern!r}: `resflax list` shows all names")
     print("\n".join(names))
 
 
