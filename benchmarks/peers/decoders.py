@@ -2,7 +2,7 @@
 
 `resflax` runs the data loader's own functions, and `pillow` the same without an intermediate NumPy
 array. `pillow:draft` lets libjpeg downscale during decoding if the crop is at least twice as large
-as its output. The other decoders only decode; crops of their images are crop_and_resize as in `resflax`.
+as its output. The other decoders only decode; crops of their images are resized as in `resflax`.
 """
 
 import contextlib
