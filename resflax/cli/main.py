@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from resflax.errors import UserError, unknown
 from resflax.run.signals import InterruptedRunError
@@ -69,10 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def call() -> None:
         if name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
-        if name == "train":
-            exit_on_signals()
-        tune_malloc()
         module, function = COMMANDS[name].function.split(":")
         getattr(importlib.import_module(module), function)(rest)
 
     return run_command(call)
+
+
+def entry(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs `main` as a program: sets up the process, and exits with the status."""
+    exit_on_signals()
+    tune_malloc()
+    status = main(arguments)
+    if status and "jax" in sys.modules:  # libraries may have threads that do not end
+        from resflax.distributed.processes import exit_process
+
+        exit_process(status)
+    sys.exit(status)

@@ -22,8 +22,6 @@ from typing import Any
 from absl import logging as absl_logging
 
 from resflax.cli.flags import parse, usage
-from resflax.cli.main import run_command
-from resflax.distributed.processes import exit_process
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.runtime import enable_compilation_cache
 from resflax.train import check_config, fit
@@ -31,15 +29,11 @@ from resflax.train.launch import default_workdir
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, and exits the process."""
+    """Trains a config from the command line."""
     if {"-h", "--help", "--helpfull"} & set(arguments):
         print(usage(__doc__ or ""))
         return
     silence_libraries()
-    exit_process(run_command(lambda: _train(arguments)))
-
-
-def _train(arguments: list[str]) -> None:
     with Interrupt() as interrupt:
         command = parse(arguments)
         check_config(command.config)
