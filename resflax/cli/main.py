@@ -45,6 +45,9 @@ def run_command(command: Callable[[], None]) -> int:
     except InterruptedRunError as e:
         print(e)
         return e.status
+    except BrokenPipeError:  # the reader of a pipe, as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -77,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `main` as a program: sets up the process, and exits with the status."""
-    exit_on_signals()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "train" in arguments[:1]:
+        exit_on_signals()
     tune_malloc()
     status = main(arguments)
     if status and "jax" in sys.modules:  # libraries may have threads that do not end
