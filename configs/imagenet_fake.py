@@ -4,10 +4,10 @@ Command::
 
     python train.py --config=configs/imagenet_fake.py
 
-`examples_per_second` in `results.json` is the speed of the training step: compilation and evaluation
-are excluded, and nothing is read from files. The defaults, 8 steps of 32, are for a laptop's CPU. On
-an accelerator use more examples, larger batches, bfloat16, and enough epochs for a hundred steps or
-more, evaluated once, in one line::
+`examples_per_second` in `results.json` is the speed of the training step: compilation and
+evaluation are excluded, and nothing is read from files. The defaults, 8 steps of 32, are for a
+laptop's CPU. On an accelerator use more examples, larger batches, bfloat16, and enough epochs for a
+hundred steps or more, evaluated once, in one line::
 
     python train.py --config=configs/imagenet_fake.py --config.dtype=bfloat16
       --config.dataset=fake:224x224x3:1000:2048 --config.batch_size=256

@@ -7,13 +7,14 @@ Commands, the first one once (it needs TensorFlow)::
 
 As in the paper: bottlenecks with the stride on the first 1x1 convolution, projections where shapes
 differ (option B), no branch initialized to zero, no warm-up; batch 256, weight decay 1e-4, momentum
-0.9 without Nesterov, 120 epochs, which are the paper's 60e4 steps and 548 more; flips; evaluation on
-the centre 224x224 of images with a shorter side of 256; batch statistics computed on the training
-set for the final weights, not running averages (README of the authors' models).
+0.9 without Nesterov, 120 epochs, which are the paper's 60e4 steps and 548 more; flips; evaluation
+on the centre 224x224 of images with a shorter side of 256; batch statistics computed on the
+training set for the final weights, not running averages (README of the authors' models).
 
 Different from the paper:
 
-- The learning rate, 0.1, is divided by ten at epochs 30, 60 and 90; the paper does so when the error
+- The learning rate, 0.1, is divided by ten at epochs 30, 60 and 90; the paper does so when the
+error
   plateaus.
 - Inception crops instead of a shorter side of 256 to 480 and a crop of 224x224, and color jitter
   instead of AlexNet's shifts along the principal colors. Both are as in fb.resnet.torch, which
@@ -21,7 +22,8 @@ Different from the paper:
 - The mean of each channel is subtracted, not of each pixel, and each channel is divided by its
   standard deviation.
 - Batch norm is over the 256 images of all devices; the paper's is over 32 on each of 8 GPUs.
-- Weight decay is on all parameters. The paper does not say; according to fb.resnet.torch's README the
+- Weight decay is on all parameters. The paper does not say; according to fb.resnet.torch's README
+the
   paper's is on the kernels of convolutions only: `--config.decay_mask=kernels`.
 
 Measured: not run. The paper reports a top-1 error of 22.85 % on the validation set with ten crops
