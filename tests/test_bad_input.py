@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_folder import colour, png, write
+from helpers.commands import run_train
+from helpers.image_folders import constant_image, encode_png, write_folder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import train  # noqa: E402
-from resflax.cli.flags import report  # noqa: E402
 
 # Arguments, and what the error says, as a regular expression.
 ARGUMENTS = {
@@ -52,7 +51,7 @@ ARGUMENTS = {
     "stray word": (["digits"], "unexpected argument 'digits'"),
     "no such recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
     "no such shortcut": (["--config.spec.stem_width=64"], "cannot be built on.*cannot narrow"),
-    "spec of a wrong kind": (["--config.spec.depths=(True,1,1)"], "depths holds True"),
+    "spec of a wrong kind": (["--config.spec.depths=(True,1,1)"], "depths[0] is True"),
     "small float": (["--config.dtype=float8_e4m3fn"], "unknown dtype 'float8_e4m3fn'"),
     "64 bits": (["--config.dtype=float64"], "set JAX_ENABLE_X64=1"),
     "huge padding": (["--config.data.pad_crop=1073741824"], "at most the image's side, 8"),
@@ -100,7 +99,7 @@ ARGUMENTS = {
     "never logged": (["--config.log_every_steps=0"], "expected from 1 to"),
     "never evaluated": (["--config.eval_every_epochs=0"], "expected from 1 to"),
     "negative steps": (["--config.checkpoint_every_steps=-1"], "expected from 0 to"),
-    "no blocks": (["--config.spec.depths=(0,1,1)"], "depths holds 0: expected integers from 1"),
+    "no blocks": (["--config.spec.depths=(0,1,1)"], "depths[0] is 0: expected an integer from 1"),
     "widths of fewer stages": (["--config.spec.widths=(16,32)"], "differ in length"),
     "unknown norm": (["--config.spec.norm=layer"], "unknown norm 'layer': expected one of"),
     "no model": (["--config.model="], "unknown model ''"),
@@ -123,7 +122,7 @@ ARGUMENTS = {
     "no such folder": (["--config.dataset=folder:/nowhere"], "there is no folder /nowhere"),
     "folder of something else": (
         ["--config.dataset=folder:configs"],
-        "configs holds .*: expected the folders train and test",
+        "configs contains .*: expected the folders train and test",
     ),
     "no such weights": (["--config.pretrained=/nowhere.safetensors"], "safetensors is neither a"),
     "no weights": (["--config.pretrained=README.md"], "README.md is not a weights file"),
@@ -136,9 +135,9 @@ ARGUMENTS = {
     ),
 }
 
-NOISE = png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+NOISE = encode_png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
 SOUND = {
-    f"{split}/{c}/{i}.png": colour(i, 8, 8)
+    f"{split}/{c}/{i}.png": constant_image(i, 8, 8)
     for split in ("train", "test")
     for c in "ab"
     for i in range(8)
@@ -146,26 +145,34 @@ SOUND = {
 
 # Files in a folder "{here}", arguments, and what the error says.
 FILES = {
-    "truncated image": ({"train/b/3.png": NOISE[:-40]}, [], "train/b/3.png: is no image that"),
+    "truncated image": (
+        {"train/b/3.png": NOISE[:-40]},
+        [],
+        "train/b/3.png: is not a readable image",
+    ),
     "image of nothing": ({"train/b/3.png": b""}, [], "train/b/3.png: is empty"),
-    "garbage for an image": ({"train/b/3.jpg": b"\xff\xd8 no"}, [], "train/b/3.jpg: is no image"),
+    "garbage for an image": (
+        {"train/b/3.jpg": b"\xff\xd8 no"},
+        [],
+        "train/b/3.jpg: is not a readable",
+    ),
     "16 bits a pixel": (
-        {"train/b/3.png": png(np.zeros((8, 8), np.uint16))},
+        {"train/b/3.png": encode_png(np.zeros((8, 8), np.uint16))},
         [],
         "train/b/3.png: has more than 8 bits",
     ),
     "grey among colour": (
-        {"train/b/3.png": png(np.zeros((8, 8), np.uint8))},
+        {"train/b/3.png": encode_png(np.zeros((8, 8), np.uint8))},
         [],
-        "train/b/3.png: is of shape",
+        "train/b/3.png: has shape",
     ),
-    "one pixel wide": ({"train/b/3.png": colour(3, 8, 1)}, [], "3.png: is 1 pixels wide"),
-    "images of two sizes": ({"train/b/3.png": colour(3, 9, 9)}, [], "3.png: is of shape"),
-    "a note among images": ({"train/b/note.txt": b"hello"}, [], "note.txt: is none of .jpg"),
+    "one pixel wide": ({"train/b/3.png": constant_image(3, 8, 1)}, [], "3.png: is 1x8 pixels"),
+    "images of two sizes": ({"train/b/3.png": constant_image(3, 9, 9)}, [], "3.png: has shape"),
+    "a note among images": ({"train/b/note.txt": b"hello"}, [], "note.txt: is not a .jpg"),
     "class that train lacks": (
-        {"test/c/1.png": colour(1, 8, 8)},
+        {"test/c/1.png": constant_image(1, 8, 8)},
         [],
-        "test/c: is a class that train",
+        "test/c: is a class that the training",
     ),
     "class without images": ({"train/c/.hidden": b""}, [], "train/c"),
     "no test split": ({"test": None}, [], "expected the folders train and test"),
@@ -198,8 +205,7 @@ FILES = {
 
 def call(monkeypatch, capsys, *args):
     """Runs `train.py` in this process; returns its exit status, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *args])
-    status = report(train.main)
+    status = run_train(*args)
     return status, *capsys.readouterr()
 
 
@@ -225,7 +231,7 @@ def test_bad_files_are_one_line_and_status_2_and_stay_as_they_are(
     files, args, message = FILES[case]
     gone = [name for name, content in files.items() if content is None]
     sound = {k: v for k, v in SOUND.items() if k.partition("/")[0] not in gone}
-    write(tmp_path, sound | {k: v for k, v in files.items() if v is not None})
+    write_folder(tmp_path, sound | {k: v for k, v in files.items() if v is not None})
     before = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
     said = [f"--config.dataset=folder:{tmp_path}", "--config.batch_size=8", *args]
     said += ["--config.model=cifar_resnet8", f"--workdir={tmp_path}/run"]

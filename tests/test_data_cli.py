@@ -10,7 +10,7 @@ from PIL import Image
 
 from resflax import UserError
 from resflax.cli.data import main
-from resflax.cli.show_batch import changed
+from resflax.cli.show_batch import augment_batch
 from resflax.train import default_config
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +29,14 @@ def test_what_is_shown_is_what_the_step_sees():
     config = default_config()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
     labels, index = np.arange(4), np.arange(4)
-    same, targets = changed(config, images, labels, index, 5)
+    same, targets = augment_batch(config, images, labels, index, 5)
     np.testing.assert_array_equal(same, images)
     np.testing.assert_array_equal(targets, np.eye(5)[:4])
     config.data.cutout = 8
-    dark, _ = changed(config, images, labels, index, 5)
+    dark, _ = augment_batch(config, images, labels, index, 5)
     assert (dark == 0).reshape(4, -1).mean(1).min() >= 0.25
     config.data.cutout, config.data.mixup = 0, 1.0
-    mixed, targets = changed(config, images, labels, index, 5)
+    mixed, targets = augment_batch(config, images, labels, index, 5)
     assert mixed.dtype == np.uint8
     for i in range(4):
         expected = targets[i, i] * images[i] + targets[i, i ^ 1] * images[i ^ 1].astype(float)
@@ -69,7 +69,7 @@ def test_what_is_refused_and_how(arguments, message):
     assert sys.argv is before
 
 
-def test_preparing_without_tensorflow_says_how_to_install_it(monkeypatch):
+def test_prepare_without_tensorflow_raises_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match=r"needs TensorFlow .*pip install -e \"\.\[prepare\]\""):
         main(["prepare", "fashion_mnist"])

@@ -24,7 +24,7 @@ OLD_NAMES = set(
     all_asked all_told arrays_from_first as_is augment_from cache_folder checkpoint_keep
     check_settling clip_norm compile_resident dataset_from device_feed draws ends_epochs forced
     from_first gathered host_feed input_from is_first is_whole keep_compiled keep_memory
-    keep_two_in_flight kept leaf_sums lives_on_device materialised members_of min_image moved
+    keep_two_in_flight kept leaf_sums lives_on_device materialised members_of min_image
     new_head newest_beside nonfinite_limit open_weights optimizer_from others_told params_from
     preparation put_aside read_card recalibrate recalibrate_batches resident results_of run_branch
     schedule_from settled state_from step_epochs step_factor steps_from to_the_end told turns

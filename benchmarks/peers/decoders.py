@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from benchmarks.task import Task
-from resflax.data.crops import centre_box, inception_box, resized
+from resflax.data.crops import centre_box, crop_and_resize, inception_box
 from resflax.data.decode import decode
 
 Pixels = UInt8[np.ndarray, "h w c"]
@@ -111,7 +111,7 @@ def decode_output(name: str, output: str, data: bytes, seed: int, size: int) -> 
         return np.asarray(image)
     if isinstance(image, Image.Image):
         return _resize(image, _box(output, seed, image.height, image.width), size)
-    return resized(image, _box(output, seed, *image.shape[:2]), size)
+    return crop_and_resize(image, _box(output, seed, *image.shape[:2]), size)
 
 
 def psnr(reference: Pixels, other: Pixels) -> float:

@@ -58,15 +58,15 @@ class ResflaxLoader(Loader):
 
     def batches(self, num_workers: int) -> Iterator[Any]:
         """See `Loader`."""
-        from resflax.data import load_dataset, stream_train_batches
+        from resflax.data import load_dataset, train_batches
 
-        return stream_train_batches(
+        return train_batches(
             load_dataset(self.dataset, image_size=self.task.size).train,
             seed=self.task.seed,
             batch_size=self.task.batch,
             start=0,
             stop=NUM_BATCHES,
-            workers=num_workers,
+            num_workers=num_workers,
         )
 
 
