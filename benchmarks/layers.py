@@ -14,7 +14,7 @@ BLOCKS = {
 }
 
 
-class Layer(NamedTuple):
+class ConvLayer(NamedTuple):
     """A convolution, or the head as a 1x1 convolution of one pixel.
 
     Attributes:
@@ -45,18 +45,18 @@ def _stride_2(side: int) -> int:
 
 def _block(
     spec: dict[str, Any], name: str, cin: int, width: int, side: int, stride: int
-) -> Iterator[Layer]:
+) -> Iterator[ConvLayer]:
     channels, out_side = cin, _stride_2(side) if stride == 2 else side
     for i, (kernel, expansion, strided) in enumerate(BLOCKS[spec["block"]], start=1):
         side = out_side if strided else side
         cout = width * expansion
-        yield Layer(f"{name}/conv{i}", kernel, channels, cout, side, f"{name}/norm{i}")
+        yield ConvLayer(f"{name}/conv{i}", kernel, channels, cout, side, f"{name}/norm{i}")
         channels = cout
     if spec["shortcut"] == "B" and (stride == 2 or cin != channels):
-        yield Layer(f"{name}/Ws", 1, cin, channels, out_side, f"{name}/Ws_norm")
+        yield ConvLayer(f"{name}/Ws", 1, cin, channels, out_side, f"{name}/Ws_norm")
 
 
-def layers(spec: dict[str, Any], size: int, channels: int = 3) -> list[Layer]:
+def layers(spec: dict[str, Any], size: int, channels: int = 3) -> list[ConvLayer]:
     """Returns the convolutions and the head of a network, in order.
 
     Args:
@@ -69,7 +69,7 @@ def layers(spec: dict[str, Any], size: int, channels: int = 3) -> list[Layer]:
     else:
         side, kernel = size, 3
     cin = spec["stem_width"]
-    result = [Layer("stem_conv", kernel, channels, cin, side, "stem_norm")]
+    result = [ConvLayer("stem_conv", kernel, channels, cin, side, "stem_norm")]
     if spec["stem"] == "imagenet":
         side = _stride_2(side)  # max-pool
     for i, (depth, width) in enumerate(zip(spec["depths"], spec["widths"], strict=True), start=1):
@@ -78,15 +78,15 @@ def layers(spec: dict[str, Any], size: int, channels: int = 3) -> list[Layer]:
             result += _block(spec, f"stage{i}_block{j}", cin, width, side, stride)
             side = _stride_2(side) if stride == 2 else side
             cin = width * BLOCKS[spec["block"]][-1][1]
-    return [*result, Layer("head", 1, cin, spec["num_classes"], 1, "")]
+    return [*result, ConvLayer("head", 1, cin, spec["num_classes"], 1, "")]
 
 
-def forward_flops(network: list[Layer]) -> int:
+def forward_flops(network: list[ConvLayer]) -> int:
     """Returns the operations of a forward pass per image."""
     return sum(layer.flops for layer in network)
 
 
-def train_flops(network: list[Layer]) -> int:
+def train_flops(network: list[ConvLayer]) -> int:
     """Returns the operations of a training step per image: forward, dgrad and wgrad.
 
     The first layer has no dgrad, because the gradient of the images is not needed.

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from benchmarks.layers import Layer, layers
+from benchmarks.layers import ConvLayer, layers
 from benchmarks.task import Task
 
 Weights = dict[str, np.ndarray]
@@ -19,7 +19,7 @@ def _rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def _norm(seed: int, layer: Layer, scale: float) -> Weights:
+def _norm(seed: int, layer: ConvLayer, scale: float) -> Weights:
     def noise(leaf: str) -> np.ndarray:
         return _rng(seed, f"{layer.norm}/{leaf}").standard_normal(layer.cout)
 

@@ -135,7 +135,7 @@ def test_make_augment_with_everything_disabled_is_none():
     assert make_augment(flip="none", rand_augment=[], color_jitter=(0, 0.0, 0, 0)) is None
 
 
-def test_every_transform_is_a_setting():
+def test_transforms_are_the_settings_of_make_augment():
     for name, value in ENABLED.items():
         assert make_augment(**{name: value}) is not None
     assert set(ENABLED) == set(TRANSFORMS)

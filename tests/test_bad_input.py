@@ -119,7 +119,7 @@ ARGUMENTS = {
         "batch_size 8 does not divide by twice the 8 devices",
     ),
     "noise of no size": (["--config.dataset=fake:1x1"], "expected fake:HEIGHTxWIDTHxCHANNELS"),
-    "no such folder": (["--config.dataset=folder:/nowhere"], "there is no folder /nowhere"),
+    "no such folder": (["--config.dataset=folder:/nowhere"], "folder /nowhere does not exist"),
     "folder of something else": (
         ["--config.dataset=folder:configs"],
         "configs contains .*: expected the folders train and test",

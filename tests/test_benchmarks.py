@@ -74,7 +74,7 @@ def test_forward_flops_agree_with_xla(name):
 
 
 def test_train_flops_are_three_passes_without_the_image_gradient():
-    network = [layers.Layer("a", 3, 2, 4, 5, ""), layers.Layer("b", 1, 4, 3, 1, "")]
+    network = [layers.ConvLayer("a", 3, 2, 4, 5, ""), layers.ConvLayer("b", 1, 4, 3, 1, "")]
     assert layers.forward_flops(network) == 2 * (9 * 2 * 4 * 25) + 2 * 12
     assert layers.train_flops(network) == 2 * 2 * (9 * 2 * 4 * 25) + 3 * 2 * 12
 
@@ -129,7 +129,7 @@ def test_flax_peer_equals_resflax_unless_a_weight_differs():
 
 
 @needs_torch
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(MODELS[0], marks=pytest.mark.slow), *MODELS[1:]])
 def test_torch_peer_equals_flax_peer(name):
     from benchmarks.peers import torch_net
 

@@ -13,8 +13,12 @@ from PIL import Image
 from resflax import UserError
 from resflax.data import load_dataset
 
-SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
-SMALL += ["--config.spec.depths=(1,)", "--config.spec.widths=(4,)", "--config.spec.stem_width=4"]
+SMALL_MODEL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
+SMALL_MODEL += [
+    "--config.spec.depths=(1,)",
+    "--config.spec.widths=(4,)",
+    "--config.spec.stem_width=4",
+]
 SKIP = "--config.data.on_bad_example=skip"
 
 
@@ -68,7 +72,7 @@ def corrupt(tmp_path_factory):
 
 def train(capsys, *arguments):
     """Runs `resflax train` in this process; returns its exit status, stdout and stderr."""
-    return run_train(*SMALL, *arguments), *capsys.readouterr()
+    return run_train(*SMALL_MODEL, *arguments), *capsys.readouterr()
 
 
 @pytest.mark.slow

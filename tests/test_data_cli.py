@@ -57,7 +57,7 @@ def test_what_is_shown_is_what_the_step_sees():
             "erasing is 2.0: expected a probability",
         ),
         (["prepare", "fashion_mnis"], "unknown dataset 'fashion_mnis': did you mean fashion_mnist"),
-        (["prepare", "mnist", "--manual_dir=/none"], "there is no folder /none"),
+        (["prepare", "mnist", "--manual_dir=/none"], "folder /none does not exist"),
         (["prepare"], "the following arguments are required: name"),
     ],
 )

@@ -112,7 +112,7 @@ def test_class_without_images_raises_or_is_reported(tmp_path, valid_files):
 def test_folder_without_a_usable_split_raises(tmp_path, files, reason):
     with pytest.raises(UserError, match=reason):
         load_dataset(write_folder(tmp_path, files), on_bad_example="skip")
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="none does not exist: expected"):
         load_dataset(f"folder:{tmp_path}/none")
 
 

@@ -53,7 +53,7 @@ def open_folder(root: Path, on_bad_example: str) -> tuple[FolderSource, FolderSo
         no images or the test split has a class that the training split lacks.
     """
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: expected {root}/train/CLASS/*.jpg")
+        raise UserError(f"folder {root} does not exist: expected {root}/train/CLASS/*.jpg")
     test = next((name for name in TEST_SPLITS if (root / name).is_dir()), "")
     if not (root / "train").is_dir() or not test:
         names = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"

@@ -26,7 +26,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> Path:
         raise unknown("dataset", name, known)
     if manual_dir and not Path(manual_dir).is_dir():
         raise UserError(
-            f"there is no folder {manual_dir}: expected one with the dataset's archives"
+            f"folder {manual_dir} does not exist: expected one with the dataset's archives"
         )
     try:
         import tensorflow  # noqa: F401
