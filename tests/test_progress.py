@@ -104,7 +104,7 @@ def test_run_progress_fits_terminals_of_any_size(rows, columns, open_terminal, m
         assert "left" in frames[-1]
 
 
-def test_the_bar_keeps_the_last_test_accuracy(open_terminal, monkeypatch):
+def test_bar_keeps_the_last_test_accuracy(open_terminal, monkeypatch):
     terminal = open_terminal(24, 80)
     monkeypatch.setattr("sys.stdout", terminal.file)
     progress = RunProgress(40)
@@ -173,7 +173,7 @@ def test_meter_skips_work_of_earlier_processes(open_terminal, capsys, clock):
     meter.close()
 
 
-def test_a_silent_meter_prints_nothing(open_terminal, capsys):
+def test_silent_meter_prints_nothing(open_terminal, capsys):
     terminal = open_terminal(24, 80)
     for file in (terminal.file, None):
         meter = ProgressMeter(2, file=file, silent=True)

@@ -34,7 +34,7 @@ def start(grace, busy):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_lets_the_step_finish(number):
+def test_first_signal_lets_the_step_finish(number):
     process = start(grace=30, busy=0.5)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
@@ -43,7 +43,7 @@ def test_the_first_signal_lets_the_step_finish(number):
     assert f"{number.name}: stopping after this step; press Ctrl-C again to exit now" in err
 
 
-def test_a_second_sigint_exits_immediately():
+def test_second_sigint_exits_immediately():
     process = start(grace=60, busy=60)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "2\n"
@@ -52,7 +52,7 @@ def test_a_second_sigint_exits_immediately():
     assert (process.returncode, out) == (130, "")
 
 
-def test_a_second_sigterm_is_ignored():
+def test_second_sigterm_is_ignored():
     process = start(grace=30, busy=1)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "15\n"
@@ -61,7 +61,7 @@ def test_a_second_sigterm_is_ignored():
     assert (process.returncode, out) == (143, "step finished\n")
 
 
-def test_the_process_exits_after_the_grace_period():
+def test_process_exits_after_the_grace_period():
     process = start(grace=0.5, busy=60)
     start_time = time.monotonic()
     process.send_signal(signal.SIGTERM)

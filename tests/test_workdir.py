@@ -1,3 +1,5 @@
+"""The directory of a run: config, records, results and lock."""
+
 import hashlib
 import json
 
@@ -6,164 +8,205 @@ import pytest
 
 from resflax import UserError
 from resflax.train import Workdir, default_config, params_sha256
+from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 
 
-def test_a_folder_keeps_what_is_written(tmp_path):
+def make_config(**values):
+    """Returns the default config with changes, as JSON values; `a__b=1` sets `a.b`."""
     config = default_config()
-    run = Workdir.open(tmp_path / "a" / "b", config)
-    run.record({"step": 1})
-    run.record({"step": 2})
-    run.finish({"steps": 2})
-    assert run.records.all() == [{"step": 1}, {"step": 2}]
-    assert json.loads((run.path / "results.json").read_text()) == {"steps": 2}
-    written = json.loads((run.path / "config.json").read_text())
-    assert written == json.loads(json.dumps(config.to_dict()))
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+    return to_json_dict(config)
+
+
+def open_workdir(path, **values):
+    return Workdir.open(
+        path, make_config(**values), resumable=RESUMABLE_KEYS, increasable=INCREASABLE_KEYS
+    )
+
+
+def test_workdir_stores_config_records_and_results(tmp_path):
+    workdir = open_workdir(tmp_path / "a" / "b")
+    assert workdir.read_results() is None
+    workdir.add_record({"step": 1})
+    workdir.add_record({"step": 2})
+    workdir.write_results({"steps": 2})
+    assert workdir.records.all() == [{"step": 1}, {"step": 2}]
+    assert workdir.read_results() == {"steps": 2}
+    assert json.loads((workdir.path / "results.json").read_text()) == {"steps": 2}
+    assert json.loads((workdir.path / "config.json").read_text()) == make_config()
+
+
+def test_workdir_that_does_not_write_changes_nothing(tmp_path):
+    """Of several processes, all but the main one."""
+    workdir = Workdir(tmp_path / "run", writes=False)
+    workdir.add_record({"step": 1})
+    workdir.write_results({"steps": 2})
+    workdir.write_skipped(["an example"])
+    assert workdir.truncate_records(3, "", 1) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_skipped_examples_are_listed_in_a_file(tmp_path):
+    workdir = open_workdir(tmp_path)
+    workdir.write_skipped([])
+    assert not (tmp_path / "skipped.txt").exists()
+    workdir.write_skipped(["a.png: is empty", "b.png: is empty"])
+    assert (tmp_path / "skipped.txt").read_text() == "a.png: is empty\nb.png: is empty\n"
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "checkpoints", "curves.png"])
-def test_a_folder_with_parts_of_a_run_alone_is_refused_and_left_as_it_is(tmp_path, name):
+def test_run_without_config_is_rejected_unchanged(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match=rf"holds {name} of a run but no config.json"):
-        Workdir.open(tmp_path, default_config())
-    assert [p.name for p in tmp_path.iterdir()] == [name]
+    with pytest.raises(UserError, match=rf"has {name} of a run but no config.json: choose another"):
+        open_workdir(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "precious"
 
 
-def test_a_damaged_config_is_one_line_and_left(tmp_path):
+def test_corrupt_config_without_checkpoint_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("prec")
-    with pytest.raises(UserError, match="holds a config.json that is damaged") as e:
-        Workdir.open(tmp_path, default_config())
+    with pytest.raises(UserError, match="has a corrupt config.json") as e:
+        open_workdir(tmp_path)
     assert "\n" not in str(e.value)
     assert (tmp_path / "config.json").read_text() == "prec"
 
 
-def changed(**values):
-    config = default_config()
-    for key, value in values.items():
-        config.update_from_flattened_dict({key.replace("__", "."): value})
-    return config
-
-
-def test_another_config_is_refused_with_what_differs(tmp_path):
-    Workdir.open(tmp_path, changed(epochs=9)).close()
-    other = changed(epochs=5, seed=3, data__flip=True, learning_rate=0.2)
+def test_another_config_is_rejected_with_the_differences(tmp_path):
+    open_workdir(tmp_path, epochs=9).close()
     with pytest.raises(UserError) as e:
-        Workdir.open(tmp_path, other)
-    told = "(data.flip False, now True; epochs 9, now 5; learning_rate 0.1, now 0.2; seed 0, now 3)"
-    assert told in str(e.value)
+        open_workdir(tmp_path, epochs=5, seed=3, data__flip=True, learning_rate=0.2)
+    differences = (
+        "(data.flip False, now True; epochs 9, now 5; learning_rate 0.1, now 0.2; seed 0, now 3)"
+    )
+    assert differences in str(e.value)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 9
 
 
-def test_where_it_runs_and_how_it_is_kept_may_change(tmp_path):
-    Workdir.open(tmp_path, default_config()).close()
-    free = changed(
-        parallel="mesh", mesh__fsdp=2, data__workers=3, data__dir="/x", data__placement="host",
-        checkpoint_every_steps=5, checkpoint_max_to_keep=9, checkpoint_every_minutes=1.0,
-    )  # fmt: skip
-    run = Workdir.open(tmp_path, free)
-    assert run.notes == []
+def test_keys_without_effect_on_the_result_may_differ(tmp_path):
+    open_workdir(tmp_path).close()
+    workdir = open_workdir(
+        tmp_path,
+        parallel="mesh",
+        mesh__fsdp=2,
+        data__num_workers=3,
+        data__data_dir="/x",
+        data__placement="host",
+        checkpoint_every_steps=5,
+        checkpoint_max_to_keep=9,
+        checkpoint_every_minutes=1.0,
+    )
+    assert workdir.notes == []
     assert json.loads((tmp_path / "config.json").read_text())["parallel"] == "mesh"
 
 
-def test_more_epochs_are_said_and_earlier_results_kept(tmp_path):
-    run = Workdir.open(tmp_path, default_config())
-    run.finish({"steps": 2})
-    run.close()
-    run = Workdir.open(tmp_path, changed(epochs=11))
-    assert "epochs raised from 10 to 11" in run.notes[0]
-    assert run.results() is None
+def test_more_epochs_are_noted_and_results_renamed(tmp_path):
+    workdir = open_workdir(tmp_path)
+    workdir.write_results({"steps": 2})
+    workdir.close()
+    workdir = open_workdir(tmp_path, epochs=11)
+    assert "epochs raised from 10 to 11" in workdir.notes[0]
+    assert workdir.read_results() is None
     assert json.loads((tmp_path / "results-10-epochs.json").read_text()) == {"steps": 2}
 
 
-def line(step):
+def make_record(step):
     return {"step": step, "epoch": step / 8, "split": "train", "loss": 0.1 + 0.2, "accuracy": 0.5}
 
 
 @pytest.fixture
-def five(tmp_path):
-    """A folder with five records, and what a checkpoint knew after the first three of them."""
-    run = Workdir.open(tmp_path, default_config())
+def five_records(tmp_path):
+    """A workdir with five records, and the arguments that truncate it to the first three."""
+    workdir = open_workdir(tmp_path)
     for step in range(5):
-        run.record(line(step))
+        workdir.add_record(make_record(step))
         if step == 2:
-            known = run.records.count, run.records.sha256, step
-    run.close()
-    return Workdir.open(tmp_path, default_config()), known
+            at_checkpoint = workdir.records.count, workdir.records.sha256, step
+    workdir.close()
+    return open_workdir(tmp_path), at_checkpoint
 
 
-def test_records_after_the_checkpoint_are_taken_back(five):
-    run, known = five
-    with open(run.records.path, "a") as file:
-        file.write('{"ste')  # killed as it wrote
-    assert run.truncate_records(*known) == ""
-    assert run.records.all() == [line(step) for step in range(3)]
-    assert (run.records.count, run.records.sha256) == known[:2]
-    run.record(line(9))
-    text = run.records.path.read_bytes()
-    assert (run.records.count, run.records.sha256) == (4, hashlib.sha256(text).hexdigest())
-    assert not (run.path / "damaged").exists()
+def test_records_newer_than_the_checkpoint_are_truncated(five_records):
+    workdir, at_checkpoint = five_records
+    with open(workdir.records.path, "a") as file:
+        file.write('{"ste')  # killed while writing
+    assert workdir.truncate_records(*at_checkpoint) == ""
+    assert workdir.records.all() == [make_record(step) for step in range(3)]
+    assert (workdir.records.count, workdir.records.sha256) == at_checkpoint[:2]
+    workdir.add_record(make_record(9))
+    data = workdir.records.path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert (workdir.records.count, workdir.records.sha256) == (4, sha256)
+    assert not (workdir.path / "damaged").exists()
 
 
-def test_any_flipped_bit_in_the_records_is_told_and_what_can_be_read_stays(five):
-    run, known = five
-    whole = run.records.path.read_bytes()
-    kept = b"".join(whole.splitlines(keepends=True)[:3])
-    for bit in range(0, 8 * len(kept), 7):
-        data = bytearray(whole)
+def test_any_flipped_bit_in_the_records_is_reported(five_records):
+    """The readable records stay; the corrupt file is moved."""
+    workdir, at_checkpoint = five_records
+    intact = workdir.records.path.read_bytes()
+    length = len(b"".join(intact.splitlines(keepends=True)[:3]))
+    for bit in range(0, 8 * length, 7):
+        data = bytearray(intact)
         data[bit // 8] ^= 1 << bit % 8
-        run.records.path.write_bytes(data)
-        warning = run.truncate_records(*known)
-        assert warning.startswith("metrics.jsonl is not what it was at step 2: ")
-        [place] = (run.path / "damaged").iterdir()
-        assert warning.endswith(f"it lies in {place}")
-        assert place.read_bytes() == data  # nothing is lost
-        place.unlink()
-        left = run.records.all()
-        assert len(left) == run.records.count >= 1
-        assert all({"step", "split", "loss", "accuracy"} <= set(one) for one in left)
-        assert sum(one in left for one in map(line, range(3))) >= 1
-    assert bit > 8 * len(kept) - 8
+        workdir.records.path.write_bytes(data)
+        warning = workdir.truncate_records(*at_checkpoint)
+        assert warning.startswith("metrics.jsonl has changed since step 2: ")
+        [moved] = (workdir.path / "damaged").iterdir()
+        assert warning.endswith(f"moved to {moved}")
+        assert moved.read_bytes() == data
+        moved.unlink()
+        readable = workdir.records.all()
+        assert len(readable) == workdir.records.count >= 1
+        assert all({"step", "split", "loss", "accuracy"} <= set(record) for record in readable)
+        assert sum(record in readable for record in map(make_record, range(3))) >= 1
+    assert bit > 8 * length - 8
 
 
-def test_records_that_are_gone_are_told_and_the_run_goes_on(five):
-    run, known = five
-    run.records.path.unlink()
-    assert run.truncate_records(*known).endswith("0 of its 3 lines can be read")
-    run.record(line(3))
-    assert run.records.all() == [line(3)]
+def test_missing_records_are_reported(five_records):
+    workdir, at_checkpoint = five_records
+    workdir.records.path.unlink()
+    warning = workdir.truncate_records(*at_checkpoint)
+    assert warning.endswith("0 of its 3 records can be read")
+    workdir.add_record(make_record(3))
+    assert workdir.records.all() == [make_record(3)]
 
 
-def test_a_new_folder_beside_it_is_the_first_without_a_run(tmp_path):
+def test_next_free_is_the_first_path_without_a_run(tmp_path):
     path = tmp_path / "run"
     assert Workdir.next_free(path) == path
-    Workdir.open(path, default_config()).close()
-    Workdir.open(tmp_path / "run-2", default_config()).close()
+    open_workdir(path).close()
+    open_workdir(tmp_path / "run-2").close()
     assert Workdir.next_free(path) == tmp_path / "run-3"
 
 
-def test_an_empty_folder_or_one_with_other_things_is_fine(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    Workdir.open(tmp_path, default_config())
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+def test_directory_with_unrelated_files_is_accepted(tmp_path):
+    (tmp_path / "notes.txt").write_text("text")
+    open_workdir(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "text"
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_path_that_cannot_be_written_is_one_line(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as e:
-        Workdir.open(tmp_path / place, default_config())
+        open_workdir(tmp_path / name)
     assert "\n" not in str(e.value)
 
 
-def test_of_two_runs_in_one_folder_at_once_one_is_refused(tmp_path):
-    first = Workdir.open(tmp_path, default_config())
-    with pytest.raises(UserError, match="is that of a run that runs now"):
-        Workdir.open(tmp_path, default_config())
+def test_second_run_in_one_workdir_is_rejected(tmp_path):
+    first = open_workdir(tmp_path)
+    with pytest.raises(UserError, match="is in use by another process: wait for it to finish"):
+        open_workdir(tmp_path)
     first.close()
-    Workdir.open(tmp_path, default_config()).close()
+    open_workdir(tmp_path).close()
 
 
-def test_the_hash_is_over_the_leaves_in_sorted_path_order():
+def test_error_messages_name_the_given_option(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="choose another --out"):
+        Workdir.open(tmp_path, {}, option="--out")
+
+
+def test_params_sha256_hashes_leaves_in_path_order():
     a, b, c = (np.full(2, k, np.float32) for k in range(3))
     params = {"head": {"kernel": c, "bias": b}, "conv": {"kernel": a}}
     expected = hashlib.sha256(a.tobytes() + b.tobytes() + c.tobytes()).hexdigest()
