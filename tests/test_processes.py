@@ -126,7 +126,7 @@ def test_processes_train_as_one_and_the_first_alone_writes(tmp_path, alone, layo
     assert row.largest < 1e-5
     assert row.params < 1e-4
     said = [path.read_text() for path in sorted(tmp_path.glob("*.log"))]
-    assert len(said) == (1 if layout.start == "mpirun" else layout.processes)
+    assert len(said) == (1 if layout.launcher == "mpirun" else layout.processes)
     assert "test accuracy" in said[0]
     assert "".join(said).count("test accuracy") == 1
     [path] = tmp_path.glob("*/results.json")
