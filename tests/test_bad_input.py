@@ -148,7 +148,10 @@ ARGUMENTS = {
         ["--config.dataset=fake:1x1"],
         "expected fake:HEIGHTxWIDTHxCHANNELS",
     ),
-    "missing dataset folder": (["--config.dataset=folder:/nowhere"], "folder /nowhere does not exist"),
+    "missing dataset folder": (
+        ["--config.dataset=folder:/nowhere"],
+        "folder /nowhere does not exist",
+    ),
     "folder without splits": (
         ["--config.dataset=folder:configs"],
         "configs contains .*: expected the folders train and test",
