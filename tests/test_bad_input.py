@@ -59,7 +59,7 @@ ARGUMENTS = {
     "missing recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
     "shortcut that narrows channels": (
         ["--config.spec.stem_width=64"],
-        "cannot be built for images.*cannot narrow",
+        "cannot be built for images.*cannot reduce",
     ),
     "bool in depths": (["--config.spec.depths=(True,1,1)"], "depths\\[0\\] is True"),
     "float8 dtype": (["--config.dtype=float8_e4m3fn"], "unknown dtype 'float8_e4m3fn'"),
