@@ -27,7 +27,7 @@ def runs():
     step = make_train_step(
         model,
         optimizer,
-        augment=make_augment(padding=1),
+        augment=make_augment(pad_crop=1),
         normalize=lambda images: normalize(images, mean=mean, std=std),
     )
     alone = [create_state(model, optimizer, seed, (8, 8, 1)) for seed in SEEDS]

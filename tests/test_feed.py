@@ -54,7 +54,7 @@ def test_the_device_road_sees_what_the_host_road_sends(
     examples, parallel, devices, first, ahead, monkeypatch
 ):
     """From the start and from step 37; the order sent ahead for all steps, and for five."""
-    monkeypatch.setattr(feeds, "ORDER", ahead)
+    monkeypatch.setattr(feeds, "INDEX_BUFFER_BYTES", ahead)
     engine = make_engine(parallel, jax.devices()[:devices])
     roads = [
         shown(engine, feed(engine, counted, examples, config(5), first, first + 12), first, 12)
@@ -67,13 +67,13 @@ def test_the_device_road_sees_what_the_host_road_sends(
 
 
 def test_small_sets_lie_on_the_devices_and_others_do_not(examples, monkeypatch):
-    data = Dataset("small", examples, examples, 9)
+    data = Dataset("small", examples, examples, tuple("012345678"))
     assert fits_on_device("auto", data)
     assert fits_on_device("device", data)
     assert not fits_on_device("host", data)
-    monkeypatch.setattr(feeds, "SMALL", examples.images.nbytes - 1)
+    monkeypatch.setattr(feeds, "MAX_DEVICE_DATASET_BYTES", examples.images.nbytes - 1)
     assert not fits_on_device("auto", data)
-    stream = Dataset("stream", StreamingSplit(None, 8), StreamingSplit(None, 8), 9)
+    stream = Dataset("stream", StreamingSplit(None, 8), StreamingSplit(None, 8), ())
     assert not fits_on_device("auto", stream)
     with pytest.raises(UserError, match="'stream' is read as it is needed: expected 'host'"):
         fits_on_device("device", stream)

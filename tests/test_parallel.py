@@ -34,7 +34,7 @@ def trained(digits, name, devices, model, fsdp=1, prepare=lambda state: state):
     step = make_train_step(
         model,
         optimizer,
-        augment=make_augment(padding=1),
+        augment=make_augment(pad_crop=1),
         normalize=partial(normalize, mean=mean, std=std),
         axis_name=engine.axis_name,
     )

@@ -107,7 +107,7 @@ by_mpi = pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun")
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process on one device."""
-    return devices.run(tmp_path_factory.mktemp("alone"), Layout("pmap", 1), KEYS)
+    return devices.train(tmp_path_factory.mktemp("alone"), Layout("pmap", 1), KEYS)
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,16 @@ def alone(tmp_path_factory):
         Layout("mesh", 2, 2),
         Layout("pmap", 4, 4),
         Layout("mesh", 4, 4, fsdp=2),
-        pytest.param(Layout("pmap", 2, 2, start="mpirun"), marks=by_mpi),
-        pytest.param(Layout("mesh", 2, 2, start="mpirun"), marks=by_mpi),
+        pytest.param(Layout("pmap", 2, 2, launcher="mpirun"), marks=by_mpi),
+        pytest.param(Layout("mesh", 2, 2, launcher="mpirun"), marks=by_mpi),
     ],
 )
 def test_processes_train_as_one_and_the_first_alone_writes(tmp_path, alone, layout):
-    row = devices.apart(layout, devices.run(tmp_path, layout, KEYS), alone)
+    row = devices.compare(layout, devices.train(tmp_path, layout, KEYS), alone)
     assert row.largest < 1e-5
     assert row.params < 1e-4
     said = [path.read_text() for path in sorted(tmp_path.glob("*.log"))]
-    assert len(said) == (1 if layout.start == "mpirun" else layout.processes)
+    assert len(said) == (1 if layout.launcher == "mpirun" else layout.processes)
     assert "test accuracy" in said[0]
     assert "".join(said).count("test accuracy") == 1
     [path] = tmp_path.glob("*/results.json")

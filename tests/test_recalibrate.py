@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from resflax.train.settle import make_statistics_step, settled
 
 from resflax import create_model
 from resflax.nn.batch_norm import BatchNorm
 from resflax.train import create_state, make_engine, recalibrate
-from resflax.train.settle import make_statistics_step, settled
 
 
 def flax_norm(*, train, axis_name, name):

@@ -109,7 +109,7 @@ def test_the_step_augments_before_it_normalises():
 
     def augment(keys, images):
         seen.append(("augment", images.dtype, keys.shape))
-        return make_augment(padding=1)(keys, images)
+        return make_augment(pad_crop=1)(keys, images)
 
     def normalize(images):
         seen.append(("normalize", images.dtype, images.shape))

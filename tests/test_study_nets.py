@@ -22,7 +22,7 @@ def noise():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8)
     split = InMemorySplit(images, (np.arange(300) % 10).astype(np.int32))
-    return Dataset("noise", split, split, 10)
+    return Dataset("noise", split, split, tuple("0123456789"))
 
 
 def make_network(name, **fields):
@@ -41,6 +41,7 @@ def make_network(name, **fields):
 # Responses.
 
 
+@pytest.mark.slow
 def test_response_deviations_match_numpy(noise):
     model, variables = make_network("cifar_resnet8", shortcut="B")
     deviations = responses.response_deviations(model, variables, noise)
@@ -154,6 +155,7 @@ def test_load_run_rejects_other_directories(tmp_path, text, message):
 # Gradients.
 
 
+@pytest.mark.slow
 def test_relative_gradients_match_finite_differences(noise):
     norms = gradients.relative_gradients("cifar_resnet8", noise, seeds=1, batch_size=32)
     assert list(norms) == ["stem_conv/kernel"] + [

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns every value by its dotted key.
+def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns every value of a nested dictionary (or `ConfigDict`) by its dotted key.
 
     >>> flatten_config({"a": 1, "b": {"c": 2}})
     {'a': 1, 'b.c': 2}
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if hasattr(value, "items"):
             flat |= flatten_config(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from resflax.data import Dataset, eval_batches, normalize
 from resflax.errors import UserError
 from resflax.nn import ResNet
-from resflax.nn.scan import split_block
+from resflax.nn.scan import parse_block_name
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.arguments import positive_int
 from resflax.study.folder import StudyDir
@@ -80,7 +80,7 @@ def drop_block(model: ResNet, variables: Any, stage: int, block: int) -> tuple[R
     def renumber(modules: dict[str, Any]) -> dict[str, Any]:
         renumbered = {}
         for name, value in modules.items():
-            position = split_block(name)
+            position = parse_block_name(name)
             if position is None or position[0] != stage or position[1] < block:
                 renumbered[name] = value
             elif position[1] > block:

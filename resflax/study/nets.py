@@ -132,7 +132,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
             f"{location} needs images of {minimum}x{minimum} or more: those of {dataset.name} have"
             f" {height}x{width}"
         )
-    normalized = dataset.normalized_by(config.preprocess.mean, config.preprocess.std)
+    normalized = dataset.with_normalization(config.preprocess.mean, config.preprocess.std)
     model = create_model(config.spec, scan=False)
     return Net(f"{source}: {name or location}", model, variables, normalized)
 
