@@ -17,6 +17,7 @@ from resflax.train import (
 )
 
 SEEDS = (0, 1, 2)
+MODEL, OPTIMIZER = create_model("cifar_resnet8"), make_optimizer("sgd", 0.02, weight_decay=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,13 @@ def runs():
     """
     digits = load_dataset("digits")
     mean, std = digits.train.mean_std()
-    model, optimizer = create_model("cifar_resnet8"), make_optimizer("sgd", 0.02, weight_decay=1e-4)
     step = make_train_step(
-        model,
-        optimizer,
+        MODEL,
+        OPTIMIZER,
         augment=make_augment(pad_crop=1),
         normalize=lambda images: normalize(images, mean=mean, std=std),
     )
-    states = [create_state(model, optimizer, seed, (8, 8, 1)) for seed in SEEDS]
+    states = [create_state(MODEL, OPTIMIZER, seed, (8, 8, 1)) for seed in SEEDS]
     stacked = initial = stack_states(states)
     vmapped, single = jax.jit(jax.vmap(step, in_axes=(0, None))), jax.jit(step)
     losses: dict[str, list] = {"vmapped": [], "separate": []}
@@ -59,9 +59,8 @@ def test_vmapped_members_have_the_losses_of_separate_runs(runs):
 @pytest.mark.slow
 def test_member_starts_from_its_seed_bit_for_bit(runs):
     _, initial = runs
-    model, optimizer = create_model("cifar_resnet8"), make_optimizer("sgd", 0.02)
     for k, seed in enumerate(SEEDS):
-        expected = create_state(model, optimizer, seed, (8, 8, 1)).params
+        expected = create_state(MODEL, OPTIMIZER, seed, (8, 8, 1)).params
         member = unstack_states(initial)[k].params
         jax.tree.map(np.testing.assert_array_equal, member, expected)
 

@@ -1,4 +1,4 @@
-"""Batch statistics of a population, against NumPy's in float64."""
+"""Precise batch statistics against NumPy in float64."""
 
 import dataclasses
 from functools import partial
@@ -12,8 +12,8 @@ import pytest
 
 from resflax import create_model
 from resflax.nn.batch_norm import BatchNorm
-from resflax.train import create_state, make_engine, recalibrate
-from resflax.train.settle import make_statistics_step, settled
+from resflax.train import create_state, make_engine, recompute_batch_stats
+from resflax.train.precise_bn import make_stats_step, recompute_state_batch_stats
 
 
 def flax_norm(*, train, axis_name, name):
@@ -26,8 +26,8 @@ def our_norm(**fields):
     return BatchNorm(**fields)
 
 
-class Net(nn.Module):
-    """Batch norm of what comes in and of a hidden layer."""
+class TwoNormNet(nn.Module):
+    """Batch norm of the input and of a hidden layer."""
 
     norm: object = our_norm
     axis_name: str | None = None
@@ -41,8 +41,8 @@ class Net(nn.Module):
         return nn.Dense(3, name="head")(x)
 
 
-def images(count=4, n=16, offset=0.0):
-    """Batches whose means differ, so that the population varies more than they do."""
+def make_images(count=4, n=16, offset=0.0):
+    """Returns batches whose means differ, so the population has a larger variance than each."""
     rng = np.random.default_rng(1)
     return [
         (offset + k + (1 + k) * rng.standard_normal((n, 3, 1, 1))).astype(np.float32)
@@ -53,65 +53,67 @@ def images(count=4, n=16, offset=0.0):
 def variables_of(net, seed=0):
     init = jax.jit(partial(net.init, train=False))
     variables = init(jax.random.key(seed), jnp.zeros((1, 3, 1, 1)))
-    return jax.tree.map(lambda leaf: leaf + 0.5, variables)  # norms are no identities
+    return jax.tree.map(lambda leaf: leaf + 0.5, variables)  # so that no norm is the identity
 
 
-def by_hand(variables, batches):
-    """The statistics of both layers over everything, each batch normalised by its own."""
+def expected_stats(variables, batches):
+    """Computes the statistics of both layers over all batches, each normalized by its own."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
     x = [np.asarray(batch, np.float64).reshape(len(batch), -1) for batch in batches]
 
-    def normed(x, norm):
+    def normalize(x, norm):
         return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * norm["scale"] + norm["bias"]
 
     hidden = [
-        np.maximum(normed(batch, params["norm1"]), 0) @ params["hidden"]["kernel"] for batch in x
+        np.maximum(normalize(batch, params["norm1"]), 0) @ params["hidden"]["kernel"] for batch in x
     ]
     hidden = [h + params["hidden"]["bias"] for h in hidden]
     return {
-        name: {"mean": np.concatenate(found).mean(0), "var": np.concatenate(found).var(0)}
-        for name, found in (("norm1", x), ("norm2", hidden))
+        name: {"mean": np.concatenate(parts).mean(0), "var": np.concatenate(parts).var(0)}
+        for name, parts in (("norm1", x), ("norm2", hidden))
     }
 
 
-def assert_near(found, expected, rtol=1e-5):
-    for name, statistics in expected.items():
-        for key, value in statistics.items():
-            assert found[name][key].dtype == np.float32
-            np.testing.assert_allclose(found[name][key], value, rtol=rtol, err_msg=name + key)
+def assert_close(stats, expected, rtol=1e-5):
+    for name, values in expected.items():
+        for key, value in values.items():
+            assert stats[name][key].dtype == np.float32
+            np.testing.assert_allclose(stats[name][key], value, rtol=rtol, err_msg=name + key)
 
 
 @pytest.mark.parametrize("norm", [our_norm, flax_norm])
-def test_statistics_are_those_of_all_batches_together(norm):
-    net = Net(norm)
+def test_statistics_equal_those_of_all_examples(norm):
+    net = TwoNormNet(norm)
     variables = variables_of(net)
-    found = recalibrate(net, variables, images())
-    assert_near(found["batch_stats"], by_hand(variables, images()))
-    jax.tree.map(np.testing.assert_array_equal, found["params"], variables["params"])
+    result = recompute_batch_stats(net, variables, make_images())
+    assert_close(result["batch_stats"], expected_stats(variables, make_images()))
+    jax.tree.map(np.testing.assert_array_equal, result["params"], variables["params"])
 
 
-def test_a_large_mean_costs_no_digits():
-    """Of a variance of 8, E[x^2] - E[x]^2 would leave none in float32, where 1e8 is 8 apart."""
-    net = Net()
+def test_variance_is_accurate_for_a_large_mean():
+    """E[x^2] - E[x]^2 would lose a variance of 8 in float32, whose spacing at 1e8 is 8."""
+    net = TwoNormNet()
     variables = variables_of(net)
-    found = recalibrate(net, variables, images(offset=1e4))["batch_stats"]
-    # The means themselves are 1e-3 apart.
-    assert_near(found, {"norm1": by_hand(variables, images(offset=1e4))["norm1"]}, rtol=1e-3)
+    result = recompute_batch_stats(net, variables, make_images(offset=1e4))["batch_stats"]
+    # float32 numbers near 1e4 have a spacing of 1e-3.
+    assert_close(
+        result, {"norm1": expected_stats(variables, make_images(offset=1e4))["norm1"]}, rtol=1e-3
+    )
 
 
-def test_the_statistics_before_have_no_part_in_it():
-    net = Net()
+def test_old_statistics_do_not_affect_the_result():
+    net = TwoNormNet()
     variables = variables_of(net)
     other = {**variables, "batch_stats": jax.tree.map(lambda x: x + 7, variables["batch_stats"])}
     jax.tree.map(
         np.testing.assert_array_equal,
-        recalibrate(net, variables, images()),
-        recalibrate(net, other, images()),
+        recompute_batch_stats(net, variables, make_images()),
+        recompute_batch_stats(net, other, make_images()),
     )
 
 
-def test_it_reaches_into_scanned_and_recomputed_blocks_and_drops_nothing():
-    """One batch: what one step of training leaves of zeros is a tenth of its statistics."""
+def test_scanned_blocks_are_recomputed_without_drop_path():
+    """With momentum 0.9, one step from zero gives a tenth of the statistics of its batch."""
     small = {"depths": (2,), "widths": (8,), "stem_width": 8, "zero_init": False}
     x = np.random.default_rng(0).standard_normal((8, 8, 8, 1)).astype(np.float32)
     model = create_model("cifar_resnet8", **small, scan=True, remat=True)
@@ -120,32 +122,32 @@ def test_it_reaches_into_scanned_and_recomputed_blocks_and_drops_nothing():
     train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
     _, tenth = train(start, x)
     dropping = create_model("cifar_resnet8", **small, scan=True, remat=True, drop_path=0.9)
-    found = recalibrate(dropping, variables, [x])["batch_stats"]
-    assert "stage1_rest" in found
-    for a, b in zip(*map(jax.tree.leaves, (found, tenth["batch_stats"])), strict=True):
+    result = recompute_batch_stats(dropping, variables, [x])["batch_stats"]
+    assert "stage1_rest" in result
+    for a, b in zip(*map(jax.tree.leaves, (result, tenth["batch_stats"])), strict=True):
         np.testing.assert_allclose(a, 10 * b, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["pmap", "mesh"])
-def test_a_state_on_eight_devices_gets_the_averages_statistics(name):
-    net = Net()
+def test_state_on_eight_devices_gets_statistics_of_its_ema(name):
+    net = TwoNormNet()
     engine = make_engine(name)
     state = create_state(net, optax.sgd(0.1), 0, (3, 1, 1), variables_of(net), ema=True)
     state = dataclasses.replace(state, ema=jax.tree.map(lambda w: 2 * w, state.params))
-    step = make_statistics_step(
-        net, normalize=lambda images: 3 * images, axis_name=engine.axis_name
+    step = make_stats_step(net, normalize=lambda images: 3 * images, axis_name=engine.axis_name)
+    batches = [{"image": batch} for batch in make_images()]
+    result = recompute_state_batch_stats(
+        engine, engine.compile_eval(step), engine.put_state(state), batches
     )
-    batches = [{"image": batch} for batch in images()]
-    found = settled(engine, engine.compile_eval(step), engine.replicate(state), batches)
-    tripled = [3 * batch for batch in images()]
-    assert_near(engine.to_host(found).batch_stats, by_hand({"params": state.ema}, tripled))
+    tripled = [3 * batch for batch in make_images()]
+    assert_close(engine.to_host(result).batch_stats, expected_stats({"params": state.ema}, tripled))
 
 
-def test_what_has_no_batch_norm_stays_as_it_is():
+def test_variables_without_batch_norm_are_returned():
     variables = {"params": {"w": jnp.ones(2)}}
-    assert recalibrate(Net(), variables, []) is variables
+    assert recompute_batch_stats(TwoNormNet(), variables, []) is variables
 
 
-def test_no_batches_are_refused():
+def test_recomputing_without_batches_raises_value_error():
     with pytest.raises(ValueError, match="no batches"):
-        recalibrate(Net(), variables_of(Net()), [])
+        recompute_batch_stats(TwoNormNet(), variables_of(TwoNormNet()), [])
