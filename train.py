@@ -5,7 +5,7 @@ The same as `resflax train`; see `python train.py --help`.
 
 import sys
 
-from resflax.cli.main import main
+from resflax.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    entry(["train", *sys.argv[1:]])

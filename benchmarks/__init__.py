@@ -1,4 +1,4 @@
-"""How fast resflax is beside the peers that people would write instead.
+"""Speed and memory benchmarks of resflax against PyTorch and plain Flax.
 
-`python -m benchmarks --help` is the front; nothing here is imported by the package itself.
+Run `python -m benchmarks --help`. The `resflax` package never imports this one.
 """

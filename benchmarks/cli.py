@@ -1,4 +1,4 @@
-"""The command line: everything is looked up and checked before anything runs."""
+"""Command line of `python -m benchmarks`. All arguments are checked before anything runs."""
 
 import argparse
 import dataclasses
@@ -6,39 +6,40 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import costs, rates, report, report_input
+from benchmarks import fresh_process, report, report_input, throughput
+from benchmarks.fresh_process import FRESH_PROCESS_BENCHMARKS
+from benchmarks.input_benchmarks import INPUT_BENCHMARKS
 from benchmarks.machine import describe, machine
-from benchmarks.peers import CONTENDERS, METERS
-from benchmarks.peers.decoders import DECODERS, installed
-from benchmarks.progress import Progress
-from benchmarks.stretches import STRETCHES
-from benchmarks.task import DEVICES, DTYPES, MAX_BATCH, Task, check_choice, parse
+from benchmarks.peers import AUXILIARY, IMPLEMENTATIONS
+from benchmarks.peers.decoders import DECODERS, installed_decoders
+from benchmarks.task import DEVICES, DTYPES, MAX_BATCH, Task, check_choice, parse_task
 from resflax.errors import Parser, UserError, unknown
 
-ABOUT = """Measures resflax beside a plain Flax linen ResNet and a PyTorch one.
+DESCRIPTION = """Measures resflax against a plain Flax linen ResNet and a PyTorch ResNet.
 
-  step       training steps: all contenders in turn, after a check that they compute one function
-  inference  forward passes, each waited for
-  compile    seconds to trace, lower and compile the training step (to the end of the first step
-             for PyTorch), each in a fresh process without caches
+  step       training steps; checks first that all implementations compute the same function
+  inference  forward passes, each awaited
+  compile    seconds to trace, lower and compile the training step (for PyTorch, to the end of the
+             first step), each in a fresh process without caches
   memory     peak memory of training
-  decode     decoders of JPEGs on one thread, in time and in pixels
-  loader     batches of JPEGs by worker processes, beside PyTorch's loader
-  input      the trainer's steps on a batch that stays and on batches that come: small images from
+  decode     JPEG decoders on one thread: time, and equality of the pixels
+  loader     batches of JPEGs from worker processes, against PyTorch's DataLoader
+  input      overhead of the trainer's input paths over steps on a fixed batch: small images from
              memory, large ones from JPEGs
 """
-NOTES = """models: name[@size][:batch], of any post-activation ResNet of resflax.list_models():
+EPILOG = """models: name[@size][:batch], for any post-activation ResNet of resflax.list_models():
   resnet50                  224x224, batch 16
-  resnet18@32:64            at 64x64 or less: the CIFAR stem and ten classes
+  resnet18@32:64            up to 64x64: the CIFAR stem and ten classes
   cifar_resnet20            32x32, batch 128
-peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resflax's own roads
-  resflax:cpu, resflax:onednn, resflax:plain (RESFLAX_CONV in their process; resflax: unset).
-  resflax itself always runs. The first peer is what the others are compared with.
-  Of decode they are decoders: simplejpeg, opencv, imagecodecs; pillow, pillow:draft. Of loader:
-  torch. input has none.
+peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resflax with a given
+  convolution backend: resflax:cpu, resflax:onednn, resflax:xla (RESFLAX_CONV in the worker process;
+  unset for resflax). resflax itself always runs. The first peer is the baseline of the ratios.
+  For decode, peers are decoders: simplejpeg, opencv, imagecodecs, pillow, pillow:draft. For loader:
+  torch. input has no peers.
 
 examples:
   python -m benchmarks step --models=resnet50,resnet18@32,cifar_resnet20 --json=step.json
@@ -47,65 +48,87 @@ examples:
   python -m benchmarks step --models=resnet50 --layers
   python -m benchmarks input --models=cifar_resnet20,resnet50 --seconds=10
 """
-COMMANDS = ("step", "inference", "compile", "memory", *STRETCHES)
-MODELS = {"decode": "resnet50@224:64", "loader": "resnet50@224:64"}
-PEERS = {"compile": "flax", "loader": "torch", "input": ""}
-ROUNDS = {
-    "step": 9,
-    "inference": 9,
-    "compile": 3,
-    "memory": 1,
-    "decode": 5,
-    "loader": 5,
-    "input": 9,
+
+
+class Defaults(NamedTuple):
+    """Default arguments of a command.
+
+    Attributes:
+      rounds: number of rounds.
+      seconds: duration of one implementation's part of a round.
+      models: comma-separated models.
+      peers: comma-separated peers; None for all installed decoders.
+    """
+
+    rounds: int
+    seconds: float = 1.0
+    models: str = "cifar_resnet20"
+    peers: str | None = "torch,flax"
+
+
+COMMANDS = {
+    "step": Defaults(rounds=9),
+    "inference": Defaults(rounds=9),
+    "compile": Defaults(rounds=3, peers="flax"),
+    "memory": Defaults(rounds=1),
+    "decode": Defaults(rounds=5, models="resnet50@224:64", peers=None),
+    "loader": Defaults(rounds=5, seconds=3.0, models="resnet50@224:64", peers="torch"),
+    "input": Defaults(rounds=9, seconds=4.0, peers=""),
 }
-KNOWN = {
-    "decode": DECODERS,
-    "loader": {"resflax": METERS["resflax's loader"], "torch": METERS["torch's loader"]},
-    "input": {"resflax": METERS["roads"]},
-}
+# Packages whose modules have another name.
 PACKAGES = {"cv2": "opencv-python-headless"}
-SECONDS = {"loader": 3.0, "input": 4.0}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m benchmarks",
-        description=ABOUT,
-        epilog=NOTES,
+        description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("command", metavar="COMMAND", help=", ".join(COMMANDS))
     add("--models", metavar="A,B", help="default: cifar_resnet20; decode, loader: resnet50@224:64")
-    add("--peers", metavar="A,B", help="default: torch,flax; compile: flax; decode: what is there")
-    add("--batch", type=int, help="for models that do not say theirs; default 1 for inference")
-    add("--dtype", default="float32", help=f"{' or '.join(DTYPES)}; PyTorch under autocast")
+    add("--peers", metavar="A,B", help="default: torch,flax; compile: flax; decode: all installed")
+    add("--batch", type=int, help="for models without a batch size; default for inference: 1")
+    add("--dtype", default="float32", help=f"{' or '.join(DTYPES)}; PyTorch uses autocast")
     add("--device", default="auto", help=f"{', '.join(DEVICES)}; default: %(default)s")
     add("--rounds", type=int, help="default: 9; compile 3, memory 1, decode and loader 5")
-    add("--seconds", type=float, help="of a burst, about; default: 1; loader 3, input 4")
-    add("--images", type=int, default=256, help="JPEGs that are made; default: %(default)s")
-    add("--json", type=Path, metavar="PATH", help="also write all of it, every timing, here")
-    add("--layers", action="store_true", help="print what every layer costs, and stop")
+    add("--seconds", type=float, help="per implementation and round; default: 1; loader 3, input 4")
+    add("--images", type=int, default=256, help="number of JPEGs; default: %(default)s")
+    add("--json", type=Path, metavar="PATH", help="write all results and timings to this file")
+    add("--layers", action="store_true", help="print the cost of every layer, and exit")
     return parser
 
 
-def contenders_of(command: str, peers: str) -> list[str]:
-    """resflax and the peers that are named, each once.
+def _required_modules(command: str) -> dict[str, str]:
+    """Returns, for each implementation of a command, the module that must be installed."""
+    if command == "decode":
+        return {name: decoder.requires for name, decoder in DECODERS.items()}
+    if command == "loader":
+        return {name: AUXILIARY[f"{name} loader"].requires for name in ("resflax", "torch")}
+    if command == "input":
+        return {"resflax": AUXILIARY["input paths"].requires}
+    return {name: row.requires for name, row in IMPLEMENTATIONS.items()}
+
+
+def select_implementations(command: str, peers: str) -> list[str]:
+    """Returns resflax and the named peers, without duplicates.
 
     Raises:
-      UserError: if one is unknown, or its library is not installed.
+      UserError: if a peer is unknown or its library is not installed.
     """
-    known = {name: row.needs for name, row in KNOWN.get(command, CONTENDERS).items()}
+    required = _required_modules(command)
     names = list(dict.fromkeys(["resflax", *filter(None, peers.split(","))]))
     for name in names:
-        if name not in known:
-            raise unknown("peer", name, known)
-        if not importlib.util.find_spec(known[name]):
+        if name not in required:
+            raise unknown("peer", name, required)
+        if not importlib.util.find_spec(required[name]):
+            package = PACKAGES.get(required[name], required[name])
             raise UserError(
-                f"peer {name!r} needs {known[name]}, which is not installed:"
-                f" pip install {PACKAGES.get(known[name], known[name])}, or leave it out"
+                f"peer {name!r} needs {required[name]}, which is not installed:"
+                f" pip install {package}, or remove it from --peers"
             )
     return names
 
@@ -119,72 +142,75 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--images is {args.images}: expected an integer from 1 to 100000")
     if args.seconds is not None and not 0 < args.seconds <= 600:
         raise UserError(f"--seconds is {args.seconds}: expected a number from 0 to 600")
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json: there is no folder {str(args.json.parent)!r}")
-    if args.json and args.json.is_dir():
-        raise UserError(f"--json: {str(args.json)!r} is a folder: expected a file")
+
+
+def check_json_path(path: Path | None) -> None:
+    """Raises `UserError` if `--json` cannot be written."""
+    if path and not path.parent.is_dir():
+        raise UserError(f"--json: directory {str(path.parent)!r} does not exist")
+    if path and path.is_dir():
+        raise UserError(f"--json: {str(path)!r} is a directory: expected a file")
 
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
     batch = args.batch or (1 if args.command == "inference" else None)
-    fields: dict[str, Any] = {"dtype": args.dtype, "device": args.device}
-    models = args.models if args.models is not None else MODELS.get(args.command, "cifar_resnet20")
+    models = args.models if args.models is not None else COMMANDS[args.command].models
     names = [name for name in models.split(",") if name]
     if not names:
-        raise UserError("--models is empty: expected names, as --models=resnet50,cifar_resnet20")
-    return [parse(name, batch=batch, **fields) for name in names]
+        raise UserError("--models is empty: expected names, e.g. --models=resnet50,cifar_resnet20")
+    return [parse_task(name, batch=batch, dtype=args.dtype, device=args.device) for name in names]
 
 
-def _measure(task: Task, args: argparse.Namespace, names: list[str], say: Progress) -> dict:
-    rounds = args.rounds or ROUNDS[args.command]
-    seconds = args.seconds or SECONDS.get(args.command, 1.0)
-    if args.command in costs.COSTS:
-        return costs.measure(task, args.command, names, rounds, say)
-    if args.command in STRETCHES:
-        return STRETCHES[args.command](task, names, args.images, rounds, seconds, say)
-    return rates.measure(task, args.command, names, rounds, seconds, say)
+def _measure(task: Task, args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    rounds = args.rounds or COMMANDS[args.command].rounds
+    seconds = args.seconds or COMMANDS[args.command].seconds
+    if args.command in FRESH_PROCESS_BENCHMARKS:
+        return fresh_process.measure(task, args.command, names, rounds)
+    if args.command in INPUT_BENCHMARKS:
+        return INPUT_BENCHMARKS[args.command](task, names, args.images, rounds, seconds)
+    return throughput.measure(task, args.command, names, rounds, seconds)
 
 
-def _table(result: dict[str, Any], command: str, peer: str) -> str:
-    if command in costs.COSTS:
-        return report.costs(result, command)
-    if command in STRETCHES:
+def _table(result: dict[str, Any], command: str, baseline: str) -> str:
+    if command in FRESH_PROCESS_BENCHMARKS:
+        return report.fresh_process_table(result, command)
+    if command in INPUT_BENCHMARKS:
         return report_input.TABLES[command](result)
-    return report.rates(result, peer)
+    return report.throughput_table(result, baseline)
 
 
 def main(argv: list[str]) -> None:
-    """Parse, check, measure, tell; the JSON file is whole after every model."""
+    """Runs a command. The JSON file is complete after every model."""
     args = _parser().parse_args(argv)
-    for what, known in (("command", COMMANDS), ("dtype", DTYPES), ("device", DEVICES)):
-        check_choice(what, getattr(args, what), known)
+    choices = (("command", tuple(COMMANDS)), ("dtype", DTYPES), ("device", DEVICES))
+    for kind, known in choices:
+        check_choice(kind, getattr(args, kind), known)
     _check_numbers(args)
+    check_json_path(args.json)
     tasks = _tasks(args)
     if args.layers:
         print("\n\n".join(report.layer_table(task) for task in tasks))
         return
-    default = {**PEERS, "decode": ",".join(installed())}.get(args.command, "torch,flax")
-    peers = args.peers if args.peers is not None else default
-    names = contenders_of(args.command, peers)
-    peer = next((name for name in peers.split(",") if name), "resflax")
-    about, say, results = machine(), Progress(), []
-    print(describe(about), flush=True)
+    peers = args.peers if args.peers is not None else COMMANDS[args.command].peers
+    peers = ",".join(installed_decoders()) if peers is None else peers
+    names = select_implementations(args.command, peers)
+    baseline = next((name for name in peers.split(",") if name), "resflax")
+    info, results = machine(), []
+    print(describe(info), flush=True)
     for task in tasks:
-        began = time.monotonic()
-        result = _measure(task, args, names, say)
-        say.clear()
+        start = time.monotonic()
+        result = _measure(task, args, names)
         print(f"\n{report.heading(task, args.command, result.get('platform', ''))}\n")
-        print(_table(result, args.command, peer), flush=True)
-        wall = round(time.monotonic() - began, 1)
+        print(_table(result, args.command, baseline), flush=True)
+        wall = round(time.monotonic() - start, 1)
         results.append({"task": dataclasses.asdict(task), "wall_seconds": wall, **result})
         if args.json:
-            everything = {"argv": argv, "compared_with": peer, "machine": about}
-            text = json.dumps({**everything, "results": results}, indent=1)
-            args.json.write_text(text + "\n")
+            output = {"argv": argv, "baseline": baseline, "machine": info, "results": results}
+            args.json.write_text(json.dumps(output, indent=1) + "\n")
 
 
-def run(argv: list[str]) -> int:
-    """`main`; a `UserError` becomes one line on stderr and exit status 2."""
+def run(argv: list[str], main: Callable[[list[str]], None] = main) -> int:
+    """Runs `main`; returns the exit status. A `UserError` is one line on stderr and status 2."""
     try:
         main(argv)
     except UserError as e:

@@ -1,10 +1,11 @@
-"""Whether the contenders compute one function: no time is taken of those that do not."""
+"""Checks that all implementations compute the same function before they are timed."""
 
 import numpy as np
 
 from resflax.errors import UserError
 
-# By the largest difference over the largest value. float32 on a GPU is TF32, of 11 bits.
+# Largest allowed difference relative to the largest value, by platform and dtype.
+# float32 on a GPU is TF32, which has a significand of 11 bits.
 TOLERANCE = {
     ("cpu", "float32"): 1e-4,
     ("gpu", "float32"): 2e-2,
@@ -12,31 +13,44 @@ TOLERANCE = {
     ("gpu", "bfloat16"): 1e-1,
 }
 
-Answers = dict[str, list[float]]
+Outputs = dict[str, list[float]]
 
 
-def difference(one: list[float], other: list[float]) -> float:
-    """The largest difference over the largest value; NaN if anything is not finite."""
-    a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
+def relative_difference(reference: list[float], other: list[float]) -> float:
+    """Returns the largest absolute difference divided by the largest absolute reference value.
+
+    The result is NaN if a value is not finite, and infinite if the lengths differ.
+    """
+    a, b = np.asarray(reference, np.float64), np.asarray(other, np.float64)
     if a.shape != b.shape:
         return float("inf")
     return float(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-30))
 
 
-def check_equal(answers: dict[str, Answers], tolerance: float) -> dict[str, dict[str, float]]:
-    """Compares every contender's answers with the first one's, and gives the differences.
+def check_equal(outputs: dict[str, Outputs], tolerance: float) -> dict[str, dict[str, float]]:
+    """Compares the outputs of every implementation with those of the first one.
+
+    Args:
+      outputs: by implementation, the outputs by name ("logits", "losses").
+      tolerance: largest allowed relative difference.
+
+    Returns:
+      The relative differences, by implementation and output.
 
     Raises:
-      UserError: if one differs by more than `tolerance`.
+      UserError: if a difference is larger than `tolerance` or not finite.
     """
-    first = next(iter(answers))
-    found: dict[str, dict[str, float]] = {}
-    for name, answer in answers.items():
-        found[name] = {key: difference(answers[first][key], answer[key]) for key in answer}
-        for key, value in found[name].items():
-            if not value <= tolerance:  # so that NaN fails
+    reference = next(iter(outputs))
+    differences: dict[str, dict[str, float]] = {}
+    for name, values in outputs.items():
+        differences[name] = {
+            key: relative_difference(outputs[reference][key], values[key]) for key in values
+        }
+        for key, difference in differences[name].items():
+            if not difference <= tolerance:  # also true for NaN
                 raise UserError(
-                    f"{name} does not compute what {first} does: the {key} differ by {value:.2g}"
-                    f" of the largest, expected at most {tolerance:g}; nothing was timed"
+                    f"{name} and {reference} compute different functions: their {key} differ by"
+                    f" {difference:.2g} relative to the largest value, expected at most"
+                    f" {tolerance:g}; nothing was timed"
                 )
-    return found
+    return differences

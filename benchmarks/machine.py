@@ -1,4 +1,4 @@
-"""What a number was measured on: a number without its machine says nothing."""
+"""Description of the machine and the software that a benchmark ran on."""
 
 import os
 import platform
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "pillow")
+# CPU features that `describe` prints.
+VECTOR_EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 ROOT = Path(__file__).parents[1]
 
 
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()
-    except OSError:  # not Linux
+    except OSError:  # not Linux, or the process has ended
         return ""
 
 
@@ -28,7 +30,7 @@ def _field(text: str, name: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, or "" if it is not there or fails."""
+    """Returns the standard output of a command, or "" if it is missing or fails."""
     if not shutil.which(command[0]):
         return ""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -42,20 +44,20 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _cores() -> int | None:
-    """Those that this process may use, where the system tells."""
+def _num_cores() -> int | None:
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, accelerators, versions and commit."""
+    """Returns processor, memory, accelerators, library versions and commit."""
     cpu = _read("/proc/cpuinfo")
     flags = _field(cpu, "flags").split()
     memory = _field(_read("/proc/meminfo"), "MemTotal").split() or ["0"]
     return {
         "processor": _field(cpu, "model name") or platform.processor() or platform.machine(),
         "family_model": [_field(cpu, "cpu family"), _field(cpu, "model")],
-        "cores": _cores(),
+        "cores": _num_cores(),
         "vector_flags": [f for f in flags if f == "avx2" or f.startswith(("avx512", "amx"))],
         "memory_bytes": int(memory[0]) * 1024,
         "gpus": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines(),
@@ -67,33 +69,32 @@ def machine() -> dict[str, Any]:
     }
 
 
-def describe(about: dict[str, Any]) -> str:
-    """The machine in two lines."""
-    telling = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-    flags = [flag for flag in about["vector_flags"] if flag in telling]
-    gpus = "".join(f"; {gpu}" for gpu in about["gpus"])
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    commit = about["commit"][:10] + (" and uncommitted changes" if about["uncommitted"] else "")
+def describe(info: dict[str, Any]) -> str:
+    """Formats the result of `machine` in two lines."""
+    flags = [flag for flag in info["vector_flags"] if flag in VECTOR_EXTENSIONS]
+    gpus = "".join(f"; {gpu}" for gpu in info["gpus"])
+    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    commit = info["commit"][:10] + (" and uncommitted changes" if info["uncommitted"] else "")
     return (
-        f"{about['processor']} (family {', model '.join(about['family_model'])}),"
-        f" {about['cores']} cores, {' '.join(flags)},"
-        f" {about['memory_bytes'] / 2**30:.0f} GiB{gpus}\n"
-        f"Python {about['python']}, {versions}; commit {commit or 'unknown'}"
+        f"{info['processor']} (family {', model '.join(info['family_model'])}),"
+        f" {info['cores']} cores, {' '.join(flags)},"
+        f" {info['memory_bytes'] / 2**30:.0f} GiB{gpus}\n"
+        f"Python {info['python']}, {versions}; commit {commit or 'unknown'}"
     )
 
 
-def cpu_seconds(process: int) -> float | None:
-    """What a process and those below it that live have had of processors; None if not on Linux."""
+def cpu_seconds(pid: int) -> float | None:
+    """Returns the CPU time of a process and its live descendants; None if not on Linux."""
     parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        # The name, in parentheses, may hold anything.
+        # The process name, in parentheses, may contain spaces and parentheses.
         fields = _read(str(path)).rpartition(")")[2].split()
         if fields:
-            pid = int(path.parent.name)
-            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
-    if process not in ticks:
+            process = int(path.parent.name)
+            parents[process], ticks[process] = int(fields[1]), int(fields[11]) + int(fields[12])
+    if pid not in ticks:
         return None
-    below = {process}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= more
-    return sum(ticks[pid] for pid in below) / os.sysconf("SC_CLK_TCK")
+    tree = {pid}
+    while children := {child for child, parent in parents.items() if parent in tree} - tree:
+        tree |= children
+    return sum(ticks[process] for process in tree) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""The front's end of a worker: starts the process, asks, ends it."""
+"""Worker processes, as seen from the command line's process."""
 
 import dataclasses
 import json
@@ -9,74 +9,80 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import CONTENDERS, METERS
+from benchmarks.peers import AUXILIARY, IMPLEMENTATIONS
 from benchmarks.task import Task
 from resflax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-# A compilation that is timed must not come from anybody's cache.
+# So that timed compilations are not read from a cache.
 NO_CACHES = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
 
-def environment(contender: str, device: str, *, fresh: bool) -> dict[str, str]:
-    """The variables of a worker's process."""
+def worker_env(name: str, device: str, *, no_caches: bool) -> dict[str, str]:
+    """Returns the environment variables of a worker process.
+
+    Args:
+      name: key of `IMPLEMENTATIONS` or `AUXILIARY`.
+      device: "auto", "cpu" or "gpu".
+      no_caches: disable compilation caches.
+    """
     env = {key: value for key, value in os.environ.items() if key != "RESFLAX_CONV"}
-    road = (CONTENDERS | METERS)[contender].road
-    env |= {"RESFLAX_CONV": road} if road else {}
+    backend = (IMPLEMENTATIONS | AUXILIARY)[name].backend
+    env |= {"RESFLAX_CONV": backend} if backend else {}
     env |= {"JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[device]} if device != "auto" else {}
-    env |= NO_CACHES if fresh else {}
-    # Several contenders share a GPU: none may take all of its memory in advance.
+    env |= NO_CACHES if no_caches else {}
+    # Several workers share a GPU, so none may reserve all of its memory.
     env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return env
 
 
 class Worker:
-    """A contender's process, idle until asked.
+    """A worker process, which runs one command at a time and is idle in between.
 
     Attributes:
-      name: of the contender.
-      about: what it said of itself at the start: platform, library.
+      name: key of `IMPLEMENTATIONS` or `AUXILIARY`.
+      info: platform and library, as reported at the start.
     """
 
-    def __init__(self, contender: str, task: Task, mode: str, *, fresh: bool = False) -> None:
-        self.name = contender
-        # Closed by `close`; a file and not a pipe, which somebody would have to empty.
+    def __init__(self, name: str, task: Task, mode: str, *, no_caches: bool = False) -> None:
+        self.name = name
+        # A file, because a pipe would block the worker unless it is read. Closed by `close`.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             cwd=ROOT,
-            env=environment(contender, task.device, fresh=fresh),
+            env=worker_env(name, task.device, no_caches=no_caches),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
         )
         try:
-            about = dataclasses.asdict(task)
-            self.about = self.ask("start", contender=contender, task=about, mode=mode)
+            fields = dataclasses.asdict(task)
+            self.info = self.call("start", implementation=name, task=fields, mode=mode)
         except BaseException:
             self.close()
             raise
 
-    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command.
+    def call(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Runs a method of `benchmarks.session.Session` in the process and returns its result.
 
         Raises:
-          UserError: if the process has ended, with the last line that it wrote.
+          UserError: if the process has ended, with the last line of its log.
         """
         assert self.process.stdin
         assert self.process.stdout
         try:
-            self.process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+            self.process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if not line:
-            raise UserError(f"{self.name} failed at {what!r}: {self._last_words()}")
+            raise UserError(f"{self.name}: command {command!r} failed: {self._last_log_line()}")
         return json.loads(line)
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         status = self.process.wait()
         self.log.seek(0)
         lines = [line.strip() for line in self.log if line.strip()]
@@ -90,18 +96,18 @@ class Worker:
 
 
 class Workers:
-    """Every worker that is opened inside a `with` is closed at its end."""
+    """Context manager that closes the workers started in it."""
 
     def __enter__(self) -> "Workers":
-        self.open: list[Worker] = []
+        self.workers: list[Worker] = []
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.open:
+        for worker in self.workers:
             worker.close()
 
-    def add(self, contender: str, task: Task, mode: str, *, fresh: bool = False) -> Worker:
-        """Opens one more."""
-        worker = Worker(contender, task, mode, fresh=fresh)
-        self.open.append(worker)
+    def start(self, name: str, task: Task, mode: str, *, no_caches: bool = False) -> Worker:
+        """Starts a worker."""
+        worker = Worker(name, task, mode, no_caches=no_caches)
+        self.workers.append(worker)
         return worker

@@ -2,86 +2,80 @@
 
 from typing import Any
 
-from benchmarks.peers.decoders import WHAT
-from benchmarks.report import number, table
+from benchmarks.peers.decoders import OUTPUTS
+from benchmarks.report import number, speed_ratio, table
 
 Result = dict[str, Any]
 
 
-def files(about: dict[str, float]) -> str:
-    """The images, in a line."""
+def files_caption(files: dict[str, float]) -> str:
+    """Formats the statistics of the JPEGs."""
     return (
-        f"{about['count']:,.0f} JPEGs of {about['bytes'] / 1e3:.0f} kB and"
-        f" {about['pixels'] / 1e3:.0f} kpixels on average"
+        f"{files['count']:,.0f} JPEGs of {files['bytes'] / 1e3:.0f} kB and"
+        f" {files['pixels'] / 1e3:.0f} kpixels on average"
     )
 
 
-def _milliseconds(seconds: dict[str, float], images: int = 1) -> list[str]:
+def _milliseconds(seconds: dict[str, float]) -> list[str]:
     low, median, high = (
-        number(1e3 * seconds[key] / images) for key in ("quartile_low", "median", "quartile_high")
+        number(1e3 * seconds[key]) for key in ("quartile_low", "median", "quartile_high")
     )
     return [median, f"{low} to {high}"]
 
 
-def decode(result: Result) -> str:
-    """A row for each decoder; the pixels against those of the first, which is resflax."""
-    found, rows = result["contenders"], []
+def decode_table(result: Result) -> str:
+    """Formats one row per decoder, with time and pixels compared with the first, resflax."""
+    cases, rows = result["cases"], []
     names = list(result["differences"])
     for name in names:
-        each = {what: 1e3 / found[f"{name}/{what}"]["images_per_second"] for what in WHAT}
-        first = 1e3 / found[f"{names[0]}/train"]["images_per_second"]
+        ms = {output: 1e3 / cases[f"{name}/{output}"]["images_per_second"] for output in OUTPUTS}
         pixels = [
-            "the same" if worst is None else f"{worst:.1f} dB"
-            for worst in result["differences"][name].values()
+            "equal" if lowest is None else f"{lowest:.1f} dB"
+            for lowest in result["differences"][name].values()
         ]
-        speed = f"{first / each['train']:.2f}x"
-        rows.append([name, *(number(each[what]) for what in WHAT), speed, *pixels])
-    head = ["decoder", "whole ms", "train ms", "eval ms", f"train vs {names[0]}"]
-    head += [f"{what} pixels" for what in WHAT]
-    return f"{files(result['files'])}; on one thread\n\n{table(head, rows)}"
+        speed = speed_ratio(cases, f"{name}/train", f"{names[0]}/train")
+        rows.append([name, *(number(ms[output]) for output in OUTPUTS), speed, *pixels])
+    header = ["decoder", "whole ms", "train ms", "eval ms", f"train vs {names[0]}"]
+    header += [f"{output} pixels" for output in OUTPUTS]
+    return f"{files_caption(result['files'])}; on one thread\n\n{table(header, rows)}"
 
 
-def loader(result: Result) -> str:
-    """A row for each loader and number of workers; scaling is against its row of one worker."""
-    found, rows = result["contenders"], []
-    for name, one in found.items():
-        library, _, workers = name.partition(", ")
-        rate = one["images_per_second"]
-
-        def against(other: str, rate: float = rate) -> str:
-            rates = found.get(other)
-            return f"{rate / rates['images_per_second']:.2f}x" if rates else "-"
-
+def loader_table(result: Result) -> str:
+    """Formats one row per loader and number of workers, compared with torch and with 1 worker."""
+    cases, rows = result["cases"], []
+    for name, values in cases.items():
+        library, _, num_workers = name.partition(", ")
         rows.append(
             [
-                name if not workers else f"{library}, {workers} workers",
-                number(rate),
-                against(f"torch, {workers}"),
-                against(f"{library}, 1"),
-                number(one["images_per_core_second"]),
+                f"{library}, {num_workers} workers" if num_workers else name,
+                number(values["images_per_second"]),
+                speed_ratio(cases, name, f"torch, {num_workers}"),
+                speed_ratio(cases, name, f"{library}, 1"),
+                number(values["images_per_core_second"]),
             ]
         )
-    head = ["loader", "images/s", "vs torch", "vs 1 worker", "images/s a core"]
-    return f"{files(result['files'])}\n\n{table(head, rows)}"
+    header = ["loader", "images/s", "vs torch", "vs 1 worker", "images/s per core"]
+    return f"{files_caption(result['files'])}\n\n{table(header, rows)}"
 
 
-def inputs(result: Result) -> str:
-    """A row for each road; the cost is the median over the rounds, with quartiles."""
-    rows = []
-    for name, found in result["contenders"].items():
-        low, median, high = (f"{100 * value:+.1f} %" for value in found["cost"])
+def input_table(result: Result) -> str:
+    """Formats one row per case; the overhead is relative to the first, the fixed batch."""
+    rows: list[list[str]] = []
+    for name, values in result["cases"].items():
+        low, median, high = (f"{100 * value:+.1f} %" for value in values["overhead"])
         rows.append(
             [
                 name,
-                *_milliseconds(found["seconds"]),
-                number(found["images_per_second"]),
+                *_milliseconds(values["seconds"]),
+                number(values["images_per_second"]),
                 *((median, f"{low} to {high}") if rows else ("-", "-")),
-                f"{100 * found['blocked_share']:.1f} %",
+                f"{100 * values['blocked_share']:.1f} %",
             ]
         )
-    head = ["input", "ms a step", "quartiles", "images/s", "cost", "quartiles", "waits for input"]
-    about = f"{files(result['files'])}\n\n" if result["files"] else ""
-    return about + table(head, rows)
+    header = ["input", "ms per step", "quartiles", "images/s"]
+    header += ["overhead", "quartiles", "waiting for input"]
+    caption = f"{files_caption(result['files'])}\n\n" if result["files"] else ""
+    return caption + table(header, rows)
 
 
-TABLES = {"decode": decode, "loader": loader, "input": inputs}
+TABLES = {"decode": decode_table, "loader": loader_table, "input": input_table}

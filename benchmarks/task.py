@@ -1,6 +1,6 @@
-"""What is measured: a network, an image size, a batch and a dtype, as data.
+"""Benchmark task as data: network, image size, batch size and dtype.
 
-A worker gets its task as JSON, so that the PyTorch peer need not import JAX to know the network.
+Tasks are sent to worker processes as JSON.
 """
 
 import dataclasses
@@ -11,29 +11,31 @@ from typing import Any
 from resflax.errors import UserError, unknown
 from resflax.zoo import get_spec
 
-SMALL_IMAGE = 64  # up to here an ImageNet network gets the CIFAR stem and ten classes
-VERY_DEEP = 200  # blocks
-LARGEST_IMAGE, MAX_BATCH = 4096, 65_536
+# Up to this size ImageNet networks get the CIFAR stem and ten classes.
+MAX_SMALL_IMAGE = 64
+# Networks with more blocks than this train on small batches and with `remat`.
+VERY_DEEP = 200
+MAX_IMAGE, MAX_BATCH = 4096, 65_536
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One network at one size, and how it is trained.
+    """A network at one image size, and how it is trained.
 
     Attributes:
-      model: its name in `resflax.list_models()`.
-      overrides: fields of its spec that differ from the named one.
-      spec: all fields of its spec.
-      size: the image's side, in pixels.
-      batch: images at once.
-      dtype: of the computation; parameters are float32.
+      model: name in `resflax.list_models()`.
+      overrides: fields of the spec that differ from the named model's.
+      spec: all fields of the spec.
+      size: height and width of the images in pixels.
+      batch: batch size.
+      dtype: dtype of the computation; parameters are float32.
       device: "auto", "cpu" or "gpu".
-      channels: of the image.
-      learning_rate: constant and small, so that a fixed batch can be trained on for ever.
-      weight_decay: of kernels only, as the trainer's default.
-      seed: of weights and images.
+      channels: number of image channels.
+      learning_rate: constant and small, so that training on one fixed batch never diverges.
+      weight_decay: applied to kernels only, as by the trainer's default.
+      seed: seed of weights and images.
     """
 
     model: str
@@ -50,60 +52,66 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As `parse` takes it: `resnet50@224:16`."""
+        """The task in the syntax of `parse_task`, e.g. `resnet50@224:16`."""
         return f"{self.model}@{self.size}:{self.batch}"
 
     def replace(self, **fields: Any) -> "Task":
-        """This task with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **fields)
 
 
 def default_batch(model: str, spec: dict[str, Any], size: int) -> int:
-    """How many images a laptop trains on at once."""
+    """Returns a batch size that fits a laptop's memory."""
     if sum(spec["depths"]) > VERY_DEEP:
         return 8
     if model.startswith("cifar_"):
         return 128
-    return 64 if size <= SMALL_IMAGE else 16
+    return 64 if size <= MAX_SMALL_IMAGE else 16
 
 
-def _number(text: str, what: str, maximum: int) -> int:
+def _parse_int(text: str, description: str, maximum: int) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= maximum:
-        raise UserError(f"{what} is {text!r}: expected an integer from 1 to {maximum}")
+        raise UserError(f"{description} is {text!r}: expected an integer from 1 to {maximum}")
     return int(text)
 
 
-def parse(text: str, *, batch: int | None = None, **fields: Any) -> Task:
-    """The task that `name[@size][:batch]` means.
+def parse_task(text: str, *, batch: int | None = None, **fields: Any) -> Task:
+    """Parses `name[@size][:batch]`.
+
+    Args:
+      text: the model, with optional image size and batch size.
+      batch: batch size if `text` has none; None for `default_batch`.
+      **fields: other fields of the task.
 
     Raises:
-      UserError: on a name, size or batch that cannot be, or a network that the peers do not have.
+      UserError: if the name, size or batch is invalid, or if the peers do not implement the model.
     """
-    rest, _, own_batch = text.partition(":")
-    model, _, side = rest.partition("@")
+    rest, _, batch_text = text.partition(":")
+    model, _, size_text = rest.partition("@")
     spec = get_spec(model)
     if spec.preact or spec.shortcut not in ("A", "B"):
         raise UserError(
-            f"the peers have no {model!r}: expected post-activation with shortcuts A or B"
+            f"the peers do not implement {model!r}: expected a post-activation network with"
+            " shortcuts A or B"
         )
-    size = _number(side, f"the size of {text!r}", LARGEST_IMAGE) if side else 0
+    size = _parse_int(size_text, f"image size in {text!r}", MAX_IMAGE) if size_text else 0
     size = size or (32 if spec.stem == "cifar" else 224)
     overrides: dict[str, Any] = {}
-    if spec.stem == "imagenet" and size <= SMALL_IMAGE:
+    if spec.stem == "imagenet" and size <= MAX_SMALL_IMAGE:
         overrides = {"stem": "cifar", "num_classes": 10}
     spec = spec.override(**overrides)
     if size < spec.min_image_size:
         raise UserError(
-            f"images of {size} are too small for {model}: it needs {spec.min_image_size}"
+            f"image size {size} is too small for {model}: expected at least {spec.min_image_size}"
         )
-    plain = dataclasses.asdict(spec)
-    if own_batch:
-        batch = _number(own_batch, f"the batch of {text!r}", MAX_BATCH)
-    batch = batch or default_batch(model, plain, size)
-    return Task(model, overrides, plain, size, batch, **fields)
+    spec_fields = dataclasses.asdict(spec)
+    if batch_text:
+        batch = _parse_int(batch_text, f"batch size in {text!r}", MAX_BATCH)
+    batch = batch or default_batch(model, spec_fields, size)
+    return Task(model, overrides, spec_fields, size, batch, **fields)
 
 
-def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises `UserError` if a value is not among the known ones."""
+def check_choice(kind: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises `UserError` if `value` is not in `known`."""
     if value not in known:
-        raise unknown(what, value, known)
+        raise unknown(kind, value, known)

@@ -1,14 +1,15 @@
-"""Weights and a batch that every contender gets: functions of the task, made by NumPy alone.
+"""Weights and input batch shared by all implementations: NumPy functions of the task alone.
 
-Each array depends on the seed and its own name, so no order of making them matters. Every branch
-counts (no zero scales), and no signal dies or explodes, however deep the network is.
+Each array depends on the seed and its name only, not on the order of creation. No norm scale is
+zero, so that every branch contributes, and activations keep their magnitude at any depth.
 """
 
 import zlib
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
-from benchmarks.layers import Layer, layers
+from benchmarks.layers import ConvLayer, layers
 from benchmarks.task import Task
 
 Weights = dict[str, np.ndarray]
@@ -18,7 +19,7 @@ def _rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def _norm(seed: int, layer: Layer, scale: float) -> Weights:
+def _norm(seed: int, layer: ConvLayer, scale: float) -> Weights:
     def noise(leaf: str) -> np.ndarray:
         return _rng(seed, f"{layer.norm}/{leaf}").standard_normal(layer.cout)
 
@@ -31,27 +32,27 @@ def _norm(seed: int, layer: Layer, scale: float) -> Weights:
 
 
 def make_weights(task: Task) -> Weights:
-    """Every parameter and running statistic by its path in resflax's variables, float32."""
-    rows = layers(task.spec, task.size, task.channels)
-    # The last norm of a branch keeps the sum over all blocks of the order of one branch.
+    """Returns parameters and running statistics, float32, by their paths in resflax's variables."""
+    network = layers(task.spec, task.size, task.channels)
+    # Scaling the last norm of each branch by 1/sqrt(blocks) keeps the sum over all blocks bounded.
     branch_end = f"norm{2 if task.spec['block'] == 'basic' else 3}"
-    shrunk = sum(task.spec["depths"]) ** -0.5
+    branch_scale = sum(task.spec["depths"]) ** -0.5
     arrays: Weights = {}
-    for row in rows:
-        kernel = _rng(task.seed, row.name).standard_normal(
-            (row.kernel, row.kernel, row.cin, row.cout)
+    for layer in network:
+        kernel = _rng(task.seed, layer.name).standard_normal(
+            (layer.kernel, layer.kernel, layer.cin, layer.cout)
         )
-        kernel *= (2 / (row.kernel**2 * row.cin)) ** 0.5
-        arrays[f"params/{row.name}/kernel"] = kernel if row.norm else kernel[0, 0]
-        if row.norm:
-            scale = shrunk if row.norm.endswith(f"/{branch_end}") else 1.0
-            arrays |= _norm(task.seed, row, scale)
-    arrays["params/head/bias"] = 0.1 * _rng(task.seed, "bias").standard_normal(rows[-1].cout)
+        kernel *= (2 / (layer.kernel**2 * layer.cin)) ** 0.5
+        arrays[f"params/{layer.name}/kernel"] = kernel if layer.norm else kernel[0, 0]
+        if layer.norm:
+            scale = branch_scale if layer.norm.endswith(f"/{branch_end}") else 1.0
+            arrays |= _norm(task.seed, layer, scale)
+    arrays["params/head/bias"] = 0.1 * _rng(task.seed, "bias").standard_normal(network[-1].cout)
     return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
-def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 `(batch, size, size, channels)` and labels int32 `(batch,)`."""
+def make_batch(task: Task) -> tuple[Float32[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
+    """Returns the images and labels of a task's batch."""
     shape = (task.batch, task.size, task.size, task.channels)
     images = _rng(task.seed, "images").standard_normal(shape, np.float32)
     labels = _rng(task.seed, "labels").integers(0, task.spec["num_classes"], task.batch)

@@ -1,7 +1,8 @@
 """Wide ResNet-28-10 on CIFAR-10 (Zagoruyko and Komodakis 2016, section 3).
 
-Command, once the set is prepared (`python -m resflax data prepare cifar10`)::
+Commands, the first one once (it needs TensorFlow)::
 
+    resflax data prepare cifar10
     python train.py --config=configs/cifar10_wrn28_10.py
 
 Batch 128, learning rate 0.1 times 0.2 at epochs 60, 120 and 160 of 200, weight decay 5e-4, Nesterov

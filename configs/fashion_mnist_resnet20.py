@@ -1,11 +1,12 @@
 """ResNet-20 on Fashion-MNIST (Xiao et al. 2017), 28x28 grey images of ten kinds of clothes.
 
-Command, once the set is prepared (`python -m resflax data prepare fashion_mnist`)::
+Commands, the first one once (it needs TensorFlow)::
 
+    resflax data prepare fashion_mnist
     python train.py --config=configs/fashion_mnist_resnet20.py
 
-Measured, on two cores of an AMD EPYC (jax 0.10.2, with oneDNN): test accuracy 0.9407 of 10,000
-images, seed 0, in 45 minutes with other work beside it (docs/results.md).
+Measured on two cores of an AMD EPYC (jax 0.10.2, oneDNN), with other jobs on the machine: test
+accuracy 0.9407 of 10,000 images, seed 0, in 45 minutes (docs/results.md).
 """
 
 from ml_collections import ConfigDict

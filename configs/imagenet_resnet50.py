@@ -1,13 +1,14 @@
 """ResNet-50 on ImageNet, 90 epochs (Goyal et al. 2017, arXiv:1706.02677).
 
-Command, once the set is prepared (`python -m resflax data prepare imagenet2012 --manual_dir=DIR`)::
+Commands, the first one once (it needs TensorFlow)::
 
+    resflax data prepare imagenet2012 --manual_dir=DIR
     python train.py --config=configs/imagenet_resnet50.py
 
 Batch 256, learning rate 0.1 after five epochs of warm-up, divided by ten at epochs 30, 60 and 80,
-weight decay 1e-4 on kernels, Nesterov momentum 0.9, branches that begin as zero; Inception crops
-and flips; in bfloat16. For a batch of k times 256, a learning rate of k times 0.1: that is what the
-warm-up is for, and Goyal et al. do without it at 256. Their batch norm is over 32 images each.
+weight decay 1e-4 on kernels, Nesterov momentum 0.9, branches initialized to zero; Inception crops
+and flips; bfloat16. For a batch of k times 256 use a learning rate of k times 0.1; the warm-up is
+for this, and Goyal et al. do not use it at 256. Their batch norm is over 32 images each.
 
 Measured: not run. Goyal et al. report a top-1 error of 23.60 +- 0.12 % at batch 256 (table 1).
 """

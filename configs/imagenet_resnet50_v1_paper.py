@@ -1,30 +1,33 @@
 """ResNet-50 on ImageNet as in the paper (He et al. 2015, arXiv:1512.03385, section 3.4).
 
-Command, once the set is prepared (`python -m resflax data prepare imagenet2012 --manual_dir=DIR`)::
+Commands, the first one once (it needs TensorFlow)::
 
+    resflax data prepare imagenet2012 --manual_dir=DIR
     python train.py --config=configs/imagenet_resnet50_v1_paper.py
 
-As there: the bottleneck whose first 1x1 convolution takes the stride, projections where shapes
-differ (option B), all branches initialised alike, no warm-up; batch 256, weight decay 1e-4,
-momentum 0.9 without Nesterov, 120 epochs, which are the paper's 60e4 steps and 548 more; flips; the
-centre 224x224 of images whose shorter side is 256; batch statistics of the training set for the
-weights as they are, not running averages (the README of the authors' models says so).
+As in the paper: bottlenecks with the stride on the first 1x1 convolution, projections where shapes
+differ (option B), no branch initialized to zero, no warm-up; batch 256, weight decay 1e-4, momentum
+0.9 without Nesterov, 120 epochs, which are the paper's 60e4 steps and 548 more; flips; evaluation
+on the centre 224x224 of images with a shorter side of 256; batch statistics computed on the
+training set for the final weights, not running averages (README of the authors' models).
 
-Other than there:
+Different from the paper:
 
-- The learning rate, 0.1, is divided by ten at epochs 30, 60 and 90, and there when the error no
-  longer falls.
-- Inception crops stand for a shorter side of 256 to 480 at random and a crop of 224x224, and colour
-  jitter for AlexNet's shifts along the principal colours. Both are those of fb.resnet.torch, which
-  reports a top-1 error of 24.01 % (one crop) with them, and with the stride on the 3x3.
-- The mean of each channel is subtracted, not of each pixel; and each is divided by its deviation.
-- Batch norm is over the 256 images of all devices, there over 32 on each of 8 GPUs.
-- Weight decay is on all parameters. The paper does not say; fb.resnet.torch's README has it that
-  the paper's is on the weights of convolutions alone: `--config.decay_mask=kernels`.
+- The learning rate, 0.1, is divided by ten at epochs 30, 60 and 90; the paper does so when the
+error
+  plateaus.
+- Inception crops instead of a shorter side of 256 to 480 and a crop of 224x224, and color jitter
+  instead of AlexNet's shifts along the principal colors. Both are as in fb.resnet.torch, which
+  reports a top-1 error of 24.01 % (one crop) with them and with the stride on the 3x3.
+- The mean of each channel is subtracted, not of each pixel, and each channel is divided by its
+  standard deviation.
+- Batch norm is over the 256 images of all devices; the paper's is over 32 on each of 8 GPUs.
+- Weight decay is on all parameters. The paper does not say; according to fb.resnet.torch's README
+the
+  paper's is on the kernels of convolutions only: `--config.decay_mask=kernels`.
 
-Measured: not run. The paper reports a top-1 error of 22.85 % on the validation set over ten crops
-(table 3), and the README of its models 24.7 % over the one at the centre, which is what `train.py`
-measures.
+Measured: not run. The paper reports a top-1 error of 22.85 % on the validation set with ten crops
+(table 3), and the README of its models 24.7 % with the centre crop, which `train.py` measures.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,6 @@
 """`python -m resflax`, the same as `resflax`."""
 
-import sys
-
-from resflax.cli.main import main
+from resflax.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -1,5 +1,6 @@
 """Progress meter: a bar on a terminal, lines elsewhere, nothing if silent."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -8,13 +9,22 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 
+def _terminal_size(file: TextIO) -> tuple[int, int]:
+    """Returns columns and rows of a terminal: 80x24 if it does not report them."""
+    try:
+        columns, rows = os.get_terminal_size(file.fileno())
+    except OSError:
+        columns, rows = 0, 0
+    return columns or 80, rows or 24
+
+
 class ProgressMeter:
     """Shows how much of a task is done, the time left and a line of text.
 
     On a terminal it draws a bar. Elsewhere it prints one line every `interval` seconds.
 
     Args:
-      total: amount of work in any unit; None if unknown.
+      total: amount of work; None if unknown. A bar shows an int as a count, a float in percent.
       interval: minimum number of seconds between two printed lines.
       delay: number of seconds before the bar first appears.
       file: output stream, by default stdout.
@@ -36,12 +46,15 @@ class ProgressMeter:
         self.start = self.last_print = time.monotonic()
         self.bar: Any = None
         if self.file.isatty() and not silent:
-            bar = "{bar} {percentage:3.0f} %, {remaining} left" if total else "{elapsed}"
+            share = "{n_fmt}/{total_fmt}" if isinstance(total, int) else "{percentage:3.0f} %"
+            bar = f"{{bar}} {share}, {{remaining}} left" if total else "{elapsed}"
+            columns, rows = _terminal_size(self.file)
             self.bar = tqdm(
                 total=total,
                 file=self.file,
                 delay=delay,
-                dynamic_ncols=True,
+                ncols=columns,
+                nrows=rows,
                 leave=bool(total),
                 bar_format=bar + "{postfix}",
             )
@@ -57,23 +70,33 @@ class ProgressMeter:
             self.bar.refresh()
 
     def update(
-        self, amount: float, text: str, *, remaining: float | None = None, force: bool = False
+        self,
+        amount: float,
+        text: str,
+        *,
+        line: str = "",
+        remaining: float | None = None,
+        force: bool = False,
     ) -> None:
-        """Counts finished work and shows `text`.
+        """Counts finished work and shows a text about it.
 
         Args:
           amount: work done since the last update.
-          text: one line about it.
+          text: shown next to the bar, cut to the width of the terminal.
+          line: printed where there is no bar; by default `text`.
           remaining: seconds left, if the caller knows better than the average speed so far.
           force: print the line even if the last one is less than `interval` seconds old.
         """
         self.done += amount
         if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=force)
+            self.bar.ncols, self.bar.nrows = _terminal_size(self.file)
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(amount)
+            if force:
+                self.bar.refresh()
         elif force or time.monotonic() - self.last_print >= self.interval:
             self.last_print = time.monotonic()
-            self._print_line(text, remaining)
+            self._print_line(line or text, remaining)
 
     def print(self, line: str) -> None:
         """Prints a separate line, above the bar if there is one."""

@@ -1,4 +1,4 @@
-"""Every test runs on eight virtual CPU devices, with strict dtype promotion."""
+"""Runs every test on eight virtual CPU devices, with strict dtype promotion."""
 
 import os
 
@@ -10,14 +10,14 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# After the environment is set: these import what reads it.
-from helpers.conv_cases import FAST  # noqa: E402
+# Imported after the environment variables are set, because these modules initialise JAX.
+from helpers.conv_cases import CPU_BACKENDS  # noqa: E402
 
-from resflax.kernels import backend as roads  # noqa: E402
+from resflax.kernels import conv_backend  # noqa: E402
 
 
-@pytest.fixture(params=FAST)
-def road(request, monkeypatch):
-    """Every fast road of the CPU in turn, taken by what the test traces."""
-    monkeypatch.setattr(roads, "ROAD", request.param)
-    return request.param
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request):
+    """Each CPU backend other than XLA in turn, set for everything that the test traces."""
+    with conv_backend(request.param):
+        yield request.param

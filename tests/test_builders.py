@@ -31,7 +31,7 @@ from resflax.train.builders import build_schedule, total_steps
 from resflax.train.config import to_json_dict
 
 DIGITS = load_dataset("digits")
-SMALL = {"depths": (1,), "widths": (4,), "stem_width": 4}
+TINY = {"depths": (1,), "widths": (4,), "stem_width": 4}
 STEPS = 4
 FOUR_STAGES = {
     "model": "resnet18",
@@ -43,14 +43,14 @@ FOUR_STAGES = {
 def make_config(**keys):
     config = default_config()
     config.model, config.epochs, config.batch_size = "cifar_resnet8", 2, 64
-    config.spec.update(SMALL)
+    config.spec.update(TINY)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in keys.items()})
     return config
 
 
 def train_by_hand():
     """Trains the config of the test below without the builders, with the pure step in a loop."""
-    model = create_model("cifar_resnet8", num_classes=10, **SMALL)
+    model = create_model("cifar_resnet8", num_classes=10, **TINY)
     schedule = make_schedule("cosine", peak=0.05, steps=45, warmup_steps=22)
     optimizer = make_optimizer("adamw", schedule, weight_decay=0.01, grad_clip_norm=1.0)
     mean, std = DIGITS.train.mean_std()

@@ -1,5 +1,8 @@
+"""Checkpoints: exact round trips, retention, and corrupt files in any of them."""
+
 import dataclasses
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -7,53 +10,62 @@ import optax
 import pytest
 
 from resflax import UserError, create_model
-from resflax.run.checkpoint import Checkpoints, Saved, restore
-from resflax.train import create_state, make_optimizer, make_train_step
+from resflax.run import checkpoint as checkpoint_module
+from resflax.run.checkpoint import Checkpoint, Checkpointer, latest_valid_metadata, restore_latest
+from resflax.run.manifest import CorruptCheckpointError, verify_manifest
+from resflax.train import create_state, make_optimizer
 
 
-def make_state(seed):
-    model = create_model("cifar_resnet8")
+def make_state(model_name, seed):
+    """Returns a train state of random NumPy arrays, without computing its initial values."""
     optimizer = make_optimizer(
         "sgd", optax.constant_schedule(0.1), weight_decay=1e-4, grad_clip_norm=1.0
     )
-    return model, optimizer, create_state(model, optimizer, seed, (8, 8, 1))
+    model, rng = create_model(model_name), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0, (8, 8, 1)))
+
+    def draw(leaf):
+        return np.asarray(100 * rng.random(leaf.shape)).astype(leaf.dtype)
+
+    return dataclasses.replace(jax.tree.map(draw, shapes), seed=np.uint32(seed))
 
 
 @pytest.fixture(scope="module")
 def state():
-    """A state that was trained for a step, as NumPy arrays."""
-    model, optimizer, state = make_state(7)
-    batch = {
-        "image": np.random.default_rng(0).standard_normal((4, 8, 8, 1)).astype(np.float32),
-        "label": np.arange(4),
-    }
-    return jax.device_get(jax.jit(make_train_step(model, optimizer))(state, batch)[0])
+    return make_state("cifar_resnet8", 7)
 
 
 @pytest.fixture(scope="module")
-def like():
-    return make_state(0)[2]
+def template():
+    initial = make_state("cifar_resnet8", 0)
+    return {"state": initial, "eval_batch_stats": initial.batch_stats}
 
 
-def at(state, step):
-    """The same with another step, and with that in the last bits of its arrays."""
+def state_at(state, step):
+    """Returns the state with another step and other parameters."""
     params = jax.tree.map(lambda x: x + np.float32(step), state.params)
     return dataclasses.replace(state, step=np.int32(step), params=params)
 
 
-def save(folder, state, *steps, keep=3, accuracies=None):
-    checkpoints = Checkpoints(folder, keep)
+def save(folder, state, *steps, max_to_keep=3, accuracies=None):
+    checkpointer = Checkpointer(folder, max_to_keep)
     for step, accuracy in zip(steps, accuracies or [None] * len(steps), strict=True):
-        checkpoints.save(Saved(at(state, step), {"of": step}, {}), accuracy)
-    checkpoints.close()
+        tree = {"state": state_at(state, step), "eval_batch_stats": {}}
+        checkpointer.save(Checkpoint(step, tree, {"step": step}), accuracy)
+    checkpointer.close()
+    assert checkpointer.warnings == []
 
 
-def resumed(folder, like):
-    """What a start would go on from, and the warnings."""
-    checkpoints = Checkpoints(folder, 3)
-    saved = checkpoints.restore(like)
-    checkpoints.close()
-    return saved, checkpoints.warnings
+def restore(folder, template):
+    """Returns the checkpoint that a resumed run restores, and all warnings."""
+    checkpointer = Checkpointer(folder, 3)
+    restored = checkpointer.restore(template)
+    checkpointer.close()
+    return restored, checkpointer.warnings
+
+
+def step_names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def assert_same(a, b):
@@ -63,136 +75,292 @@ def assert_same(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def test_a_state_comes_back_bit_for_bit_with_what_was_beside_it(tmp_path, state, like):
+def test_state_and_metadata_are_restored_bit_for_bit(tmp_path, state, template):
     state = jax.tree.map(np.array, state)
     state.params["head"]["bias"][:3] = -0.0, np.nan, 1e-42
-    beside = {"window": [{"loss": 0.1 + 0.2}, None], "name": "ü"}
-    checkpoints = Checkpoints(tmp_path, 3)
-    checkpoints.save(Saved(state, beside, {}))
-    checkpoints.close()
-    saved, warnings = resumed(tmp_path, like)
-    assert_same(saved.state, state)
-    assert (saved.metadata, saved.eval_batch_stats, warnings) == (beside, {}, [])
-    assert int(saved.state.seed) == 7
-    assert_same(restore(tmp_path, like), state)
+    metadata = {"window": [{"loss": 0.1 + 0.2}, None], "name": "ü"}
+    checkpointer = Checkpointer(tmp_path, 3)
+    checkpointer.save(Checkpoint(1, {"state": state, "eval_batch_stats": {}}, metadata))
+    checkpointer.close()
+    restored, warnings = restore(tmp_path, template)
+    assert_same(restored.tree["state"], state)
+    assert restored.tree["eval_batch_stats"] == {}
+    assert (restored.step, restored.metadata, warnings) == (1, metadata, [])
+    assert int(restored.tree["state"].seed) == 7
+    assert latest_valid_metadata(tmp_path) == metadata
+    without_changes = restore_latest(tmp_path, template)
+    assert_same(without_changes.tree["state"], state)
+    assert (without_changes.step, without_changes.metadata) == (1, metadata)
 
 
-def test_settled_statistics_lie_beside_the_running_ones(tmp_path, state, like):
-    settled = jax.tree.map(lambda x: x + 1, state.batch_stats)
-    checkpoints = Checkpoints(tmp_path, 3)
-    checkpoints.save(Saved(state, {}, settled))
-    checkpoints.close()
-    saved, _ = resumed(tmp_path, like)
-    assert_same(saved.state, state)
-    assert_same(saved.eval_batch_stats, settled)
-    assert_same(restore(tmp_path, like).batch_stats, settled)
+def test_eval_batch_stats_are_saved_next_to_the_state(tmp_path, state, template):
+    eval_batch_stats = jax.tree.map(lambda x: x + 1, state.batch_stats)
+    checkpointer = Checkpointer(tmp_path, 3)
+    tree = {"state": state, "eval_batch_stats": eval_batch_stats}
+    checkpointer.save(Checkpoint(1, tree, {}))
+    checkpointer.close()
+    restored, _ = restore(tmp_path, template)
+    assert_same(restored.tree["state"], state)
+    assert_same(restored.tree["eval_batch_stats"], eval_batch_stats)
+    assert_same(restore_latest(tmp_path, template).tree["eval_batch_stats"], eval_batch_stats)
 
 
-def test_the_last_and_the_best_are_kept(tmp_path, state):
+def test_checkpoints_hold_any_dictionary_of_pytrees(tmp_path):
+    tree = {"a": {"b": np.arange(3)}, "c": [np.float32(1), np.ones((1, 2), np.uint8)], "d": {}}
+    checkpointer = Checkpointer(tmp_path, 2)
+    checkpointer.save(Checkpoint(5, tree, {"x": None}))
+    checkpointer.close()
+    template = jax.tree.map(np.zeros_like, tree)
+    restored, _ = restore(tmp_path, template)
+    assert_same(restored.tree, tree)
+    assert (restored.step, restored.metadata) == (5, {"x": None})
+
+
+def test_last_and_best_checkpoints_are_kept(tmp_path, state):
     accuracies = [0.1, 0.9, 0.3, None, 0.2, 0.5]
-    save(tmp_path, state, *range(1, 7), keep=2, accuracies=accuracies)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "5", "6"]
-    save(tmp_path, state, 7, 8, keep=2, accuracies=[None, 0.4])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "7", "8"]
+    save(tmp_path, state, *range(1, 7), max_to_keep=2, accuracies=accuracies)
+    assert step_names(tmp_path) == ["2", "5", "6"]
+    save(tmp_path, state, 7, 8, max_to_keep=2, accuracies=[None, 0.4])
+    assert step_names(tmp_path) == ["2", "7", "8"]
 
 
-def files(folder):
-    return sorted(p for p in folder.rglob("*") if p.is_file())
+def files_in(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def flip(path, bit):
+def flip_bit(path, bit):
     data = bytearray(path.read_bytes())
     data[bit // 8 % len(data)] ^= 1 << bit % 8
     path.write_bytes(data)
 
 
+def flip_middle_bit(path):
+    flip_bit(path, 8 * path.stat().st_size // 2 + 3)
+
+
 DAMAGES = {
-    "flipped": lambda path: flip(path, 8 * path.stat().st_size // 2 + 3),
+    "flipped": flip_middle_bit,
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "emptied": lambda path: path.write_bytes(b""),
     "deleted": lambda path: path.unlink(),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_is_told_and_the_step_before_taken(damage, tmp_path, state, like):
-    save(tmp_path / "good" / "checkpoints", state, 10, 20)
-    names = [p.relative_to(tmp_path) for p in files(tmp_path / "good" / "checkpoints" / "20")]
+def assert_damage_to_each_file_is_reported(damage, tmp_path, state, template, step, restored_step):
+    """Damages each file of a step in turn; `restored_step` must be restored, with one warning."""
+    save(tmp_path / "intact" / "checkpoints", state, 10, 20)
+    names = files_in(tmp_path / "intact" / "checkpoints" / str(step))
+    names = [path.relative_to(tmp_path / "intact") for path in names]
     assert len(names) > 10
     for number, name in enumerate(names):
         run = tmp_path / str(number)
-        shutil.copytree(tmp_path / "good", run)
-        DAMAGES[damage](run / name.relative_to("good"))
-        saved, warnings = resumed(run / "checkpoints", like)
-        assert_same(saved.state, at(state, 10))
-        assert saved.metadata == {"of": 10}
+        shutil.copytree(tmp_path / "intact", run)
+        DAMAGES[damage](run / name)
+        restored, warnings = restore(run / "checkpoints", template)
+        assert_same(restored.tree["state"], state_at(state, restored_step))
+        assert (restored.step, restored.metadata) == (restored_step, {"step": restored_step})
         assert len(warnings) == 1
-        assert "checkpoint of step 20 is passed over" in warnings[0]
+        assert f"checkpoint at step {step} was skipped" in warnings[0]
         assert name.name in warnings[0]
-        assert (run / "damaged" / "20").is_dir()  # nothing is lost
+        assert warnings[0].endswith(f"moved to {run / 'damaged' / str(step)}")
+        remaining = [path for path in names if path != name or damage != "deleted"]
+        moved = files_in(run / "damaged" / str(step))
+        assert len(moved) == len(remaining)  # nothing else is lost
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_the_best_is_told_and_the_last_taken(damage, tmp_path, state, like):
-    """Orbax reads all accuracies to know the best: a flip there might keep another, in silence."""
+def test_damage_to_the_latest_restores_the_one_before(damage, tmp_path, state, template):
+    assert_damage_to_each_file_is_reported(damage, tmp_path, state, template, 20, 10)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_an_older_checkpoint_is_reported(damage, tmp_path, state, template):
+    """Its array data are verified in the background, after the latest was restored."""
+    assert_damage_to_each_file_is_reported(damage, tmp_path, state, template, 10, 20)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_the_best_accuracy_is_reported(damage, tmp_path, state, template):
+    """Orbax finds the best by all accuracies: a changed one would keep the wrong checkpoint."""
     folder = tmp_path / "checkpoints"
     save(folder, state, 10, 20, 30, accuracies=[0.9, 0.5, None])
     DAMAGES[damage](folder / "10" / "metrics" / "metrics")
-    assert_same(restore(folder, like), at(state, 30))
-    saved, warnings = resumed(folder, like)
-    assert_same(saved.state, at(state, 30))
+    assert restore_latest(folder, template).step == 30
+    restored, warnings = restore(folder, template)
+    assert_same(restored.tree["state"], state_at(state, 30))
     assert len(warnings) == 1
-    assert "checkpoint of step 10 is passed over: metrics/metrics" in warnings[0]
+    assert "checkpoint at step 10 was skipped: metrics/metrics" in warnings[0]
     assert (tmp_path / "damaged" / "10").is_dir()
-    save(folder, state, 40, keep=2, accuracies=[0.4])
-    assert sorted(p.name for p in folder.iterdir()) == ["20", "30", "40"]  # 20 is the best now
+    save(folder, state, 40, max_to_keep=2, accuracies=[0.4])
+    assert step_names(folder) == ["20", "30", "40"]  # 20 is the best now
 
 
-@pytest.mark.parametrize("kind", ["empty folder", "half written", "other array", "added file"])
-def test_what_is_not_a_whole_checkpoint_is_passed_over(kind, tmp_path, state, like):
+@pytest.mark.parametrize("kind", ["empty", "no manifest", "other arrays", "added file"])
+def test_incomplete_checkpoints_are_skipped(kind, tmp_path, state, template):
     folder = tmp_path / "checkpoints"
     save(folder, state, 10, 20)
-    if kind == "empty folder":
+    if kind == "empty":
         (folder / "30").mkdir()
-    elif kind == "half written":
+    elif kind == "no manifest":
         shutil.copytree(folder / "20", folder / "30")
         (folder / "30" / "checksums.json").unlink()
-    elif kind == "other array":  # whole files that belong to another step
+    elif kind == "other arrays":  # intact files of another step
         shutil.copytree(folder / "20", folder / "30")
         shutil.rmtree(folder / "30" / "state")
         shutil.copytree(folder / "10" / "state", folder / "30" / "state")
     else:
         shutil.copytree(folder / "20", folder / "30")
         (folder / "30" / "state" / "more").write_text("")
-    saved, warnings = resumed(folder, like)
-    assert_same(saved.state, at(state, 20))
+    restored, warnings = restore(folder, template)
+    assert_same(restored.tree["state"], state_at(state, 20))
     assert len(warnings) == 1
-    assert "step 30 is passed over" in warnings[0]
-    save(folder, state, 30)  # the place is free again
-    assert int(resumed(folder, like)[0].state.step) == 30
+    assert "step 30 was skipped" in warnings[0]
+    save(folder, state, 30)  # the step can be saved again
+    assert restore(folder, template)[0].step == 30
 
 
-def test_all_damaged_is_a_start_from_nothing_with_a_warning_for_each(tmp_path, state, like):
+def test_restore_starts_at_zero_if_all_are_corrupt(tmp_path, state, template):
     folder = tmp_path / "checkpoints"
     save(folder, state, 10, 20)
     for step in (10, 20):
         (folder / f"{step}" / "checksums.json").write_text("{}")
-    with pytest.raises(UserError, match="step 20 is damaged.*step 10 is damaged"):
-        restore(folder, like)
-    saved, warnings = resumed(folder, like)
-    assert saved is None
+    with pytest.raises(UserError, match="at step 20 is corrupt.*at step 10 is corrupt"):
+        restore_latest(folder, template)
+    assert latest_valid_metadata(folder) is None
+    restored, warnings = restore(folder, template)
+    assert restored is None
     assert len(warnings) == 2
 
 
-def test_another_network_is_one_line(tmp_path, state):
+def test_checkpoints_of_another_network_are_one_line(tmp_path, state):
     save(tmp_path, state, 10)
-    other = create_state(create_model("cifar_resnet14"), optax.sgd(0.1), 0, (8, 8, 1))
-    with pytest.raises(UserError, match="step 10 is of another network or optimiser") as e:
-        resumed(tmp_path, other)
+    other = make_state("cifar_resnet14", 0)
+    with pytest.raises(UserError, match="step 10 belongs to another network or optimizer") as e:
+        restore(tmp_path, {"state": other, "eval_batch_stats": other.batch_stats})
     assert "\n" not in str(e.value)
 
 
-def test_a_folder_without_a_checkpoint_is_named(tmp_path, like):
+def test_folders_without_checkpoints_are_named(tmp_path, template):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match="no checkpoint"):
-            restore(folder, like)
+        with pytest.raises(UserError, match=f"no checkpoint.*{folder.name}"):
+            restore_latest(folder, template)
+
+
+SMALL = {"x": np.arange(4)}
+
+
+def save_small(folder, *steps):
+    checkpointer = Checkpointer(folder, 3)
+    for step in steps:
+        checkpointer.save(Checkpoint(step, SMALL, {}))
+    checkpointer.close()
+
+
+class VerificationSpy:
+    """Replaces `verify_manifest`; it blocks the background thread until `resume` is set.
+
+    Attributes:
+      calls: step, prefix of the skipped files, and whether in the background, of each call.
+    """
+
+    def __init__(self, monkeypatch):
+        self.calls, self.resume, self.reached = [], threading.Event(), threading.Event()
+        monkeypatch.setattr(checkpoint_module, "verify_manifest", self.verify)
+
+    def verify(self, folder, *, skip=""):
+        background = threading.current_thread() is not threading.main_thread()
+        self.calls.append((int(folder.name), skip, background))
+        if background:
+            self.reached.set()
+            assert self.resume.wait(60)
+        return verify_manifest(folder, skip=skip)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    return VerificationSpy(monkeypatch)
+
+
+def test_opening_reads_array_data_of_the_latest_only(tmp_path, spy):
+    save_small(tmp_path, 1, 2, 3)
+    checkpointer = Checkpointer(tmp_path, 3)
+    assert spy.reached.wait(60)
+    assert checkpointer.restore(SMALL).step == 3
+    foreground = [(step, skip) for step, skip, background in spy.calls if not background]
+    assert foreground == [(3, ""), (2, "state/"), (1, "state/")]
+    spy.resume.set()
+    checkpointer.close()
+    assert [call[:2] for call in spy.calls if call[2]] == [(2, ""), (1, "")]
+    assert checkpointer.warnings == []
+
+
+def test_deleted_checkpoints_are_not_reported_as_corrupt(tmp_path, spy):
+    save_small(tmp_path, 1, 2, 3)
+    checkpointer = Checkpointer(tmp_path, 3)
+    assert spy.reached.wait(60)
+    checkpointer.save(Checkpoint(4, SMALL, {}))
+    checkpointer.save(Checkpoint(5, SMALL, {}))
+    checkpointer.wait()
+    assert step_names(tmp_path) == ["3", "4", "5"]  # Orbax has deleted 1 and 2
+    spy.resume.set()
+    checkpointer.close()
+    assert [call[:2] for call in spy.calls if call[2]] == [(2, ""), (1, "")]
+    assert checkpointer.warnings == []
+    assert step_names(tmp_path) == ["3", "4", "5"]
+
+
+def test_corrupt_older_checkpoints_are_reported_at_a_save(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save_small(folder, 1, 2, 3)
+    flip_middle_bit(max(files_in(folder / "2" / "state"), key=lambda path: path.stat().st_size))
+    checkpointer = Checkpointer(folder, 3)
+    checkpointer._verifier.join(60)
+    assert checkpointer.warnings == []
+    checkpointer.save(Checkpoint(4, SMALL, {}))
+    assert len(checkpointer.warnings) == 1
+    assert "step 2 was skipped: state/" in checkpointer.warnings[0]
+    checkpointer.close()
+    assert len(checkpointer.warnings) == 1
+    assert step_names(folder) == ["1", "3", "4"]  # none is deleted in place of the corrupt one
+    assert step_names(tmp_path / "damaged") == ["2"]
+
+
+def test_cancelled_verification_does_not_delay_close(tmp_path, spy):
+    save_small(tmp_path, 1, 2, 3)
+    checkpointer = Checkpointer(tmp_path, 3)
+    assert spy.reached.wait(60)
+    checkpointer.save(Checkpoint(4, SMALL, {}))
+    checkpointer.close(cancel_verification=True)  # the thread is still blocked
+    assert checkpointer._verifier.is_alive()
+    verify_manifest(tmp_path / "4")
+    spy.resume.set()
+    checkpointer._verifier.join(60)
+    assert [call[:2] for call in spy.calls if call[2]] == [(2, "")]
+
+
+def test_steps_saved_again_are_not_taken_for_corrupt(tmp_path, monkeypatch, spy):
+    """The thread may still verify checkpoints that restoring has moved away."""
+    folder = tmp_path / "checkpoints"
+    save_small(folder, 1, 2, 3)
+    flip_middle_bit(max(files_in(folder / "2" / "state"), key=lambda path: path.stat().st_size))
+    read = checkpoint_module._read
+
+    def read_or_fail(folder, step, *args):
+        if step == 3:
+            raise CorruptCheckpointError("array x differs from the saved one")
+        return read(folder, step, *args)
+
+    monkeypatch.setattr(checkpoint_module, "_read", read_or_fail)
+    checkpointer = Checkpointer(folder, 3)
+    verifier = checkpointer._verifier
+    assert spy.reached.wait(60)  # the thread is about to verify step 2
+    assert checkpointer.restore(SMALL).step == 1
+    assert len(checkpointer.warnings) == 2
+    spy.resume.set()
+    verifier.join(60)
+    checkpointer.save(Checkpoint(2, SMALL, {}))
+    checkpointer.save(Checkpoint(3, SMALL, {}))
+    checkpointer.close()
+    assert len(checkpointer.warnings) == 2
+    assert step_names(folder) == ["1", "2", "3"]
+    assert step_names(tmp_path / "damaged") == ["2", "3"]

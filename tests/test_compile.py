@@ -1,4 +1,4 @@
-"""How often a run traces and compiles, what it keeps on disk, and how it takes memory."""
+"""Number of traces and compilations of a run, the compilation cache, and memory reuse."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from resflax.train import Progress, Trainer, Workdir, default_config, enable_com
 
 @pytest.fixture
 def compiled(caplog):
-    """The names of what JAX compiles from here on."""
+    """Returns a function that counts compilations so far by name."""
     with jax.log_compiles(), caplog.at_level("WARNING"):
         yield lambda: Counter(
             str(record.args[0])
@@ -33,7 +33,7 @@ def compiled(caplog):
 @pytest.mark.parametrize(
     ("parallel", "placement"), [("pmap", "host"), ("mesh", "host"), ("mesh", "device")]
 )
-def test_a_run_traces_and_compiles_each_step_once(
+def test_run_traces_and_compiles_each_step_once(
     parallel, placement, compiled, tmp_path, monkeypatch
 ):
     calls = Counter()
@@ -47,18 +47,18 @@ def test_a_run_traces_and_compiles_each_step_once(
     config = default_config()
     config.model, config.epochs, config.batch_size = "cifar_resnet8", 2, 48
     config.parallel, config.data.placement = parallel, placement
-    # 48 divides neither split, and each epoch is evaluated: last batches are partial.
+    # 48 divides neither split, so the last batches of training and evaluation are partial.
     model = create_model("cifar_resnet8")
     run = Workdir.open(tmp_path / "run", config)
     trainer = Trainer(model, load_dataset("digits"), config)
     trainer.fit(run, Progress(trainer.steps))
     assert calls == {"train": 1, "eval or init": 2}
-    # JAX calls what it makes of a function under `pmap` "_fun".
+    # Under `pmap`, JAX names the compiled function "_fun".
     names = {"pmap": ["jit(_fun)"], "mesh": ["jit(step)", "jit(run)"]}[parallel]
     assert sum(compiled()[name] for name in names) == 2
 
 
-def test_the_cache_is_in_the_users_folder_and_a_configured_one_is_kept(tmp_path, monkeypatch):
+def test_compilation_cache_is_in_the_users_cache_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
     try:
@@ -72,7 +72,7 @@ def test_the_cache_is_in_the_users_folder_and_a_configured_one_is_kept(tmp_path,
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_home_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+def test_unwritable_cache_directory_is_not_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     before = jax.config.jax_compilation_cache_dir
@@ -88,7 +88,7 @@ import resource, sys
 import resflax, jax, jax.numpy as jnp
 f = jax.jit(lambda x: x * 2)
 x = jnp.ones((2**24,))
-for _ in range(40):  # the heap settles
+for _ in range(40):  # warm up the heap
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -104,13 +104,12 @@ def page_faults(keep):
     return int(subprocess.run(command, capture_output=True, check=True, env=env, text=True).stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
-def test_memory_that_a_step_took_is_there_for_the_next():
-    """Five calls with results of 64 MiB: 16,384 pages each, if they were given back.
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_tuned_malloc_reuses_memory_between_steps():
+    """Five calls with results of 64 MiB cause 16,384 page faults each if memory is returned.
 
-    A heap that is kept may still grow by a result or two where the allocator laid the first ones
-    badly; it does not pay at every call.
+    A tuned heap may still grow by a result or two because of fragmentation, but not at every call.
     """
-    result = 16_384
-    assert page_faults("0") >= 5 * result
-    assert page_faults("1") < 3 * result
+    pages = 16_384
+    assert page_faults("0") >= 5 * pages
+    assert page_faults("1") < 3 * pages

@@ -1,26 +1,24 @@
-"""Runs on data of which a part cannot be used: they end, and say exactly which part."""
+"""Training runs on data with unusable examples, which are reported exactly."""
 
 import io
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import run_train
+from helpers.image_folders import encode_png, prepare_stripes, write_folder
 from PIL import Image
-from test_folder import png, write
-from test_sources import prepare
 
 from resflax import UserError
-from resflax.cli.flags import report
 from resflax.data import load_dataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import train as program
-
-SMALL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
-SMALL += ["--config.spec.depths=(1,)", "--config.spec.widths=(4,)", "--config.spec.stem_width=4"]
+SMALL_MODEL = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=400"]
+SMALL_MODEL += [
+    "--config.spec.depths=(1,)",
+    "--config.spec.widths=(4,)",
+    "--config.spec.stem_width=4",
+]
 SKIP = "--config.data.on_bad_example=skip"
 
 
@@ -30,99 +28,100 @@ def jpeg(mode="RGB"):
     return out.getvalue()
 
 
-GOOD = png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
-FLIPPED = bytes([*GOOD[:60], GOOD[60] ^ 1, *GOOD[61:]])  # its checksum tells
-# How each kind of bad file ends, and what it holds.
+GOOD = encode_png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+FLIPPED = bytes([*GOOD[:60], GOOD[60] ^ 1, *GOOD[61:]])  # fails its PNG checksum
+# Suffix and content of each kind of unusable file.
 BAD = [
     (".png", GOOD[:-40]),
     (".jpg", jpeg()[:-40]),
     (".png", FLIPPED),
-    (".jpg", b"\xff\xd8 not a picture at all"),
+    (".jpg", b"\xff\xd8 not an image at all"),
     (".png", b""),
-    (".png", png(np.zeros((8, 8), np.uint16))),
-    (".png", png(np.zeros((8, 1, 3), np.uint8))),
+    (".png", encode_png(np.zeros((8, 8), np.uint16))),
+    (".png", encode_png(np.zeros((8, 1, 3), np.uint8))),
     (".txt", b"hello"),
 ]
-# What is bad only where images are taken as they are.
-OTHERS = [(".png", png(np.zeros((8, 8), np.uint8))), (".jpg", jpeg("CMYK"))]
+# Unusable only if images are not converted to RGB.
+BAD_WITHOUT_CONVERSION = [(".png", encode_png(np.zeros((8, 8), np.uint8))), (".jpg", jpeg("CMYK"))]
 
 
 @pytest.fixture(scope="module")
 def corrupt(tmp_path_factory):
-    """10,000 images to train on and 400 to test on, a hundredth of each spoilt in all ways.
+    """A folder of 10,000 training and 400 test images, 1% of them unusable in all ways.
 
-    Returns the folder, and the names of files by whether all roads refuse them.
+    Returns the folder, and the names of the unusable files: `names[True]` are always unusable,
+    `names[False]` only without conversion to RGB.
     """
     root, rng = tmp_path_factory.mktemp("corrupt"), np.random.default_rng(0)
     files, names = {}, {True: set(), False: set()}
     for split, count in (("train", 10_000), ("test", 400)):
-        # Not one class's first: the first good image says what shape all must have.
-        spoilt = rng.choice(np.arange(10, count), count // 100, replace=False).tolist()
-        kinds = dict(zip(spoilt, (BAD + OTHERS) * (count // 1000 + 1), strict=False))
+        # Not the first of a class: the first readable image sets the expected shape.
+        corrupted = rng.choice(np.arange(10, count), count // 100, replace=False).tolist()
+        kinds = dict(
+            zip(corrupted, (BAD + BAD_WITHOUT_CONVERSION) * (count // 1000 + 1), strict=False)
+        )
         for i in range(count):
             suffix, content = kinds.get(i, (".png", GOOD))
             name = f"{split}/{i % 10}/{i:05}{suffix}"
             files[name] = content
             if i in kinds:
                 names[(suffix, content) in BAD].add(name)
-    write(root, files)
+    write_folder(root, files)
     return root, names
 
 
-def run(monkeypatch, capsys, *arguments):
-    """Exit status, stdout and stderr of `train.py`."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *SMALL, *arguments])
-    return report(program.main), *capsys.readouterr()
+def train(capsys, *arguments):
+    """Runs `resflax train` in this process; returns its exit status, stdout and stderr."""
+    return run_train(*SMALL_MODEL, *arguments), *capsys.readouterr()
 
 
-@pytest.mark.parametrize("road", ["in memory", "as needed"])
-def test_a_run_ends_and_reports_which_hundredth_was_left_out(
-    road, corrupt, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.slow
+@pytest.mark.parametrize("split_type", ["in memory", "streaming"])
+def test_run_skips_and_reports_unusable_images(split_type, corrupt, tmp_path, capsys):
     root, names = corrupt
-    more = ["--config.data.image_size=8"] if road == "as needed" else []
+    streaming = ["--config.data.image_size=8"] if split_type == "streaming" else []
     out = tmp_path / "run"
-    status, said, _ = run(
-        monkeypatch, capsys, f"--config.dataset=folder:{root}", SKIP, f"--workdir={out}", *more
-    )
-    bad = names[True] if more else names[True] | names[False]
+    arguments = [f"--config.dataset=folder:{root}", SKIP, f"--workdir={out}", *streaming]
+    status, stdout, _ = train(capsys, *arguments)
+    bad = names[True] if streaming else names[True] | names[False]
     assert status == 0
-    told = (out / "skipped.txt").read_text().splitlines()
-    assert sorted(line.split(": ")[0].removeprefix(f"{root}/") for line in told) == sorted(bad)
+    skipped = (out / "skipped.txt").read_text().splitlines()
+    assert sorted(line.split(": ")[0].removeprefix(f"{root}/") for line in skipped) == sorted(bad)
     results = json.loads((out / "results.json").read_text())
     assert results["skipped_examples"] == len(bad)
     assert results["test_examples"] == 400 - sum(name.startswith("test") for name in bad)
-    assert f"{len(bad)} skipped, see skipped.txt" in said
+    assert f"{len(bad)} skipped, see skipped.txt" in stdout
 
 
-def test_without_leave_to_skip_it_ends_before_any_compute(corrupt, tmp_path, monkeypatch, capsys):
+def test_run_stops_at_an_unusable_image_before_any_compute(corrupt, tmp_path, capsys):
     root, names = corrupt
-    status, _, err = run(
-        monkeypatch, capsys, f"--config.dataset=folder:{root}", f"--workdir={tmp_path}/run"
-    )
+    arguments = [f"--config.dataset=folder:{root}", f"--workdir={tmp_path}/run"]
+    status, _, err = train(capsys, *arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert re.match(f"error: {root}/(.*?): ", err)[1] in names[True] | names[False]
     assert not (tmp_path / "run").exists()
 
 
-def test_a_label_out_of_range_is_named_by_its_index_or_left_out(tmp_path):
-    """A prepared set whose list of classes lost its last one; examples 2 and 5 are of it."""
-    place = prepare(tmp_path, counts={"train": 6, "test": 2})
-    described = next(tmp_path.rglob("features.json"))
-    text = described.read_text()
+def test_label_out_of_range_raises_or_is_skipped(tmp_path):
+    """A prepared dataset whose metadata lack the last class, which examples 2 and 5 have."""
+    data_dir = prepare_stripes(tmp_path, counts={"train": 6, "test": 2})
+    features = next(tmp_path.rglob("features.json"))
+    text = features.read_text()
     assert '"3"' in text
-    described.write_text(text.replace('"3"', '"2"'))
+    features.write_text(text.replace('"3"', '"2"'))
     labels = next(tmp_path.rglob("*.labels.txt"))
     labels.write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"stripes, train\[\d\]: has label 2 of 2 classes.*=skip"):
-        load_dataset("stripes", place)
-    data = load_dataset("stripes", place, on_bad_example="skip")
+    with pytest.raises(
+        UserError, match=r"stripes, train\[\d\]: has label 2: expected from 0 to 1.*=skip"
+    ):
+        load_dataset("stripes", data_dir)
+    data = load_dataset("stripes", data_dir, on_bad_example="skip")
     assert sorted(data.train.labels.tolist()) == [0, 0, 1, 1]
     assert len(data.skipped) == 2
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/images", "x" * 5000])
-def test_a_path_that_cannot_be_looked_into_is_one_line(path):
-    with pytest.raises(UserError, match="cannot look into the folder '") as e:
+def test_unreadable_folder_raises_one_line(path):
+    with pytest.raises(UserError, match="cannot read the folder '") as e:
         load_dataset(f"folder:{path}")
     assert "\n" not in str(e.value)

@@ -1,11 +1,11 @@
-"""What a shortcut costs: parameters, and XLA's own counts of operations."""
+"""Parameters and floating-point operations of shortcuts, as counted by XLA."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from resflax import create_model
-from resflax.kernels import backend as roads
+from resflax.kernels.backend import conv_backend
 
 
 def count(tree):
@@ -13,13 +13,14 @@ def count(tree):
 
 
 @pytest.fixture
-def plain_road(monkeypatch):
-    """Convolutions that XLA can count."""
-    monkeypatch.setattr(roads, "ROAD", "plain")
+def xla_convolutions():
+    """Uses XLA's convolutions, whose operations XLA can count."""
+    with conv_backend("xla"):
+        yield
 
 
 def cost(name, size=32, **overrides):
-    """Parameters, and XLA's count of floating-point operations of one forward pass."""
+    """Returns parameters and floating-point operations of one forward pass."""
     model = create_model(name, **overrides)
     x = jnp.zeros((1, size, size, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
@@ -27,16 +28,16 @@ def cost(name, size=32, **overrides):
     return count(variables["params"]), lowered.cost_analysis()["flops"]
 
 
-def test_identity_shortcuts_cost_no_parameter_and_one_addition_an_element(plain_road):
-    """cifar_resnet20's nine additions: 3 x 32*32*16, 3 x 16*16*32, 3 x 8*8*64; no multiply-add."""
+def test_identity_shortcuts_cost_one_addition_per_element(xla_convolutions):
+    """cifar_resnet20 has nine additions: 3 x 32*32*16, 3 x 16*16*32, 3 x 8*8*64."""
     plain_params, plain_flops = cost("cifar_plain20")
     residual_params, residual_flops = cost("cifar_resnet20")
     assert residual_params == plain_params
     assert residual_flops - plain_flops == 3 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 64)
 
 
-def test_projections_cost_their_products_only_where_shapes_differ(plain_road):
-    """Option B over A in cifar_resnet20: two 1x1 projections and their norms."""
+def test_projections_cost_products_only_where_shapes_differ(xla_convolutions):
+    """Option B adds two 1x1 projections and their norms to option A in cifar_resnet20."""
     a_params, a_flops = cost("cifar_resnet20", shortcut="A")
     b_params, b_flops = cost("cifar_resnet20", shortcut="B")
     assert b_params - a_params == 16 * 32 + 32 * 64 + 2 * (32 + 64)
@@ -46,7 +47,7 @@ def test_projections_cost_their_products_only_where_shapes_differ(plain_road):
 
 
 @pytest.mark.parametrize(("shortcut", "projections"), [("A", 0), ("B", 2), ("C", 9), ("none", 0)])
-def test_how_many_blocks_own_a_projection(shortcut, projections):
+def test_projection_count_per_shortcut_option(shortcut, projections):
     model = create_model("cifar_resnet20", shortcut=shortcut)
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
@@ -54,7 +55,7 @@ def test_how_many_blocks_own_a_projection(shortcut, projections):
     assert sum("Ws" in block for block in variables["params"].values()) == projections
 
 
-def test_the_first_block_of_resnet18_has_no_projection_and_of_resnet50_has():
+def test_first_block_projects_in_resnet50_not_in_resnet18():
     for name, projections in (("resnet18", 3), ("resnet50", 4), ("plain18", 0)):
         model = create_model(name)
         variables = jax.eval_shape(

@@ -1,5 +1,6 @@
-"""`python -m resflax data`: sets made ready, and looked at."""
+"""The commands `resflax data prepare` and `resflax data show`; the recipes in `configs/`."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,35 +9,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resflax import UserError
+from resflax import UserError, create_model
 from resflax.cli.data import main
-from resflax.cli.show_batch import changed
-from resflax.train import default_config
+from resflax.cli.show_batch import augment_batch
+from resflax.train import check_config, default_config
+from resflax.train.builders import build_schedule
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"--config={ROOT / 'configs' / 'digits.py'}"
 
 
-def test_show_draws_the_first_examples_of_a_run(tmp_path, capsys):
+def test_show_draws_the_first_training_examples(tmp_path, capsys):
     out = tmp_path / "digits.png"
     main(["show", RECIPE, "--config.data.cutout=3", "--config.data.mixup=0.2", f"--out={out}"])
     assert capsys.readouterr().out == f"saved {out}\n"
-    with Image.open(out) as picture:
-        assert min(picture.size) > 300
+    with Image.open(out) as image:
+        assert min(image.size) > 300
 
 
-def test_what_is_shown_is_what_the_step_sees():
+def test_augment_batch_equals_the_input_of_the_step():
     config = default_config()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
     labels, index = np.arange(4), np.arange(4)
-    same, targets = changed(config, images, labels, index, 5)
+    same, targets = augment_batch(config, images, labels, index, 5)
     np.testing.assert_array_equal(same, images)
     np.testing.assert_array_equal(targets, np.eye(5)[:4])
     config.data.cutout = 8
-    dark, _ = changed(config, images, labels, index, 5)
-    assert (dark == 0).reshape(4, -1).mean(1).min() >= 0.25
+    erased, _ = augment_batch(config, images, labels, index, 5)
+    assert (erased == 0).reshape(4, -1).mean(1).min() >= 0.25
     config.data.cutout, config.data.mixup = 0, 1.0
-    mixed, targets = changed(config, images, labels, index, 5)
+    mixed, targets = augment_batch(config, images, labels, index, 5)
     assert mixed.dtype == np.uint8
     for i in range(4):
         expected = targets[i, i] * images[i] + targets[i, i ^ 1] * images[i ^ 1].astype(float)
@@ -47,52 +49,53 @@ def test_what_is_shown_is_what_the_step_sees():
     ("arguments", "message"),
     [
         (["shew"], "unknown command 'shew': expected one of prepare, show"),
-        (["show"], "show needs a recipe: --config=FILE"),
-        (["show", RECIPE, "--out=x.jpg"], "expected a .png in a folder that is there"),
-        (["show", RECIPE, "--out=/none/x.png"], "expected a .png in a folder that is there"),
+        (["show"], "a recipe is required: --config=FILE"),
+        (["show", RECIPE, "--out=x.jpg"], "expected a .png file in an existing directory"),
+        (["show", RECIPE, "--out=/none/x.png"], "expected a .png file in an existing directory"),
         (["show", RECIPE, "--config.data.flap=True"], "unknown config key"),
         (["show", RECIPE, "--workdir=x"], "show takes no --workdir"),
         (
             ["show", RECIPE, "--config.data.random_erasing=2.0"],
-            "erasing is 2.0: expected a probability",
+            "random_erasing is 2.0: expected a probability",
         ),
         (["prepare", "fashion_mnis"], "unknown dataset 'fashion_mnis': did you mean fashion_mnist"),
-        (["prepare", "mnist", "--manual_dir=/none"], "there is no folder /none"),
+        (["prepare", "mnist", "--manual_dir=/none"], "folder /none does not exist"),
         (["prepare"], "the following arguments are required: name"),
     ],
 )
-def test_what_is_refused_and_how(arguments, message):
-    before = sys.argv
+def test_invalid_arguments_are_one_line(arguments, message):
+    argv = sys.argv
     with pytest.raises(UserError, match=message) as e:
         main(arguments)
     assert "\n" not in str(e.value)
-    assert sys.argv is before
+    assert sys.argv is argv
 
 
-def test_preparing_without_tensorflow_says_how_to_install_it(monkeypatch):
+def test_preparing_without_tensorflow_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match=r"needs TensorFlow .*pip install -e \"\.\[prepare\]\""):
         main(["prepare", "fashion_mnist"])
 
 
-def test_every_recipe_is_a_config_that_can_be(monkeypatch):
-    """What a recipe names exists, and its schedule falls inside the run."""
-    import importlib.util
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+ARGUMENTS = {"cifar10_resnet": ["20", "32", "44", "56", "110"]}
 
-    from resflax import create_model
-    from resflax.train import check_config
-    from resflax.train.builders import build_schedule
 
-    recipes = sorted((ROOT / "configs").glob("*.py"))
-    assert len(recipes) >= 9
-    for path in recipes:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
+def test_recipes_are_found():
+    assert len(RECIPES) >= 7
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_configs(path):
+    """Their names exist, and the schedule reaches at most the configured peak."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert f"--config=configs/{path.name}" in module.__doc__
+    for arguments in [[], *([argument] for argument in ARGUMENTS.get(path.stem, []))]:
+        config = module.get_config(*arguments)
         check_config(config)
         create_model(config.model)
         schedule = build_schedule(config, 50_000)
         assert float(schedule(0)) <= config.learning_rate * (1 + 1e-6)
         assert jax.numpy.isfinite(schedule(10**5))
-        assert f"--config=configs/{path.name}" in module.__doc__

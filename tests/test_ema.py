@@ -24,7 +24,7 @@ from resflax.train import (
     recompute_batch_stats,
 )
 
-SMALL = {"depths": (1,), "widths": (8,), "stem_width": 8}
+TINY = {"depths": (1,), "widths": (8,), "stem_width": 8}
 
 
 def init(optimizer, *, ema=True):
@@ -93,7 +93,7 @@ def test_average_has_its_own_memory(name, devices):
 def make_config(**keys):
     config = default_config()
     config.model, config.epochs, config.batch_size = "cifar_resnet8", 1, 240
-    config.spec.update(SMALL)
+    config.spec.update(TINY)
     config.update(keys)
     return config
 
@@ -117,7 +117,7 @@ def test_run_saves_the_average_and_statistics_it_evaluated(tmp_path):
         return normalize(images, mean=mean, std=std)
 
     # The evaluation by hand, on one device.
-    model = create_model("cifar_resnet8", **SMALL)
+    model = create_model("cifar_resnet8", **TINY)
     batch = {
         "image": digits.test.images,
         "label": digits.test.labels,

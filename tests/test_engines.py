@@ -155,8 +155,8 @@ def test_fsdp_shards_large_arrays_and_replicates_small_ones():
     shapes = {name: leaf.addressable_shards[0].data.shape for name, leaf in state.items()}
     assert shapes == {"kernel": (3, 3, 32, 32), "bias": (64,), "odd": (75, 75)}
     step = engine.compile_train(lambda state, batch: (state, {"sum": batch.sum()}))
-    kept, _ = step(state, engine.shard_batch(np.ones(8, np.float32)))
-    assert {n: leaf.addressable_shards[0].data.shape for n, leaf in kept.items()} == shapes
+    new, _ = step(state, engine.shard_batch(np.ones(8, np.float32)))
+    assert {n: leaf.addressable_shards[0].data.shape for n, leaf in new.items()} == shapes
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -1,40 +1,38 @@
-"""Noise as a dataset."""
+"""Synthetic datasets of noise."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import run_train
 
 from resflax import UserError
-from resflax.cli.flags import report
 from resflax.data import load_dataset
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-import train as program  # noqa: E402
 
 
-def test_its_name_says_all_of_it():
+def test_fake_dataset_has_the_sizes_in_its_name():
     data = load_dataset("fake:4x6x3:7:4000")
     assert data.train.images.shape == (4000, 4, 6, 3)
     assert data.test.images.shape == (500, 4, 6, 3)
     assert data.train.images.dtype == np.uint8
     assert data.train.labels.dtype == np.int32
     assert data.num_classes == 7
+    assert data.classes == tuple("0123456")
     assert set(data.train.labels.tolist()) == set(range(7))
 
 
-def test_pixels_are_uniform():
-    """288,000 draws: the mean of 0 to 255 within five deviations, and every value there."""
+def test_fake_pixels_are_uniform():
+    """The mean of 288,000 draws is within five standard errors, and every value occurs."""
     pixels = load_dataset("fake:4x6x3:7:4000").train.images.ravel()
     deviation = np.sqrt((256**2 - 1) / 12)
     assert abs(pixels.mean() - 127.5) < 5 * deviation / np.sqrt(pixels.size)
     assert len(np.unique(pixels)) == 256
 
 
-def test_it_is_a_function_of_name_and_seed():
+def test_fake_dataset_is_a_function_of_name_and_seed():
     one, again, other = (load_dataset("fake:4x4x1:2:64", seed=seed) for seed in (1, 1, 2))
     assert one.train.images.tobytes() == again.train.images.tobytes()
     assert one.test.labels.tobytes() == again.test.labels.tobytes()
@@ -46,25 +44,26 @@ def test_it_is_a_function_of_name_and_seed():
     ("name", "message"),
     [
         ("fake:", "expected fake:HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"),
-        ("fake:4x4:2:64", "does not say what noise to make"),
-        ("fake:4x4x3:0:64", "each from 1"),
-        ("fake:4x4x3:2:-1", "does not say what noise to make"),
-        ("fake:4x4x3:2:64:1", "does not say what noise to make"),
+        ("fake:4x4:2:64", "does not specify noise"),
+        ("fake:4x4x3:0:64", "with numbers from 1"),
+        ("fake:4x4x3:2:-1", "does not specify noise"),
+        ("fake:4x4x3:2:64:1", "does not specify noise"),
         ("fake:4096x4096x3:2:99999", "GiB of memory: expected at most 16"),
     ],
 )
-def test_a_name_of_another_form_is_one_line(name, message):
+def test_fake_name_in_another_format_raises(name, message):
     with pytest.raises(UserError, match=message):
         load_dataset(name)
 
 
-def test_its_size_is_its_own():
-    with pytest.raises(UserError, match="has the size and channels of its name"):
+def test_fake_dataset_rejects_an_image_size():
+    with pytest.raises(UserError, match="specifies its own image size and channels"):
         load_dataset("fake:4x4x3:2:64", image_size=8)
 
 
-def test_the_recipe_ends_with_a_speed_and_reads_nothing(tmp_path, monkeypatch):
-    """On a small network and small noise: what it measures at full size is the same run."""
+@pytest.mark.slow
+def test_fake_recipe_reports_examples_per_second(tmp_path):
+    """A small network and dataset in the recipe that measures speed at full size."""
     recipe = ROOT / "configs" / "imagenet_fake.py"
     small = [
         "--config.model=cifar_resnet8",
@@ -72,9 +71,8 @@ def test_the_recipe_ends_with_a_speed_and_reads_nothing(tmp_path, monkeypatch):
         "--config.spec.widths=(4,)",
     ]
     small += ["--config.spec.stem_width=4", "--config.dataset=fake:8x8x3:10:128"]
-    words = ["train.py", f"--config={recipe}", *small, f"--workdir={tmp_path}/run"]
-    monkeypatch.setattr(sys, "argv", words)
-    assert report(program.main) == 0
+    arguments = [f"--config={recipe}", *small, f"--workdir={tmp_path}/run"]
+    assert run_train(*arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["examples_per_second"] > 0
     assert (results["train_examples"], results["test_examples"], results["steps"]) == (128, 16, 4)

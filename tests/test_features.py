@@ -1,4 +1,4 @@
-"""Maps and pooled features: what `model.features` tells is what the network gives."""
+"""Feature maps and pooled features, against `model.features`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ SHALLOW = {"depths": (1, 1, 2, 1), "widths": (32, 64, 96, 128)}
 
 
 def maps_of(model, size):
-    """Shapes of what the network makes of images; nothing is computed."""
+    """Returns shapes and dtypes of a network's outputs, without computing them."""
     x = jax.ShapeDtypeStruct((2, *size, 3), np.float32)
     out, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), x)
     return out
@@ -25,7 +25,7 @@ def maps_of(model, size):
     "name",
     ["resnet18", "senet154", "resnetrs50", "resnetv2_50x1_bit", "resnetblur50", "resnetaa50d"],
 )
-def test_maps_are_as_many_times_smaller_as_told_sizes_rounded_up(name, output_stride):
+def test_map_sizes_are_image_size_over_stride_rounded_up(name, output_stride):
     model = create_model(name, features_only=True, output_stride=output_stride, **SHALLOW)
     assert [f.name for f in model.features] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert [f.stride for f in model.features] == [
@@ -33,12 +33,12 @@ def test_maps_are_as_many_times_smaller_as_told_sizes_rounded_up(name, output_st
     ]
     for size in ((64, 33), (71, 100)):
         maps = maps_of(model, size)
-        for feature, found in zip(model.features, maps, strict=True):
+        for feature, feature_map in zip(model.features, maps, strict=True):
             sides = (-(-side // feature.stride) for side in size)
-            assert found.shape == (2, *sides, feature.channels)
+            assert feature_map.shape == (2, *sides, feature.channels)
 
 
-def test_channels_and_strides_of_known_networks():
+def test_features_of_known_networks():
     names = ("stem", "stage1", "stage2", "stage3", "stage4")
     sizes = ((64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32))
     resnet = [FeatureInfo(name, *size) for name, size in zip(names, sizes, strict=True)]
@@ -62,18 +62,18 @@ def test_channels_and_strides_of_known_networks():
 
 
 @pytest.mark.parametrize("name", ["resnet18d", "resnetv2_50"])
-def test_maps_pooled_features_and_logits_are_of_one_network(name):
+def test_maps_pooled_features_and_logits_agree(name):
     fields = SHALLOW | {"depths": (1, 1, 1, 1), "num_classes": 5}
     model = create_model(name, **fields)
     variables = randomised(variables_of(model))
     x = np.random.default_rng(0).standard_normal((2, 33, 40, 3)).astype(np.float32)
 
-    def every(v, x):
+    def all_outputs(v, x):
         headless = create_model(name, **{**fields, "num_classes": 0})
         maps = create_model(name, features_only=True, **fields)
         return [m.apply(v, x, train=False) for m in (model, headless, maps)]
 
-    logits, pooled, maps = run(every, variables, x)
+    logits, pooled, maps = run(all_outputs, variables, x)
     head = variables["params"]["head"]
     np.testing.assert_allclose(pooled @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-5)
     last = np.asarray(maps[-1], np.float64)
@@ -84,7 +84,7 @@ def test_maps_pooled_features_and_logits_are_of_one_network(name):
     np.testing.assert_allclose(last.mean((1, 2)), pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_asked_for_is_given_and_nothing_behind_the_last_is_built():
+def test_out_indices_set_the_order_and_the_last_built_stage():
     model = create_model("resnet18", features_only=True, out_indices=(2, 0), **SHALLOW)
     variables = randomised(variables_of(model))
     modules = {name.split("_")[0] for name in variables["params"]}
@@ -95,10 +95,10 @@ def test_the_order_asked_for_is_given_and_nothing_behind_the_last_is_built():
     assert "stem_pool" not in variables_of(stem)["params"]
 
 
-def test_a_dilated_network_sees_what_a_strided_one_sees():
-    """Of a shift-invariant net, every second pixel of the dilated map is the strided map.
+def test_dilated_network_subsampled_is_the_strided_network():
+    """Every second pixel of the dilated map is the strided map, away from the edges.
 
-    Away from the edges: here one 3x3 layer behind the stride is dilated by two.
+    After the replaced stride, the 3x3 convolution has dilation 2.
     """
     fields = {"depths": (1, 1, 1), "widths": (8, 12, 16), "stem_width": 8, "num_classes": 0}
     strided = create_model("resnet18", features_only=True, out_indices=(3,), **fields)
@@ -116,12 +116,12 @@ def test_a_dilated_network_sees_what_a_strided_one_sees():
 
 
 def strides_of(spec):
-    """How often the image is halved on its way, from the maps' strides and the stem's pooling."""
+    """Returns how often the network halves the image."""
     return int(np.log2(spec.features[-1].stride))
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "least"),
+    ("name", "fields", "minimum"),
     [
         ("resnet50", {}, 17),
         ("resnet18", {}, 17),
@@ -132,7 +132,7 @@ def strides_of(spec):
         ("wrn16_4", {}, 3),
     ],
 )
-def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, fields, minimum):
+def test_min_image_size_leaves_no_stride_on_one_pixel(name, fields, minimum):
     spec = get_spec(name).override(**fields)
 
     def before_last_stride(size):
@@ -149,13 +149,13 @@ def test_least_image_is_the_smallest_on_which_no_stride_meets_one_pixel(name, fi
 @pytest.mark.parametrize(
     "name", ["seresnextaa101d_32x8d", "ecaresnet26t", "resnetblur50", "resnetv2_50x1_bit"]
 )
-def test_half_precision_is_kept_from_stem_to_head(name, dtype):
+def test_half_precision_maps_have_float32_parameters(name, dtype):
     model = create_model(name, dtype=dtype, features_only=True, **SHALLOW)
     assert {m.dtype for m in maps_of(model, (64, 64))} == {jnp.dtype(dtype)}
     assert {x.dtype for x in jax.tree.leaves(variables_of(model))} == {np.dtype(np.float32)}
 
 
-def test_every_network_tells_its_maps():
+def test_features_of_every_network():
     for name in list_models():
         features = get_spec(name).features
         assert features[0] == ("stem", get_spec(name).stem_width, features[0].stride)

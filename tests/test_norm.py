@@ -1,4 +1,4 @@
-"""Batch norm against flax's and against its closed form in float64."""
+"""`BatchNorm` against Flax's and against its closed form in float64."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from resflax.nn.batch_norm import BatchNorm
 SHAPE = (6, 5, 4, 7)
 
 
-def theirs(*, train, axis_name=None, dtype=jnp.float32):
+def flax_batch_norm(*, train, axis_name=None, dtype=jnp.float32):
     return nn.BatchNorm(
         use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name
     )
@@ -34,7 +34,7 @@ def images(shape=SHAPE, mean=0.7, std=1.5, seed=0):
 
 
 def run(module, variables, x, weight):
-    """Output, new statistics, and the gradients for parameters and input of a weighted sum."""
+    """Returns output, new statistics, and gradients of a weighted sum."""
 
     def value(params, x):
         y, state = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
@@ -45,28 +45,28 @@ def run(module, variables, x, weight):
 
 
 def closed_form(variables, x, train=True, epsilon=1e-5, momentum=0.9):
-    """Ioffe and Szegedy 2015, algorithm 1, and the running statistics, in float64."""
+    """Returns Ioffe and Szegedy 2015, algorithm 1, and new running statistics, in float64."""
     x = np.asarray(x, np.float64)
     get = lambda a, b: np.asarray(variables[a][b], np.float64)  # noqa: E731
     old = get("batch_stats", "mean"), get("batch_stats", "var")
     mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else old
     y = (x - mean) / np.sqrt(var + epsilon) * get("params", "scale") + get("params", "bias")
-    moved = [momentum * a + (1 - momentum) * b for a, b in zip(old, (mean, var), strict=True)]
-    return y, dict(zip(("mean", "var"), moved, strict=True))
+    updated = [momentum * a + (1 - momentum) * b for a, b in zip(old, (mean, var), strict=True)]
+    return y, dict(zip(("mean", "var"), updated, strict=True))
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (9, 7), (1, 3, 3, 7)])
 @pytest.mark.parametrize("train", [True, False])
-def test_outputs_statistics_and_gradients_are_those_of_flax(train, shape):
+def test_outputs_statistics_and_gradients_match_flax(train, shape):
     x, weight = images(shape), normal(shape, seed=1)
     state = variables()
     found = jax.jit(partial(run, BatchNorm(train=train)))(state, x, weight)
-    expected = jax.jit(partial(run, theirs(train=train)))(state, x, weight)
+    expected = jax.jit(partial(run, flax_batch_norm(train=train)))(state, x, weight)
     jax.tree.map(partial(assert_close, tolerance=2e-5), found, expected)
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_outputs_and_statistics_are_the_closed_form_in_float64(train):
+def test_outputs_and_statistics_match_the_closed_form(train):
     x, state = images(), variables()
     y, new = BatchNorm(train=train).apply(state, x, mutable=["batch_stats"])
     expected, stats = closed_form(state, x, train)
@@ -78,33 +78,33 @@ def test_outputs_and_statistics_are_the_closed_form_in_float64(train):
         jax.tree.map(np.testing.assert_array_equal, new, state["batch_stats"])
 
 
-def test_the_gradient_for_the_input_is_the_closed_form_in_float64():
+def test_input_gradient_matches_the_closed_form():
     x, g, state = images(), normal(SHAPE, seed=1), variables()
 
     def value(x):
         y, _ = BatchNorm(train=True).apply(state, x, mutable=["batch_stats"])
         return jnp.vdot(y, g)
 
-    wide, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
+    x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
     axes = (0, 1, 2)
-    inverse = 1 / np.sqrt(wide.var(axes) + 1e-5)
-    normed = (wide - wide.mean(axes)) * inverse
+    inverse = 1 / np.sqrt(x64.var(axes) + 1e-5)
+    normed = (x64 - x64.mean(axes)) * inverse
     inner = g64 - g64.mean(axes) - normed * (g64 * normed).mean(axes)
     expected = np.asarray(state["params"]["scale"], np.float64) * inverse * inner
     assert_close(jax.grad(value)(x), expected)
 
 
-def test_variables_and_their_start_are_those_of_flax():
+def test_initial_variables_match_flax():
     x = images()
     found = BatchNorm(train=True).init(jax.random.key(0), x)
-    expected = theirs(train=True).init(jax.random.key(0), x)
+    expected = flax_batch_norm(train=True).init(jax.random.key(0), x)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)  # init moves no statistics
+    jax.tree.map(np.testing.assert_array_equal, found, expected)  # init does not update statistics
     zero = BatchNorm(train=True, scale_init=nn.initializers.zeros).init(jax.random.key(0), x)
     np.testing.assert_array_equal(zero["params"]["scale"], np.zeros(7))
 
 
-def test_momentum_and_epsilon_are_taken():
+def test_momentum_and_epsilon_are_used():
     x, state = images(), variables()
     module = BatchNorm(train=True, momentum=0.5, epsilon=0.3)
     y, new = module.apply(state, x, mutable=["batch_stats"])
@@ -114,70 +114,73 @@ def test_momentum_and_epsilon_are_taken():
 
 
 @pytest.mark.parametrize(("mean", "std"), [(1e3, 1.0), (-3e3, 1.0), (1e4, 10.0)])
-def test_a_mean_far_above_the_deviation_leaves_the_variance_right(mean, std):
+def test_variance_is_accurate_for_a_large_mean(mean, std):
     x = images((64, 8, 8, 3), mean, std)
-    near = {"mean": jnp.full(3, mean * 1.0003), "var": jnp.ones(3)}  # a third of 1e3's deviation
+    near = {
+        "mean": jnp.full(3, mean * 1.0003),
+        "var": jnp.ones(3),
+    }  # off by a third of 1e3's standard deviation
     state = {**variables(3), "batch_stats": near}
     y, new = BatchNorm(train=True, momentum=0.0).apply(state, x, mutable=["batch_stats"])
     expected, stats = closed_form(state, x, momentum=0.0)
     np.testing.assert_allclose(new["batch_stats"]["var"], stats["var"], rtol=1e-3)
     np.testing.assert_allclose(new["batch_stats"]["mean"], stats["mean"], rtol=1e-6)
-    # The input's own rounding at 1e3 to 1e4, in deviations, is 1e-4; ours may be some of these.
+    # Rounding of the input at 1e3 to 1e4 is 1e-4 standard deviations; allow a multiple of it.
     assert np.abs(y - expected).max() < 2e-3
 
 
-def test_a_constant_channel_has_variance_zero_and_finite_gradients():
+def test_constant_channel_has_zero_variance_and_finite_gradients():
     x = jnp.full(SHAPE, 3.3)
     y, stats, params, dx = run(BatchNorm(train=True), variables(), x, normal(SHAPE))
     expected, _ = closed_form(variables(), x)
-    # What rounding leaves of the difference is multiplied by 1 / sqrt(epsilon), 316.
+    # The rounding error of the difference is multiplied by 1 / sqrt(epsilon), 316.
     assert np.abs(y - expected).max() < 1e-2
-    # Not below zero, whatever is left of the difference.
+    # The variance is not negative, whatever the rounding error.
     assert (stats["var"] >= 0.9 * variables()["batch_stats"]["var"]).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, dx)))
 
 
-def test_running_statistics_come_to_those_of_the_data():
+def test_running_statistics_converge_to_those_of_the_data():
     x, module = images((32, 4, 4, 7), 5.0, 2.0), BatchNorm(train=True)
     state = module.init(jax.random.key(0), x)
     step = jax.jit(lambda state: {**state, **module.apply(state, x, mutable=["batch_stats"])[1]})
     for _ in range(150):
         state = step(state)
-    wide = np.asarray(x, np.float64)
-    np.testing.assert_allclose(state["batch_stats"]["mean"], wide.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(state["batch_stats"]["var"], wide.var((0, 1, 2)), rtol=1e-5)
+    x64 = np.asarray(x, np.float64)
+    np.testing.assert_allclose(state["batch_stats"]["mean"], x64.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(state["batch_stats"]["var"], x64.var((0, 1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mapped", ["vmap", "pmap"])
-def test_a_named_axis_shares_the_statistics_of_the_global_batch(mapped):
+def test_axis_name_gives_statistics_of_the_global_batch(mapped):
     x, weight, state = images((16, 3, 3, 7)), normal((16, 3, 3, 7), seed=1), variables()
     y, stats, params, dx = jax.jit(partial(run, BatchNorm(train=True)))(state, x, weight)
 
-    def part(state, x, weight):
-        return run(BatchNorm(train=True, axis_name="parts"), state, x, weight)
+    def run_shard(state, x, weight):
+        return run(BatchNorm(train=True, axis_name="shards"), state, x, weight)
 
     split = lambda x: x.reshape(8, 2, *x.shape[1:])  # noqa: E731
     transform = {"vmap": jax.vmap, "pmap": jax.pmap}[mapped]
-    mapping = transform(part, in_axes=(None, 0, 0), axis_name="parts")
-    ys, every_stats, every_params, dxs = mapping(state, split(x), split(weight))
+    mapping = transform(run_shard, in_axes=(None, 0, 0), axis_name="shards")
+    ys, shard_stats, shard_params, dxs = mapping(state, split(x), split(weight))
     assert_close(ys.reshape(x.shape), y)
-    for one in range(8):
-        jax.tree.map(lambda a, b, one=one: assert_close(a[one], b), every_stats, stats)
-    jax.tree.map(lambda a, b: assert_close(a.sum(0), b), every_params, params)
+    for i in range(8):
+        jax.tree.map(lambda a, b, i=i: assert_close(a[i], b), shard_stats, stats)
+    jax.tree.map(lambda a, b: assert_close(a.sum(0), b), shard_params, params)
     assert_close(dxs.reshape(x.shape), dx)
 
 
-def test_shards_of_different_means_have_the_variance_of_their_union():
+def test_shards_with_different_means_share_the_global_variance():
     x = images((8, 1, 3, 3, 7)) + 10 * jnp.arange(8.0).reshape(8, 1, 1, 1, 1)
-    module = BatchNorm(train=True, axis_name="parts", momentum=0.0)
+    module = BatchNorm(train=True, axis_name="shards", momentum=0.0)
     apply = partial(module.apply, mutable=["batch_stats"])
-    _, new = jax.vmap(apply, in_axes=(None, 0), axis_name="parts")(variables(), x)
+    _, new = jax.vmap(apply, in_axes=(None, 0), axis_name="shards")(variables(), x)
     _, expected = closed_form(variables(), x.reshape(8, 3, 3, 7), momentum=0.0)
     assert_close(new["batch_stats"]["var"][3], expected["var"])
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_bfloat16_is_one_rounding_of_float32_statistics(train):
+def test_bfloat16_output_is_float32_rounded_once(train):
     x, state = images().astype(jnp.bfloat16), variables()
     y, new = BatchNorm(train=train, dtype=jnp.bfloat16).apply(state, x, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
@@ -190,7 +193,7 @@ def test_bfloat16_is_one_rounding_of_float32_statistics(train):
     assert dx.dtype == jnp.bfloat16
 
 
-def test_float64_stays_float64_and_its_statistics_float32():
+def test_float64_output_has_float32_running_statistics():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE))
         assert x.dtype == jnp.float64
@@ -202,7 +205,7 @@ def test_float64_stays_float64_and_its_statistics_float32():
         assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(jnp.float32)}
 
 
-def test_second_derivatives_are_those_of_flax():
+def test_second_derivatives_match_flax():
     x, t, weight, state = images(), normal(SHAPE, seed=1), normal(SHAPE, seed=2), variables()
 
     def product(module):
@@ -212,5 +215,5 @@ def test_second_derivatives_are_those_of_flax():
         return jax.jvp(gradient, (x,), (t,))[1]
 
     found = jax.jit(lambda: product(BatchNorm(train=True)))()
-    expected = jax.jit(lambda: product(theirs(train=True)))()
+    expected = jax.jit(lambda: product(flax_batch_norm(train=True)))()
     assert_close(found, expected, 2e-5)

@@ -1,4 +1,4 @@
-"""The norms that a spec can name against their papers' equations, in NumPy and float64."""
+"""The rows of `NORMS` against their papers' equations, in NumPy and float64."""
 
 from functools import partial
 
@@ -25,43 +25,43 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def moments_of_groups(x):
-    """Mean and variance over the pixels and the channels of each of 32 groups of an image."""
+def group_moments(x):
+    """Returns mean and variance over pixels and channels of each of 32 channel groups."""
     n, height, width, channels = x.shape
     groups = x.reshape(n, height, width, 32, channels // 32)
     mean, var = groups.mean((1, 2, 4)), groups.var((1, 2, 4))
-    spread = partial(np.repeat, repeats=channels // 32, axis=-1)
-    return spread(mean)[:, None, None], spread(var)[:, None, None]
+    per_channel = partial(np.repeat, repeats=channels // 32, axis=-1)
+    return per_channel(mean)[:, None, None], per_channel(var)[:, None, None]
 
 
 def group_norm(x):
     """Wu and He 2018, eq. 1 and 2."""
-    mean, var = moments_of_groups(x)
+    mean, var = group_moments(x)
     return (x - mean) / np.sqrt(var + 1e-5) * SCALE + BIAS
 
 
 def evonorm_s0(x):
     """Liu et al. 2020, table 2: x sigmoid(v x) / std * gamma + beta."""
-    _, var = moments_of_groups(x)
+    _, var = group_moments(x)
     return x * sigmoid(V * x) / np.sqrt(var + 1e-5) * SCALE + BIAS
 
 
 def frn(x):
-    """Singh and Krishnan 2019, eq. 1 and 2: over the pixels of one channel of one image."""
+    """Singh and Krishnan 2019, eq. 1 and 2: over pixels, per channel and image."""
     return x / np.sqrt((x**2).mean((1, 2), keepdims=True) + 1e-5) * SCALE + BIAS
 
 
-# What the norm is with its activation, and without.
-STATEMENTS = {
+# Each norm with its activation, and without.
+REFERENCES = {
     "group": (lambda x: np.maximum(group_norm(x), 0), group_norm),
     "evonorm_s0": (evonorm_s0, lambda x: x * SCALE + BIAS),
     "frn_tlu": (lambda x: np.maximum(frn(x), TAU), frn),
 }
-every_norm = pytest.mark.parametrize("norm", STATEMENTS)
+every_norm = pytest.mark.parametrize("norm", REFERENCES)
 
 
-class ConvRow(nn.Module):
-    """One norm of a network's operations."""
+class Norm(nn.Module):
+    """A row of `NORMS` as a module, made by `make_ops`."""
 
     norm: str
     act: bool
@@ -77,8 +77,8 @@ class ConvRow(nn.Module):
         return ops.norm(x, name="norm", zero=self.zero)
 
 
-def variables(layer):
-    tree = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros(SHAPE, layer.dtype)))
+def variables(norm):
+    tree = jax.eval_shape(lambda: norm.init(jax.random.key(0), jnp.zeros(SHAPE, norm.dtype)))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(PARAMS[path[-1].key], leaf.dtype), tree
     )
@@ -86,53 +86,53 @@ def variables(layer):
 
 @every_norm
 @pytest.mark.parametrize("act", [True, False])
-def test_a_norm_is_its_papers_equation(norm, act):
-    layer = ConvRow(norm, act)
-    found = run(layer.apply, variables(layer), jnp.asarray(X, jnp.float32))
-    assert_close(found, STATEMENTS[norm][not act](X), 1e-6)
+def test_norm_is_its_papers_equation(norm, act):
+    module = Norm(norm, act)
+    y = run(module.apply, variables(module), jnp.asarray(X, jnp.float32))
+    assert_close(y, REFERENCES[norm][not act](X), 1e-6)
 
 
 @every_norm
 @pytest.mark.parametrize("act", [True, False])
-def test_half_precision_loses_but_its_own_rounding(norm, act):
-    layer = ConvRow(norm, act, jnp.bfloat16)
+def test_half_precision_is_within_its_rounding_error(norm, act):
+    module = Norm(norm, act, jnp.bfloat16)
     x = jnp.asarray(X, jnp.bfloat16)
-    found = run(layer.apply, variables(layer), x)
-    assert found.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables(layer))} == {jnp.dtype("float32")}
-    assert_close(found, STATEMENTS[norm][not act](np.asarray(x, np.float64)), 2**-8)
+    y = run(module.apply, variables(module), x)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables(module))} == {jnp.dtype("float32")}
+    assert_close(y, REFERENCES[norm][not act](np.asarray(x, np.float64)), 2**-8)
 
 
 @every_norm
-def test_what_a_norm_of_no_batch_does_depends_on_each_image_alone(norm):
-    layer = ConvRow(norm, act=True, train=True)
-    apply = jax.jit(layer.apply)
-    whole = apply(variables(layer), jnp.asarray(X, jnp.float32))
-    assert set(variables(layer)) == {"params"}
+def test_batchless_norms_treat_each_image_independently(norm):
+    module = Norm(norm, act=True, train=True)
+    apply = jax.jit(module.apply)
+    batch = apply(variables(module), jnp.asarray(X, jnp.float32))
+    assert set(variables(module)) == {"params"}
     for i, image in enumerate(X):
-        alone = apply(variables(layer), jnp.asarray(image[None], jnp.float32))
-        assert_close(alone[0], whole[i], 1e-6)
+        single = apply(variables(module), jnp.asarray(image[None], jnp.float32))
+        assert_close(single[0], batch[i], 1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_norm_starts_without_effect_and_at_zero_where_asked(norm):
+def test_initial_norm_is_neutral_or_zero(norm):
     x = jnp.asarray(X, jnp.float32)
     for zero in (False, True):
-        layer = ConvRow(norm, act=False, zero=zero)
-        start = layer.init(jax.random.key(0), x)
+        module = Norm(norm, act=False, zero=zero)
+        start = module.init(jax.random.key(0), x)
         leaves = {"scale": 1 - zero, "bias": 0, "mean": 0, "var": 1}
         for path, leaf in jax.tree_util.tree_leaves_with_path(start):
             assert (leaf == leaves[path[-1].key]).all()
         if zero:
-            assert not np.asarray(layer.apply(start, x)).any()
-    acts = ConvRow(norm, act=True).init(jax.random.key(0), x)["params"]["norm"]
+            assert not np.asarray(module.apply(start, x)).any()
+    params = Norm(norm, act=True).init(jax.random.key(0), x)["params"]["norm"]
     extra = {"evonorm_s0": {"v": 1}, "frn_tlu": {"tau": 0}}.get(norm, {})
-    assert acts.keys() == {"scale", "bias", *extra}
-    assert all((acts[leaf] == value).all() for leaf, value in extra.items())
+    assert params.keys() == {"scale", "bias", *extra}
+    assert all((params[leaf] == value).all() for leaf, value in extra.items())
 
 
-def test_standardised_kernels_have_mean_0_and_variance_1():
-    """Qiao et al. 2019, eq. 5: each output channel's kernel, before the convolution."""
+def test_standardized_kernels_have_mean_0_and_variance_1():
+    """Qiao et al. 2019, eq. 5: standardises the kernel of each output channel."""
 
     class Convolution(nn.Module):
         @nn.compact
@@ -141,20 +141,20 @@ def test_standardised_kernels_have_mean_0_and_variance_1():
             return ops.conv(x, 5, 3, name="conv")
 
     x, kernel = RNG.standard_normal((2, 6, 7, 4)), 3 + RNG.standard_normal((3, 3, 4, 5))
-    found = run(
+    y = run(
         Convolution().apply,
         {"params": {"conv": {"kernel": jnp.asarray(kernel, jnp.float32)}}},
         jnp.asarray(x, jnp.float32),
     )
     mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
-    standard = (kernel - mean) / np.sqrt(var + 1e-8)
+    standardized = (kernel - mean) / np.sqrt(var + 1e-8)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    assert_close(found, np.einsum("nhwcij,ijco->nhwo", windows, standard))
+    assert_close(y, np.einsum("nhwcij,ijco->nhwo", windows, standardized))
 
 
 @every_norm
-def test_a_network_of_every_norm_trains_with_finite_gradients_in_half_precision(norm):
+def test_bfloat16_network_of_each_norm_has_finite_gradients(norm):
     model = create_model(
         "resnetv2_50", depths=(1,), widths=(32,), stem_width=32, norm=norm, dtype="bfloat16",
         num_classes=3, zero_init=False,

@@ -12,7 +12,7 @@ from helpers.networks import apply, variables_of
 from helpers.parity_inputs import NUM_CLASSES, draw_array, draw_images, shapes_digest
 
 from resflax import create_model, list_models
-from resflax.nn.scan import split_block
+from resflax.nn.scan import parse_block_name
 from resflax.weights import from_torch, to_torch
 from resflax.weights.bridge import variable_shapes
 from resflax.weights.layouts import array_specs, default_layout
@@ -44,7 +44,7 @@ def fast_variable_shapes(spec):
     flat = {}
     depths = tuple(min(depth, 2) for depth in spec.depths)
     for path, leaf in shallow(spec.override(depths=depths)).items():
-        position = split_block(path[1])
+        position = parse_block_name(path[1])
         if position is None:
             flat[path] = leaf
             continue

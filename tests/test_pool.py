@@ -1,4 +1,4 @@
-"""Maximum over windows against flax's and `lax.reduce_window`'s; means and blur against NumPy."""
+"""Maximum pooling against Flax and `lax.reduce_window`; average and blur pooling against NumPy."""
 
 from functools import partial
 
@@ -16,25 +16,26 @@ from jax.test_util import check_grads
 from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, max_pool
 
 
-def theirs(x, *, window=3, stride=2, padding=1):
+def flax_max_pool(x, *, window=3, stride=2, padding=1):
     return nn.max_pool(x, (window,) * 2, (stride,) * 2, ((padding,) * 2,) * 2)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("window", "stride", "padding"))
-def value_and_gradient(pool, x, **how):
-    y, transpose = jax.vjp(partial(pool, **how), x)
-    # Whole numbers: sums of a few are exact in whatever order.
+def value_and_gradient(pool, x, **options):
+    y, transpose = jax.vjp(partial(pool, **options), x)
+    # Sums of a few integers are exact in any order.
     g = jnp.arange(1, y.size + 1, dtype=jnp.float32).reshape(y.shape) % 61
     return y, transpose(g.astype(y.dtype))[0]
 
 
-def assert_same(x, **how):
-    found = value_and_gradient(max_pool, x, **how)
-    expected = value_and_gradient(theirs, x, **how)
-    assert found[0].dtype == x.dtype
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_same(x, **options):
+    actual = value_and_gradient(max_pool, x, **options)
+    expected = value_and_gradient(flax_max_pool, x, **options)
+    assert actual[0].dtype == x.dtype
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(
     size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
@@ -44,23 +45,23 @@ def assert_same(x, **how):
     levels=st.sampled_from([1, 2, 3, 1000]),
     seed=st.integers(0, 9),
 )
-def test_values_and_gradients_are_those_of_flax_ties_included(
+def test_max_pool_and_its_gradient_match_flax_with_ties(
     size, window, stride, padding, levels, seed
 ):
     assume(padding < window <= min(size) + 2 * padding)
     x = np.random.default_rng(seed).integers(0, levels, (2, *size, 3))
-    how = {"window": window, "stride": stride, "padding": padding}
-    assert_same(jnp.asarray(x - levels // 2, jnp.float32), **how)
+    options = {"window": window, "stride": stride, "padding": padding}
+    assert_same(jnp.asarray(x - levels // 2, jnp.float32), **options)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("size", [(1, 1), (7, 10)])
-def test_by_default_they_are_those_of_flax(size, dtype):
+def test_max_pool_with_default_arguments_matches_flax(size, dtype):
     assert_same(normal((2, *size, 5), dtype))
     assert_same(jnp.zeros((2, *size, 5), dtype))
 
 
-def test_the_gradient_of_equal_values_goes_to_the_first_in_reading_order():
+def test_max_pool_gradient_of_ties_goes_to_the_first():
     gradient = jax.jit(jax.grad(lambda x: max_pool(x, window=3, stride=3, padding=0).sum()))
     for row, column in np.ndindex(3, 3):
         x = np.zeros((1, 3, 3, 1), np.float32)
@@ -70,7 +71,7 @@ def test_the_gradient_of_equal_values_goes_to_the_first_in_reading_order():
         np.testing.assert_array_equal(gradient(x), expected)
 
 
-def test_infinities_are_values_and_padding_is_never_the_largest():
+def test_max_pool_handles_infinities_and_never_returns_padding():
     x = np.full((1, 5, 5, 2), -np.inf, np.float32)
     x[0, 2, 2, 0] = -1e30
     assert_same(jnp.asarray(x))
@@ -78,50 +79,52 @@ def test_infinities_are_values_and_padding_is_never_the_largest():
     assert_same(jnp.full((1, 5, 5, 2), jnp.inf))
 
 
-def test_forward_mode_is_that_of_flax():
+def test_max_pool_jvp_matches_flax():
     x, t = normal((2, 9, 8, 3)), normal((2, 9, 8, 3), seed=1)
-    found = jax.jit(lambda x, t: jax.jvp(max_pool, (x,), (t,)))(x, t)
-    expected = jax.jit(lambda x, t: jax.jvp(theirs, (x,), (t,)))(x, t)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    actual = jax.jit(lambda x, t: jax.jvp(max_pool, (x,), (t,)))(x, t)
+    expected = jax.jit(lambda x, t: jax.jvp(flax_max_pool, (x,), (t,)))(x, t)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_vmap_is_a_loop_in_value_and_gradient():
+def test_max_pool_vmap_matches_a_loop():
     x = jnp.round(normal((3, 2, 7, 8, 4)))
     f = partial(value_and_gradient, max_pool)
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(jax.jit(f)(one) for one in x))
     jax.tree.map(np.testing.assert_array_equal, jax.jit(jax.vmap(f))(x), expected)
-    moved = jax.jit(jax.vmap(f, in_axes=4))(jnp.moveaxis(x, 0, 4))
-    jax.tree.map(np.testing.assert_array_equal, moved, expected)
+    last_axis = jax.jit(jax.vmap(f, in_axes=4))(jnp.moveaxis(x, 0, 4))
+    jax.tree.map(np.testing.assert_array_equal, last_axis, expected)
 
 
-def test_second_derivatives_are_those_of_the_values_that_won():
+def test_max_pool_second_derivatives_match_closed_form():
     x, t = normal((1, 7, 8, 2)), normal((1, 7, 8, 2), seed=1)
 
-    def along(pool, x):
+    def directional_derivative(pool, x):
         return jnp.vdot(jax.grad(lambda x: jnp.sum(pool(x) ** 3))(x), t)
 
-    # By hand: the sum over windows of 3 max^2 t, so 6 max t where a value won, once a window.
+    # The gradient sums 3 max^2 over the windows that a value wins; its derivative along t is 6 x t.
     wins = jax.grad(lambda x: max_pool(x).sum())(x)
     expected = 6 * x * wins * t
-    found = jax.jit(jax.grad(partial(along, max_pool)))(x)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    apart = jnp.asarray(np.random.default_rng(0).permutation(112), jnp.float32).reshape(x.shape)
-    check_grads(max_pool, (apart,), order=2, modes=("fwd", "rev"), atol=1e-2, rtol=1e-2, eps=0.25)
+    actual = jax.jit(jax.grad(partial(directional_derivative, max_pool)))(x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    distinct = jnp.asarray(np.random.default_rng(0).permutation(112), jnp.float32).reshape(x.shape)
+    check_grads(
+        max_pool, (distinct,), order=2, modes=("fwd", "rev"), atol=1e-2, rtol=1e-2, eps=0.25
+    )
 
 
 @pytest.mark.parametrize(("platform", "windows"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
-def test_only_other_platforms_than_the_cpu_reduce_windows(platform, windows):
+def test_max_pool_reduces_windows_only_on_accelerators(platform, windows):
     traced = jax.jit(max_pool).trace(jnp.ones((2, 8, 8, 3)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count('"stablehlo.reduce_window"') == windows
     assert "stablehlo.maximum" in text
 
 
-def test_it_runs_on_eight_devices():
+def test_max_pool_runs_on_eight_devices():
     x = jnp.round(normal((16, 9, 9, 4)))
     expected = jax.jit(partial(value_and_gradient, max_pool))(x)
-    parts = x.reshape(8, 2, *x.shape[1:])
-    y = jax.pmap(max_pool)(parts)
+    shards = x.reshape(8, 2, *x.shape[1:])
+    y = jax.pmap(max_pool)(shards)
     np.testing.assert_array_equal(y.reshape(expected[0].shape), expected[0])
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
     spec = jax.sharding.PartitionSpec("batch")
@@ -137,8 +140,8 @@ def test_it_runs_on_eight_devices():
 SIZES = [(1, 1), (1, 6), (2, 2), (3, 4), (7, 5), (8, 6)]
 
 
-def mean_of_those_inside(x, stride):
-    """Windows of 2x2 at every stride-th pixel, cut at the image's edges."""
+def mean_of_pixels_inside(x, stride):
+    """Returns the means of 2x2 windows that are cut at the image's edges."""
     height, width = (-(-size // stride) for size in x.shape[1:3])
     y = np.zeros((x.shape[0], height, width, x.shape[3]))
     for i, j in np.ndindex(height, width):
@@ -147,53 +150,53 @@ def mean_of_those_inside(x, stride):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_avg_pool_is_the_mean_of_the_pixels_that_are_inside(size):
+def test_avg_pool_is_the_mean_of_the_pixels_inside(size):
     x = np.random.default_rng(0).standard_normal((2, *size, 3))
-    found = run(partial(avg_pool, stride=2), jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, mean_of_those_inside(x, 2), atol=1e-6)
+    actual = run(partial(avg_pool, stride=2), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, mean_of_pixels_inside(x, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_avg_pool_same_counts_zeros_below_and_to_the_right(size):
+def test_avg_pool_same_pads_with_zeros_below_and_right(size):
     x = np.random.default_rng(0).standard_normal((2, *size, 3))
     padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
     expected = sum(padded[:, i:, j:][:, : size[0], : size[1]] for i in (0, 1) for j in (0, 1)) / 4
-    found = run(avg_pool_same, jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    actual = run(avg_pool_same, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 1])
-def test_blur_pool_is_the_binomial_filter_over_a_reflected_image(size, stride):
+def test_blur_pool_is_a_binomial_filter_of_a_reflected_image(size, stride):
     """Zhang 2019: the outer product of (1, 2, 1) / 4 with itself, at every stride-th pixel."""
     x = np.random.default_rng(0).standard_normal((2, *size, 3))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     row = np.array([1, 2, 1]) / 4
     expected = np.einsum("nhwcij,i,j->nhwc", windows, row, row)[:, ::stride, ::stride]
-    found = run(partial(blur_pool, stride=stride), jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    actual = run(partial(blur_pool, stride=stride), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-by_two = pytest.mark.parametrize("pool", [avg_pool, blur_pool])
+average_and_blur = pytest.mark.parametrize("pool", [avg_pool, blur_pool])
 
 
-@by_two
-def test_means_and_blur_keep_constants_and_dtypes(pool):
+@average_and_blur
+def test_average_and_blur_keep_constants_and_dtypes(pool):
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         y = run(partial(pool, stride=2), jnp.full((1, 5, 7, 2), 1.25, dtype))
         assert y.dtype == dtype
         np.testing.assert_array_equal(y, np.full((1, 3, 4, 2), 1.25, dtype))
 
 
-@by_two
-def test_the_gradients_of_means_and_blur_are_those_of_a_linear_map(pool):
-    """The inner products of A t with g and of t with A's transpose at g are the same."""
+@average_and_blur
+def test_average_and_blur_gradients_are_transposes(pool):
+    """Checks that the inner product of A t with g equals that of t with A^T g."""
     t = normal((1, 5, 6, 2))
 
-    def pull(t):
+    def inner_products(t):
         y, transpose = jax.vjp(partial(pool, stride=2), t)
         g = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return jnp.vdot(y, g), jnp.vdot(t, transpose(g)[0])
 
-    np.testing.assert_allclose(*run(pull, t), rtol=1e-5)
+    np.testing.assert_allclose(*run(inner_products, t), rtol=1e-5)

@@ -1,113 +1,254 @@
-"""What a run says, on a terminal and elsewhere."""
+"""Progress meters on terminals and pipes; speed and remaining time of a run."""
 
 import os
-import subprocess
-import sys
-import textwrap
+import struct
 
 import pytest
 
-from resflax.data.in_memory import told as _told
-from resflax.run.throughput import Meter
-from resflax.train import Progress
+from resflax.progress import ProgressMeter, progress_range
+from resflax.run.progress import RunProgress
+from resflax.run.throughput import Throughput
 
-RUN = textwrap.dedent("""
-    from resflax.train import Progress
-    progress = Progress(40)
+
+class Terminal:
+    """A pseudo-terminal: `file` is the program's end."""
+
+    def __init__(self, rows, columns):
+        pty = pytest.importorskip("pty")
+        self.master, slave = pty.openpty()
+        os.set_blocking(self.master, False)
+        self.file = os.fdopen(slave, "w")
+        self.resize(rows, columns)
+
+    def resize(self, rows, columns):
+        import fcntl
+        import termios
+
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self.file.fileno(), termios.TIOCSWINSZ, size)
+
+    def frames(self):
+        """Returns what was drawn since the last call, split at carriage returns."""
+        self.file.flush()
+        data = b""
+        while part := self._read():
+            data += part
+        text = data.decode().replace("\r\n", "\r")
+        return [frame for frame in text.split("\r") if frame.strip()]
+
+    def _read(self):
+        try:
+            return os.read(self.master, 4096)
+        except BlockingIOError:
+            return b""
+
+    def close(self):
+        self.file.close()
+        os.close(self.master)
+
+
+@pytest.fixture
+def open_terminal():
+    """Opens terminals, as `open_terminal(rows, columns)`."""
+    terminals = []
+
+    def open_one(rows, columns):
+        terminals.append(Terminal(rows, columns))
+        return terminals[-1]
+
+    yield open_one
+    for terminal in terminals:
+        terminal.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A fake `time.monotonic`, in seconds: `clock[0]` is the time."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def train_record(step, epoch):
+    return {
+        "step": step,
+        "epoch": epoch,
+        "split": "train",
+        "loss": 1.25,
+        "accuracy": 0.5,
+        "examples_per_second": 1234.5,
+    }
+
+
+def show_run(progress):
+    """Shows a run of 40 steps with two evaluations."""
     for step in (10, 40):
-        train = {"step": step, "epoch": step / 20, "split": "train", "loss": 1.25,
-                 "accuracy": 0.5, "examples_per_second": 1234.5}
+        train = train_record(step, step / 20)
         progress.train(train, 3.0)
         progress.test({**train, "split": "test", "accuracy": 0.75}, 3.0)
     progress.close()
-    print("the end")
-""")
 
 
-@pytest.mark.parametrize("size", ["0x0", "24x80"])
-def test_a_terminal_of_any_size_shows_a_bar(size):
-    pty = pytest.importorskip("pty")
-    import fcntl
-    import struct
-    import termios
-
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", *map(int, size.split("x")), 0, 0))
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    done = subprocess.Popen([sys.executable, "-c", RUN], stdout=end, env=env)
-    os.close(end)
-    shown = b""
-    while part := _read(terminal):
-        shown += part
-    assert done.wait() == 0
-    os.close(terminal)
-    frames = shown.decode().replace("\r\n", "\r").split("\r")
-    last = [frame for frame in frames if "40/40" in frame][-1]
-    assert "loss 1.250, accuracy 0.500, 1,234 ex/s, test 0.7500" in last
-    assert "left" in last
-    assert all(len(frame) <= 80 for frame in frames)
-    assert "the end" in frames
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (24, 80), (24, 40), (5, 20), (50, 200)])
+def test_run_progress_fits_terminals_of_any_size(rows, columns, open_terminal, monkeypatch):
+    terminal = open_terminal(rows, columns)
+    monkeypatch.setattr("sys.stdout", terminal.file)
+    show_run(RunProgress(40))
+    frames = terminal.frames()
+    width = columns or 80  # a terminal that reports no size
+    assert frames
+    assert all(len(frame) <= width for frame in frames)
+    if width >= 80:
+        assert "40/40" in frames[-1]
+        assert "loss 1.250, accuracy 0.500, 1,234 ex/s, test 0.7500" in frames[-1]
+        assert "left" in frames[-1]
 
 
-def _read(terminal):
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # the other end is closed
-        return b""
+def test_bar_keeps_the_last_test_accuracy(open_terminal, monkeypatch):
+    terminal = open_terminal(24, 80)
+    monkeypatch.setattr("sys.stdout", terminal.file)
+    progress = RunProgress(40)
+    progress.test({**train_record(10, 0.5), "accuracy": 0.75}, 3.0)
+    assert "10/40" in terminal.frames()[-1]
+    progress.train(train_record(20, 1.0), 3.0)
+    progress.close()
+    last = terminal.frames()[-1]
+    assert "20/40" in last
+    assert "left, loss 1.250, accuracy 0.500, 1,234 ex/s, test 0.7500" in last
 
 
-def test_a_pipe_gets_plain_lines(capsys):
-    exec(RUN)
+def test_meter_follows_a_terminal_that_is_resized(open_terminal):
+    terminal = open_terminal(24, 80)
+    meter = ProgressMeter(10, file=terminal.file)
+    meter.update(5, "x" * 100, force=True)
+    assert max(map(len, terminal.frames())) == 80
+    terminal.resize(24, 30)
+    meter.update(5, "x" * 100, force=True)
+    meter.close()
+    # A frame overwrites the rest of a longer one with spaces.
+    assert all(len(frame.rstrip()) <= 30 for frame in terminal.frames())
+
+
+def test_meter_prints_lines_above_the_bar(open_terminal):
+    terminal = open_terminal(24, 80)
+    meter = ProgressMeter(10, file=terminal.file)
+    meter.update(5, "text", force=True)
+    meter.print("a line")
+    meter.close()
+    frames = terminal.frames()
+    assert "a line" in frames
+    assert "5/10" in frames[-1]
+
+
+def test_meter_shows_a_float_total_in_percent(open_terminal):
+    terminal = open_terminal(24, 80)
+    meter = ProgressMeter(8.0, file=terminal.file)
+    meter.update(2.0, "text", force=True)
+    assert "25 %" in terminal.frames()[-1]
+    meter.close()
+
+
+def test_meter_without_a_total_shows_the_text(open_terminal, capsys):
+    terminal = open_terminal(24, 80)
+    meter = ProgressMeter(file=terminal.file)
+    meter.update(2, "text", force=True)
+    assert terminal.frames()[-1].rstrip() == "00:00, text"
+    meter.close()
+    meter = ProgressMeter()
+    meter.update(2, "text", force=True)
+    meter.update(2, "text", remaining=61.0, force=True)
+    assert capsys.readouterr().out.splitlines() == ["text", "text"]
+
+
+def test_meter_skips_work_of_earlier_processes(open_terminal, capsys, clock):
+    meter = ProgressMeter(100)
+    meter.skip(50)
+    clock[0] += 10.0
+    meter.update(10, "text")
+    assert capsys.readouterr().out == " 60%, text, 00:40 left\n"
+    terminal = open_terminal(24, 80)
+    meter = ProgressMeter(100, file=terminal.file)
+    meter.skip(50)
+    assert "50/100, ? left" in terminal.frames()[-1]
+    meter.close()
+
+
+def test_silent_meter_prints_nothing(open_terminal, capsys):
+    terminal = open_terminal(24, 80)
+    for file in (terminal.file, None):
+        meter = ProgressMeter(2, file=file, silent=True)
+        meter.skip(1)
+        meter.update(1, "text", force=True)
+        meter.print("a line")
+        meter.close()
+    assert terminal.frames() == []
+    assert capsys.readouterr().out == ""
+
+
+def test_run_progress_prints_lines_to_a_pipe(capsys):
+    progress = RunProgress(40)
+    show_run(progress)
+    progress.print("the end")
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 0.5, step 10/40: "
+        " 25%, epoch 0.5, step 10/40: "
         "loss 1.250, accuracy 0.500, 1,234 examples/s, test 0.7500, 00:03 left",
-        "epoch 2.0, step 40/40: "
+        "100%, epoch 2.0, step 40/40: "
         "loss 1.250, accuracy 0.500, 1,234 examples/s, test 0.7500, 00:03 left",
         "the end",
     ]
 
 
-def test_long_epochs_are_told_between_evaluations(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = Progress(100, every=10.0)
+def test_run_progress_counts_resumed_steps(capsys):
+    progress = RunProgress(40)
+    progress.resume(30)
+    progress.test(train_record(30, 1.5), 3.0)
+    assert capsys.readouterr().out == " 75%, epoch 1.5, step 30/40: test 0.5000, 00:03 left\n"
+
+
+def test_run_progress_prints_between_evaluations(capsys, clock):
+    progress = RunProgress(100, interval=10.0)
     for step in range(1, 31):
-        now[0] += 1.0
-        record = {"step": step, "epoch": step / 50, "split": "train", "loss": 1.0, "accuracy": 0.0}
-        progress.train({**record, "examples_per_second": 1.0}, 0.0)
+        clock[0] += 1.0
+        progress.train(train_record(step, step / 50), 0.0)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "epoch 0.2, step 10/100",
-        "epoch 0.4, step 20/100",
-        "epoch 0.6, step 30/100",
+        " 10%, epoch 0.2, step 10/100",
+        " 20%, epoch 0.4, step 20/100",
+        " 30%, epoch 0.6, step 30/100",
     ]
 
 
-def test_reading_is_told_every_five_seconds(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    for _ in _told(12, "reading"):
-        now[0] += 1.0
+def test_progress_range_prints_every_five_seconds(capsys, clock):
+    for _ in progress_range(12, "reading"):
+        clock[0] += 1.0
     assert capsys.readouterr().out.splitlines() == [
-        "reading: 5 of 12, 7 s left",
-        "reading: 10 of 12, 2 s left",
+        " 42%, reading, 00:07 left",
+        " 83%, reading, 00:02 left",
     ]
 
 
-def test_speed_leaves_out_set_up_and_evaluation(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    meter = Meter(steps=5)
-    now[0] += 30.0  # the first step compiles
-    meter.step(10)
+def test_progress_range_is_silent_for_short_loops(open_terminal, capsys, monkeypatch):
+    assert list(progress_range(1000, "reading")) == list(range(1000))
+    assert list(progress_range(0, "reading")) == []
+    assert capsys.readouterr().out == ""
+    terminal = open_terminal(24, 80)
+    monkeypatch.setattr("sys.stdout", terminal.file)
+    assert list(progress_range(1000, "reading")) == list(range(1000))
+    assert terminal.frames() == []
+
+
+def test_throughput_excludes_compilation_and_evaluation(clock):
+    throughput = Throughput(steps=5)
+    clock[0] += 30.0  # the first step compiles
+    throughput.step(10)
     for _ in range(2):
-        now[0] += 1.0
-        meter.step(10)
-    assert meter.lap() == 10.0
-    now[0] += 7.0
-    assert meter.pause() == 7.0
-    now[0] += 4.0
-    meter.step(10)
-    assert meter.lap() == 2.5
-    assert meter.overall == 30 / 6
-    # 13 s for three steps and an evaluation after the first step; one step is left.
-    assert meter.left(4) == pytest.approx(13 / 3)
+        clock[0] += 1.0
+        throughput.step(10)
+    assert throughput.lap() == 10.0
+    clock[0] += 7.0
+    assert throughput.pause() == 7.0
+    clock[0] += 4.0
+    throughput.step(10)
+    assert throughput.lap() == 2.5
+    assert throughput.overall == 30 / 6
+    # 13 s for three steps and an evaluation after the first step; one step remains.
+    assert throughput.remaining(4) == pytest.approx(13 / 3)

@@ -1,3 +1,5 @@
+"""The residual block on vectors and images, under every JAX transform."""
+
 import flax.linen as nn
 import hypothesis.strategies as st
 import jax
@@ -10,7 +12,7 @@ from resflax.nn import Residual, identity, linear_projection, zero_pad
 
 
 def two_layers(features, hidden=16, zero=False):
-    """F = W2 relu(W1 x), the paper's example; `zero` starts W2 at zero."""
+    """Returns F = W2 relu(W1 x), the paper's example; `zero` initialises W2 to zero."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
 
     def branch(x):
@@ -24,7 +26,7 @@ def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
 
 
-def test_seed_example_is_the_formula_in_float64():
+def test_residual_is_the_formula_in_float64():
     x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
     for features in (8, 6):
         block = Residual(two_layers(features))
@@ -35,7 +37,7 @@ def test_seed_example_is_the_formula_in_float64():
         np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_parameters_are_w1_w2_and_ws_only_where_widths_differ():
+def test_parameters_include_ws_only_where_widths_differ():
     block = Residual(two_layers(8))
     same = block.init(jax.random.key(0), jnp.ones((2, 8)))
     assert shapes(same) == {"params": {"W1": {"kernel": (8, 16)}, "W2": {"kernel": (16, 8)}}}
@@ -48,7 +50,7 @@ def test_parameters_are_w1_w2_and_ws_only_where_widths_differ():
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_with_its_last_layer_at_zero_a_block_is_relu_bit_for_bit(jit):
+def test_block_with_zero_w2_is_relu_bit_for_bit(jit):
     x = jax.random.normal(jax.random.key(0), (64, 32))
     block = Residual(two_layers(32, zero=True))
     variables = block.init(jax.random.key(1), x)
@@ -76,38 +78,40 @@ def branch_shape(branch, x):
     ).shape
 
 
-def test_pre_is_shared_by_branch_and_projection_but_not_by_the_identity():
+def test_pre_applies_to_branch_and_projection_not_to_identity():
     x = jnp.asarray([[-1.0, 2.0]])
-    seen = []
+    inputs = []
 
     def branch(h):
-        seen.append(h)
+        inputs.append(h)
         return 10 * h
 
     def shortcut(h, shape):
-        seen.append(h)
+        inputs.append(h)
         return h
 
     y = Residual(branch, shortcut, pre=nn.relu, post=identity).apply({}, x)
-    np.testing.assert_array_equal(y, [[-1.0, 22.0]])  # x + 10 relu(x): x itself is untouched
+    np.testing.assert_array_equal(y, [[-1.0, 22.0]])  # x + 10 relu(x): the identity path has x
     y = Residual(branch, shortcut, pre=nn.relu, post=identity, always=True).apply({}, x)
-    np.testing.assert_array_equal(y, [[0.0, 22.0]])  # the called shortcut gets relu(x)
-    for h in seen:
+    np.testing.assert_array_equal(y, [[0.0, 22.0]])  # a shortcut that is called gets relu(x)
+    for h in inputs:
         np.testing.assert_array_equal(h, nn.relu(x))
 
 
-def test_no_shortcut_is_the_plain_net():
+def test_no_shortcut_is_the_plain_network():
     x = jnp.asarray([[-1.0, 2.0]])
     np.testing.assert_array_equal(Residual(lambda h: 2 * h, None).apply({}, x), [[0.0, 4.0]])
 
 
-def test_a_shortcut_of_the_wrong_shape_is_named():
-    with pytest.raises(ValueError, match=r"branch gives \(2, 3\).*shortcut gives \(2, 4\)"):
+def test_shortcut_of_wrong_shape_raises():
+    with pytest.raises(
+        ValueError, match=r"branch returned shape \(2, 3\).*shortcut returned \(2, 4\)"
+    ):
         Residual(lambda h: h[:, :3], lambda h, shape: h).apply({}, jnp.ones((2, 4)))
 
 
-def test_deep_stacks_of_zero_branches_pass_the_gradient_whole():
-    """dy/dx of L identity blocks is the identity, however deep: the paper's sentence."""
+def test_gradient_through_zero_branches_is_the_identity():
+    """The Jacobian of 50 blocks with F = 0 is the identity matrix."""
 
     class Deep(nn.Module):
         @nn.compact
@@ -123,24 +127,24 @@ def test_deep_stacks_of_zero_branches_pass_the_gradient_whole():
 
 
 class TestTransforms:
-    """Every JAX transform, from outside, against the plain call."""
+    """Each JAX transform of `block.apply` against the plain call."""
 
     block = Residual(two_layers(8))
     x = jax.random.normal(jax.random.key(0), (16, 8))
     variables = block.init(jax.random.key(1), x)
     expected = block.apply(variables, x)
 
-    def close(self, result):
+    def assert_close(self, result):
         np.testing.assert_allclose(np.reshape(result, (16, 8)), self.expected, rtol=1e-5, atol=1e-6)
 
     def test_jit(self):
-        self.close(jax.jit(self.block.apply)(self.variables, self.x))
+        self.assert_close(jax.jit(self.block.apply)(self.variables, self.x))
 
     def test_vmap_over_examples(self):
-        self.close(jax.vmap(self.block.apply, (None, 0))(self.variables, self.x))
+        self.assert_close(jax.vmap(self.block.apply, (None, 0))(self.variables, self.x))
 
     def test_pmap(self):
-        self.close(
+        self.assert_close(
             jax.pmap(self.block.apply, in_axes=(None, 0))(self.variables, self.x.reshape(8, 2, 8))
         )
 
@@ -150,7 +154,7 @@ class TestTransforms:
         f = jax.shard_map(
             self.block.apply, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch")
         )
-        self.close(jax.jit(f)(self.variables, self.x))
+        self.assert_close(jax.jit(f)(self.variables, self.x))
 
     def test_remat_has_the_same_gradient(self):
         def loss(apply):
@@ -191,7 +195,7 @@ class TestTransforms:
         assert np.isfinite(second(self.x)).all()
 
 
-def test_default_shortcut_subsamples_what_the_branch_strides_over():
+def test_default_shortcut_subsamples_to_the_branch_shape():
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
     block = Residual(lambda h: jnp.zeros((2, 3, 3, 4)), linear_projection, post=identity)
     variables = block.init(jax.random.key(1), x)
@@ -199,6 +203,6 @@ def test_default_shortcut_subsamples_what_the_branch_strides_over():
     np.testing.assert_allclose(block.apply(variables, x), x[:, ::2, ::2] @ Ws, rtol=1e-5, atol=1e-6)
 
 
-def test_zero_pad_owns_nothing():
+def test_zero_pad_has_no_parameters():
     block = Residual(lambda h: jnp.zeros((2, 3, 3, 8)), zero_pad)
     assert block.init(jax.random.key(0), jnp.ones((2, 5, 5, 3))) == {}

@@ -1,4 +1,4 @@
-"""The engine against a ResNet written out in NumPy and float64."""
+"""`ResNet` against an independent implementation in NumPy and float64."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.networks import randomised
 
 from resflax import create_model
 from resflax.nn import ResNet, Spec
@@ -17,21 +18,8 @@ def init(model, shape, seed=0):
     return jax.jit(lambda key: model.init(key, jnp.zeros(shape), train=False))(jax.random.key(seed))
 
 
-def randomised(variables, seed=0):
-    """The same tree with every leaf random, so that no term is hidden by a zero or a one."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, x):
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        scale = np.sqrt(1.5 / np.prod(x.shape[:-1])) if x.ndim > 1 else 0.1
-        return (scale * rng.standard_normal(x.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, variables)
-
-
 class Reference:
-    """A ResNet in NumPy: float64, loops and dictionaries, nothing shared with the library."""
+    """ResNet in NumPy and float64, sharing no code with the library."""
 
     strides = {"basic": (2, 1), "bottleneck": (1, 2, 1), "bottleneck_v1": (2, 1, 1)}  # noqa: RUF012
 
@@ -57,26 +45,26 @@ class Reference:
         h = relu(self.norm(x, p["norm1"], s["norm1"])) if spec.preact else x
         y = h
         for i in range(1, n + 1):
-            at = self.strides[spec.block][i - 1]
+            is_strided = self.strides[spec.block][i - 1] == 2
             if spec.preact and i > 1:
                 y = relu(self.norm(y, p[f"norm{i}"], s[f"norm{i}"]))
-            y = self.conv(y, p[f"conv{i}"]["kernel"], stride if at == 2 else 1)
+            y = self.conv(y, p[f"conv{i}"]["kernel"], stride if is_strided else 1)
             if not spec.preact:
                 y = self.norm(y, p[f"norm{i}"], s[f"norm{i}"])
                 y = relu(y) if i < n else y
-        differs = x.shape != y.shape
+        shapes_differ = x.shape != y.shape
         if spec.shortcut == "none":
-            short = 0
-        elif spec.shortcut == "A" and differs:
+            shortcut = 0
+        elif spec.shortcut == "A" and shapes_differ:
             extra = y.shape[-1] - h.shape[-1]
             pad = (extra // 2, extra - extra // 2)
-            short = np.pad(h[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), pad))
-        elif spec.shortcut == "C" or (spec.shortcut == "B" and differs):
-            short = self.conv(h, p["Ws"]["kernel"], stride)
-            short = short if spec.preact else self.norm(short, p["Ws_norm"], s["Ws_norm"])
+            shortcut = np.pad(h[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), pad))
+        elif spec.shortcut == "C" or (spec.shortcut == "B" and shapes_differ):
+            shortcut = self.conv(h, p["Ws"]["kernel"], stride)
+            shortcut = shortcut if spec.preact else self.norm(shortcut, p["Ws_norm"], s["Ws_norm"])
         else:
-            short = x
-        return y + short if spec.preact else relu(y + short)
+            shortcut = x
+        return y + shortcut if spec.preact else relu(y + shortcut)
 
     def __call__(self, x):
         spec, p, s = self.spec, self.p, self.s
@@ -105,7 +93,7 @@ VARIANTS = list(
 
 
 @pytest.mark.parametrize(("block", "shortcut", "preact"), VARIANTS)
-def test_every_variant_is_the_numpy_reference(block, shortcut, preact):
+def test_variants_are_the_numpy_reference(block, shortcut, preact):
     stem = "imagenet" if shortcut == "B" else "cifar"
     spec = Spec(**{**TINY, "stem": stem}, block=block, shortcut=shortcut, preact=preact)
     model = ResNet(spec)
@@ -117,36 +105,36 @@ def test_every_variant_is_the_numpy_reference(block, shortcut, preact):
 
 
 def conv_strides(spec, size=8):
-    """(kernel, stride) of each convolution of the second stage's first block, as traced."""
+    """Returns (kernel, stride) of each convolution in the second stage's first block, as traced."""
     model = ResNet(spec)
     x = jnp.zeros((1, size, size, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     jaxpr = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
-    forms = [e.params["form"] for e in jaxpr.eqns if e.primitive.name == "resflax_conv"]
-    return [(form.window[0], form.strides[0]) for form in forms][-4:]
+    convs = [e.params["params"] for e in jaxpr.eqns if e.primitive.name == "resflax_conv"]
+    return [(p.kernel_size[0], p.strides[0]) for p in convs][-4:]
 
 
-def test_v1_strides_the_first_1x1_and_v15_the_3x3():
+def test_bottleneck_strides_first_1x1_in_v1_and_3x3_in_v15():
     fields = {**TINY, "depths": (1, 1)}
     assert conv_strides(Spec(**fields, block="bottleneck_v1")) == [(1, 2), (3, 1), (1, 1), (1, 2)]
     assert conv_strides(Spec(**fields, block="bottleneck")) == [(1, 1), (3, 2), (1, 1), (1, 2)]
 
 
-def test_kernels_start_he_normal_fan_out():
+def test_kernels_are_initialised_he_normal_fan_out():
     model = create_model("resnet18", stem="cifar")
     params = init(model, (1, 8, 8, 3))["params"]
     kernel = np.asarray(params["stage4_block2"]["conv2"]["kernel"], np.float64)
     n = kernel.size
     variance = 2 / (3 * 3 * 512)
-    # The mean and variance of n normal samples, within five of their standard deviations.
+    # Mean and variance of n normal samples are within five standard deviations.
     assert abs(kernel.mean()) < 5 * np.sqrt(variance / n)
     assert abs(kernel.var() / variance - 1) < 5 * np.sqrt(2 / n)
     # Normal, not truncated at two standard deviations.
     assert np.abs(kernel).max() > 4 * np.sqrt(variance)
 
 
-def stages(model, variables, x):
-    """The output of every block, by its name."""
+def block_outputs(model, variables, x):
+    """Returns the output of every block by name."""
     _, state = model.apply(
         variables, x, train=False, capture_intermediates=True, mutable="intermediates"
     )
@@ -158,9 +146,9 @@ def stages(model, variables, x):
 
 
 @pytest.mark.parametrize("preact", [False, True])
-def test_zero_init_starts_every_block_as_its_shortcut_bit_for_bit(preact):
+def test_zero_init_makes_blocks_their_shortcut_bit_for_bit(preact):
     model = ResNet(Spec(**TINY, block="bottleneck", shortcut="A", zero_init=True, preact=preact))
-    out = stages(
+    out = block_outputs(
         model, init(model, (1, 8, 8, 3)), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     )
     before, after = (np.asarray(out[f"stage2_block{j}"]) for j in (1, 2))
@@ -168,7 +156,7 @@ def test_zero_init_starts_every_block_as_its_shortcut_bit_for_bit(preact):
     assert before.tobytes() == after.tobytes()
 
 
-def test_zero_init_leaves_a_plain_net_alive():
+def test_zero_init_is_ignored_without_shortcuts():
     model = ResNet(Spec(**TINY, block="basic", shortcut="none", zero_init=True))
     scales = [
         leaf
@@ -179,19 +167,19 @@ def test_zero_init_leaves_a_plain_net_alive():
     assert all((scale == 1).all() for scale in scales)
 
 
-def test_preact_identity_path_carries_x_untouched():
+def test_preact_identity_path_is_unchanged():
     model = ResNet(Spec(**TINY, block="basic", preact=True, shortcut="A"))
     variables = init(model, (1, 8, 8, 3))
     variables = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.zeros_like(p) if "conv2" in str(path) else p, variables
     )
-    out = stages(model, variables, jax.random.normal(jax.random.key(1), (2, 8, 8, 3)))
+    out = block_outputs(model, variables, jax.random.normal(jax.random.key(1), (2, 8, 8, 3)))
     assert (np.asarray(out["stem_conv"]) < 0).any()
     np.testing.assert_array_equal(out["stem_conv"], out["stage1_block1"])
     np.testing.assert_array_equal(out["stage2_block1"], out["stage2_block2"])
 
 
-def test_training_normalises_by_the_batch_and_moves_the_running_statistics():
+def test_training_uses_and_records_batch_statistics():
     model = ResNet(Spec(**TINY, block="basic"))
     variables = init(model, (1, 8, 8, 3))
     x = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
@@ -205,7 +193,7 @@ def test_training_normalises_by_the_batch_and_moves_the_running_statistics():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * conv.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_bfloat16_computes_in_bfloat16_and_stores_float32():
+def test_bfloat16_network_stores_float32_variables():
     model = create_model("cifar_resnet20", dtype="bfloat16")
     variables = init(model, (1, 8, 8, 1))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
@@ -218,7 +206,7 @@ def test_bfloat16_computes_in_bfloat16_and_stores_float32():
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 28, 28, 1), (1, 32, 32, 3), (1, 7, 9, 2)])
-def test_channels_and_sizes_are_taken_from_the_input(shape):
+def test_image_shape_is_taken_from_the_input(shape):
     model = create_model("cifar_resnet20", num_classes=7)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
     out = jax.eval_shape(lambda v: model.apply(v, jnp.zeros(shape), train=False), variables)
@@ -226,7 +214,7 @@ def test_channels_and_sizes_are_taken_from_the_input(shape):
     assert variables["params"]["stem_conv"]["kernel"].shape == (3, 3, shape[-1], 16)
 
 
-def test_no_classes_means_pooled_features():
+def test_zero_classes_return_pooled_features():
     model = create_model("cifar_resnet20", num_classes=0)
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
@@ -236,11 +224,11 @@ def test_no_classes_means_pooled_features():
     assert "head" not in variables["params"]
 
 
-def test_a_batch_without_its_batch_axis_is_refused():
+def test_image_without_batch_axis_raises():
     with pytest.raises(ValueError, match=r"\(n, height, width, channels\)"):
         create_model("resnet18").init(jax.random.key(0), jnp.zeros((32, 32, 3)), train=False)
 
 
-def test_train_has_no_default():
+def test_train_argument_has_no_default():
     with pytest.raises(TypeError, match="train"):
         create_model("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

@@ -1,10 +1,11 @@
-"""Depth by scan, and recomputation: the same function as the unrolled network."""
+"""`scan` and `remat`: the same function as the unrolled network."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.networks import randomised, run, variables_of
 
 from resflax import UserError, create_model
 from resflax.nn import stack_params, unstack_params
@@ -17,9 +18,12 @@ def model(**fields):
     return create_model("cifar_resnet20", **{**TINY, **fields})
 
 
-def variables_of(net, seed=0):
-    init = jax.jit(lambda key: net.init(key, jnp.zeros((1, 8, 8, 3)), train=False))
-    return init(jax.random.key(seed))
+def init(net):
+    return run(lambda key: net.init(key, jnp.zeros((1, 8, 8, 3)), train=False), jax.random.key(0))
+
+
+def random_variables(net):
+    return randomised(variables_of(net, (1, 8, 8, 3)))
 
 
 def batch(n=6):
@@ -33,31 +37,30 @@ def loss_and_gradients(net, variables):
         logits, updated = net.apply(
             {**variables, "params": params}, batch()["image"], train=True, mutable=["batch_stats"]
         )
-        cost = optax.softmax_cross_entropy_with_integer_labels(logits, batch()["label"]).mean()
-        return cost, updated["batch_stats"]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch()["label"]).mean()
+        return loss, updated["batch_stats"]
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    return run(jax.value_and_grad(loss, has_aux=True), variables["params"])
 
 
-def assert_trees_close(found, expected, tolerance=1e-5):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_trees_close(actual, expected, tolerance=1e-5):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1e-3, np.abs(b).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(
     "fields",
     [{}, {"preact": True, "block": "bottleneck"}, {"shortcut": "C"}, {"shortcut": "none"}],
     ids=["v1", "preact bottleneck", "option C", "plain"],
 )
-def test_scanned_and_recomputed_nets_have_the_gradients_and_statistics_of_the_unrolled(
-    fields, remat
-):
+def test_scan_and_remat_match_the_unrolled_network(fields, remat):
     fields = {"zero_init": False, **fields}
-    flat = model(scan=False, **fields)
-    variables = variables_of(flat)
-    (loss, stats), grads = loss_and_gradients(flat, variables)
+    unrolled = model(scan=False, **fields)
+    variables = random_variables(unrolled)
+    (loss, stats), grads = loss_and_gradients(unrolled, variables)
     scanned = model(scan=True, remat=remat, **fields)
     (other, other_stats), other_grads = loss_and_gradients(scanned, stack_params(variables))
     np.testing.assert_allclose(other, loss, rtol=1e-6)
@@ -65,20 +68,21 @@ def test_scanned_and_recomputed_nets_have_the_gradients_and_statistics_of_the_un
     assert_trees_close(unstack_params(other_stats), stats)
 
 
-def test_remat_alone_keeps_the_parameters_names_and_the_gradients():
-    variables = variables_of(model(scan=False))
+@pytest.mark.slow
+def test_remat_keeps_parameter_names_and_gradients():
+    variables = random_variables(model(scan=False))
     (loss, _), grads = loss_and_gradients(model(scan=False), variables)
     (other, _), other_grads = loss_and_gradients(model(scan=False, remat=True), variables)
     np.testing.assert_allclose(other, loss, rtol=1e-6)
     assert_trees_close(other_grads, grads, 1e-4)
 
 
-def test_stacking_is_lossless_for_variables_and_whole_states():
+def test_stack_params_is_lossless_for_train_states():
     net = model(scan=False)
-    state = create_state(net, make_optimizer("sgd", 0.1), 0, (8, 8, 3))
-    back = unstack_params(stack_params(state))
-    assert jax.tree.structure(back) == jax.tree.structure(state)
-    assert params_sha256(back) == params_sha256(state)
+    state = create_state(net, make_optimizer("sgd", 0.1), 0, (8, 8, 3), random_variables(net))
+    restored = unstack_params(stack_params(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert params_sha256(restored) == params_sha256(state)
     stacked = stack_params(state)
     assert set(stacked.params) == {
         "stem_conv", "stem_norm", "stage1_block1", "stage2_block1", "stage2_rest",
@@ -87,18 +91,18 @@ def test_stacking_is_lossless_for_variables_and_whole_states():
     assert stacked.params["stage3_rest"]["conv1"]["kernel"].shape == (3, 3, 3, 8, 8)
 
 
-def test_a_scanned_net_initialises_to_the_layout_that_stacking_gives():
+def test_scanned_init_has_the_layout_of_stack_params():
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
-    flat, scanned = variables_of(model(scan=False)), variables_of(model(scan=True))
-    assert shapes(stack_params(flat)) == shapes(scanned)
+    unrolled, scanned = random_variables(model(scan=False)), variables_of(model(scan=True))
+    assert shapes(stack_params(unrolled)) == shapes(scanned)
 
 
-def test_each_scanned_block_starts_from_its_own_draw():
-    kernel = variables_of(model(scan=True))["params"]["stage3_rest"]["conv1"]["kernel"]
+def test_scanned_blocks_have_different_initial_values():
+    kernel = init(model(scan=True))["params"]["stage3_rest"]["conv1"]["kernel"]
     assert len({np.asarray(k).tobytes() for k in kernel}) == 3
 
 
-def test_the_traced_step_does_not_grow_with_depth():
+def test_traced_step_does_not_grow_with_depth():
     def equations(n):
         net = model(scan=True, depths=(n, n, n))
         optimizer = make_optimizer("sgd", 0.1)
@@ -109,7 +113,7 @@ def test_the_traced_step_does_not_grow_with_depth():
     assert equations(40) == equations(4)
 
 
-def test_deep_nets_of_small_images_are_scanned_by_default_and_others_are_not():
+def test_scan_default_depends_on_depth_and_stem():
     assert create_model("cifar_resnet110").scan
     assert create_model("cifar_resnet1202").scan
     assert not create_model("cifar_resnet110", scan=False).scan
@@ -118,6 +122,6 @@ def test_deep_nets_of_small_images_are_scanned_by_default_and_others_are_not():
 
 
 @pytest.mark.parametrize("field", ["scan", "remat"])
-def test_a_flag_that_is_no_truth_value_is_refused(field):
+def test_non_boolean_flags_raise(field):
     with pytest.raises(UserError, match=f"{field} is 'yes': expected True or False"):
         create_model("cifar_resnet20", **{field: "yes"})

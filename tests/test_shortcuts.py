@@ -1,3 +1,5 @@
+"""Shortcuts against NumPy in float64."""
+
 import flax.linen as nn
 import hypothesis.strategies as st
 import jax
@@ -7,17 +9,17 @@ import pytest
 from helpers.networks import run
 from hypothesis import given, settings
 
-from resflax.nn import BlockGeometry, make_ops, subsample, zero_pad
+from resflax.nn import BlockGeometry, Residual, make_ops, subsample, zero_pad
 from resflax.nn.shortcuts import SHORTCUTS, linear_projection, strides_between
 
 
 @given(size=st.integers(1, 64), stride=st.integers(1, 2))
-def test_strides_are_those_of_a_symmetrically_padded_convolution(size, stride):
-    """A k x k convolution of stride s, padded by k // 2, gives ceil(size / s)."""
+def test_strides_match_a_symmetrically_padded_convolution(size, stride):
+    """A k x k convolution with stride s, padded by k // 2, has output size ceil(size / s)."""
     out = (size + 2 * 1 - 3) // stride + 1
-    (found,) = strides_between((size, 4), (out, 4))
-    # On one pixel stride 2 does nothing that stride 1 does not.
-    assert found == (1 if size == 1 else stride)
+    (found_stride,) = strides_between((size, 4), (out, 4))
+    # On one pixel, strides 1 and 2 are the same.
+    assert found_stride == (1 if size == 1 else stride)
 
 
 @settings(deadline=None, max_examples=30)
@@ -27,7 +29,7 @@ def test_strides_are_those_of_a_symmetrically_padded_convolution(size, stride):
     channels=st.integers(1, 4),
     extra=st.integers(0, 5),
 )
-def test_zero_pad_is_the_numpy_statement_of_option_a(height, width, channels, extra):
+def test_zero_pad_is_option_a_in_numpy(height, width, channels, extra):
     x = np.random.default_rng(0).standard_normal((2, height, width, channels)).astype(np.float32)
     sub = x[:, ::2, ::2]
     expected = np.zeros((*sub.shape[:-1], channels + extra), np.float32)
@@ -35,8 +37,8 @@ def test_zero_pad_is_the_numpy_statement_of_option_a(height, width, channels, ex
     np.testing.assert_array_equal(zero_pad(jnp.asarray(x), expected.shape), expected)
 
 
-def test_zero_pad_refuses_to_narrow():
-    with pytest.raises(ValueError, match="cannot narrow"):
+def test_zero_pad_to_fewer_channels_raises():
+    with pytest.raises(ValueError, match="cannot reduce the number of channels"):
         zero_pad(jnp.ones((1, 4, 4, 8)), (1, 4, 4, 4))
 
 
@@ -44,14 +46,12 @@ def test_zero_pad_refuses_to_narrow():
     ("source", "target"),
     [((4, 3), (8, 3)), ((5, 3), (4, 3)), ((4, 3), (4, 4, 3)), ((4, 4), (0, 8)), ((0, 4), (2, 4))],
 )
-def test_shapes_that_no_stride_connects_are_refused(source, target):
-    with pytest.raises(ValueError, match="from"):
+def test_subsample_without_matching_strides_raises(source, target):
+    with pytest.raises(ValueError, match=r"cannot change the rank|no strides map"):
         subsample(jnp.ones(source), target)
 
 
-def test_linear_keeps_the_dtype_of_its_input():
-    from resflax.nn import Residual
-
+def test_linear_projection_has_the_dtype_of_its_input():
     block = Residual(lambda h: jnp.zeros((2, 4), jnp.bfloat16), linear_projection)
     x = jnp.ones((2, 3), jnp.bfloat16)
     y, variables = block.init_with_output(jax.random.key(0), x)
@@ -61,56 +61,61 @@ def test_linear_keeps_the_dtype_of_its_input():
 
 
 class Shortcut(nn.Module):
-    """A row of `SHORTCUTS` on its own, from an image to 6 channels."""
+    """A row of `SHORTCUTS` as a module, from an image to 6 channels."""
 
     option: str
-    scale: BlockGeometry
+    geometry: BlockGeometry
 
     @nn.compact
     def __call__(self, h):
         ops = make_ops(train=False, dtype=h.dtype)
-        sizes = (-(-size // self.scale.stride) for size in h.shape[1:3])
+        sizes = (-(-size // self.geometry.stride) for size in h.shape[1:3])
         make = SHORTCUTS[self.option].make
-        return make(ops, self.scale, norm=False)(h, (h.shape[0], *sizes, 6))
+        return make(ops, self.geometry, norm=False)(h, (h.shape[0], *sizes, 6))
 
 
 def windows(h, size, stride, dilation, low):
-    """Windows of an image padded by zeros, `low` of them before it."""
-    reach = (size - 1) * dilation
-    h = np.pad(h, ((0, 0), (low, reach - low), (low, reach - low), (0, 0)))
-    view = np.lib.stride_tricks.sliding_window_view(h, (reach + 1,) * 2, axis=(1, 2))
+    """Returns the windows of a zero-padded image, with `low` zeros before it."""
+    extent = (size - 1) * dilation
+    h = np.pad(h, ((0, 0), (low, extent - low), (low, extent - low), (0, 0)))
+    view = np.lib.stride_tricks.sliding_window_view(h, (extent + 1,) * 2, axis=(1, 2))
     return view[:, ::stride, ::stride, ..., ::dilation, ::dilation]
 
 
-def pooled(h, w, scale):
-    """Tong He et al. 2018, figure 2e: the mean of 2x2 pixels, of the real ones at an odd edge."""
-    if scale.stride == 1 and scale.dilation == 1:
+def reference_pooled(h, w, geometry):
+    """Tong He et al. 2018, figure 2e: averages 2x2 pixels, or fewer at an odd edge."""
+    if geometry.stride == 1 and geometry.dilation == 1:
         return h @ w[0, 0]
-    stride = scale.stride
+    stride = geometry.stride
     sums, ones = (windows(a, 2, stride, 1, 0).sum((-2, -1)) for a in (h, np.ones_like(h)))
     return sums / (ones if stride > 1 else 4) @ w[0, 0]
 
 
-def projected(h, w, scale):
-    dilation = scale.before
+def reference_projection(h, w, geometry):
+    dilation = geometry.in_dilation
     low = len(w) // 2 * dilation
-    return np.einsum("nhwcij,ijco->nhwo", windows(h, len(w), scale.stride, dilation, low), w)
+    return np.einsum("nhwcij,ijco->nhwo", windows(h, len(w), geometry.stride, dilation, low), w)
 
 
-STATEMENTS = {"B": projected, "B3": projected, "C": projected, "D": pooled}
+REFERENCES = {
+    "B": reference_projection,
+    "B3": reference_projection,
+    "C": reference_projection,
+    "D": reference_pooled,
+}
 
 
 @pytest.mark.parametrize(
-    "scale", [BlockGeometry(), BlockGeometry(2), BlockGeometry(1, 1, 2), BlockGeometry(1, 2, 4)]
+    "geometry", [BlockGeometry(), BlockGeometry(2), BlockGeometry(1, 1, 2), BlockGeometry(1, 2, 4)]
 )
-@pytest.mark.parametrize("option", STATEMENTS)
-def test_projections_are_their_numpy_statements(option, scale):
-    shortcut = Shortcut(option, scale)
+@pytest.mark.parametrize("option", REFERENCES)
+def test_projections_are_their_numpy_references(option, geometry):
+    shortcut = Shortcut(option, geometry)
     h = np.random.default_rng(0).standard_normal((2, 7, 6, 4))
     x = jnp.asarray(h, jnp.float32)
     params = jax.eval_shape(lambda: shortcut.init(jax.random.key(0), x))["params"]
-    side = 3 if option == "B3" and scale != BlockGeometry() else 1
+    side = 3 if option == "B3" and geometry != BlockGeometry() else 1
     assert jax.tree.map(jnp.shape, params) == {"Ws": {"kernel": (side, side, 4, 6)}}
     w = np.random.default_rng(1).standard_normal((side, side, 4, 6))
     found = run(shortcut.apply, {"params": {"Ws": {"kernel": jnp.asarray(w, jnp.float32)}}}, x)
-    np.testing.assert_allclose(found, STATEMENTS[option](h, w, scale), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, REFERENCES[option](h, w, geometry), rtol=1e-4, atol=1e-4)

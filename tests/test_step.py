@@ -13,7 +13,7 @@ from resflax.train import create_state, make_optimizer, make_schedule, make_trai
 from resflax.train.optim import OPTIMIZERS
 
 SHAPE = (2, 2, 1)
-SMALL = {"depths": (1,), "widths": (8,), "stem_width": 8}
+TINY = {"depths": (1,), "widths": (8,), "stem_width": 8}
 
 
 def init(optimizer, **kwargs):
@@ -91,7 +91,7 @@ def test_step_is_pure_and_updates_all_batch_statistics():
 
 
 def test_initial_state_is_a_function_of_the_seed():
-    model, optimizer = create_model("cifar_resnet8", **SMALL), optax.sgd(0.1)
+    model, optimizer = create_model("cifar_resnet8", **TINY), optax.sgd(0.1)
     one, same, other = (create_state(model, optimizer, s, (8, 8, 1)) for s in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, one, same)
     kernels = [state.params["stem_conv"]["kernel"] for state in (one, other)]

@@ -30,7 +30,7 @@ def small():
     labels = (np.arange(48) % 2).astype(np.int32)
     images = rng.integers(0, 99, (48, 8, 8, 1)) + 120 * labels[:, None, None, None]
     split = InMemorySplit(images.astype(np.uint8), labels)
-    return Dataset("small", split, split, 2)
+    return Dataset("small", split, split, ("0", "1"))
 
 
 def settings(**values):

@@ -24,7 +24,7 @@ def noise():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8)
     split = InMemorySplit(images, (np.arange(300) % 10).astype(np.int32))
-    return Dataset("noise", split, split, 10)
+    return Dataset("noise", split, split, tuple("0123456789"))
 
 
 def network(name, **fields):

@@ -42,7 +42,7 @@ def noise():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
     split = InMemorySplit(images, (np.arange(40) % 2).astype(np.int32))
-    return Dataset("noise", split, split, 2)
+    return Dataset("noise", split, split, ("0", "1"))
 
 
 def settings():

@@ -1,4 +1,4 @@
-"""Winograd's F(2x2, 3x3) against float64, called by itself."""
+"""Winograd's F(2x2, 3x3) against float64, and when it is used."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from helpers.conv_reference import assert_close, normal, reference
 from hypothesis import assume, example, given, settings
 
 from resflax.kernels import cpu_conv, winograd
-from resflax.kernels.conv_params import ConvForm
+from resflax.kernels.conv_params import ConvParams
 
 UNIT = {"strides": (1, 1), "dilation": (1, 1), "groups": 1}
 
@@ -20,6 +20,7 @@ def pairs(low, high):
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=4)
 @given(
     batch=st.integers(1, 3),
@@ -27,15 +28,15 @@ def pairs(low, high):
     widths=pairs(1, 40),
     padding=st.tuples(pairs(0, 2), pairs(0, 2)),
 )
-@example(2, (3, 3), (1, 1), ((0, 0), (0, 0)))  # one pixel of output: a quarter of a tile
+@example(2, (3, 3), (1, 1), ((0, 0), (0, 0)))  # one output pixel: a quarter of a tile
 @example(1, (1, 1), (3, 2), ((2, 2), (2, 2)))
 @example(2, (8, 7), (5, 4), ((1, 1), (1, 1)))
 @example(2, (7, 8), (32, 33), ((0, 1), (2, 0)))
-def test_a_convolution_and_its_kernel_gradient_are_those_of_float64(batch, size, widths, padding):
-    form = ConvForm(size, (3, 3), padding=padding, **UNIT)
-    assume(min(form.output) > 0)
+def test_convolution_and_kernel_gradient_match_float64(batch, size, widths, padding):
+    params = ConvParams(size, (3, 3), padding=padding, **UNIT)
+    assume(min(params.output_size) > 0)
     x, w = (batch, *size, widths[0]), (3, 3, *widths)
-    shape = form.shape("y", x, w)
+    shape = params.result_shape("fwd", x, w)
     image, kernel, g = normal(x), normal(w, seed=1), normal(shape, seed=2)
 
     @jax.jit
@@ -45,13 +46,13 @@ def test_a_convolution_and_its_kernel_gradient_are_those_of_float64(batch, size,
             winograd.kernel_gradient(x, g, padding=padding),
         )
 
-    how = {**UNIT, "padding": padding}
+    options = {**UNIT, "padding": padding}
     y, dw = both(image, kernel, g)
-    assert_close(y, reference("y", image, kernel, shape, **how))
-    assert_close(dw, reference("w", image, g, w, **how))
+    assert_close(y, reference("fwd", image, kernel, shape, **options))
+    assert_close(dw, reference("wgrad", image, g, w, **options))
 
 
-def test_the_kernel_gradient_is_the_transpose_of_the_convolution():
+def test_kernel_gradient_is_the_transpose_of_the_convolution():
     x, g = normal((2, 5, 6, 7)), normal((2, 5, 6, 3), seed=1)
     padding = ((1, 1), (1, 1))
     convolve = partial(winograd.convolve, x, padding=padding)
@@ -59,7 +60,7 @@ def test_the_kernel_gradient_is_the_transpose_of_the_convolution():
     assert_close(winograd.kernel_gradient(x, g, padding=padding), expected)
 
 
-def test_sixteen_products_of_a_quarter_of_the_pixels_are_all_the_products():
+def test_convolution_is_sixteen_products_of_quarter_size():
     x, w = jnp.ones((2, 8, 6, 5)), jnp.ones((3, 3, 5, 7))
     jaxpr = jax.make_jaxpr(partial(winograd.convolve, padding=((1, 1), (1, 1))))(x, w)
     products = [
@@ -72,39 +73,41 @@ def test_sixteen_products_of_a_quarter_of_the_pixels_are_all_the_products():
 
 
 @pytest.mark.parametrize("pixels", [7, 8192, 8193, 8194])
-def test_a_sum_over_pixels_is_that_of_float64(pixels):
+def test_channel_outer_product_matches_float64(pixels):
     a, b = normal((pixels, 3)), normal((pixels, 5), seed=1)
     expected = np.einsum("pa,pb->ab", *(np.asarray(m, np.float64) for m in (a, b)))
-    assert_close(winograd.over_pixels(a, b), expected)
+    assert_close(winograd.channel_outer_product(a, b), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "chunks"), [(6, 6), (7, 7), (8, 4), (8, 1)])
-def test_parts_of_a_batch_have_the_result_of_the_whole(batch, chunks, monkeypatch):
+def test_chunked_batch_matches_float64(batch, chunks, monkeypatch):
     x, w = (batch, 7, 6, 32), (3, 3, 32, 32)
     image_bytes = 4 * np.prod(x[1:])
     monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", int(image_bytes * batch / chunks))
-    form = ConvForm(x[1:3], w[:2], padding=((1, 1), (1, 1)), **UNIT)
+    params = ConvParams(x[1:3], w[:2], padding=((1, 1), (1, 1)), **UNIT)
     image, kernel, g = normal(x), normal(w, seed=1), normal((*x[:3], 32), seed=2)
-    assert cpu_conv._chunks(image) == chunks
-    how = {**UNIT, "padding": form.padding}
+    assert cpu_conv._num_chunks(image) == chunks
+    options = {**UNIT, "padding": params.padding}
     run = jax.jit(
-        lambda reading, a, b: cpu_conv.convolve(reading, a, b, form, chunked=True),
+        lambda conv_pass, a, b: cpu_conv.convolve(conv_pass, a, b, params, chunked=True),
         static_argnums=0,
     )
-    assert_close(run("y", image, kernel), reference("y", image, kernel, g.shape, **how))
-    assert_close(run("x", g, kernel), reference("x", g, kernel, x, **how))
-    assert_close(run("w", image, g), reference("w", image, g, w, **how))
-    loops = str(jax.make_jaxpr(partial(run, "w"))(image, g)).count("scan[")
+    assert_close(run("fwd", image, kernel), reference("fwd", image, kernel, g.shape, **options))
+    assert_close(run("dgrad", g, kernel), reference("dgrad", g, kernel, x, **options))
+    assert_close(run("wgrad", image, g), reference("wgrad", image, g, w, **options))
+    loops = str(jax.make_jaxpr(partial(run, "wgrad"))(image, g)).count("scan[")
     assert loops == (chunks > 1)
 
 
 @pytest.mark.parametrize(
-    ("channels", "features", "batch", "taken"),
+    ("channels", "features", "batch", "is_used"),
     [(32, 32, 4, True), (31, 32, 9, False), (32, 31, 9, False), (32, 32, 3, False)],
 )
-def test_it_is_taken_from_32_channels_and_8_pixels_a_channel_on(channels, features, batch, taken):
-    form = ConvForm((8, 8), (3, 3), padding=((1, 1), (1, 1)), **UNIT)
+def test_winograd_needs_32_channels_and_8_pixels_per_channel(channels, features, batch, is_used):
+    params = ConvParams((8, 8), (3, 3), padding=((1, 1), (1, 1)), **UNIT)
     x, w = jnp.ones((batch, 8, 8, channels)), jnp.ones((3, 3, channels, features))
-    text = str(jax.make_jaxpr(partial(cpu_conv.convolve, "y", form=form, chunked=True))(x, w))
-    assert (text.count("dot_general[") >= 16) == taken
-    assert ("conv_general_dilated[" in text) != taken
+    run = partial(cpu_conv.convolve, "fwd", params=params, chunked=True)
+    text = str(jax.make_jaxpr(run)(x, w))
+    assert (text.count("dot_general[") >= 16) == is_used
+    assert ("conv_general_dilated[" in text) != is_used

@@ -1,4 +1,4 @@
-"""Parameter counts as published (torchvision, timm, He et al.), by eval_shape: no FLOPs."""
+"""Parameter counts as published (torchvision, timm, papers), and invalid names and fields."""
 
 import re
 
@@ -18,7 +18,7 @@ COUNTS = {
     "resnet50_v1": 25_557_032,
     "resnet101_v1": 44_549_160,
     "resnet152_v1": 60_192_808,
-    # resnet18 and 34 without their three projections and those's norms.
+    # resnet18 and 34 without their three projections and the norms of these.
     "plain18": 11_689_512 - (64 * 128 + 128 * 256 + 256 * 512) - 2 * (128 + 256 + 512),
     "plain34": 21_797_672 - (64 * 128 + 128 * 256 + 256 * 512) - 2 * (128 + 256 + 512),
     "resnetv2_50": 25_549_352,
@@ -37,7 +37,7 @@ COUNTS = {
 }
 
 
-def count(name, **overrides):
+def count_parameters(name, **overrides):
     model = create_model(name, **overrides)
     x = jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
@@ -46,28 +46,30 @@ def count(name, **overrides):
 
 @pytest.mark.parametrize(("name", "parameters"), COUNTS.items())
 def test_parameter_count(name, parameters):
-    assert count(name) == parameters
+    assert count_parameters(name) == parameters
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 10])
-def test_any_depth_of_the_form_by_name_and_by_formula(n):
+def test_cifar_parameter_count_is_linear_in_n(n):
     """97,216 n - 21,926 for option A and ten classes."""
-    assert count(f"cifar_resnet{6 * n + 2}") == 97_216 * n - 21_926
-    assert count(f"cifar_plain{6 * n + 2}") == 97_216 * n - 21_926
+    assert count_parameters(f"cifar_resnet{6 * n + 2}") == 97_216 * n - 21_926
+    assert count_parameters(f"cifar_plain{6 * n + 2}") == 97_216 * n - 21_926
 
 
-def test_preact_bottlenecks_have_the_depth_in_their_name_and_the_papers_size():
-    """He et al. 2016, table 4: 1.7M for ResNet-164, 10.2M for ResNet-1001 (without norms)."""
+def test_preact_bottlenecks_have_the_papers_size():
+    """He et al. 2016, table 4: 1.7M for ResNet-164 and 10.2M for ResNet-1001, without norms."""
     for depth, millions in ((164, 1.7), (1001, 10.2)):
         spec = create_model(f"cifar_preact_resnet{depth}").spec
         assert spec.block == "bottleneck_v1"
         assert 3 * sum(spec.depths) + 2 == depth
-        assert count(f"cifar_preact_resnet{depth}") == pytest.approx(millions * 1e6, rel=0.02)
+        assert count_parameters(f"cifar_preact_resnet{depth}") == pytest.approx(
+            millions * 1e6, rel=0.02
+        )
 
 
 @pytest.mark.parametrize(("depth", "factor"), [(16, 4), (16, 8), (28, 10), (40, 2), (10, 1)])
-def test_wide_networks_are_table_1_of_their_paper(depth, factor):
-    """Zagoruyko and Komodakis 2016: three groups of n blocks of two 3x3 layers, k times as wide."""
+def test_wide_resnets_are_table_1_of_the_paper(depth, factor):
+    """Zagoruyko and Komodakis 2016: three stages of n blocks of two 3x3 layers, k times as wide."""
     n, last, expected = (depth - 4) // 6, 16, 27 * 16
     for width in (16 * factor, 32 * factor, 64 * factor):
         if width != last:
@@ -76,29 +78,31 @@ def test_wide_networks_are_table_1_of_their_paper(depth, factor):
         expected += 2 * last + 2 * width + (n - 1) * 4 * width
         last = width
     expected += 2 * last + 10 * last + 10
-    assert count(f"wrn{depth}_{factor}") == expected
+    assert count_parameters(f"wrn{depth}_{factor}") == expected
 
 
-def test_resnext_29_has_the_published_sizes():
+def test_resnext29_has_the_published_sizes():
     """Xie et al. 2016, table 7: 34.4M parameters for 8x64d and 68.1M for 16x64d."""
-    assert round(count("cifar_resnext29_8x64d") / 1e6, 1) == 34.4
-    assert int(count("cifar_resnext29_16x64d") / 1e5) / 10 == 68.1
+    assert round(count_parameters("cifar_resnext29_8x64d") / 1e6, 1) == 34.4
+    assert int(count_parameters("cifar_resnext29_16x64d") / 1e5) / 10 == 68.1
 
 
-def test_options_change_only_the_projections():
+def test_shortcut_options_change_only_the_projections():
     """cifar_resnet20: B adds two 1x1 projections with norms, C seven more."""
     two = 16 * 32 + 32 * 64 + 2 * (32 + 64)
     seven = 3 * (16 * 16 + 32) + 2 * (32 * 32 + 64) + 2 * (64 * 64 + 128)
-    assert count("cifar_resnet20", shortcut="B") == 269_722 + two
-    assert count("cifar_resnet20", shortcut="C") == 269_722 + two + seven
-    assert count("cifar_resnet20", shortcut="D") == 269_722 + two
-    assert count("cifar_resnet20", shortcut="B3") == 269_722 + two + 8 * (16 * 32 + 32 * 64)
-    assert count("cifar_resnet20", shortcut="none") == 269_722
+    assert count_parameters("cifar_resnet20", shortcut="B") == 269_722 + two
+    assert count_parameters("cifar_resnet20", shortcut="C") == 269_722 + two + seven
+    assert count_parameters("cifar_resnet20", shortcut="D") == 269_722 + two
+    assert count_parameters("cifar_resnet20", shortcut="B3") == 269_722 + two + 8 * (
+        16 * 32 + 32 * 64
+    )
+    assert count_parameters("cifar_resnet20", shortcut="none") == 269_722
 
 
 def test_num_classes_changes_only_the_head():
-    assert count("resnet18", num_classes=10) == 11_689_512 - 990 * 513
-    assert count("resnet18", num_classes=0) == 11_689_512 - 1000 * 513
+    assert count_parameters("resnet18", num_classes=10) == 11_689_512 - 990 * 513
+    assert count_parameters("resnet18", num_classes=0) == 11_689_512 - 1000 * 513
 
 
 def test_list_models_by_pattern_in_natural_order():
@@ -114,33 +118,49 @@ def test_list_models_by_pattern_in_natural_order():
     ("name", "overrides", "message"),
     [
         ("resnet51", {}, "unknown model 'resnet51': did you mean resnet50"),
-        ("cifar_resnet21", {}, "6n + 2; the nearest are cifar_resnet20 and cifar_resnet26"),
-        ("cifar_plain2", {}, "6n + 2; the nearest are cifar_plain8"),
+        ("cifar_resnet21", {}, "6n + 2, such as cifar_resnet20 and cifar_resnet26"),
+        ("cifar_plain2", {}, "6n + 2, such as cifar_plain8"),
         ("cifar_preact_resnet30", {}, "cifar_preact_resnet29 and cifar_preact_resnet32"),
         ("", {}, "unknown model ''"),
         ("resnet18", {"shortcut": "E"}, "unknown shortcut 'E': expected one of A, B, B3, C, D, n"),
-        ("wrn27_10", {}, "the depth must be 6n + 4; try wrn22_10 and wrn28_10"),
-        ("wrn4_2", {}, "try wrn10_2 and wrn16_2"),
+        ("wrn27_10", {}, "the depth must be 6n + 4, such as wrn22_10 and wrn28_10"),
+        ("wrn4_2", {}, "such as wrn10_2 and wrn16_2"),
         ("wrn28_0", {}, "unknown model 'wrn28_0': did you mean"),
         ("resnet18", {"attention": "cbam"}, "unknown attention 'cbam': expected one of none, se"),
         ("resnet18", {"antialias": "max"}, "unknown antialias 'max': expected one of none, blur"),
         ("resnet18", {"norm": "layer"}, "unknown norm 'layer': expected one of batch, group"),
         ("resnet18", {"conv": "std"}, "unknown conv 'std': expected one of plain, standardized"),
-        ("resnet18", {"groups": 2}, "groups is 2, but block 'basic' has no grouped layer"),
-        ("test_resnet", {"groups": 2}, "groups is 2, but block 'basic' has no grouped layer"),
-        ("resnet50", {"groups": 0}, "groups holds 0: expected integers from 1"),
-        ("resnet50", {"base_width": 1.5}, "base_width holds 1.5"),
+        (
+            "resnet18",
+            {"groups": 2},
+            "groups is 2, but block 'basic' has no grouped convolution: use",
+        ),
+        (
+            "test_resnet",
+            {"groups": 2},
+            "groups is 2, but block 'basic' has no grouped convolution: use",
+        ),
+        ("resnet50", {"groups": 0}, "groups is 0: expected an integer from 1"),
+        ("resnet50", {"base_width": 1.5}, "base_width is 1.5"),
         ("resnet50", {"output_stride": 4}, "output_stride is 4: expected 8, 16 or 32"),
         ("resnet50", {"output_stride": "8"}, "output_stride is '8'"),
-        ("resnet50", {"block": ("basic",) * 3}, "must be one name, or one for each of the stages"),
+        ("resnet50", {"block": ("basic",) * 3}, "expected one name, or one name per stage"),
         ("resnet50", {"block": ("basic",) * 3 + ("best",)}, "unknown block 'best'"),
-        ("resnet50", {"norm": "group", "stem_width": 48}, "takes multiples of 32 channels: 48"),
-        ("ecaresnet50d_pruned", {"scan": True}, "those of 'ecaresnet50d_pruned' are pruned"),
+        (
+            "resnet50",
+            {"norm": "group", "stem_width": 48},
+            "needs numbers of channels divisible by 32: got 48",
+        ),
+        (
+            "ecaresnet50d_pruned",
+            {"scan": True},
+            "the blocks of 'ecaresnet50d_pruned' differ, because they are pruned",
+        ),
         ("resnet18", {"features_only": 1}, "features_only is 1: expected True or False"),
         (
             "resnet18",
             {"features_only": True, "out_indices": (0, 5)},
-            "out_indices is (0, 5): expected numbers from 0 (stem) to 4",
+            "out_indices is (0, 5): expected integers from 0 (stem) to 4",
         ),
         ("resnet18", {"features_only": True, "out_indices": ()}, "out_indices is (): expected"),
         ("resnet18", {"features_only": True, "out_indices": (True,)}, "out_indices is (True,)"),
@@ -152,19 +172,19 @@ def test_list_models_by_pattern_in_natural_order():
         ("resnet18", {"dtype": "int32"}, "unknown dtype 'int32'"),
         ("resnet18", {"dtype": "float8_e4m3fn"}, "unknown dtype 'float8_e4m3fn'"),
         ("resnet18", {"dtype": "float64"}, "needs 64-bit mode: set JAX_ENABLE_X64=1"),
-        ("resnet18", {"num_classes": -1}, "num_classes holds -1: expected integers from 0"),
-        ("resnet18", {"num_classes": True}, "num_classes holds True"),
-        ("resnet18", {"num_classes": "10"}, "num_classes holds '10'"),
-        ("resnet18", {"depths": (2, 2)}, "differ in length"),
+        ("resnet18", {"num_classes": -1}, "num_classes is -1: expected an integer from 0"),
+        ("resnet18", {"num_classes": True}, "num_classes is True"),
+        ("resnet18", {"num_classes": "10"}, "num_classes is '10'"),
+        ("resnet18", {"depths": (2, 2)}, "differ in length: expected one of each"),
         ("resnet18", {"depths": ()}, "depths is (): expected a tuple of integers"),
         ("resnet18", {"depths": 3}, "depths is 3: expected a tuple of integers"),
-        ("resnet18", {"widths": (0, 1, 2, 3)}, "widths holds 0: expected integers from 1"),
-        ("resnet18", {"widths": (99999999, 1, 2, 3)}, "widths holds 99999999"),
-        ("resnet18", {"depths": (2, 2, 2, "2")}, "depths holds '2'"),
-        ("resnet18", {"stem_width": 1.5}, "stem_width holds 1.5"),
+        ("resnet18", {"widths": (0, 1, 2, 3)}, "widths[0] is 0: expected an integer from 1"),
+        ("resnet18", {"widths": (99999999, 1, 2, 3)}, "widths[0] is 99999999"),
+        ("resnet18", {"depths": (2, 2, 2, "2")}, "depths[3] is '2'"),
+        ("resnet18", {"stem_width": 1.5}, "stem_width is 1.5"),
         ("resnet18", {"preact": "no"}, "preact is 'no': expected True or False"),
         ("resnet18", {"shortcut": ["A"]}, "unknown shortcut ['A']"),
-        ("cifar_resnet999998", {}, "depths holds 166666: expected integers from 1 to 10000"),
+        ("cifar_resnet999998", {}, "depths[0] is 166666: expected an integer from 1 to 10000"),
         ("cifar_resnet020", {}, "unknown model 'cifar_resnet020': did you mean cifar_resnet20"),
         ("MNIST", {}, "unknown model 'MNIST': did you mean"),
         (None, {}, "unknown model None"),
@@ -172,7 +192,7 @@ def test_list_models_by_pattern_in_natural_order():
         ("resnet18", {"dtype": "1000000000000f"}, "unknown dtype '1000000000000f'"),
     ],
 )
-def test_what_is_refused_and_how(name, overrides, message):
+def test_create_model_rejects_names_and_values_in_one_line(name, overrides, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         create_model(name, **overrides)
     assert "\n" not in str(e.value)
@@ -181,18 +201,30 @@ def test_what_is_refused_and_how(name, overrides, message):
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("ecaresnet50d_pruned", {"depths": (1, 2, 1, 1)}, "pruned must hold a number for each"),
-        ("ecaresnet50d_pruned", {"pruned": 5}, "pruned must hold a number for each"),
-        ("resnet18", {"block": 5}, "block 5 must be one name, or one for each"),
-        ("resnet26t", {"norm": "group"}, "norm 'group' takes multiples of 32 channels: 24"),
-        ("resnet50", {"base_width": 1, "widths": (32, 64, 128, 256)}, "channels holds 0"),
-        ("resnet50d", {"stem_width": 1}, "channels holds 0"),
-        ("senet154", {"base_width": 1, "widths": (1, 1, 1, 1)}, "channels holds 0"),
+        ("ecaresnet50d_pruned", {"depths": (1, 2, 1, 1)}, "pruned does not match depths and block"),
+        ("ecaresnet50d_pruned", {"pruned": 5}, "pruned does not match depths and block"),
+        ("resnet18", {"block": 5}, "block is 5: expected one name, or one name per stage"),
+        (
+            "resnet26t",
+            {"norm": "group"},
+            "norm 'group' needs numbers of channels divisible by 32: got 24",
+        ),
+        (
+            "resnet50",
+            {"base_width": 1, "widths": (32, 64, 128, 256)},
+            "number of channels of a convolution is 0",
+        ),
+        ("resnet50d", {"stem_width": 1}, "number of channels of a convolution is 0"),
+        (
+            "senet154",
+            {"base_width": 1, "widths": (1, 1, 1, 1)},
+            "number of channels of a convolution is 0",
+        ),
         ("resnet50", {"features_only": True, "out_indices": 3}, "out_indices is 3: expected"),
-        ("resnet50", {"out_indices": (3,)}, "but features_only is False"),
+        ("resnet50", {"out_indices": (3,)}, "out_indices is (3,): use features_only=True"),
     ],
 )
-def test_numbers_that_cannot_be_together_are_one_line(name, overrides, message):
+def test_create_model_rejects_combinations_in_one_line(name, overrides, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         create_model(name, **overrides)
     assert "\n" not in str(e.value)

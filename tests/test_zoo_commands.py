@@ -1,4 +1,4 @@
-"""The commands list and info, and how all commands are found."""
+"""The commands `list` and `info`, and the dispatch to all commands."""
 
 import os
 import re
@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from resflax import UserError, create_model, list_models
-from resflax.__main__ import COMMANDS, main
+from resflax.cli.main import COMMANDS, main
 from resflax.cli.models import info_main, list_main
-from resflax.zoo.cost import cost
+from resflax.zoo.cost import part_costs
 
 
 def numbers(line):
@@ -22,13 +22,13 @@ def test_list_prints_every_name_once(capsys):
     assert capsys.readouterr().out.split() == list_models()
     list_main(["resnext50*"])
     assert capsys.readouterr().out == "resnext50_32x4d\nresnext50d_32x4d\n"
-    with pytest.raises(UserError, match="no network is called 'vgg\\*'"):
+    with pytest.raises(UserError, match="no network matches 'vgg\\*'"):
         list_main(["vgg*"])
 
 
 @pytest.mark.parametrize(
     ("name", "giga"),
-    # As torchvision 0.29.1 publishes them (`weights.meta["_ops"]`).
+    # As published by torchvision 0.29.1 (`weights.meta["_ops"]`).
     [
         ("resnet18", 1.814),
         ("resnet50", 4.089),
@@ -36,8 +36,8 @@ def test_list_prints_every_name_once(capsys):
         ("wide_resnet50_2", 11.398),
     ],
 )
-def test_multiply_adds_are_those_that_torchvision_publishes(name, giga):
-    parts = cost(create_model(name, scan=False), (224, 224, 3))
+def test_multiply_adds_are_those_published_by_torchvision(name, giga):
+    parts = part_costs(create_model(name, scan=False), (224, 224, 3))
     assert round(sum(part.multiply_adds for part in parts) / 1e9, 3) == giga
     if name == "resnet50":
         assert sum(part.multiply_adds for part in parts) == 4_089_184_256
@@ -47,7 +47,7 @@ def test_info_is_the_closed_form_of_cifar_resnet20(capsys):
     info_main(["cifar_resnet20"])
     title, _, *rows = capsys.readouterr().out.splitlines()
     assert title == "cifar_resnet20, 32x32x3"
-    layer = 32 * 32 * 9 * 16 * 16  # of every convolution but those that halve the image
+    layer = 32 * 32 * 9 * 16 * 16  # of each convolution with stride 1
     expected = {
         "stem": [27 * 16 + 32, 32 * 32 * 27 * 16],
         "stage1": [3, 6 * (9 * 16**2 + 32), 6 * layer],
@@ -56,17 +56,17 @@ def test_info_is_the_closed_form_of_cifar_resnet20(capsys):
         "head": [10, 650, 640],
         "total": [9, 269_722, 32 * 32 * 27 * 16 + 17 * layer + 640],
     }
-    found = {row.split()[0]: numbers(row.split(" ", 1)[1]) for row in rows}
-    assert found == expected
+    counts = {row.split()[0]: numbers(row.split(" ", 1)[1]) for row in rows}
+    assert counts == expected
 
 
-def test_info_counts_attention_and_any_size_and_channels(capsys):
+def test_info_counts_attention_and_takes_size_and_channels(capsys):
     info_main(["ecaresnet26t", "--size", "100", "--channels", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ecaresnet26t, 100x100x1"
     assert "4x4x2048" in lines[-3]
     plain, eca = (
-        cost(create_model(name, depths=(1, 1, 1, 1)), (64, 64, 3))
+        part_costs(create_model(name, depths=(1, 1, 1, 1)), (64, 64, 3))
         for name in ("resnet26t", "ecaresnet26t")
     )
     added = [b.multiply_adds - a.multiply_adds for a, b in zip(plain, eca, strict=True)]
@@ -85,26 +85,26 @@ def test_info_counts_attention_and_any_size_and_channels(capsys):
         (["resnet50", "--depth", "3"], "unrecognized arguments: --depth 3"),
     ],
 )
-def test_info_refuses_in_one_line(arguments, message):
+def test_info_rejects_arguments_in_one_line(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         info_main(arguments)
     assert "\n" not in str(e.value)
 
 
-def test_every_command_leads_to_its_function(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["resflax"])
-    main()
-    said = capsys.readouterr().out
-    assert all(f"  {name}" in said for name in COMMANDS)
+def test_main_dispatches_to_commands(monkeypatch, capsys):
+    assert main([]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {name}" in output for name in COMMANDS)
     monkeypatch.setattr(sys, "argv", ["resflax", "list", "plain*"])
-    main()
+    assert main() == 0
     assert capsys.readouterr().out == "plain18\nplain34\n"
-    monkeypatch.setattr(sys, "argv", ["resflax", "lists"])
-    with pytest.raises(UserError, match="unknown command 'lists': expected one of list, info"):
-        main()
+    assert main(["lists"]) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("error: unknown command 'lists': expected one of train, list, info")
 
 
-def test_the_module_runs_and_an_error_is_one_line_and_status_2():
+def test_module_reports_errors_in_one_line_with_status_2():
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
         [sys.executable, "-m", "resflax", "info", "resnet51"],

@@ -1,47 +1,48 @@
-"""The contenders: who can be named on the command line, and the module that each is written in.
+"""Tables of the benchmarked implementations and the modules that contain them.
 
-A module has `make(task, **options) -> Run`; see `Run` in `benchmarks/peers/run.py`.
+Each module has a function `make(task, **options)`; see `benchmarks/peers/protocols.py`.
 """
 
 from typing import Any, NamedTuple
 
 
-class Contender(NamedTuple):
-    """One row of `CONTENDERS`.
+class Implementation(NamedTuple):
+    """A row of `IMPLEMENTATIONS` or `AUXILIARY`.
 
     Attributes:
-      module: under `benchmarks.peers`.
-      needs: the package that must be installed.
-      options: of its `make`.
-      road: the value of RESFLAX_CONV in its process; "" for unset.
+      module: name of the module in `benchmarks.peers`.
+      requires: package that must be installed.
+      options: keyword arguments of the module's `make`.
+      backend: value of RESFLAX_CONV in the worker process; "" for unset.
     """
 
     module: str
-    needs: str
+    requires: str
     options: dict[str, Any] = {}  # noqa: RUF012
-    road: str = ""
+    backend: str = ""
 
 
-CONTENDERS = {
-    "resflax": Contender("resflax_net", "jax"),
-    "resflax:cpu": Contender("resflax_net", "jax", road="cpu"),
-    "resflax:onednn": Contender("resflax_net", "jax", road="onednn"),
-    "resflax:plain": Contender("resflax_net", "jax", road="plain"),
-    "torch": Contender("torch_net", "torch"),
-    "torch.compile": Contender("torch_net", "torch", {"compiled": True}),
-    "flax": Contender("flax_net", "flax"),
+# Networks (`BenchmarkModel`).
+IMPLEMENTATIONS = {
+    "resflax": Implementation("resflax_net", "jax"),
+    "resflax:cpu": Implementation("resflax_net", "jax", backend="cpu"),
+    "resflax:onednn": Implementation("resflax_net", "jax", backend="onednn"),
+    "resflax:xla": Implementation("resflax_net", "jax", backend="xla"),
+    "torch": Implementation("torch_net", "torch"),
+    "torch.compile": Implementation("torch_net", "torch", {"compiled": True}),
+    "flax": Implementation("flax_net", "flax"),
 }
 
-# Not networks to be compared, but measured in the same way; those of `Parts` in stretches.
-METERS = {
-    "gemm": Contender("gemm", "numpy"),
-    "decoders": Contender("decoders", "PIL"),
-    "resflax's loader": Contender("loaders", "grain", {"library": "resflax"}),
-    "torch's loader": Contender("loaders", "torch", {"library": "torch"}),
-    "roads": Contender("roads", "jax"),
+# The reference matrix product, and the case sets (`CaseSet`) of the input benchmarks.
+AUXILIARY = {
+    "gemm": Implementation("gemm", "numpy"),
+    "decoders": Implementation("decoders", "PIL"),
+    "resflax loader": Implementation("loaders", "grain", {"library": "resflax"}),
+    "torch loader": Implementation("loaders", "torch", {"library": "torch"}),
+    "input paths": Implementation("input_paths", "jax"),
 }
 
-# What `input` compares: a batch that stays, and the trainer's ways of bringing one.
-FIXED, DEVICE, HOST = "fixed batch", "device road", "host road"
-SMALL_ROADS = (FIXED, DEVICE, HOST)
-LARGE_ROADS = (FIXED, f"{HOST}, 1 worker", f"{HOST}, 2 workers")
+# Cases of the `input` benchmark: one batch reused in every step, and the trainer's input paths.
+FIXED_BATCH, ON_DEVICE, FROM_HOST = "fixed batch", "dataset on device", "batches from host"
+SMALL_IMAGE_CASES = (FIXED_BATCH, ON_DEVICE, FROM_HOST)
+LARGE_IMAGE_CASES = (FIXED_BATCH, f"{FROM_HOST}, 1 worker", f"{FROM_HOST}, 2 workers")

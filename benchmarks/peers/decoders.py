@@ -1,11 +1,12 @@
-"""Decoders of JPEGs: from a file's bytes to its pixels, and to what a network is trained on.
+"""JPEG decoders: from a file's bytes to its pixels or to a crop for training or evaluation.
 
-`resflax` is what the loader runs; `pillow` the same without going through an array; `pillow:draft`
-lets libjpeg scale while it decodes, where the crop is at least twice as large as what it is cut to.
-Of the others, only decoding is theirs.
+`resflax` runs the data loader's own functions, and `pillow` the same without an intermediate NumPy
+array. `pillow:draft` lets libjpeg downscale during decoding if the crop is at least twice as large
+as its output. The other decoders only decode; crops of their images are resized as in `resflax`.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import math
@@ -14,15 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from benchmarks.task import Task
-from resflax.data.crops import centre_box, inception_box, resized
+from resflax.data.crops import centre_box, crop_and_resize, inception_box
 from resflax.data.decode import decode
 
-Pixels = np.ndarray
-# The whole image; a crop to train on, of a random state; the crop to be evaluated on.
-WHAT = ("whole", "train", "eval")
+Pixels = UInt8[np.ndarray, "h w c"]
+# The whole image, a random training crop, and the center crop for evaluation.
+OUTPUTS = ("whole", "train", "eval")
 
 
 def _resflax(data: bytes) -> Pixels:
@@ -36,27 +38,22 @@ def _pillow(data: bytes) -> Image.Image:
 
 
 def _simplejpeg(data: bytes) -> Pixels:
-    import simplejpeg
-
-    return simplejpeg.decode_jpeg(data, "RGB")
+    return importlib.import_module("simplejpeg").decode_jpeg(data, "RGB")
 
 
 def _opencv(data: bytes) -> Pixels:
-    import cv2
-
+    cv2: Any = importlib.import_module("cv2")
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def _imagecodecs(data: bytes) -> Pixels:
-    import imagecodecs
-
-    return imagecodecs.jpeg8_decode(data, outcolorspace="RGB")
+    return importlib.import_module("imagecodecs").jpeg8_decode(data, outcolorspace="RGB")
 
 
 class Decoder(NamedTuple):
-    """One row of `DECODERS`: the module it needs, and how it decodes."""
+    """A row of `DECODERS`: the module that must be installed, and the decoding function."""
 
-    needs: str
+    requires: str
     decode: Callable[[bytes], Any]
 
 
@@ -70,108 +67,106 @@ DECODERS = {
 }
 
 
-def installed() -> list[str]:
-    """The decoders that can run here."""
-    return [name for name, row in DECODERS.items() if importlib.util.find_spec(row.needs)]
+def installed_decoders() -> list[str]:
+    """Returns the names of the decoders whose libraries are installed."""
+    return [name for name, row in DECODERS.items() if importlib.util.find_spec(row.requires)]
 
 
-def _box(what: str, number: int, height: int, width: int) -> tuple[float, float, float, float]:
-    if what == "eval":
+def _box(output: str, seed: int, height: int, width: int) -> tuple[float, float, float, float]:
+    if output == "eval":
         return centre_box(height, width)
-    return inception_box(np.random.default_rng([0, number]), height, width)
+    return inception_box(np.random.default_rng([0, seed]), height, width)
 
 
-def _drafted(data: bytes, what: str, number: int, size: int) -> Pixels:
+def _decode_draft(data: bytes, output: str, seed: int, size: int) -> Pixels:
     image = Image.open(io.BytesIO(data))
     width, height = image.size
-    left, top, right, bottom = _box(what, number, height, width)
-    scale = min(right - left, bottom - top) // size  # libjpeg's scales are 1, 2, 4 and 8
+    left, top, right, bottom = _box(output, seed, height, width)
+    scale = min(right - left, bottom - top) // size  # libjpeg supports 1, 2, 4 and 8
     if scale > 1:
         image.draft(None, (math.ceil(width / scale), math.ceil(height / scale)))
     image.load()
     x, y = image.width / width, image.height / height
-    return _cut(image, (left * x, top * y, right * x, bottom * y), size)
+    return _resize(image, (left * x, top * y, right * x, bottom * y), size)
 
 
-def _cut(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Pixels:
+def _resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def decoded(name: str, what: str, data: bytes, number: int, size: int) -> Pixels:
-    """What one decoder makes of one file.
+def decode_output(name: str, output: str, data: bytes, seed: int, size: int) -> Pixels:
+    """Decodes one file with one decoder.
 
     Args:
-      name: in `DECODERS`.
-      what: of `WHAT`.
-      data: the file.
-      number: of the random crop.
-      size: that crops are cut to.
+      name: key of `DECODERS`.
+      output: one of `OUTPUTS`.
+      data: contents of the file.
+      seed: seed of the random crop.
+      size: height and width of crops after resizing.
     """
-    if name == "pillow:draft" and what == "train":
-        return _drafted(data, what, number, size)
+    if name == "pillow:draft" and output == "train":
+        return _decode_draft(data, output, seed, size)
     image = DECODERS[name].decode(data)
-    if what == "whole":
+    if output == "whole":
         return np.asarray(image)
     if isinstance(image, Image.Image):
-        return _cut(image, _box(what, number, image.height, image.width), size)
-    return resized(image, _box(what, number, *image.shape[:2]), size)
+        return _resize(image, _box(output, seed, image.height, image.width), size)
+    return crop_and_resize(image, _box(output, seed, *image.shape[:2]), size)
 
 
-def psnr(one: Pixels, other: Pixels) -> float:
-    """The ratio of signal to noise between two images, in dB; infinite for equal ones."""
-    error = np.mean((one.astype(np.float64) - other) ** 2)
+def psnr(reference: Pixels, other: Pixels) -> float:
+    """Returns the peak signal-to-noise ratio of two images in dB; infinite for equal images."""
+    error = np.mean((reference.astype(np.float64) - other) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else math.inf
 
 
-class Decoding:
-    """Parts are `name/what`; a call decodes all files that it was given, on one thread."""
+class Decoders:
+    """`CaseSet` of `decoder/output`. A call decodes all files on one thread."""
 
     def __init__(self, task: Task) -> None:
         import PIL
 
         self.platform, self.library, self.task = "cpu", f"Pillow {PIL.__version__}", task
         self.blocked = 0.0
-        if "opencv" in installed():
-            import cv2
+        if "opencv" in installed_decoders():
+            importlib.import_module("cv2").setNumThreads(0)
 
-            cv2.setNumThreads(0)
-
-    def folder(self, dataset: str) -> None:
-        """Takes the first images of a folder to train on, as many as the task's batch."""
+    def set_dataset(self, dataset: str) -> None:
+        """Reads the first train files of a folder dataset, as many as the task's batch size."""
         root = Path(dataset.removeprefix("folder:"))
-        files = sorted((root / "train").glob("*/*.jpg"), key=lambda path: path.name)
-        self.files = [path.read_bytes() for path in files[: self.task.batch]]
+        paths = sorted((root / "train").glob("*/*.jpg"), key=lambda path: path.name)
+        self.files = [path.read_bytes() for path in paths[: self.task.batch]]
         self.images = len(self.files)
 
     def compare(self, name: str) -> dict[str, float | None]:
-        """The least PSNR of a decoder against resflax, for each of `WHAT`; None if none differs."""
-        found = {}
-        for what in WHAT:
-            worst = min(
-                psnr(decoded("resflax", what, *file), decoded(name, what, *file))
-                for file in self._numbered()
+        """Returns the lowest PSNR against resflax for each of `OUTPUTS`; None if all are equal."""
+        lowest: dict[str, float | None] = {}
+        for output in OUTPUTS:
+            value = min(
+                psnr(decode_output("resflax", output, *file), decode_output(name, output, *file))
+                for file in self._decode_args()
             )
-            found[what] = worst if math.isfinite(worst) else None
-        return found
+            lowest[output] = value if math.isfinite(value) else None
+        return lowest
 
-    def _numbered(self) -> list[tuple[bytes, int, int]]:
-        return [(data, number, self.task.size) for number, data in enumerate(self.files)]
+    def _decode_args(self) -> list[tuple[bytes, int, int]]:
+        return [(data, index, self.task.size) for index, data in enumerate(self.files)]
 
     @contextlib.contextmanager
-    def opened(self, part: str) -> Iterator[Callable[[], None]]:
-        """See `Parts`."""
-        name, what = part.split("/")
+    def open(self, case: str) -> Iterator[Callable[[], None]]:
+        """See `CaseSet`."""
+        name, output = case.split("/")
 
         def call() -> None:
-            for data, number, size in self._numbered():
-                decoded(name, what, data, number, size)
+            for data, seed, size in self._decode_args():
+                decode_output(name, output, data, seed, size)
 
         yield call
 
     def wait(self, result: Any) -> None:
-        """It is done."""
+        """See `CaseSet`. Calls are synchronous."""
 
 
-def make(task: Task) -> Decoding:
-    """All decoders in one process."""
-    return Decoding(task)
+def make(task: Task) -> Decoders:
+    """Makes the case set of all decoders."""
+    return Decoders(task)

@@ -1,7 +1,7 @@
-"""A plain Flax linen ResNet, as people write it after Flax's own ImageNet example.
+"""A plain Flax linen ResNet in the style of Flax's ImageNet example.
 
-Two things differ from the example: strides pad on both sides, as in the paper and in torch, and
-option A is there. It shares no code with resflax.
+It differs from the example in two ways: strided convolutions pad symmetrically, as in the paper and
+in torch, and shortcut option A is supported. It shares no code with resflax.
 """
 
 from functools import partial
@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training import train_state
+from jaxtyping import Array, Float, Int
 
-from benchmarks.peers.jax_run import JaxRun, nested
+from benchmarks.peers.jax_model import JaxModel, unflatten
 from benchmarks.task import Task
 from benchmarks.weights import Weights
 
@@ -31,7 +32,7 @@ class Block(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "n h w c"]) -> Any:
         if self.kind == BASIC:
             y = self.conv(self.filters, (3, 3), self.stride, padding=1)(x)
             y = nn.relu(self.norm()(y))
@@ -67,7 +68,7 @@ class ResNet(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Any:
         conv = partial(nn.Conv, use_bias=False, padding=0, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         if self.small_images:
@@ -86,13 +87,17 @@ class ResNet(nn.Module):
 
 
 class TrainState(train_state.TrainState):
-    """With batch statistics, as in Flax's example."""
+    """Flax's train state with batch statistics, as in Flax's example."""
 
     batch_stats: Any
 
 
 def rename(name: str, depths: list[int]) -> str:
-    """The peer's path of a parameter, from resflax's: `stage2_block1/conv1` is `Block_3/Conv_0`."""
+    """Converts resflax's path of an array to this network's.
+
+    >>> rename("params/stage2_block1/conv1/kernel", [3, 3, 3])
+    'params/Block_3/Conv_0/kernel'
+    """
     collection, *path, leaf = name.split("/")
     names = {"stem_conv": "conv_init", "stem_norm": "bn_init", "head": "Dense_0"}
     names |= {"Ws": "conv_proj", "Ws_norm": "norm_proj"}
@@ -107,7 +112,7 @@ def rename(name: str, depths: list[int]) -> str:
 
 
 def make_model(task: Task) -> ResNet:
-    """The network of a task."""
+    """Makes the network of a task."""
     spec = task.spec
     return ResNet(
         kind=spec["block"],
@@ -122,21 +127,23 @@ def make_model(task: Task) -> ResNet:
 
 
 def make_tx(task: Task) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, and weight decay on kernels."""
+    """Makes SGD with Nesterov momentum, and weight decay on kernels."""
 
-    def kernels(params):
+    def is_kernel(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     return optax.chain(
-        optax.add_decayed_weights(task.weight_decay, kernels),
+        optax.add_decayed_weights(task.weight_decay, is_kernel),
         optax.sgd(task.learning_rate, momentum=0.9, nesterov=True),
     )
 
 
-def train_step(state, images, labels):
-    """One step; the loss from before it."""
+def train_step(
+    state: TrainState, images: Float[Array, "n h w c"], labels: Int[Array, " n"]
+) -> tuple[TrainState, Float[Array, ""]]:
+    """Takes one training step; returns the new state and the loss before the update."""
 
-    def loss_fn(params):
+    def loss_fn(params: Any) -> tuple[Any, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
         logits = logits.astype(jnp.float32)
@@ -147,19 +154,19 @@ def train_step(state, images, labels):
     return state.apply_gradients(grads=grads, batch_stats=updates["batch_stats"]), loss
 
 
-def predict(state, images):
-    """Logits by the running statistics."""
+def predict(state: TrainState, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+    """Returns the logits with running batch statistics."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return state.apply_fn(variables, images, train=False)
 
 
-def make(task: Task) -> JaxRun:
-    """The plain Flax peer of a task."""
+def make(task: Task) -> JaxModel:
+    """Makes the plain Flax implementation of a task."""
     model, tx = make_model(task), make_tx(task)
 
     def make_state(weights: Weights) -> TrainState:
         renamed = {rename(name, task.spec["depths"]): value for name, value in weights.items()}
-        tree = jax.tree.map(jnp.asarray, nested(renamed))
+        tree = jax.tree.map(jnp.asarray, unflatten(renamed))
         return TrainState.create(apply_fn=model.apply, tx=tx, **tree)
 
-    return JaxRun(task, make_state, train_step, predict)
+    return JaxModel(task, make_state, train_step, predict)

@@ -1,9 +1,11 @@
-"""The machine's roof: one large matrix product, by the fastest library at hand.
+"""Reference matrix product, whose rate counts as 100 % utilization.
 
-It runs in the same rounds as the contenders, so a noisy machine is noisy for both.
+It uses the fastest library that is installed, and runs in the same rounds as the implementations,
+so that noise of the machine affects both.
 """
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -13,23 +15,23 @@ SIDE = {"cpu": 2048, "gpu": 8192}
 
 
 class NumpyGemm:
-    """float32 on the CPU."""
+    """float32 product on the CPU."""
 
     def __init__(self) -> None:
         self.platform, self.dtype, self.side = "cpu", "float32", SIDE["cpu"]
         self.library = f"numpy {np.__version__}"
         self.a = np.random.default_rng(0).standard_normal((self.side, self.side), np.float32)
 
-    def step(self):
-        """One product."""
+    def step(self) -> Any:
+        """Computes one product."""
         return self.a @ self.a
 
-    def wait(self, result) -> None:
-        """It is done."""
+    def wait(self, result: Any) -> None:
+        """Does nothing: NumPy is synchronous."""
 
 
 class TorchGemm:
-    """In the task's dtype, on the task's device."""
+    """Product in the task's dtype on the task's device."""
 
     def __init__(self, task: Task) -> None:
         import torch
@@ -40,22 +42,22 @@ class TorchGemm:
         self.platform = "gpu" if device.type == "cuda" else "cpu"
         self.dtype, self.side = task.dtype, SIDE[self.platform]
         self.library = f"torch {torch.__version__}"
-        torch.set_float32_matmul_precision("high")  # as the contenders
+        torch.set_float32_matmul_precision("high")  # as in torch_net
         dtype = getattr(torch, task.dtype)
         self.a = torch.randn(self.side, self.side, device=device, dtype=dtype)
 
-    def step(self):
-        """One product."""
+    def step(self) -> Any:
+        """Computes one product."""
         return self.a @ self.a
 
-    def wait(self, result) -> None:
-        """Until the device is done."""
+    def wait(self, result: Any) -> None:
+        """Blocks until the device is done."""
         if self.platform == "gpu":
             self.torch.cuda.synchronize()
 
 
 class JaxGemm:
-    """On the GPU, where only JAX can reach it."""
+    """Product on a GPU that only JAX can use."""
 
     def __init__(self, task: Task) -> None:
         import jax
@@ -67,17 +69,18 @@ class JaxGemm:
         self.a = jax.random.normal(jax.random.key(0), (self.side, self.side), jnp.dtype(task.dtype))
         self.product = jax.jit(jnp.matmul)
 
-    def step(self):
-        """One product."""
+    def step(self) -> Any:
+        """Computes one product."""
         return self.product(self.a, self.a)
 
-    def wait(self, result) -> None:
-        """Until the device is done."""
+    def wait(self, result: Any) -> None:
+        """Blocks until the device is done."""
         self.jax.block_until_ready(result)
 
 
-def make(task: Task):
-    """The fastest at hand: PyTorch; else JAX on a GPU, and NumPy on a CPU."""
+def make(task: Task) -> NumpyGemm | TorchGemm | JaxGemm:
+    """Makes the product with PyTorch if installed, else with JAX on a GPU or NumPy on a CPU."""
+    gemm: NumpyGemm | TorchGemm
     if importlib.util.find_spec("torch"):
         gemm = TorchGemm(task)
         if gemm.platform == "gpu" or task.device == "cpu":

@@ -1,7 +1,7 @@
-"""Loaders of a folder of JPEGs: resflax's own, through Grain, and PyTorch's.
+"""Data loaders for a folder of JPEGs: resflax's, built on Grain, and PyTorch's `DataLoader`.
 
-Both bring batches of uint8 crops to memory, as Inception crops them. Neither flips: resflax does
-so on the device, and it costs PyTorch next to nothing.
+Both load batches of uint8 Inception crops. Neither flips: resflax flips on the device, and in
+PyTorch flips cost almost nothing.
 """
 
 import contextlib
@@ -11,44 +11,44 @@ from typing import Any
 
 from benchmarks.task import Task
 
-ENDLESS = 10**6  # batches
+NUM_BATCHES = 10**6  # more than are ever read
 
 
-class Loading:
-    """Parts are the number of worker processes; a call is the next batch."""
+class Loader:
+    """`CaseSet` of numbers of worker processes. A call loads the next batch."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.platform, self.images = task, "cpu", task.batch
         self.blocked = 0.0
 
-    def folder(self, dataset: str) -> None:
-        """Takes the folder."""
+    def set_dataset(self, dataset: str) -> None:
+        """See `CaseSet`."""
         self.dataset = dataset
 
-    def batches(self, workers: int) -> Iterator[Any]:
-        """Endless batches in random order."""
+    def batches(self, num_workers: int) -> Iterator[Any]:
+        """Yields batches in random order without end."""
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def opened(self, part: str) -> Iterator[Callable[[], Any]]:
-        """See `Parts`: what the workers made ahead is not counted."""
-        workers = int(part)
-        batches = self.batches(workers)
-        for _ in range(4 * workers + 4):
+    def open(self, case: str) -> Iterator[Callable[[], Any]]:
+        """See `CaseSet`. Reads the prefetched batches first, so that they are not timed."""
+        num_workers = int(case)
+        batches = self.batches(num_workers)
+        for _ in range(4 * num_workers + 4):
             next(batches)
         try:
             yield lambda: next(batches)
         finally:
-            # PyTorch's iterators have no public way to end their workers.
-            for end in ("close", "_shutdown_workers"):
-                getattr(batches, end, lambda: None)()
+            # PyTorch has no public function that ends the workers of an iterator.
+            for method in ("close", "_shutdown_workers"):
+                getattr(batches, method, lambda: None)()
 
     def wait(self, result: Any) -> None:
-        """It is there."""
+        """See `CaseSet`. Calls are synchronous."""
 
 
-class Resflax(Loading):
-    """As the trainer reads `--config.data.image_size`."""
+class ResflaxLoader(Loader):
+    """The trainer's loader for `--config.data.image_size`."""
 
     def __init__(self, task: Task) -> None:
         from importlib.metadata import version
@@ -56,17 +56,22 @@ class Resflax(Loading):
         super().__init__(task)
         self.library = f"grain {version('grain')}"
 
-    def batches(self, workers: int) -> Iterator[Any]:
-        """See `Loading`."""
-        from resflax.data import load_dataset, stream_train_batches
+    def batches(self, num_workers: int) -> Iterator[Any]:
+        """See `Loader`."""
+        from resflax.data import load_dataset, train_batches
 
-        stream = load_dataset(self.dataset, image_size=self.task.size).train
-        order = {"seed": self.task.seed, "batch_size": self.task.batch}
-        return stream_train_batches(stream, **order, start=0, stop=ENDLESS, workers=workers)
+        return train_batches(
+            load_dataset(self.dataset, image_size=self.task.size).train,
+            seed=self.task.seed,
+            batch_size=self.task.batch,
+            start=0,
+            stop=NUM_BATCHES,
+            num_workers=num_workers,
+        )
 
 
 class Crops:
-    """A dataset of PyTorch's, with torchvision's `ImageFolder` and `RandomResizedCrop` by hand."""
+    """PyTorch dataset like torchvision's `ImageFolder` with `RandomResizedCrop`."""
 
     def __init__(self, root: Path, size: int) -> None:
         classes = sorted(path.name for path in root.iterdir())
@@ -91,7 +96,7 @@ class Crops:
 
     @staticmethod
     def _box(width: int, height: int) -> tuple[int, int, int, int]:
-        """`RandomResizedCrop.get_params`: 8 to 100 % of the area, a ratio of 3/4 to 4/3."""
+        """Draws a crop like `RandomResizedCrop.get_params`: area 8 to 100 %, ratio 3/4 to 4/3."""
         import math
 
         import torch
@@ -110,7 +115,7 @@ class Crops:
         return left, top, left + side, top + side
 
 
-class Torch(Loading):
+class TorchLoader(Loader):
     """`torch.utils.data.DataLoader`."""
 
     def __init__(self, task: Task) -> None:
@@ -119,16 +124,18 @@ class Torch(Loading):
         super().__init__(task)
         self.library = f"torch {torch.__version__}"
 
-    def batches(self, workers: int) -> Iterator[Any]:
-        """See `Loading`."""
+    def batches(self, num_workers: int) -> Iterator[Any]:
+        """See `Loader`."""
         from torch.utils.data import DataLoader, RandomSampler
 
         dataset: Any = Crops(Path(self.dataset.removeprefix("folder:")) / "train", self.task.size)
-        sampler = RandomSampler(dataset, num_samples=ENDLESS * self.task.batch)
-        batch_size = self.task.batch
-        return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
+        sampler = RandomSampler(dataset, num_samples=NUM_BATCHES * self.task.batch)
+        return iter(DataLoader(dataset, self.task.batch, sampler=sampler, num_workers=num_workers))
 
 
-def make(task: Task, library: str) -> Loading:
-    """The loader of "resflax" or "torch"."""
-    return {"resflax": Resflax, "torch": Torch}[library](task)
+LOADERS = {"resflax": ResflaxLoader, "torch": TorchLoader}
+
+
+def make(task: Task, library: str) -> Loader:
+    """Makes the loader of "resflax" or "torch"."""
+    return LOADERS[library](task)

@@ -1,11 +1,11 @@
-"""resflax itself, by its public API."""
+"""resflax through its public API."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.peers.jax_run import JaxRun, nested
+from benchmarks.peers.jax_model import JaxModel, unflatten
 from benchmarks.task import VERY_DEEP, Task
 from benchmarks.weights import Weights
 from resflax import create_model
@@ -13,17 +13,18 @@ from resflax.nn import stack_params
 from resflax.train import TrainState, make_optimizer, make_train_step
 
 
-def make(task: Task) -> JaxRun:
-    """The network that the task names, under the trainer's own step and optimiser."""
-    remat = sum(task.spec["depths"]) > VERY_DEEP  # or the activations of 1,202 layers are kept
+def make(task: Task) -> JaxModel:
+    """Makes the network of a task with the trainer's own step and optimizer."""
+    # Without `remat`, the activations of 1,202 layers would be stored for the backward pass.
+    remat = sum(task.spec["depths"]) > VERY_DEEP
     model = create_model(task.model, dtype=task.dtype, remat=remat, **task.overrides)
     optimizer = make_optimizer("sgd", task.learning_rate, weight_decay=task.weight_decay)
     step = make_train_step(model, optimizer)
 
     def make_state(weights: Weights) -> TrainState:
-        variables: Any = jax.tree.map(jnp.asarray, nested(weights))
+        variables: Any = jax.tree.map(jnp.asarray, unflatten(weights))
         variables = stack_params(variables) if model.scan else variables
-        # As `create_state` makes it, without compiling an initialisation that is thrown away.
+        # Like `create_state`, but without compiling an initialization that would be discarded.
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             seed=jnp.asarray(task.seed, jnp.uint32),
@@ -39,4 +40,4 @@ def make(task: Task) -> JaxRun:
     def predict(state: TrainState, images: Any) -> Any:
         return model.apply(state.variables, images, train=False)
 
-    return JaxRun(task, make_state, train_step, predict)
+    return JaxModel(task, make_state, train_step, predict)

@@ -1,36 +1,40 @@
-"""A PyTorch ResNet in the manner of torchvision: channels_last, eager or under `torch.compile`."""
+"""A PyTorch ResNet in the style of torchvision: channels_last, eager or with `torch.compile`."""
 
 import contextlib
 import time
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import nn
 
 from benchmarks.task import Task
 from benchmarks.weights import Weights, make_batch
 
+Images = Float[torch.Tensor, "n c h w"]
 
-def conv(cin, cout, kernel, stride=1):
-    """A convolution without bias, padded by half its kernel."""
+
+def conv(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Makes a convolution without bias and with padding `kernel // 2`."""
     return nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class PadShortcut(nn.Module):
-    """Option A: subsample, and pad the channels with zeros on both sides."""
+    """Option A: subsamples, and pads the channels with zeros on both sides."""
 
-    def __init__(self, extra, stride):
+    def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
         self.before, self.after, self.stride = extra // 2, extra - extra // 2, stride
 
-    def forward(self, x):
+    def forward(self, x: Images) -> Images:
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
-def make_shortcut(shortcut, cin, cout, stride):
-    """What stands beside a branch; None for the input itself."""
+def make_shortcut(shortcut: str, cin: int, cout: int, stride: int) -> Any:
+    """Makes the shortcut of a block; None for the identity."""
     if stride == 1 and cin == cout:
         return None
     if shortcut == "A":
@@ -43,14 +47,16 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, cin, width, stride, shortcut, stride_first):
+    def __init__(
+        self, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(cin, width, 3, stride), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = make_shortcut(shortcut, cin, width, stride)
 
-    def forward(self, x):
+    def forward(self, x: Images) -> Images:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out += x if self.downsample is None else self.downsample(x)
@@ -58,11 +64,13 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1."""
+    """1x1, 3x3 and 1x1 convolutions."""
 
     expansion = 4
 
-    def __init__(self, cin, width, stride, shortcut, stride_first):
+    def __init__(
+        self, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
+    ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_first else (1, stride)
         self.conv1, self.bn1 = conv(cin, width, 1, first), nn.BatchNorm2d(width)
@@ -71,7 +79,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = make_shortcut(shortcut, cin, width * 4, stride)
 
-    def forward(self, x):
+    def forward(self, x: Images) -> Images:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -80,12 +88,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet v1, of a spec's fields."""
+    """ResNet v1 with the fields of a spec."""
 
-    def __init__(self, spec, channels):
+    def __init__(self, spec: dict[str, Any], channels: int) -> None:
         super().__init__()
-        block = BasicBlock if spec["block"] == "basic" else Bottleneck
+        block: Any = BasicBlock if spec["block"] == "basic" else Bottleneck
         stride_first, cin = spec["block"] == "bottleneck_v1", spec["stem_width"]
+        self.maxpool: nn.Module
         if spec["stem"] == "imagenet":
             self.conv1 = conv(channels, cin, 7, 2)
             self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -104,14 +113,18 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(cin, spec["num_classes"])
 
-    def forward(self, x):
+    def forward(self, x: Images) -> Float[torch.Tensor, "n classes"]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.avgpool(self.layers(x))
         return self.fc(torch.flatten(x, 1))
 
 
 def rename(name: str) -> str:
-    """The peer's name: `layers.1.0.conv1.weight` for `params/stage2_block1/conv1/kernel`."""
+    """Converts resflax's path of an array to this network's.
+
+    >>> rename("params/stage2_block1/conv1/kernel")
+    'layers.1.0.conv1.weight'
+    """
     _, *path, leaf = name.split("/")
     leaves = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     leaves |= {"mean": "running_mean", "var": "running_var"}
@@ -126,8 +139,8 @@ def rename(name: str) -> str:
     return f"{module}.{leaves[leaf]}"
 
 
-def to_torch(weights: Weights) -> dict[str, torch.Tensor]:
-    """A state dict: kernels HWIO -> OIHW, the head's transposed."""
+def to_state_dict(weights: Weights) -> dict[str, torch.Tensor]:
+    """Converts weights to a torch state dict: kernels from HWIO to OIHW, the head transposed."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     return {
         rename(name): torch.from_numpy(np.ascontiguousarray(value.transpose(axes[value.ndim])))
@@ -135,46 +148,48 @@ def to_torch(weights: Weights) -> dict[str, torch.Tensor]:
     }
 
 
-def pick_device(wanted: str) -> torch.device:
-    """CUDA where there is one, unless the task says cpu."""
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+def pick_device(device: str) -> torch.device:
+    """Returns CUDA if it is available and `device` is not "cpu", else the CPU."""
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class TorchRun:
-    """See `Run`."""
+class TorchModel:
+    """`BenchmarkModel` for PyTorch."""
 
     def __init__(self, task: Task, compiled: bool) -> None:
         self.task, self.device = task, pick_device(task.device)
         self.platform = "gpu" if self.device.type == "cuda" else "cpu"
         self.library = f"torch {torch.__version__}"
-        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX's default
-        self.net = ResNet(task.spec, task.channels).to(self.device)
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in JAX by default
+        self.net: Any = ResNet(task.spec, task.channels).to(self.device)
         self.net = self.net.to(memory_format=torch.channels_last)
-        self.model = torch.compile(self.net) if compiled else self.net
+        self.model: Any = torch.compile(self.net) if compiled else self.net
         images, labels = make_batch(task)
-        # NHWC in memory already: the transposed view is channels_last.
+        # The batch is NHWC in memory, so the transposed view is channels_last.
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
         self.labels = torch.from_numpy(labels).long().to(self.device)
 
     def load(self, weights: Weights) -> None:
-        """See `Run`."""
-        tensors = to_torch(weights)
+        """See `BenchmarkModel`."""
+        tensors = to_state_dict(weights)
         counters = [name for name in self.net.state_dict() if name.endswith("batches_tracked")]
         self.net.load_state_dict({**tensors, **{name: torch.tensor(0) for name in counters}})
         kernels = [p for p in self.net.parameters() if p.ndim > 1]
         others = [p for p in self.net.parameters() if p.ndim == 1]
-        decay = self.task.weight_decay
-        groups = [{"params": kernels, "weight_decay": decay}, {"params": others}]
+        groups: list[dict[str, Any]] = [
+            {"params": kernels, "weight_decay": self.task.weight_decay},
+            {"params": others},
+        ]
         rate = self.task.learning_rate
         self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
 
-    def _autocast(self):
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.task.dtype == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.task.dtype))
 
-    def step(self):
-        """See `Run`."""
+    def step(self) -> torch.Tensor:
+        """See `BenchmarkModel`."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -183,32 +198,32 @@ class TorchRun:
         self.optimizer.step()
         return loss.detach()
 
-    def forward(self):
-        """See `Run`."""
+    def forward(self) -> torch.Tensor:
+        """See `BenchmarkModel`."""
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             return self.model(self.images)
 
-    def wait(self, result) -> None:
-        """See `Run`."""
+    def wait(self, result: Any) -> None:
+        """See `BenchmarkModel`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def host(self, result) -> np.ndarray:
-        """See `Run`."""
+    def to_numpy(self, result: torch.Tensor) -> np.ndarray:
+        """See `BenchmarkModel`."""
         return result.float().cpu().numpy()
 
     def compile(self) -> dict[str, float]:
-        """See `Run`: the first step, which compiles if anything does."""
-        began = time.perf_counter()
+        """See `BenchmarkModel`. Takes the first step, which compiles if `torch.compile` is used."""
+        start = time.perf_counter()
         self.wait(self.step())
-        return {"total_seconds": time.perf_counter() - began}
+        return {"total_seconds": time.perf_counter() - start}
 
-    def device_bytes(self) -> int | None:
-        """See `Run`."""
+    def peak_device_bytes(self) -> int | None:
+        """See `BenchmarkModel`."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
 
-def make(task: Task, compiled: bool = False) -> TorchRun:
-    """The PyTorch peer of a task."""
-    return TorchRun(task, compiled)
+def make(task: Task, compiled: bool = False) -> TorchModel:
+    """Makes the PyTorch implementation of a task."""
+    return TorchModel(task, compiled)

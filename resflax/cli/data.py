@@ -7,7 +7,6 @@ from absl import logging
 
 from resflax.cli.flags import parse
 from resflax.cli.show_batch import show_batch
-from resflax.data.prepare import prepare
 from resflax.errors import Parser, UserError, unknown
 from resflax.train import check_config
 
@@ -44,6 +43,8 @@ def prepare_main(arguments: list[str]) -> None:
     )
     parser.add_argument("--manual_dir", default="", help="directory with the dataset's archives")
     args = parser.parse_args(arguments)
+    from resflax.data.prepare import prepare  # imports TensorFlow Datasets
+
     folder = prepare(args.name, args.data_dir, args.manual_dir)
     data_dir = f" --config.data.data_dir={shlex.quote(args.data_dir)}" if args.data_dir else ""
     print(f"prepared {folder}\nresflax train --config.dataset={shlex.quote(args.name)}{data_dir}")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-import resflax
 from resflax.distributed import DistributedConfig
 from resflax.errors import UserError, unknown
 from resflax.run.config_diff import flatten_config
@@ -91,7 +90,7 @@ def _split(recipe: str) -> tuple[Path, str]:
 def find_recipe(recipe: str) -> str:
     """Returns the recipe's file, in the current directory or among those shipped with resflax."""
     path, argument = _split(recipe)
-    package = Path(resflax.__file__).parent
+    package = Path(__file__).parents[1]
     # The wheel has the recipes inside the package; a checkout has them next to it.
     for root in (Path(), package, package.parent):
         if (root / path).is_file():

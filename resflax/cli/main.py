@@ -1,11 +1,12 @@
 """The `resflax` command: a table of subcommands, each imported when it is called."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from resflax.errors import UserError, unknown
 from resflax.run.signals import InterruptedRunError
@@ -45,6 +46,9 @@ def run_command(command: Callable[[], None]) -> int:
     except InterruptedRunError as e:
         print(e)
         return e.status
+    except BrokenPipeError:  # the reader of a pipe, as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -52,6 +56,26 @@ def exit_on_signals() -> None:
     """Makes SIGTERM and SIGINT exit at once, for the seconds of imports before a run starts."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def silence_libraries() -> None:
+    """Silences errors that libraries print in addition to the one line of `run_command`.
+
+    On a full disk, threads of TensorStore call a closed event loop of Orbax, each with a traceback;
+    and Python reports the memory that it frees for Grain's terminated workers.
+    """
+    from absl import logging as absl_logging
+
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # for the tracker's process
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    default_hook = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            default_hook(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _usage() -> str:
@@ -69,10 +93,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def call() -> None:
         if name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
-        if name == "train":
-            exit_on_signals()
-        tune_malloc()
         module, function = COMMANDS[name].function.split(":")
         getattr(importlib.import_module(module), function)(rest)
 
     return run_command(call)
+
+
+def entry(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs `main` as a program: sets up the process, and exits with the status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "train" in arguments[:1]:
+        exit_on_signals()
+        silence_libraries()
+    tune_malloc()
+    status = main(arguments)
+    if status and "jax" in sys.modules:  # libraries may have threads that do not end
+        from resflax.distributed.processes import exit_process
+
+        exit_process(status)
+    sys.exit(status)

@@ -14,16 +14,9 @@ others (SLURM, Open MPI, GKE, TPU pods), otherwise with
 `--distributed --coordinator=HOST:PORT --num_processes=N --process_id=I`. Process 0 writes.
 """
 
-import logging
-import sys
 from pathlib import Path
-from typing import Any
-
-from absl import logging as absl_logging
 
 from resflax.cli.flags import parse, usage
-from resflax.cli.main import run_command
-from resflax.distributed.processes import exit_process
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.runtime import enable_compilation_cache
 from resflax.train import check_config, fit
@@ -31,15 +24,10 @@ from resflax.train.launch import default_workdir
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, and exits the process."""
+    """Trains a config from the command line."""
     if {"-h", "--help", "--helpfull"} & set(arguments):
         print(usage(__doc__ or ""))
         return
-    silence_libraries()
-    exit_process(run_command(lambda: _train(arguments)))
-
-
-def _train(arguments: list[str]) -> None:
     with Interrupt() as interrupt:
         command = parse(arguments)
         check_config(command.config)
@@ -50,21 +38,3 @@ def _train(arguments: list[str]) -> None:
         fit(command.config, workdir, resume=command.resume, interrupt=interrupt)
         if interrupt.received:
             raise InterruptedRunError(interrupt.received, "the run had already finished")
-
-
-def silence_libraries() -> None:
-    """Silences errors that libraries print in addition to the one line of `run_command`.
-
-    On a full disk, threads of TensorStore call a closed event loop of Orbax, each with a traceback;
-    and Python reports the memory that it frees for Grain's terminated workers.
-    """
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # for the tracker's process
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    default_hook = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            default_hook(unraisable)
-
-    sys.unraisablehook = hook

@@ -1,67 +1,87 @@
-"""Which examples make up which batch: a function of (seed, step) and nothing else."""
+"""Batches of a split on the host, for training and for evaluation."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 
 from resflax.data.in_memory import InMemorySplit
+from resflax.data.loader import Batch, stream_batches
+from resflax.data.order import EvalOrder, Order, TrainOrder
+from resflax.data.streaming import StreamingSplit
 
-Batch = dict[str, np.ndarray]
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
-def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
-    """The examples of batch `step`, int64 `(batch_size,)`.
-
-    The batches cut one endless row into pieces: a permutation of the split for each epoch, one
-    after the other. So every example is used exactly once an epoch and none is dropped; a batch may
-    end one epoch and begin the next.
-
-    >>> np.concatenate([batch_indices(0, step, 2, 5) for step in range(5)])[:5].sum()
-    np.int64(10)
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, offsets = np.divmod(positions, size)
-    return np.concatenate(
-        [_permutation(seed, int(e), size)[offsets[epochs == e]] for e in np.unique(epochs)]
-    )
+Split = InMemorySplit | StreamingSplit
 
 
 def train_batches(
-    examples: InMemorySplit,
+    split: Split,
     *,
     seed: int,
     batch_size: int,
     start: int,
     stop: int,
-    mine: slice = slice(None),
+    local_rows: slice = slice(None),
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`: "image", "label", and "index", example numbers.
+    """Yields the batches of steps `start` to `stop - 1`, which depend on (seed, step) only.
 
-    Of each, the rows `mine` alone: what one process of several hands over.
+    Each is a dict of "image" uint8 `(n, height, width, channels)`, "label" int32 `(n,)` and
+    "index" int32 `(n,)`, the example indices.
+
+    Args:
+      split: the examples.
+      seed: seed of the order, see `batch_indices`.
+      batch_size: global batch size.
+      start: first step.
+      stop: end of the steps, exclusive.
+      local_rows: the rows of each batch to yield: those of one process of several.
+      num_workers: worker processes that read a `StreamingSplit`; 0 for threads. The batches do not
+        depend on it.
     """
-    for step in range(start, stop):
-        index = batch_indices(seed, step, batch_size, len(examples))[mine]
-        images, labels = examples.get_batch(index, step)
-        yield {"image": images, "label": labels, "index": index.astype(np.int32)}
+    order = TrainOrder(seed, batch_size, len(split), start, stop, local_rows)
+    return _batches(split, order, ("image", "label", "index"), num_workers)
 
 
 def eval_batches(
-    examples: InMemorySplit, *, batch_size: int, mine: slice = slice(None)
+    split: Split,
+    *,
+    batch_size: int,
+    local_rows: slice = slice(None),
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Every example once, in order, in batches of one size: "image", "label" and "weight".
+    """Yields every example once, in order, in batches of one size.
 
-    The last batch is filled up with examples of weight 0; all others weigh 1. Of each, the rows
-    `mine` alone.
+    Each is a dict of "image" and "label", as in `train_batches`, and "weight" float32 `(n,)`: 1 for
+    an example that counts, 0 for the padding of the last batch and for an example that replaces
+    a skipped one.
+
+    Args:
+      split: the examples.
+      batch_size: global batch size.
+      local_rows: the rows of each batch to yield: those of one process of several.
+      num_workers: see `train_batches`.
     """
-    for start in range(0, len(examples), batch_size):
-        index = np.arange(start, start + batch_size)[mine]
-        inside = index < len(examples)
-        index = np.where(inside, index, 0)
-        images, labels = examples.get_batch(index)
-        yield {"image": images, "label": labels, "weight": inside.astype(np.float32)}
+    order = EvalOrder(batch_size, len(split), local_rows)
+    return _batches(split, order, ("image", "label", "weight"), num_workers)
+
+
+def _batches(
+    split: Split, order: Order, keys: tuple[str, ...], num_workers: int
+) -> Iterator[Batch]:
+    if isinstance(split, StreamingSplit):
+        return stream_batches(split, order, keys, num_workers=num_workers)
+    return _in_memory_batches(split, order, keys)
+
+
+def _in_memory_batches(
+    split: InMemorySplit, order: Order, keys: tuple[str, ...]
+) -> Iterator[Batch]:
+    for position in range(len(order)):
+        plan = order.batch(position)
+        images, labels = split.get_batch(plan.index, plan.step)
+        batch = {
+            "image": images,
+            "label": labels,
+            "index": plan.index.astype(np.int32),
+            "weight": plan.weight,
+        }
+        yield {key: batch[key] for key in keys}

@@ -1,8 +1,9 @@
-"""What images of any size are cut to: at random to train on, at the centre to be evaluated on."""
+"""Crop boxes for images of any size: random in training, centred in evaluation."""
 
 import math
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 CROP_PCT = 0.875
@@ -10,10 +11,10 @@ Box = tuple[float, float, float, float]
 
 
 def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """A random part: 8 to 100 % of the area, sides in a ratio of 3/4 to 4/3.
+    """Returns a random box of 8% to 100% of the area, with an aspect ratio of 3/4 to 4/3.
 
-    Szegedy et al. 2014 (arXiv:1409.4842), section 6, as torchvision draws it: ten tries, then the
-    largest part at the centre whose ratio is allowed.
+    Szegedy et al. 2014 (arXiv:1409.4842), section 6, sampled like torchvision: ten attempts, then
+    the largest centred box with an allowed ratio.
 
     Returns:
       Left, top, right and bottom, in pixels.
@@ -32,16 +33,18 @@ def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The square at the centre whose side is 87.5 % of the shorter one."""
+    """Returns the centred square whose side is 87.5% of the shorter side of the image."""
     side = CROP_PCT * min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
-def resized(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """A part of an image `(h, w, c)`, resized to `(size, size, c)` with Pillow's antialiasing."""
+def crop_and_resize(
+    image: UInt8[np.ndarray, "height width channels"], box: Box, size: int
+) -> UInt8[np.ndarray, "size size channels"]:
+    """Crops an image to a box and resizes it to `size` x `size` with Pillow's antialiasing."""
     grey = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if grey else image)
-    part = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(part)
+    whole = Image.fromarray(image[..., 0] if grey else image)
+    resized = whole.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    pixels = np.asarray(resized)
     return pixels[..., None] if grey else pixels

@@ -1,34 +1,41 @@
-"""Any image-classification set by name: embedded, noise, prepared by TFDS, or a folder."""
+"""Image-classification datasets by name: digits, noise, TFDS, or a folder of images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from resflax.data.digits import Digits, prepared
-from resflax.data.fake import fake, is_fake
+from resflax.data.fake import is_fake, make_fake
 from resflax.data.folder import open_folder
-from resflax.data.in_memory import InMemorySplit, read_all
-from resflax.data.source import Source, check_policy
+from resflax.data.in_memory import read_all
+from resflax.data.source import Source, check_on_bad_example
 from resflax.data.streaming import StreamingSplit
-from resflax.data.tfds import open_prepared, splits_of
 from resflax.errors import UserError
 
-FOLDER = "folder:"
-Split = InMemorySplit | StreamingSplit
+FOLDER_PREFIX = "folder:"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split of the same classes and image shape.
+    """A training and a test split with the same classes and image shape.
 
-    `faults` are what is wrong with the set as a whole and was borne.
+    Attributes:
+      name: the name given to `load_dataset`.
+      train: the training split.
+      test: the test split.
+      classes: class names; label `i` is `classes[i]`.
+      problems: problems of the dataset's layout that were skipped.
     """
 
     name: str
-    train: Any  # an `InMemorySplit` or a `StreamingSplit`
+    train: Any  # a `Split`; callers know whether it is in memory
     test: Any
-    num_classes: int
-    faults: tuple[str, ...] = ()
+    classes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -36,33 +43,33 @@ class Dataset:
         shape: tuple[int, int, int] = self.train.image_shape
         return shape
 
-    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Dataset":
-        """The same set, whose moments are these; () for one that stays.
+    def with_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Dataset":
+        """Returns the dataset with these constants as `train.mean_std()`; () keeps the measured.
 
         Raises:
-          UserError: if there is not a number for each channel.
+          UserError: if the number of values is not the number of channels.
         """
         channels = self.image_shape[2]
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (0, channels):
                 raise UserError(
-                    f"{name} is {tuple(values)}: expected a number for each of the {channels}"
+                    f"{name} is {tuple(values)}: expected one number for each of the {channels}"
                     f" channels of {self.name!r}"
                 )
         if not mean and not std:
             return self
-        own = self.train.mean_std() if not (mean and std) else ((), ())
-        fixed = (tuple(mean) or own[0], tuple(std) or own[1])
-        return replace(self, train=replace(self.train, fixed=fixed))
+        measured = self.train.mean_std() if not (mean and std) else ((), ())
+        override = (tuple(mean) or measured[0], tuple(std) or measured[1])
+        return replace(self, train=replace(self.train, mean_std_override=override))
 
     @property
     def skipped(self) -> list[str]:
-        """What was left out so far, and why."""
-        told = list(self.faults)
+        """One line for each example or class skipped so far: where it is, and why."""
+        lines = list(self.problems)
         for split in (self.train, self.test):
-            found = split.skipped
-            told += found.values() if isinstance(found, dict) else found
-        return told
+            skipped = split.skipped
+            lines += skipped.values() if isinstance(skipped, dict) else skipped
+        return lines
 
 
 def load_dataset(
@@ -74,74 +81,104 @@ def load_dataset(
     on_bad_example: str = "raise",
     seed: int = 0,
 ) -> Dataset:
-    """Opens a set by name; "digits" is embedded and needs no preparing.
+    """Opens a dataset by name.
 
     Args:
-      name: "digits"; as TFDS spells it: "fashion_mnist", "emnist/letters", "mnist:3.*.*";
-        "folder:PATH" for `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg` (or png); or noise
-        of a size, "fake:224x224x3:1000:1024" (see `resflax.data.fake`).
-      data_dir: where prepared sets lie; "" is TFDS's own choice (`$TFDS_DATA_DIR`, else
+      name: "digits", which is included; a name of TensorFlow Datasets (TFDS) such as
+        "fashion_mnist", "emnist/letters" or "mnist:3.*.*"; "folder:PATH" for
+        `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg` (or png); or noise of a given size,
+        "fake:224x224x3:1000:1024" (see `resflax.data.fake`).
+      data_dir: folder of prepared TFDS datasets; "" is the default of TFDS (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
-      image_size: 0 to read a set of images of one size into memory; else images of any size are
-        read as they are needed and cut to squares of so many pixels: to train on as Inception does,
-        to be evaluated on at the centre.
-      channels: 1 or 3 to convert all images to grey or colour; 0 to take them as they are, all
-        alike (with an `image_size`: 3).
-      on_bad_example: "raise", or "skip" to leave out what cannot be used.
-      seed: of the random cuts, and of the noise.
+      image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
+        size are read on demand and resized to squares of this many pixels: random Inception crops
+        in training, centre crops in evaluation.
+      channels: 1 or 3 to convert all images to grey or RGB; 0 to keep the number that all images
+        share (3 if `image_size` is given).
+      on_bad_example: "raise", or "skip" to skip examples that cannot be used.
+      seed: seed of the random crops and of the noise.
 
     Raises:
-      UserError: if there is no such set, it is not prepared, it is not of images with one label
-        each, or an example cannot be used.
+      UserError: if the dataset does not exist, is not prepared, does not have images with one
+        label each, or has an example that cannot be used.
     """
-    check_policy(on_bad_example)
+    check_on_bad_example(on_bad_example)
     if channels not in (0, 1, 3):
         raise UserError(f"channels is {channels}: expected 0, 1 or 3")
-    if name == Digits.name:
-        try:
-            with prepared() as builder:
-                train, test = map(read_all, splits_of(name, builder))
-        except OSError as e:
-            raise UserError(f"cannot write the digits to a temporary folder: {e}") from e
-        return Dataset(name, train, test, 10)
+    if name == "digits":
+        return _load_digits()
     if is_fake(name):
         if image_size or channels:
             raise UserError(
-                f"dataset {name!r} has the size and channels of its name: expected image_size 0"
-                " and channels 0"
+                f"dataset {name!r} specifies its own image size and channels: expected"
+                " image_size 0 and channels 0"
             )
-        return Dataset(name, *fake(name, seed))
-    sources: tuple[Source, Source]
-    if name.startswith(FOLDER):
-        sources = _folder(name.removeprefix(FOLDER), on_bad_example)
-    else:
-        sources = open_prepared(name, data_dir)
-    return _opened(name, sources[0], sources[1], image_size, channels, on_bad_example, seed)
+        return Dataset(name, *make_fake(name, seed))
+    train, test = _open_sources(name, data_dir, on_bad_example)
+    if image_size:
+        return _stream(name, train, test, image_size, channels or 3, on_bad_example, seed)
+    return _read_into_memory(name, train, test, channels, on_bad_example)
 
 
-def _folder(path: str, policy: str) -> tuple[Source, Source]:
+def _load_digits() -> Dataset:
+    from resflax.data.digits import prepared_digits  # imports TFDS: 0.3 s
+    from resflax.data.tfds import open_splits
+
     try:
-        return open_folder(Path(path).expanduser(), policy)
-    except (OSError, RuntimeError) as e:  # no leave to look, too long a name, nobody's home
-        place, reason = getattr(e, "filename", None) or path, getattr(e, "strerror", None) or e
-        raise UserError(f"cannot look into the folder {str(place)!r}: {reason}") from e
+        with prepared_digits() as builder:
+            sources = open_splits("digits", builder)
+            train, test = map(read_all, sources)
+    except OSError as e:
+        raise UserError(f"cannot write the digits to a temporary folder: {e}") from e
+    return Dataset("digits", train, test, sources[0].classes)
 
 
-def _opened(
-    name: str, train: Source, test: Source, size: int, channels: int, policy: str, seed: int
+def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source, Source]:
+    if not name.startswith(FOLDER_PREFIX):
+        from resflax.data.tfds import open_prepared  # imports TFDS: 0.3 s
+
+        return open_prepared(name, data_dir)
+    path = name.removeprefix(FOLDER_PREFIX)
+    try:
+        return open_folder(Path(path).expanduser(), on_bad_example)
+    except (OSError, RuntimeError) as e:  # no permission, name too long, unknown ~user
+        folder, reason = getattr(e, "filename", None) or path, getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read the folder {str(folder)!r}: {reason}") from e
+
+
+def _problems(*sources: Source) -> tuple[str, ...]:
+    return tuple(problem for source in sources for problem in source.problems)
+
+
+def _stream(
+    name: str,
+    train: Source,
+    test: Source,
+    size: int,
+    channels: int,
+    on_bad_example: str,
+    seed: int,
 ) -> Dataset:
-    classes = len(train.classes)
-    faults = tuple(fault for source in (train, test) for fault in getattr(source, "faults", ()))
-    if size:
-        depth = channels or 3
-        to_train = StreamingSplit(train, size, depth, seed, policy)
-        return Dataset(
-            name, to_train, StreamingSplit(test, size, depth, None, policy), classes, faults
-        )
-    splits = [read_all(source, channels=channels, policy=policy) for source in (train, test)]
-    if splits[0].image_shape != splits[1].image_shape:
+    return Dataset(
+        name,
+        StreamingSplit(train, size, channels, seed, on_bad_example),
+        StreamingSplit(test, size, channels, None, on_bad_example),
+        train.classes,
+        _problems(train, test),
+    )
+
+
+def _read_into_memory(
+    name: str, train: Source, test: Source, channels: int, on_bad_example: str
+) -> Dataset:
+    splits = [
+        read_all(source, channels=channels, on_bad_example=on_bad_example)
+        for source in (train, test)
+    ]
+    shapes = [split.image_shape for split in splits]
+    if shapes[0] != shapes[1]:
         raise UserError(
-            f"dataset {name!r} has images of {splits[0].image_shape} to train on and of"
-            f" {splits[1].image_shape} to test on: expected one shape"
+            f"dataset {name!r} has training images of shape {shapes[0]} and test images of shape"
+            f" {shapes[1]}: expected one shape"
         )
-    return Dataset(name, splits[0], splits[1], classes, faults)
+    return Dataset(name, splits[0], splits[1], train.classes, _problems(train, test))

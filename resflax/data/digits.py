@@ -1,8 +1,8 @@
-"""The embedded default: 1,797 handwritten digits, as a builder of TensorFlow Datasets.
+"""The included dataset: 1,797 handwritten digits, as a builder of TensorFlow Datasets.
 
 Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak (1998), UCI Machine Learning
-Repository, doi:10.24432/C50P49, licence CC BY 4.0. `digits.npz` holds the archive's test part
-(the set that scikit-learn calls `load_digits`): 8x8 images, grey values 0 to 16.
+Repository, doi:10.24432/C50P49, licence CC BY 4.0. `digits.npz` is the test part of the archive
+(scikit-learn's `load_digits`): 8x8 images with grey values from 0 to 16.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ TEST_EXAMPLES = 360
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """No copy of the digits is published: there is nothing to look for on the network."""
+    """Dataset info that does not look for a published copy on Google Cloud Storage."""
 
     def initialize_from_bucket(self) -> None:
         pass
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """UCI handwritten digits: 1,437 images to train on, 360 to test; shape (8, 8, 1), uint8."""
+    """UCI handwritten digits: 1,437 training and 360 test images of shape (8, 8, 1), uint8."""
 
     name = "digits"
     VERSION = tfds.core.Version("1.0.0")
@@ -51,7 +51,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[Example]]:
-        # The archive is sorted by writer: a random split has every hand on both sides.
+        # The archive is sorted by writer; a random split has every writer in both parts.
         order = np.random.RandomState(0).permutation(1797)
         return {
             "train": self._generate_examples(order[TEST_EXAMPLES:]),
@@ -62,7 +62,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         with np.load(ARCHIVE) as archive:
             images, labels = archive["image"], archive["label"]
         for i in indices.tolist():
-            # Encoded bytes: handed an array, TFDS would encode it with TensorFlow.
+            # Encoded here, because TFDS would encode an array with TensorFlow.
             png = io.BytesIO()
             grey = np.rint(images[i] * (255 / 16)).astype(np.uint8)
             Image.fromarray(grey).save(png, "png")
@@ -70,16 +70,16 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 @contextlib.contextmanager
-def prepared() -> Iterator[Digits]:
-    """The builder, prepared in a temporary folder that goes when the context ends (0.2 s).
+def prepared_digits() -> Iterator[Digits]:
+    """Prepares the dataset in a temporary folder (0.2 s), which is deleted on exit.
 
     Raises:
-      OSError: if no temporary folder can be written.
+      OSError: if the temporary folder cannot be written.
     """
-    silence = io.StringIO()
+    output = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="resflax-digits-") as folder:
         builder = Digits(data_dir=folder, file_format="array_record")
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             config = tfds.download.DownloadConfig(try_download_gcs=False)
             builder.download_and_prepare(download_config=config)
         yield builder

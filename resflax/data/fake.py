@@ -1,4 +1,4 @@
-"""Noise in the shape of a dataset, by its name alone: for measuring how fast a run trains."""
+"""Synthetic datasets of noise, specified by name, for measuring training speed."""
 
 import re
 
@@ -7,62 +7,63 @@ import numpy as np
 from resflax.data.in_memory import InMemorySplit
 from resflax.errors import UserError
 
-FAKE = "fake"
-FORM = f"{FAKE}:HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"
-DEFAULT = f"{FAKE}:224x224x3:1000:1024"
-# A slip of the hand should not take the machine down.
+PREFIX = "fake"
+FORMAT = f"{PREFIX}:HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"
+DEFAULT = f"{PREFIX}:224x224x3:1000:1024"
+# Rejects names that would exhaust the memory of the machine by mistake.
 MAX_BYTES = 16 * 2**30
 
 
 def is_fake(name: str) -> bool:
-    """Whether a dataset's name asks for noise."""
-    return name == FAKE or name.startswith(f"{FAKE}:")
+    """Returns whether a dataset name asks for noise."""
+    return name == PREFIX or name.startswith(f"{PREFIX}:")
 
 
-def fake(name: str, seed: int) -> tuple[InMemorySplit, InMemorySplit, int]:
-    """Noise to train on, an eighth as much to test on, and the number of classes.
+def make_fake(name: str, seed: int) -> tuple[InMemorySplit, InMemorySplit, tuple[str, ...]]:
+    """Generates noise: a training split, a test split of an eighth of its size, and class names.
 
-    A function of the name and the seed: pixels are uniform from 0 to 255, labels from 0 to the
-    number of classes less one, and nothing can be learnt.
+    The result is a function of the name and the seed. Pixels are uniform in 0 to 255 and labels
+    uniform over the classes, so there is nothing to learn.
 
     Args:
-      name: "fake", or as `FORM` has it: "fake:224x224x3:1000:1024".
-      seed: of pixels and labels.
+      name: "fake", or a name in `FORMAT`, such as "fake:224x224x3:1000:1024".
+      seed: seed of pixels and labels.
 
     Raises:
-      UserError: on a name of another form, a size that is 0, or more than 16 GiB.
+      UserError: if the name has another format, contains a 0, or asks for more than 16 GiB.
 
-    >>> train, test, classes = fake("fake:4x6x3:10:16", seed=0)
+    >>> train, test, classes = make_fake("fake:4x6x3:3:16", seed=0)
     >>> train.images.shape, len(test), classes
-    ((16, 4, 6, 3), 2, 10)
+    ((16, 4, 6, 3), 2, ('0', '1', '2'))
     """
-    shape, classes, examples = _parsed(DEFAULT if name == FAKE else name)
-    train = _noise([seed, 0], shape, classes, examples)
-    return train, _noise([seed, 1], shape, classes, -(-examples // 8)), classes
+    shape, num_classes, num_examples = _parse(DEFAULT if name == PREFIX else name)
+    train = _noise([seed, 0], shape, num_classes, num_examples)
+    test = _noise([seed, 1], shape, num_classes, -(-num_examples // 8))
+    return train, test, tuple(map(str, range(num_classes)))
 
 
-def _parsed(name: str) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, number of classes and number of examples."""
-    form = re.fullmatch(r"fake:{0}x{0}x{0}:{0}:{0}".format("([0-9]{1,9})"), name)
-    numbers = [int(number) for number in form.groups()] if form else [0]
+def _parse(name: str) -> tuple[tuple[int, int, int], int, int]:
+    """Returns image shape, number of classes and number of examples."""
+    match = re.fullmatch(r"fake:{0}x{0}x{0}:{0}:{0}".format("([0-9]{1,9})"), name)
+    numbers = [int(number) for number in match.groups()] if match else [0]
     if not all(numbers):
         raise UserError(
-            f"dataset {name!r} does not say what noise to make: expected {FORM}, each from 1 to"
-            f" 999999999, as {DEFAULT}"
+            f"dataset {name!r} does not specify noise: expected {FORMAT}, with numbers from 1 to"
+            f" 999999999, for example {DEFAULT}"
         )
-    height, width, channels, classes, examples = numbers
-    size = height * width * channels * examples
+    height, width, channels, num_classes, num_examples = numbers
+    size = height * width * channels * num_examples
     if size > MAX_BYTES:
         raise UserError(
             f"dataset {name!r} takes {size / 2**30:,.0f} GiB of memory: expected at most"
-            f" {MAX_BYTES // 2**30}, lower its examples"
+            f" {MAX_BYTES // 2**30}, reduce its number of examples"
         )
-    return (height, width, channels), classes, examples
+    return (height, width, channels), num_classes, num_examples
 
 
 def _noise(
-    seed: list[int], shape: tuple[int, int, int], classes: int, examples: int
+    seed: list[int], shape: tuple[int, int, int], num_classes: int, num_examples: int
 ) -> InMemorySplit:
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (examples, *shape), np.uint8)
-    return InMemorySplit(images, rng.integers(0, classes, examples, np.int32))
+    images = rng.integers(0, 256, (num_examples, *shape), np.uint8)
+    return InMemorySplit(images, rng.integers(0, num_classes, num_examples, np.int32))

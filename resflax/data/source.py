@@ -1,46 +1,53 @@
-"""Random access to the examples of a split, wherever they lie."""
+"""Interface of a split on disk with random access to its examples."""
 
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import UInt8
 
 from resflax.errors import UserError, unknown
 
-POLICIES = ("raise", "skip")
+ON_BAD_EXAMPLE = ("raise", "skip")
+# Mean and standard deviation of each channel, of pixels scaled to [0, 1].
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Source(Protocol):
-    """A split as it lies on disk.
+    """Random access to the examples of one split on disk.
 
     Attributes:
-      name: of the split, for messages.
-      classes: the names of its classes; labels count from 0 in this order.
+      name: name of the split, for messages.
+      classes: class names; label `i` is `classes[i]`.
+      problems: problems of the split's layout, such as classes without images.
     """
 
     name: str
     classes: tuple[str, ...]
+    problems: list[str]
 
     def __len__(self) -> int: ...
 
-    def where(self, index: int) -> str:
-        """What to call an example in messages."""
+    def location(self, index: int) -> str:
+        """Returns the file, or split and index, of an example, for messages."""
         ...
 
-    def read(self, index: int, channels: int = 0) -> tuple[np.ndarray, int]:
-        """Pixels uint8 `(height, width, channels)` and label; see `decode` for `channels`.
+    def read(
+        self, index: int, channels: int = 0
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+        """Returns the pixels and the label of an example; see `decode` for `channels`.
 
         Raises:
-          BadExampleError: if it cannot be used.
+          BadExampleError: if the example cannot be used.
         """
         ...
 
 
-def check_policy(policy: str) -> None:
-    """Raises `UserError` on a name that is not of `POLICIES`."""
-    if policy not in POLICIES:
-        raise unknown("on_bad_example", policy, POLICIES)
+def check_on_bad_example(value: str) -> None:
+    """Raises `UserError` if `value` is not in `ON_BAD_EXAMPLE`."""
+    if value not in ON_BAD_EXAMPLE:
+        raise unknown("on_bad_example", value, ON_BAD_EXAMPLE)
 
 
-def bad_example(text: object) -> UserError:
-    """The error for an example that cannot be used, where none may be skipped."""
-    return UserError(f"{text}: mend it, or leave it out with --config.data.on_bad_example=skip")
+def bad_example(problem: object) -> UserError:
+    """Returns the error for an example or class that cannot be used and may not be skipped."""
+    return UserError(f"{problem}: fix it, or skip it with --config.data.on_bad_example=skip")

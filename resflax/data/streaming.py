@@ -1,38 +1,39 @@
-"""Splits that are read as they are needed: images of any size, cut to one."""
+"""Splits read from disk on demand: images of any size, cropped and resized to one."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
-from resflax.data.crops import centre_box, inception_box, resized
+from resflax.data.crops import centre_box, crop_and_resize, inception_box
 from resflax.data.decode import BadExampleError
-from resflax.data.source import Source, bad_example
+from resflax.data.source import MeanStd, Source, bad_example
 
-# Enough to look at for the mean and deviation of the pixels.
+# Number of examples from which `mean_std` is estimated.
 STATS_SAMPLE_SIZE = 1000
 
 
 @dataclass
 class StreamingSplit:
-    """One split on disk; what example `i` is at step `s` depends on (seed, s, i) alone.
+    """One split on disk. The pixels of example `i` at step `s` depend on (seed, s, i) only.
 
     Attributes:
-      source: the examples as they lie.
-      size: of the square that they are cut to, in pixels.
-      channels: that they are converted to.
-      seed: of the random cuts; None to cut at the centre.
-      policy: "raise" or "skip": an example that cannot be used gives way to the next that can.
-      skipped: those that did, and why, as far as they were met.
-      fixed: mean and standard deviation to go by; None for those of a thousand examples.
+      source: the examples on disk.
+      size: side of the square output images, in pixels.
+      channels: number of channels that images are converted to.
+      seed: seed of the random crops; None for centre crops.
+      on_bad_example: "raise", or "skip" to replace an unusable example by the next usable one.
+      skipped: the examples skipped so far, by index: where each is, and why.
+      mean_std_override: returned by `mean_std` in place of the estimate.
     """
 
     source: Source
     size: int
     channels: int = 3
     seed: int | None = None
-    policy: str = "raise"
+    on_bad_example: str = "raise"
     skipped: dict[int, str] = field(default_factory=dict)
-    fixed: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    mean_std_override: MeanStd | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -42,47 +43,52 @@ class StreamingSplit:
         """`(height, width, channels)`."""
         return self.size, self.size, self.channels
 
-    def example(self, index: int, step: int = 0) -> tuple[np.ndarray, int, dict[int, str]]:
-        """Pixels, label, and the examples that were passed over to find one that can be used.
+    def example(
+        self, index: int, step: int = 0
+    ) -> tuple[UInt8[np.ndarray, "size size channels"], int, dict[int, str]]:
+        """Returns the pixels and label of an example, and the examples skipped to find it.
 
         Raises:
-          UserError: if it cannot be used and none may be passed over, or if none can be used.
+          UserError: if the example cannot be used and `on_bad_example` is "raise"; or if no
+            example can be used.
         """
-        passed: dict[int, str] = {}
+        skipped: dict[int, str] = {}
         for i in (np.arange(len(self)) + index) % len(self):
             try:
                 image, label = self.source.read(int(i), self.channels)
             except BadExampleError as e:
-                if self.policy != "skip":
+                if self.on_bad_example != "skip":
                     raise bad_example(e) from e
-                passed[int(i)] = str(e)
+                skipped[int(i)] = str(e)
                 continue
             height, width, _ = image.shape
             if self.seed is None:
                 box = centre_box(height, width)
             else:
                 box = inception_box(np.random.default_rng([self.seed, step, index]), height, width)
-            return resized(image, box, self.size), label, passed
-        raise bad_example(f"{self.source.name}: no example can be used")
+            return crop_and_resize(image, box, self.size), label, skipped
+        raise bad_example(f"{self.source.name}: has no readable example")
 
-    def get_batch(self, index: np.ndarray, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 `(n, size, size, channels)` and labels int32 of some examples at a step."""
-        found = [self.example(int(i), step) for i in index]
-        for _, _, passed in found:
-            self.skipped |= passed
-        images = np.stack([image for image, _, _ in found])
-        return images, np.array([label for _, label, _ in found], np.int32)
+    def get_batch(
+        self, index: Int[np.ndarray, " batch"], step: int = 0
+    ) -> tuple[UInt8[np.ndarray, "batch size size channels"], Int[np.ndarray, " batch"]]:
+        """Returns the images and labels (int32) of some examples at a step."""
+        examples = [self.example(int(i), step) for i in index]
+        for _, _, skipped in examples:
+            self.skipped |= skipped
+        images = np.stack([image for image, _, _ in examples])
+        return images, np.array([label for _, label, _ in examples], np.int32)
 
-    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over a thousand examples, of 0 to 1."""
-        if self.fixed:
-            return self.fixed
-        every = np.linspace(0, len(self) - 1, min(STATS_SAMPLE_SIZE, len(self))).astype(int)
+    def mean_std(self) -> MeanStd:
+        """Estimates mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+        if self.mean_std_override:
+            return self.mean_std_override
+        sample = np.linspace(0, len(self) - 1, min(STATS_SAMPLE_SIZE, len(self))).astype(int)
         sums, squares = np.zeros(self.channels), np.zeros(self.channels)
-        for i in every:
+        for i in sample:
             pixels = self.example(int(i))[0].reshape(-1, self.channels) / 255
             sums += pixels.mean(0)
             squares += (pixels**2).mean(0)
-        mean = sums / len(every)
-        std = np.sqrt(np.maximum(squares / len(every) - mean**2, 1 / 255**2))
+        mean = sums / len(sample)
+        std = np.sqrt(np.maximum(squares / len(sample) - mean**2, 1 / 255**2))
         return tuple(mean.tolist()), tuple(std.tolist())

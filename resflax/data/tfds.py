@@ -1,7 +1,6 @@
-"""Sets that TensorFlow Datasets has prepared as array_record, read at random without TensorFlow.
+"""Prepared TensorFlow Datasets, read with random access, without TensorFlow or the network.
 
-TFDS decodes with NumPy and Pillow; here it hands over the encoded bytes. Nothing touches the
-network.
+TFDS decodes with NumPy and Pillow. Here it returns the encoded bytes, which `decode` decodes.
 """
 
 import shlex
@@ -9,22 +8,26 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
 from resflax.errors import UserError, unknown
 
+PREPARE = "resflax data prepare"
 
-class PreparedSource:
-    """A split of a prepared set (see `Source`)."""
+
+class TfdsSource:
+    """One split of a prepared TFDS dataset (see `Source`)."""
 
     def __init__(self, name: str, builder: tfds.core.DatasetBuilder, split: str) -> None:
         self.name = f"{name}, {split}"
-        self.image = _feature(name, builder, tfds.features.Image)
-        self.label = _feature(name, builder, tfds.features.ClassLabel)
+        self.image = _only_feature(name, builder, tfds.features.Image)
+        self.label = _only_feature(name, builder, tfds.features.ClassLabel)
         feature = builder.info.features[self.label]
         self.classes = tuple(feature.names or map(str, range(feature.num_classes)))
+        self.problems: list[str] = []
         if builder.info.features[self.image].np_dtype != np.uint8:
             raise UserError(f"dataset {name!r} has images of more than 8 bits: expected uint8")
         if not builder.info.splits[split].num_examples:
@@ -34,70 +37,73 @@ class PreparedSource:
                 split=split, decoders={self.image: tfds.decode.SkipDecoding()}
             )
         except NotImplementedError:
+            # TFDS does not convert a dataset that is already prepared in the same folder.
             raise UserError(
-                f"dataset {name!r} is prepared as {builder.info.file_format.value}, which cannot be"
-                " read at random: prepare it with --file_format=array_record"
+                f"dataset {name!r} is prepared as {builder.info.file_format.value}, which has no"
+                f" random access: prepare it in another folder with `{PREPARE} {shlex.quote(name)}"
+                " --data_dir=FOLDER`, and pass --config.data.data_dir=FOLDER"
             ) from None
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def where(self, index: int) -> str:
-        """What to call an example."""
+    def location(self, index: int) -> str:
+        """Returns the split and index of an example."""
         return f"{self.name}[{index}]"
 
-    def read(self, index: int, channels: int = 0) -> tuple[np.ndarray, int]:
-        """Pixels and label of an example."""
+    def read(
+        self, index: int, channels: int = 0
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+        """Returns the pixels and the label of an example."""
         example: Any = self.data[index]
-        label = int(example[self.label])
+        label, location = int(example[self.label]), self.location(index)
         if not 0 <= label < len(self.classes):
             raise BadExampleError(
-                self.where(index), f"has label {label} of {len(self.classes)} classes"
+                location, f"has label {label}: expected from 0 to {len(self.classes) - 1}"
             )
-        return decode(example[self.image], self.where(index), channels), label
+        return decode(example[self.image], location, channels), label
 
 
-def open_prepared(name: str, data_dir: str) -> tuple[PreparedSource, PreparedSource]:
-    """The training and the test split of a set, by its name."""
-    return splits_of(name, _find(name, data_dir))
+def open_prepared(name: str, data_dir: str) -> tuple[TfdsSource, TfdsSource]:
+    """Opens the training and the test split of a prepared dataset by name."""
+    return open_splits(name, _find_builder(name, data_dir))
 
 
-def splits_of(
-    name: str, builder: tfds.core.DatasetBuilder
-) -> tuple[PreparedSource, PreparedSource]:
-    """The training and the test split of a builder; "validation" serves where there is no test."""
+def open_splits(name: str, builder: tfds.core.DatasetBuilder) -> tuple[TfdsSource, TfdsSource]:
+    """Opens the splits "train" and "test" of a builder, or "validation" if it has no "test"."""
     splits = builder.info.splits
     test = next((split for split in ("test", "validation") if split in splits), "")
-    # ImageNet's test split has no labels.
-    test = "validation" if name.split(":")[0] == "imagenet2012" else test
+    if name.split(":")[0] == "imagenet2012":
+        test = "validation"  # the test split has no labels
     if "train" not in splits or not test:
         raise UserError(f"dataset {name!r} has the splits {sorted(splits)}: expected train, test")
-    return PreparedSource(name, builder, "train"), PreparedSource(name, builder, test)
+    return TfdsSource(name, builder, "train"), TfdsSource(name, builder, test)
 
 
-def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The prepared set of that name, found by its files alone: no builder's code, no network."""
+def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Finds a prepared dataset by its files only, without dataset code or network access."""
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError):
         pass
-    stock = set(tfds.list_builders(with_community_datasets=False)) - {Digits.name}
-    if name.split(":")[0].split("/")[0] not in stock:
-        raise unknown("dataset", name, [Digits.name, "folder:PATH", *sorted(stock)])
-    place = data_dir or tfds.core.constants.DATA_DIR
-    where = f" --data_dir={shlex.quote(str(place))}" if data_dir else ""
+    known = set(tfds.list_builders(with_community_datasets=False)) - {Digits.name}
+    if name.split(":")[0].split("/")[0] not in known:
+        raise unknown("dataset", name, [Digits.name, "folder:PATH", *sorted(known)])
+    folder = data_dir or tfds.core.constants.DATA_DIR
+    flag = f" --data_dir={shlex.quote(str(folder))}" if data_dir else ""
     raise UserError(
-        f"dataset {name!r} is not prepared in {place}: prepare it once, where TensorFlow is"
-        f" installed, with `python -m resflax data prepare {shlex.quote(name)}{where}`"
+        f"dataset {name!r} is not prepared in {folder}: prepare it once, where TensorFlow is"
+        f" installed, with `{PREPARE} {shlex.quote(name)}{flag}`"
     )
 
 
-def _feature(name: str, builder: tfds.core.DatasetBuilder, kind: type) -> str:
-    """The name of the one feature of that kind."""
-    found = [key for key, value in builder.info.features.items() if isinstance(value, kind)]
-    if len(found) != 1:
+def _only_feature(name: str, builder: tfds.core.DatasetBuilder, feature_type: type) -> str:
+    """Returns the name of the only feature of that type."""
+    features = builder.info.features
+    names = [key for key, feature in features.items() if isinstance(feature, feature_type)]
+    if len(names) != 1:
         raise UserError(
-            f"dataset {name!r} has the features {sorted(builder.info.features)}:"
-            f" expected one {kind.__name__}, found {len(found)}"
+            f"dataset {name!r} has the features {sorted(features)}: expected one of type"
+            f" {feature_type.__name__}, found {len(names)}"
         )
-    return found[0]
+    return names[0]

@@ -1,6 +1,11 @@
-"""Which road the CPU takes: XLA's own, matrix products in pure JAX, or oneDNN.
+"""Selection of the CPU backend for convolutions.
 
-The environment variable RESFLAX_CONV=plain, cpu or onednn forces one.
+- "xla": XLA's own convolutions. GPU, TPU and exported programs always use these.
+- "cpu": matrix products in pure JAX (`cpu_conv.py`).
+- "onednn": oneDNN (`onednn.py`); falls back to "cpu" for whatever it cannot run.
+- "auto": the same as "onednn".
+
+The environment variable RESFLAX_CONV sets the default for a process; `conv_backend` overrides it.
 """
 
 import os
@@ -8,42 +13,105 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from resflax.errors import unknown
 from resflax.kernels import onednn
 
-ROADS = ("auto", "plain", "cpu", "onednn")
-ROAD = os.environ.get("RESFLAX_CONV") or "auto"
-if ROAD not in ROADS:
-    raise unknown("RESFLAX_CONV", ROAD, ROADS)
+BACKENDS = ("auto", "xla", "cpu", "onednn")
+default_backend = os.environ.get("RESFLAX_CONV") or "auto"
+if default_backend not in BACKENDS:
+    raise unknown("RESFLAX_CONV", default_backend, BACKENDS)
+
+_LABELS = {"xla": "XLA", "cpu": "pure JAX", "onednn": "oneDNN"}
 
 
 @contextmanager
-def conv_backend(road: str) -> Iterator[None]:
-    """What is traced inside takes that road; "plain" leaves convolutions that XLA can count."""
-    global ROAD
-    ROAD, saved = road, ROAD
+def conv_backend(name: str) -> Iterator[None]:
+    """Sets the CPU backend of everything traced inside the context.
+
+    Under "xla", cost analysis counts the multiply-adds of a convolution:
+
+    >>> from resflax.kernels import conv_general_dilated
+    >>> def conv(x, w):
+    ...     padding, layout = ((0, 0), (0, 0)), ("NHWC", "HWIO", "NHWC")
+    ...     return conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=layout)
+    >>> x, w = jnp.ones((1, 8, 8, 3)), jnp.ones((1, 1, 3, 16))
+    >>> with conv_backend("xla"):
+    ...     jax.jit(conv).lower(x, w).cost_analysis()["flops"] == 2 * 8 * 8 * 3 * 16
+    True
+
+    Raises:
+      UserError: if `name` is not one of `BACKENDS`.
+    """
+    global default_backend
+    if name not in BACKENDS:
+        raise unknown("convolution backend", name, BACKENDS)
+    default_backend, previous = name, default_backend
     try:
         yield
     finally:
-        ROAD = saved
+        default_backend = previous
 
 
-def taken(ctx: Any, wanted: str, dtype: Any, *, onednn_fits: bool = True) -> str:
-    """The road of what is lowered for the CPU in this context: "plain", "cpu" or "onednn"."""
-    if wanted == "plain" or ctx.module_context.lowering_parameters.for_export:
-        return "plain"
-    if wanted != "cpu" and onednn_fits and is_whole(ctx) and onednn.supports(dtype):
+def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> str:
+    """Returns one line that names the backend of convolutions on JAX's default platform.
+
+    Where oneDNN is requested and not used, the line says why and how to get it. The first call may
+    compile oneDNN's bindings, and initialises JAX's platforms.
+
+    Args:
+      dtype: of images and kernels; a name or a dtype.
+      partitioned: whether XLA partitions the program over several devices (`jit` over a mesh).
+
+    >>> with conv_backend("cpu"):
+    ...     describe_backend()
+    'convolutions: pure JAX'
+    """
+    if jax.default_backend() != "cpu":
+        return "convolutions: XLA"
+    dtype = jnp.dtype(dtype)
+    name = _select(default_backend, dtype, unpartitioned=not partitioned)
+    line = f"convolutions: {_LABELS[name]}"
+    if name == "onednn" or default_backend in ("xla", "cpu"):
+        return line
+    reason = onednn.unavailable_reason()
+    if reason is None and onednn.supports(dtype):
+        reason = "oneDNN cannot be partitioned over a mesh"
+    return f"{line} ({reason or f'oneDNN does not support {dtype} on this CPU'})"
+
+
+def choose_backend(ctx: Any, requested: str, dtype: Any, *, onednn_fits: bool = True) -> str:
+    """Returns the backend for an operation that is lowered for the CPU.
+
+    Args:
+      ctx: the `LoweringRuleContext`.
+      requested: one of `BACKENDS`.
+      dtype: of the operands.
+      onednn_fits: whether oneDNN supports the operation itself.
+
+    Returns:
+      "xla", "cpu" or "onednn".
+    """
+    if ctx.module_context.lowering_parameters.for_export:
+        return "xla"
+    return _select(requested, dtype, unpartitioned=onednn_fits and is_unpartitioned(ctx))
+
+
+def _select(requested: str, dtype: Any, *, unpartitioned: bool) -> str:
+    if requested == "xla":
+        return "xla"
+    if requested != "cpu" and unpartitioned and onednn.supports(dtype):
         return "onednn"
-    return "cpu" if dtype in (jnp.float32, jnp.bfloat16) else "plain"
+    return "cpu" if dtype in (jnp.float32, jnp.bfloat16) else "xla"
 
 
-def is_whole(ctx: Any) -> bool:
-    """Whether XLA is left no mesh axis to split over.
+def is_unpartitioned(ctx: Any) -> bool:
+    """Returns whether every mesh axis is manual or of size 1, so that XLA partitions nothing.
 
-    Under `jit` over a mesh it splits matrix products by itself, but neither a custom call nor a
-    loop over chunks of the batch.
+    Under `jit` over a mesh, XLA can partition matrix products, but neither a custom call nor a loop
+    over chunks of the batch.
     """
     context = ctx.module_context.axis_context
     if hasattr(context, "manual_axes"):

@@ -1,12 +1,12 @@
-"""Two-dimensional convolution, as fast as each platform has it; stands in for JAX's own.
+"""Two-dimensional convolution: a faster drop-in for `lax.conv_general_dilated` on CPUs.
 
-One primitive carries the three readings of the form (`conv_form.py`), so that forward and reverse
-mode, `vmap`, `pmap`, `shard_map`, `remat` and derivatives of any order need nothing further. How a
-reading is computed is decided only when it is lowered, for the platform that it is lowered for:
+One primitive computes all three passes of a convolution (`conv_params.py`). Since the passes are
+closed under differentiation, forward and reverse mode, `vmap`, `pmap`, `shard_map`, `remat` and
+derivatives of any order need no further rules. The implementation is chosen at lowering:
 
-- GPU, TPU and everything that is exported: `lax.conv_general_dilated`, as XLA has it.
-- CPU: oneDNN, where it is installed (`onednn.py`), else matrix products (`cpu_conv.py`);
-  `road.py` decides.
+- GPU, TPU and exported programs: `lax.conv_general_dilated`.
+- CPU: oneDNN where available (`onednn.py`), else matrix products in pure JAX (`cpu_conv.py`);
+  `backend.py` chooses.
 """
 
 import functools
@@ -19,19 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
 
-from resflax.kernels import backend as roads
-from resflax.kernels import cpu_conv, onednn
-from resflax.kernels.conv_params import OPERANDS, ConvForm, Pair, Reading, plain
-
-Array = jax.Array
+from resflax.kernels import backend, cpu_conv, onednn
+from resflax.kernels.backend import choose_backend, is_unpartitioned
+from resflax.kernels.conv_params import PASS_OPERANDS, ConvParams, ConvPass, Pair, xla_conv
 
 conv_p = jax.extend.core.Primitive("resflax_conv")
 
 
 def conv_general_dilated(
-    lhs: Array,
-    rhs: Array,
+    lhs: Float[Array, "n h w c_in"],
+    rhs: Float[Array, "kernel_h kernel_w c_in_per_group c_out"],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -39,117 +38,144 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     **kwargs: Any,
-) -> Array:
-    """`lax.conv_general_dilated`, on this library's road where that has one.
+) -> Float[Array, "n h_out w_out c_out"]:
+    """Convolves as `lax.conv_general_dilated`, with the CPU backends of this package.
 
-    It has for images `(n, height, width, channels)` of floats, kernels `(height, width, in, out)`
-    of the same dtype, strides, explicit padding, kernel dilation and groups; whatever else is asked
-    for goes to JAX's own. `nn.Conv(..., conv_general_dilated=conv_general_dilated)` takes it.
+    They support floating-point NHWC images and HWIO kernels of the same dtype, strides, explicit
+    padding, kernel dilation and groups. Anything else, other ranks and dtypes included, is passed
+    to `lax.conv_general_dilated`. For Flax:
+    `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
     """
-    nhwc = lax.conv_dimension_numbers((0,) * 4, (0,) * 4, ("NHWC", "HWIO", "NHWC"))
-    ours = (
-        lhs.ndim == rhs.ndim == 4
-        and dimension_numbers in (nhwc, ("NHWC", "HWIO", "NHWC"))
-        and not isinstance(padding, str)
-        and all(np.shape(pad) == (2,) for pad in padding)
-        and len(padding) == 2
-        and _are_steps(window_strides)
-        and _are_steps(rhs_dilation or (1, 1))
+    supported = (
+        _are_supported_arrays(lhs, rhs, feature_group_count)
+        and _is_nhwc(dimension_numbers)
+        and _is_explicit_padding(padding)
+        and _are_positive_pair(window_strides)
+        and _are_positive_pair(rhs_dilation or (1, 1))
         and tuple(lhs_dilation or (1, 1)) == (1, 1)
-        and not any(jax.typeof(a).sharding.mesh.explicit_axes for a in (lhs, rhs))
-        and lhs.dtype == rhs.dtype
-        and jnp.issubdtype(lhs.dtype, jnp.floating)
-        and lhs.shape[-1] == rhs.shape[-2] * feature_group_count
-        and rhs.shape[-1] % feature_group_count == 0
         and all(value is None or value == 1 for value in kwargs.values())
     )
-    if not ours:
+    if not supported:
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
             feature_group_count, **kwargs,
         )  # fmt: skip
-    form = ConvForm(
-        image=_pair(lhs.shape[1:3]),
-        window=_pair(rhs.shape[:2]),
+    params = ConvParams(
+        image_size=_pair(lhs.shape[1:3]),
+        kernel_size=_pair(rhs.shape[:2]),
         strides=_pair(window_strides),
         padding=(_pair(padding[0]), _pair(padding[1])),  # type: ignore[arg-type]
         dilation=_pair(rhs_dilation or (1, 1)),
         groups=feature_group_count,
         precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     )
-    return _bind(lhs, rhs, reading="y", form=form, road=roads.ROAD)
+    return _bind(lhs, rhs, conv_pass="fwd", params=params, backend=backend.default_backend)
 
 
-def _are_steps(values: Sequence[int]) -> bool:
+def _are_supported_arrays(lhs: Array, rhs: Array, groups: int) -> bool:
+    return (
+        lhs.ndim == rhs.ndim == 4
+        and not any(jax.typeof(a).sharding.mesh.explicit_axes for a in (lhs, rhs))
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and lhs.shape[-1] == rhs.shape[-2] * groups
+        and rhs.shape[-1] % groups == 0
+    )
+
+
+def _is_nhwc(dimension_numbers: Any) -> bool:
+    names = ("NHWC", "HWIO", "NHWC")
+    return dimension_numbers in (lax.conv_dimension_numbers((0,) * 4, (0,) * 4, names), names)
+
+
+def _is_explicit_padding(padding: str | Sequence[tuple[int, int]]) -> bool:
+    return (
+        not isinstance(padding, str)
+        and all(np.shape(pad) == (2,) for pad in padding)
+        and len(padding) == 2
+    )
+
+
+def _are_positive_pair(values: Sequence[int]) -> bool:
     return len(values) == 2 and all(value > 0 for value in values)
 
 
 def _pair(values: Sequence[int]) -> Pair:
-    down, across = values
-    return int(down), int(across)
+    first, second = values
+    return int(first), int(second)
 
 
-def _bind(lhs: Array, rhs: Array, **params: Any) -> Array:
-    # Under `shard_map` both must vary over the same mesh axes.
-    axes = _varying(lhs) | _varying(rhs)
+def _bind(lhs: Array, rhs: Array, **static: Any) -> Array:
+    # Under `shard_map` both operands must vary over the same mesh axes.
+    axes = _varying_axes(lhs) | _varying_axes(rhs)
     lhs, rhs = (
-        lax.pcast(a, tuple(missing), to="varying") if (missing := axes - _varying(a)) else a
+        lax.pcast(a, tuple(missing), to="varying") if (missing := axes - _varying_axes(a)) else a
         for a in (lhs, rhs)
     )
-    return conv_p.bind(lhs, rhs, **params)
+    return conv_p.bind(lhs, rhs, **static)
 
 
-def _varying(x: Array) -> frozenset[Any]:
+def _varying_axes(x: Array) -> frozenset[Any]:
     aval: Any = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
-def _result(lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str) -> Any:
-    return lhs.update(shape=form.shape(reading, lhs.shape, rhs.shape), weak_type=False)
+def _abstract_eval(
+    lhs: Any, rhs: Any, *, conv_pass: ConvPass, params: ConvParams, backend: str
+) -> Any:
+    return lhs.update(shape=params.result_shape(conv_pass, lhs.shape, rhs.shape), weak_type=False)
 
 
-conv_p.def_abstract_eval(_result)
+conv_p.def_abstract_eval(_abstract_eval)
 
 
 @functools.cache
-def _compiled(**params: Any) -> Any:
-    return jax.jit(functools.partial(conv_p.bind, **params))
+def _jitted(**static: Any) -> Any:
+    return jax.jit(functools.partial(conv_p.bind, **static))
 
 
-def _run_now(lhs: Array, rhs: Array, **params: Any) -> Array:
-    return _compiled(**params)(lhs, rhs)
+def _run_eagerly(lhs: Array, rhs: Array, **static: Any) -> Array:
+    return _jitted(**static)(lhs, rhs)
 
 
-conv_p.def_impl(_run_now)
+conv_p.def_impl(_run_eagerly)
 
 
 def _transpose(
-    wanted: int, ct: Array, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str
+    argument: int, ct: Array, lhs: Any, rhs: Any, *, conv_pass: ConvPass, **static: Any
 ) -> Array:
-    """The form's gradient for the operand that is `wanted`: the reading that leaves it out."""
-    takes = OPERANDS[reading]
-    known = {takes[0]: lhs, takes[1]: rhs, "g" if reading == "y" else reading: ct}
-    name: Any = "y" if takes[wanted] == "g" else takes[wanted]
-    left, right = (known[operand] for operand in OPERANDS[name])
-    return _bind(left, right, reading=name, form=form, road=road)
+    """Computes the cotangent of operand `argument` by the pass that does not take that operand."""
+    names = PASS_OPERANDS[conv_pass]
+    (ct_name,) = {"x", "w", "g"} - {*names}
+    arrays = {names[0]: lhs, names[1]: rhs, ct_name: ct}
+    result_pass = next(
+        p for p, operands in PASS_OPERANDS.items() if names[argument] not in operands
+    )
+    first, second = (arrays[name] for name in PASS_OPERANDS[result_pass])
+    return _bind(first, second, conv_pass=result_pass, **static)
 
 
 ad.defbilinear(conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
 
 
 def _batch(
-    args: tuple[Array, Array], axes: tuple[Any, Any], *, reading: Reading, form: ConvForm, road: str
+    args: tuple[Array, Array],
+    axes: tuple[Any, Any],
+    *,
+    conv_pass: ConvPass,
+    params: ConvParams,
+    backend: str,
 ) -> tuple[Array, int]:
-    """Folds a mapped axis into the batch or the channels where one operand is shared."""
-    bind = functools.partial(conv_p.bind, reading=reading, form=form, road=road)
+    """Folds a mapped axis into the batch or the channels where the other operand is shared."""
+    bind = functools.partial(conv_p.bind, conv_pass=conv_pass, params=params, backend=backend)
     (lhs, rhs), (lhs_axis, rhs_axis) = args, axes
-    single = lhs.ndim - (lhs_axis is not None) == 4
-    if single and rhs_axis is None and reading in ("y", "x"):
+    is_first_axis = lhs.ndim - (lhs_axis is not None) == 4
+    if is_first_axis and rhs_axis is None and conv_pass in ("fwd", "dgrad"):
         lhs = jnp.moveaxis(lhs, lhs_axis, 0)
         out = bind(lhs.reshape(-1, *lhs.shape[2:]), rhs)
         return out.reshape(*lhs.shape[:2], *out.shape[1:]), 0
-    if single and lhs_axis is None and reading in ("y", "w") and form.groups == 1:
+    if is_first_axis and lhs_axis is None and conv_pass in ("fwd", "wgrad") and params.groups == 1:
         rhs = jnp.moveaxis(rhs, rhs_axis, -2)
         out = bind(lhs, rhs.reshape(*rhs.shape[:-2], -1))
         return out.reshape(*out.shape[:-1], *rhs.shape[-2:]), out.ndim - 1
@@ -158,7 +184,7 @@ def _batch(
         jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
         for a, axis in zip(args, axes, strict=True)
     )
-    if single:
+    if is_first_axis:
         return bind(lhs, rhs), 0
     out = bind(*(a.reshape(-1, *a.shape[2:]) for a in (lhs, rhs)))
     return out.reshape(*lhs.shape[:2], *out.shape[1:]), 0
@@ -167,36 +193,46 @@ def _batch(
 batching.primitive_batchers[conv_p] = _batch
 
 
-def _lower_plain(
-    ctx: Any, lhs: Any, rhs: Any, *, reading: Reading, form: ConvForm, road: str, run: Any = plain
+def _lower(
+    ctx: Any,
+    lhs: Any,
+    rhs: Any,
+    *,
+    conv_pass: ConvPass,
+    params: ConvParams,
+    backend: str,
+    run: Any = xla_conv,
 ) -> Any:
-    del road
-    rule = mlir.lower_fun(lambda lhs, rhs: run(reading, lhs, rhs, form), multiple_results=False)
+    del backend
+    rule = mlir.lower_fun(lambda a, b: run(conv_pass, a, b, params), multiple_results=False)
     return rule(ctx, lhs, rhs)
 
 
-def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, *, form: ConvForm, road: str, **params: Any) -> Any:
-    run: Any = plain
+def _lower_cpu(
+    ctx: Any, lhs: Any, rhs: Any, *, params: ConvParams, backend: str, **static: Any
+) -> Any:
+    run: Any = xla_conv
     if ctx.avals_out[0].size:
-        # oneDNN takes no padding that crops.
-        taken = roads.taken(ctx, road, ctx.avals_in[0].dtype, onednn_fits=not form.crops)
-        by_products = functools.partial(cpu_conv.convolve, chunked=roads.is_whole(ctx))
-        run = {"plain": plain, "cpu": by_products, "onednn": _by_onednn}[taken]
-    return _lower_plain(ctx, lhs, rhs, form=form, road=road, run=run, **params)
+        # oneDNN does not support negative padding.
+        dtype, onednn_fits = ctx.avals_in[0].dtype, not params.crops
+        name = choose_backend(ctx, backend, dtype, onednn_fits=onednn_fits)
+        pure_jax = functools.partial(cpu_conv.convolve, chunked=is_unpartitioned(ctx))
+        run = {"xla": xla_conv, "cpu": pure_jax, "onednn": _run_onednn}[name]
+    return _lower(ctx, lhs, rhs, params=params, backend=backend, run=run, **static)
 
 
-def _by_onednn(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
+def _run_onednn(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams) -> Array:
     return onednn.convolve(
-        reading,
+        conv_pass,
         lhs,
         rhs,
-        form.shape(reading, lhs.shape, rhs.shape),
-        strides=form.strides,
-        padding=form.padding,
-        dilation=form.dilation,
-        groups=form.groups,
+        params.result_shape(conv_pass, lhs.shape, rhs.shape),
+        strides=params.strides,
+        padding=params.padding,
+        dilation=params.dilation,
+        groups=params.groups,
     )
 
 
-mlir.register_lowering(conv_p, _lower_plain)
+mlir.register_lowering(conv_p, _lower)
 mlir.register_lowering(conv_p, _lower_cpu, platform="cpu")

@@ -1,45 +1,53 @@
-"""The convolution as one trilinear form, and its three readings.
+"""Parameters of a convolution and its three passes.
 
-`T(x, w, g) = sum(conv(x, w) * g)` is linear in the image x, the kernel w and the output's gradient
-g. Leaving one of them out gives the reading that is named after it:
+With an image x, a kernel w and the gradient g of the loss for the output, the scalar
 
-    "y": (x, w) -> conv(x, w)      "x": (g, w) -> gradient for x      "w": (x, g) -> gradient for w
+    T(x, w, g) = sum(conv(x, w) * g)
 
-The derivative of each reading is another one, so the three are closed under differentiation.
+is linear in each of the three. Each pass takes two of them and returns the gradient of T for the
+third:
+
+    "fwd":   (x, w) -> conv(x, w), which is the gradient for g
+    "dgrad": (g, w) -> the gradient for x
+    "wgrad": (x, g) -> the gradient for w
+
+So the derivative of each pass is another pass, to any order.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
-Array = jax.Array
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
-Reading = Literal["y", "x", "w"]
-# What each reading takes, in order.
-OPERANDS: dict[Reading, str] = {"y": "xw", "x": "gw", "w": "xg"}
+ConvPass = Literal["fwd", "dgrad", "wgrad"]
+# The two operands of each pass, in order.
+PASS_OPERANDS: dict[ConvPass, tuple[str, str]] = {
+    "fwd": ("x", "w"),
+    "dgrad": ("g", "w"),
+    "wgrad": ("x", "g"),
+}
 
 
-class ConvForm(NamedTuple):
-    """What a two-dimensional convolution is, besides its operands.
-
-    Images are NHWC, kernels HWIO.
+class ConvParams(NamedTuple):
+    """Static parameters of a two-dimensional convolution of NHWC images with HWIO kernels.
 
     Attributes:
-      image: height and width of x, in pixels.
-      window: height and width of w.
-      strides: down and across.
-      padding: ((top, bottom), (left, right)), in pixels; negative ones crop.
-      dilation: of the kernel, down and across; 1 for none.
-      groups: of channels that are convolved apart; w has `channels / groups` inputs.
-      precision: of the products, as `jax.default_matmul_precision` names it; None for JAX's own.
+      image_size: height and width of x, in pixels.
+      kernel_size: height and width of w.
+      strides: over height and width.
+      padding: ((top, bottom), (left, right)), in pixels; negative values crop.
+      dilation: of the kernel, over height and width; 1 for none.
+      groups: number of channel groups; w has `channels / groups` inputs.
+      precision: of the products, as in `jax.default_matmul_precision`; None for JAX's default.
     """
 
-    image: Pair
-    window: Pair
+    image_size: Pair
+    kernel_size: Pair
     strides: Pair
     padding: tuple[Pair, Pair]
     dilation: Pair
@@ -47,64 +55,77 @@ class ConvForm(NamedTuple):
     precision: str | None = None
 
     @property
-    def output(self) -> Pair:
-        """Height and width of y, in pixels."""
-        axes = zip(self.image, self.window, self.strides, self.padding, self.dilation, strict=True)
-        down, across = (
-            max((size + sum(pad) - dilation * (window - 1) - 1) // stride + 1, 0)
-            for size, window, stride, pad, dilation in axes
+    def output_size(self) -> Pair:
+        """Height and width of conv(x, w), in pixels."""
+        axes = zip(
+            self.image_size,
+            self.kernel_size,
+            self.strides,
+            self.padding,
+            self.dilation,
+            strict=True,
         )
-        return down, across
+        height, width = (
+            max((size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1, 0)
+            for size, kernel, stride, pad, dilation in axes
+        )
+        return height, width
 
     @property
     def crops(self) -> bool:
         """Whether any padding is negative."""
         return any(pad < 0 for side in self.padding for pad in side)
 
-    def shape(self, reading: Reading, lhs: Shape, rhs: Shape) -> Shape:
-        """The shape of a reading's result; axes before the last four are ensemble members."""
-        members = lhs[:-4]
-        if reading == "y":
-            return (*members, lhs[-4], *self.output, rhs[-1])
-        if reading == "x":
-            return (*members, lhs[-4], *self.image, rhs[-2] * self.groups)
-        return (*members, *self.window, lhs[-1] // self.groups, rhs[-1])
+    def result_shape(self, conv_pass: ConvPass, lhs: Shape, rhs: Shape) -> Shape:
+        """Returns the shape of a pass's result; axes before the last four are mapped axes."""
+        mapped = lhs[:-4]
+        if conv_pass == "fwd":
+            return (*mapped, lhs[-4], *self.output_size, rhs[-1])
+        if conv_pass == "dgrad":
+            return (*mapped, lhs[-4], *self.image_size, rhs[-2] * self.groups)
+        return (*mapped, *self.kernel_size, lhs[-1] // self.groups, rhs[-1])
 
 
-def plain(reading: Reading, lhs: Array, rhs: Array, form: ConvForm) -> Array:
-    """A reading as `lax.conv_general_dilated` and its transposes, on any platform."""
+def xla_conv(
+    conv_pass: ConvPass,
+    lhs: Float[Array, "*mapped _ _ _ _"],
+    rhs: Float[Array, "*mapped _ _ _ _"],
+    params: ConvParams,
+) -> Float[Array, "*mapped _ _ _ _"]:
+    """Computes a pass by `lax.conv_general_dilated` or its transpose, on any platform."""
     if lhs.ndim > 4:
-        return jax.vmap(lambda a, b: plain(reading, a, b, form))(lhs, rhs)
+        return jax.vmap(lambda a, b: xla_conv(conv_pass, a, b, params))(lhs, rhs)
+    shape = params.result_shape(conv_pass, lhs.shape, rhs.shape)
+    # From `lhs`, so that under `shard_map` the type varies over the same mesh axes.
+    result: Any = jax.typeof(lhs).update(shape=shape)
+    if conv_pass == "fwd":
+        return _xla_forward(lhs, rhs, params)
+    if conv_pass == "dgrad":
+        return jax.linear_transpose(lambda x: _xla_forward(x, rhs, params), result)(lhs)[0]
+    return jax.linear_transpose(lambda w: _xla_forward(lhs, w, params), result)(rhs)[0]
 
-    # XLA on the CPU miscomputes convolutions that crop before and pad after; these here, and their
-    # transposes, never do: what the kernel does not reach is cropped or padded first.
-    reach = [d * (k - 1) for k, d in zip(form.window, form.dilation, strict=True)]
+
+def _xla_forward(x: Array, w: Array, params: ConvParams) -> Array:
+    # XLA:CPU miscomputes convolutions that crop the start of an axis and pad its end. With padding
+    # between 0 and the kernel's reach, neither this convolution nor its transposes do that. The
+    # rest of the padding is applied first.
+    reach = [d * (k - 1) for k, d in zip(params.kernel_size, params.dilation, strict=True)]
     inner = [
         (min(max(low, 0), r), min(max(high, 0), r))
-        for (low, high), r in zip(form.padding, reach, strict=True)
+        for (low, high), r in zip(params.padding, reach, strict=True)
     ]
     outer = [
-        (low - a, high - b, 0) for (low, high), (a, b) in zip(form.padding, inner, strict=True)
+        (low - a, high - b, 0) for (low, high), (a, b) in zip(params.padding, inner, strict=True)
     ]
-
-    def y(x: Array, w: Array) -> Array:
-        if any(map(any, outer)):
-            x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *outer, (0, 0, 0)))
-        return lax.conv_general_dilated(
-            x,
-            w,
-            form.strides,
-            inner,
-            rhs_dilation=form.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=form.groups,
-            precision=form.precision,
-        )
-
-    shape = form.shape(reading, lhs.shape, rhs.shape)
-    result = jax.typeof(lhs).update(shape=shape)  # varies as lhs and rhs do, under `shard_map`
-    if reading == "y":
-        return y(lhs, rhs)
-    if reading == "x":
-        return jax.linear_transpose(lambda x: y(x, rhs), result)(lhs)[0]
-    return jax.linear_transpose(lambda w: y(lhs, w), result)(rhs)[0]
+    if any(map(any, outer)):
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *outer, (0, 0, 0)))
+    return lax.conv_general_dilated(
+        x,
+        w,
+        params.strides,
+        inner,
+        rhs_dilation=params.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=params.groups,
+        precision=params.precision,
+    )

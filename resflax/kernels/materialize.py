@@ -1,4 +1,4 @@
-"""`materialize(x)`: computed once, where XLA on the CPU would compute it anew for each of its users."""
+"""Stops XLA:CPU from recomputing an array in every one of its consumers."""
 
 from typing import Any
 
@@ -6,42 +6,44 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
 
-from resflax.kernels import backend as roads
+from resflax.kernels import backend
+from resflax.kernels.backend import choose_backend
 
-Array = jax.Array
-
-keep_p = jax.extend.core.Primitive("resflax_keep")
+materialize_p = jax.extend.core.Primitive("resflax_materialize")
 
 
-def materialize(x: Array) -> Array:
-    """`x`, written to memory once and then read; so is its gradient.
+def materialize(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns `x`, written to memory once on the CPU; the same holds for its gradient.
 
-    For the output of a block, which the next block's branch reads as a matrix and its shortcut as
-    an image: XLA would compute it for each of them, and with it the outputs of all blocks before.
+    Use it on the output of a residual block. The next block's branch reads that output as a matrix
+    and its shortcut reads it as an image, so XLA:CPU would compute it for each of them, and with it
+    the outputs of all earlier blocks. On other platforms and for other backends than "cpu" it does
+    nothing.
     """
-    return keep_p.bind(x, road=roads.ROAD)
+    return materialize_p.bind(x, backend=backend.default_backend)
 
 
-def materialize_on_cpu(x: Array) -> Array:
-    """`x`, as `materialize` is lowered for the CPU.
+def materialize_on_cpu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns `x`, computed by an operation that XLA:CPU does not duplicate.
 
-    XLA's fusion computes a chain of cheap operations anew inside each of its users; it stops only
-    at operations that it holds for dear, as a division. Exact: for every number, infinity included,
-    the divisor is 1.
+    XLA's fusion copies a chain of cheap operations into each consumer; it stops only at operations
+    that it considers expensive, such as a division. Exact: the divisor is 1 for every number,
+    infinities included.
     """
     return x / (1 + jnp.minimum(jnp.abs(x), 0))
 
 
-def _lower_cpu(ctx: Any, x: Any, *, road: str) -> Any:
-    if roads.taken(ctx, road, ctx.avals_in[0].dtype) != "cpu":
-        return [x]  # the operands of a custom call are written anyway
+def _lower_cpu(ctx: Any, x: Any, *, backend: str) -> Any:
+    if choose_backend(ctx, backend, ctx.avals_in[0].dtype) != "cpu":
+        return [x]  # oneDNN's operands are materialised anyway, as those of any custom call
     return mlir.lower_fun(materialize_on_cpu, multiple_results=False)(ctx, x)
 
 
-keep_p.def_impl(lambda x, **_: x)
-keep_p.def_abstract_eval(lambda x, **_: x)
-ad.deflinear2(keep_p, lambda ct, _, **params: [keep_p.bind(ct, **params)])
-batching.defvectorized(keep_p)
-mlir.register_lowering(keep_p, lambda ctx, x, **_: [x])
-mlir.register_lowering(keep_p, _lower_cpu, platform="cpu")
+materialize_p.def_impl(lambda x, **_: x)
+materialize_p.def_abstract_eval(lambda x, **_: x)
+ad.deflinear2(materialize_p, lambda ct, _, **params: [materialize_p.bind(ct, **params)])
+batching.defvectorized(materialize_p)
+mlir.register_lowering(materialize_p, lambda ctx, x, **_: [x])
+mlir.register_lowering(materialize_p, _lower_cpu, platform="cpu")

@@ -1,7 +1,7 @@
-"""Convolutions through oneDNN, an optional road on x86 CPUs that `pip install -e ".[cpu]"` opens.
+"""Convolution passes through oneDNN on x86-64 Linux.
 
-`onednn.cc`, a custom call of XLA (https://docs.jax.dev/en/latest/ffi.html), is compiled on first
-use into the user's cache folder. `why_not()` says whether all that is needed is there.
+`onednn.cc`, an XLA custom call (https://docs.jax.dev/en/latest/ffi.html), is compiled on first use
+into the user's cache directory. `unavailable_reason()` returns what is missing, if anything.
 """
 
 import ctypes
@@ -10,98 +10,103 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from resflax.kernels.conv_params import ConvPass, Pair
 from resflax.runtime import cache_dir
 
-Array = jax.Array
-Pair = tuple[int, int]
-
-WHEEL = "onednn-cpu-gomp"
-TARGET = "resflax_onednn_convolve"
-INSTALL = 'pip install -e ".[cpu]"'
+LIBRARY_WHEEL = "onednn-cpu-gomp"
+HEADERS_WHEEL = "onednn-devel-cpu-gomp"
+INSTALL = f"pip install {LIBRARY_WHEEL}==2023.2.0 {HEADERS_WHEEL}==2023.2.0"
+CUSTOM_CALL = "resflax_onednn_convolve"
 SOURCE = Path(__file__).with_name("onednn.cc")
 _LOCK = threading.Lock()
 
 
-class _MissingError(Exception):
-    """What is missing, and what to do, in one line."""
+class _UnavailableError(Exception):
+    """One line: what oneDNN lacks on this machine, and how to get it."""
 
 
 @functools.cache
-def why_not() -> str | None:
-    """None if the road is open, else one line that says what is missing and what to do.
+def unavailable_reason() -> str | None:
+    """Returns None if oneDNN can be used, else one line with what is missing and how to get it.
 
-    The first call finds oneDNN, compiles and loads `onednn.cc` (seconds, once per machine) and
-    checks a small convolution against NumPy; it may stand inside a trace and in any thread.
+    The first call compiles `onednn.cc` if it is not in the cache (about three seconds), loads it
+    and checks a small convolution against NumPy. It never raises, and can be called during tracing
+    and from any thread.
     """
     try:
         with _LOCK:
-            _library()
+            _bindings()
             _self_test()
-    except (_MissingError, OSError) as error:
+    except (_UnavailableError, OSError) as error:
         return str(error)
+    except Exception as error:  # the caller falls back to pure JAX, whatever went wrong
+        return f"oneDNN failed to load: {type(error).__name__}: {_first_line(error)}"
     return None
 
 
 @functools.cache
 def supports(dtype: Any) -> bool:
-    """Whether `convolve` takes this dtype: float32, and bfloat16 where oneDNN does on this CPU."""
-    if why_not() is not None:
+    """Returns whether `convolve` supports `dtype` here: float32, and bfloat16 on CPUs that have it.
+
+    False if oneDNN is unavailable.
+    """
+    if unavailable_reason() is not None:
         return False
     dtype = np.dtype(dtype)
-    return dtype == np.float32 or (dtype == jnp.bfloat16 and bool(_library().ResflaxBfloat16()))
+    return dtype == np.float32 or (dtype == jnp.bfloat16 and bool(_bindings().ResflaxBfloat16()))
 
 
 def convolve(
-    reading: Literal["y", "x", "w"],
-    lhs: Array,
-    rhs: Array,
+    conv_pass: ConvPass,
+    lhs: Float[Array, "*mapped _ _ _ _"],
+    rhs: Float[Array, "*mapped _ _ _ _"],
     shape: tuple[int, ...],
     *,
     strides: Pair,
     padding: tuple[Pair, Pair],
     dilation: Pair = (1, 1),
     groups: int = 1,
-) -> Array:
-    """One reading of `T(x, w, g) = <conv(x, w), g>`; call it only where `why_not()` is None.
+) -> Float[Array, "*mapped _ _ _ _"]:
+    """Computes a pass; call it only if `unavailable_reason()` is None.
 
-    `x` is NHWC, `w` is HWIO with `I = C / groups` (as `feature_group_count` of
-    `lax.conv_general_dilated`), `g` and `conv(x, w)` are NHWC. All may have more axes in front,
-    equal in all: members that are convolved one by one; `vmap` adds such an axis. It has no
-    gradient of its own: the readings are each other's.
+    Operands, as in `conv_params.py`: x, g and the output are NHWC; w is HWIO with `C / groups`
+    inputs. All may have the same further axes in front, which are looped over; `vmap` adds such an
+    axis. Not differentiable: the primitive of `conv.py` is.
 
     Args:
-      reading: "y": `(x, w)` to `conv(x, w)`; "x": `(g, w)` to the gradient of T for `x`; "w":
-        `(x, g)` to the gradient for `w`.
-      lhs: float32 or bfloat16.
-      rhs: of the dtype of `lhs`.
-      shape: of the result, whose dtype is that of `lhs`; sums are in float32.
+      conv_pass: "fwd", "dgrad" or "wgrad".
+      lhs: first operand, float32 or bfloat16.
+      rhs: second operand, of the dtype of `lhs`.
+      shape: of the result. Its dtype is that of `lhs`; sums are accumulated in float32.
       strides: over height and width.
-      padding: before and after, of height and of width; not negative.
-      dilation: of the kernel; 1 is none.
-      groups: of channels.
+      padding: ((top, bottom), (left, right)), not negative.
+      dilation: of the kernel; 1 for none.
+      groups: number of channel groups.
 
     Raises:
-      jax.errors.JaxRuntimeError: when run, if shapes or dtypes do not fit together.
+      jax.errors.JaxRuntimeError: at run time, if shapes or dtypes are inconsistent.
     """
     call = jax.ffi.ffi_call(
-        TARGET, jax.ShapeDtypeStruct(shape, lhs.dtype), vmap_method="broadcast_all"
+        CUSTOM_CALL, jax.ShapeDtypeStruct(shape, lhs.dtype), vmap_method="broadcast_all"
     )
     return call(
         lhs,
         rhs,
-        reading=reading,
+        conv_pass=conv_pass,
         strides=np.array(strides, np.int64),
         padding=np.array(padding, np.int64).ravel(),
         dilation=np.array(dilation, np.int64),
@@ -110,93 +115,113 @@ def convolve(
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    """The compiled `onednn.cc`, loaded and known to XLA.
+def _bindings() -> ctypes.CDLL:
+    """Returns the compiled `onednn.cc`, after registering it with XLA.
 
     Raises:
-      _MissingError: if something is missing.
+      _UnavailableError: if something is missing.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise _MissingError("oneDNN needs Linux on x86_64: leave it to XLA here")
-    library = _load(_command())
-    capsule = jax.ffi.pycapsule(library.ResflaxConvolve)
-    jax.ffi.register_ffi_target(TARGET, capsule, platform="cpu")
-    return library
-
-
-def _command() -> list[str]:
-    """The compiler's command, all but `-o` and the file that it makes."""
-    library = _wheel_file(WHEEL, "lib/libdnnl.so.3")
-    include = _wheel_file("onednn-devel-cpu-gomp", "include/oneapi/dnnl/dnnl.hpp").parents[2]
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if compiler is None:
-        raise _MissingError("oneDNN needs a C++ compiler and there is none: apt install g++")
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-w", f"-Wl,-rpath,{library.parent}"]
-    headers = [f"-I{jax.ffi.include_dir()}", f"-I{include}"]
-    return [compiler, *flags, *headers, str(SOURCE), str(library)]
+        raise _UnavailableError("oneDNN needs Linux on x86_64")
+    library = _wheel_file(LIBRARY_WHEEL, "lib/libdnnl.so.3")
+    header = _wheel_file(HEADERS_WHEEL, "include/oneapi/dnnl/dnnl.hpp")
+    _load(library)  # before compiling, because it fails without libgomp
+    bindings = _compile_once(_compile_command(library, header.parents[2]))
+    capsule = jax.ffi.pycapsule(bindings.ResflaxConvolve)
+    jax.ffi.register_ffi_target(CUSTOM_CALL, capsule, platform="cpu")
+    return bindings
 
 
 def _wheel_file(wheel: str, name: str) -> Path:
-    """The path of a file that an installed wheel brought, wherever it was put."""
+    """Returns the path of an installed wheel's file whose path ends with `name`."""
     try:
         files = importlib.metadata.files(wheel) or []
     except importlib.metadata.PackageNotFoundError:
-        raise _MissingError(f"oneDNN is not installed ({wheel}): {INSTALL}") from None
+        raise _UnavailableError(f"oneDNN needs the package {wheel}: {INSTALL}") from None
     for file in files:
         path = Path(str(file.locate())).resolve()
         if path.as_posix().endswith(name) and path.exists():
             return path
-    raise _MissingError(f"the wheel {wheel} has lost its {name}: {INSTALL} --force-reinstall")
+    raise _UnavailableError(
+        f"the package {wheel} lacks its file {name}: {INSTALL} --force-reinstall"
+    )
 
 
-def _load(command: list[str]) -> ctypes.CDLL:
-    """Compiles, unless that was done before, and loads."""
-    versions = [importlib.metadata.version(name) for name in (WHEEL, "jaxlib")]
-    parts = [SOURCE.read_text(), *versions, *command]
-    name = f"onednn-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
-    folder = cache_dir()
-    if (folder / name).exists():
-        return _open(folder / name)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch, name)
-        _run([*command, "-o", str(made)])
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Another process may do the same: a rename is whole or not at all.
-            partial = folder / f"{name}.{os.getpid()}"
-            shutil.copyfile(made, partial)
-            return _open(partial.replace(folder / name))
-        except OSError:
-            return _open(made)  # a folder that cannot be written; what is loaded may be deleted
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-        said = lines[0] if lines else f"exit status {done.returncode}"
-        raise _MissingError(f"{command[0]} could not compile onednn.cc: {said}")
-
-
-def _open(path: Path) -> ctypes.CDLL:
+def _load(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise _MissingError(f"oneDNN does not load: {error}") from error
+        missing = re.match(r"(\S+): cannot open shared object file", str(error))
+        if missing and missing[1].startswith("libgomp"):
+            reason = f"oneDNN needs {missing[1]}: apt install libgomp1"
+        elif missing:
+            reason = f"oneDNN needs the shared library {missing[1]}"
+        else:
+            reason = f"oneDNN does not load: {_first_line(error)}"
+        raise _UnavailableError(reason) from error
+
+
+def _compile_command(library: Path, include: Path) -> list[str]:
+    """Returns the compiler's command without its `-o` option."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, filter(None, names))), None)
+    if compiler is None:
+        raise _UnavailableError("oneDNN needs a C++ compiler: apt install g++")
+    # -O1 compiles faster than -O2, and nearly all run time is spent inside of libdnnl.
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", f"-Wl,-rpath,{library.parent}"]
+    headers = [f"-I{jax.ffi.include_dir()}", f"-I{include}"]
+    return [compiler, *flags, *headers, str(SOURCE), str(library)]
+
+
+def _compile_once(command: list[str]) -> ctypes.CDLL:
+    """Loads the result of `command` from the cache directory, and compiles it if it is not there.
+
+    The file's name is a hash of everything that it depends on.
+    """
+    versions = [importlib.metadata.version(name) for name in (LIBRARY_WHEEL, "jaxlib")]
+    parts = [SOURCE.read_text(), *versions, *command]
+    name = f"onednn-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    directory = cache_dir()
+    if (directory / name).exists():
+        return _load(directory / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        compiled = Path(scratch, name)
+        _compile([*command, "-o", str(compiled)])
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            # Other processes may do the same at the same time, so the file appears by a rename.
+            partial = directory / f"{name}.{os.getpid()}"
+            shutil.copyfile(compiled, partial)
+            cached = partial.replace(directory / name)
+        except OSError:  # the cache directory is not writable
+            return _load(compiled)  # stays loaded after its file is deleted
+        return _load(cached)
+
+
+def _compile(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if result.returncode:
+        errors = [line for line in result.stderr.splitlines() if "error" in line.lower()]
+        reason = errors[0] if errors else f"exit status {result.returncode}"
+        raise _UnavailableError(f"{command[0]} failed to compile onednn.cc: {reason}")
 
 
 def _self_test() -> None:
-    """A small convolution against NumPy, outside of any trace that this may stand in."""
+    """Compares a small convolution with NumPy, outside of any trace in progress."""
     x, w = np.arange(5, dtype=np.float32), np.arange(3, dtype=np.float32)
-    how: Any = {"strides": (1, 1), "padding": ((0, 0), (0, 0))}
     try:
         cpu = jax.local_devices(backend="cpu")[0]
         with jax.ensure_compile_time_eval(), jax.default_device(cpu):
             lhs, rhs = jnp.asarray(x).reshape(1, 5, 1, 1), jnp.asarray(w).reshape(3, 1, 1, 1)
-            found = np.asarray(convolve("y", lhs, rhs, (1, 3, 1, 1), **how)).ravel()
+            padding = ((0, 0), (0, 0))
+            y = convolve("fwd", lhs, rhs, (1, 3, 1, 1), strides=(1, 1), padding=padding)
+            result = np.asarray(y).ravel()
     except Exception as error:
-        raise _MissingError(f"oneDNN does not run: {str(error).splitlines()[0]}") from error
+        raise _UnavailableError(f"oneDNN does not run: {_first_line(error)}") from error
     expected = np.correlate(x, w, "valid")
-    if not np.array_equal(found, expected):
-        raise _MissingError(f"oneDNN computes {found} for {expected}: leave it to XLA here")
+    if not np.array_equal(result, expected):
+        raise _UnavailableError(f"oneDNN is wrong: it returns {result} instead of {expected}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -1,44 +1,85 @@
-"""Windows over images: maximum, mean and blur, as fast as each platform has them."""
+"""Maximum, average and blur pooling of NHWC images."""
 
 from functools import reduce
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
-Array = jax.Array
 
+def max_pool(
+    x: Float[Array, "n h w c"], *, window: int = 3, stride: int = 2, padding: int = 1
+) -> Float[Array, "n h_out w_out c"]:
+    """Returns the maximum of each window, with `padding` on all four sides.
 
-def max_pool(x: Array, *, window: int = 3, stride: int = 2, padding: int = 1) -> Array:
-    """The largest value of each window of an image `(n, height, width, channels)`.
-
-    Among equal ones the gradient goes to the first, in reading order.
+    Among equal values the gradient goes to the first in row-major order.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
     """
 
-    def slices(x: Array) -> Array:
-        # XLA's gradient of a windowed maximum is slow on the CPU, that of two rows of maxima fast.
-        # (In bfloat16 XLA would widen every slice by itself.)
+    def by_slices(x: Array) -> Array:
+        # XLA:CPU is slow at the gradient of a windowed maximum, and fast at that of maxima over
+        # slices, first within rows and then across rows. In bfloat16 it would widen every slice
+        # separately.
         dtype = x.dtype
         x = x.astype(dtype if dtype == jnp.float64 else jnp.float32)
-        fill = jnp.array(-jnp.inf, x.dtype)
         pad = (padding, padding, 0)
-        x = lax.pad(x, fill, ((0, 0, 0), pad, pad, (0, 0, 0)))
-        for axis in (2, 1):  # along a row first, so that the first in reading order wins
-            x = reduce(_larger, _slices(x, axis, window, stride))
+        x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
+        for axis in (2, 1):  # within a row first, so that ties go to the first in row-major order
+            x = reduce(_maximum, _window_slices(x, axis, window, stride))
         return x.astype(dtype)
 
-    def windows(x: Array) -> Array:
-        pad = (padding, padding)
-        return nn.max_pool(x, (window, window), (stride, stride), (pad, pad))
+    def by_windows(x: Array) -> Array:
+        size, strides = (1, window, window, 1), (1, stride, stride, 1)
+        pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, pads)
 
-    return lax.platform_dependent(x, cpu=slices, default=windows)
+    return lax.platform_dependent(x, cpu=by_slices, default=by_windows)
 
 
-def _slices(x: Array, axis: int, window: int, stride: int) -> list[Array]:
+def avg_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w_out c"]:
+    """Returns the mean of 2x2 windows; pixels outside of the image do not count.
+
+    >>> avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
+    [[2.0, 3.5], [6.5, 8.0]]
+    """
+    # Repeating a last row that has no partner leaves its mean unchanged.
+    return _avg_pool_2x2(x, stride, "edge", [-size % stride for size in x.shape[1:3]])
+
+
+def avg_pool_same(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Returns the mean of 2x2 windows at stride 1, with zeros below and right of the image."""
+    return _avg_pool_2x2(x, 1, "constant", [1, 1])
+
+
+def blur_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w_out c"]:
+    """Applies the binomial filter (1, 2, 1) / 4 along both axes, with reflected padding.
+
+    Zhang 2019 (arXiv:1904.11486).
+
+    >>> blur_pool(jnp.eye(3).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
+    [[0.5, 0.25], [0.25, 0.5]]
+    """
+    for axis in (1, 2):
+        widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded = jnp.pad(x, widths, mode="reflect")
+        before, center, after = _window_slices(padded, axis, 3, stride)
+        x = 0.25 * before + 0.5 * center + 0.25 * after
+    return x
+
+
+def _avg_pool_2x2(x: Array, stride: int, mode: str, pad_after: list[int]) -> Array:
+    for axis, pad in zip((1, 2), pad_after, strict=True):
+        widths = [(0, pad if a == axis else 0) for a in range(x.ndim)]
+        slices = _window_slices(jnp.pad(x, widths, mode=mode), axis, 2, stride)
+        x = sum(slices) * jnp.array(0.5, x.dtype)
+    return x
+
+
+def _window_slices(x: Array, axis: int, window: int, stride: int) -> list[Array]:
+    """Returns, for each offset in a window, the elements that have it in their window."""
     count = (x.shape[axis] - window) // stride + 1
     return [
         lax.slice_in_dim(x, i, i + stride * (count - 1) + 1, stride, axis) for i in range(window)
@@ -46,49 +87,14 @@ def _slices(x: Array, axis: int, window: int, stride: int) -> list[Array]:
 
 
 @jax.custom_jvp
-def _larger(a: Array, b: Array) -> Array:
-    """The maximum; where they are equal its derivative is that of `a`, not of their mean."""
+def _maximum(a: Array, b: Array) -> Array:
+    """Returns the maximum; at ties its derivative is that of `a`, where JAX's is the mean."""
     return jnp.maximum(a, b)
 
 
-@_larger.defjvp
-def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+@_maximum.defjvp
+def _maximum_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     (a, b), (ta, tb) = primals, tangents
-    return _larger(a, b), jnp.where(a >= b, ta, tb)
-
-
-def avg_pool(x: Array, stride: int) -> Array:
-    """The mean of 2x2 pixels at every `stride`-th; of those that are inside, where some are not.
-
-    >>> avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
-    [[2.0, 3.5], [6.5, 8.0]]
-    """
-    # A last row that is alone is paired with itself, which leaves its mean as it is.
-    return _means(x, stride, "edge", [-size % stride for size in x.shape[1:3]])
-
-
-def avg_pool_same(x: Array) -> Array:
-    """The mean of 2x2 pixels at every pixel, with zeros below and to the right of the image."""
-    return _means(x, 1, "constant", [1, 1])
-
-
-def _means(x: Array, stride: int, mode: str, after: list[int]) -> Array:
-    for axis, extra in zip((1, 2), after, strict=True):
-        widths = [(0, extra if a == axis else 0) for a in range(x.ndim)]
-        x = sum(_slices(jnp.pad(x, widths, mode=mode), axis, 2, stride)) * jnp.array(0.5, x.dtype)
-    return x
-
-
-def blur_pool(x: Array, stride: int) -> Array:
-    """The binomial filter (1, 2, 1) / 4 down and across, at every `stride`-th pixel.
-
-    The image goes on beyond its edges as its reflection (Zhang 2019).
-
-    >>> blur_pool(jnp.eye(3).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
-    [[0.5, 0.25], [0.25, 0.5]]
-    """
-    for axis in (1, 2):
-        widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
-        before, middle, after = _slices(jnp.pad(x, widths, mode="reflect"), axis, 3, stride)
-        x = 0.25 * before + 0.5 * middle + 0.25 * after
-    return x
+    return _maximum(a, b), jnp.where(a >= b, ta, tb)

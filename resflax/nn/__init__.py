@@ -1,14 +1,12 @@
-"""The residual theorem as pure linen modules."""
+"""Residual networks as linen modules: residual block, shortcuts, stems, `Spec` and `ResNet`."""
 
 from resflax.nn.blocks import BLOCKS as BLOCKS
+from resflax.nn.blocks import BlockConfig as BlockConfig
 from resflax.nn.blocks import BlockGeometry as BlockGeometry
 from resflax.nn.blocks import ConvRow as ConvRow
 from resflax.nn.blocks import apply_branch as apply_branch
 from resflax.nn.layers import Ops as Ops
 from resflax.nn.layers import make_ops as make_ops
-from resflax.nn.plan import Block as Block
-from resflax.nn.plan import FeatureInfo as FeatureInfo
-from resflax.nn.plan import plan as plan
 from resflax.nn.residual import Residual as Residual
 from resflax.nn.residual import identity as identity
 from resflax.nn.resnet import ResNet as ResNet
@@ -19,5 +17,6 @@ from resflax.nn.shortcuts import linear_projection as linear_projection
 from resflax.nn.shortcuts import projection as projection
 from resflax.nn.shortcuts import subsample as subsample
 from resflax.nn.shortcuts import zero_pad as zero_pad
+from resflax.nn.spec import FeatureInfo as FeatureInfo
 from resflax.nn.spec import Spec as Spec
 from resflax.nn.stems import STEMS as STEMS

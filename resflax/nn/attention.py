@@ -1,4 +1,8 @@
-"""What scales a branch's channels before the shortcut is added. Functions `(ops, x, channels)`."""
+"""Channel attention, applied to a branch before the shortcut is added.
+
+Each row of `ATTENTION` is a function `(ops, x, channels)`. `channels` is the number of channels of
+the block before pruning, which can be larger than that of `x`.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,52 +10,52 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from resflax.nn.layers import Ops
 
-Array = jax.Array
 Attention = Callable[[Ops, Array, int], Array]
 
 
-def none(ops: Ops, x: Array, channels: int) -> Array:
-    """`x`."""
-    del ops, channels
-    return x
+def squeeze_excite(
+    ops: Ops, x: Float[Array, "n height width channels"], channels: int, *, ratio: float
+) -> Float[Array, "n height width channels"]:
+    """Returns `x * sigmoid(W2 relu(W1 mean(x)))` (Hu et al. 2017, arXiv:1709.01507, eq. 3).
 
-
-def squeeze_excite(ops: Ops, x: Array, channels: int, *, ratio: float) -> Array:
-    """`x * sigmoid(W2 relu(W1 mean(x)))` (Hu et al. 2017, arXiv:1709.01507, eq. 3).
-
-    The inner layer has `ratio * channels` units, to the nearest eight.
+    The hidden layer has `ratio` times the channels of `x`, rounded to a multiple of 8, at least 8.
     """
     del channels
-    units = max(8, int(x.shape[-1] * ratio + 4) // 8 * 8)
-    h = ops.act(ops.dense(jnp.mean(x, (1, 2)), units, name="se_fc1"))
+    hidden = max(8, int(x.shape[-1] * ratio + 4) // 8 * 8)
+    h = ops.act(ops.dense(jnp.mean(x, (1, 2)), hidden, name="se_fc1"))
     gate = jax.nn.sigmoid(ops.dense(h, x.shape[-1], name="se_fc2"))
     return x * gate[:, None, None]
 
 
-def eca_kernel(channels: int) -> int:
-    """The odd kernel size nearest to `(log2(channels) + 1) / 2`, from 3 (Wang et al. 2019, eq. 12).
+def eca_kernel_size(channels: int) -> int:
+    """Returns `(log2(channels) + 1) / 2`, rounded to an odd number of at least 3.
 
-    >>> [eca_kernel(c) for c in (64, 256, 512, 2048)]
+    Wang et al. 2019 (arXiv:1910.03151), eq. 12. Even integers are rounded up.
+
+    >>> [eca_kernel_size(channels) for channels in (64, 256, 512, 2048)]
     [3, 5, 5, 7]
     """
     size = int((math.log2(channels) + 1) / 2)
     return max(3, size if size % 2 else size + 1)
 
 
-def efficient_channel(ops: Ops, x: Array, channels: int) -> Array:
-    """`x * sigmoid(conv(mean(x)))`, convolved along the channels (ECA, arXiv:1910.03151).
+def efficient_channel(
+    ops: Ops, x: Float[Array, "n height width kept_channels"], channels: int
+) -> Float[Array, "n height width kept_channels"]:
+    """Returns `x * sigmoid(conv1d(mean(x)))`, a convolution over the channels (arXiv:1910.03151).
 
-    The kernel's size is that of `channels`, of which a pruned network has kept fewer.
+    The kernel size follows from `channels`, also where pruning kept fewer channels.
     """
-    gate = ops.conv1d(jnp.mean(x, (1, 2)), eca_kernel(channels), name="eca_conv")
+    gate = ops.conv1d(jnp.mean(x, (1, 2)), eca_kernel_size(channels), name="eca_conv")
     return x * jax.nn.sigmoid(gate)[:, None, None]
 
 
 ATTENTION: dict[str, Attention] = {
-    "none": none,
+    "none": lambda ops, x, channels: x,
     "se": partial(squeeze_excite, ratio=1 / 16),
     # ResNet-RS (Bello et al. 2021, arXiv:2103.07579, section 4).
     "se_rs": partial(squeeze_excite, ratio=1 / 4),

@@ -1,28 +1,27 @@
-"""The branch F of a block, as data: a row of convolutions that one function runs.
+"""The branch F of a residual block, as a table of convolutions that one function runs.
 
-Basic and bottleneck blocks are those of He et al. 2015, figure 5; grouped ones those of Xie et al.
-2016 (ResNeXt, arXiv:1611.05431), figure 3c.
+Basic and bottleneck blocks are those of He et al. 2015 (arXiv:1512.03385), figure 5, grouped ones
+those of Xie et al. 2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Array, Float
 
-from resflax.nn.antialias import AntiAlias
+from resflax.nn.antialias import ANTIALIAS, AntiAlias
 from resflax.nn.layers import Ops
-
-Array = jax.Array
 
 
 class ConvRow(NamedTuple):
     """One convolution of a branch.
 
     Attributes:
-      kernel: its side, in pixels.
-      expansion: its channels, in multiples of the stage's width; None for the block's inner width.
-      strided: whether it takes the block's stride.
-      grouped: whether it takes the network's groups.
-      divisor: of its channels.
+      kernel: side of the kernel, in pixels.
+      expansion: output channels as a multiple of the stage's width. None for the block's inner
+        width, which also depends on `Spec.base_width` and `Spec.groups`.
+      strided: whether this convolution has the block's stride.
+      grouped: whether this convolution is split into `Spec.groups` groups.
+      divisor: number by which the output channels are divided.
     """
 
     kernel: int
@@ -34,11 +33,11 @@ class ConvRow(NamedTuple):
 
 BLOCKS: dict[str, tuple[ConvRow, ...]] = {
     "basic": (ConvRow(3, strided=True), ConvRow(3, expansion=1)),
-    # "v1.5": the stride on the 3x3, as fb.resnet.torch, torchvision and timm have it.
+    # "v1.5": stride on the 3x3 convolution, as in fb.resnet.torch, torchvision and timm.
     "bottleneck": (ConvRow(1), ConvRow(3, strided=True, grouped=True), ConvRow(1, expansion=4)),
-    # v1: the stride on the first 1x1, as in the paper.
+    # v1: stride on the first 1x1 convolution, as in the paper.
     "bottleneck_v1": (ConvRow(1, strided=True), ConvRow(3, grouped=True), ConvRow(1, expansion=4)),
-    # SENet-154: the first 1x1 half as wide (Hu et al. 2017, arXiv:1709.01507, appendix).
+    # SENet-154: half the channels in the first 1x1 (Hu et al. 2017, arXiv:1709.01507, appendix).
     "bottleneck_senet": (
         ConvRow(1, divisor=2),
         ConvRow(3, strided=True, grouped=True),
@@ -48,63 +47,111 @@ BLOCKS: dict[str, tuple[ConvRow, ...]] = {
 
 
 class BlockGeometry(NamedTuple):
-    """How a block moves over the image.
+    """Stride and dilation of a block.
 
     Attributes:
-      stride: of its strided layer, in pixels.
-      before: the dilation at which its input lies; its strided layer's.
-      dilation: of the layers after that one.
+      stride: stride of the block's strided convolution, in pixels.
+      in_dilation: dilation of the incoming feature map, used up to and including the strided
+        convolution.
+      dilation: dilation of the convolutions after the strided one.
     """
 
     stride: int = 1
-    before: int = 1
+    in_dilation: int = 1
     dilation: int = 1
 
     @property
-    def changes(self) -> bool:
-        """Whether the block looks at the image at another scale than the one before it."""
-        return self.stride > 1 or self.before != self.dilation
+    def strides_or_dilates(self) -> bool:
+        """Whether the block has a stride, or a larger dilation in place of one."""
+        return self.stride > 1 or self.in_dilation != self.dilation
+
+
+class BlockConfig(NamedTuple):
+    """One block of a `Spec`, with all numbers resolved.
+
+    Attributes:
+      rows: convolutions of the branch.
+      channels: output channels of each convolution.
+      width: output channels of the block before pruning.
+      geometry: stride and dilation.
+    """
+
+    rows: tuple[ConvRow, ...]
+    channels: tuple[int, ...]
+    width: int
+    geometry: BlockGeometry
 
 
 def apply_branch(
     ops: Ops,
-    layers: tuple[ConvRow, ...],
-    x: Array,
+    block: BlockConfig,
+    x: Float[Array, "n height width channels"],
     *,
-    channels: tuple[int, ...],
-    scale: BlockGeometry,
-    antialias: AntiAlias,
+    antialias: AntiAlias = ANTIALIAS["none"],
     groups: int = 1,
     preact: bool = False,
     zero_init: bool = False,
-) -> Array:
-    """Runs `layers`, of so many `channels`, on `x`: norm and activation between the convolutions.
+) -> Float[Array, "n out_height out_width out_channels"]:
+    """Runs the convolutions of `block`, with a norm and an activation between them.
 
-    Post-activation (v1) ends on a norm without an activation. Pre-activation (v2) ends on a
-    convolution; the norm and activation before the first are the block's own `pre`, so its norms
-    count from 2. `zero_init` starts the last of them at zero: the norm's scale (Goyal et al. 2017,
-    section 5.1) or the kernel (timm), so that the branch begins as zero. With `antialias.down` the
-    strided layer leaves its stride to that, after its activation (Zhang 2019).
+    Call it in a compact scope: it makes the modules `conv1`, `norm1`, `conv2` and so on.
+
+    Args:
+      ops: operations of this call of the network.
+      block: the convolutions, their channels, stride and dilation.
+      x: the images. In a pre-activation block, already normalised and activated.
+      antialias: a row of `ANTIALIAS`. With `antialias.downsample`, the strided convolution has
+        stride 1 and the downsampling follows its activation (Zhang 2019, arXiv:1904.11486).
+      groups: groups of the grouped convolutions.
+      preact: if False (v1), the branch ends with a norm without an activation. If True (v2), it
+        ends with a convolution, and its norms are numbered from 2: the block itself owns `norm1`.
+      zero_init: initialise the last norm's scale (Goyal et al. 2017, section 5.1) or, with
+        `preact`, the last kernel (timm) to zero, so that the branch is zero at the start.
+
+    The row "bottleneck", unrolled:
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from resflax.nn.layers import make_ops
+    >>> ops = make_ops(train=False, dtype=jnp.float32)
+    >>> def unrolled(x):
+    ...     x = ops.conv(x, 8, kernel=1, name="conv1")
+    ...     x = nn.relu(ops.norm(x, name="norm1"))
+    ...     x = ops.conv(x, 8, kernel=3, stride=2, name="conv2")
+    ...     x = nn.relu(ops.norm(x, name="norm2"))
+    ...     x = ops.conv(x, 32, kernel=1, name="conv3")
+    ...     return ops.norm(x, name="norm3")
+    >>> block = BlockConfig(BLOCKS["bottleneck"], (8, 8, 32), 32, BlockGeometry(stride=2))
+    >>> def from_table(x):
+    ...     return apply_branch(ops, block, x)
+
+    Both have the same parameters and the same output:
+
+    >>> key, x = jax.random.key(0), jnp.ones((2, 6, 6, 32))
+    >>> a, b = (nn.Sequential([f]).init_with_output(key, x) for f in (unrolled, from_table))
+    >>> jax.tree.all(jax.tree.map(jnp.array_equal, a, b)), b[0].shape
+    (True, (2, 3, 3, 32))
     """
-    last, dilation = len(layers), scale.before
-    for i, (layer, features) in enumerate(zip(layers, channels, strict=True), start=1):
-        down = antialias.down if layer.strided and scale.changes and i < last else None
+    geometry, last = block.geometry, len(block.rows)
+    dilation = geometry.in_dilation
+    for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
+        filtered = row.strided and geometry.strides_or_dilates and i < last
+        downsample = antialias.downsample if filtered else None
         zero = zero_init and i == last
         x = ops.conv(
             x,
             features,
-            layer.kernel,
-            scale.stride if layer.strided and not down else 1,
+            row.kernel,
+            geometry.stride if row.strided and not downsample else 1,
             name=f"conv{i}",
-            groups=groups if layer.grouped else 1,
+            groups=groups if row.grouped else 1,
             dilation=dilation,
             zero=zero and preact,
         )
-        if layer.strided:
-            dilation = scale.dilation
+        if row.strided:
+            dilation = geometry.dilation
         if i < last:
             x = ops.norm_act(x, name=f"norm{i + 1 if preact else i}")
         elif not preact:
             x = ops.norm(x, name=f"norm{i}", zero=zero)
-        x = down(x, scale.stride) if down else x
+        x = downsample(x, geometry.stride) if downsample else x
     return x

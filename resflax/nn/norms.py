@@ -1,4 +1,4 @@
-"""The normalisations that a spec can name, each with the activation that belongs to it."""
+"""The normalisation layers that a spec can name, each with its activation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,21 +6,17 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from resflax.nn.batch_norm import BatchNorm
+from resflax.nn.batch_norm import BatchNorm, statistics_dtype
 
-Array = jax.Array
 GROUPS = 32
 
 
-def _wide(*arrays: Array) -> tuple[Array, ...]:
-    """In float32, or in float64 if the first is."""
-    dtype = jnp.float64 if arrays[0].dtype == jnp.float64 else jnp.float32
-    return tuple(array.astype(dtype) for array in arrays)
-
-
-def group_std(x: Array, epsilon: float) -> Array:
-    """The deviation within each of 32 groups of channels of an image, `(n, 1, 1, channels)`."""
+def group_std(
+    x: Float[Array, "n height width channels"], epsilon: float
+) -> Float[Array, "n 1 1 channels"]:
+    """Returns the standard deviation within each of 32 channel groups of each image."""
     n, height, width, channels = x.shape
     groups = x.reshape(n, height, width, GROUPS, channels // GROUPS)
     std = jnp.sqrt(jnp.var(groups, (1, 2, 4)) + epsilon)
@@ -28,9 +24,9 @@ def group_std(x: Array, epsilon: float) -> Array:
 
 
 class EvoNormS0(nn.Module):
-    """`x sigmoid(v x) / std * scale + bias` (Liu et al. 2020, arXiv:2004.02967, table 2).
+    """EvoNorm-S0: `x sigmoid(v x) / std * scale + bias` (Liu et al. 2020, arXiv:2004.02967).
 
-    Without its activation it is `x * scale + bias`, as timm has it.
+    Table 2 of the paper. With `act=False` it is `x * scale + bias`, as in timm.
     """
 
     act: bool
@@ -39,14 +35,16 @@ class EvoNormS0(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps images to an array of their shape."""
-        channels = x.shape[-1:]
+    def __call__(
+        self, x: Float[Array, "n height width channels"]
+    ) -> Float[Array, "n height width channels"]:
+        """Normalises each image on its own."""
+        channels, dtype = x.shape[-1:], statistics_dtype(x)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        x, scale, bias = _wide(x, scale, bias)
+        x, scale, bias = x.astype(dtype), scale.astype(dtype), bias.astype(dtype)
         if self.act:
-            _, v = _wide(x, self.param("v", nn.initializers.ones, channels, jnp.float32))
+            v = self.param("v", nn.initializers.ones, channels, jnp.float32).astype(dtype)
             x = x * jax.nn.sigmoid(x * v) / group_std(x, self.epsilon)
         return (x * scale + bias).astype(self.dtype)
 
@@ -54,7 +52,7 @@ class EvoNormS0(nn.Module):
 class FilterResponseNorm(nn.Module):
     """`max(x / rms * scale + bias, tau)` (Singh and Krishnan 2019, arXiv:1911.09737, eq. 1 to 3).
 
-    The root mean square is over an image's pixels; without its activation there is no `tau`.
+    The root mean square is over an image's pixels. With `act=False` there is no `tau`.
     """
 
     act: bool
@@ -63,32 +61,35 @@ class FilterResponseNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps images to an array of their shape."""
-        channels = x.shape[-1:]
+    def __call__(
+        self, x: Float[Array, "n height width channels"]
+    ) -> Float[Array, "n height width channels"]:
+        """Normalises each image on its own."""
+        channels, dtype = x.shape[-1:], statistics_dtype(x)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        x, scale, bias = _wide(x, scale, bias)
+        x, scale, bias = x.astype(dtype), scale.astype(dtype), bias.astype(dtype)
         square = jnp.mean(jnp.square(x), (1, 2), keepdims=True)
         x = x * jax.lax.rsqrt(square + self.epsilon) * scale + bias
         if self.act:
             tau = self.param("tau", nn.initializers.zeros, channels, jnp.float32)
-            x = jnp.maximum(x, tau.astype(x.dtype))
+            x = jnp.maximum(x, tau.astype(dtype))
         return x.astype(self.dtype)
 
 
-class Norm(NamedTuple):
-    """A row of `NORMS`.
+class NormRow(NamedTuple):
+    """Row of `NORMS`.
 
     Attributes:
       make: `(train=, dtype=, axis_name=, scale_init=, act=, name=) -> module`, called on `x`.
-      acts: whether the module of `act=True` holds the activation; else the network's follows it.
-      groups: what the number of channels is a multiple of.
+      has_activation: whether the module made with `act=True` applies its own activation. If False,
+        the network's activation follows it.
+      channel_multiple: number by which the channels must be divisible.
     """
 
     make: Callable[..., Callable[[Array], Array]]
-    acts: bool = False
-    groups: int = 1
+    has_activation: bool = False
+    channel_multiple: int = 1
 
 
 def _batch(*, act: bool, **fields: Any) -> Any:
@@ -97,10 +98,10 @@ def _batch(*, act: bool, **fields: Any) -> Any:
 
 
 def _group(*, train: bool, axis_name: str | None, act: bool, dtype: Any, **fields: Any) -> Any:
-    del train, axis_name, act  # knows no batch
+    del train, axis_name, act  # no batch statistics
     norm = nn.GroupNorm(GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
-    # Its own widening breaks under strict dtype promotion.
-    return lambda x: norm(*_wide(x)).astype(dtype)
+    # Flax's own conversion to float32 fails under strict dtype promotion.
+    return lambda x: norm(x.astype(statistics_dtype(x))).astype(dtype)
 
 
 def _evonorm_s0(*, train: bool, axis_name: str | None, **fields: Any) -> Any:
@@ -113,9 +114,9 @@ def _frn_tlu(*, train: bool, axis_name: str | None, **fields: Any) -> Any:
     return FilterResponseNorm(**fields)
 
 
-NORMS: dict[str, Norm] = {
-    "batch": Norm(_batch),
-    "group": Norm(_group, groups=GROUPS),  # Wu and He 2018, arXiv:1803.08494
-    "evonorm_s0": Norm(_evonorm_s0, acts=True, groups=GROUPS),
-    "frn_tlu": Norm(_frn_tlu, acts=True),
+NORMS: dict[str, NormRow] = {
+    "batch": NormRow(_batch),
+    "group": NormRow(_group, channel_multiple=GROUPS),  # Wu and He 2018, arXiv:1803.08494
+    "evonorm_s0": NormRow(_evonorm_s0, has_activation=True, channel_multiple=GROUPS),
+    "frn_tlu": NormRow(_frn_tlu, has_activation=True),
 }

@@ -1,45 +1,43 @@
-"""The residual theorem, `y = F(x, W) + shortcut(x)` (He et al. 2015, arXiv:1512.03385, eq. 1)."""
+"""The residual block, `y = F(x, W) + shortcut(x)` (He et al. 2015, arXiv:1512.03385, eq. 1)."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float
 
 from resflax.nn.shortcuts import Shortcut, linear_projection
 
-Array = jax.Array
-
 
 def identity(x: Array) -> Array:
-    """`x`."""
+    """Returns `x` unchanged."""
     return x
 
 
 class Residual(nn.Module):
-    """`y = post(F(h) + shortcut(h))` with `h = pre(x)`: the only place that adds a shortcut.
+    """Residual block: `y = post(F(h) + shortcut(h))` with `h = pre(x)`.
 
-    Where `F(h)` has the shape of `x` the shortcut is `x` itself: no parameter, no product. Only
-    where the shapes differ is `shortcut(h, shape)` called, so only there does a projection Ws own
-    a parameter. The actual shapes decide, never a count of filters.
+    Where `F(h)` has the shape of `x`, the shortcut is `x` itself, without parameters or products.
+    `shortcut(h, shape)` is called only where the shapes differ, so a projection Ws has parameters
+    only there. The comparison uses the actual shapes, not a configured number of channels.
 
-    The paper's block (v1) is `post=relu`, the default. Pre-activation (v2, He et al. 2016,
-    arXiv:1603.05027) is `pre=` norm and activation, shared by branch and projection, and
-    `post=identity`: the identity path then carries `x` untouched.
+    The paper's block (v1) has `post=relu`, the default. Pre-activation (v2, He et al. 2016,
+    arXiv:1603.05027) has a norm and an activation as `pre`, shared by branch and projection, and
+    `post=identity`, so that the identity path carries `x` unchanged.
 
-    Any rank of input, any branch. Branch, shortcut and `pre` are *functions*, run in this module's
-    compact scope, so that the modules they make belong to this block. (A module instance that was
-    made in another compact scope would keep its parameters there.)
+    Inputs can have any rank, and the branch can be any function. Branch, shortcut and `pre` are
+    functions that run in this module's compact scope, so the modules they make belong to this
+    block. (A module instance made in another compact scope would keep its parameters there.)
 
     Attributes:
-      branch: F, from an array to an array.
-      shortcut: from `(h, shape)` to an array of that shape; None for no shortcut (a plain net).
-      always: call the shortcut also where the shapes agree (the paper's option C).
+      branch: F, from array to array.
+      shortcut: `(h, shape) -> array of that shape`. None for no shortcut (a plain network).
+      always: call the shortcut even where the shapes agree (the paper's option C).
       pre: applied to `x` before branch and shortcut.
       post: applied to the sum.
 
     The paper's two-layer example, on vectors:
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> def F(x):
     ...     h = nn.relu(nn.Dense(64, use_bias=False, name="W1")(x))
     ...     return nn.Dense(32, use_bias=False, name="W2")(h)
@@ -57,26 +55,38 @@ class Residual(nn.Module):
     post: Callable[[Array], Array] = nn.relu
 
     @nn.compact
-    def __call__(self, x: Array, scale: Array | None = None) -> Array:
-        """Maps `x` to `post(F(h) + shortcut(h))`, of the branch's shape.
+    def __call__(
+        self,
+        x: Float[Array, " batch *features"],
+        branch_scale: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, " batch *out_features"]:
+        """Returns `post(F(h) + shortcut(h))`, with the shape of the branch's output.
 
-        With a `scale`, `(n,)` for `x` of shape `(n, ...)`, each example's `F(h)` is multiplied by
-        its number first: stochastic depth (`ops.drop_path`).
+        Args:
+          x: the input. Without `branch_scale` it needs no batch axis.
+          branch_scale: factor for each example's `F(h)`, as drawn for stochastic depth by
+            `resflax.nn.drop.drop_path`. None for 1.
 
         Raises:
-          ValueError: if the shortcut's shape is not the branch's.
+          ValueError: if the shortcut's shape differs from the branch's.
         """
         h = self.pre(x)
         y = self.branch(h)
-        if scale is not None:
-            y = y * scale.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
+        if branch_scale is not None:
+            y = y * branch_scale.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
         if self.shortcut is None:
             return self.post(y)
         s = self.shortcut(h, y.shape) if self.always or x.shape != y.shape else x
         if s.shape != y.shape:
-            raise ValueError(f"the branch gives {y.shape}, but the shortcut gives {s.shape}")
+            raise ValueError(
+                f"the branch returned shape {y.shape}, but the shortcut returned {s.shape}"
+            )
         return self.post(y + s)
 
-    def step(self, x: Array, scale: Array | None = None) -> tuple[Array, None]:
-        """The same as a carry for `scan`."""
-        return self(x, scale), None
+    def step(
+        self,
+        x: Float[Array, " batch *features"],
+        branch_scale: Float[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, " batch *features"], None]:
+        """Runs the block as a body for `scan`: returns the new carry and no output."""
+        return self(x, branch_scale), None

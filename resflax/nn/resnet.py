@@ -1,55 +1,53 @@
-"""The engine: one loop that runs a spec."""
+"""The linen module that runs a `Spec`."""
 
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
-from resflax.nn.blocks import apply_branch
-from resflax.nn.layers import Ops, drop_path, dropout, make_ops
-from resflax.nn.plan import Block, FeatureInfo, plan
+from resflax.nn.blocks import BlockConfig, apply_branch
+from resflax.nn.drop import drop_path, dropout
+from resflax.nn.layers import Ops, make_ops
 from resflax.nn.residual import Residual, identity
-from resflax.nn.scan import REST, scanned
+from resflax.nn.scan import REST, scan_module
 from resflax.nn.shortcuts import SHORTCUTS
-from resflax.nn.spec import Spec
-from resflax.nn.stems import STEMS, run_stem
-
-Array = jax.Array
+from resflax.nn.spec import FeatureInfo, Spec
+from resflax.nn.stems import STEMS, apply_stem
 
 
-def make_block(spec: Spec, ops: Ops, block: Block, *, name: str, module: Any = Residual) -> Any:
-    """One block of `spec`: its branch, its shortcut, and v1's or v2's order of the two.
+def make_block(
+    spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any = Residual
+) -> Any:
+    """Returns one block of `spec`: branch, attention and shortcut, in the order of v1 or v2.
 
-    `module` is `Residual` or what a transform of it gave.
+    `module_class` is `Residual`, or the result of a linen transform of it.
     """
-    option, attend = SHORTCUTS[spec.shortcut], ATTENTION[spec.attention]
+    shortcut, attention = SHORTCUTS[spec.shortcut], ATTENTION[spec.attention]
 
     def branch(x: Array) -> Array:
         x = apply_branch(
             ops,
-            block.layers,
+            block,
             x,
-            channels=block.channels,
-            scale=block.scale,
             antialias=ANTIALIAS[spec.antialias],
             groups=spec.groups,
             preact=spec.preact,
-            zero_init=spec.zero_init and option.make is not None,
+            zero_init=spec.zero_init and shortcut.make is not None,
         )
-        return attend(ops, x, block.width)
+        return attention(ops, x, block.width)
 
-    # In v2 the shared pre-activation has normalised the projection's input already.
-    shortcut = option.make(ops, block.scale, norm=not spec.preact) if option.make else None
-    return module(
+    # In v2 the shared pre-activation has already normalised the projection's input.
+    norm = not spec.preact
+    return module_class(
         branch=branch,
-        shortcut=shortcut,
-        always=option.always,
+        shortcut=shortcut.make(ops, block.geometry, norm=norm) if shortcut.make else None,
+        always=shortcut.always,
         pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
         post=materialize if spec.preact else (lambda x: materialize(ops.act(x))),
         name=name,
@@ -57,20 +55,19 @@ def make_block(spec: Spec, ops: Ops, block: Block, *, name: str, module: Any = R
 
 
 class ResNet(nn.Module):
-    """A residual network: stem, stages of blocks, global average, linear head.
+    """Residual network: stem, stages of blocks, global average pooling, linear head.
 
     Attributes:
       spec: the architecture.
-      dtype: of the computation; parameters, batch statistics and the logits' head stay float32
-        where they are stored.
-      axis_name: of the mapped axis over which batch norm averages (`pmap`, `shard_map`); None
-        under `jit`, where the batch is whole already.
-      scan: run each stage as its first block and one scanned block for the rest, so that compiling
-        takes no longer for a deeper network. The parameters of the rest are stacked (`scan.py`
-        converts); the function is the same.
-      remat: keep only the blocks' inputs for the backward pass and compute the rest again.
-      out_indices: give the maps of these `spec.features` (0 is the stem, i is stage i) and build no
-        further; None for logits.
+      dtype: compute dtype. Parameters and batch statistics are stored in float32.
+      axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm averages. None under `jit`,
+        which sees the global batch.
+      scan: run each stage as its first block and one scanned block for the rest, so that compile
+        time does not grow with depth. The function is the same; the parameters of the rest are
+        stacked (`resflax.nn.scan` converts).
+      remat: keep only the blocks' inputs for the backward pass and recompute the rest.
+      out_indices: return the feature maps with these indices into `spec.features` (0 is the stem, i
+        is stage i) and build no later stage. None for logits.
     """
 
     spec: Spec
@@ -82,35 +79,44 @@ class ResNet(nn.Module):
 
     @property
     def features(self) -> tuple[FeatureInfo, ...]:
-        """What each map that the network gives is, where `out_indices` choose maps."""
+        """Name, channels and stride of each returned feature map; empty without `out_indices`."""
         return tuple(self.spec.features[i] for i in self.out_indices or ())
 
     @property
     def needs_rng(self) -> bool:
-        """Whether training takes `keys`."""
+        """Whether calls with `train=True` need `dropout_keys`."""
         return self.spec.drop_path > 0 or self.spec.dropout > 0
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, keys: Array | None = None) -> Any:
-        """Maps NHWC images `(n, height, width, channels)` to logits `(n, num_classes)`.
+    def __call__(
+        self,
+        x: Float[Array, "n height width channels"],
+        *,
+        train: bool,
+        dropout_keys: Key[Array, " n"] | None = None,
+    ) -> Any:
+        """Computes logits `(n, num_classes)` from images with any number of channels.
 
-        With `num_classes=0` the result is the pooled features `(n, channels)`, with `out_indices`
-        a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up. Any
-        number of channels is taken. With `train=True` make "batch_stats" mutable.
+        With `num_classes=0` the result is the pooled features `(n, channels)`. With `out_indices`
+        it is a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up.
 
-        A network that `needs_rng` takes `keys` in training, `(n,)`, one an example, and none of linen's
-        streams, which are one for the batch: what is dropped from an example is a function of its
-        key, however many devices share the batch.
+        Args:
+          x: the images.
+          train: whether to use batch statistics, drop path and dropout. Make the collection
+            "batch_stats" mutable if True.
+          dropout_keys: one key per example, needed for training if `needs_rng`. They replace
+            linen's RNG streams, which are shared by the batch: what is dropped from an example
+            depends on its key only, however many devices share the batch.
 
         Raises:
-          ValueError: if `x` has not four axes, or not each example a key.
+          ValueError: if `x` does not have four axes, or keys are missing.
         """
         if x.ndim != 4:
             raise ValueError(
                 f"expected images of shape (n, height, width, channels): got {x.shape}"
             )
         spec, stem = self.spec, STEMS[self.spec.stem]
-        keys = self._check_keys(keys, len(x)) if train and self.needs_rng else None
+        keys = self._check_keys(dropout_keys, len(x)) if train and self.needs_rng else None
         ops = make_ops(
             train=train,
             dtype=self.dtype,
@@ -118,13 +124,13 @@ class ResNet(nn.Module):
             norm=spec.norm,
             conv=spec.conv,
         )
-        x = run_stem(ops, stem, jnp.asarray(x, self.dtype), spec.stem_width, preact=spec.preact)
-        maps, last = [x], max(self.out_indices or (len(spec.depths),))
-        if stem.pool and last:
+        x = apply_stem(ops, stem, jnp.asarray(x, self.dtype), spec.stem_width, preact=spec.preact)
+        maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
+        if stem.pool and last_stage:
             x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
-        scales = self._scales(keys)
-        for i, blocks in enumerate(plan(spec)[:last]):
-            x = self._run_stage(ops, blocks, x, scales[i], name=f"stage{i + 1}")
+        branch_scales = self._branch_scales(keys)
+        for i, blocks in enumerate(spec.stages[:last_stage]):
+            x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
             maps.append(x)
         if self.out_indices is not None:
             return tuple(maps[i] for i in self.out_indices)
@@ -137,31 +143,40 @@ class ResNet(nn.Module):
 
     def _check_keys(self, keys: Array | None, examples: int) -> Array:
         if keys is None or keys.shape != (examples,):
-            found = "none" if keys is None else f"keys of shape {keys.shape}"
-            raise ValueError(f"dropping takes a key for each of {examples} examples: got {found}")
+            given = None if keys is None else f"shape {keys.shape}"
+            raise ValueError(
+                "training with drop_path or dropout needs dropout_keys, one key per example:"
+                f" expected shape ({examples},), got {given}"
+            )
         return keys
 
-    def _scales(self, keys: Array | None) -> list[Array | None]:
-        """For each stage what its blocks' branches are multiplied by, `(blocks, n)`; None for 1."""
+    def _branch_scales(self, keys: Array | None) -> list[Array | None]:
+        """Returns each stage's drop-path factors, `(blocks, n)`; None where nothing is dropped."""
         depths, rate = self.spec.depths, self.spec.drop_path
         if keys is None or not rate:
             return [None] * len(depths)
         return [*jnp.split(drop_path(keys, rate, sum(depths)), np.cumsum(depths)[:-1])]
 
     def _run_stage(
-        self, ops: Ops, blocks: list[Block], x: Array, scales: Array | None, *, name: str
-    ) -> Array:
-        """The first block, which alone changes shapes, and the identical rest."""
-        module: Any = nn.remat(Residual) if self.remat else Residual
+        self,
+        ops: Ops,
+        blocks: tuple[BlockConfig, ...],
+        x: Float[Array, "n height width channels"],
+        branch_scales: Float[Array, "blocks n"] | None,
+        *,
+        name: str,
+    ) -> Float[Array, "n out_height out_width out_channels"]:
+        """Runs the first block, which alone can change shapes, and the identical others."""
+        module_class: Any = nn.remat(Residual) if self.remat else Residual
         make = partial(make_block, self.spec, ops)
-        of = [None] * len(blocks) if scales is None else scales
-        x = make(blocks[0], name=f"{name}_block1", module=module)(x, of[0])
+        scales = [None] * len(blocks) if branch_scales is None else branch_scales
+        x = make(blocks[0], name=f"{name}_block1", module_class=module_class)(x, scales[0])
         if self.scan and len(blocks) > 1:
-            # Inside a loop XLA cannot undo `remat` by sharing with the forward pass.
+            # Inside a loop, XLA cannot undo `remat` by sharing with the forward pass.
             inner: Any = nn.remat(Residual, prevent_cse=False) if self.remat else Residual
-            rest = scanned(inner, len(blocks) - 1)
-            scales = None if scales is None else scales[1:]
-            return make(blocks[1], name=f"{name}_{REST}", module=rest).step(x, scales)[0]
+            scanned = scan_module(inner, len(blocks) - 1)
+            rest = make(blocks[1], name=f"{name}_{REST}", module_class=scanned)
+            return rest.step(x, None if branch_scales is None else branch_scales[1:])[0]
         for j, block in enumerate(blocks[1:], start=1):
-            x = make(block, name=f"{name}_block{j + 1}", module=module)(x, of[j])
+            x = make(block, name=f"{name}_block{j + 1}", module_class=module_class)(x, scales[j])
         return x

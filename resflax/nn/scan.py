@@ -1,7 +1,8 @@
-"""Depth by `scan`: the identical blocks of a stage as one, its parameters stacked.
+"""Identical blocks of a stage as one scanned block with stacked parameters.
 
-A network made with `scan=True` keeps the second to last block of stage i under "stage{i}_rest",
-each leaf with a leading axis of blocks, where one made without keeps "stage{i}_block2" and so on.
+With `scan=True` a network keeps the parameters of blocks 2 to n of stage i under "stage{i}_rest",
+each leaf with a leading axis over blocks. With `scan=False` they are under "stage{i}_block2" and so
+on. `stack_params` and `unstack_params` convert between the two.
 """
 
 import re
@@ -17,10 +18,10 @@ Tree = TypeVar("Tree")
 REST = "rest"
 
 
-def scanned(block: Any, length: int) -> Any:
-    """The module class `block`, with its method `step` run `length` times, one after the other."""
+def scan_module(module_class: Any, length: int) -> Any:
+    """Returns a module class whose method `step` runs `module_class.step` `length` times."""
     return nn.scan(
-        block,
+        module_class,
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         length=length,
@@ -29,63 +30,63 @@ def scanned(block: Any, length: int) -> Any:
 
 
 def stack_params(tree: Tree) -> Tree:
-    """From the layout of `scan=False` to that of `scan=True`, bit for bit.
+    """Converts a tree from the layout of `scan=False` to that of `scan=True`, without rounding.
 
-    Takes any tree that holds the blocks: parameters, variables, gradients, a whole `TrainState`.
+    Works on any tree that contains the blocks: parameters, variables, gradients, a `TrainState`.
 
-    >>> flat = {f"stage1_block{i}": {"w": float(i)} for i in (1, 2, 3)}
-    >>> jax.tree.map(lambda x: x.tolist(), stack_params(flat)["stage1_rest"])
+    >>> unrolled = {f"stage1_block{i}": {"w": float(i)} for i in (1, 2, 3)}
+    >>> jax.tree.map(lambda x: x.tolist(), stack_params(unrolled)["stage1_rest"])
     {'w': [2.0, 3.0]}
     """
     return _convert(tree, _stack)
 
 
 def unstack_params(tree: Tree) -> Tree:
-    """The inverse of `stack_params`."""
+    """Converts a tree from the layout of `scan=True` to that of `scan=False`."""
     return _convert(tree, _unstack)
 
 
-def split_block(name: str) -> tuple[int, int] | None:
-    """Stage and number of the block that keeps its parameters under that name; None if none does.
+def parse_block_name(name: str) -> tuple[int, int] | None:
+    """Returns stage and block number of a block's parameter name, or None for other names.
 
-    >>> split_block("stage2_block13"), split_block("stem_conv")
+    >>> parse_block_name("stage2_block13"), parse_block_name("stem_conv")
     ((2, 13), None)
     """
     match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _convert(tree: Tree, layer: Callable[[dict[str, Any]], dict[str, Any]]) -> Tree:
-    def holds_blocks(node: Any) -> bool:
+def _convert(tree: Tree, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> Tree:
+    def has_blocks(node: Any) -> bool:
         return isinstance(node, dict) and any(re.match(r"stage\d+_", str(key)) for key in node)
 
     return jax.tree.map(
-        lambda node: layer(node) if holds_blocks(node) else node, tree, is_leaf=holds_blocks
+        lambda node: convert(node) if has_blocks(node) else node, tree, is_leaf=has_blocks
     )
 
 
-def _stack(blocks: dict[str, Any]) -> dict[str, Any]:
+def _stack(unrolled: dict[str, Any]) -> dict[str, Any]:
     stages: dict[str, list[tuple[int, Any]]] = {}
-    kept = {}
-    for name, block in blocks.items():
-        place = split_block(name)
-        if place and place[1] > 1:
-            stages.setdefault(f"stage{place[0]}_{REST}", []).append((place[1], block))
+    stacked = {}
+    for name, params in unrolled.items():
+        position = parse_block_name(name)
+        if position and position[1] > 1:
+            stages.setdefault(f"stage{position[0]}_{REST}", []).append((position[1], params))
         else:
-            kept[name] = block
-    for name, rest in stages.items():
-        ordered = [block for _, block in sorted(rest, key=lambda pair: pair[0])]
-        kept[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
-    return kept
+            stacked[name] = params
+    for name, blocks in stages.items():
+        ordered = [params for _, params in sorted(blocks, key=lambda pair: pair[0])]
+        stacked[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
+    return stacked
 
 
-def _unstack(blocks: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, block in blocks.items():
-        stage, _, last = name.partition("_")
-        if last != REST:
-            flat[name] = block
+def _unstack(stacked: dict[str, Any]) -> dict[str, Any]:
+    unrolled = {}
+    for name, params in stacked.items():
+        stage, _, suffix = name.partition("_")
+        if suffix != REST:
+            unrolled[name] = params
             continue
-        for i in range(jax.tree.leaves(block)[0].shape[0]):
-            flat[f"{stage}_block{i + 2}"] = jax.tree.map(lambda leaf, i=i: leaf[i], block)
-    return flat
+        for i in range(jax.tree.leaves(params)[0].shape[0]):
+            unrolled[f"{stage}_block{i + 2}"] = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+    return unrolled

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from resflax.errors import UserError, unknown
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
-from resflax.nn.blocks import BLOCKS
+from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
-from resflax.nn.plan import FeatureInfo, plan
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.stems import STEMS
 
@@ -25,72 +25,58 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 OUTPUT_STRIDES = (8, 16, 32)
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
-# Far above what anybody trains; a slip of the hand should not take the machine down.
+# Far above any network in use, so that a typing error does not exhaust the machine's memory.
 MAX_BLOCKS, MAX_CHANNELS, MAX_CLASSES = 10_000, 65_536, 10_000_000
-MAX_INNER = 2**31 - 1
+MAX_INNER_CHANNELS = 2**31 - 1
 
 
-def _check_count(field: str, value: object, minimum: int, maximum: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not minimum <= value <= maximum:  # type: ignore[operator]
-        raise UserError(f"{field} holds {value!r}: expected integers from {minimum} to {maximum}")
+class FeatureInfo(NamedTuple):
+    """Name, channels and stride (image size over map size) of a feature map."""
 
-
-def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
-    if not isinstance(value, str) or value not in table:
-        raise unknown(field, value, table)
-
-
-def _lengths(pruned: Any) -> Any:
-    """The number of numbers in each block of each stage; None if it is not made so."""
-    try:
-        return [[len(channels) for channels in stage] for stage in pruned]
-    except TypeError:
-        return None
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+    name: str
+    channels: int
+    stride: int
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A residual network, or its plain twin, as data that one engine (`ResNet`) runs.
+    """Architecture of a residual network, or of its plain counterpart, run by `ResNet`.
 
     Attributes:
-      depths: blocks in each stage; each stage but the first halves the image.
+      depths: number of blocks in each stage. Each stage but the first halves the image.
       widths: channels of each stage's blocks before expansion.
-      block: the branch, a name in `BLOCKS`: "basic", "bottleneck" (v1.5), "bottleneck_v1",
-        "bottleneck_senet"; or a tuple of them, one for each stage.
+      block: branch of the blocks, a name in `BLOCKS`: "basic", "bottleneck" (v1.5),
+        "bottleneck_v1" or "bottleneck_senet"; or a tuple with one name per stage.
       stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
       stem_width: channels after the stem.
-      shortcut: a name in `SHORTCUTS`: "A", "B", "C" of the paper, "B3" (3x3), "D" (pooled), or "none"
-        for the plain net.
+      shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
+        "none" for the plain network.
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
-      groups: of the 3x3 convolutions of bottlenecks (ResNeXt's cardinality).
-      base_width: inner channels of a block for each group, where its width is 64 (ResNeXt, wide
-        ResNets): `width * base_width // 64 * groups` in all.
+      groups: groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
+      base_width: inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
+        block has `width * base_width // 64 * groups` inner channels.
       attention: a name in `ATTENTION`: "none", "se", "se_rs" or "eca".
       antialias: a name in `ANTIALIAS`: "none", "blur" or "average".
       norm: a name in `NORMS`: "batch", "group", "evonorm_s0" or "frn_tlu".
       conv: a name in `CONVS`: "plain" or "standardized".
-      output_stride: 32, or 16 or 8: the most by which the image shrinks. What strides would shrink
-        it further, the kernels behind are dilated instead.
-      pruned: the channels of each convolution of each block of each stage, in place of those that
-        follow from the widths; None for all of them.
-      zero_init: start every branch at zero, by its last norm's scale (by its last kernel if
-        `preact`), so that a block begins as its shortcut; as timm and Flax's example do, and not
-        the paper. A plain net has no shortcut to begin as: it begins as ever.
-      drop_path: the probability with which training leaves out the last block's branch, for each
-        example anew; it rises to that from 0 for the first block (stochastic depth).
-      dropout: the probability with which training leaves out a feature before the head.
-      num_classes: outputs of the head; 0 for pooled features.
+      output_stride: largest stride of a feature map: 32, 16 or 8. Strides beyond it are replaced by
+        dilation.
+      pruned: channels of each convolution of each block of each stage, overriding those that follow
+        from the widths. None if the network is not pruned.
+      zero_init: initialise the last norm's scale of every branch (with `preact`, its last kernel)
+        to zero, so that each block starts as its shortcut; as in timm and Flax's example, unlike
+        the paper. Ignored without shortcuts.
+      drop_path: probability with which training drops the last block's branch, drawn per example.
+        It rises linearly from 0 at the first block (stochastic depth).
+      dropout: probability with which training drops a feature before the head.
+      num_classes: outputs of the head. 0 for pooled features.
 
     Raises:
-      UserError: on a name that is not known or a combination that cannot be.
+      UserError: on an unknown name or an invalid value or combination.
 
-    >>> Spec(depths=(2, 2), widths=(8, 16), stem="cifar", stem_width=8, block="basic").min_image_size
-    2
+    >>> spec = Spec(depths=(2, 2), widths=(8, 16), block="basic", stem="cifar", stem_width=8)
+    >>> spec.stages[1][0].geometry, spec.min_image_size
+    (BlockGeometry(stride=2, in_dilation=1, dilation=1), 2)
     """
 
     depths: tuple[int, ...]
@@ -116,13 +102,79 @@ class Spec:
     def __post_init__(self) -> None:
         self._check_fields()
         self._check_rates()
-        # Lists come from config files; tuples keep the spec hashable.
+        # Config files have lists; tuples keep the spec hashable.
         for field in ("depths", "widths", "block", "pruned"):
-            object.__setattr__(self, field, _tuples(getattr(self, field)))
+            object.__setattr__(self, field, _to_tuples(getattr(self, field)))
         if len(self.depths) != len(self.widths):
-            raise UserError(f"depths {self.depths} and widths {self.widths} differ in length")
+            raise UserError(
+                f"depths {self.depths} and widths {self.widths} differ in length:"
+                " expected one of each per stage"
+            )
         self._check_blocks()
         self._check_channels()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # without the cached `stages`
+
+    @cached_property
+    def stages(self) -> tuple[tuple[BlockConfig, ...], ...]:
+        """Blocks of each stage, with channels, strides and dilations resolved.
+
+        Where `output_stride` forbids a stride, the stage is dilated instead. As in timm and
+        torchvision, its first block still reads its input at the dilation of the previous stage.
+        """
+        stages, stride, dilation = [], STEMS[self.stem].stride, 1
+        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+            rows, stage_stride, in_dilation = BLOCKS[self.block_names[i]], 2 if i else 1, dilation
+            if stride >= self.output_stride:
+                stage_stride, dilation = 1, dilation * stage_stride
+            stride *= stage_stride
+            inner = width * self.base_width // 64 * self.groups
+            channels = tuple(
+                (inner if row.expansion is None else width * row.expansion) // row.divisor
+                for row in rows
+            )
+            rest = BlockConfig(rows, channels, channels[-1], BlockGeometry(1, dilation, dilation))
+            first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
+            stages.append((first, *[rest] * (depth - 1)))
+        if self.pruned is None:
+            return tuple(stages)
+        return tuple(
+            tuple(block._replace(channels=channels) for block, channels in zip(*stage, strict=True))
+            for stage in zip(stages, self.pruned, strict=True)
+        )
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Name in `BLOCKS` of each stage's branch."""
+        return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
+
+    @property
+    def min_image_size(self) -> int:
+        """Smallest image side, in pixels, for which no stride is applied to a single pixel."""
+        return self.features[-1].stride // 2 + 1
+
+    @property
+    def features(self) -> tuple[FeatureInfo, ...]:
+        """Feature maps of the stem (before its pooling) and of every stage."""
+        stem = STEMS[self.stem]
+        features, stride = [FeatureInfo("stem", self.stem_width, stem.conv_stride)], stem.stride
+        for i, blocks in enumerate(self.stages, start=1):
+            stride *= blocks[0].geometry.stride
+            features.append(FeatureInfo(f"stage{i}", blocks[-1].channels[-1], stride))
+        return tuple(features)
+
+    def override(self, **overrides: Any) -> "Spec":
+        """Returns a copy with some fields replaced.
+
+        Raises:
+          UserError: on an unknown field or an invalid value.
+        """
+        known = [f.name for f in fields(self)]
+        for name in overrides:
+            if name not in known:
+                raise UserError(f"unknown field {name!r} of a spec: expected {', '.join(known)}")
+        return replace(self, **overrides)
 
     def _check_fields(self) -> None:
         for field, table in CHOICES.items():
@@ -134,78 +186,78 @@ class Spec:
             value = getattr(self, field)
             if not isinstance(value, list | tuple) or not value:
                 raise UserError(f"{field} is {value!r}: expected a tuple of integers")
-            for number in value:
-                _check_count(field, number, 1, maximum)
+            for i, number in enumerate(value):
+                _check_integer(f"{field}[{i}]", number, 1, maximum)
         for field, minimum, maximum in (
             ("stem_width", 1, MAX_CHANNELS),
             ("num_classes", 0, MAX_CLASSES),
             ("groups", 1, MAX_CHANNELS),
             ("base_width", 1, MAX_CHANNELS),
         ):
-            _check_count(field, getattr(self, field), minimum, maximum)
+            _check_integer(field, getattr(self, field), minimum, maximum)
         if self.output_stride not in OUTPUT_STRIDES:
             raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
 
     def _check_rates(self) -> None:
         for field in ("drop_path", "dropout"):
             value = getattr(self, field)
-            real = isinstance(value, int | float) and not isinstance(value, bool)
-            if not real or not 0 <= value < 1:
-                raise UserError(f"{field} is {value!r}: expected a probability of less than 1")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < 1:
+                raise UserError(f"{field} is {value!r}: expected a probability below 1")
         if self.drop_path and SHORTCUTS[self.shortcut].make is None:
-            raise UserError(f"drop_path is {self.drop_path}: a plain net needs every branch, use 0")
+            raise UserError(
+                f"drop_path is {self.drop_path}: a network without shortcuts needs every branch,"
+                " use drop_path=0"
+            )
 
     def _check_blocks(self) -> None:
-        if not isinstance(self.block, str | tuple) or len(self.blocks) != len(self.depths):
-            raise UserError(f"block {self.block!r} must be one name, or one for each of the stages")
-        for name in self.blocks:
+        if not isinstance(self.block, str | tuple) or len(self.block_names) != len(self.depths):
+            raise UserError(f"block is {self.block!r}: expected one name, or one name per stage")
+        for name in self.block_names:
             _check_name("block", name, BLOCKS)
-            if self.groups > 1 and not any(layer.grouped for layer in BLOCKS[name]):
-                raise UserError(f"groups is {self.groups}, but block {name!r} has no grouped layer")
+            if self.groups > 1 and not any(row.grouped for row in BLOCKS[name]):
+                raise UserError(
+                    f"groups is {self.groups}, but block {name!r} has no grouped convolution:"
+                    " use groups=1 or a bottleneck"
+                )
 
     def _check_channels(self) -> None:
         if self.pruned is not None:
-            whole = [[len(b.channels) for b in stage] for stage in plan(replace(self, pruned=None))]
-            if _lengths(self.pruned) != whole:
-                raise UserError("pruned must hold a number for each convolution of each block")
-        of = NORMS[self.norm].groups
-        stem = [int(self.stem_width * conv.share) for conv in STEMS[self.stem].convs]
-        for channels in {*stem}.union(*(b.channels for stage in plan(self) for b in stage)):
-            _check_count("channels", channels, 1, MAX_INNER)
-            if channels % of:
-                raise UserError(f"norm {self.norm!r} takes multiples of {of} channels: {channels}")
+            full = [[len(b.channels) for b in stage] for stage in replace(self, pruned=None).stages]
+            if _lengths(self.pruned) != full:
+                raise UserError(
+                    "pruned does not match depths and block: expected the number of channels of"
+                    " every convolution of every block"
+                )
+        multiple = NORMS[self.norm].channel_multiple
+        stem = [int(self.stem_width * conv.width_fraction) for conv in STEMS[self.stem].convs]
+        for channels in {*stem}.union(*(b.channels for stage in self.stages for b in stage)):
+            _check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
+            if channels % multiple:
+                raise UserError(
+                    f"norm {self.norm!r} needs numbers of channels divisible by {multiple}:"
+                    f" got {channels}"
+                )
 
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The branch of each stage."""
-        return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
 
-    @property
-    def min_image_size(self) -> int:
-        """The smallest image side, in pixels, on which no stride acts on a single pixel."""
-        strided = sum(stage[0].scale.stride == 2 for stage in plan(self))
-        return 2 ** (STEMS[self.stem].halvings + strided) // 2 + 1
+def _check_integer(name: str, value: object, minimum: int, maximum: int) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not minimum <= value <= maximum:  # type: ignore[operator]
+        raise UserError(f"{name} is {value!r}: expected an integer from {minimum} to {maximum}")
 
-    @property
-    def features(self) -> tuple[FeatureInfo, ...]:
-        """What the stem (before its pooling) and every stage give."""
-        stem = STEMS[self.stem]
-        stride = 2 ** sum(conv.stride == 2 for conv in stem.convs)
-        features = [FeatureInfo("stem", self.stem_width, stride)]
-        stride *= 2 if stem.pool else 1
-        for i, stage in enumerate(plan(self), start=1):
-            stride *= stage[0].scale.stride
-            features.append(FeatureInfo(f"stage{i}", stage[-1].channels[-1], stride))
-        return tuple(features)
 
-    def override(self, **overrides: Any) -> "Spec":
-        """This spec with some of its fields changed.
+def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
+    if not isinstance(value, str) or value not in table:
+        raise unknown(field, value, table)
 
-        Raises:
-          UserError: on a name that is not a field.
-        """
-        known = [f.name for f in fields(self)]
-        for name in overrides:
-            if name not in known:
-                raise UserError(f"unknown field {name!r} of a spec: expected {', '.join(known)}")
-        return replace(self, **overrides)
+
+def _lengths(pruned: Any) -> Any:
+    """Returns the length of each block's channels by stage; None if `pruned` is not nested so."""
+    try:
+        return [[len(channels) for channels in stage] for stage in pruned]
+    except TypeError:
+        return None
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -126,19 +126,13 @@ class Checkpointer:
         self.latest: int | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._corrupt: dict[int, str] = {}  # found in the background
-        self._cancelled = threading.Event()
         with self._disk_errors("opened"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._checksums = self._find_latest()
             self._manager = ocp.CheckpointManager(
                 self.folder, options=_manager_options(max_to_keep)
             )
-        older = [step for step in _steps(self.folder) if step != self.latest]
-        self._verifier = threading.Thread(
-            target=self._verify, args=(older,), name="verify", daemon=True
-        )
-        self._verifier.start()
+        self._start_verification()
 
     @contextlib.contextmanager
     def _disk_errors(self, verb: str) -> Iterator[None]:
@@ -177,24 +171,43 @@ class Checkpointer:
             f"the checkpoint at step {step} was skipped: {reason}; moved to {target}"
         )
 
-    def _verify(self, steps: Sequence[int]) -> None:
-        """Verifies the array data of older checkpoints, in a thread."""
+    def _start_verification(self) -> None:
+        """Starts to verify the array data of the older checkpoints in a thread.
+
+        A thread that was cancelled earlier keeps its own dictionary: what it finds is ignored.
+        """
+        self._cancelled, self._corrupt = threading.Event(), dict[int, str]()
+        older = [step for step in _steps(self.folder) if step != self.latest]
+        self._verifier = threading.Thread(
+            target=self._verify,
+            args=(older, self._cancelled, self._corrupt),
+            name="verify",
+            daemon=True,
+        )
+        self._verifier.start()
+
+    def _verify(
+        self, steps: Sequence[int], cancelled: threading.Event, corrupt: dict[int, str]
+    ) -> None:
+        """Adds the corrupt ones of the checkpoints to `corrupt`, with the reason."""
         for step in steps:
-            if self._cancelled.is_set():
+            if cancelled.is_set():
                 return
             try:
                 verify_manifest(self.folder / str(step))
             except CorruptCheckpointError as e:
-                self._corrupt[step] = str(e)
+                corrupt[step] = str(e)
 
     def _quarantine_corrupt(self) -> None:
         """Quarantines what the background verification found; no save may be in progress."""
-        corrupt, self._corrupt = self._corrupt, {}
+        # The thread may still add to the dictionary: take the items out one at a time.
+        corrupt = [self._corrupt.popitem() for _ in range(len(self._corrupt))]
+        existing = _steps(self.folder)
         # A checkpoint that Orbax deleted meanwhile is not corrupt.
-        existing = {step: why for step, why in corrupt.items() if step in _steps(self.folder)}
-        for step, reason in existing.items():
+        corrupt = [(step, reason) for step, reason in corrupt if step in existing]
+        for step, reason in corrupt:
             self._quarantine(step, reason)
-        if existing:
+        if corrupt:
             self._manager.reload()
 
     def restore(self, template: dict[str, Any]) -> Checkpoint | None:
@@ -211,9 +224,12 @@ class Checkpointer:
                 with self._disk_errors("read"):
                     return _read(self.folder, self.latest, template, self._checksums)
             except CorruptCheckpointError as e:
+                # These steps may be saved again: the thread must not report the new checkpoints.
+                self._cancelled.set()
                 self._quarantine(self.latest, str(e))
                 self._checksums = self._find_latest()
                 self._manager.reload()
+                self._start_verification()
         return None
 
     def save(self, checkpoint: Checkpoint, accuracy: float | None = None) -> None:

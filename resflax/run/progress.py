@@ -16,7 +16,8 @@ class RunProgress:
 
     def __init__(self, steps: int, interval: float = 10.0, *, silent: bool = False) -> None:
         self.meter = ProgressMeter(steps, interval=interval, silent=silent)
-        self.steps, self.step, self.train_text = steps, 0, ""
+        self.steps, self.step = steps, 0
+        self.train_text = self.test_text = ""
 
     def resume(self, step: int) -> None:
         """Counts the steps that earlier processes took."""
@@ -30,12 +31,12 @@ class RunProgress:
         )
         speed = f"{record['examples_per_second']:,.0f} examples/s"
         self.train_text = f"loss {loss}, accuracy {accuracy}, {speed}"
-        self._update(record, self.train_text, remaining, force=False)
+        self._update(record, "", remaining, force=False)
 
     def test(self, record: dict[str, Any], remaining: float) -> None:
         """Shows the record of an evaluation."""
-        text = f"{self.train_text}, test {record['accuracy']:.4f}".removeprefix(", ")
-        self._update(record, text, remaining, force=True)
+        self.test_text = f", test {record['accuracy']:.4f}"
+        self._update(record, self.test_text, remaining, force=True)
 
     def print(self, line: str) -> None:
         """Prints a separate line."""
@@ -45,7 +46,14 @@ class RunProgress:
         """Stops drawing."""
         self.meter.close()
 
-    def _update(self, record: dict[str, Any], text: str, remaining: float, *, force: bool) -> None:
-        place = f"epoch {record['epoch']:.1f}, step {record['step']}/{self.steps}"
+    def _update(
+        self, record: dict[str, Any], test_text: str, remaining: float, *, force: bool
+    ) -> None:
         steps, self.step = record["step"] - self.step, record["step"]
-        self.meter.update(steps, f"{place}: {text}", remaining=remaining, force=force)
+        place = f"epoch {record['epoch']:.1f}, step {record['step']}/{self.steps}"
+        line = f"{place}: {(self.train_text + test_text).removeprefix(', ')}"
+        # Fits into 80 columns; narrower terminals cut the last part, the test accuracy.
+        short = self.train_text.replace("examples", "ex") + self.test_text
+        self.meter.update(
+            steps, short.removeprefix(", "), line=line, remaining=remaining, force=force
+        )

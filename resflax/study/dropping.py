@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from resflax.cli.study import count
 from resflax.data import Dataset, eval_batches, normalize
 from resflax.errors import UserError
-from resflax.nn.scan import split_block
+from resflax.nn.scan import parse_block_name
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.folder import Folder
 from resflax.study.nets import add_nets, open_nets
@@ -64,7 +64,7 @@ def without(model: Any, variables: Any, stage: int, block: int) -> tuple[Any, An
     def moved(blocks: dict[str, Any]) -> dict[str, Any]:
         out = {}
         for name, value in blocks.items():
-            place = split_block(name)
+            place = parse_block_name(name)
             if place is None or place[0] != stage or place[1] < block:
                 out[name] = value
             elif place[1] > block:

@@ -19,7 +19,7 @@ import optax
 from resflax.cli.study import count, numbers
 from resflax.nn import Residual, identity, linear_projection
 from resflax.nn.batch_norm import BatchNorm
-from resflax.nn.scan import scanned
+from resflax.nn.scan import scan_module
 from resflax.plotting import line_style, mean_and_range, new_figure, save
 from resflax.study.folder import Folder
 from resflax.study.told import Told
@@ -56,7 +56,7 @@ class Stack(nn.Module):
             return norm(name="norm2")(y)
 
         shortcut: Any = SHORTCUTS[self.kind]
-        blocks = scanned(Residual, self.depth)
+        blocks = scan_module(Residual, self.depth)
         return blocks(branch, shortcut=shortcut, post=identity, name="blocks").step(x)[0]
 
 

@@ -106,7 +106,7 @@ def from_weights(place: str, dataset: Dataset) -> tuple[str, Net, Dataset]:
         raise UserError(
             f"{where} needs images of {minimum}x{minimum}: {dataset.name}'s are smaller"
         )
-    normalized = dataset.normalized_by(card.preprocess.mean, card.preprocess.std)
+    normalized = dataset.with_normalization(card.preprocess.mean, card.preprocess.std)
     return name or where, (create_model(card.spec, scan=False), variables), normalized
 
 

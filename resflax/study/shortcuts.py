@@ -40,7 +40,7 @@ def cost(model: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros(x.shape), train=False)
     )
-    with conv_backend("plain"):
+    with conv_backend("xla"):
         lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, x)
     analysis: Any = lowered.cost_analysis()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

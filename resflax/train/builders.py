@@ -87,7 +87,7 @@ def build(
     if model is None:
         model, variables = _build_model_for(config, dataset)
     if config.pretrained:
-        dataset = dataset.normalized_by(config.data.mean, config.data.std)
+        dataset = dataset.with_normalization(config.data.mean, config.data.std)
     schedule = build_schedule(config, len(dataset.train))
     optimizer = build_optimizer(config, schedule)
     normalizer = build_normalizer(dataset.train)
@@ -122,7 +122,7 @@ def build_dataset(config: ConfigDict) -> Dataset:
         on_bad_example=data.on_bad_example,
         seed=config.seed,
     )
-    return dataset.normalized_by(tuple(data.mean), tuple(data.std))
+    return dataset.with_normalization(tuple(data.mean), tuple(data.std))
 
 
 def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]:

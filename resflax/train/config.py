@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from resflax.data.augment import Augment, Mix, make_augment, make_mix
-from resflax.data.source import POLICIES
+from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES
 from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
@@ -206,7 +206,7 @@ CHOICES: dict[str, Any] = {
     "parallel": ENGINES,
     "on_nonfinite": ACTIONS[1:],
     "data.placement": PLACEMENTS,
-    "data.on_bad_example": POLICIES,
+    "data.on_bad_example": ON_BAD_EXAMPLE,
 }
 # Rules over several keys: the invalid combination, and its message.
 COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (

@@ -6,18 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from resflax.data import (
     Dataset,
     InMemorySplit,
     Split,
-    StreamingSplit,
+    batch_epochs,
     batch_indices,
     eval_batches,
-    stream_eval_batches,
-    stream_train_batches,
     train_batches,
 )
 from resflax.distributed import Engine
@@ -67,42 +64,36 @@ def train_iterator(
     split: Split, config: ConfigDict, start: int, stop: int, local_rows: slice
 ) -> Iterator[Any]:
     """Yields this process's rows of the batches of steps `start` to `stop` - 1, on the host."""
-    order: dict[str, Any] = {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "start": start,
-        "stop": stop,
-        "mine": local_rows,
-    }
-    if isinstance(split, StreamingSplit):
-        return stream_train_batches(split, workers=config.data.num_workers, **order)
-    return train_batches(split, **order)
+    return train_batches(
+        split,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start=start,
+        stop=stop,
+        local_rows=local_rows,
+        num_workers=config.data.num_workers,
+    )
 
 
 def eval_iterator(split: Split, config: ConfigDict, local_rows: slice) -> Iterator[Any]:
     """Yields this process's rows of batches that have every example once."""
-    size = config.batch_size
-    if isinstance(split, StreamingSplit):
-        workers = config.data.num_workers
-        return stream_eval_batches(split, batch_size=size, workers=workers, mine=local_rows)
-    return eval_batches(split, batch_size=size, mine=local_rows)
-
-
-def _example_epochs(config: ConfigDict, step: int, examples: int) -> Int[np.ndarray, " batch"]:
-    """Returns how often each example of a batch was used before, int32."""
-    positions = step * config.batch_size + np.arange(config.batch_size)
-    return (positions // examples).astype(np.int32)
+    return eval_batches(
+        split,
+        batch_size=config.batch_size,
+        local_rows=local_rows,
+        num_workers=config.data.num_workers,
+    )
 
 
 def make_host_step_fn(
     engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
 ) -> StepFn:
     """Compiles a step that gets one batch at a time from the host, from step `start` on."""
-    rows, examples = engine.local_slice(config.batch_size), len(split)
+    size, examples, rows = config.batch_size, len(split), engine.local_slice(config.batch_size)
     batches = train_iterator(split, config, start, stop, rows)
 
     def add_epoch(batch: Any, number: int) -> Any:
-        return batch | {"epoch": _example_epochs(config, number, examples)[rows]}
+        return batch | {"epoch": batch_epochs(number, size, examples)[rows]}
 
     if config.data.alternating_flip:
         batches = map(add_epoch, batches, range(start, stop))
@@ -134,7 +125,7 @@ def make_device_step_fn(
         indices = [batch_indices(config.seed, s, size, examples)[rows] for s in steps]
         order = {"index": np.stack(indices).astype(np.int32)}
         if config.data.alternating_flip:
-            epochs = [_example_epochs(config, s, examples)[rows] for s in steps]
+            epochs = [batch_epochs(s, size, examples)[rows] for s in steps]
             order["epoch"] = np.stack(epochs)
         first = engine.replicate(np.int32(steps.start))
         return {"dataset": dataset, "first_step": first, "order": engine.shard_index(order)}

@@ -13,6 +13,7 @@ from resflax.distributed.processes import (
     lost_process_as_user_error,
 )
 from resflax.errors import unknown
+from resflax.kernels import describe_backend
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt
 from resflax.run.workdir import Workdir
@@ -73,12 +74,18 @@ def fit(
             if results:
                 progress.print("run already finished")
             else:
-                for line in (*opened.notes, trainer.summary()):
+                for line in (*opened.notes, _backend_line(trainer), trainer.summary()):
                     progress.print(line)
                 results = loop.fit(trainer, opened, progress, interrupt)
             progress.close()
             progress.print(_summary(results, path))
             return results
+
+
+def _backend_line(trainer: Trainer) -> str:
+    engine = trainer.engine
+    partitioned = engine.name == "mesh" and len(engine.devices) > 1
+    return describe_backend(trainer.config.dtype, partitioned=partitioned)
 
 
 def _summary(results: dict[str, Any], path: Path) -> str:

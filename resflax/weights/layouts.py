@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 
 from resflax.nn import Spec
-from resflax.nn.scan import split_block
+from resflax.nn.scan import parse_block_name
 
 Path = tuple[str, ...]
 
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
     def module_name(self, modules: Path) -> str | None:
         """Returns the torch name of a linen module, or None if the layout has no name for it."""
-        position = split_block(modules[0])
+        position = parse_block_name(modules[0])
         if position is None:
             return self.outer.get(modules[0])
         inner = self.inner.get(modules[1])

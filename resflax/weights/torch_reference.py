@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from resflax.errors import UserError
-from resflax.nn import Spec, plan
+from resflax.nn import BlockConfig, BlockGeometry, Spec
 from resflax.weights.bridge import Variables, to_torch, variable_shapes
 from resflax.weights.layouts import TORCH_LEAVES, array_specs, default_layout
 
@@ -62,7 +62,7 @@ class TorchResNet:
     def __call__(self, x: Any) -> Any:
         """Maps images `(n, channels, height, width)` to logits."""
         x = self.pool(self.stem(x))
-        for i, stage in enumerate(plan(self.spec), start=1):
+        for i, stage in enumerate(self.spec.stages, start=1):
             for j, block in enumerate(stage, start=1):
                 x = self.block(f"stage{i}_block{j}", block, x)
         if self.spec.preact:
@@ -96,40 +96,40 @@ class TorchResNet:
             return self.blur(self.f.max_pool2d(x, 3, 1, 1), 2)
         return self.f.max_pool2d(x, 3, 2, 1)
 
-    def block(self, name: str, block: Any, x: Any) -> Any:
+    def block(self, name: str, block: BlockConfig, x: Any) -> Any:
         """Applies one residual block: branch, attention, shortcut."""
-        spec, scale = self.spec, block.scale
+        spec, geometry = self.spec, block.geometry
         h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
-        y, last, dilation = h, len(block.layers), scale.before
-        for i, layer in enumerate(block.layers, start=1):
+        y, last, dilation = h, len(block.rows), geometry.in_dilation
+        for i, row in enumerate(block.rows, start=1):
             if spec.preact and i > 1:
                 y = self.norm(f"{name}.norm{i}", y, act=True)
-            filtered = layer.strided and scale.changes and spec.antialias != "none"
-            stride = scale.stride if layer.strided and not filtered else 1
-            groups = spec.groups if layer.grouped else 1
+            filtered = row.strided and geometry.strides_or_dilates and spec.antialias != "none"
+            stride = geometry.stride if row.strided and not filtered else 1
+            groups = spec.groups if row.grouped else 1
             y = self.conv(f"{name}.conv{i}", y, stride=stride, dilation=dilation, groups=groups)
-            dilation = scale.dilation if layer.strided else dilation
+            dilation = geometry.dilation if row.strided else dilation
             if not spec.preact:
                 y = self.norm(f"{name}.norm{i}", y, act=i < last)
-            y = self.down(y, scale.stride) if filtered else y
+            y = self.down(y, geometry.stride) if filtered else y
         y = self.attend(name, y)
-        y = y + self.shortcut(name, scale, h, x) if spec.shortcut != "none" else y
+        y = y + self.shortcut(name, geometry, h, x) if spec.shortcut != "none" else y
         return y if spec.preact else self.f.relu(y)
 
-    def shortcut(self, name: str, scale: Any, h: Any, x: Any) -> Any:
+    def shortcut(self, name: str, geometry: BlockGeometry, h: Any, x: Any) -> Any:
         """Returns the shortcut of `x`; projections take the activated input `h`."""
         spec = self.spec
         if f"{name}.Ws.weight" not in self.tensors:
-            if spec.shortcut != "A" or not scale.stride > 1:
+            if spec.shortcut != "A" or not geometry.stride > 1:
                 return x
             padding = h.shape[1] // 2
             return self.f.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, padding, padding))
-        if spec.shortcut == "D" and scale.stride > 1:
+        if spec.shortcut == "D" and geometry.stride > 1:
             h = self.f.avg_pool2d(h, 2, 2, ceil_mode=True, count_include_pad=False)
-        elif spec.shortcut == "D" and scale.dilation > 1:
+        elif spec.shortcut == "D" and geometry.dilation > 1:
             h = self.f.avg_pool2d(self.f.pad(h, (0, 1, 0, 1)), 2, 1)
-        stride = 1 if spec.shortcut == "D" else scale.stride
-        y = self.conv(f"{name}.Ws", h, stride=stride, dilation=scale.before)
+        stride = 1 if spec.shortcut == "D" else geometry.stride
+        y = self.conv(f"{name}.Ws", h, stride=stride, dilation=geometry.in_dilation)
         return y if spec.preact else self.norm(f"{name}.Ws_norm", y, act=False)
 
     def down(self, x: Any, stride: int) -> Any:

@@ -1,4 +1,4 @@
-"""Named architectures: rows of data, one file per family, and the registry."""
+"""Named architectures: one file of specs per family, and the registry."""
 
 from resflax.zoo.registry import create_model as create_model
 from resflax.zoo.registry import get_spec as get_spec

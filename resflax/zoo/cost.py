@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, part by part; nothing is computed."""
+"""Parameters and multiply-adds of a network, by stage, from shapes alone."""
 
 from collections.abc import Callable
 from math import prod
@@ -11,60 +11,64 @@ import jax.numpy as jnp
 from resflax.nn import ResNet
 
 
-class Part(NamedTuple):
-    """A row of `cost`.
+class PartCost(NamedTuple):
+    """Cost of the stem, a stage or the head.
 
     Attributes:
-      name: "stem", "stage1" and so on, "head".
-      blocks: how many it has.
-      shape: of its output for one image, without the batch axis.
-      parameters: how many numbers it is trained with.
-      multiply_adds: of its convolutions and matrix products, for one image.
+      name: "stem", "stage1" and so on, or "head".
+      blocks: number of residual blocks.
+      output_shape: shape of the output for one image, without the batch axis.
+      parameters: number of trainable parameters.
+      multiply_adds: multiply-adds of convolutions and matrix products, for one image.
     """
 
     name: str
     blocks: int
-    shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
 
 
-def cost(model: ResNet, image: tuple[int, int, int]) -> list[Part]:
-    """The parts of a network (not scanned) for an image of `(height, width, channels)`.
+def part_costs(model: ResNet, image_shape: tuple[int, int, int]) -> list[PartCost]:
+    """Returns the costs of stem, stages and head for an image `(height, width, channels)`.
+
+    Nothing is computed: the model is traced by `jax.eval_shape`. It must have `scan=False`.
 
     >>> from resflax import create_model
-    >>> [stem, *_, head] = cost(create_model("cifar_resnet20"), (32, 32, 3))
+    >>> [stem, *_, head] = part_costs(create_model("cifar_resnet20"), (32, 32, 3))
     >>> stem.multiply_adds == 32 * 32 * 3 * 3 * 3 * 16, head.parameters == 64 * 10 + 10
     (True, True)
     """
-    parts: dict[str, dict[str, Any]] = {}
+    parts: dict[str, PartCost] = {}
 
-    def part_of(path: tuple[str, ...]) -> dict[str, Any]:
-        name = path[0].split("_")[0]
-        return parts.setdefault(name, {"blocks": set(), "shape": (), "size": 0, "work": 0})
+    def add(module_name: str, blocks: int = 0, parameters: int = 0, multiply_adds: int = 0) -> str:
+        name = module_name.split("_")[0]
+        part = parts.get(name, PartCost(name, 0, (), 0, 0))
+        parts[name] = part._replace(
+            blocks=part.blocks + blocks,
+            parameters=part.parameters + parameters,
+            multiply_adds=part.multiply_adds + multiply_adds,
+        )
+        return name
 
-    def watch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        y = call(*args, **kwargs)
-        path = context.module.path
-        if path and context.method_name == "__call__":
-            part = part_of(path)
-            if len(path) == 1:
-                part["shape"] = y.shape[1:]
-            if len(path) == 1 and path[0].startswith("stage"):
-                part["blocks"].add(path[0])
-            if isinstance(context.module, nn.Conv | nn.Dense):
-                kernel = context.module.variables["params"]["kernel"]
-                part["work"] += prod(y.shape) * prod(kernel.shape[:-1])
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        y, module = call(*args, **kwargs), context.module
+        path = module.path
+        if not path or context.method_name != "__call__":
+            return y
+        if len(path) == 1:
+            name = add(path[0], blocks=int(path[0].startswith("stage")))
+            parts[name] = parts[name]._replace(output_shape=y.shape[1:])
+        if isinstance(module, nn.Conv | nn.Dense):
+            kernel = module.variables["params"]["kernel"]
+            add(path[0], multiply_adds=prod(y.shape) * prod(kernel.shape[:-1]))
         return y
 
-    def run() -> Any:
-        with nn.intercept_methods(watch):
-            return model.init(jax.random.key(0), jnp.zeros((1, *image)), train=False)
+    def init() -> Any:
+        with nn.intercept_methods(intercept):
+            return model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
 
-    variables = jax.eval_shape(run)
+    variables = jax.eval_shape(init)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        part_of((path[0].key,))["size"] += leaf.size
-    return [
-        Part(name, len(part["blocks"]), part["shape"], part["size"], part["work"])
-        for name, part in parts.items()
-    ]
+        add(path[0].key, parameters=leaf.size)
+    return list(parts.values())

@@ -1,6 +1,6 @@
-"""How many channels pruning has left of the ECA nets (Aflalo et al. 2020, arXiv:2002.08258).
+"""Channels of timm's pruned ECA-ResNets (Aflalo et al. 2020, arXiv:2002.08258).
 
-For each stage the width that its blocks share, and for each of its blocks the two inner ones.
+Each stage has its output channels, shared by its blocks, and a pair of inner channels per block.
 """
 
 from resflax.nn.spec import Pruned

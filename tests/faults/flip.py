@@ -1,34 +1,35 @@
-"""Damage to every file of a real run's checkpoints, those that it would not go on from as well."""
+"""Damage to every file of a run's checkpoints, older ones included."""
 
-import json
 import random
 import shutil
-import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
-import numpy as np
-from ml_collections import ConfigDict
-from starts import KINDS, ROOT, Start, environment
+from models import checkpoint_template
+from runs import PIPELINES, TrainProcess, make_env
 from tqdm import tqdm
 
-from resflax.run.checkpoint import Checkpoints
+from resflax.cli.train import silence_libraries
+from resflax.run.checkpoint import Checkpointer
 from resflax.run.manifest import leaf_checksums, verify_manifest
-from resflax.train import Trainer, default_config
-
-sys.path.insert(0, str(ROOT))
-import train
 
 
 @dataclass
-class Damaged:
-    """What came of it, by the kind of damage: how often told and passed over, of how many."""
+class Report:
+    """Outcome of a campaign, by kind of damage.
 
-    told: dict[str, int] = field(default_factory=dict)
-    tried: dict[str, int] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
+    Attributes:
+      cases: number of cases.
+      reported: number of cases with one warning and the right step restored.
+      errors: one line for each other case.
+    """
+
+    cases: Counter[str] = field(default_factory=Counter)
+    reported: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
 
 
 def _flip(path: Path, rng: random.Random) -> None:
@@ -45,44 +46,49 @@ def _truncate(path: Path, rng: random.Random) -> None:
 DAMAGES = {"bit flipped": _flip, "truncated": _truncate, "deleted": lambda path, rng: path.unlink()}
 
 
-def state_like(folder: Path):
-    """What a start would ask a checkpoint for: made from the run's config."""
-    config = default_config()
-    with config.unlocked():
-        config.update(ConfigDict(json.loads((folder / "config.json").read_text())))
-    return Trainer(*train.build(config)).init()
-
-
-def campaign(flips: int = 100, seed: int = 0) -> Damaged:
-    """`flips` single bits over all files in turn, each file truncated, each deleted."""
-    place, found, rng = Path(tempfile.mkdtemp(prefix="faults-")), Damaged(), random.Random(seed)
-    start = Start(place / "run", KINDS["resident"], environment(place / "cache"))
-    assert start.wait() == 0, start.log.read_text()
-    like = state_like(place / "run")
-    steps = sorted(int(p.name) for p in (place / "run" / "checkpoints").iterdir())
-    root = place / "run" / "checkpoints"
-    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
-    sums = {step: set(verify_manifest(root / str(step)).values()) for step in steps}
+def campaign(flips: int = 100, seed: int = 0) -> Report:
+    """Flips single bits of all files in turn, truncates each file, and deletes each."""
+    folder, report, rng = Path(tempfile.mkdtemp(prefix="faults-")), Report(), random.Random(seed)
+    workdir, copy = folder / "run", folder / "copy"
+    process = TrainProcess(workdir, PIPELINES["device"], make_env(folder / "cache"))
+    assert process.wait() == 0, process.log.read_text()
+    template, root = checkpoint_template(workdir), workdir / "checkpoints"
+    steps = sorted(int(path.name) for path in root.iterdir())
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    checksums = {step: verify_manifest(root / str(step)) for step in steps}
     cases = [("bit flipped", files[i % len(files)]) for i in range(flips)]
     cases += [(kind, file) for kind in ("truncated", "deleted") for file in files]
     for kind, file in tqdm(cases, "flip"):
-        copy, hurt = place / "copy", int(file.parts[0])
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(place / "run", copy)
+        shutil.copytree(workdir, copy)
         DAMAGES[kind](copy / "checkpoints" / file, rng)
-        checkpoints = Checkpoints(copy / "checkpoints", 3)
-        saved = checkpoints.restore(like)
-        checkpoints.close()
-        found.tried[kind] = found.tried.get(kind, 0) + 1
-        last = max(step for step in steps if step != hurt)
-        right = (
-            len(checkpoints.warnings) == 1
-            and f"step {hurt} is passed over" in checkpoints.warnings[0]
-            and int(np.asarray(saved.state.step)) == last
-            and set(leaf_checksums(jax.device_get(saved.state)).values()) <= sums[last]
-        )
-        if right:
-            found.told[kind] = found.told.get(kind, 0) + 1
+        checkpointer = Checkpointer(copy / "checkpoints", 3)
+        restored = checkpointer.restore(template)
+        checkpointer.close()
+        report.cases[kind] += 1
+        damaged = int(file.parts[0])
+        latest = max(step for step in steps if step != damaged)
+        warnings = checkpointer.warnings
+        if (
+            len(warnings) == 1
+            and f"step {damaged} was skipped" in warnings[0]
+            and file.name in warnings[0]
+            and restored is not None
+            and restored.step == int(restored.tree["state"].step) == latest
+            and leaf_checksums(jax.device_get(restored.tree)) == checksums[latest]
+        ):
+            report.reported[kind] += 1
         else:
-            found.wrong.append(f"{kind} {file}: {checkpoints.warnings}")
-    return found
+            report.errors.append(f"{kind} {file}: {warnings}")
+    return report
+
+
+def main(flips: int) -> bool:
+    """Prints the report; returns whether all is well."""
+    silence_libraries()
+    report = campaign(flips)
+    for kind, cases in report.cases.items():
+        reported = report.reported[kind]
+        print(f"{kind}: {reported} of {cases} reported, the last valid checkpoint restored")
+    print(*report.errors, sep="\n", end="", flush=True)
+    return not report.errors

@@ -1,4 +1,4 @@
-"""Runs that are asked to end, by SIGTERM and SIGINT, at random moments."""
+"""Runs that get SIGTERM or SIGINT at random moments."""
 
 import random
 import signal
@@ -7,41 +7,64 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starts import Start, environment, reference, told
+from runs import TrainProcess, make_env, read_outputs, reference_run
 from tqdm import tqdm
 
 
 @dataclass
-class Stopped:
-    """What came of it: `statuses` as they were, `seconds` from the signal to the end."""
+class Report:
+    """Outcome of a campaign.
 
-    right: int = 0
+    Attributes:
+      passed: number of runs that stopped with the right status and finished bit-identically.
+      saved: number of runs that stopped after a step, with a checkpoint of it.
+      seconds: from the signal to the end of the process, for each run.
+      errors: one line for each run that did not pass.
+    """
+
+    passed: int = 0
+    saved: int = 0
     seconds: list[float] = field(default_factory=list)
-    saved: int = 0  # ended with a step and its checkpoint, not before the first
-    wrong: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
-def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Stopped:
-    """Each run is asked once, must end with 128 + the signal's number, and go on to its end."""
-    unhurt, found, rng = reference("resident"), Stopped(), random.Random(seed)
-    place, env = Path(tempfile.mkdtemp(prefix="faults-")), environment(unhurt.place / "cache")
-    keys = unhurt.keys
+def campaign(runs: int, number: int = signal.SIGTERM, seed: int = 0) -> Report:
+    """Stops each run once by a signal: the status must be 128 + its number. Then resumes it."""
+    reference, report, rng = reference_run("device"), Report(), random.Random(seed)
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    env, options = make_env(reference.folder / "cache"), reference.options
     for i in tqdm(range(runs), signal.Signals(number).name):
-        workdir = place / f"run{i}"
-        start = Start(workdir, keys, env)
-        part = rng.uniform(i, i + 1) / runs  # spread over imports, compilation and steps
-        until = start.began + 0.2 + part * unhurt.seconds  # Python needs 0.1 s to begin
-        while time.monotonic() < until and not unhurt.nearly(workdir):
+        workdir = folder / f"run{i}"
+        process = TrainProcess(workdir, options, env)
+        share = rng.uniform(i, i + 1) / runs  # spread over imports, compilation and steps
+        # Python needs 0.1 s to start.
+        signal_time = process.start_time + 0.2 + share * reference.seconds
+        while time.monotonic() < signal_time and not reference.is_almost_finished(workdir):
             time.sleep(0.0005)
-        asked = time.monotonic()
-        if start.process.poll() is None:
-            start.kill(number)
-        status = start.wait()
-        found.seconds.append(time.monotonic() - asked)
-        found.saved += "stopped after step" in start.log.read_text()
-        again = Start(workdir, keys, env).wait()
-        if (status, again) == (128 + number, 0) and told(workdir) == unhurt.left:
-            found.right += 1
+        signal_time = time.monotonic()
+        if process.is_running():
+            process.send(number)
+        status = process.wait()
+        report.seconds.append(time.monotonic() - signal_time)
+        report.saved += "stopped after step" in process.log.read_text()
+        resumed = TrainProcess(workdir, options, env).wait()
+        statuses = status, resumed
+        if statuses == (128 + number, 0) and read_outputs(workdir) == reference.outputs:
+            report.passed += 1
         else:
-            found.wrong.append(f"run {i}: status {status}, then {again}: see {start.log}")
-    return found
+            report.errors.append(f"run {i}: status {status}, then {resumed}: see {process.log}")
+    return report
+
+
+def main(runs: int) -> bool:
+    """Prints the reports of both signals; returns whether all is well."""
+    passed = True
+    for number in (signal.SIGTERM, signal.SIGINT):
+        report = campaign(runs, number)
+        print(
+            f"{number.name}: {report.passed} of {runs}, {report.saved} of them with a step saved,\n"
+            f"  at most {max(report.seconds):.1f} s from the signal to the end"
+        )
+        print(*report.errors, sep="\n", end="", flush=True)
+        passed &= report.passed == runs
+    return passed

@@ -1,4 +1,4 @@
-"""One convolution of each kind that networks have, and the roads that they are tried on."""
+"""One convolution of each kind that networks use, and the CPU backends to test them on."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,42 +7,43 @@ import pytest
 from helpers.conv_reference import normal
 from resflax.kernels import onednn
 
-REASON = onednn.why_not()
-needs_onednn = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-FAST = ["cpu", pytest.param("onednn", marks=needs_onednn)]
+UNAVAILABLE_REASON = onednn.unavailable_reason()
+needs_onednn = pytest.mark.skipif(UNAVAILABLE_REASON is not None, reason=str(UNAVAILABLE_REASON))
+CPU_BACKENDS = ["cpu", pytest.param("onednn", marks=needs_onednn)]
 NHWC = ("NHWC", "HWIO", "NHWC")
-SAME = {
+SAME_3X3 = {
     "window_strides": (1, 1),
     "padding": ((1, 1), (1, 1)),
     "dimension_numbers": NHWC,
 }
-ONE = {"window_strides": (1, 1), "padding": ((0, 0), (0, 0)), "dimension_numbers": NHWC}
-# For each kind of network layer one: image, kernel, how. The cpu road takes each another way.
+POINTWISE = {"window_strides": (1, 1), "padding": ((0, 0), (0, 0)), "dimension_numbers": NHWC}
+# Image shape, kernel shape and options; the "cpu" backend uses another algorithm for each.
 LAYERS = {
-    "pointwise": ((2, 6, 5, 8), (1, 1, 8, 12), {**ONE, "window_strides": (2, 2)}),
-    "winograd": ((4, 9, 8, 32), (3, 3, 32, 32), SAME),
-    "blocks": ((2, 7, 9, 8), (3, 3, 8, 6), SAME),
-    "taps": ((2, 7, 8, 8), (3, 3, 8, 6), {**SAME, "window_strides": (2, 2)}),
-    "groups": ((2, 6, 7, 8), (3, 3, 2, 12), {**SAME, "feature_group_count": 4}),
+    "pointwise": ((2, 6, 5, 8), (1, 1, 8, 12), {**POINTWISE, "window_strides": (2, 2)}),
+    "winograd": ((4, 9, 8, 32), (3, 3, 32, 32), SAME_3X3),
+    "blocks": ((2, 7, 9, 8), (3, 3, 8, 6), SAME_3X3),
+    "taps": ((2, 7, 8, 8), (3, 3, 8, 6), {**SAME_3X3, "window_strides": (2, 2)}),
+    "groups": ((2, 6, 7, 8), (3, 3, 2, 12), {**SAME_3X3, "feature_group_count": 4}),
 }
 every_layer = pytest.mark.parametrize("layer", LAYERS)
-all_but_winograd = pytest.mark.parametrize(
-    "layer", sorted(LAYERS.keys() - {"winograd"})
-)  # it compiles long
+# Winograd is slow to compile.
+all_but_winograd = pytest.mark.parametrize("layer", sorted(LAYERS.keys() - {"winograd"}))
 
 
-def loss(convolve, x, w, **how):
-    """Not bilinear, so that its second derivatives hold every pair of operands."""
-    return jnp.sum(jnp.sin(convolve(x, w, **how)) * jnp.cos(jnp.mean(w)))
+def loss(convolve, x, w, **options):
+    """A function that is not bilinear, so its second derivatives cover every pair of operands."""
+    return jnp.sum(jnp.sin(convolve(x, w, **options)) * jnp.cos(jnp.mean(w)))
 
 
-def point(layer):
-    x, w, how = LAYERS[layer]
+def example_of(layer):
+    """Returns an image, a kernel, a tangent for each, and the layer's options."""
+    x, w, options = LAYERS[layer]
     scale = np.sqrt(np.prod(w[:3]))
-    return normal(x), normal(w, seed=1) / scale, normal(x, seed=2), normal(w, seed=3) / scale, how
+    tangents = normal(x, seed=2), normal(w, seed=3) / scale
+    return normal(x), normal(w, seed=1) / scale, *tangents, options
 
 
-def shapes_of(form, x, w):
-    """The shapes of each reading's operands and of its result."""
-    y = form.shape("y", x, w)
-    return {"y": (x, w, y), "x": (y, w, x), "w": (x, y, w)}
+def pass_shapes(params, x, w):
+    """Returns, for each pass, the shapes of its two operands and of its result."""
+    y = params.result_shape("fwd", x, w)
+    return {"fwd": (x, w, y), "dgrad": (y, w, x), "wgrad": (x, y, w)}

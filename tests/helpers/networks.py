@@ -1,28 +1,28 @@
-"""Compiling that takes no time to optimise: for tests of what is computed, not of how fast."""
+"""Networks compiled without optimisation, for tests of values rather than speed."""
 
 import jax
 import numpy as np
 
 
 def run(f, *args):
-    """`f(*args)` as one compiled program."""
+    """Compiles `f` without optimisation and returns `f(*args)`."""
     compiled = jax.jit(f).lower(*args).compile({"xla_backend_optimization_level": 0})
     return compiled(*args)
 
 
 def apply(model, variables, x):
-    """What a network in evaluation makes of images."""
+    """Returns the outputs of a network in evaluation mode."""
     return run(lambda v, x: model.apply(v, x, train=False), variables, x)
 
 
 def variables_of(model, shape=(1, 64, 64, 3)):
-    """Shapes and dtypes of a network's variables; nothing is computed."""
+    """Returns shapes and dtypes of a network's variables, without computing them."""
     image = jax.ShapeDtypeStruct(shape, np.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
 
 
 def randomised(tree, seed=0):
-    """The same tree with every leaf drawn, near what trained nets hold; no zeros and no ones."""
+    """Returns the tree with random leaves of plausible scale, so no term is hidden by a 0 or 1."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, x):

@@ -1,7 +1,7 @@
-"""Pure functions from stored images to network input, under `jit` and `vmap`.
+"""Pure augmentation functions on stored images, for `jit` and `vmap`.
 
-Each is a function of (key, image), or of a batch and a key for each example, and each that draws
-stands beside the one that does as it is told.
+The functions take a key and one image; `make_augment` and `make_mix` return functions of a batch
+and one key per example. Every random transform has a deterministic counterpart.
 """
 
 from resflax.data.augment.crop import inception_crop as inception_crop
@@ -13,8 +13,11 @@ from resflax.data.augment.erase import cutout as cutout
 from resflax.data.augment.erase import random_erasing as random_erasing
 from resflax.data.augment.jitter import color_jitter as color_jitter
 from resflax.data.augment.mix import Mix as Mix
+from resflax.data.augment.mix import check_mix as check_mix
 from resflax.data.augment.mix import make_mix as make_mix
+from resflax.data.augment.pipeline import TRANSFORMS as TRANSFORMS
 from resflax.data.augment.pipeline import Augment as Augment
+from resflax.data.augment.pipeline import check_augment as check_augment
 from resflax.data.augment.pipeline import make_augment as make_augment
 from resflax.data.augment.pixels import normalize as normalize
 from resflax.data.augment.rand import rand_augment as rand_augment

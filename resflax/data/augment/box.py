@@ -1,32 +1,29 @@
-"""Rectangles of pixels, of sizes and places that no shape depends on."""
+"""Random rectangles of pixels whose sizes and positions are traced values."""
 
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from resflax.data.augment.chance import one_of
-
-Array = jax.Array
-
-TRIES = 10  # as in torchvision and timm
+ATTEMPTS = 10  # as in torchvision and timm
 
 
 class Box(NamedTuple):
-    """`height` x `width` pixels from (`top`, `left`), int32 scalars; may reach over the edges."""
+    """`height` x `width` pixels at (`top`, `left`), int32 scalars; may extend past the edges."""
 
-    top: Array
-    left: Array
-    height: Array
-    width: Array
+    top: Int[Array, ""]
+    left: Int[Array, ""]
+    height: Int[Array, ""]
+    width: Int[Array, ""]
 
 
-def inside(box: Box, height: int, width: int) -> Array:
-    """Which pixels of an image lie in a box, bool `(height, width, 1)`.
+def box_mask(box: Box, height: int, width: int) -> Bool[Array, "height width 1"]:
+    """Returns which pixels of an image are inside a box.
 
     >>> box = Box(jnp.int32(1), jnp.int32(-1), jnp.int32(1), jnp.int32(2))
-    >>> inside(box, 2, 3)[..., 0].tolist()
+    >>> box_mask(box, 2, 3)[..., 0].tolist()
     [[False, False, False], [True, False, False]]
     """
     rows, columns = jnp.arange(height) - box.top, jnp.arange(width) - box.left
@@ -34,31 +31,49 @@ def inside(box: Box, height: int, width: int) -> Array:
     return (rows[:, None] & columns[None, :])[..., None]
 
 
-def centred(row: Array, column: Array, height: Array, width: Array) -> Box:
-    """The box around a pixel; of an even side one more pixel lies before it than after."""
+def uniform_to_int(u: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Int[Array, "*shape"]:
+    """Maps uniform numbers from [0, 1) to uniform integers from 0 to `count - 1`, int32.
+
+    Lets one call of the random generator serve several draws.
+
+    >>> uniform_to_int(jnp.asarray([0.0, 0.3, 0.99]), 4).tolist()
+    [0, 1, 3]
+    """
+    count = jnp.asarray(count, jnp.int32)
+    return jnp.minimum(jnp.floor(u * count.astype(jnp.float32)).astype(jnp.int32), count - 1)
+
+
+def centred_box(
+    row: Int[Array, ""], column: Int[Array, ""], height: Int[Array, ""], width: Int[Array, ""]
+) -> Box:
+    """Returns the box around a pixel; an even side extends one pixel further before it."""
     return Box(row - height // 2, column - width // 2, height, width)
 
 
-def centred_anywhere(key: Array, shape: tuple[int, ...], height: Array, width: Array) -> Box:
-    """A box of that size around a random pixel of an image of that shape."""
+def sample_centred_box(
+    key: Key[Array, ""], shape: tuple[int, ...], height: Int[Array, ""], width: Int[Array, ""]
+) -> Box:
+    """Samples a box of a given size around a uniformly random pixel of an image of `shape`."""
     u = jax.random.uniform(key, (2,), jnp.float32)
-    return centred(one_of(u[0], shape[0]), one_of(u[1], shape[1]), height, width)
+    row, column = uniform_to_int(u[0], shape[0]), uniform_to_int(u[1], shape[1])
+    return centred_box(row, column, height, width)
 
 
-def first_fit(
-    areas: Array, ratios: Array, shape: tuple[int, ...]
-) -> tuple[Array, tuple[Array, Array]]:
-    """The first of some sizes that fits into an image of that shape: whether any does, and it.
+def first_fitting_size(
+    areas: Float[Array, " attempts"], ratios: Float[Array, " attempts"], shape: tuple[int, ...]
+) -> tuple[Bool[Array, ""], tuple[Int[Array, ""], Int[Array, ""]]]:
+    """Returns the first of several box sizes that fits into an image.
 
     Args:
-      areas: float32 `(tries,)`, parts of the image's area.
-      ratios: float32 `(tries,)`, width by height.
-      shape: `(h, w, ...)`.
+      areas: float32 `(attempts,)`, box areas as fractions of the image area.
+      ratios: float32 `(attempts,)`, width by height.
+      shape: image shape `(h, w, ...)`.
 
     Returns:
-      A bool scalar, and height and width, int32 scalars: sides rounded to pixels, at least 1.
+      Whether any size fits, a bool scalar; and height and width, int32 scalars, rounded to whole
+      pixels and at least 1.
 
-    >>> fits, size = first_fit(jnp.asarray([1.0, 0.25]), jnp.asarray([4.0, 1.0]), (8, 8, 3))
+    >>> fits, size = first_fitting_size(jnp.asarray([1.0, 0.25]), jnp.asarray([4.0, 1.0]), (8, 8))
     >>> bool(fits), [int(side) for side in size]
     (True, [4, 4])
     """
@@ -70,27 +85,36 @@ def first_fit(
     return jnp.any(fit), (heights[first], widths[first])
 
 
-def draw_box(
-    key: Array,
+def sample_box(
+    key: Key[Array, ""],
     shape: tuple[int, ...],
     *,
     area: tuple[float, float],
     ratio: tuple[float, float],
-    otherwise: tuple[int, int],
-) -> tuple[Array, Box]:
-    """A random box inside an image: whether one of `TRIES` sizes fitted, and the box.
+    fallback: tuple[int, int],
+) -> tuple[Bool[Array, ""], Box]:
+    """Samples a box inside an image of `shape`, with `ATTEMPTS` attempts at its size.
 
-    The area is uniform between two parts of the image's, the ratio of width to height log-uniform,
-    so that standing boxes are as likely as lying ones; the place is uniform among all that there
-    are. Where no size fits it is the one `otherwise`, in the middle.
+    The area is uniform, the aspect ratio log-uniform (so that portrait and landscape are equally
+    likely), and the position uniform.
+
+    Args:
+      key: a key for this image.
+      shape: image shape `(h, w, ...)`.
+      area: smallest and largest area, as fractions of the image area.
+      ratio: smallest and largest ratio of width to height.
+      fallback: height and width of the centred box to use if no sampled size fits.
+
+    Returns:
+      Whether a sampled size fits, a bool scalar; and the box.
     """
-    u = jax.random.uniform(key, (2 * TRIES + 2,), jnp.float32)
-    areas = area[0] + (area[1] - area[0]) * u[:TRIES]
+    u = jax.random.uniform(key, (2 * ATTEMPTS + 2,), jnp.float32)
+    areas = area[0] + (area[1] - area[0]) * u[:ATTEMPTS]
     low, high = (math.log(limit) for limit in ratio)
-    ratios = jnp.exp(low + (high - low) * u[TRIES:-2])
-    fits, size = first_fit(areas, ratios, shape)
-    height, width = (jnp.where(fits, a, jnp.int32(b)) for a, b in zip(size, otherwise, strict=True))
-    down, right = shape[0] - height, shape[1] - width
-    top = jnp.where(fits, one_of(u[-2], down + 1), down // 2)
-    left = jnp.where(fits, one_of(u[-1], right + 1), right // 2)
+    ratios = jnp.exp(low + (high - low) * u[ATTEMPTS:-2])
+    fits, size = first_fitting_size(areas, ratios, shape)
+    height, width = (jnp.where(fits, a, jnp.int32(b)) for a, b in zip(size, fallback, strict=True))
+    max_top, max_left = shape[0] - height, shape[1] - width
+    top = jnp.where(fits, uniform_to_int(u[-2], max_top + 1), max_top // 2)
+    left = jnp.where(fits, uniform_to_int(u[-1], max_left + 1), max_left // 2)
     return fits, Box(top, left, height, width)

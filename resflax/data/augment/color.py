@@ -1,105 +1,111 @@
-"""What changes the values of pixels and not their places, on uint8 `(h, w, c)` images.
+"""Colour operations on uint8 images of shape `(h, w, c)`.
 
-Each as Pillow's `ImageOps` and `ImageEnhance` define it, to the rounding of one grey level. What
-needs colour leaves an image that has none alone.
+Each matches Pillow's `ImageOps` or `ImageEnhance` to within one grey level. Operations on colour
+return an image that is not RGB unchanged.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Integer, UInt8
 
-from resflax.data.augment.pixels import has_colour, luma, round_to_dtype
-
-Array = jax.Array
+from resflax.data.augment.pixels import is_rgb, luma, round_to_dtype
 
 
-def autocontrast(image: Array) -> Array:
-    """Each channel stretched so that its darkest value is 0 and its lightest 255."""
+def autocontrast(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
+    """Stretches each channel so that its minimum is 0 and its maximum 255."""
     wide = image.astype(jnp.int32)
     low, high = jnp.min(wide, (0, 1)), jnp.max(wide, (0, 1))
     stretched = (wide - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, stretched, wide).astype(jnp.uint8)
 
 
-def equalize(image: Array) -> Array:
-    """Each channel mapped so that its values are spread as evenly as they can be."""
-    return jax.vmap(_equalize, in_axes=-1, out_axes=-1)(image)
+def equalize(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
+    """Equalizes the histogram of each channel."""
+    return jax.vmap(_equalize_channel, in_axes=-1, out_axes=-1)(image)
 
 
-def _equalize(channel: Array) -> Array:
-    count = jnp.bincount(channel.ravel().astype(jnp.int32), length=256)
-    before = jnp.cumsum(count) - count
-    # Pillow leaves the pixels of the last value out of the count.
-    step = before[jnp.max(channel).astype(jnp.int32)] // 255
-    table = jnp.minimum((step // 2 + before) // jnp.maximum(step, 1), 255)
+def _equalize_channel(channel: UInt8[Array, "h w"]) -> UInt8[Array, "h w"]:
+    histogram = jnp.bincount(channel.ravel().astype(jnp.int32), length=256)
+    below = jnp.cumsum(histogram) - histogram
+    # Pillow does not count the pixels of the largest value.
+    step = below[jnp.max(channel).astype(jnp.int32)] // 255
+    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
     return jnp.where(step > 0, table[channel.astype(jnp.int32)].astype(jnp.uint8), channel)
 
 
-def solarize(image: Array, threshold: int) -> Array:
-    """Every value from `threshold` on turned to its negative."""
+def solarize(image: UInt8[Array, "h w c"], threshold: int) -> UInt8[Array, "h w c"]:
+    """Inverts all values of at least `threshold`."""
     return jnp.where(image.astype(jnp.int32) >= threshold, 255 - image, image)
 
 
-def posterize(image: Array, bits: int) -> Array:
-    """The highest `bits` bits of every value, from 1 to 8."""
+def posterize(image: UInt8[Array, "h w c"], bits: int) -> UInt8[Array, "h w c"]:
+    """Keeps the highest `bits` bits of each value, 1 to 8."""
     return image & jnp.uint8(256 - 2 ** (8 - bits))
 
 
-def blend(start: Array, image: Array, factor: Array) -> Array:
-    """`start + factor * (image - start)`, within 0 to 255, rounded down; beyond 1 it goes on."""
+def blend(
+    start: Integer[Array, "*#shape"], image: UInt8[Array, "*shape"], factor: Float[Array, ""]
+) -> UInt8[Array, "*shape"]:
+    """Returns `start + factor * (image - start)`, clipped to 0 to 255 and rounded down.
+
+    A factor above 1 extrapolates.
+    """
     a, b = start.astype(jnp.float32), image.astype(jnp.float32)
     return jnp.clip(a + factor * (b - a), 0, 255).astype(jnp.uint8)
 
 
-def brightness(image: Array, factor: Array) -> Array:
-    """From black (0) to the image (1) and beyond."""
+def brightness(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
+    """Blends from black (factor 0) to the image (factor 1) and beyond."""
     return blend(jnp.zeros_like(image), image, factor)
 
 
-def contrast(image: Array, factor: Array) -> Array:
-    """From the image's mean grey (0) to the image (1) and beyond."""
-    light = luma(image)
-    mean = (2 * jnp.sum(light) + light.size) // (2 * light.size)
+def contrast(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
+    """Blends from the mean luma of the image (factor 0) to the image (factor 1) and beyond."""
+    grey = luma(image)
+    mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
     return blend(mean, image, factor)
 
 
-def saturation(image: Array, factor: Array) -> Array:
-    """From the grey image (0) to the image (1) and beyond; Pillow's "Color"."""
-    return blend(luma(image), image, factor) if has_colour(image) else image
+def saturation(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
+    """Blends from greyscale (factor 0) to the image (factor 1) and beyond; Pillow's "Color"."""
+    return blend(luma(image), image, factor) if is_rgb(image) else image
 
 
-def sharpness(image: Array, factor: Array) -> Array:
-    """From the smoothed image (0) to the image (1) and beyond."""
+def sharpness(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
+    """Blends from a smoothed image (factor 0) to the image (factor 1) and beyond."""
     return blend(_smooth(image), image, factor)
 
 
-def _smooth(image: Array) -> Array:
-    """The mean of 3x3 pixels, the middle counted five times; at the edges the image itself."""
+def _smooth(image: UInt8[Array, "h w c"]) -> Int[Array, "h w c"]:
+    """Averages 3x3 pixels with weight 5 at the centre; edge pixels stay as they are."""
     height, width, _ = image.shape
     wide = image.astype(jnp.int32)
     padded = jnp.pad(wide, ((1, 1), (1, 1), (0, 0)))
-    nine = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
     rows, columns = (np.isin(np.arange(side), (0, side - 1)) for side in (height, width))
     edge = jnp.asarray((rows[:, None] | columns)[..., None])
-    return jnp.where(edge, wide, (jnp.sum(jnp.stack(nine), 0) + 4 * wide + 6) // 13)
+    return jnp.where(edge, wide, (jnp.sum(jnp.stack(shifted), 0) + 4 * wide + 6) // 13)
 
 
-def hue(image: Array, shift: Array) -> Array:
-    """Every colour turned by `shift` of the whole circle, its value and saturation kept.
+def hue(image: UInt8[Array, "h w c"], shift: Float[Array, ""]) -> UInt8[Array, "h w c"]:
+    """Rotates the hue of every pixel by `shift`, a fraction of the colour circle.
 
-    In the cone of hue, saturation and value (Smith 1978), as torchvision's `adjust_hue`, which
-    for Pillow's images rounds the hue to 256 steps and here does not.
+    Value and saturation stay the same (HSV, Smith 1978). Like torchvision's `adjust_hue`, which
+    for Pillow images also rounds the hue to 256 steps.
     """
-    if not has_colour(image):
+    if not is_rgb(image):
         return image
     r, g, b = jnp.moveaxis(image.astype(jnp.float32), -1, 0)
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
-    by = jnp.maximum(chroma, 1.0)
-    # In sixths of the circle, from red.
-    sixth = jnp.where(
-        value == r, (g - b) / by, jnp.where(value == g, 2 + (b - r) / by, 4 + (r - g) / by)
+    divisor = jnp.maximum(chroma, 1.0)
+    # The hue in sixths of the circle, from red.
+    sextant = jnp.where(
+        value == r,
+        (g - b) / divisor,
+        jnp.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor),
     )
-    k = (jnp.asarray([5.0, 3.0, 1.0]) + (sixth + 6 * shift)[..., None]) % 6
-    share = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
-    return round_to_dtype(value[..., None] - chroma[..., None] * share, image.dtype)
+    k = (jnp.asarray([5.0, 3.0, 1.0]) + (sextant + 6 * shift)[..., None]) % 6
+    fraction = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    return round_to_dtype(value[..., None] - chroma[..., None] * fraction, image.dtype)

@@ -1,81 +1,98 @@
-"""Two examples made one: mixup and CutMix, and their targets.
+"""Mixup and CutMix, which mix pairs of examples and their targets.
 
-**Who is mixed with whom.** The examples 2j and 2j + 1 of a batch, with each other. Which two these
-are the order of the batch decides, a function of (seed, step); and devices that take contiguous
-parts of even size never part a pair. To mix with the batch turned round, as is usual, would make
-other pairs on two devices than on one. What is random is drawn from the first example's key and
-holds for both, so that a pair's targets still add up to what they were.
+Examples 2j and 2j + 1 of a batch are mixed with each other. The order of the batch, a function of
+(seed, step), decides which examples these are, and devices that hold contiguous parts of even size
+never split a pair. Mixing with the reversed batch, as is common, would give other pairs on two
+devices than on one. Random numbers are drawn from the key of the first example and used for both,
+so that the targets of a pair keep their sum.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Num
 
-from resflax.data.augment.box import Box, centred_anywhere, inside
+from resflax.data.augment.box import Box, box_mask, sample_centred_box
 from resflax.data.augment.pixels import round_to_dtype
 from resflax.errors import UserError
 
-Array = jax.Array
 Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
 
-STREAM = 1000  # of random numbers; far from those of `make.TRANSFORMS`, which take the same keys
+STREAM = 1000  # random stream, apart from those of `pipeline.TRANSFORMS`, which use the same keys
+MAX_ALPHA = 1e6
 
 
-def blend_pair(pair: Array, share: Array) -> Array:
-    """Each of two images, `(2, h, w, c)`, as `share` of itself and the rest of the other."""
+def blend_pair(pair: Num[Array, "2 ..."], weight: Float[Array, ""]) -> Num[Array, "2 ..."]:
+    """Returns each of two arrays times `weight`, plus the other times `1 - weight`."""
     x = pair.astype(jnp.float32)
-    return round_to_dtype(share * x + (1 - share) * x[::-1], pair.dtype)
+    return round_to_dtype(weight * x + (1 - weight) * x[::-1], pair.dtype)
 
 
-def paste_pair(pair: Array, box: Box) -> tuple[Array, Array]:
-    """Two images with the pixels inside a box exchanged, and the share of each that is its own."""
-    mask = inside(box, *pair.shape[1:3])
+def swap_box(
+    pair: Num[Array, "2 h w c"], box: Box
+) -> tuple[Num[Array, "2 h w c"], Float[Array, ""]]:
+    """Swaps the pixels inside a box between two images; also returns the fraction outside it."""
+    mask = box_mask(box, *pair.shape[1:3])
     return jnp.where(mask, pair[::-1], pair), 1 - jnp.mean(mask.astype(jnp.float32))
 
 
-def mixup(key: Array, pair: Array, share: Array) -> tuple[Array, Array]:
-    """Two images `(2, h, w, c)` blended, and the share of each that is its own, float32.
+def mixup(
+    key: Key[Array, ""], pair: Num[Array, "2 h w c"], weight: Float[Array, ""]
+) -> tuple[Num[Array, "2 h w c"], Float[Array, ""]]:
+    """Blends two images; also returns the weight of each image in its result.
 
-    Zhang et al. 2017 (arXiv:1710.09412), section 2. The key is not needed.
+    Zhang et al. 2017 (arXiv:1710.09412), section 2. The key is not used.
     """
     del key
-    return blend_pair(pair, share), share
+    return blend_pair(pair, weight), weight
 
 
-def cutmix(key: Array, pair: Array, share: Array) -> tuple[Array, Array]:
-    """Two images `(2, h, w, c)` with a box of each in the other, and the share that is its own.
+def cutmix(
+    key: Key[Array, ""], pair: Num[Array, "2 h w c"], weight: Float[Array, ""]
+) -> tuple[Num[Array, "2 h w c"], Float[Array, ""]]:
+    """Swaps a random box between two images; also returns the weight of each in its result.
 
-    The box is of the image's ratio and of `1 - share` of its area, around a random pixel; where it
-    is cut off at the edges the share is larger. Yun et al. 2019 (arXiv:1905.04899), section 3.1 and
-    algorithm A1.
+    The box has the aspect ratio of the image and `1 - weight` of its area, around a random pixel.
+    Where it is clipped at the edges, the returned weight is larger. Yun et al. 2019
+    (arXiv:1905.04899), section 3.1 and algorithm A1.
     """
-    side = jnp.sqrt(1 - share)
+    side = jnp.sqrt(1 - weight)
     height, width = ((size * side).astype(jnp.int32) for size in pair.shape[1:3])
-    return paste_pair(pair, centred_anywhere(key, pair.shape[1:3], height, width))
+    return swap_box(pair, sample_centred_box(key, pair.shape[1:3], height, width))
 
 
-# From (key, pair, share) to the pair mixed, and the share of each that is its own in the end.
+# From (key, pair, weight) to the mixed pair and the weight of each image in its result.
 MIXES: dict[str, Callable[[Array, Array, Array], tuple[Array, Array]]] = {
     "mixup": mixup,
     "cutmix": cutmix,
 }
 
 
-def make_mix(*, mixup: float = 0.0, cutmix: float = 0.0) -> Mix | None:
-    """Mixes the pairs of a batch, `(keys, images, targets) -> (images, targets)`; None for nothing.
+def check_mix(*, mixup: Any = 0.0, cutmix: Any = 0.0) -> None:
+    """Raises `UserError` if an argument of `make_mix` is invalid."""
+    for name, alpha in {"mixup": mixup, "cutmix": cutmix}.items():
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_number or not 0 <= alpha <= MAX_ALPHA:
+            raise UserError(f"{name} is {alpha!r}: expected an alpha from 0 (disabled) to 1e6")
 
-    A pair's share is drawn from Beta(alpha, alpha). If both are given, each pair is mixed by one
-    of them, either as likely. `keys` are `(n,)`, one an
-    example; `images` `(n, h, w, c)` of any dtype, best normalised, since uint8 is rounded;
-    `targets` float32 `(n, classes)`, probabilities. All keep their shape and dtype.
+
+def make_mix(*, mixup: float = 0.0, cutmix: float = 0.0) -> Mix | None:
+    """Returns a function that mixes the pairs of a batch, or None if both alphas are 0.
+
+    It maps `(keys, images, targets)` to `(images, targets)` of the same shapes and dtypes: `keys`
+    `(n,)`, one per example; `images` `(n, h, w, c)` of any dtype, preferably normalized, since
+    uint8 is rounded; `targets` float32 `(n, classes)`, probabilities. The weight of each pair is
+    drawn from Beta(alpha, alpha). If both alphas are given, each pair uses one of the two methods,
+    with equal probability.
 
     Args:
-      mixup: the alpha of mixup's Beta distribution; 0 for no mixup.
-      cutmix: the alpha of CutMix's; 0 for no CutMix.
+      mixup: alpha of mixup; 0 disables it.
+      cutmix: alpha of CutMix; 0 disables it.
 
     Raises:
-      UserError: on an alpha that cannot be; and, when the result is called, on an odd n.
+      UserError: if an alpha is invalid; from the returned function, if n is odd.
 
     >>> mix = make_mix(mixup=0.2)
     >>> keys = jax.random.split(jax.random.key(0), 4)
@@ -83,31 +100,32 @@ def make_mix(*, mixup: float = 0.0, cutmix: float = 0.0) -> Mix | None:
     >>> [round(float(x), 4) for x in targets.sum(1)], targets[:2, 2:].tolist()
     ([1.0, 1.0, 1.0, 1.0], [[0.0, 0.0], [0.0, 0.0]])
     """
-    alphas = {"mixup": mixup, "cutmix": cutmix}
-    for name, alpha in alphas.items():
-        real = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not real or not 0 <= alpha <= 1e6:
-            raise UserError(f"{name} is {alpha!r}: expected an alpha from 0 (for never) to 1e6")
-    given = {name: float(alpha) for name, alpha in alphas.items() if alpha}
-    if not given:
-        return None
-    branches = [MIXES[name] for name in given]
+    check_mix(mixup=mixup, cutmix=cutmix)
+    alphas = {"mixup": float(mixup), "cutmix": float(cutmix)}
+    active = {name: alpha for name, alpha in alphas.items() if alpha}
+    return _mix_pairs(active) if active else None
 
-    def one(key: Array, images: Array, targets: Array) -> tuple[Array, Array]:
-        which_key, share_key, mix_key = jax.random.split(jax.random.fold_in(key, STREAM), 3)
-        which = jax.random.randint(which_key, (), 0, len(branches))
-        alpha = jnp.asarray([*given.values()], jnp.float32)[which]
-        share = jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32)
-        images, share = jax.lax.switch(which, branches, mix_key, images, share)
-        return images, blend_pair(targets, share)
 
-    def mix(keys: Array, images: Array, targets: Array) -> tuple[Array, Array]:
+def _mix_pairs(alphas: dict[str, float]) -> Mix:
+    branches = [MIXES[name] for name in alphas]
+
+    def mix_pair(key: Array, images: Array, targets: Array) -> tuple[Array, Array]:
+        method_key, weight_key, mix_key = jax.random.split(jax.random.fold_in(key, STREAM), 3)
+        method = jax.random.randint(method_key, (), 0, len(branches))
+        alpha = jnp.asarray([*alphas.values()], jnp.float32)[method]
+        weight = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+        images, weight = jax.lax.switch(method, branches, mix_key, images, weight)
+        return images, blend_pair(targets, weight)
+
+    def mix(
+        keys: Key[Array, " n"], images: Num[Array, "n h w c"], targets: Float[Array, "n classes"]
+    ) -> tuple[Num[Array, "n h w c"], Float[Array, "n classes"]]:
         if len(images) % 2:
             raise UserError(
                 f"{len(images)} examples cannot be mixed in pairs: use an even batch on each device"
             )
         pairs = [x.reshape(-1, 2, *x.shape[1:]) for x in (images, targets)]
-        mixed, shares = jax.vmap(one)(keys[::2], *pairs)
-        return mixed.reshape(images.shape), shares.reshape(targets.shape)
+        mixed_images, mixed_targets = jax.vmap(mix_pair)(keys[::2], *pairs)
+        return mixed_images.reshape(images.shape), mixed_targets.reshape(targets.shape)
 
     return mix

@@ -1,4 +1,4 @@
-"""A JAX network as a `Run`: what resflax and the plain Flax peer share."""
+"""`BenchmarkModel` for JAX networks: common code of resflax and the plain Flax peer."""
 
 import time
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from benchmarks.weights import Weights, make_batch
 Tree = dict[str, Any]
 
 
-def nested(flat: Weights) -> Tree:
-    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+def unflatten(flat: Weights) -> Tree:
+    """Converts `{"a/b": x}` to `{"a": {"b": x}}`."""
     tree: Tree = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -25,13 +25,14 @@ def nested(flat: Weights) -> Tree:
     return tree
 
 
-class JaxRun:
-    """Jitted, the state donated, the batch on the device.
+class JaxModel:
+    """Jitted functions with a donated state and the batch on the device.
 
     Args:
-      make_state: from weights by resflax's names to the state that `train_step` takes.
-      train_step: pure `(state, images, labels) -> (state, loss)`.
-      predict: pure `(state, images) -> logits` in evaluation mode.
+      task: network and batch.
+      make_state: converts weights, by their names in resflax, to the state of `train_step`.
+      train_step: pure function `(state, images, labels) -> (state, loss)`.
+      predict: pure function `(state, images) -> logits` in evaluation mode.
     """
 
     def __init__(
@@ -45,32 +46,32 @@ class JaxRun:
         self.library = f"jax {jax.__version__}"
         self.make_state = make_state
         self.batch = jax.block_until_ready(jax.device_put(make_batch(task)))
-        self.train_step = jax.jit(train_step, donate_argnums=0)
+        self.train_step: Any = jax.jit(train_step, donate_argnums=0)
         self.predict = jax.jit(predict)
 
     def load(self, weights: Weights) -> None:
-        """See `Run`; the optimiser's state is made on the device too."""
+        """See `BenchmarkModel`. The optimizer state is created on the device too."""
         self.state = jax.block_until_ready(jax.device_put(self.make_state(weights)))
 
     def step(self) -> jax.Array:
-        """See `Run`."""
+        """See `BenchmarkModel`."""
         self.state, loss = self.train_step(self.state, *self.batch)
         return loss
 
     def forward(self) -> jax.Array:
-        """See `Run`."""
+        """See `BenchmarkModel`."""
         return self.predict(self.state, self.batch[0])
 
     def wait(self, result: Any) -> None:
-        """See `Run`; the state is waited for too: the update comes after the loss."""
+        """See `BenchmarkModel`. Waits for the state too, because the update follows the loss."""
         jax.block_until_ready((result, self.state))
 
-    def host(self, result: jax.Array) -> np.ndarray:
-        """See `Run`."""
+    def to_numpy(self, result: jax.Array) -> np.ndarray:
+        """See `BenchmarkModel`."""
         return np.asarray(result, np.float32)
 
     def compile(self) -> dict[str, float]:
-        """See `Run`; steps after it run what was compiled here."""
+        """See `BenchmarkModel`. Later steps run the program compiled here."""
         times = [time.perf_counter()]
         traced = self.train_step.trace(self.state, *self.batch)
         times.append(time.perf_counter())
@@ -89,7 +90,7 @@ class JaxRun:
             "argument_bytes": memory.argument_size_in_bytes,
         }
 
-    def device_bytes(self) -> int | None:
-        """See `Run`."""
+    def peak_device_bytes(self) -> int | None:
+        """See `BenchmarkModel`."""
         statistics = jax.local_devices()[0].memory_stats() or {}
         return statistics.get("peak_bytes_in_use")

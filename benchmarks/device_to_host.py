@@ -1,0 +1,162 @@
+"""Times a training step, copying the state to the host, and saving a checkpoint.
+
+    python -m benchmarks.device_to_host --devices=8 --model=resnet50
+
+It uses virtual CPU devices, so that the cost of gathering a replicated state can be measured
+without accelerators.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from benchmarks.cli import check_json_path, run
+from benchmarks.machine import describe, machine
+from benchmarks.report import number, table
+from benchmarks.task import Task, parse_task
+from benchmarks.weights import make_batch
+from resflax import create_model, tune_malloc
+from resflax.errors import Parser, UserError
+from resflax.progress import ProgressMeter
+
+# Columns of the table, and keys of the results.
+TIMINGS = {
+    "step s": "step_seconds",
+    "first to_host s": "first_to_host_seconds",
+    "to_host s": "to_host_seconds",
+    "save s": "save_seconds",
+}
+
+
+def use_virtual_devices(count: int) -> None:
+    """Makes JAX use `count` virtual CPU devices. Call it before JAX starts its backend."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Returns the seconds that a call took, and its result once computed."""
+    import jax
+
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return time.perf_counter() - start, result
+
+
+def _setup(task: Task, engine: Any) -> tuple[Callable[..., Any], Any, Any]:
+    """Returns the compiled training step, and the state and the batch on the devices."""
+    from resflax.train import create_state, make_optimizer, make_train_step
+
+    model = create_model(task.model, dtype=task.dtype, **task.overrides)
+    optimizer = make_optimizer("sgd", task.learning_rate, weight_decay=task.weight_decay)
+    step = make_train_step(model, optimizer, axis_name=engine.axis_name)
+    state = create_state(model, optimizer, task.seed, (task.size, task.size, task.channels))
+    images, labels = make_batch(task)
+    batch = engine.shard_batch({"image": images, "label": labels})
+    return engine.compile_train(step), engine.put_state(state), batch
+
+
+def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[str, float]:
+    """Returns medians over `rounds` rounds of a step, a copy to the host and a checkpoint.
+
+    Every copy follows a step, because JAX caches the host copy of an array.
+
+    Args:
+      task: network and global batch.
+      engine: data-parallel engine.
+      rounds: number of rounds.
+      meter: progress meter, with one unit per round.
+    """
+    from resflax.run.checkpoint import Checkpoint, Checkpointer
+
+    meter.update(0, "compiling", force=True)
+    step, state, batch = _setup(task, engine)
+    _, (state, _) = _timed(step, state, batch)
+    seconds: dict[str, list[float]] = {key: [] for key in TIMINGS.values()}
+    seconds["first_to_host_seconds"].append(_timed(engine.to_host, state)[0])
+    with tempfile.TemporaryDirectory() as directory:
+        checkpointer = Checkpointer(Path(directory), max_to_keep=1)
+
+        def save(host_state: Any) -> None:
+            checkpointer.save(Checkpoint(int(host_state.step), {"state": host_state}, {}))
+            checkpointer.wait()
+
+        for r in range(rounds):
+            step_seconds, (state, _) = _timed(step, state, batch)
+            copy_seconds, host_state = _timed(engine.to_host, state)
+            seconds["step_seconds"].append(step_seconds)
+            seconds["to_host_seconds"].append(copy_seconds)
+            seconds["save_seconds"].append(_timed(save, host_state)[0])
+            meter.update(1, f"round {r + 1} of {rounds}")
+        checkpointer.close()
+    return {key: statistics.median(values) for key, values in seconds.items()}
+
+
+def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, Task]:
+    parser = Parser(
+        prog="python -m benchmarks.device_to_host",
+        description=(
+            "Times a training step, copying the state from the devices to the host, and saving a"
+            " checkpoint, on virtual CPU devices."
+        ),
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--devices", type=int, default=8, help="number of virtual devices; default: %(default)s")
+    add("--model", default="resnet50", help="default: %(default)s")
+    add("--size", type=int, default=64, help="height and width of images; default: %(default)s")
+    add("--batch", type=int, default=16, help="global batch size; default: %(default)s")
+    add("--engines", default="pmap,mesh", metavar="A,B", help="default: %(default)s")
+    add("--rounds", type=int, default=5, help="default: %(default)s")
+    add("--json", type=Path, metavar="PATH", help="write the results to this file")
+    args = parser.parse_args(argv)
+    for name, maximum in (("devices", 1024), ("rounds", 10_000)):
+        if not 1 <= getattr(args, name) <= maximum:
+            raise UserError(
+                f"--{name} is {getattr(args, name)}: expected an integer from 1 to {maximum}"
+            )
+    check_json_path(args.json)
+    return args, parse_task(f"{args.model}@{args.size}:{args.batch}", device="cpu")
+
+
+def main(argv: list[str]) -> None:
+    """Measures all engines and prints a table."""
+    args, task = _parse_args(argv)
+    use_virtual_devices(args.devices)
+    tune_malloc()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about checkpoints without metrics
+
+    from resflax.distributed.engines import check_batch_size, make_engine
+
+    engines = {name: make_engine(name) for name in args.engines.split(",")}
+    check_batch_size(task.batch, args.devices)
+    info, results = machine(), {}
+    print(describe(info), flush=True)
+    with contextlib.closing(ProgressMeter(args.rounds * len(engines), file=sys.stderr)) as meter:
+        for name, engine in engines.items():
+            meter.print(f"{name} on {args.devices} virtual devices")
+            results[name] = measure(task, engine, args.rounds, meter)
+    print(f"\n## {task.name}, {task.dtype}, on {args.devices} virtual CPU devices\n")
+    rows = [
+        [name, *(number(values[key]) for key in TIMINGS.values())]
+        for name, values in results.items()
+    ]
+    print(table(["engine", *TIMINGS], rows))
+    if args.json:
+        output = {"argv": argv, "machine": info, "results": results}
+        args.json.write_text(json.dumps(output, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:], main))

@@ -1,0 +1,119 @@
+"""Example order: which examples form each batch, as a function of (seed, step)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, " examples"]:
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def batch_indices(
+    seed: int, step: int, batch_size: int, num_examples: int
+) -> Int[np.ndarray, " batch"]:
+    """Returns the indices of the examples of batch `step`, int64 `(batch_size,)`.
+
+    Batches are consecutive slices of an endless sequence that concatenates one permutation of the
+    split per epoch. Every example is used exactly once per epoch and none is dropped; a batch may
+    cross an epoch boundary.
+
+    >>> np.concatenate([batch_indices(0, step, 2, 5) for step in range(5)])[:5].sum()
+    np.int64(10)
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, offsets = np.divmod(positions, num_examples)
+    return np.concatenate(
+        [
+            _permutation(seed, int(epoch), num_examples)[offsets[epochs == epoch]]
+            for epoch in np.unique(epochs)
+        ]
+    )
+
+
+def batch_epochs(step: int, batch_size: int, num_examples: int) -> Int[np.ndarray, " batch"]:
+    """Returns the epoch of each example of batch `step`, counted from 0, int32 `(batch_size,)`.
+
+    >>> batch_epochs(2, 2, 5).tolist()
+    [0, 1]
+    """
+    positions = step * batch_size + np.arange(batch_size)
+    return (positions // num_examples).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The examples of one batch.
+
+    Attributes:
+      index: int64 `(rows,)`, example indices.
+      weight: float32 `(rows,)`, 1 for an example that counts and 0 for padding.
+      step: the training step, which seeds random crops; 0 in evaluation.
+    """
+
+    index: Int[np.ndarray, " rows"]
+    weight: Float[np.ndarray, " rows"]
+    step: int
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """The training batches of steps `start` to `stop - 1`, ordered by `batch_indices`.
+
+    Attributes:
+      seed: seed of the order.
+      batch_size: global batch size.
+      num_examples: size of the split.
+      start: first step.
+      stop: end of the steps, exclusive.
+      local_rows: the rows of each batch that this process reads.
+    """
+
+    seed: int
+    batch_size: int
+    num_examples: int
+    start: int
+    stop: int
+    local_rows: slice
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def batch(self, position: int) -> BatchPlan:
+        """Returns the examples of batch `position`, that of step `start + position`."""
+        step = self.start + position
+        index = batch_indices(self.seed, step, self.batch_size, self.num_examples)[self.local_rows]
+        return BatchPlan(index, np.ones(len(index), np.float32), step)
+
+
+@dataclass(frozen=True)
+class EvalOrder:
+    """The evaluation batches: every example once, in order.
+
+    The last batch is padded with example 0 at weight 0.
+
+    Attributes:
+      batch_size: global batch size.
+      num_examples: size of the split.
+      local_rows: the rows of each batch that this process reads.
+    """
+
+    batch_size: int
+    num_examples: int
+    local_rows: slice
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
+    def batch(self, position: int) -> BatchPlan:
+        """Returns the examples of batch `position`."""
+        first = position * self.batch_size
+        index = np.arange(first, first + self.batch_size)[self.local_rows]
+        valid = index < self.num_examples
+        return BatchPlan(np.where(valid, index, 0), valid.astype(np.float32), 0)
+
+
+Order = TrainOrder | EvalOrder

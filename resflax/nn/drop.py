@@ -1,0 +1,55 @@
+"""Stochastic depth and dropout with one random key per example.
+
+What is dropped from an example depends only on its key, not on its position in the batch or on the
+number of devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+# Numbers folded into each example's key, distinct from those that `resflax.data` folds in.
+DROP_PATH_STREAM, DROPOUT_STREAM = 2000, 2001
+
+
+def _uniform(
+    keys: Key[Array, " n"], stream: int, shape: tuple[int, ...]
+) -> Float[Array, " n *shape"]:
+    """Returns uniform float32 numbers in [0, 1), drawn for each example from its own key."""
+
+    def draw(key: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, stream), shape, jnp.float32)
+
+    return jax.vmap(draw)(keys)
+
+
+def drop_path(keys: Key[Array, " n"], rate: float, blocks: int) -> Float[Array, "{blocks} n"]:
+    """Returns factors for the branches of each block and example (stochastic depth).
+
+    The branch of block l of L, counted from 0, is dropped (factor 0) with probability
+    p = rate * l / (L - 1), and otherwise multiplied by 1 / (1 - p), so that its expectation is that
+    of evaluation. Huang et al. 2016 (arXiv:1603.09382), section 3, with timm's rates and scaling,
+    drawn per example instead of per batch.
+
+    Args:
+      keys: one key per example.
+      rate: drop probability of the last block.
+      blocks: number of blocks, L.
+
+    >>> drop_path(jax.random.split(jax.random.key(0), 2), 0.999, 3)[0].tolist()
+    [1.0, 1.0]
+    """
+    rates = jnp.asarray([rate * i / max(blocks - 1, 1) for i in range(blocks)], jnp.float32)
+    keep = _uniform(keys, DROP_PATH_STREAM, (blocks,)) >= rates
+    return jnp.where(keep, 1 / (1 - rates), 0.0).T
+
+
+def dropout(
+    keys: Key[Array, " n"], x: Float[Array, " n *features"], rate: float
+) -> Float[Array, " n *features"]:
+    """Zeros each element of `x` with probability `rate` and divides the others by `1 - rate`.
+
+    Srivastava et al. 2014 (JMLR 15), section 4, scaled in training. `keys` has one key per example.
+    """
+    keep = _uniform(keys, DROPOUT_STREAM, x.shape[1:]) >= rate
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
