@@ -38,10 +38,11 @@ def test_description_says_what_onednn_lacks(name, without_onednn):
         assert describe_backend() == f"convolutions: pure JAX ({REASON})"
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, "float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "label"), [("cpu", "pure JAX"), ("xla", "XLA")])
-def test_description_of_a_requested_backend_has_no_reason(name, label, without_onednn):
+def test_description_of_a_requested_backend_has_no_reason(name, label, dtype, without_onednn):
     with conv_backend(name):
-        assert describe_backend() == f"convolutions: {label}"
+        assert describe_backend(dtype) == f"convolutions: {label}"
 
 
 def test_description_covers_partitioned_programs_and_dtypes(with_onednn):

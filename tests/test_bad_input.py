@@ -59,7 +59,7 @@ ARGUMENTS = {
     "missing recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
     "shortcut that narrows channels": (
         ["--config.spec.stem_width=64"],
-        "cannot be built for images.*cannot narrow",
+        "cannot be built for images.*cannot reduce",
     ),
     "bool in depths": (["--config.spec.depths=(True,1,1)"], "depths\\[0\\] is True"),
     "float8 dtype": (["--config.dtype=float8_e4m3fn"], "unknown dtype 'float8_e4m3fn'"),
@@ -148,7 +148,10 @@ ARGUMENTS = {
         ["--config.dataset=fake:1x1"],
         "expected fake:HEIGHTxWIDTHxCHANNELS",
     ),
-    "missing dataset folder": (["--config.dataset=folder:/nowhere"], "folder /nowhere does not exist"),
+    "missing dataset folder": (
+        ["--config.dataset=folder:/nowhere"],
+        "folder /nowhere does not exist",
+    ),
     "folder without splits": (
         ["--config.dataset=folder:configs"],
         "configs contains .*: expected the folders train and test",

@@ -1,11 +1,12 @@
 """The `resflax` command: a table of subcommands, each imported when it is called."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from resflax.errors import UserError, unknown
 from resflax.run.signals import InterruptedRunError
@@ -57,6 +58,26 @@ def exit_on_signals() -> None:
         signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
+def silence_libraries() -> None:
+    """Silences errors that libraries print in addition to the one line of `run_command`.
+
+    On a full disk, threads of TensorStore call a closed event loop of Orbax, each with a traceback;
+    and Python reports the memory that it frees for Grain's terminated workers.
+    """
+    from absl import logging as absl_logging
+
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # for the tracker's process
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    default_hook = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            default_hook(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _usage() -> str:
     rows = "\n".join(f"  {name:9}{row.description}" for name, row in COMMANDS.items())
     return f"usage: resflax {{{','.join(COMMANDS)}}} ...\n\n{rows}\n\nresflax COMMAND --help"
@@ -83,6 +104,7 @@ def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     if "train" in arguments[:1]:
         exit_on_signals()
+        silence_libraries()
     tune_malloc()
     status = main(arguments)
     if status and "jax" in sys.modules:  # libraries may have threads that do not end

@@ -14,12 +14,7 @@ others (SLURM, Open MPI, GKE, TPU pods), otherwise with
 `--distributed --coordinator=HOST:PORT --num_processes=N --process_id=I`. Process 0 writes.
 """
 
-import logging
-import sys
 from pathlib import Path
-from typing import Any
-
-from absl import logging as absl_logging
 
 from resflax.cli.flags import parse, usage
 from resflax.run.signals import Interrupt, InterruptedRunError
@@ -33,7 +28,6 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help", "--helpfull"} & set(arguments):
         print(usage(__doc__ or ""))
         return
-    silence_libraries()
     with Interrupt() as interrupt:
         command = parse(arguments)
         check_config(command.config)
@@ -44,21 +38,3 @@ def main(arguments: list[str]) -> None:
         fit(command.config, workdir, resume=command.resume, interrupt=interrupt)
         if interrupt.received:
             raise InterruptedRunError(interrupt.received, "the run had already finished")
-
-
-def silence_libraries() -> None:
-    """Silences errors that libraries print in addition to the one line of `run_command`.
-
-    On a full disk, threads of TensorStore call a closed event loop of Orbax, each with a traceback;
-    and Python reports the memory that it frees for Grain's terminated workers.
-    """
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # for the tracker's process
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    default_hook = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            default_hook(unraisable)
-
-    sys.unraisablehook = hook

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from resflax.errors import unknown
 from resflax.kernels import onednn
@@ -63,7 +62,7 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     compile oneDNN's bindings, and initialises JAX's platforms.
 
     Args:
-      dtype: of images and kernels.
+      dtype: of images and kernels; a name or a dtype.
       partitioned: whether XLA partitions the program over several devices (`jit` over a mesh).
 
     >>> with conv_backend("cpu"):
@@ -72,6 +71,7 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     """
     if jax.default_backend() != "cpu":
         return "convolutions: XLA"
+    dtype = jnp.dtype(dtype)
     name = _select(default_backend, dtype, unpartitioned=not partitioned)
     line = f"convolutions: {_LABELS[name]}"
     if name == "onednn" or default_backend in ("xla", "cpu"):
@@ -79,7 +79,7 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     reason = onednn.unavailable_reason()
     if reason is None and onednn.supports(dtype):
         reason = "oneDNN cannot be partitioned over a mesh"
-    return f"{line} ({reason or f'oneDNN does not support {np.dtype(dtype)} on this CPU'})"
+    return f"{line} ({reason or f'oneDNN does not support {dtype} on this CPU'})"
 
 
 def choose_backend(ctx: Any, requested: str, dtype: Any, *, onednn_fits: bool = True) -> str:

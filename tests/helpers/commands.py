@@ -1,9 +1,8 @@
-"""Commands of `resflax` that tests run in their own process."""
+"""Runs command-line entry points inside the test process."""
 
-from resflax.cli.main import run_command
-from resflax.cli.train import _train
+from resflax.cli.main import main
 
 
 def run_train(*arguments):
-    """Runs `resflax train` without exiting, and returns its exit status."""
-    return run_command(lambda: _train([*arguments]))
+    """Runs `resflax train` with `arguments` and returns its exit status."""
+    return main(["train", *map(str, arguments)])
