@@ -1,95 +1,62 @@
-"""`python -m resflax study NAME`: which studies there are, and what they are told."""
+"""The command `study`: a table of studies, each imported when it is chosen."""
 
 import argparse
 import importlib
-import sys
+import signal
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
-from resflax.errors import Parser
+from resflax.errors import Parser, unknown
+from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
 
-# Each names a module with a docstring, `add_arguments(parser)` and `run(args)`.
-STUDIES = ("degradation", "responses", "shortcuts", "identity", "gradients", "dropping")
+# Modules of `resflax.study`, and their descriptions.
+STUDIES = {
+    "degradation": "deeper plain networks train worse, deeper residual ones do not",
+    "responses": "standard deviation of layer responses, plain and residual",
+    "shortcuts": "shortcut options A, B, C and none: errors and costs",
+    "identity": "stacks of blocks that fit the identity, plain and residual",
+    "gradients": "gradient norm of each layer at initialization",
+    "dropping": "test error of a trained network without one of its blocks",
+}
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"resflax.study.{name}")
-
-
-def numbers(kind: type, minimum: float, maximum: float) -> Any:
-    """A type of argparse's: a list `A,B` of numbers from `minimum` to `maximum`, none twice."""
-
-    def parse(text: str) -> list[Any]:
-        try:
-            values = [kind(word) for word in text.split(",")]
-        except ValueError:
-            values = []
-        if (
-            not values
-            or len({*values}) < len(values)
-            or not all(minimum <= v <= maximum for v in values)
-        ):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a list of numbers from {minimum:g} to {maximum:g}, as A,B,C"
-            )
-        return values
-
-    return parse
-
-
-def count(maximum: int) -> Any:
-    """A type of argparse's: a whole number from 1 to `maximum`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= maximum:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {maximum}")
-        return int(text)
-
-    return parse
-
-
-def add_training(parser: Any, *, seeds: int, rates: str) -> None:
-    """The options of a study that trains networks."""
-    parser.add_argument("--dataset", default="digits", help="of TensorFlow Datasets")
-    parser.add_argument("--data_dir", default="", help="where prepared sets lie")
-    parser.add_argument("--seeds", type=count(100), default=seeds, metavar="N", help="how many")
-    parser.add_argument("--epochs", type=count(10**6), help="default: the dataset's recipe")
-    parser.add_argument("--batch_size", type=count(10**6), help="default: the dataset's recipe")
-    parser.add_argument(
-        "--learning_rates",
-        type=numbers(float, 1e-6, 1e3),
-        default=rates,
-        metavar="A,B",
-        help="every network is shown at its best one",
+def _usage() -> str:
+    rows = "\n".join(f"  {name:13}{description}" for name, description in STUDIES.items())
+    return (
+        "usage: resflax study NAME ...\n\nRuns an experiment of He et al. (2015) or a follow-up"
+        f" paper.\n\n{rows}\n\nresflax study NAME --help"
     )
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the study that the arguments name.
+    """Runs a study; the same command resumes it if it was stopped.
 
     Raises:
-      UserError: on anything that cannot be understood.
+      UserError: if the study or one of its arguments is invalid.
+      InterruptedRunError: after Ctrl-C.
     """
-    parser = Parser(prog="python -m resflax study", description=__doc__)
-    studies = parser.add_subparsers(dest="study", required=True, parser_class=Parser)
-    for name in STUDIES:
-        doc = _module(name).__doc__ or ""
-        sub = studies.add_parser(
-            name,
-            help=doc.splitlines()[0],
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help="its folder")
-        _module(name).add_arguments(sub)
-    args = parser.parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    module = importlib.import_module(f"resflax.study.{name}")
+    parser = Parser(
+        prog=f"resflax study {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Path(f"runs/{name}")
+    parser.add_argument("--out", type=Path, default=default, help=f"workdir; default: {default}")
+    module.add_arguments(parser)
+    args = parser.parse_args(rest)
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every checkpoint
     enable_compilation_cache()
     try:
-        _module(args.study).run(args)
-    except KeyboardInterrupt:
-        print(f"\nstopped: the same command goes on from what {args.out} holds", file=sys.stderr)
-        sys.exit(130)
+        module.run(args)
+    except KeyboardInterrupt as e:
+        message = f"\nstopped: the same command with --out={args.out} resumes"
+        raise InterruptedRunError(signal.SIGINT, message) from e

@@ -81,6 +81,18 @@ def latest_valid_metadata(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def _check_shapes(expected: Any, restored: Any) -> None:
+    """Raises `ValueError` if a leaf has another shape or dtype: Orbax checks only the structure."""
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, template), leaf in zip(leaves, jax.tree.leaves(restored), strict=True):
+        if (leaf.shape, leaf.dtype) != (template.shape, template.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name} is {leaf.dtype}{list(leaf.shape)}, expected"
+                f" {template.dtype}{list(template.shape)}"
+            )
+
+
 def _read(
     folder: Path, step: int, template: dict[str, Any], checksums: dict[str, str]
 ) -> Checkpoint:
@@ -98,6 +110,7 @@ def _read(
     try:
         with ocp.Checkpointer(handler, multiprocessing_options=_single_process()) as checkpointer:
             restored = checkpointer.restore(folder / str(step), args=args)
+        _check_shapes(arrays, restored[ARRAYS])
     except (ValueError, KeyError, TypeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
@@ -121,8 +134,8 @@ class Checkpointer:
       UserError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, max_to_keep: int) -> None:
-        self.folder, self.warnings = folder.absolute(), list[str]()
+    def __init__(self, folder: Path, max_to_keep: int, *, option: str = "--workdir") -> None:
+        self.folder, self.option, self.warnings = folder.absolute(), option, list[str]()
         self.latest: int | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -140,7 +153,7 @@ class Checkpointer:
             intact = f"the checkpoint at step {self.latest} is intact"
             return (
                 f"{intact if self.latest else 'there is no earlier one'};"
-                " make room, or choose another --workdir"
+                f" make room, or choose another {self.option}"
             )
 
         what = f"the checkpoint in {self.folder} cannot be {verb}"

@@ -1,6 +1,8 @@
-"""A study's folder: its settings, the parts that are done, the result and the pictures."""
+"""The directory of a study: settings, finished parts, snapshots, result and figures."""
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,83 +10,117 @@ from typing import Any, NamedTuple
 from flax import serialization
 
 from resflax.errors import UserError
-from resflax.files import write_atomic
-from resflax.study.snapshot import Snapshot
+from resflax.files import disk_errors_as_user_error, write_atomic
+from resflax.progress import ProgressMeter
+from resflax.run.workdir import Workdir
+
+OPTION = "--out"
 
 
 class Codec(NamedTuple):
-    """How a part is kept: the ending of its file, and both ways between it and bytes."""
+    """File format of a part: suffix, and conversion to and from bytes."""
 
-    ending: str
-    dump: Callable[[Any], bytes]
-    load: Callable[[bytes], Any]
+    suffix: str
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
 
 
-def _json(values: Any) -> bytes:
+def _encode_json(values: Any) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-NUMBERS = Codec("json", _json, json.loads)
-ARRAYS = Codec("msgpack", serialization.msgpack_serialize, serialization.msgpack_restore)
+JSON = Codec("json", _encode_json, json.loads)
+MSGPACK = Codec("msgpack", serialization.msgpack_serialize, serialization.msgpack_restore)
 
 
-class Folder:
-    """Where a study keeps what it has: stopped and started again, it goes on from there."""
+class StudyDir:
+    """Directory of a study, which resumes a stopped study without repeating finished parts.
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    `config.json` has the settings. `parts/` has a file for each finished part, and a directory of
+    checkpoints for each training in progress. One process at a time can use it.
+
+    Attributes:
+      path: of the directory.
+      settings: JSON values that identify the study.
+    """
+
+    def __init__(self, workdir: Workdir, settings: dict[str, Any]) -> None:
+        self._workdir, self.path, self.settings = workdir, workdir.path, settings
 
     @classmethod
-    def open(cls, path: Path, settings: dict[str, Any]) -> "Folder":
-        """Makes the folder, or goes on in it.
+    def open(cls, path: Path, settings: dict[str, Any]) -> "StudyDir":
+        """Creates the directory, or opens it to resume its study.
 
         Raises:
-          UserError: if it cannot be written, or holds a study with other settings.
+          UserError: if it cannot be written, has a study with other settings, or is in use.
         """
-        settings = json.loads(json.dumps(settings))
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            file = path / "settings.json"
-            if file.exists():
-                _compare(path, json.loads(file.read_text()), settings)
-            else:
-                write_atomic(file, _json(settings))
-        except (OSError, json.JSONDecodeError) as e:
-            raise UserError(f"{path} cannot hold a study: {e}: choose another --out") from e
-        return cls(path, settings)
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+        return cls(Workdir.open(path, settings, option=OPTION), settings)
 
-    def part(self, name: str, make: Callable[[], Any], form: Codec = NUMBERS) -> Any:
-        """The part of that name: as it was kept, or made now and kept."""
-        file = self._file(name, form.ending)
+    def close(self) -> None:
+        """Releases the lock on the directory."""
+        self._workdir.close()
+
+    def __enter__(self) -> "StudyDir":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def has_part(self, name: str, codec: Codec = JSON) -> bool:
+        """Returns whether the part is finished."""
+        return self._part_file(name, codec).exists()
+
+    def part(self, name: str, compute: Callable[[], Any], codec: Codec = JSON) -> Any:
+        """Returns a part, which is computed and written if it is not finished.
+
+        Raises:
+          UserError: if it cannot be written, or its file is corrupt.
+        """
+        file = self._part_file(name, codec)
         if not file.exists():
+            self._write(file, codec.encode(compute()))
+        shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+        try:
+            return codec.decode(file.read_bytes())
+        except ValueError as e:
+            raise UserError(f"{file} is corrupt: delete it to compute it again") from e
+
+    def parts(
+        self, compute: dict[str, Callable[[], Any]], cost: dict[str, float]
+    ) -> dict[str, Any]:
+        """Returns several parts by name, with a progress meter.
+
+        Args:
+          compute: function of each part.
+          cost: of each part, in any unit.
+        """
+        results = {}
+        with contextlib.closing(ProgressMeter(sum(cost.values()))) as meter:
+            for name, function in compute.items():
+                if self.has_part(name):
+                    meter.skip(cost[name])
+                    results[name] = self.part(name, function)
+                else:
+                    results[name] = self.part(name, function)
+                    meter.update(cost[name], name)
+        return results
+
+    def checkpoints(self, name: str) -> Path:
+        """Returns the directory for checkpoints of a training; removed when its part is done."""
+        return self.path / "parts" / f"{name}.checkpoints"
+
+    def write_result(self, name: str, values: dict[str, Any]) -> None:
+        """Writes the settings and `values` to `name.json`."""
+        self._write(self.path / f"{name}.json", _encode_json({"settings": self.settings} | values))
+
+    def _part_file(self, name: str, codec: Codec) -> Path:
+        return self.path / "parts" / f"{name}.{codec.suffix}"
+
+    def _write(self, file: Path, data: bytes) -> None:
+        with disk_errors_as_user_error(
+            f"workdir {self.path} cannot be written",
+            lambda: f"make room, or choose another {OPTION}",
+        ):
             file.parent.mkdir(exist_ok=True)
-            write_atomic(file, form.dump(make()))
-        self.unfinished(name).remove()
-        return form.load(file.read_bytes())
-
-    def has(self, name: str, form: Codec = NUMBERS) -> bool:
-        """Whether the part is done."""
-        return self._file(name, form.ending).exists()
-
-    def unfinished(self, name: str) -> Snapshot:
-        """How far the training is that makes the part; removed when the part is kept."""
-        return Snapshot(self._file(name, "unfinished"))
-
-    def result(self, name: str, values: dict[str, Any]) -> None:
-        """Writes the settings and `values` as `name.json`, whole or not at all."""
-        write_atomic(self.path / f"{name}.json", _json({"settings": self.settings} | values))
-
-    def _file(self, name: str, ending: str) -> Path:
-        return self.path / "parts" / f"{name}.{ending}"
-
-
-def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any], within: str = "") -> None:
-    for key in sorted(found.keys() | wanted.keys()):
-        has, wants = found.get(key), wanted.get(key)
-        if isinstance(has, dict) and isinstance(wants, dict):
-            _compare(path, has, wants, f"{within}{key}.")
-        elif has != wants:
-            raise UserError(
-                f"{path} holds a study with {within}{key} = {has}, not {wants}:"
-                " choose another --out"
-            )
+            write_atomic(file, data)

@@ -1,151 +1,209 @@
-"""Trained networks for studies that look into one: from a run's folder, or trained now and kept."""
+"""Trained networks for studies of one network: from runs, imported weights, or trained here."""
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from resflax.cli.study import add_training
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
-from resflax.nn import unstack_params
-from resflax.run import checkpoint
+from resflax.nn import ResNet, unstack_params
+from resflax.run.checkpoint import restore_latest
 from resflax.run.manifest import params_sha256
-from resflax.study.folder import ARRAYS, Folder
-from resflax.study.sweep import train_each
+from resflax.study.arguments import add_training_arguments
+from resflax.study.folder import MSGPACK, StudyDir
+from resflax.study.sweep import Curves, train_networks
 from resflax.train import TrainState
 from resflax.train.builders import build_dataset, build_optimizer, build_schedule, build_state
-from resflax.train.config import default_config, spec_overrides
+from resflax.train.config import build_model, default_config
 from resflax.weights import read_weights
 from resflax.zoo import create_model
 
-Net = tuple[Any, Any]  # a model that is not scanned, and its variables
+
+class Net(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      label: its name in results and figures.
+      model: not scanned.
+      variables: "params" and "batch_stats".
+      dataset: with the normalization that the network was trained with.
+    """
+
+    label: str
+    model: ResNet
+    variables: Any
+    dataset: Dataset
 
 
-def add_nets(parser: argparse.ArgumentParser, *, rate: str) -> None:
-    """The options of a study that looks into networks."""
-    parser.add_argument("--runs", default="", metavar="DIR,DIR", help="folders of train.py instead")
+def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
+    """Adds the options of a study that analyses trained networks."""
+    parser.add_argument(
+        "--runs", default="", metavar="DIR,DIR", help="analyse the networks of these workdirs"
+    )
     parser.add_argument(
         "--weights",
         default="",
         metavar="NAME:FILE,FILE",
-        help="imported weights instead: files, folders or names of the Hub, on --dataset",
+        help="analyse imported weights (files, folders, Hub repositories) on --dataset",
     )
-    add_training(parser, seeds=1, rates=rate)
+    add_training_arguments(parser, seeds=1, rates=rate)
 
 
+@contextlib.contextmanager
 def open_nets(
     args: argparse.Namespace, names: list[str], config: ConfigDict, settings: dict[str, Any]
-) -> tuple[Folder, dict[str, tuple[Net, Dataset]]]:
-    """The study's folder, and the networks to look into with what each was trained on.
-
-    These are the runs of `--runs` or the imported nets of `--weights`, by place and name, or else
-    the named ones, trained alike.
-    """
-    settings = settings | {"runs": args.runs, "learning_rates": args.learning_rates}
-    settings |= {"config": config.to_dict(), "weights": args.weights}
-    if args.runs and args.weights:
-        raise UserError("--runs and --weights are both given: expected one of them")
-    if args.runs or args.weights:
-        if args.runs:
-            loaded = {path: from_run(Path(path)) for path in _places("--runs", args.runs)}
-        else:
-            dataset = load_dataset(args.dataset, args.data_dir)
-            places = _places("--weights", args.weights)
-            loaded = {place: from_weights(place, dataset) for place in places}
-        # What is kept was measured on these parameters: a run trained again is another study.
-        settings["params_sha256"] = {
-            path: params_sha256(net[1]["params"]) for path, (_, net, _) in loaded.items()
-        }
-        folder = Folder.open(args.out, settings)
-        return folder, {
-            f"{path}: {name}": (net, dataset) for path, (name, net, dataset) in loaded.items()
-        }
-    dataset = load_dataset(args.dataset, args.data_dir)
-    folder = Folder.open(args.out, settings)
-    nets = trained(folder, names, dataset, config, args.learning_rates[0])
-    return folder, {name: (net, dataset) for name, net in nets.items()}
-
-
-def _places(option: str, text: str) -> list[str]:
-    """The places that an option names, `A,B`.
-
-    Raises:
-      UserError: if it names one twice.
-    """
-    places = text.split(",")
-    for place in places:
-        if places.count(place) > 1:
-            raise UserError(f"{option} names {place} more than once")
-    return places
-
-
-def from_weights(place: str, dataset: Dataset) -> tuple[str, Net, Dataset]:
-    """A network with imported weights: its name, itself, and the dataset, normalised as for it.
+) -> Iterator[tuple[StudyDir, list[Net]]]:
+    """Opens the study's directory and yields it with the networks to analyse.
 
     Args:
-      place: "NAME:FILE", or a folder or a name of the Hub whose config tells which network it is.
-      dataset: to look at it with.
+      args: options of `add_net_arguments`, and `out`.
+      names: networks to train with seed 0 if there are neither `--runs` nor `--weights`.
+      config: to train them with.
+      settings: of the study.
 
     Raises:
-      UserError: if they cannot be read, or the network is not for such images and classes.
+      UserError: if a network cannot be loaded or built, or the directory cannot be used.
     """
-    name, _, where = place.rpartition(":")
-    card, variables, _ = read_weights(where, name or None)
+    if args.runs and args.weights:
+        raise UserError("--runs and --weights are both given: expected one of them")
+    settings = settings | {
+        "runs": args.runs,
+        "weights": args.weights,
+        "learning_rates": args.learning_rates,
+        "config": config.to_dict(),
+    }
+    if args.runs or args.weights:
+        loaded = load_nets(args)
+        # A run that was trained again is another study: finished parts would not belong to it.
+        settings["params_sha256"] = {
+            source: params_sha256(net.variables["params"]) for source, net in loaded.items()
+        }
+        with StudyDir.open(args.out, settings) as study:
+            yield study, list(loaded.values())
+        return
+    dataset = load_dataset(args.dataset, args.data_dir)
+    fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
+    models = {name: create_model(name, **fields) for name in names}
+    with StudyDir.open(args.out, settings) as study:
+        yield study, train_nets(study, models, dataset, config, args.learning_rates[0])
+
+
+def load_nets(args: argparse.Namespace) -> dict[str, Net]:
+    """Loads the networks of `--runs` or `--weights`, by their source."""
+    option, value = ("--runs", args.runs) if args.runs else ("--weights", args.weights)
+    sources = value.split(",")
+    for source in sources:
+        if sources.count(source) > 1:
+            raise UserError(f"{option} has {source} more than once")
+    if args.runs:
+        return {source: load_run(source) for source in sources}
+    dataset = load_dataset(args.dataset, args.data_dir)
+    return {source: load_weights(source, dataset) for source in sources}
+
+
+def load_weights(source: str, dataset: Dataset) -> Net:
+    """Loads a network with imported weights.
+
+    Args:
+      source: "NAME:FILE", or a folder or Hub repository with a config.json that has the name.
+      dataset: to analyse it on; it gets the normalization of the weights.
+
+    Raises:
+      UserError: if they cannot be read, or do not fit the dataset's images and classes.
+    """
+    name, _, location = source.rpartition(":")
+    config, variables, _ = read_weights(location, name or None)
     height, width, channels = dataset.image_shape
-    minimum = card.spec.min_image_size
-    if (card.channels, card.spec.num_classes) != (channels, dataset.num_classes):
+    minimum = config.spec.min_image_size
+    if (config.channels, config.spec.num_classes) != (channels, dataset.num_classes):
         raise UserError(
-            f"{where} is for {card.channels} channels and {card.spec.num_classes} classes:"
-            f" {dataset.name} has {channels} and {dataset.num_classes}"
+            f"{location} has {config.channels} channels and {config.spec.num_classes} classes:"
+            f" expected {channels} and {dataset.num_classes}, as {dataset.name} has"
         )
     if min(height, width) < minimum:
         raise UserError(
-            f"{where} needs images of {minimum}x{minimum}: {dataset.name}'s are smaller"
+            f"{location} needs images of {minimum}x{minimum} or more: those of {dataset.name} have"
+            f" {height}x{width}"
         )
-    normalized = dataset.with_normalization(card.preprocess.mean, card.preprocess.std)
-    return name or where, (create_model(card.spec, scan=False), variables), normalized
+    normalized = dataset.with_normalization(config.preprocess.mean, config.preprocess.std)
+    model = create_model(config.spec, scan=False)
+    return Net(f"{source}: {name or location}", model, variables, normalized)
 
 
-def from_run(path: Path) -> tuple[str, Net, Dataset]:
-    """A network that `train.py` trained: its name, itself, and what it was trained on.
+def load_run(path: str | Path) -> Net:
+    """Loads the network that a run evaluated at its latest valid checkpoint.
 
     Raises:
-      UserError: if the folder is no run's.
+      UserError: if the path is not the workdir of a run, or has no valid checkpoint.
     """
+    path = Path(path)
     try:
         config = default_config()
         config.update(json.loads((path / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is not the folder of a run: {e}") from e
+        raise UserError(f"{path} is not the workdir of a run: {e}") from e
     dataset = build_dataset(config)
-    fields = spec_overrides(config) | {"num_classes": dataset.num_classes}
-    model = create_model(config.model, scan=config.scan, **fields)
+    model = build_model(config)
+    model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
     optimizer = build_optimizer(config, build_schedule(config, len(dataset.train)))
-    like = jax.eval_shape(lambda: build_state(config, model, optimizer, dataset.image_shape))
-    zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), like)
-    state = checkpoint.restore(path / "checkpoints", zeros)
-    return config.model, (model.clone(scan=False), unstack_params(state.eval_variables)), dataset
+    shapes = jax.eval_shape(lambda: build_state(config, model, optimizer, dataset.image_shape))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    template = {"state": state, "eval_batch_stats": state.batch_stats}
+    tree = restore_latest(path / "checkpoints", template).tree
+    variables = tree["state"].eval_variables
+    if tree["eval_batch_stats"]:
+        variables["batch_stats"] = tree["eval_batch_stats"]
+    label = f"{path}: {config.model}"
+    return Net(label, model.clone(scan=False), unstack_params(variables), dataset)
 
 
-def trained(
-    folder: Folder, names: list[str], dataset: Dataset, config: ConfigDict, rate: float
-) -> dict[str, Net]:
-    """The named networks, trained from seed 0 now, or kept in the folder from an earlier start."""
-    fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
-    models = {name: create_model(name, **fields) for name in names}
-    kept = train_each(
-        folder, models, dataset, config, seeds=1, rates=[rate], take=_variables, form=ARRAYS
+def train_nets(
+    study: StudyDir, models: dict[str, ResNet], dataset: Dataset, config: ConfigDict, rate: float
+) -> list[Net]:
+    """Trains the networks with seed 0, or reads the study's finished parts."""
+    variables = train_networks(
+        study,
+        models,
+        dataset,
+        config,
+        seeds=1,
+        rates=[rate],
+        extract=_only_member_variables,
+        codec=MSGPACK,
     )
-    return {
-        name: (model.clone(scan=False), unstack_params(kept[name]))
+    return [
+        Net(name, model.clone(scan=False), unstack_params(variables[name]), dataset)
         for name, model in models.items()
+    ]
+
+
+def _only_member_variables(states: TrainState, curves: Curves) -> Any:
+    return jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))
+
+
+def leaves_by_layer(tree: Any) -> list[tuple[str, Any]]:
+    """Returns the leaves with their paths ("stage1_block1/norm1"), in the order of the layers.
+
+    Layers of projection shortcuts (Ws) are left out.
+
+    Args:
+      tree: nested dictionaries of parameters, or of `capture_intermediates` with one call of each
+        module.
+    """
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/__call__/0"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
+    def order(path: str) -> Any:
+        digits = "".join(c if c.isdigit() else " " for c in path).split()
+        return (not path.startswith("stem"), not path.startswith("stage"), [int(d) for d in digits])
 
-def _variables(states: TrainState, curves: Any) -> Any:
-    """Those of the only member."""
-    return jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))
+    return [(path, leaves[path]) for path in sorted(leaves, key=order) if "Ws" not in path]

@@ -1,4 +1,4 @@
-"""How a study trains on each dataset; the same for every network of it."""
+"""Training recipes of the studies by dataset, the same for every network of a study."""
 
 from typing import Any
 
@@ -26,12 +26,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(dataset: str, epochs: int | None = None, batch_size: int | None = None) -> ConfigDict:
-    """The config of a study's networks: the paper's SGD, no weight decay on norms.
+def make_recipe(
+    dataset: str, epochs: int | None = None, batch_size: int | None = None
+) -> ConfigDict:
+    """Returns the config of a study's networks: the paper's SGD, without weight decay of norms.
 
     Args:
-      dataset: its recipe, else the paper's of CIFAR-10.
-      epochs: instead of the recipe's; the steps of the schedule move with it.
+      dataset: with a row in `RECIPES`; others use `PAPER`, the recipe for CIFAR-10.
+      epochs: instead of the recipe's; decay and warmup epochs are scaled with it.
       batch_size: instead of the recipe's.
     """
     values = dict(RECIPES.get(dataset, PAPER))
@@ -39,8 +41,8 @@ def recipe(dataset: str, epochs: int | None = None, batch_size: int | None = Non
     config.dataset, config.nesterov, config.weight_decay = dataset, False, 1e-4
     config.data.pad_crop, config.data.flip = values.pop("pad_crop", 0), values.pop("flip", False)
     if epochs:
-        falls = values.get("decay_epochs", ())
-        values["decay_epochs"] = tuple(fall * epochs / values["epochs"] for fall in falls)
+        decay_epochs = values.get("decay_epochs", ())
+        values["decay_epochs"] = tuple(e * epochs / values["epochs"] for e in decay_epochs)
         values["epochs"] = epochs
         values["warmup_epochs"] = min(values["warmup_epochs"], epochs / 4)
     config.update(values)

@@ -1,11 +1,13 @@
-"""How large the layers' responses are, plain against residual (He et al. 2015, Figure 7).
+"""Standard deviation of layer responses, plain and residual (He et al. 2015, Figure 7).
 
 The standard deviation of each 3x3 layer's response: after batch norm, before the non-linearity and
-the addition, in original order and sorted. Claims to check: residual responses are smaller, and a
-deeper residual network's are smaller still. Of networks trained here, or of runs of `train.py`.
+the addition, in the order of the layers and sorted. Claims to check: residual responses are smaller
+than plain ones, and those of deeper residual networks are smaller still. The networks are trained
+here, loaded from runs of `resflax train`, or imported.
 
-A response's size is the norm's learned scale, which only weight decay makes smaller where it is not
-needed. The paper decays all parameters for 64,000 steps; a short training needs a stronger decay.
+The size of a response is the learned scale of its norm, which only weight decay reduces where it is
+not needed. The paper decays all parameters for 64,000 steps; a short training needs a stronger
+decay.
 """
 
 import argparse
@@ -14,70 +16,88 @@ from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from resflax.cli.study import numbers
 from resflax.data import Dataset, eval_batches, normalize
+from resflax.nn import ResNet
 from resflax.nn.batch_norm import BatchNorm
 from resflax.plotting import line_style, new_figure, save
-from resflax.study.folder import Folder
-from resflax.study.layers import by_layer
-from resflax.study.nets import add_nets, open_nets
-from resflax.study.recipes import recipe
+from resflax.study.arguments import number_list
+from resflax.study.folder import StudyDir
+from resflax.study.nets import add_net_arguments, leaves_by_layer, open_nets
+from resflax.study.recipes import make_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Depths to train, or runs to look into."""
-    parser.add_argument("--depths", type=numbers(int, 8, 20_000), default="20,56")
-    parser.add_argument("--weight_decay", type=float, default=5e-3, help="of all parameters")
-    add_nets(parser, rate="0.05")
+    """Adds the study's options."""
+    parser.add_argument(
+        "--depths",
+        type=number_list(int, 8, 20_000),
+        default="20,56",
+        help="of the form 6n+2; default: 20,56",
+    )
+    parser.add_argument(
+        "--weight_decay", type=float, default=5e-3, help="of all parameters; default: 0.005"
+    )
+    add_net_arguments(parser, rate="0.05")
     parser.set_defaults(epochs=40)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains or loads the networks, measures, draws."""
+    """Trains or loads the networks, measures them, draws the figure.
+
+    Raises:
+      UserError: if a network cannot be built or loaded, or the directory cannot be used.
+    """
     depths = sorted(args.depths)
-    config = recipe(args.dataset, args.epochs, args.batch_size)
+    config = make_recipe(args.dataset, args.epochs, args.batch_size)
     config.weight_decay, config.decay_mask = args.weight_decay, "all"
     settings = {"study": "responses", "depths": depths}
     names = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
-    folder, nets = open_nets(args, names, config, settings)
-    found: dict[str, Any] = {}
-    for name, (net, dataset) in nets.items():
-        found[name] = folder.part(f"deviations-{len(found)}", partial(deviations, *net, dataset))
-    text = "\n".join(
-        f"{name}: mean response {np.mean(list(layers.values())):.3f} over {len(layers)} layers"
-        for name, layers in found.items()
-    )
-    if not args.runs and not args.weights:
-        text += "\n" + judge(found, depths)
-    folder.result("responses", {"deviations": found, "text": text})
-    draw(folder, found)
-    print(f"{text}\nsaved in {folder.path}: responses.png, responses.json")
+    with open_nets(args, names, config, settings) as (study, nets):
+        deviations = {
+            net.label: study.part(
+                f"deviations-{i}",
+                partial(response_deviations, net.model, net.variables, net.dataset),
+            )
+            for i, net in enumerate(nets)
+        }
+        lines = [
+            f"{label}: mean response {np.mean(list(layers.values())):.3f} over {len(layers)} layers"
+            for label, layers in deviations.items()
+        ]
+        if not args.runs and not args.weights:
+            lines.append(check_claims(deviations, depths))
+        text = "\n".join(lines)
+        study.write_result("responses", {"deviations": deviations, "text": text})
+        draw(study, deviations)
+    print(f"{text}\nsaved in {study.path}: responses.png, responses.json")
 
 
-def judge(found: dict[str, dict[str, float]], depths: list[int]) -> str:
-    """Whether the paper's two claims hold for the mean over layers."""
-    mean = {name: float(np.mean(list(layers.values()))) for name, layers in found.items()}
+def check_claims(deviations: dict[str, dict[str, float]], depths: list[int]) -> str:
+    """Checks the paper's two claims on the means over layers, and describes the result."""
+    mean = {name: float(np.mean(list(layers.values()))) for name, layers in deviations.items()}
     smaller = all(mean[f"cifar_resnet{d}"] < mean[f"cifar_plain{d}"] for d in depths)
     residual = [mean[f"cifar_resnet{d}"] for d in depths]
-    deeper = all(b < a for a, b in pairwise(residual))
+    decreasing = all(deeper < shallower for shallower, deeper in pairwise(residual))
     return (
         f"residual responses are {'' if smaller else 'NOT '}smaller than plain ones;"
-        f" deeper residual networks' are {'' if deeper else 'NOT '}smaller still"
+        f" those of deeper residual networks are {'' if decreasing else 'NOT '}smaller still"
     )
 
 
-def deviations(model: Any, variables: Any, dataset: Dataset) -> dict[str, float]:
-    """The standard deviation of every norm's output over the training split, by its path.
+def response_deviations(model: ResNet, variables: Any, dataset: Dataset) -> dict[str, float]:
+    """Returns the standard deviation of every norm's output over the training split, by its path.
 
-    Evaluation mode; over examples, pixels and channels; norms of projections (Ws) left out. In the
-    order of the layers.
+    In evaluation mode, over examples and all axes, in the order of the layers. Norms of projection
+    shortcuts (Ws) are left out.
     """
     mean, std = dataset.train.mean_std()
 
     @jax.jit
-    def sums(variables: Any, batch: Any) -> Any:
+    def batch_sums(variables: Any, batch: Any) -> Any:
+        """Returns count, sum and sum of squares of every norm's output."""
         _, state = model.apply(
             variables,
             normalize(batch["image"], mean=mean, std=std),
@@ -87,26 +107,26 @@ def deviations(model: Any, variables: Any, dataset: Dataset) -> dict[str, float]
         )
         weight = batch["weight"][:, None, None, None]
 
-        def moments(y: jax.Array) -> jax.Array:
+        def sums(y: jax.Array) -> jax.Array:
             count = batch["weight"].sum() * y[0].size
-            return jax.numpy.stack([count, (weight * y).sum(), (weight * y**2).sum()])
+            return jnp.stack([count, (weight * y).sum(), (weight * y**2).sum()])
 
-        return jax.tree.map(moments, state["intermediates"])
+        return jax.tree.map(sums, state["intermediates"])
 
     total = None
     for batch in eval_batches(dataset.train, batch_size=256):
-        part = jax.tree.map(lambda s: np.asarray(s, np.float64), sums(variables, batch))
+        part = jax.tree.map(lambda s: np.asarray(s, np.float64), batch_sums(variables, batch))
         total = part if total is None else jax.tree.map(np.add, total, part)
-    result = {}
-    for path, (count, first, second) in by_layer(total):
-        result[path] = float(np.sqrt(max(second / count - (first / count) ** 2, 0)))
-    return result
+    deviations = {}
+    for path, (count, first, second) in leaves_by_layer(total):
+        deviations[path] = float(np.sqrt(max(second / count - (first / count) ** 2, 0)))
+    return deviations
 
 
-def draw(folder: Folder, found: dict[str, dict[str, float]]) -> None:
-    """The paper's Figure 7: original order, and sorted from large to small."""
+def draw(study: StudyDir, deviations: dict[str, dict[str, float]]) -> None:
+    """Draws the paper's Figure 7: in the order of the layers, and sorted."""
     figure, axes = new_figure(2, height=4.0)
-    for i, (name, layers) in enumerate(found.items()):
+    for i, (name, layers) in enumerate(deviations.items()):
         values = list(layers.values())
         for ax, row in zip(axes, (values, sorted(values, reverse=True)), strict=True):
             label = name.removeprefix("cifar_")
@@ -116,4 +136,4 @@ def draw(folder: Folder, found: dict[str, dict[str, float]]) -> None:
     for ax in axes:
         ax.set(ylabel="standard deviation of the response", ylim=(0, None))
     axes[1].legend(frameon=False, fontsize=8)
-    save(figure, folder.path / "responses.png")
+    save(figure, study.path / "responses.png")
