@@ -24,7 +24,6 @@ from resflax.train.builders import (
 )
 from resflax.train.input_pipeline import make_device_step_fn
 
-
 STEPS = 20
 
 
