@@ -11,7 +11,8 @@ import pytest
 
 from resflax import UserError, create_model
 from resflax.run import checkpoint as checkpoint_module
-from resflax.run.checkpoint import Checkpoint, Checkpointer, latest_valid_metadata, restore_latest
+from resflax.run.checkpoint import Checkpoint, latest_valid_metadata, restore_latest
+from resflax.run.checkpointer import Checkpointer
 from resflax.run.manifest import CorruptCheckpointError, verify_manifest
 from resflax.train import create_state, make_optimizer
 
