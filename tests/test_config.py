@@ -113,7 +113,7 @@ def test_unknown_choice_is_named_with_its_key(key, name):
 
 
 @pytest.mark.parametrize(("key", "name"), [(key, n) for key, row in CHOICES.items() for n in row])
-def test_every_choice_is_accepted(key, name):
+def test_known_choices_are_accepted(key, name):
     check_config(make_config(**{key: name}))
 
 

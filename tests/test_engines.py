@@ -163,7 +163,7 @@ def test_fsdp_shards_large_arrays_and_replicates_small_ones():
 def test_step_uses_the_mean_gradient_over_all_devices(name):
     """Logits w * x; one example per device."""
 
-    class Scale(nn.Module):
+    class WeightedInput(nn.Module):
         axis_name: str | None = None
 
         @nn.compact
@@ -175,8 +175,10 @@ def test_step_uses_the_mean_gradient_over_all_devices(name):
     optimizer = optax.sgd(1.0)
     x = np.arange(16, dtype=np.float32).reshape(8, 2, 1, 1) / 10
     batch = {"image": x, "label": np.zeros(8, np.int32)}
-    step = engine.compile_train(make_train_step(Scale(), optimizer, axis_name=engine.axis_name))
-    state = engine.put_state(create_state(Scale(), optimizer, 0, (2, 1, 1)))
+    step = engine.compile_train(
+        make_train_step(WeightedInput(), optimizer, axis_name=engine.axis_name)
+    )
+    state = engine.put_state(create_state(WeightedInput(), optimizer, 0, (2, 1, 1)))
     state, _ = step(state, engine.shard_batch(batch))
     z = x.reshape(8, 2).astype(np.float64)
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)

@@ -8,7 +8,21 @@ import pytest
 
 from resflax import create_model
 from resflax.data import load_dataset, make_augment, normalize, train_batches
-from resflax.train import create_state, make_engine, make_optimizer, make_train_step
+from resflax.train import (
+    create_state,
+    default_config,
+    make_engine,
+    make_optimizer,
+    make_train_step,
+)
+from resflax.train.builders import (
+    build_normalizer,
+    build_optimizer,
+    build_schedule,
+    build_state,
+    build_steps,
+)
+from resflax.train.input_pipeline import make_device_step_fn
 
 STEPS = 20
 
@@ -84,9 +98,50 @@ def test_float64_parameters_differ_by_rounding_only(digits):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.max(np.abs(b)))
 
 
-def test_small_network_has_the_same_losses_on_two_devices(digits):
-    """The fast form of the slow tests above: one block, on two devices."""
-    model = create_model("cifar_resnet8", depths=(1,), widths=(4,), stem_width=4)
-    expected, _ = train(digits, "mesh", 1, model)
-    for name in ("pmap", "mesh"):
-        np.testing.assert_allclose(train(digits, name, 2, model)[0], expected, rtol=1e-4)
+def make_config():
+    """Uses crops, erasing, pairs of examples, random networks and micro-batches."""
+    config = default_config()
+    config.model, config.batch_size, config.grad_accum_steps = "cifar_resnet8", 32, 2
+    config.learning_rate, config.schedule = 0.02, "constant"
+    config.data.pad_crop, config.data.alternating_flip = 1, True
+    config.data.cutout, config.data.random_erasing = 2, 0.5
+    config.data.mixup, config.data.cutmix = 0.4, 1.0
+    return config
+
+
+def train_with_random_steps(digits, name, devices, **fields):
+    """Takes three steps; returns their losses."""
+    config = make_config()
+    model = create_model(config.model, num_classes=10, drop_path=0.3, dropout=0.2, **fields)
+    engine = make_engine(name, jax.devices()[:devices])
+    optimizer = build_optimizer(config, build_schedule(config, len(digits.train)))
+    normalizer = build_normalizer(digits.train)
+    step, _ = build_steps(config, model, optimizer, normalizer, axis_name=engine.axis_name)
+    step_fn = make_device_step_fn(engine, step, digits.train, config, 0, 3)
+    state = engine.put_state(build_state(config, model, optimizer, digits.image_shape))
+    losses = []
+    for _ in range(3):
+        state, metrics = step_fn(state)
+        losses.append(float(engine.to_host(metrics)["loss"]))
+    return np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def one_device_losses(digits):
+    return train_with_random_steps(digits, "mesh", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_random_numbers_do_not_depend_on_the_device_count(digits, one_device_losses, name):
+    np.testing.assert_allclose(
+        train_with_random_steps(digits, name, 8), one_device_losses, rtol=1e-5
+    )
+
+
+def test_random_small_network_is_the_same_on_two_devices(digits):
+    """The fast form of the slow tests above: one block, on one and two devices."""
+    tiny = {"depths": (1,), "widths": (4,), "stem_width": 4}
+    expected = train_with_random_steps(digits, "mesh", 1, **tiny)
+    losses = train_with_random_steps(digits, "pmap", 2, **tiny)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TIMEOUT = 900  # seconds; a run takes 20 on an idle machine
 
 
 def free_port():
@@ -34,9 +35,10 @@ def run_all(commands, *, devices, **env):
         for command in commands
     ]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return outputs
