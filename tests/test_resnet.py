@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.networks import randomised
+from helpers.networks import randomized
 
 from resflax import create_model
 from resflax.nn import ResNet, Spec
@@ -98,7 +98,7 @@ def test_variants_are_the_numpy_reference(block, shortcut, preact):
     spec = Spec(**{**TINY, "stem": stem}, block=block, shortcut=shortcut, preact=preact)
     model = ResNet(spec)
     x = np.random.default_rng(2).standard_normal((2, 11, 14, 3)).astype(np.float32)
-    variables = randomised(jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False)))
+    variables = randomized(jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False)))
     logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
     expected = Reference(spec, variables)(x)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -120,7 +120,7 @@ def test_bottleneck_strides_first_1x1_in_v1_and_3x3_in_v15():
     assert conv_strides(Spec(**fields, block="bottleneck")) == [(1, 1), (3, 2), (1, 1), (1, 2)]
 
 
-def test_kernels_are_initialised_he_normal_fan_out():
+def test_kernels_are_initialized_he_normal_fan_out():
     model = create_model("resnet18", stem="cifar")
     params = init(model, (1, 8, 8, 3))["params"]
     kernel = np.asarray(params["stage4_block2"]["conv2"]["kernel"], np.float64)
@@ -197,7 +197,7 @@ def test_bfloat16_network_stores_float32_variables():
     model = create_model("cifar_resnet20", dtype="bfloat16")
     variables = init(model, (1, 8, 8, 1))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    variables = randomised(variables)
+    variables = randomized(variables)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     logits = model.apply(variables, x, train=False)
     assert logits.dtype == jnp.bfloat16

@@ -13,7 +13,7 @@ from runs import PIPELINES, TrainProcess, make_env
 from tqdm import tqdm
 
 from resflax.cli.main import silence_libraries
-from resflax.run.checkpoint import Checkpointer
+from resflax.run.checkpointer import Checkpointer
 from resflax.run.manifest import leaf_checksums, verify_manifest
 
 
