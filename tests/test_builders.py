@@ -20,6 +20,7 @@ from resflax.data import (
 from resflax.train import (
     Trainer,
     build,
+    builders,
     create_state,
     default_config,
     make_optimizer,
@@ -29,6 +30,7 @@ from resflax.train import (
 )
 from resflax.train.builders import build_schedule, total_steps
 from resflax.train.config import to_json_dict
+from resflax.weights import Preprocess, PretrainedConfig
 
 DIGITS = load_dataset("digits")
 TINY = {"depths": (1,), "widths": (4,), "stem_width": 4}
@@ -118,6 +120,27 @@ def test_given_model_and_dataset_replace_those_of_the_config():
     run = build(make_config(), dataset=dataset, model=NormNet())
     assert run.init().params["stem_conv"]["kernel"].shape == (4, 6)
     assert run.steps == 2
+
+
+def test_pretrained_weights_bring_their_normalization(monkeypatch):
+    """The given config is unchanged; the head is replaced, since it has other classes."""
+    config = make_config(pretrained="weights")
+    spec = build(make_config()).model.spec.override(num_classes=7)
+    model = create_model("cifar_resnet8", **TINY, num_classes=7)
+    variables = model.init(jax.random.key(1), np.zeros((1, 8, 8, 1), np.float32), train=False)
+    pretrained = PretrainedConfig(spec, 1, Preprocess(mean=(0.25,), std=(0.5,)))
+    monkeypatch.setattr(builders, "read_weights", lambda *args: (pretrained, variables, None))
+    run = build(config)
+    assert (config.data.mean, config.data.std) == ((), ())
+    assert (run.config.data.mean, run.config.data.std) == ((0.25,), (0.5,))
+    assert run.dataset.train.mean_std() == ((0.25,), (0.5,))
+    params = run.init().params
+    assert params["head"]["kernel"].shape[-1] == 10
+    np.testing.assert_array_equal(
+        params["stem_conv"]["kernel"], variables["params"]["stem_conv"]["kernel"]
+    )
+    explicit = build(make_config(pretrained="weights", data__mean=(0.1,), data__std=(0.2,)))
+    assert explicit.dataset.train.mean_std() == ((0.1,), (0.2,))
 
 
 @pytest.mark.parametrize(
