@@ -27,6 +27,7 @@ class InputNormNet(nn.Module):
         return nn.Dense(3, name="head")(jnp.square(x))
 
 
+@pytest.mark.slow
 def test_without_batch_norm_micro_batches_only_save_memory():
     """Group norm in place of batch norm, with momentum and weight decay, over three steps."""
     small = {"depths": (1,), "widths": (32,), "stem_width": 32, "num_classes": 3}

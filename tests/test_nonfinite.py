@@ -44,7 +44,9 @@ def train_two_steps(action, name="pmap", optimizer="sgd", **keys):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize(
+    "bad", [np.nan, *(pytest.param(bad, marks=pytest.mark.slow) for bad in (np.inf, 3e38))]
+)
 @pytest.mark.parametrize("name", ["pmap", "mesh"])
 def test_skipped_update_leaves_the_state_bit_for_bit(name, bad, optimizer):
     """One bad example of sixteen, on one device of eight; statistics, moments and EMA included."""
@@ -67,6 +69,7 @@ def test_skipped_update_leaves_the_state_bit_for_bit(name, bad, optimizer):
         assert all((x != y).any() for x, y in pairs if np.ptp(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_good_step_is_the_same_with_every_action(count):
     states = []

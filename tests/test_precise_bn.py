@@ -112,6 +112,7 @@ def test_old_statistics_do_not_affect_the_result():
     )
 
 
+@pytest.mark.slow
 def test_scanned_blocks_are_recomputed_without_drop_path():
     """With momentum 0.9, one step from zero gives a tenth of the statistics of its batch."""
     small = {"depths": (2,), "widths": (8,), "stem_width": 8, "zero_init": False}

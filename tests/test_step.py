@@ -75,6 +75,7 @@ def test_step_on_soft_targets_equals_the_closed_form(smoothing, count):
     np.testing.assert_allclose(step(state, batch)[1]["accuracy"], correct.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_step_is_pure_and_updates_all_batch_statistics():
     model, optimizer = create_model("cifar_resnet8", num_classes=3), optax.sgd(0.1)
     state = create_state(model, optimizer, 0, (8, 8, 1))
