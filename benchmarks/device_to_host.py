@@ -78,7 +78,8 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
       rounds: number of rounds.
       meter: progress meter, with one unit per round.
     """
-    from resflax.run.checkpoint import Checkpoint, Checkpointer
+    from resflax.run.checkpoint import Checkpoint
+    from resflax.run.checkpointer import Checkpointer
 
     meter.update(0, "compiling", force=True)
     step, state, batch = _setup(task, engine)

@@ -1,4 +1,4 @@
-"""ResNet-20 on Fashion-MNIST (Xiao et al. 2017), 28x28 grey images of ten kinds of clothes.
+"""ResNet-20 on Fashion-MNIST (Xiao et al. 2017), 28x28 gray images of ten kinds of clothes.
 
 Commands, the first one once (it needs TensorFlow)::
 

@@ -8,7 +8,7 @@ Commands, the first one once (it needs TensorFlow)::
 As in the paper: bottlenecks with the stride on the first 1x1 convolution, projections where shapes
 differ (option B), no branch initialized to zero, no warm-up; batch 256, weight decay 1e-4, momentum
 0.9 without Nesterov, 120 epochs, which are the paper's 60e4 steps and 548 more; flips; evaluation
-on the centre 224x224 of images with a shorter side of 256; batch statistics computed on the
+on the center 224x224 of images with a shorter side of 256; batch statistics computed on the
 training set for the final weights, not running averages (README of the authors' models).
 
 Different from the paper:
@@ -27,7 +27,7 @@ the
   paper's is on the kernels of convolutions only: `--config.decay_mask=kernels`.
 
 Measured: not run. The paper reports a top-1 error of 22.85 % on the validation set with ten crops
-(table 3), and the README of its models 24.7 % with the centre crop, which `train.py` measures.
+(table 3), and the README of its models 24.7 % with the center crop, which `train.py` measures.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""One style for all figures: readable in greyscale print, no display needed."""
+"""One style for all figures: readable in grayscale print, no display needed."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from resflax.files import write_atomic
 
-# From light to dark, each with its own dashes, to be distinguishable in greyscale print.
+# From light to dark, each with its own dashes, to be distinguishable in grayscale print.
 SHADES = ("#9a9a9a", "#6f8fbf", "#1f4e8c", "#101820", "#b5651d", "#5b8a3c")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 

@@ -10,7 +10,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Imported after the environment variables are set, because these modules initialise JAX.
+# Imported after the environment variables are set, because these modules initialize JAX.
 from helpers.conv_cases import CPU_BACKENDS  # noqa: E402
 
 from resflax.kernels import conv_backend  # noqa: E402

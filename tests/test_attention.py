@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.conv_reference import assert_close
-from helpers.networks import randomised, run
+from helpers.networks import randomized, run
 
 from resflax.nn.attention import ATTENTION, eca_kernel_size
 from resflax.nn.layers import make_ops
@@ -33,7 +33,7 @@ def run_attention(attention, channels, pruned_to=None, dtype=jnp.float32):
     module = Attention(attention, channels)
     x = np.random.default_rng(0).standard_normal((2, 5, 4, pruned_to or channels)) + 0.5
     x = jnp.asarray(x, dtype)
-    tree = randomised(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
+    tree = randomized(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
     y = run(module.apply, tree, x)
     assert y.dtype == dtype
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree.get("params", {}))
@@ -68,7 +68,7 @@ def test_squeeze_excite_is_equation_3(attention, channels, units):
     ("channels", "pruned_to"), [(64, None), (256, None), (2048, None), (256, 19)]
 )
 def test_efficient_channel_is_a_convolution_over_channels(channels, pruned_to):
-    """Wang et al. 2019, eq. 6 and 7: a zero-padded convolution over neighbouring channels."""
+    """Wang et al. 2019, eq. 6 and 7: a zero-padded convolution over neighboring channels."""
     y, p, x = run_attention("eca", channels, pruned_to)
     kernel = p["eca_conv"]["kernel"][:, 0, 0]
     assert set(p["eca_conv"]) == {"kernel"}
@@ -91,7 +91,7 @@ def test_half_precision_is_within_its_rounding_error(attention):
     y, _, x = run_attention(attention, 64, dtype=jnp.bfloat16)
     module = Attention(attention, 64)
     x = jnp.asarray(x, jnp.float32)
-    tree = randomised(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
+    tree = randomized(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
     assert_close(y, np.asarray(module.apply(tree, x)), 2**-6)
 
 

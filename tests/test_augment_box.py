@@ -66,7 +66,7 @@ def test_sampled_boxes_have_uniform_area_log_ratio_and_position():
     assert_uniform((box.left + noise[1]) / (600 - box.width + 1), 0, 1)
 
 
-def test_sample_box_falls_back_to_the_centre():
+def test_sample_box_falls_back_to_the_center():
     fits, box = sample_box(
         jax.random.key(0), (10, 100, 3), area=(0.9, 1.0), ratio=(0.75, 1.3), fallback=(10, 13)
     )
@@ -99,12 +99,12 @@ def test_resized_crop_of_floats_is_bilinear_interpolation():
     image = np.random.default_rng(0).standard_normal((SIDE, SIDE, 3)).astype(np.float32)
     top, left, height, width = 3, 5, 11, 17
 
-    def neighbours(start, length):
+    def neighbors(start, length):
         position = start + np.clip((np.arange(SIDE) + 0.5) * length / SIDE - 0.5, 0, length - 1)
         low = np.minimum(np.floor(position).astype(int), start + length - 2)
         return low, position - low
 
-    (y, fy), (x, fx) = neighbours(top, height), neighbours(left, width)
+    (y, fy), (x, fx) = neighbors(top, height), neighbors(left, width)
     fy, fx = fy[:, None, None], fx[:, None]
     rows = image[y] * (1 - fy) + image[y + 1] * fy
     expected = rows[:, x] * (1 - fx) + rows[:, x + 1] * fx

@@ -1,4 +1,4 @@
-"""Colour operations, warps, RandAugment and colour jitter, against Pillow and `colorsys`."""
+"""Color operations, warps, RandAugment and color jitter, against Pillow and `colorsys`."""
 
 import colorsys
 import itertools
@@ -28,8 +28,8 @@ def make_image(channels=3, seed=0, low=20, high=200):
 
 
 IMAGES = {
-    "colours": make_image(),
-    "grey": make_image(1),
+    "colors": make_image(),
+    "gray": make_image(1),
     "flat": np.full((SIDE, SIDE, 3), 77, np.uint8),
     "black and white": make_image(seed=1) // 128 * 255,
 }
@@ -68,7 +68,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_color_function_matches_pillow_to_one_grey_level(name):
+def test_color_function_matches_pillow_to_one_gray_level(name):
     ours, theirs, settings = FUNCTIONS[name]
     ours = jax.jit(ours, static_argnums=() if ours in ENHANCERS else 1)
     for image, setting in itertools.product(IMAGES.values(), settings):
@@ -79,7 +79,7 @@ def test_color_function_matches_pillow_to_one_grey_level(name):
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.1, 0.0, 0.25])
-def test_hue_rotates_hsv_colours(shift):
+def test_hue_rotates_hsv_colors(shift):
     image = np.concatenate([make_image(), IMAGES["black and white"]])
     results = np.asarray(jax.jit(color.hue)(jnp.asarray(image), jnp.float32(shift)), np.int32)
     for pixel, result in zip(image.reshape(-1, 3), results.reshape(-1, 3), strict=True):
@@ -107,17 +107,17 @@ def pillow_matrix(name, amount, width, height):
 
 @pytest.mark.parametrize("amount", [-0.9, 0.37])
 @pytest.mark.parametrize("name", WARPS)
-def test_warp_matches_pillow_nearest_neighbour(name, amount):
-    """Except where rounding decides the neighbour: Pillow has a resolution of 2^-16 pixels."""
+def test_warp_matches_pillow_nearest_neighbor(name, amount):
+    """Except where rounding decides the neighbor: Pillow has a resolution of 2^-16 pixels."""
     image = make_image()[:, :11]
     height, width, _ = image.shape
     matrix = pillow_matrix(name, amount, width, height)
-    grey = (128, 128, 128)
+    gray = (128, 128, 128)
     if name == "rotate":
-        theirs = to_pillow(image).rotate(30 * amount, fillcolor=grey)
+        theirs = to_pillow(image).rotate(30 * amount, fillcolor=gray)
     else:
         theirs = to_pillow(image).transform(
-            (width, height), Image.Transform.AFFINE, matrix, fillcolor=grey
+            (width, height), Image.Transform.AFFINE, matrix, fillcolor=gray
         )
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     a, b, c, d, e, f = matrix
@@ -220,8 +220,8 @@ def test_color_jitter_factor_is_uniform_within_its_width():
         assert distance < 2.2 / np.sqrt(n) + 1 / (high - low)
 
 
-def test_color_jitter_keeps_hue_and_saturation_of_grey_images():
-    grey = jnp.asarray(make_image(1))
+def test_color_jitter_keeps_hue_and_saturation_of_gray_images():
+    gray = jnp.asarray(make_image(1))
     key = jax.random.key(0)
-    np.testing.assert_array_equal(color_jitter(key, grey, widths=(0, 0, 0.9, 0.5)), grey)
-    assert (color_jitter(key, grey, widths=(0.9, 0, 0, 0)) != grey).any()
+    np.testing.assert_array_equal(color_jitter(key, gray, widths=(0, 0, 0.9, 0.5)), gray)
+    assert (color_jitter(key, gray, widths=(0.9, 0, 0, 0)) != gray).any()

@@ -65,11 +65,11 @@ def test_cutmix_box_has_its_area_around_a_uniform_pixel():
     mask = np.asarray(mixed[:, 0, :, :, 0]) == 1
     np.testing.assert_array_equal(mixed[:, 1, :, :, 0] == 0, mask)
     np.testing.assert_allclose(weights, 1 - mask.mean((1, 2)), rtol=1e-5, atol=1e-6)
-    centres = np.arange(side)
-    covered = np.abs(centres - centres[:, None] + 0.5) < 10  # [centre, pixel]
+    centers = np.arange(side)
+    covered = np.abs(centers - centers[:, None] + 0.5) < 10  # [center, pixel]
     boxes = {(rows[:, None] & columns).tobytes() for rows in covered for columns in covered}
     assert {m.tobytes() for m in mask} <= boxes
-    # The probability of a pixel is the fraction of centres whose box covers it.
+    # The probability of a pixel is the fraction of centers whose box covers it.
     expected = np.outer(covered.mean(0), covered.mean(0))
     assert (np.abs(mask.mean(0) - expected) < 5.5 * np.sqrt(expected / n)).all()
 

@@ -197,7 +197,7 @@ FILES = {
         [],
         "train/b/3.png: has more than 8 bits",
     ),
-    "grey image among colour images": (
+    "gray image among color images": (
         {"train/b/3.png": encode_png(np.zeros((8, 8), np.uint8))},
         [],
         "train/b/3.png: has shape",

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from resflax import UserError, create_model
-from resflax.run import checkpoint as checkpoint_module
-from resflax.run.checkpoint import Checkpoint, Checkpointer, latest_valid_metadata, restore_latest
+from resflax.run import checkpointer as checkpointer_module
+from resflax.run.checkpoint import Checkpoint, latest_valid_metadata, restore_latest
+from resflax.run.checkpointer import Checkpointer
 from resflax.run.manifest import CorruptCheckpointError, verify_manifest
 from resflax.train import create_state, make_optimizer
 
@@ -265,7 +266,7 @@ class VerificationSpy:
 
     def __init__(self, monkeypatch):
         self.calls, self.resume, self.reached = [], threading.Event(), threading.Event()
-        monkeypatch.setattr(checkpoint_module, "verify_manifest", self.verify)
+        monkeypatch.setattr(checkpointer_module, "verify_manifest", self.verify)
 
     def verify(self, folder, *, skip=""):
         background = threading.current_thread() is not threading.main_thread()
@@ -343,14 +344,14 @@ def test_steps_saved_again_are_not_taken_for_corrupt(tmp_path, monkeypatch, spy)
     folder = tmp_path / "checkpoints"
     save_small(folder, 1, 2, 3)
     flip_middle_bit(max(files_in(folder / "2" / "state"), key=lambda path: path.stat().st_size))
-    read = checkpoint_module._read
+    read = checkpointer_module.read_checkpoint
 
     def read_or_fail(folder, step, *args):
         if step == 3:
             raise CorruptCheckpointError("array x differs from the saved one")
         return read(folder, step, *args)
 
-    monkeypatch.setattr(checkpoint_module, "_read", read_or_fail)
+    monkeypatch.setattr(checkpointer_module, "read_checkpoint", read_or_fail)
     checkpointer = Checkpointer(folder, 3)
     verifier = checkpointer._verifier
     assert spy.reached.wait(60)  # the thread is about to verify step 2

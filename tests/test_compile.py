@@ -4,19 +4,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.monitoring
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from resflax import create_model  # noqa: E402
-from resflax.data import load_dataset  # noqa: E402
-from resflax.nn import ResNet  # noqa: E402
-from resflax.train import Progress, Trainer, Workdir, default_config, enable_compilation_cache  # noqa: E402
+from resflax.nn import ResNet
+from resflax.runtime import enable_compilation_cache
+from resflax.train import default_config, fit
 
 
 @pytest.fixture
@@ -48,13 +43,10 @@ def test_run_traces_and_compiles_each_step_once(
     config.model, config.epochs, config.batch_size = "cifar_resnet8", 2, 48
     config.parallel, config.data.placement = parallel, placement
     # 48 divides neither split, so the last batches of training and evaluation are partial.
-    model = create_model("cifar_resnet8")
-    run = Workdir.open(tmp_path / "run", config)
-    trainer = Trainer(model, load_dataset("digits"), config)
-    trainer.fit(run, Progress(trainer.steps))
+    fit(config, tmp_path / "run", silent=True)
     assert calls == {"train": 1, "eval or init": 2}
     # Under `pmap`, JAX names the compiled function "_fun".
-    names = {"pmap": ["jit(_fun)"], "mesh": ["jit(step)", "jit(run)"]}[parallel]
+    names = {"pmap": ["jit(_fun)"], "mesh": ["jit(step_with_shardings)", "jit(step)"]}[parallel]
     assert sum(compiled()[name] for name in names) == 2
 
 
@@ -83,9 +75,11 @@ def test_unwritable_cache_directory_is_not_an_error(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-KEEP = """
-import resource, sys
-import resflax, jax, jax.numpy as jnp
+REPEATED_CALLS = """
+import resource
+import resflax
+resflax.tune_malloc()
+import jax, jax.numpy as jnp
 f = jax.jit(lambda x: x * 2)
 x = jnp.ones((2**24,))
 for _ in range(40):  # warm up the heap
@@ -97,13 +91,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def page_faults(keep):
+def page_faults(setting):
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    env |= {"RESFLAX_KEEP_MEMORY": keep, "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", KEEP]
+    env |= {"RESFLAX_KEEP_MEMORY": setting, "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", REPEATED_CALLS]
     return int(subprocess.run(command, capture_output=True, check=True, env=env, text=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_tuned_malloc_reuses_memory_between_steps():
     """Five calls with results of 64 MiB cause 16,384 page faults each if memory is returned.

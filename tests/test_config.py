@@ -1,49 +1,181 @@
+"""Every key of the config has valid values, and an invalid one is one line that names the key."""
+
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from resflax import UserError
+from resflax.run.config_diff import flatten_config
 from resflax.train import check_config, default_config
-from resflax.train.config import flat_keys, spec_overrides
+from resflax.train.config import (
+    CHOICES,
+    COMBINATIONS,
+    RULES,
+    build_augment,
+    build_mix,
+    build_model,
+    to_json_dict,
+)
 
 
-def test_the_defaults_are_right():
+def make_config(**keys):
+    """Returns the default config with other values; `data__flip` is the key `data.flip`."""
+    config = default_config()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in keys.items()})
+    return config
+
+
+def error_of(config):
+    """Returns the message of `check_config`, which must be one line."""
+    with pytest.raises(UserError) as e:
+        check_config(config)
+    message = str(e.value)
+    assert "\n" not in message
+    assert len(message) < 300
+    return message
+
+
+def test_default_config_is_valid():
     check_config(default_config())
 
 
-def test_names_that_other_tools_count_on():
+def test_default_config_has_the_keys_that_other_tools_use():
     keys = {"model", "dataset", "seed", "epochs", "batch_size", "learning_rate", "parallel"}
-    assert keys <= set(flat_keys(default_config()))
+    assert keys <= set(flatten_config(default_config()))
     assert default_config().parallel == "pmap"
 
 
+# Invalid values of each key of `RULES`, and valid ones at the limits.
+VALUES = {
+    "seed": ([-1, 2**32], [0, 2**32 - 1]),
+    "epochs": ([0, 2**31], [1, 2**31 - 1]),
+    "batch_size": ([-8, 0, 2**31], [1]),
+    "grad_accum_steps": ([0, 2**31], [1]),
+    "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
+    "warmup_epochs": ([-0.5], [0.0, 10.0]),
+    "decay_epochs": ([(3, 2), (2, 2), ("a",), (0,), (2**31,), (1, None)], [(), (1, 2.5)]),
+    "decay_rate": ([0.0], [0.5]),
+    "polynomial_power": ([0.0], [0.5]),
+    "momentum": ([1.0, -0.1], [0.0, 0.99]),
+    "weight_decay": ([-1.0], [0.0]),
+    "trust_coefficient": ([-1.0, 0.0], [0.1]),
+    "grad_clip_norm": ([-1.0], [0.0]),
+    "label_smoothing": ([1.0, -0.1], [0.0, 0.9]),
+    "ema_decay": ([1.0, -0.1], [0.0]),
+    "precise_bn_batches": ([-1, 2**31], [0, 1]),
+    "mesh.fsdp": ([0], [1]),
+    "log_every_steps": ([0], [1]),
+    "eval_every_epochs": ([0], [1]),
+    "checkpoint_every_steps": ([-1], [0]),
+    "checkpoint_every_minutes": ([-1.0], [0.0]),
+    "checkpoint_max_to_keep": ([0, 1], [2]),
+    "max_consecutive_nonfinite": ([0], [1]),
+    "data.image_size": ([4, -8, 4097], [0, 8, 4096]),
+    "data.channels": ([2, 4, -1], [0, 1, 3]),
+    "data.num_workers": ([-1, 1025], [0, 1024]),
+    "data.mean": ([(float("nan"),), ("a",), (1e7,)], [(), (0.5, 0.4)]),
+    "data.std": ([(0.0,), (-1.0,), ("a",)], [(), (0.5,)]),
+}
+
+
+def test_rules_and_values_have_the_same_keys():
+    assert set(VALUES) == set(RULES)
+    assert {*RULES, *CHOICES} <= set(flatten_config(default_config()))
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value"), [(key, bad) for key, (invalid, _) in VALUES.items() for bad in invalid]
+)
+def test_invalid_value_is_named_with_its_key_and_rule(key, value):
+    message = error_of(make_config(**{key: value}))
+    assert message.startswith(f"config.{key} is {value!r}: expected ")
+    in_range = isinstance(value, float) and not abs(value) < 3e38
+    assert message.endswith("in the range of float32" if in_range else RULES[key].expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, good) for key, (_, valid) in VALUES.items() for good in valid]
+)
+def test_valid_values_at_the_limits_are_accepted(key, value):
+    check_config(make_config(**{key: value}))
+
+
+@settings(deadline=None, max_examples=50)
+@given(key=st.sampled_from(sorted(CHOICES)), name=st.text(max_size=20))
+def test_unknown_choice_is_named_with_its_key(key, name):
+    if name in CHOICES[key]:
+        return
+    message = error_of(make_config(**{key: name}))
+    assert message == (f"unknown {key} {name!r}: expected one of {', '.join(CHOICES[key])}")
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, n) for key, row in CHOICES.items() for n in row])
+def test_known_choices_are_accepted(key, name):
+    check_config(make_config(**{key: name}))
+
+
+# An invalid combination for each row of `COMBINATIONS`, in order, and a valid one.
+COMBINED = [
+    (
+        {"warmup_epochs": 11.0},
+        "config.warmup_epochs is 11.0: expected at most epochs, 10",
+        {"warmup_epochs": 11.0, "epochs": 11},
+    ),
+    (
+        {"schedule": "step", "decay_epochs": (1, 5), "warmup_epochs": 2.0},
+        "config.decay_epochs is (1, 5): expected none before warmup_epochs, 2.0",
+        {"schedule": "step", "decay_epochs": (2, 5), "warmup_epochs": 2.0},
+    ),
+    (
+        {"mesh.fsdp": 2},
+        "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'",
+        {"mesh.fsdp": 2, "parallel": "mesh"},
+    ),
+    (
+        {"ema_decay": 0.9},
+        "config.ema_decay is 0.9: averaged weights need batch statistics computed for them: set"
+        " --config.precise_bn_batches=16 or more",
+        {"ema_decay": 0.9, "precise_bn_batches": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(COMBINATIONS)))
+def test_invalid_combination_is_one_line(number):
+    assert len(COMBINED) == len(COMBINATIONS)
+    invalid, message, valid = COMBINED[number]
+    is_invalid = [row[0](make_config(**invalid)) for row in COMBINATIONS]
+    assert [bool(x) for x in is_invalid] == [n == number for n in range(len(COMBINATIONS))]
+    assert error_of(make_config(**invalid)) == message
+    check_config(make_config(**valid))
+
+
+def test_average_without_batch_norm_needs_no_statistics():
+    group_norm = {"spec.norm": "group", "spec.stem_width": 32, "spec.widths": (32, 64, 128)}
+    check_config(make_config(ema_decay=0.9, **group_norm))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
     [
-        ("epochs", 0, "config.epochs is 0: expected from 1 to"),
-        ("seed", -1, "config.seed is -1: expected from 0 to"),
-        ("seed", 2**32, "expected from 0 to"),
-        ("batch_size", -8, "config.batch_size is -8"),
-        ("learning_rate", 0.0, "config.learning_rate is 0.0"),
-        ("learning_rate", float("nan"), "config.learning_rate is nan"),
-        ("learning_rate", float("inf"), "config.learning_rate is inf"),
-        ("momentum", 1.0, "from 0 to less than 1"),
-        ("label_smoothing", 1.0, "from 0 to less than 1"),
-        ("grad_accum_steps", 0, "config.grad_accum_steps is 0: expected from 1 to"),
-        ("polynomial_power", 0.0, "config.polynomial_power is 0.0: expected more than 0"),
-        ("trust_coefficient", -1.0, "config.trust_coefficient is -1.0: expected more than 0"),
-        ("ema_decay", 1.0, "config.ema_decay is 1.0: expected from 0 to less than 1"),
-        ("precise_bn_batches", -1, "config.precise_bn_batches is -1: expected from 0 to"),
-        ("decay_epochs", (3, 2), "rising epochs"),
-        ("decay_epochs", ("a",), "rising epochs"),
-        ("warmup_epochs", 11.0, "at most epochs, 10"),
-        ("eval_every_epochs", 0, "config.eval_every_epochs is 0"),
+        ({"model": "resnet51"}, "unknown model 'resnet51': did you mean"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"spec.shortcut": "E"}, "unknown shortcut 'E'"),
+        ({"spec.depths": (0, 1, 1)}, "depths"),
+        ({"data.pad_crop": -1}, "pad_crop"),
+        ({"data.rand_augment": (1,)}, "rand_augment"),
+        ({"data.color_jitter": (1.0,)}, "color_jitter"),
+        ({"data.random_erasing": 2.0}, "random_erasing"),
+        ({"data.cutout": -1}, "cutout"),
+        ({"data.mixup": -1.0}, "mixup"),
+        ({"data.cutmix": -1.0}, "cutmix"),
     ],
 )
-def test_a_value_out_of_range_is_refused(key, value, message):
-    config = default_config()
-    config[key] = value
-    with pytest.raises(UserError, match=message):
-        check_config(config)
+def test_values_are_checked_by_their_builders(keys, message):
+    assert message in error_of(make_config(**keys))
 
 
 @pytest.mark.parametrize(
@@ -56,29 +188,57 @@ def test_a_value_out_of_range_is_refused(key, value, message):
         ),
         ({"epochs": "3"}, "config.epochs is '3': expected int"),
         ({"epochs": True}, "config.epochs is True: expected int"),
+        ({"nesterov": 1}, "config.nesterov is 1: expected bool"),
+        ({"learning_rate": "0.1"}, "config.learning_rate is '0.1': expected float"),
+        ({"decay_epochs": 3}, "config.decay_epochs is 3: expected tuple"),
         ({"model": 3}, "config.model is 3: expected str"),
         ({"data": 3}, "unknown config key 'data'"),
     ],
 )
-def test_a_recipe_with_a_key_or_type_of_its_own_is_refused(change, message):
+def test_unknown_keys_and_wrong_types_raise_user_errors(change, message):
     values = default_config().to_dict()
     for key, value in change.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         check_config(ConfigDict(values))
 
 
-def test_a_missing_key_is_named():
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from(sorted(flatten_config(default_config()))))
+def test_missing_key_is_named(key):
     values = default_config().to_dict()
-    del values["seed"]
-    with pytest.raises(UserError, match="config.seed is missing"):
-        check_config(ConfigDict(values))
+    *groups, name = key.split(".")
+    group = values
+    for part in groups:
+        group = group[part]
+    del group[name]
+    if not group:  # the only key of its group
+        return
+    assert error_of(ConfigDict(values)) == f"config.{key} is missing: start from default_config()"
 
 
-def test_only_fields_that_are_set_override_the_spec():
-    config = default_config()
-    assert spec_overrides(config) == {}
-    config.spec.shortcut = "C"
-    config.spec.zero_init = False
-    config.spec.depths = (1, 2, 3)
-    assert spec_overrides(config) == {"shortcut": "C", "zero_init": False, "depths": (1, 2, 3)}
+def test_only_spec_fields_that_are_set_override_the_model():
+    model = build_model(default_config())
+    changed = build_model(
+        make_config(spec__shortcut="C", spec__zero_init=False, spec__depths=(1, 2, 3))
+    )
+    assert changed.spec == model.spec.override(shortcut="C", zero_init=False, depths=(1, 2, 3))
+    assert changed.spec != model.spec
+
+
+def test_default_config_has_no_augmentation_and_no_mixing():
+    assert build_augment(default_config()) is None
+    assert build_mix(default_config()) is None
+    assert build_augment(make_config(data__flip=True)) is not None
+    assert build_mix(make_config(data__cutmix=1.0)) is not None
+
+
+def test_json_dict_is_the_config_in_json_values():
+    config = make_config(decay_epochs=(3, 5))
+    values = to_json_dict(config)
+    assert values["decay_epochs"] == [3, 5]
+    assert values["spec"]["depths"] is None
+    flat = flatten_config(values)
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()} == flatten_config(
+        config
+    )

@@ -91,7 +91,7 @@ def test_exported_programs_run_on_every_platform(name):
     assert "custom_call" not in exported.mlir_module()
     expected = jax.value_and_grad(partial(loss, lax.conv_general_dilated, **options), (0, 1))(x, w)
     jax.tree.map(assert_close, exported.call(x, w), expected)
-    pytest.importorskip("flatbuffers", reason="jax.export needs it to serialise")
+    pytest.importorskip("flatbuffers", reason="jax.export needs it to serialize")
     restored = jax.export.deserialize(exported.serialize())
     jax.tree.map(assert_close, restored.call(x, w), expected)
 

@@ -13,7 +13,7 @@ from resflax import UserError
 from resflax.nn import Residual, ResNet, Spec, identity, stack_params
 from resflax.nn.drop import drop_path, dropout
 
-# FRN normalises each example on its own, so a batch can be split.
+# FRN normalizes each example on its own, so a batch can be split.
 TINY = {
     "depths": (1, 3),
     "widths": (4, 8),

@@ -113,6 +113,7 @@ def test_sessions_end_with_the_children_of_their_processes():
     wait_until(lambda: len(sessions.session_members(process.pid)) == 2)
     running.end()
     assert process.wait(30) == -signal.SIGKILL
+    running.remove(process)
     assert sessions.session_members(process.pid) == []
     with pytest.raises(RuntimeError, match="the campaign is ending"):
         running.start([sys.executable, "-c", child])

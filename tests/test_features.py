@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.networks import apply, randomised, run, variables_of
+from helpers.networks import apply, randomized, run, variables_of
 
 from resflax import create_model, list_models
 from resflax.nn import FeatureInfo
@@ -65,7 +65,7 @@ def test_features_of_known_networks():
 def test_maps_pooled_features_and_logits_agree(name):
     fields = SHALLOW | {"depths": (1, 1, 1, 1), "num_classes": 5}
     model = create_model(name, **fields)
-    variables = randomised(variables_of(model))
+    variables = randomized(variables_of(model))
     x = np.random.default_rng(0).standard_normal((2, 33, 40, 3)).astype(np.float32)
 
     def all_outputs(v, x):
@@ -86,7 +86,7 @@ def test_maps_pooled_features_and_logits_agree(name):
 
 def test_out_indices_set_the_order_and_the_last_built_stage():
     model = create_model("resnet18", features_only=True, out_indices=(2, 0), **SHALLOW)
-    variables = randomised(variables_of(model))
+    variables = randomized(variables_of(model))
     modules = {name.split("_")[0] for name in variables["params"]}
     assert modules == {"stem", "stage1", "stage2"}
     assert [m.shape for m in maps_of(model, (64, 64))] == [(2, 8, 8, 64), (2, 32, 32, 64)]
@@ -105,7 +105,7 @@ def test_dilated_network_subsampled_is_the_strided_network():
     dilated = create_model(
         "resnet18", features_only=True, out_indices=(3,), output_stride=8, **fields
     )
-    variables = randomised(variables_of(strided))
+    variables = randomized(variables_of(strided))
     x = np.random.default_rng(0).standard_normal((1, 160, 160, 3)).astype(np.float32)
     (small,), (large,) = apply(strided, variables, x), apply(dilated, variables, x)
     assert (small.shape, large.shape) == ((1, 10, 10, 16), (1, 20, 20, 16))

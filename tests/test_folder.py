@@ -40,7 +40,7 @@ BAD = {
     "truncated": (NOISE[:-40], "is not a readable image"),
     "garbage": (b"\xff\xd8 not an image at all", "is not a readable image"),
     "empty": (b"", "is empty"),
-    "grey among colour": (encode_png(np.zeros((6, 5), np.uint8)), r"has shape \(6, 5, 1\)"),
+    "gray among color": (encode_png(np.zeros((6, 5), np.uint8)), r"has shape \(6, 5, 1\)"),
     "CMYK": (CMYK.getvalue(), "has mode CMYK: expected one of"),
     "16 bits": (encode_png(np.zeros((6, 5), np.uint16)), "has more than 8 bits"),
     "one pixel wide": (encode_png(constant_image(0, 6, 1)), "is 1x6 pixels: expected 2 or more"),
@@ -64,9 +64,9 @@ def test_bad_image_raises_or_is_skipped_and_reported(tmp_path, valid_files, cont
     assert path in data.skipped[0]
 
 
-def test_channels_convert_grey_and_cmyk_images(tmp_path, valid_files):
-    grey = np.full((6, 5), 9, np.uint8)
-    files = valid_files | {"train/b/11.png": grey, "train/b/12.jpg": CMYK.getvalue()}
+def test_channels_convert_gray_and_cmyk_images(tmp_path, valid_files):
+    gray = np.full((6, 5), 9, np.uint8)
+    files = valid_files | {"train/b/11.png": gray, "train/b/12.jpg": CMYK.getvalue()}
     data = load_dataset(write_folder(tmp_path, files), channels=3)
     assert data.train.images[2].tolist() == constant_image(9).tolist()
     assert len(data.train) == 5

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.conv_reference import assert_close
-from helpers.networks import randomised, run, variables_of
+from helpers.networks import randomized, run, variables_of
 
 from resflax import create_model
 from resflax.nn.layers import make_ops
@@ -132,7 +132,7 @@ def test_initial_norm_is_neutral_or_zero(norm):
 
 
 def test_standardized_kernels_have_mean_0_and_variance_1():
-    """Qiao et al. 2019, eq. 5: standardises the kernel of each output channel."""
+    """Qiao et al. 2019, eq. 5: standardizes the kernel of each output channel."""
 
     class Convolution(nn.Module):
         @nn.compact
@@ -159,7 +159,7 @@ def test_bfloat16_network_of_each_norm_has_finite_gradients(norm):
         "resnetv2_50", depths=(1,), widths=(32,), stem_width=32, norm=norm, dtype="bfloat16",
         num_classes=3, zero_init=False,
     )  # fmt: skip
-    tree = randomised(variables_of(model, (1, 32, 32, 3)))
+    tree = randomized(variables_of(model, (1, 32, 32, 3)))
     x = jnp.asarray(RNG.standard_normal((2, 32, 32, 3)), jnp.float32)
 
     def loss(params):

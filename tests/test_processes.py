@@ -1,115 +1,150 @@
-"""Several processes on this machine, over loopback: the run that one process would make."""
+"""Several processes on this machine train as one process would."""
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
-from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
-from helpers.one_process import TREE
+from helpers.one_process import PIPELINES, STARTS, STEPS, TREE
+from helpers.processes import free_port, run_all
 from PIL import Image
 
 from resflax import UserError
-from resflax.distributed.processes import DistributedConfig, all_gather_strings
+from resflax.distributed import DistributedConfig
+from resflax.distributed.processes import (
+    all_gather_strings,
+    broadcast_json,
+    broadcast_tree,
+    is_main_process,
+    reached_preemption,
+)
+from resflax.run.checkpoint import restore_latest
+from resflax.train import build, default_config
 
-sys.path.insert(0, str(Path(__file__).parent / "faults"))
-import devices
-from devices import Layout
-
-ROOT = Path(__file__).parents[1]
-ENGINES = ("pmap", "mesh")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def run_all(commands, devices):
-    """Runs commands side by side, each with some virtual devices; all must succeed."""
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    running = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for command in commands
-    ]
-    try:
-        said = [process.communicate(timeout=300)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * len(running), said
-    return said
+multiprocess = pytest.mark.multiprocess
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """What one process and two saw, and the folder with it."""
+def batches_folder(tmp_path_factory):
+    """The folder with the batches of one process, and of two, with the same four devices."""
     folder = tmp_path_factory.mktemp("processes")
     rng = np.random.default_rng(1)
     for split in ("train", "test"):
         for name in "ab":
-            (folder / "set" / split / name).mkdir(parents=True)
+            (folder / "images" / split / name).mkdir(parents=True)
             for i in range(13):
                 shape = (rng.integers(9, 20), rng.integers(9, 20), 3)
                 image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
-                image.save(folder / "set" / split / name / f"{i}.png")
-    script = [sys.executable, "tests/one_process.py"]
+                image.save(folder / "images" / split / name / f"{i}.png")
+    script = [sys.executable, "-m", "helpers.one_process"]
     run_all([[*script, "0", "1", "0", str(folder)]], devices=4)
     port = str(free_port())
     run_all([[*script, port, "2", str(i), str(folder)] for i in range(2)], devices=2)
     return folder
 
 
-@pytest.mark.parametrize("start", [0, 37])
-@pytest.mark.parametrize("parallel", ENGINES)
-def test_two_processes_see_what_one_does_bit_for_bit(seen, parallel, start):
-    """On both roads, with 0 and 2 loader workers; from the start and from step 37."""
+@multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("parallel", ["pmap", "mesh"])
+def test_two_processes_get_the_batches_of_one(batches_folder, parallel, start):
+    """Bit for bit, with every input pipeline, from the first step and from step 37."""
 
     def load(name):
-        with np.load(seen / f"{parallel}-{name}.npz") as file:
+        with np.load(batches_folder / f"{parallel}-{name}.npz") as file:
             return {key: file[key] for key in ("image", "label", "index")}
 
-    kinds = ["memory-host_feed-0", "memory-device_feed-0", "stream-host_feed-0"]
-    found = {kind: load(f"{kind}-{start}-1-0") for kind in [*kinds, "stream-host_feed-2"]}
-    for kind, whole in found.items():
-        parts = [load(f"{kind}-{start}-2-{i}") for i in range(2)]
-        for key, value in whole.items():
-            assert value.shape[:2] == (4, 16)
+    single = {name: load(f"{name}-{start}-1-0") for name in PIPELINES}
+    for name, batches in single.items():
+        parts = [load(f"{name}-{start}-2-{i}") for i in range(2)]
+        for key, value in batches.items():
+            assert value.shape[:2] == (STEPS, 16)
             rows = [part[key] for part in parts]
             assert np.concatenate(rows, 1).tobytes() == value.tobytes()
-    for one, other in (kinds[:2], ["stream-host_feed-0", "stream-host_feed-2"]):
-        for key, value in found[one].items():
-            assert value.tobytes() == found[other][key].tobytes()
+    for one, other in (("memory-host-0", "memory-device-0"), ("stream-host-0", "stream-host-2")):
+        for key, value in single[one].items():
+            assert value.tobytes() == single[other][key].tobytes()
 
 
-def test_the_second_has_the_arrays_of_the_first_bit_for_bit(seen):
-    with np.load(seen / "told-1.npz") as told:
-        assert set(told) == set(TREE)
+@multiprocess
+@pytest.mark.slow
+def test_broadcast_tree_keeps_every_bit(batches_folder):
+    with np.load(batches_folder / "broadcast-1.npz") as received:
+        assert set(received) == set(TREE)
         for name, value in TREE.items():
-            assert told[name].dtype == value.dtype
-            assert told[name].shape == value.shape
-            assert told[name].tobytes() == value.tobytes()
+            assert received[name].dtype == value.dtype
+            assert received[name].shape == value.shape
+            assert received[name].tobytes() == value.tobytes()
 
 
-KEYS = ["--config.model=cifar_resnet8", "--config.epochs=1", "--config.log_every_steps=1"]
-by_mpi = pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun")
+class Layout(NamedTuple):
+    """Devices and processes of a run."""
+
+    parallel: str
+    devices: int
+    processes: int = 1
+    fsdp: int = 1
+    mpirun: bool = False
+
+
+class Trained(NamedTuple):
+    """A run: what each process printed, its results, training losses and flat parameters."""
+
+    outputs: list
+    results: dict
+    losses: np.ndarray
+    params: np.ndarray
+
+
+def train(folder, layout):
+    """Trains with `train.py` on a layout."""
+    workdir = folder / "run"
+    command = [
+        sys.executable, "train.py", f"--workdir={workdir}", "--config.model=cifar_resnet8",
+        "--config.epochs=1", "--config.log_every_steps=1",
+        f"--config.parallel={layout.parallel}", f"--config.mesh.fsdp={layout.fsdp}",
+    ]  # fmt: skip
+    commands, env = [command], {"XDG_CACHE_HOME": str(folder / "cache")}
+    if layout.mpirun:
+        mpirun = ["mpirun", "-n", str(layout.processes), "--oversubscribe", "--bind-to", "none"]
+        commands = [[*mpirun, *command, "--distributed"]]
+        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    elif layout.processes > 1:
+        flags = ["--distributed", f"--coordinator=127.0.0.1:{free_port()}"]
+        flags += [f"--num_processes={layout.processes}"]
+        commands = [[*command, *flags, f"--process_id={i}"] for i in range(layout.processes)]
+    outputs = run_all(commands, devices=layout.devices // layout.processes, **env)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = np.array([r["loss"] for r in records if r["split"] == "train"])
+    results = json.loads((workdir / "results.json").read_text())
+    return Trained(outputs, results, losses, saved_params(workdir))
+
+
+def saved_params(workdir):
+    """Returns the parameters of the last checkpoint as one float64 vector."""
+    config = default_config()
+    config.update(json.loads((workdir / "config.json").read_text()))
+    initial = build(config).init()
+    template = {"state": initial, "eval_batch_stats": initial.batch_stats}
+    params = restore_latest(workdir / "checkpoints", template).tree["state"].params
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)], dtype=np.float64)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The run of one process on one device."""
-    return devices.train(tmp_path_factory.mktemp("alone"), Layout("pmap", 1), KEYS)
+def one_process(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("one"), Layout("pmap", 1))
 
 
+needs_mpirun = pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun")
+
+
+@multiprocess
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
@@ -117,68 +152,70 @@ def alone(tmp_path_factory):
         Layout("mesh", 2, 2),
         Layout("pmap", 4, 4),
         Layout("mesh", 4, 4, fsdp=2),
-        pytest.param(Layout("pmap", 2, 2, launcher="mpirun"), marks=by_mpi),
-        pytest.param(Layout("mesh", 2, 2, launcher="mpirun"), marks=by_mpi),
+        pytest.param(Layout("pmap", 2, 2, mpirun=True), marks=needs_mpirun),
+        pytest.param(Layout("mesh", 2, 2, mpirun=True), marks=needs_mpirun),
     ],
 )
-def test_processes_train_as_one_and_the_first_alone_writes(tmp_path, alone, layout):
-    row = devices.compare(layout, devices.train(tmp_path, layout, KEYS), alone)
-    assert row.largest < 1e-5
-    assert row.params < 1e-4
-    said = [path.read_text() for path in sorted(tmp_path.glob("*.log"))]
-    assert len(said) == (1 if layout.launcher == "mpirun" else layout.processes)
-    assert "test accuracy" in said[0]
-    assert "".join(said).count("test accuracy") == 1
-    [path] = tmp_path.glob("*/results.json")
-    results = json.loads(path.read_text())
-    assert results["process_count"] == results["device_count"] == layout.processes
-    assert results["test_examples"] == 360
+def test_processes_train_as_one_and_only_the_first_writes(tmp_path, one_process, layout):
+    run = train(tmp_path, layout)
+    assert np.max(np.abs(run.losses - one_process.losses) / one_process.losses) < 1e-5
+    difference = np.linalg.norm(run.params - one_process.params)
+    assert difference / np.linalg.norm(one_process.params) < 1e-4
+    assert len(run.outputs) == (1 if layout.mpirun else layout.processes)
+    assert "test accuracy" in run.outputs[0]
+    assert "".join(run.outputs).count("test accuracy") == 1
+    assert [path.name for path in tmp_path.glob("*/results.json")] == ["results.json"]
+    assert run.results["process_count"] == run.results["device_count"] == layout.processes
+    assert run.results["test_examples"] == 360
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("config", "problem"),
     [
         (DistributedConfig(False, "host:1", 2, 0), "need --distributed"),
         (DistributedConfig(True, "host:1", 2), "expected all of --coordinator=HOST:PORT"),
         (DistributedConfig(True, "host:1", 0, 0), "--num_processes is 0: expected 1 or more"),
-        (DistributedConfig(True, "host:1", 2, 2), "--process_id is 2: expected from 0 to 1"),
+        (DistributedConfig(True, "host:1", 2, 2), "--process_id is 2: expected 0 to 1"),
     ],
 )
-def test_half_said_is_refused(said, problem):
+def test_incomplete_arguments_raise_user_errors(config, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
-        said.check()
+        config.validate()
 
 
-def under_mpi(monkeypatch, **more):
-    for name, value in {"SIZE": "2", "RANK": "1", "LOCAL_SIZE": "2", **more}.items():
+def set_mpi_variables(monkeypatch, **changes):
+    for name, value in {"SIZE": "2", "RANK": "1", "LOCAL_SIZE": "2", **changes}.items():
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
 
 
-def test_under_open_mpi_5_the_processes_of_a_machine_find_each_other(monkeypatch):
+def test_open_mpi_5_processes_on_one_machine_need_no_flags(monkeypatch):
     monkeypatch.setenv("PMIX_NAMESPACE", "prterun-host-77@1")
-    under_mpi(monkeypatch)
-    second = DistributedConfig(True).found()
-    under_mpi(monkeypatch, RANK="0")
-    first = DistributedConfig(True).found()
-    assert (second.count, second.number) == (2, 1)
-    assert first == dataclasses.replace(second, number=0)
+    set_mpi_variables(monkeypatch)
+    second = DistributedConfig(True).from_env()
+    set_mpi_variables(monkeypatch, RANK="0")
+    first = DistributedConfig(True).from_env()
+    assert (second.num_processes, second.process_id) == (2, 1)
+    assert first == dataclasses.replace(second, process_id=0)
     assert re.fullmatch(r"127\.0\.0\.1:6[1-5]\d{3}", first.coordinator)
-    assert (
-        DistributedConfig().found() == DistributedConfig()
-    )  # each for itself, as it was not asked
+    # Without --distributed each process is a run by itself.
+    assert DistributedConfig().from_env() == DistributedConfig()
 
 
-def test_under_open_mpi_of_several_machines_the_coordinator_alone_is_said(monkeypatch):
-    under_mpi(monkeypatch, LOCAL_SIZE="1")
-    assert DistributedConfig(True, "host:1").found() == DistributedConfig(True, "host:1", 2, 1)
-    with pytest.raises(UserError, match="does not tell which machine process 0 is on"):
-        DistributedConfig(True).found()
-    assert DistributedConfig(True, "host:1", 3, 2).found() == DistributedConfig(
-        True, "host:1", 3, 2
-    )
+def test_open_mpi_5_on_several_machines_needs_the_coordinator(monkeypatch):
+    set_mpi_variables(monkeypatch, LOCAL_SIZE="1")
+    with_host = DistributedConfig(True, "host:1")
+    assert with_host.from_env() == DistributedConfig(True, "host:1", 2, 1)
+    with pytest.raises(UserError, match="does not report the host of process 0"):
+        DistributedConfig(True).from_env()
+    complete = DistributedConfig(True, "host:1", 3, 2)
+    assert complete.from_env() == complete
     monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1.0;tcp://10.0.0.1:99")  # version 4
-    assert DistributedConfig(True).found() == DistributedConfig(True)
+    assert DistributedConfig(True).from_env() == DistributedConfig(True)
 
 
-def test_alone_a_list_is_itself():
+def test_single_process_exchange_returns_its_argument():
+    assert is_main_process()
     assert all_gather_strings(["b", "a"]) == ["b", "a"]
+    assert broadcast_json({"a": [1]}) == {"a": [1]}
+    assert broadcast_tree(TREE) is TREE
+    assert [reached_preemption(3, received) for received in (False, True)] == [False, True]

@@ -12,7 +12,7 @@ from resflax.nn import Residual, identity, linear_projection, zero_pad
 
 
 def two_layers(features, hidden=16, zero=False):
-    """Returns F = W2 relu(W1 x), the paper's example; `zero` initialises W2 to zero."""
+    """Returns F = W2 relu(W1 x), the paper's example; `zero` initializes W2 to zero."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
 
     def branch(x):

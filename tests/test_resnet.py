@@ -1,12 +1,13 @@
 """`ResNet` against an independent implementation in NumPy and float64."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.networks import randomised
+from helpers.networks import apply, randomized, run, variables_of
 
 from resflax import create_model
 from resflax.nn import ResNet, Spec
@@ -14,8 +15,8 @@ from resflax.nn import ResNet, Spec
 TINY = {"depths": (1, 2), "widths": (4, 8), "stem_width": 4, "stem": "cifar", "num_classes": 5}
 
 
-def init(model, shape, seed=0):
-    return jax.jit(lambda key: model.init(key, jnp.zeros(shape), train=False))(jax.random.key(seed))
+def init(model, shape):
+    return run(lambda key: model.init(key, jnp.zeros(shape), train=False), jax.random.key(0))
 
 
 class Reference:
@@ -98,7 +99,7 @@ def test_variants_are_the_numpy_reference(block, shortcut, preact):
     spec = Spec(**{**TINY, "stem": stem}, block=block, shortcut=shortcut, preact=preact)
     model = ResNet(spec)
     x = np.random.default_rng(2).standard_normal((2, 11, 14, 3)).astype(np.float32)
-    variables = randomised(jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False)))
+    variables = randomized(jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False)))
     logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
     expected = Reference(spec, variables)(x)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -120,7 +121,7 @@ def test_bottleneck_strides_first_1x1_in_v1_and_3x3_in_v15():
     assert conv_strides(Spec(**fields, block="bottleneck")) == [(1, 1), (3, 2), (1, 1), (1, 2)]
 
 
-def test_kernels_are_initialised_he_normal_fan_out():
+def test_kernels_are_initialized_he_normal_fan_out():
     model = create_model("resnet18", stem="cifar")
     params = init(model, (1, 8, 8, 3))["params"]
     kernel = np.asarray(params["stage4_block2"]["conv2"]["kernel"], np.float64)
@@ -135,9 +136,8 @@ def test_kernels_are_initialised_he_normal_fan_out():
 
 def block_outputs(model, variables, x):
     """Returns the output of every block by name."""
-    _, state = model.apply(
-        variables, x, train=False, capture_intermediates=True, mutable="intermediates"
-    )
+    forward = partial(model.apply, train=False, capture_intermediates=True, mutable="intermediates")
+    _, state = run(forward, variables, x)
     return {
         name: out["__call__"][0]
         for name, out in state["intermediates"].items()
@@ -183,8 +183,9 @@ def test_training_uses_and_records_batch_statistics():
     model = ResNet(Spec(**TINY, block="basic"))
     variables = init(model, (1, 8, 8, 3))
     x = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
-    logits, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
-    assert not np.allclose(logits, model.apply(variables, x, train=False))
+    train = partial(model.apply, train=True, mutable=["batch_stats"])
+    logits, updated = run(train, variables, x)
+    assert not np.allclose(logits, apply(model, variables, x))
     conv = Reference(model.spec, variables).conv(
         x.astype(np.float64), variables["params"]["stem_conv"]["kernel"], 1
     )
@@ -195,13 +196,13 @@ def test_training_uses_and_records_batch_statistics():
 
 def test_bfloat16_network_stores_float32_variables():
     model = create_model("cifar_resnet20", dtype="bfloat16")
-    variables = init(model, (1, 8, 8, 1))
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    variables = randomised(variables)
+    shapes = variables_of(model, (1, 8, 8, 1))
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {np.dtype("float32")}
+    variables = randomized(shapes)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
-    logits = model.apply(variables, x, train=False)
+    logits = apply(model, variables, x)
     assert logits.dtype == jnp.bfloat16
-    exact = create_model("cifar_resnet20").apply(variables, x, train=False)
+    exact = apply(create_model("cifar_resnet20"), variables, x)
     np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.1 * np.abs(exact).max())
 
 

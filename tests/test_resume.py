@@ -1,278 +1,262 @@
-"""Runs that are ended and go on: the bits, the records and the results of those that were not."""
+"""Stopped and resumed runs have the records, results and bits of uninterrupted ones."""
 
-import dataclasses
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from test_nonfinite import Net
+from helpers.modules import NormNet
 
 from resflax import UserError
 from resflax.data import load_dataset
-from resflax.run.config_diff import config_diff
+from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
-from resflax.run.trainer_state import TrainerState
-from resflax.train import Progress, Trainer, Workdir, default_config
+from resflax.train import Trainer, Workdir, build, default_config, loop
+from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 
 DIGITS = load_dataset("digits")
 STEPS = 60  # two epochs of 30
 
 
-def config_of(**keys):
+def make_config(**keys):
     config = default_config()
     config.epochs, config.batch_size, config.log_every_steps = 2, 48, 7
-    for key, value in keys.items():
-        config.update_from_flattened_dict({key.replace("__", "."): value})
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in keys.items()})
     return config
 
 
-class AskedAt(Interrupt):
-    """As if SIGTERM came at a step, or at a batch of an evaluation."""
+class InterruptAt(Interrupt):
+    """SIGTERM after a step of this start, or before a batch of an evaluation; 0 for never."""
 
     def __init__(self, step=0, batch=0):
         self.step, self.batch, self.steps, self.batches = step, batch, 0, 0
 
     @property
-    def asked(self):
+    def received(self):
         return 15 * (0 < self.step <= self.steps or 0 < self.batch <= self.batches)
 
 
-class Watched(Trainer):
-    """Counts the steps of this start, and the batches that are evaluated."""
+class CountingTrainer(Trainer):
+    """Counts for an `InterruptAt` the steps and the evaluated batches.
 
-    def feed(self, start):
-        advance = super().feed(start)
+    Reports the steps `nonfinite` as not finite.
+    """
 
-        def counted(state):
+    def __init__(self, run, interrupt, nonfinite=()):
+        super().__init__(run)
+        self.interrupt, self.nonfinite = interrupt, nonfinite
+
+    def make_step_fn(self, start):
+        step_fn, step = super().make_step_fn(start), start
+
+        def counting_step_fn(state):
+            nonlocal step
+            step += 1
             self.interrupt.steps += 1
-            return advance(state)
+            state, metrics = step_fn(state)
+            if self.nonfinite:
+                finite = jax.device_get(metrics["finite"])
+                metrics |= {
+                    "finite": jax.device_put(np.full_like(finite, step not in self.nonfinite))
+                }
+            return state, metrics
 
-        return counted
+        return counting_step_fn
 
-    def evaluate(self, state, examples):
-        between = self.between
-
+    def evaluate(self, state, split, before_batch=lambda: None):
         def count():
             self.interrupt.batches += 1
-            between()
+            before_batch()
 
-        self.between = count
-        return super().evaluate(state, examples)
-
-
-def start(folder, config, interrupt=None):
-    """One start; the results, or None if it was ended."""
-    run = Workdir.open(folder, config)
-    trainer = Watched(Net(), DIGITS, config)
-    trainer.interrupt = interrupt or AskedAt()
-    try:
-        return trainer.fit(run, Progress(trainer.steps, silent=True), trainer.interrupt)
-    except InterruptedRunError as e:
-        return None if e.status == 143 else e
-    finally:
-        run.close()  # as at the end of a process
+        return super().evaluate(state, split, count)
 
 
-def told(folder):
-    """The lines of metrics.jsonl without their speed."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["examples_per_second"]
-    return lines
+def open_workdir(path, config):
+    return Workdir.open(
+        path, to_json_dict(config), resumable=RESUMABLE_KEYS, increasable=INCREASABLE_KEYS
+    )
 
 
-RESUMABLE_KEYS = ("wall_seconds", "examples_per_second")
-KINDS = {
-    "plain": {},
+def fit(path, config, interrupt=None, nonfinite=()):
+    """Starts or resumes a run; returns its results, or None if it was interrupted."""
+    interrupt = interrupt or InterruptAt()
+    with open_workdir(path, config) as workdir:
+        run = build(config, model=NormNet(), dataset=DIGITS)
+        trainer = CountingTrainer(run, interrupt, nonfinite)
+        progress = RunProgress(trainer.steps, silent=True)
+        try:
+            return loop.fit(trainer, workdir, progress, interrupt)
+        except InterruptedRunError as e:
+            error = e
+    assert error.status == 143
+    assert f"the same command with --workdir={path} resumes" in str(error)
+    return None
+
+
+def read_records(path):
+    """Returns the lines of metrics.jsonl without their speed."""
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["examples_per_second"]
+    return records
+
+
+TIMES = ("wall_seconds", "examples_per_second")
+CONFIGS = {
+    "default": {},
     "mesh, from the host": {"parallel": "mesh", "data__placement": "host"},
     "averaged": {"ema_decay": 0.9, "precise_bn_batches": 3, "optimizer": "adamw"},
     "augmented": {"data__pad_crop": 1, "data__alternating_flip": True, "grad_accum_steps": 2},
-    "spread": {"parallel": "mesh", "mesh__fsdp": 2, "schedule": "cosine_onecycle"},
+    "sharded": {"parallel": "mesh", "mesh__fsdp": 2, "schedule": "cosine_onecycle"},
 }
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run of each kind that was never ended, made when it is asked for."""
-    made = {}
+def uninterrupted(tmp_path_factory):
+    """Returns results, records and directory of a run without interruption, made on demand."""
+    runs = {}
 
-    def get(kind):
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("whole")
-            made[kind] = start(folder, config_of(**KINDS[kind])), told(folder), folder
-        return made[kind]
+    def get(name):
+        if name not in runs:
+            path = tmp_path_factory.mktemp("run")
+            runs[name] = fit(path, make_config(**CONFIGS[name])), read_records(path), path
+        return runs[name]
 
     return get
 
 
-def assert_as_whole(results, folder, whole):
-    wanted, lines, _ = whole
-    assert {k: v for k, v in results.items() if k not in RESUMABLE_KEYS} == {
-        k: v for k, v in wanted.items() if k not in RESUMABLE_KEYS
+@pytest.fixture
+def unfinished(uninterrupted, tmp_path):
+    """A copy of the default run without its results."""
+    shutil.copytree(uninterrupted("default")[2], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    return tmp_path / "run"
+
+
+def assert_same_run(results, path, uninterrupted):
+    expected, records, _ = uninterrupted
+    assert {k: v for k, v in results.items() if k not in TIMES} == {
+        k: v for k, v in expected.items() if k not in TIMES
     }
-    assert told(folder) == lines
+    assert read_records(path) == records
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_ended_often_ends_bit_for_bit_as_one_that_was_not(kind, whole, tmp_path):
-    """At the first step, beside a record, in an evaluation, and before the last step."""
-    config = config_of(**KINDS[kind])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_run_interrupted_four_times_is_bit_identical(name, uninterrupted, tmp_path):
+    """After the first step, before a record, in an evaluation, and before the last step."""
+    config = make_config(**CONFIGS[name])
     for interrupt in (
-        AskedAt(step=1),
-        AskedAt(step=5),  # the 6th: before the record of the 7th
-        AskedAt(batch=4),  # the evaluation of step 30 is begun
-        AskedAt(step=29),  # it is made anew, and then all but the last step
+        InterruptAt(step=1),
+        InterruptAt(step=5),  # step 6; step 7 has a record
+        InterruptAt(batch=4),  # in the evaluation at step 30
+        InterruptAt(step=29),  # the resumed run evaluates, and takes all steps but the last
     ):
-        assert start(tmp_path, config, interrupt) is None
+        assert fit(tmp_path, config, interrupt) is None
         assert not (tmp_path / "results.json").exists()
-    results = start(tmp_path, config)
+    results = fit(tmp_path, config)
     assert results["steps"] == STEPS
-    assert_as_whole(results, tmp_path, whole(kind))
+    assert_same_run(results, tmp_path, uninterrupted(name))
 
 
-@pytest.mark.parametrize("lost", ["results", "last checkpoint", "all but the first", "half a line"])
-def test_what_was_lost_is_made_again(lost, whole, tmp_path):
-    shutil.copytree(whole("plain")[2], tmp_path / "run")
-    run = tmp_path / "run"
-    (run / "results.json").unlink()
-    steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
-    if lost == "last checkpoint":
-        shutil.rmtree(run / "checkpoints" / str(steps[-1]))
-    elif lost == "all but the first":
-        for step in steps[1:]:
-            shutil.rmtree(run / "checkpoints" / str(step))
-    elif lost == "half a line":
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write('{"step": 61, "spl')
-    assert_as_whole(start(run, config_of()), run, whole("plain"))
-
-
-def test_it_goes_on_with_another_engine_to_rounding(whole, tmp_path):
-    """And says that it is not to the bit."""
-    assert start(tmp_path, config_of(), AskedAt(step=20)) is None
-    results = start(tmp_path, config_of(parallel="mesh", mesh__fsdp=4))
-    wanted, lines, _ = whole("plain")
-    losses = [line["loss"] for line in told(tmp_path)]
-    np.testing.assert_allclose(losses, [line["loss"] for line in lines], rtol=1e-4)
-    assert results["steps"] == wanted["steps"]
-
-
-def test_more_epochs_go_on_from_the_end(whole, tmp_path):
-    shutil.copytree(whole("plain")[2], tmp_path / "run")
-    results = start(tmp_path / "run", config_of(epochs=3))
-    lines = told(tmp_path / "run")
-    assert results["steps"] == 90
-    assert lines[: len(whole("plain")[1])] == whole("plain")[1]
-    assert [line["step"] for line in lines if line["split"] == "test"] == [30, 60, 90]
-
-
-def test_the_checkpoint_says_where_it_was_and_with_which_config(whole):
-    folder = whole("plain")[2] / "checkpoints" / str(STEPS) / "beside" / "metadata"
-    beside = json.loads(folder.read_text())
-    assert beside["config"]["batch_size"] == 48
-    position = TrainerState.of(beside["position"])
-    assert position.records == len(whole("plain")[1])
-    assert position.where["devices"] == 8
-    assert position.examples == 59 * 48  # the first step compiles: it is not timed
-
-
-def test_records_that_were_changed_are_told_and_the_run_goes_on(whole, tmp_path, monkeypatch):
-    results, lines, folder = whole("plain")
-    shutil.copytree(folder, tmp_path / "run")
-    (tmp_path / "run" / "results.json").unlink()
-    changed = (tmp_path / "run" / "metrics.jsonl").read_text().replace('"loss": ', '"lost": ', 1)
-    (tmp_path / "run" / "metrics.jsonl").write_text(changed)
-    said = []
-    monkeypatch.setattr(Progress, "say", lambda self, line: said.append(line))
-    again = start(tmp_path / "run", config_of())
-    assert again["params_sha256"] == results["params_sha256"]
-    assert told(tmp_path / "run") == lines[1:]
-    [warning] = [line for line in said if line.startswith("warning: ")]
-    assert "metrics.jsonl is not what it was at step 60: 11 of its 12 lines can be read" in warning
-    assert (tmp_path / "run" / "damaged" / "metrics.jsonl").read_text() == changed
-
-
-def test_a_damaged_config_is_that_of_the_checkpoint(whole, tmp_path):
-    results, lines, folder = whole("plain")
-    shutil.copytree(folder, tmp_path / "run")
-    (tmp_path / "run" / "results.json").unlink()
-    (tmp_path / "run" / "config.json").write_text('{"model": "cif')
-    other = config_of(seed=99)
-    with pytest.raises(UserError, match="of another config .*now 99"):
-        Workdir.open(tmp_path / "run", other)
-    run = Workdir.open(tmp_path / "run", config_of())
-    [note] = run.notes
-    run.close()
-    assert note == "warning: config.json is damaged: the checkpoint's own is taken"
-    assert (tmp_path / "run" / "config.json").read_text() == (folder / "config.json").read_text()
-    assert start(tmp_path / "run", config_of())["params_sha256"] == results["params_sha256"]
-    assert told(tmp_path / "run") == lines
-
-
-def test_dropped_steps_are_counted_and_left_out_of_means(tmp_path, monkeypatch):
-    """As if the 3rd and the 9th to 15th steps had gone bad; across a stop."""
-    bad = {3, *range(9, 16)}
-    config = config_of(on_nonfinite="skip", epochs=1)
-
-    class Poisoned(Watched):
-        def feed(self, start):
-            advance, at = super().feed(start), start
-
-            def poisoned(state):
-                nonlocal at
-                at += 1
-                state, metrics = advance(state)
-                good = np.full_like(jax.device_get(metrics["finite"]), at not in bad)
-                return state, metrics | {"finite": good}
-
-            return poisoned
-
-    monkeypatch.setitem(globals(), "Watched", Poisoned)
-    assert start(tmp_path, config, AskedAt(step=11)) is None
-    results = start(tmp_path, config)
-    assert results["dropped_steps"] == 8
-    trained = [line for line in told(tmp_path) if line["split"] == "train"]
-    assert [line.get("dropped", 0) for line in trained] == [1, 6, 1, 0, 0]
-    rates = [line["learning_rate"] for line in trained]
-    peak = config.learning_rate
-    # A dropped update leaves the schedule where it was.
-    expected = [
-        peak * (1 + np.cos(np.pi * (step - 1 - drops) / 30)) / 2
-        for step, drops in ((7, 1), (14, 7), (21, 8), (28, 8), (30, 8))
-    ]
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
-
-
-def test_means_of_a_window():
-    position = TrainerState()
-    position.took({"loss": 1.0, "accuracy": 0.5}, True)
-    position.took({"loss": np.nan, "accuracy": 0.0}, False)
-    position.took({"loss": 2.0, "accuracy": 1.0}, True)
-    assert (position.dropped, position.in_row) == (1, 0)
-    again = TrainerState.of(json.loads(json.dumps(position.as_dict())))
-    assert again == position
-    assert position.means() == {"loss": 1.5, "accuracy": 0.75, "dropped": 1}
-    position.took({"loss": np.nan, "accuracy": 0.0}, False)
-    assert position.means() == {"loss": None, "accuracy": None, "dropped": 1}
-    assert position.window == []
+def test_run_interrupted_once_is_bit_identical(uninterrupted, tmp_path):
+    assert fit(tmp_path, make_config(), InterruptAt(batch=4)) is None
+    assert_same_run(fit(tmp_path, make_config()), tmp_path, uninterrupted("default"))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        ({"epochs": 1}, {"epochs": 2}, []),
-        ({"epochs": 2}, {"epochs": 1}, ["epochs 2, now 1"]),
-        ({"parallel": "pmap"}, {"parallel": "mesh"}, []),
-        ({"mesh.fsdp": 1, "data.num_workers": 0}, {"mesh.fsdp": 2, "data.num_workers": 9}, []),
-        ({"seed": 1}, {}, ["seed 1, now None"]),
-        ({"data.flip": False}, {"data.flip": True}, ["data.flip False, now True"]),
-    ],
+    "lost", ["results", "last checkpoint", "all but the first", "part of a record"]
 )
-def test_what_may_differ(old, new, told):
-    assert config_diff(old, new) == told
+def test_lost_files_are_regenerated(lost, uninterrupted, unfinished):
+    checkpoints = unfinished / "checkpoints"
+    steps = sorted(int(p.name) for p in checkpoints.iterdir())
+    if lost == "last checkpoint":
+        shutil.rmtree(checkpoints / str(steps[-1]))
+    elif lost == "all but the first":
+        for step in steps[1:]:
+            shutil.rmtree(checkpoints / str(step))
+    elif lost == "part of a record":
+        with open(unfinished / "metrics.jsonl", "a") as file:
+            file.write('{"step": 61, "spl')
+    assert_same_run(fit(unfinished, make_config()), unfinished, uninterrupted("default"))
 
 
-def test_a_position_is_all_plain_values():
-    assert json.loads(json.dumps(TrainerState().as_dict())) == dataclasses.asdict(TrainerState())
+def test_run_resumes_with_another_engine_to_rounding(uninterrupted, tmp_path, monkeypatch):
+    """And prints that its results are not equal bit for bit."""
+    lines = []
+    monkeypatch.setattr(RunProgress, "print", lambda self, line: lines.append(line))
+    assert fit(tmp_path, make_config(), InterruptAt(step=20)) is None
+    results = fit(tmp_path, make_config(parallel="mesh", mesh__fsdp=4))
+    expected, records, _ = uninterrupted("default")
+    losses = [record["loss"] for record in read_records(tmp_path)]
+    np.testing.assert_allclose(losses, [record["loss"] for record in records], rtol=1e-4)
+    assert results["steps"] == expected["steps"]
+    assert "resuming from the checkpoint at step 20" in lines
+    [warning] = [line for line in lines if "equal to rounding, not bit for bit" in line]
+    assert "engine pmap" in warning
+
+
+def test_more_epochs_continue_a_finished_run(uninterrupted, tmp_path):
+    _, records, path = uninterrupted("default")
+    shutil.copytree(path, tmp_path / "run")
+    results = fit(tmp_path / "run", make_config(epochs=3))
+    all_records = read_records(tmp_path / "run")
+    assert results["steps"] == 90
+    assert all_records[: len(records)] == records
+    assert [r["step"] for r in all_records if r["split"] == "test"] == [30, 60, 90]
+
+
+def test_changed_records_are_reported_and_quarantined(uninterrupted, unfinished, monkeypatch):
+    results, records, _ = uninterrupted("default")
+    file = unfinished / "metrics.jsonl"
+    changed = file.read_text().replace('"loss": ', '"lost": ', 1)
+    file.write_text(changed)
+    lines = []
+    monkeypatch.setattr(RunProgress, "print", lambda self, line: lines.append(line))
+    resumed = fit(unfinished, make_config())
+    assert resumed["params_sha256"] == results["params_sha256"]
+    assert read_records(unfinished) == records[1:]
+    [warning] = [line for line in lines if line.startswith("warning: ")]
+    assert "metrics.jsonl has changed since step 60: 11 of its 12 records can be read" in warning
+    assert (unfinished / "damaged" / "metrics.jsonl").read_text() == changed
+
+
+def test_corrupt_config_is_replaced_by_that_of_the_checkpoint(uninterrupted, unfinished):
+    results, records, path = uninterrupted("default")
+    (unfinished / "config.json").write_text('{"model": "cif')
+    with pytest.raises(UserError, match="another config .*now 99"):
+        open_workdir(unfinished, make_config(seed=99))
+    with open_workdir(unfinished, make_config()) as workdir:
+        [note] = workdir.notes
+    assert note == "warning: config.json is corrupt: using the copy in the checkpoint"
+    assert (unfinished / "config.json").read_text() == (path / "config.json").read_text()
+    assert fit(unfinished, make_config())["params_sha256"] == results["params_sha256"]
+    assert read_records(unfinished) == records
+
+
+def test_fewer_steps_than_the_checkpoint_raise_user_error(unfinished):
+    """The config of the workdir was changed by hand."""
+    config = make_config(epochs=1)
+    (unfinished / "config.json").write_text(json.dumps(to_json_dict(config)))
+    with pytest.raises(UserError, match="checkpoint is at step 60, but the run has 30 steps"):
+        fit(unfinished, config)
+
+
+def test_skipped_steps_are_counted_and_excluded_from_means(tmp_path):
+    """Steps 3 and 9 to 15 are not finite; the run is interrupted at step 11."""
+    nonfinite = {3, *range(9, 16)}
+    config = make_config(on_nonfinite="skip", epochs=1)
+    assert fit(tmp_path, config, InterruptAt(step=11), nonfinite) is None
+    results = fit(tmp_path, config, nonfinite=nonfinite)
+    assert results["dropped_steps"] == 8
+    records = [record for record in read_records(tmp_path) if record["split"] == "train"]
+    assert [record.get("dropped", 0) for record in records] == [1, 6, 1, 0, 0]
+    rates = [record["learning_rate"] for record in records]
+    peak = config.learning_rate
+    # A skipped update does not advance the schedule.
+    expected = [
+        peak * (1 + np.cos(np.pi * (step - 1 - dropped) / 30)) / 2
+        for step, dropped in ((7, 1), (14, 7), (21, 8), (28, 8), (30, 8))
+    ]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)

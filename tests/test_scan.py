@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.networks import randomised, run, variables_of
+from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError, create_model
 from resflax.nn import stack_params, unstack_params
@@ -23,7 +23,7 @@ def init(net):
 
 
 def random_variables(net):
-    return randomised(variables_of(net, (1, 8, 8, 3)))
+    return randomized(variables_of(net, (1, 8, 8, 3)))
 
 
 def batch(n=6):

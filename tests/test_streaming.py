@@ -13,12 +13,12 @@ from helpers.image_folders import write_folder
 
 from resflax import UserError
 from resflax.data import batch_indices, eval_batches, load_dataset, train_batches
-from resflax.data.crops import centre_box, crop_and_resize, inception_box
+from resflax.data.crops import center_box, crop_and_resize, inception_box
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Forty images of many sizes, some of them grey."""
+    """Forty images of many sizes, some of them gray."""
     rng = np.random.default_rng(0)
     files = {}
     for i in range(40):
@@ -74,7 +74,7 @@ def test_train_batches_differ_between_seeds(folder):
     assert a["image"].tobytes() != b["image"].tobytes()
 
 
-def test_eval_batches_hold_every_centre_crop_once(folder):
+def test_eval_batches_hold_every_center_crop_once(folder):
     split = load_dataset(folder, image_size=8).test
     batches = list(eval_batches(split, batch_size=4))
     weight = np.concatenate([batch["weight"] for batch in batches])
@@ -82,7 +82,7 @@ def test_eval_batches_hold_every_centre_crop_once(folder):
     assert len(images) == len(split) == 10
     for i, image in enumerate(images):
         pixels, _ = split.source.read(i, 3)
-        expected = crop_and_resize(pixels, centre_box(*pixels.shape[:2]), 8)
+        expected = crop_and_resize(pixels, center_box(*pixels.shape[:2]), 8)
         np.testing.assert_array_equal(image, expected)
 
 

@@ -12,8 +12,8 @@ from resflax.data import Dataset, InMemorySplit
 from resflax.nn.batch_norm import BatchNorm
 from resflax.progress import ProgressMeter
 from resflax.study import sweep
-from resflax.study.folder import JSON, MSGPACK, StudyDir
 from resflax.study.recipes import make_recipe
+from resflax.study.study_dir import JSON, MSGPACK, StudyDir
 from resflax.study.sweep import train_networks, train_sweep
 
 STEPS = 8  # 2.5 per epoch: the batches of an epoch come from several processes

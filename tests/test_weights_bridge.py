@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers.networks import randomised
+from helpers.networks import randomized
 from hypothesis import given, settings
 
 from resflax import UserError
@@ -34,7 +34,7 @@ every_spec = pytest.mark.parametrize(("spec", "layouts"), SPECS.values(), ids=SP
 
 
 def variables_of(spec, seed=0):
-    return randomised(variable_shapes(spec), seed)
+    return randomized(variable_shapes(spec), seed)
 
 
 def assert_same(actual, expected):
@@ -199,7 +199,7 @@ def test_overrides_are_fields_of_the_spec():
 
 
 def test_any_number_of_channels_is_supported():
-    variables = randomised(variable_shapes(BASIC, 1))
+    variables = randomized(variable_shapes(BASIC, 1))
     state = to_torch(BASIC, variables)
     assert state["conv1.weight"].shape == (8, 1, 3, 3)
     assert_same(from_torch(BASIC, state, channels=1), variables)

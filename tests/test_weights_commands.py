@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.networks import apply, randomised
+from helpers.networks import apply, randomized
 from helpers.parity_inputs import draw_array
 from helpers.weight_files import TIMM, assert_same
 from PIL import Image
@@ -21,7 +21,7 @@ SPEC = get_spec("cifar_resnet8")
 
 
 def state_of(spec=SPEC, layout=None, channels=3):
-    variables = randomised(variable_shapes(spec, channels))
+    variables = randomized(variable_shapes(spec, channels))
     state = to_torch(spec, variables, layout=layout)
     return {
         key: np.array(7) if array.dtype == np.int64 else draw_array(key, array.shape)

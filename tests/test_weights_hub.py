@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers.networks import apply, randomised, variables_of
+from helpers.networks import apply, randomized, variables_of
 from helpers.parity_inputs import draw_array
 from helpers.weight_files import IMAGE_PROCESSOR, TIMM, TRANSFORMERS
 from huggingface_hub import constants
@@ -25,7 +25,7 @@ from resflax.zoo import get_spec
 
 
 def state_of(spec, layout=None, channels=3):
-    state = to_torch(spec, randomised(variable_shapes(spec, channels)), layout=layout)
+    state = to_torch(spec, randomized(variable_shapes(spec, channels)), layout=layout)
     return {key: draw_array(key, array.shape) for key, array in state.items()}
 
 

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from benchmarks.task import Task
-from resflax.data.crops import centre_box, crop_and_resize, inception_box
+from resflax.data.crops import center_box, crop_and_resize, inception_box
 from resflax.data.decode import decode
 
 Pixels = UInt8[np.ndarray, "h w c"]
@@ -74,7 +74,7 @@ def installed_decoders() -> list[str]:
 
 def _box(output: str, seed: int, height: int, width: int) -> tuple[float, float, float, float]:
     if output == "eval":
-        return centre_box(height, width)
+        return center_box(height, width)
     return inception_box(np.random.default_rng([0, seed]), height, width)
 
 

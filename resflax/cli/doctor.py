@@ -14,7 +14,8 @@ from resflax.data import load_dataset
 from resflax.distributed import Engine, make_engine
 from resflax.errors import UserError
 from resflax.nn import ResNet, Spec
-from resflax.run.checkpoint import Checkpoint, Checkpointer
+from resflax.run.checkpoint import Checkpoint
+from resflax.run.checkpointer import Checkpointer
 from resflax.train import TrainState, default_config
 from resflax.train.builders import (
     build_normalizer,

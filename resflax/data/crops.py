@@ -1,4 +1,4 @@
-"""Crop boxes for images of any size: random in training, centred in evaluation."""
+"""Crop boxes for images of any size: random in training, centered in evaluation."""
 
 import math
 
@@ -14,7 +14,7 @@ def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
     """Returns a random box of 8% to 100% of the area, with an aspect ratio of 3/4 to 4/3.
 
     Szegedy et al. 2014 (arXiv:1409.4842), section 6, sampled like torchvision: ten attempts, then
-    the largest centred box with an allowed ratio.
+    the largest centered box with an allowed ratio.
 
     Returns:
       Left, top, right and bottom, in pixels.
@@ -32,8 +32,8 @@ def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
     return left, top, left + w, top + h
 
 
-def centre_box(height: int, width: int) -> Box:
-    """Returns the centred square whose side is 87.5% of the shorter side of the image."""
+def center_box(height: int, width: int) -> Box:
+    """Returns the centered square whose side is 87.5% of the shorter side of the image."""
     side = CROP_PCT * min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
@@ -43,8 +43,8 @@ def crop_and_resize(
     image: UInt8[np.ndarray, "height width channels"], box: Box, size: int
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Crops an image to a box and resizes it to `size` x `size` with Pillow's antialiasing."""
-    grey = image.shape[-1] == 1
-    whole = Image.fromarray(image[..., 0] if grey else image)
+    gray = image.shape[-1] == 1
+    whole = Image.fromarray(image[..., 0] if gray else image)
     resized = whole.resize((size, size), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(resized)
-    return pixels[..., None] if grey else pixels
+    return pixels[..., None] if gray else pixels

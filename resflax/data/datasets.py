@@ -92,8 +92,8 @@ def load_dataset(
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
         size are read on demand and resized to squares of this many pixels: random Inception crops
-        in training, centre crops in evaluation.
-      channels: 1 or 3 to convert all images to grey or RGB; 0 to keep the number that all images
+        in training, center crops in evaluation.
+      channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
         share (3 if `image_size` is given).
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.

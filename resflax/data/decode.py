@@ -27,16 +27,16 @@ def decode(
     Args:
       data: the encoded bytes, or the file that holds them.
       location: the name of the image in error messages.
-      channels: 1 or 3 to convert any image, such as a CMYK JPEG, to grey or RGB; 0 to decode
-        grey images to 1 channel and colour images to 3.
+      channels: 1 or 3 to convert any image, such as a CMYK JPEG, to gray or RGB; 0 to decode
+        gray images to 1 channel and color images to 3.
 
     Raises:
       BadExampleError: if the image is empty, truncated or corrupt, less than 2 pixels wide or
-        high, has more than 8 bits per channel, or, with `channels=0`, is neither grey nor RGB.
+        high, has more than 8 bits per channel, or, with `channels=0`, is neither gray nor RGB.
 
     >>> png = io.BytesIO()
     >>> Image.new("L", (3, 2), 7).save(png, "png")
-    >>> decode(png.getvalue(), "grey.png").shape
+    >>> decode(png.getvalue(), "gray.png").shape
     (2, 3, 1)
     """
     try:

@@ -2,7 +2,7 @@
 
 Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak (1998), UCI Machine Learning
 Repository, doi:10.24432/C50P49, licence CC BY 4.0. `digits.npz` is the test part of the archive
-(scikit-learn's `load_digits`): 8x8 images with grey values from 0 to 16.
+(scikit-learn's `load_digits`): 8x8 images with gray values from 0 to 16.
 """
 
 import contextlib
@@ -64,8 +64,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         for i in indices.tolist():
             # Encoded here, because TFDS would encode an array with TensorFlow.
             png = io.BytesIO()
-            grey = np.rint(images[i] * (255 / 16)).astype(np.uint8)
-            Image.fromarray(grey).save(png, "png")
+            gray = np.rint(images[i] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(gray).save(png, "png")
             yield i, {"image": png.getvalue(), "label": int(labels[i])}
 
 

@@ -92,5 +92,5 @@ def _check_shape(source: Source, index: int, image: np.ndarray, shape: tuple[int
             source.location(index),
             f"has shape {image.shape}, but the first image has {shape}"
             " (--config.data.image_size=N accepts any image size, --config.data.channels=3 any"
-            " colour mode)",
+            " color mode)",
         )

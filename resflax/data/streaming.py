@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resflax.data.crops import centre_box, crop_and_resize, inception_box
+from resflax.data.crops import center_box, crop_and_resize, inception_box
 from resflax.data.decode import BadExampleError
 from resflax.data.source import MeanStd, Source, bad_example
 
@@ -21,7 +21,7 @@ class StreamingSplit:
       source: the examples on disk.
       size: side of the square output images, in pixels.
       channels: number of channels that images are converted to.
-      seed: seed of the random crops; None for centre crops.
+      seed: seed of the random crops; None for center crops.
       on_bad_example: "raise", or "skip" to replace an unusable example by the next usable one.
       skipped: the examples skipped so far, by index: where each is, and why.
       mean_std_override: returned by `mean_std` in place of the estimate.
@@ -63,7 +63,7 @@ class StreamingSplit:
                 continue
             height, width, _ = image.shape
             if self.seed is None:
-                box = centre_box(height, width)
+                box = center_box(height, width)
             else:
                 box = inception_box(np.random.default_rng([self.seed, step, index]), height, width)
             return crop_and_resize(image, box, self.size), label, skipped

@@ -149,7 +149,7 @@ class PmapEngine:
         """See `Engine`."""
         # One device's copy. `x[0]` would compile and run a gather over all devices.
         shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
-        return jax.tree.map(lambda x: x[0], jax.device_get(shards))
+        return jax.tree.map(lambda x: x[0, ...], jax.device_get(shards))  # 0-d arrays, no scalars
 
     def shard_batch(self, batch: Any) -> Any:
         """See `Engine`."""

@@ -59,7 +59,7 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     """Returns one line that names the backend of convolutions on JAX's default platform.
 
     Where oneDNN is requested and not used, the line says why and how to get it. The first call may
-    compile oneDNN's bindings, and initialises JAX's platforms.
+    compile oneDNN's bindings, and initializes JAX's platforms.
 
     Args:
       dtype: of images and kernels; a name or a dtype.

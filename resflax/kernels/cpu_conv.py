@@ -49,7 +49,7 @@ def convolve(
         )
     dtype = lhs.dtype
     lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
-    if not _is_pointwise(params):  # XLA materialises the operands of a single product anyway
+    if not _is_pointwise(params):  # XLA materializes the operands of a single product anyway
         lhs, rhs = materialize_on_cpu(lhs), materialize_on_cpu(rhs) if conv_pass == "wgrad" else rhs
     run = {"fwd": _forward, "dgrad": _image_gradient, "wgrad": _kernel_gradient}[conv_pass]
     return run(lhs, rhs, params, chunked).astype(dtype)

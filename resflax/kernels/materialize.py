@@ -37,7 +37,7 @@ def materialize_on_cpu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 def _lower_cpu(ctx: Any, x: Any, *, backend: str) -> Any:
     if choose_backend(ctx, backend, ctx.avals_in[0].dtype) != "cpu":
-        return [x]  # oneDNN's operands are materialised anyway, as those of any custom call
+        return [x]  # oneDNN's operands are materialized anyway, as those of any custom call
     return mlir.lower_fun(materialize_on_cpu, multiple_results=False)(ctx, x)
 
 

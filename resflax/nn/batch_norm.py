@@ -1,4 +1,4 @@
-"""Batch normalisation in one pass over its input (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
+"""Batch normalization in one pass over its input (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def _fusion_barrier(*arrays: Array) -> tuple[Array, ...]:
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel (the last axis) by its mean and variance over all other axes.
+    """Normalizes each channel (the last axis) by its mean and variance over all other axes.
 
     Has the parameters, statistics and results of `flax.linen.BatchNorm`, with half the passes over
     memory. Mean and variance are computed from E[x] and E[(x-s)^2], where the shift `s` is the
@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
     is one multiplication and one addition per element, and the backward pass needs only `x`.
 
     Attributes:
-      train: normalise by the batch's statistics and update the running ones. If False, normalise
+      train: normalize by the batch's statistics and update the running ones. If False, normalize
         by the running statistics.
       momentum: decay of the running averages.
       epsilon: added to the variance.
@@ -97,7 +97,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-        """Normalises `x`. With `train=True`, make the collection "batch_stats" mutable."""
+        """Normalizes `x`. With `train=True`, make the collection "batch_stats" mutable."""
         channels = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)

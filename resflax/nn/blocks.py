@@ -99,13 +99,13 @@ def apply_branch(
     Args:
       ops: operations of this call of the network.
       block: the convolutions, their channels, stride and dilation.
-      x: the images. In a pre-activation block, already normalised and activated.
+      x: the images. In a pre-activation block, already normalized and activated.
       antialias: a row of `ANTIALIAS`. With `antialias.downsample`, the strided convolution has
         stride 1 and the downsampling follows its activation (Zhang 2019, arXiv:1904.11486).
       groups: groups of the grouped convolutions.
       preact: if False (v1), the branch ends with a norm without an activation. If True (v2), it
         ends with a convolution, and its norms are numbered from 2: the block itself owns `norm1`.
-      zero_init: initialise the last norm's scale (Goyal et al. 2017, section 5.1) or, with
+      zero_init: initialize the last norm's scale (Goyal et al. 2017, section 5.1) or, with
         `preact`, the last kernel (timm) to zero, so that the branch is zero at the start.
 
     The row "bottleneck", unrolled:

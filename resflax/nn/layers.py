@@ -51,9 +51,9 @@ class Ops:
 
     Attributes:
       conv: `conv(x, features, kernel, stride=1, name=..., groups=1, dilation=1, zero=False)`: a 2D
-        convolution without bias, with symmetric padding. `zero` initialises its kernel to 0 instead
+        convolution without bias, with symmetric padding. `zero` initializes its kernel to 0 instead
         of He normal.
-      norm: `norm(x, name=..., zero=False)`. `zero` initialises its scale to 0 instead of 1.
+      norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
       norm_act: `norm_act(x, name=...)`: the norm, then its activation.
       act: `act(x)`, the activation; makes no module.
       dense: `dense(x, features, name=...)`: a linear layer with bias over the last axis.
@@ -80,7 +80,7 @@ def make_ops(
     """Returns the operations for one call of a network.
 
     Args:
-      train: normalise by the batch's statistics and update the running ones. If False, normalise
+      train: normalize by the batch's statistics and update the running ones. If False, normalize
         by the running statistics.
       dtype: compute dtype. Parameters and statistics stay float32.
       axis_name: `pmap` or `shard_map` axis over which batch statistics are averaged.

@@ -1,4 +1,4 @@
-"""The normalisation layers that a spec can name, each with its activation."""
+"""The normalization layers that a spec can name, each with its activation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class EvoNormS0(nn.Module):
     def __call__(
         self, x: Float[Array, "n height width channels"]
     ) -> Float[Array, "n height width channels"]:
-        """Normalises each image on its own."""
+        """Normalizes each image on its own."""
         channels, dtype = x.shape[-1:], statistics_dtype(x)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -64,7 +64,7 @@ class FilterResponseNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "n height width channels"]
     ) -> Float[Array, "n height width channels"]:
-        """Normalises each image on its own."""
+        """Normalizes each image on its own."""
         channels, dtype = x.shape[-1:], statistics_dtype(x)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)

@@ -42,7 +42,7 @@ def make_block(
         )
         return attention(ops, x, block.width)
 
-    # In v2 the shared pre-activation has already normalised the projection's input.
+    # In v2 the shared pre-activation has already normalized the projection's input.
     norm = not spec.preact
     return module_class(
         branch=branch,

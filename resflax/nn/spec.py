@@ -63,7 +63,7 @@ class Spec:
         dilation.
       pruned: channels of each convolution of each block of each stage, overriding those that follow
         from the widths. None if the network is not pruned.
-      zero_init: initialise the last norm's scale of every branch (with `preact`, its last kernel)
+      zero_init: initialize the last norm's scale of every branch (with `preact`, its last kernel)
         to zero, so that each block starts as its shortcut; as in timm and Flax's example, unlike
         the paper. Ignored without shortcuts.
       drop_path: probability with which training drops the last block's branch, drawn per example.

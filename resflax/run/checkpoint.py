@@ -1,9 +1,7 @@
-"""Checkpoints of any pytree through Orbax, each with a manifest of checksums."""
+"""Contents and reading of a checkpoint: any pytree through Orbax, with a manifest."""
 
 import contextlib
 import json
-import threading
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,19 +9,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
-from orbax.checkpoint import checkpoint_managers
 
 from resflax.errors import UserError
-from resflax.files import disk_errors_as_user_error, quarantine
 from resflax.run.manifest import (
     CorruptCheckpointError,
-    leaf_checksums,
     verify_leaves,
     verify_manifest,
-    write_manifest,
 )
 
-METRIC = "accuracy"
 # Items of an Orbax checkpoint: the arrays, and JSON.
 ARRAYS, METADATA = "state", "metadata"
 
@@ -42,31 +35,13 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
-def _single_process() -> ocp.options.MultiprocessingOptions:
+def single_process() -> ocp.options.MultiprocessingOptions:
     """Makes Orbax read and write without the other processes: each has the whole state."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
-def _manager_options(max_to_keep: int) -> ocp.CheckpointManagerOptions:
-    """Keeps the last `max_to_keep` checkpoints and the one with the best accuracy."""
-
-    def accuracy(metrics: dict[str, float]) -> float:
-        return metrics[METRIC]
-
-    policies = checkpoint_managers
-    best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
-    return ocp.CheckpointManagerOptions(
-        create=False,
-        cleanup_tmp_directories=True,
-        save_root_metadata=False,
-        best_fn=accuracy,
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max_to_keep), best]),
-        multiprocessing_options=_single_process(),
-    )
-
-
-def _steps(folder: Path) -> list[int]:
+def list_steps(folder: Path) -> list[int]:
     """Returns the steps that have a directory, the latest first."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
@@ -74,7 +49,7 @@ def _steps(folder: Path) -> list[int]:
 
 def latest_valid_metadata(folder: Path) -> dict[str, Any] | None:
     """Returns the metadata of the latest valid checkpoint; None if there is none."""
-    for step in _steps(folder):
+    for step in list_steps(folder):
         with contextlib.suppress(CorruptCheckpointError):
             verify_manifest(folder / str(step))
             return dict(json.loads((folder / str(step) / METADATA / "metadata").read_text()))
@@ -93,7 +68,7 @@ def _check_shapes(expected: Any, restored: Any) -> None:
             )
 
 
-def _read(
+def read_checkpoint(
     folder: Path, step: int, template: dict[str, Any], checksums: dict[str, str]
 ) -> Checkpoint:
     """Reads the checkpoint of a step whose files were verified.
@@ -108,7 +83,7 @@ def _read(
     )
     handler = ocp.CompositeCheckpointHandler()
     try:
-        with ocp.Checkpointer(handler, multiprocessing_options=_single_process()) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=single_process()) as checkpointer:
             restored = checkpointer.restore(folder / str(step), args=args)
         _check_shapes(arrays, restored[ARRAYS])
     except (ValueError, KeyError, TypeError) as e:
@@ -122,193 +97,6 @@ def _read(
     return Checkpoint(step, tree, restored[METADATA])
 
 
-class Checkpointer:
-    """Saves and restores the checkpoints of a run: the last `max_to_keep`, and the best.
-
-    Saving is asynchronous: the directory has a temporary name until it is complete, then gets its
-    manifest. On opening, the latest checkpoint is verified in full, the array data of older ones in
-    the background. Corrupt checkpoints are moved to `damaged/` next to the folder, with a line in
-    `warnings`; restoring takes the latest valid one.
-
-    Raises:
-      UserError: if the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, max_to_keep: int, *, option: str = "--workdir") -> None:
-        self.folder, self.option, self.warnings = folder.absolute(), option, list[str]()
-        self.latest: int | None = None
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        with self._disk_errors("opened"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._checksums = self._find_latest()
-            self._manager = ocp.CheckpointManager(
-                self.folder, options=_manager_options(max_to_keep)
-            )
-        self._start_verification()
-
-    @contextlib.contextmanager
-    def _disk_errors(self, verb: str) -> Iterator[None]:
-        def advice() -> str:
-            intact = f"the checkpoint at step {self.latest} is intact"
-            return (
-                f"{intact if self.latest else 'there is no earlier one'};"
-                f" make room, or choose another {self.option}"
-            )
-
-        what = f"the checkpoint in {self.folder} cannot be {verb}"
-        errors = (OSError, ValueError, RuntimeError)
-        with disk_errors_as_user_error(what, advice, errors=errors):
-            yield
-
-    def _find_latest(self) -> dict[str, str]:
-        """Finds the latest valid step; returns the checksums of its arrays.
-
-        Of older steps only the metadata are verified: Orbax reads all accuracies to find the best.
-        """
-        self.latest, checksums = None, dict[str, str]()
-        for step in _steps(self.folder):
-            try:
-                if self.latest is None:
-                    checksums = verify_manifest(self.folder / str(step))
-                    self.latest = step
-                else:
-                    verify_manifest(self.folder / str(step), skip=f"{ARRAYS}/")
-            except CorruptCheckpointError as e:
-                self._quarantine(step, str(e))
-        return checksums
-
-    def _quarantine(self, step: int, reason: str) -> None:
-        target = quarantine(self.folder / str(step), self.folder.parent / "damaged")
-        self.warnings.append(
-            f"the checkpoint at step {step} was skipped: {reason}; moved to {target}"
-        )
-
-    def _start_verification(self) -> None:
-        """Starts to verify the array data of the older checkpoints in a thread.
-
-        A thread that was cancelled earlier keeps its own dictionary: what it finds is ignored.
-        """
-        self._cancelled, self._corrupt = threading.Event(), dict[int, str]()
-        older = [step for step in _steps(self.folder) if step != self.latest]
-        self._verifier = threading.Thread(
-            target=self._verify,
-            args=(older, self._cancelled, self._corrupt),
-            name="verify",
-            daemon=True,
-        )
-        self._verifier.start()
-
-    def _verify(
-        self, steps: Sequence[int], cancelled: threading.Event, corrupt: dict[int, str]
-    ) -> None:
-        """Adds the corrupt ones of the checkpoints to `corrupt`, with the reason."""
-        for step in steps:
-            if cancelled.is_set():
-                return
-            try:
-                verify_manifest(self.folder / str(step))
-            except CorruptCheckpointError as e:
-                corrupt[step] = str(e)
-
-    def _quarantine_corrupt(self) -> None:
-        """Quarantines what the background verification found; no save may be in progress."""
-        # The thread may still add to the dictionary: take the items out one at a time.
-        corrupt = [self._corrupt.popitem() for _ in range(len(self._corrupt))]
-        existing = _steps(self.folder)
-        # A checkpoint that Orbax deleted meanwhile is not corrupt.
-        corrupt = [(step, reason) for step, reason in corrupt if step in existing]
-        for step, reason in corrupt:
-            self._quarantine(step, reason)
-        if corrupt:
-            self._manager.reload()
-
-    def restore(self, template: dict[str, Any]) -> Checkpoint | None:
-        """Reads the latest valid checkpoint; None if there is none.
-
-        Args:
-          template: dictionary of pytrees with the structure, shapes and dtypes of the saved ones.
-
-        Raises:
-          UserError: if the checkpoint has another structure.
-        """
-        while self.latest is not None:
-            try:
-                with self._disk_errors("read"):
-                    return _read(self.folder, self.latest, template, self._checksums)
-            except CorruptCheckpointError as e:
-                # These steps may be saved again: the thread must not report the new checkpoints.
-                self._cancelled.set()
-                self._quarantine(self.latest, str(e))
-                self._checksums = self._find_latest()
-                self._manager.reload()
-                self._start_verification()
-        return None
-
-    def save(self, checkpoint: Checkpoint, accuracy: float | None = None) -> None:
-        """Starts saving, once the previous save has finished.
-
-        Args:
-          checkpoint: its arrays must not change before `wait` returns.
-          accuracy: of an evaluation at this step, if there was one; the best one is kept.
-
-        Raises:
-          UserError: if the previous checkpoint or this one cannot be written.
-        """
-        self.wait()
-        step, tree = checkpoint.step, serialization.to_state_dict(checkpoint.tree)
-        args = ocp.args.Composite(
-            **{
-                ARRAYS: ocp.args.StandardSave(tree),
-                METADATA: ocp.args.JsonSave(checkpoint.metadata),
-            }
-        )
-        metrics = None if accuracy is None else {METRIC: accuracy}
-        with self._disk_errors("written"):
-            self._quarantine_corrupt()
-            self._manager.save(step, args=args, metrics=metrics, force=True)
-        self._thread = threading.Thread(target=self._finish, args=(step, tree), name="manifest")
-        self._thread.start()
-
-    def _finish(self, step: int, tree: Any) -> None:
-        """Writes the manifest when Orbax is done, in a thread."""
-        try:
-            checksums = leaf_checksums(tree)
-            self._manager.wait_until_finished()
-            write_manifest(self.folder / str(step), checksums)
-            self.latest = step
-        except BaseException as e:  # raised by `wait`
-            self._error = e
-
-    def wait(self) -> None:
-        """Waits until the last save is on disk, with its manifest.
-
-        Raises:
-          UserError: if it failed.
-        """
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        if self._error:
-            error, self._error = self._error, None
-            with self._disk_errors("written"):
-                raise error
-
-    def close(self, *, cancel_verification: bool = False) -> None:
-        """Waits for the last save and, unless cancelled, for the background verification."""
-        try:
-            if cancel_verification:
-                self._cancelled.set()
-            self.wait()
-            if not cancel_verification:
-                self._verifier.join()
-                with self._disk_errors("moved"):
-                    self._quarantine_corrupt()
-        finally:
-            with contextlib.suppress(Exception):  # `wait` has already reported what went wrong
-                self._manager.close()
-
-
 def restore_latest(folder: Path, template: dict[str, Any]) -> Checkpoint:
     """Reads the latest valid checkpoint in a folder without changing anything on disk.
 
@@ -318,10 +106,10 @@ def restore_latest(folder: Path, template: dict[str, Any]) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(f"no checkpoint: there is no directory {folder}")
     reasons = []
-    for step in _steps(folder):
+    for step in list_steps(folder):
         try:
             checksums = verify_manifest(folder / str(step))
-            return _read(folder.absolute(), step, template, checksums)
+            return read_checkpoint(folder.absolute(), step, template, checksums)
         except CorruptCheckpointError as e:
             reasons.append(f"; the one at step {step} is corrupt: {e}")
     raise UserError(f"no checkpoint in {folder}{''.join(reasons)}")

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from resflax.plotting import new_figure, save
 
-# Distinguishable in greyscale print too.
+# Distinguishable in grayscale print too.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#8a8a8a", "linewidth": 1.0, "linestyle": "-"},
     "test": {

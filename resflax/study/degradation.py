@@ -18,8 +18,8 @@ from resflax.study.analysis import (
     errors_at_best_rate,
 )
 from resflax.study.arguments import add_training_arguments, number_list
-from resflax.study.folder import StudyDir
 from resflax.study.recipes import make_recipe
+from resflax.study.study_dir import StudyDir
 from resflax.study.sweep import train_networks
 from resflax.zoo import create_model
 

@@ -19,9 +19,9 @@ from resflax.nn import ResNet
 from resflax.nn.scan import parse_block_name
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.arguments import positive_int
-from resflax.study.folder import StudyDir
 from resflax.study.nets import add_net_arguments, open_nets
 from resflax.study.recipes import make_recipe
+from resflax.study.study_dir import StudyDir
 from resflax.train import TrainState, make_eval_step
 
 

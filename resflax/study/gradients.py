@@ -19,8 +19,8 @@ from resflax.study.arguments import (
     number_list,
     positive_int,
 )
-from resflax.study.folder import StudyDir
 from resflax.study.nets import leaves_by_layer
+from resflax.study.study_dir import StudyDir
 from resflax.train import cross_entropy
 from resflax.zoo import create_model
 

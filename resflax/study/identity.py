@@ -22,7 +22,7 @@ from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.scan import scan_module
 from resflax.plotting import line_style, mean_and_range, new_figure, save
 from resflax.study.arguments import add_seeds_argument, number_list, positive_int
-from resflax.study.folder import StudyDir
+from resflax.study.study_dir import StudyDir
 
 WIDTH, EXAMPLES, PERTURBATION = 16, 256, 0.1
 SHORTCUTS = {"plain": None, "residual": linear_projection}

@@ -17,7 +17,7 @@ from resflax.nn import ResNet, unstack_params
 from resflax.run.checkpoint import restore_latest
 from resflax.run.manifest import params_sha256
 from resflax.study.arguments import add_training_arguments
-from resflax.study.folder import MSGPACK, StudyDir
+from resflax.study.study_dir import MSGPACK, StudyDir
 from resflax.study.sweep import Curves, train_networks
 from resflax.train import TrainState
 from resflax.train.builders import build_dataset, build_optimizer, build_schedule, build_state
@@ -43,7 +43,7 @@ class Net(NamedTuple):
 
 
 def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
-    """Adds the options of a study that analyses trained networks."""
+    """Adds the options of a study that analyzes trained networks."""
     parser.add_argument(
         "--runs", default="", metavar="DIR,DIR", help="analyse the networks of these workdirs"
     )

@@ -24,9 +24,9 @@ from resflax.nn import ResNet
 from resflax.nn.batch_norm import BatchNorm
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.arguments import number_list
-from resflax.study.folder import StudyDir
 from resflax.study.nets import add_net_arguments, leaves_by_layer, open_nets
 from resflax.study.recipes import make_recipe
+from resflax.study.study_dir import StudyDir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

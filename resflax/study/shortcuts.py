@@ -17,8 +17,8 @@ from resflax.nn import ResNet
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.analysis import errors_at_best_rate
 from resflax.study.arguments import add_training_arguments, positive_int
-from resflax.study.folder import StudyDir
 from resflax.study.recipes import make_recipe
+from resflax.study.study_dir import StudyDir
 from resflax.study.sweep import train_networks
 from resflax.zoo import create_model
 
@@ -37,7 +37,7 @@ def model_cost(model: ResNet, image_shape: tuple[int, ...]) -> dict[str, int]:
     """Returns parameters, and multiply-adds of one image's forward pass by XLA's cost analysis.
 
     XLA counts a multiply-add as two operations and the additions of shortcuts as one each. It
-    analyses the program for an accelerator, in which a convolution is one operation.
+    analyzes the program for an accelerator, in which a convolution is one operation.
     """
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(

@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 from resflax.data import Dataset, batch_indices, eval_batches
 from resflax.errors import UserError
 from resflax.progress import ProgressMeter
-from resflax.run.checkpoint import Checkpoint, Checkpointer
-from resflax.study.folder import JSON, OPTION, Codec, StudyDir
+from resflax.run.checkpoint import Checkpoint
+from resflax.run.checkpointer import Checkpointer
+from resflax.study.study_dir import JSON, OPTION, Codec, StudyDir
 from resflax.train import TrainState, create_state, stack_states
 from resflax.train.builders import (
     build_normalizer,

@@ -78,7 +78,7 @@ def build(
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
     """
     check_config(config)
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     dataset = dataset or build_dataset(config)
     check_dataset(config, dataset)
     engine = make_engine(config.parallel, fsdp=config.mesh.fsdp)

@@ -15,7 +15,8 @@ from resflax.distributed.processes import (
     reached_preemption,
 )
 from resflax.errors import UserError
-from resflax.run.checkpoint import Checkpoint, Checkpointer
+from resflax.run.checkpoint import Checkpoint
+from resflax.run.checkpointer import Checkpointer
 from resflax.run.curves import draw_curves
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError

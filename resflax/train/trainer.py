@@ -89,7 +89,7 @@ class Trainer:
             return state
         split: Any = self.dataset.train
         if isinstance(split, StreamingSplit):
-            split = dataclasses.replace(split, seed=None)  # centre crops, as in evaluation
+            split = dataclasses.replace(split, seed=None)  # center crops, as in evaluation
         rows = self.engine.local_slice(self.config.batch_size)
         batches = train_iterator(split, self.config, 0, self.config.precise_bn_batches, rows)
         return recompute_state_batch_stats(self.engine, self._stats_step, state, batches)

@@ -5,7 +5,7 @@ from resflax.zoo.resnet import BASIC_DEPTHS, RESNET_D, RESNET_T, resnet_spec
 
 
 def bit_spec(depth: int, factor: int) -> Spec:
-    """Returns BiT: widths times `factor`, standardised kernels (Kolesnikov et al. 2019)."""
+    """Returns BiT: widths times `factor`, standardized kernels (Kolesnikov et al. 2019)."""
     return resnet_spec(
         depth,
         preact=True,

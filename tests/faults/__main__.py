@@ -15,10 +15,10 @@ from sessions import SESSIONS
 
 
 class Campaign(NamedTuple):
-    """A row of `CAMPAIGNS`: description, name of the count (if there is one) and its default."""
+    """A row of `CAMPAIGNS`: description, name of its number (if there is one) and the default."""
 
     description: str
-    count: str = ""
+    number: str = ""
     default: int = 0
 
 
@@ -35,11 +35,11 @@ CAMPAIGNS = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("tests/faults", description=__doc__)
     commands = parser.add_subparsers(dest="campaign", metavar="CAMPAIGN")
-    for name, (description, count, default) in CAMPAIGNS.items():
+    for name, (description, number, default) in CAMPAIGNS.items():
         command = commands.add_parser(name, help=description, description=description)
-        if count:
-            text = f"number of {count}, by default {default}"
-            command.add_argument(f"--{count}", type=int, default=default, metavar="N", help=text)
+        if number:
+            text = f"number of {number}, by default {default}"
+            command.add_argument(f"--{number}", type=int, default=default, metavar="N", help=text)
     return parser
 
 

@@ -14,7 +14,7 @@ from lost import start_processes, start_with_mpirun
 from models import checkpoint_template
 from runs import make_env, read_records
 
-from resflax.cli.train import silence_libraries
+from resflax.cli.main import silence_libraries
 from resflax.run.checkpoint import restore_latest
 
 # 50 steps: 5 epochs of 10.

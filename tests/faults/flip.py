@@ -12,8 +12,8 @@ from models import checkpoint_template
 from runs import PIPELINES, TrainProcess, make_env
 from tqdm import tqdm
 
-from resflax.cli.train import silence_libraries
-from resflax.run.checkpoint import Checkpointer
+from resflax.cli.main import silence_libraries
+from resflax.run.checkpointer import Checkpointer
 from resflax.run.manifest import leaf_checksums, verify_manifest
 
 

@@ -1,11 +1,11 @@
-"""Networks compiled without optimisation, for tests of values rather than speed."""
+"""Networks compiled without optimization, for tests of values rather than speed."""
 
 import jax
 import numpy as np
 
 
 def run(f, *args):
-    """Compiles `f` without optimisation and returns `f(*args)`."""
+    """Compiles `f` without optimization and returns `f(*args)`."""
     compiled = jax.jit(f).lower(*args).compile({"xla_backend_optimization_level": 0})
     return compiled(*args)
 
@@ -21,7 +21,7 @@ def variables_of(model, shape=(1, 64, 64, 3)):
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
 
 
-def randomised(tree, seed=0):
+def randomized(tree, seed=0):
     """Returns the tree with random leaves of plausible scale, so no term is hidden by a 0 or 1."""
     rng = np.random.default_rng(seed)
 

@@ -1,9 +1,9 @@
-"""One of several processes: `one_process.py PORT COUNT NUMBER FOLDER` leaves the batches it saw.
+"""One of several processes: `python -m helpers.one_process PORT COUNT INDEX FOLDER`.
 
-A script of its own, since JAX joins processes before it does anything else.
+Saves the batches of this process in the folder. A separate program, since JAX must connect
+processes before it does anything else.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,68 +11,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from helpers.counting_step import collect_batches, counting_step
 from resflax.data import InMemorySplit, load_dataset
-from resflax.distributed.processes import DistributedConfig, broadcast_tree
+from resflax.distributed import DistributedConfig
+from resflax.distributed.processes import broadcast_tree
 from resflax.train import default_config, make_engine
-from resflax.train.input_pipeline import device_feed, host_feed
-from resflax.train.state import TrainState
+from resflax.train.input_pipeline import make_device_step_fn, make_host_step_fn
 
 STARTS = (0, 37)
 STEPS = 4
-# What is shared: of no axis and of several, with a sign of zero and a NaN, as integers, and in two
-# bytes.
+# Input pipelines: where the examples are, the step function, and the number of loader workers.
+PIPELINES = {
+    "memory-host-0": make_host_step_fn,
+    "memory-device-0": make_device_step_fn,
+    "stream-host-0": make_host_step_fn,
+    "stream-host-2": make_host_step_fn,
+}
+# Broadcast from process 0: scalars and arrays, negative zero and NaN, large integers, two bytes,
+# no elements.
 TREE = {
     "step": np.int32(7),
     "minus": np.float32(-0.0),
-    "odd": np.array([[-0.0, np.nan, np.inf], [1e-45, 1.0, -1.0]], np.float32),
-    "big": np.array([2**63 + 1, 0], np.uint64),
+    "special": np.array([[-0.0, np.nan, np.inf], [1e-45, 1.0, -1.0]], np.float32),
+    "large": np.array([2**63 + 1, 0], np.uint64),
     "half": np.arange(3, dtype=jnp.bfloat16).view(np.uint16),
-    "none": np.zeros((0, 2), np.float32),
+    "empty": np.zeros((0, 2), np.float32),
 }
 
 
-def counted(state, batch):
-    """A step that shows its batch, and adds up all of it."""
-    return dataclasses.replace(state, step=state.step + 1), batch
-
-
-def own_rows(engine, array):
-    """The rows of a batch that this process handed over, as the devices have them."""
-    if engine.axis_name:
-        return np.asarray(array).reshape(-1, *array.shape[2:])
-    return np.asarray(array)[
-        engine.local_slice(len(array))
-    ]  # the mesh's step shows the whole batch
-
-
-def main(port, count, number, folder):
-    """Every road, engine and start; a file for each."""
+def main(port, count, index, folder):
+    """Saves a file of batches for every engine, pipeline and first step."""
     if count > 1:
-        DistributedConfig(True, f"127.0.0.1:{port}", count, number).join()
-        told = broadcast_tree(TREE if number == 0 else jax.tree.map(np.zeros_like, TREE))
-        np.savez(folder / f"told-{number}.npz", **told)
+        DistributedConfig(True, f"127.0.0.1:{port}", count, index).initialize()
+        received = broadcast_tree(TREE if index == 0 else jax.tree.map(np.zeros_like, TREE))
+        np.savez(folder / f"broadcast-{index}.npz", **received)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (50, 3, 3, 1), np.uint8)
     splits = {
         "memory": InMemorySplit(pixels, rng.integers(0, 9, 50).astype(np.int32)),
-        "stream": load_dataset(f"folder:{folder / 'set'}", image_size=8, seed=3).train,
+        "stream": load_dataset(f"folder:{folder / 'images'}", image_size=8, seed=3).train,
     }
-    roads = [("memory", host_feed, 0), ("memory", device_feed, 0)]
-    roads += [("stream", host_feed, workers) for workers in (0, 2)]
     for parallel in ("pmap", "mesh"):
         engine = make_engine(parallel)
-        for kind, feed, workers in roads:
+        for name, make in PIPELINES.items():
+            kind, _, workers = name.split("-")
             for start in STARTS:
                 config = default_config()
-                config.seed, config.batch_size, config.data.num_workers = 5, 16, workers
-                advance = feed(engine, counted, splits[kind], config, start, start + STEPS)
-                state = engine.put_state(TrainState(jnp.int32(start), jnp.uint32(0), {}, {}, {}))
-                seen = []
-                for _ in range(STEPS):
-                    state, batch = advance(state)
-                    seen.append({key: own_rows(engine, value) for key, value in batch.items()})
-                name = f"{parallel}-{kind}-{feed.__name__}-{workers}-{start}-{count}-{number}.npz"
-                np.savez(folder / name, **{k: np.stack([s[k] for s in seen]) for k in seen[0]})
+                config.seed, config.batch_size, config.data.num_workers = 5, 16, int(workers)
+                step_fn = make(engine, counting_step, splits[kind], config, start, start + STEPS)
+                batches = collect_batches(engine, step_fn, start, STEPS)
+                path = folder / f"{parallel}-{name}-{start}-{count}-{index}.npz"
+                np.savez(path, **{key: np.stack([b[key] for b in batches]) for key in batches[0]})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-FILL = 128  # grey value of pixels from outside the image, as in the AutoAugment code
+FILL = 128  # gray value of pixels from outside the image, as in the AutoAugment code
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 # The largest values of AutoAugment (Cubuk et al. 2018, arXiv:1805.09501, table 6), whose
@@ -15,10 +15,10 @@ ROTATION, SHEAR, TRANSLATION = math.radians(30), 0.3, 150 / 331
 
 
 def warp(image: UInt8[Array, "h w c"], matrix: Float[Array, "6"]) -> UInt8[Array, "h w c"]:
-    """Applies an affine map `(a, b, c, d, e, f)` to one image, with nearest-neighbour sampling.
+    """Applies an affine map `(a, b, c, d, e, f)` to one image, with nearest-neighbor sampling.
 
-    Pillow's `image.transform(size, AFFINE, matrix, fillcolor=grey)`: the output pixel centred at
-    (x, y) is the input pixel at (ax + by + c, dx + ey + f), or grey outside the image.
+    Pillow's `image.transform(size, AFFINE, matrix, fillcolor=gray)`: the output pixel centered at
+    (x, y) is the input pixel at (ax + by + c, dx + ey + f), or gray outside the image.
     """
     height, width, channels = image.shape
     a, b, c, d, e, f = matrix
@@ -33,7 +33,7 @@ def warp(image: UInt8[Array, "h w c"], matrix: Float[Array, "6"]) -> UInt8[Array
 
 
 def _rotate(amount: Array, height: int, width: int) -> tuple[Array | float, ...]:
-    """Rotates counter-clockwise around the centre."""
+    """Rotates counter-clockwise around the center."""
     cos, sin = jnp.cos(ROTATION * amount), jnp.sin(ROTATION * amount)
     x, y = width / 2, height / 2
     return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y

@@ -43,20 +43,20 @@ def uniform_to_int(u: Float[Array, "*shape"], count: Int[Array, ""] | int) -> In
     return jnp.minimum(jnp.floor(u * count.astype(jnp.float32)).astype(jnp.int32), count - 1)
 
 
-def centred_box(
+def centered_box(
     row: Int[Array, ""], column: Int[Array, ""], height: Int[Array, ""], width: Int[Array, ""]
 ) -> Box:
     """Returns the box around a pixel; an even side extends one pixel further before it."""
     return Box(row - height // 2, column - width // 2, height, width)
 
 
-def sample_centred_box(
+def sample_centered_box(
     key: Key[Array, ""], shape: tuple[int, ...], height: Int[Array, ""], width: Int[Array, ""]
 ) -> Box:
     """Samples a box of a given size around a uniformly random pixel of an image of `shape`."""
     u = jax.random.uniform(key, (2,), jnp.float32)
     row, column = uniform_to_int(u[0], shape[0]), uniform_to_int(u[1], shape[1])
-    return centred_box(row, column, height, width)
+    return centered_box(row, column, height, width)
 
 
 def first_fitting_size(
@@ -103,7 +103,7 @@ def sample_box(
       shape: image shape `(h, w, ...)`.
       area: smallest and largest area, as fractions of the image area.
       ratio: smallest and largest ratio of width to height.
-      fallback: height and width of the centred box to use if no sampled size fits.
+      fallback: height and width of the centered box to use if no sampled size fits.
 
     Returns:
       Whether a sampled size fits, a bool scalar; and the box.

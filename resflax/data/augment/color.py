@@ -1,6 +1,6 @@
-"""Colour operations on uint8 images of shape `(h, w, c)`.
+"""Color operations on uint8 images of shape `(h, w, c)`.
 
-Each matches Pillow's `ImageOps` or `ImageEnhance` to within one grey level. Operations on colour
+Each matches Pillow's `ImageOps` or `ImageEnhance` to within one gray level. Operations on color
 return an image that is not RGB unchanged.
 """
 
@@ -62,13 +62,13 @@ def brightness(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[
 
 def contrast(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
     """Blends from the mean luma of the image (factor 0) to the image (factor 1) and beyond."""
-    grey = luma(image)
-    mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
+    gray = luma(image)
+    mean = (2 * jnp.sum(gray) + gray.size) // (2 * gray.size)
     return blend(mean, image, factor)
 
 
 def saturation(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
-    """Blends from greyscale (factor 0) to the image (factor 1) and beyond; Pillow's "Color"."""
+    """Blends from grayscale (factor 0) to the image (factor 1) and beyond; Pillow's "Color"."""
     return blend(luma(image), image, factor) if is_rgb(image) else image
 
 
@@ -78,7 +78,7 @@ def sharpness(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[A
 
 
 def _smooth(image: UInt8[Array, "h w c"]) -> Int[Array, "h w c"]:
-    """Averages 3x3 pixels with weight 5 at the centre; edge pixels stay as they are."""
+    """Averages 3x3 pixels with weight 5 at the center; edge pixels stay as they are."""
     height, width, _ = image.shape
     wide = image.astype(jnp.int32)
     padded = jnp.pad(wide, ((1, 1), (1, 1), (0, 0)))
@@ -89,7 +89,7 @@ def _smooth(image: UInt8[Array, "h w c"]) -> Int[Array, "h w c"]:
 
 
 def hue(image: UInt8[Array, "h w c"], shift: Float[Array, ""]) -> UInt8[Array, "h w c"]:
-    """Rotates the hue of every pixel by `shift`, a fraction of the colour circle.
+    """Rotates the hue of every pixel by `shift`, a fraction of the color circle.
 
     Value and saturation stay the same (HSV, Smith 1978). Like torchvision's `adjust_hue`, which
     for Pillow images also rounds the hue to 256 steps.

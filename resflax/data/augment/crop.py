@@ -30,7 +30,7 @@ def resized_crop(image: Num[Array, "h w c"], box: Box) -> Num[Array, "h w c"]:
     """
     rows = _interpolation_matrix(box.top, box.height, image.shape[0])
     columns = _interpolation_matrix(box.left, box.width, image.shape[1])
-    # At default precision a TPU, or a GPU with TF32, would change grey levels by up to one.
+    # At default precision a TPU, or a GPU with TF32, would change gray levels by up to one.
     y = jnp.einsum(
         "ip,pqc,jq->ijc",
         rows,
@@ -58,7 +58,7 @@ def inception_crop(key: Key[Array, ""], image: Num[Array, "h w c"]) -> Num[Array
 
     Szegedy et al. 2014 (arXiv:1409.4842), section 6, sampled like torchvision's
     `RandomResizedCrop`: uniform area, log-uniform ratio, the first of ten attempts that fits, else
-    the largest centred box.
+    the largest centered box.
     """
     fallback = largest_size(*image.shape[:2])
     _, box = sample_box(key, image.shape, area=AREA, ratio=RATIO, fallback=fallback)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, Num, UInt8
 
-from resflax.data.augment.box import Box, box_mask, sample_box, sample_centred_box
+from resflax.data.augment.box import Box, box_mask, sample_box, sample_centered_box
 
 AREA, RATIO = (0.02, 0.4), (0.3, 1 / 0.3)
 
@@ -17,12 +17,12 @@ def erase(image: Num[Array, "h w c"], box: Box, value: Num[Array, "..."]) -> Num
 def cutout(key: Key[Array, ""], image: Num[Array, "h w c"], *, size: int) -> Num[Array, "h w c"]:
     """Sets a square of `size` pixels around a random pixel of one image to zero.
 
-    The square is clipped at the edges, so that every pixel is equally likely as its centre.
+    The square is clipped at the edges, so that every pixel is equally likely as its center.
     DeVries and Taylor 2017 (arXiv:1708.04552), section 3. Their zero is applied after
     normalization and is the dataset mean; here it is applied to stored pixels and is black.
     """
     side = jnp.int32(size)
-    box = sample_centred_box(key, image.shape, side, side)
+    box = sample_centered_box(key, image.shape, side, side)
     return erase(image, box, jnp.zeros_like(image))
 
 

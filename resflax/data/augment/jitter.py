@@ -1,4 +1,4 @@
-"""Colour jitter: random brightness, contrast, saturation and hue."""
+"""Color jitter: random brightness, contrast, saturation and hue."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from resflax.data.augment import color
 
 
 class Jitter(NamedTuple):
-    """One colour change.
+    """One color change.
 
     Attributes:
       run: from (image, amount) to an image.

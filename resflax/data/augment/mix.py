@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from resflax.data.augment.box import Box, box_mask, sample_centred_box
+from resflax.data.augment.box import Box, box_mask, sample_centered_box
 from resflax.data.augment.pixels import round_to_dtype
 from resflax.errors import UserError
 
@@ -60,7 +60,7 @@ def cutmix(
     """
     side = jnp.sqrt(1 - weight)
     height, width = ((size * side).astype(jnp.int32) for size in pair.shape[1:3])
-    return swap_box(pair, sample_centred_box(key, pair.shape[1:3], height, width))
+    return swap_box(pair, sample_centered_box(key, pair.shape[1:3], height, width))
 
 
 # From (key, pair, weight) to the mixed pair and the weight of each image in its result.

@@ -75,7 +75,7 @@ def _op(run: Callable[..., Array], **settings: Any) -> Op:
     return lambda key, image, parity: run(key, image, **settings)
 
 
-# In the order in which they are applied: geometry, then colour, then erasing.
+# In the order in which they are applied: geometry, then color, then erasing.
 TRANSFORMS: dict[str, Transform] = {
     "pad_crop": Transform(
         0,

@@ -1,0 +1,33 @@
+"""A step that returns its batch as metrics, to see what an input pipeline delivers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resflax.train.state import TrainState
+
+
+def counting_step(state, batch):
+    """Returns the state with one more step, and the batch."""
+    return dataclasses.replace(state, step=state.step + 1), batch
+
+
+def collect_batches(engine, step_fn, start, count):
+    """Runs a step function made of `counting_step`; returns its batches, the rows in order.
+
+    With several processes, those of this process.
+    """
+    state = engine.put_state(TrainState(jnp.int32(start), jnp.uint32(0), {}, {}, {}))
+    batches = []
+    for _ in range(count):
+        state, batch = step_fn(state)
+        batches.append(jax.tree.map(lambda x: _local_rows(engine, x), batch))
+    return batches
+
+
+def _local_rows(engine, array):
+    if engine.axis_name:  # pmap returns this process's rows, by device
+        return np.asarray(array).reshape(-1, *array.shape[2:])
+    return np.asarray(array)[engine.local_slice(len(array))]  # the mesh replicates metrics
