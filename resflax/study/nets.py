@@ -45,13 +45,13 @@ class Net(NamedTuple):
 def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
     """Adds the options of a study that analyzes trained networks."""
     parser.add_argument(
-        "--runs", default="", metavar="DIR,DIR", help="analyse the networks of these workdirs"
+        "--runs", default="", metavar="DIR,DIR", help="analyze the networks of these workdirs"
     )
     parser.add_argument(
         "--weights",
         default="",
         metavar="NAME:FILE,FILE",
-        help="analyse imported weights (files, folders, Hub repositories) on --dataset",
+        help="analyze imported weights (files, folders, Hub repositories) on --dataset",
     )
     add_training_arguments(parser, seeds=1, rates=rate)
 
@@ -60,7 +60,7 @@ def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
 def open_nets(
     args: argparse.Namespace, names: list[str], config: ConfigDict, settings: dict[str, Any]
 ) -> Iterator[tuple[StudyDir, list[Net]]]:
-    """Opens the study's directory and yields it with the networks to analyse.
+    """Opens the study's directory and yields it with the networks to analyze.
 
     Args:
       args: options of `add_net_arguments`, and `out`.
@@ -113,7 +113,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
 
     Args:
       source: "NAME:FILE", or a folder or Hub repository with a config.json that has the name.
-      dataset: to analyse it on; it gets the normalization of the weights.
+      dataset: to analyze it on; it gets the normalization of the weights.
 
     Raises:
       UserError: if they cannot be read, or do not fit the dataset's images and classes.
@@ -150,8 +150,7 @@ def load_run(path: str | Path) -> Net:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is not the workdir of a run: {e}") from e
     dataset = build_dataset(config)
-    model = build_model(config)
-    model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
+    model = build_model(config, dataset.num_classes)
     optimizer = build_optimizer(config, build_schedule(config, len(dataset.train)))
     shapes = jax.eval_shape(lambda: build_state(config, model, optimizer, dataset.image_shape))
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
