@@ -45,13 +45,13 @@ class Net(NamedTuple):
 def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
     """Adds the options of a study that analyzes trained networks."""
     parser.add_argument(
-        "--runs", default="", metavar="DIR,DIR", help="analyse the networks of these workdirs"
+        "--runs", default="", metavar="DIR,DIR", help="analyze the networks of these workdirs"
     )
     parser.add_argument(
         "--weights",
         default="",
         metavar="NAME:FILE,FILE",
-        help="analyse imported weights (files, folders, Hub repositories) on --dataset",
+        help="analyze imported weights (files, folders, Hub repositories) on --dataset",
     )
     add_training_arguments(parser, seeds=1, rates=rate)
 
@@ -60,7 +60,7 @@ def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
 def open_nets(
     args: argparse.Namespace, names: list[str], config: ConfigDict, settings: dict[str, Any]
 ) -> Iterator[tuple[StudyDir, list[Net]]]:
-    """Opens the study's directory and yields it with the networks to analyse.
+    """Opens the study's directory and yields it with the networks to analyze.
 
     Args:
       args: options of `add_net_arguments`, and `out`.
@@ -113,7 +113,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
 
     Args:
       source: "NAME:FILE", or a folder or Hub repository with a config.json that has the name.
-      dataset: to analyse it on; it gets the normalization of the weights.
+      dataset: to analyze it on; it gets the normalization of the weights.
 
     Raises:
       UserError: if they cannot be read, or do not fit the dataset's images and classes.
