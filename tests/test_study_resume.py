@@ -164,7 +164,7 @@ def test_snapshot_of_another_network_is_deleted(noise, uninterrupted, tmp_path, 
     error = capsys.readouterr().err
     assert error.startswith(f"warning: the snapshot in {folder} was deleted: ")
     assert "belongs to another network" in error
-    assert re.search(r"bias is float32\[4, (\d)\], expected float32\[4, \1, 1\]", error)
+    assert re.search(r"mean is float32\[4, (\d)\], expected float32\[4, \1, 1\]", error)
     assert error.count("\n") == 1
 
 
