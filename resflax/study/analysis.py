@@ -82,7 +82,9 @@ def degradation_verdict(plain: dict[str, Any], residual: dict[str, Any]) -> tupl
       "present", "absent" or "in both", and a sentence about it.
     """
     if not plain["degrades"]:
-        return "absent", "No degradation: depth did not hurt the plain networks here."
+        return "absent", "No degradation: depth did not increase the error of the plain networks."
     if residual["degrades"]:
-        return "in both", "Not the paper's effect: depth hurt the residual networks as well."
-    return "present", "Degradation: depth hurt the plain networks but not the residual ones."
+        text = "Not the paper's effect: depth increased the error of the residual networks as well."
+        return "in both", text
+    text = "Degradation: depth increased the error of the plain networks but not of the residual ones."
+    return "present", text
