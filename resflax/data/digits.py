@@ -1,7 +1,7 @@
 """The included dataset: 1,797 handwritten digits, as a builder of TensorFlow Datasets.
 
 Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak (1998), UCI Machine Learning
-Repository, doi:10.24432/C50P49, licence CC BY 4.0. `digits.npz` is the test part of the archive
+Repository, doi:10.24432/C50P49, license CC BY 4.0. `digits.npz` is the test part of the archive
 (scikit-learn's `load_digits`): 8x8 images with gray values from 0 to 16.
 """
 

@@ -82,9 +82,7 @@ def degradation_verdict(plain: dict[str, Any], residual: dict[str, Any]) -> tupl
       "present", "absent" or "in both", and a sentence about it.
     """
     if not plain["degrades"]:
-        return "absent", "No degradation: depth did not increase the error of the plain networks."
+        return "absent", "No degradation: depth does not degrade the plain networks here."
     if residual["degrades"]:
-        text = "Not the paper's effect: depth increased the error of the residual networks as well."
-        return "in both", text
-    text = "Degradation: depth increased the error of the plain networks but not of the residual ones."
-    return "present", text
+        return "in both", "Not the paper's effect: depth also degrades the residual networks."
+    return "present", "Degradation: depth degrades the plain networks but not the residual ones."

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def number_list(kind: type, minimum: float, maximum: float) -> Callable[[str], list[Any]]:
-    """Returns an argparse type: distinct numbers from `minimum` to `maximum`, as "A,B,C".
+    """Returns an argparse type: distinct numbers from `minimum` to `maximum`, written "A,B,C".
 
     >>> number_list(int, 1, 100)("20,56")
     [20, 56]
@@ -44,7 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", default="digits", help="digits, folder:PATH, or a TFDS name; default: digits"
     )
     parser.add_argument(
-        "--data_dir", default="", help="of prepared datasets; default: the one of TFDS"
+        "--data_dir", default="", help="directory of prepared datasets; default: that of TFDS"
     )
 
 

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=positive_int(10**6),
         default=500,
-        help="of Adam, with cosine decay to zero; default: 500",
+        help="number of steps of Adam, with cosine decay to zero; default: 500",
     )
     parser.add_argument(
         "--learning_rates",

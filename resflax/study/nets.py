@@ -31,7 +31,7 @@ class Net(NamedTuple):
 
     Attributes:
       label: its name in results and figures.
-      model: not scanned.
+      model: the network, with `scan=False`.
       variables: "params" and "batch_stats".
       dataset: with the normalization that the network was trained with.
     """
@@ -45,13 +45,13 @@ class Net(NamedTuple):
 def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
     """Adds the options of a study that analyzes trained networks."""
     parser.add_argument(
-        "--runs", default="", metavar="DIR,DIR", help="analyse the networks of these workdirs"
+        "--runs", default="", metavar="DIR,DIR", help="analyze the networks of these workdirs"
     )
     parser.add_argument(
         "--weights",
         default="",
         metavar="NAME:FILE,FILE",
-        help="analyse imported weights (files, folders, Hub repositories) on --dataset",
+        help="analyze imported weights (files, folders, Hub repositories) on --dataset",
     )
     add_training_arguments(parser, seeds=1, rates=rate)
 
@@ -60,12 +60,12 @@ def add_net_arguments(parser: argparse.ArgumentParser, *, rate: str) -> None:
 def open_nets(
     args: argparse.Namespace, names: list[str], config: ConfigDict, settings: dict[str, Any]
 ) -> Iterator[tuple[StudyDir, list[Net]]]:
-    """Opens the study's directory and yields it with the networks to analyse.
+    """Opens the study's directory and yields it with the networks to analyze.
 
     Args:
       args: options of `add_net_arguments`, and `out`.
       names: networks to train with seed 0 if there are neither `--runs` nor `--weights`.
-      config: to train them with.
+      config: config to train them with.
       settings: of the study.
 
     Raises:
@@ -81,7 +81,7 @@ def open_nets(
     }
     if args.runs or args.weights:
         loaded = load_nets(args)
-        # A run that was trained again is another study: finished parts would not belong to it.
+        # If a run was trained again, the finished parts of the study do not apply to it.
         settings["params_sha256"] = {
             source: params_sha256(net.variables["params"]) for source, net in loaded.items()
         }
@@ -113,7 +113,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
 
     Args:
       source: "NAME:FILE", or a folder or Hub repository with a config.json that has the name.
-      dataset: to analyse it on; it gets the normalization of the weights.
+      dataset: dataset to analyze it on; it gets the normalization of the weights.
 
     Raises:
       UserError: if they cannot be read, or do not fit the dataset's images and classes.

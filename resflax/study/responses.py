@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depths",
         type=number_list(int, 8, 20_000),
         default="20,56",
-        help="of the form 6n+2; default: 20,56",
+        help="depths of the form 6n+2; default: 20,56",
     )
     parser.add_argument(
         "--weight_decay", type=float, default=5e-3, help="of all parameters; default: 0.005"

@@ -37,7 +37,7 @@ from resflax.train.builders import (
 from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.trainer import is_last_of_epochs
 
-# Minimum seconds between two snapshots: the work that a stopped study loses.
+# Minimum seconds between two snapshots: a stopped study loses the work since the last one.
 SNAPSHOT_SECONDS = 20.0
 METRICS = ("accuracy", "loss")
 Curves = dict[str, Any]
@@ -47,7 +47,7 @@ class SweepState(NamedTuple):
     """Progress of a sweep after a training step.
 
     Attributes:
-      states: of all members, stacked.
+      states: train states of all members, stacked.
       history: training error, test error and loss, `(3, members)`, for each finished epoch.
       window: `METRICS` of each step since then, float32 `(members,)`.
     """
