@@ -67,7 +67,7 @@ class TrainProcess:
       workdir: of the run.
       options: of `train.py`.
       env: environment variables.
-      launcher: command that starts Python, as `mpirun`.
+      launcher: command that starts Python, such as `mpirun`.
       log: file to append the output to; by default `WORKDIR.log`.
     """
 
