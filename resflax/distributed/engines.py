@@ -271,7 +271,7 @@ def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 
 
     Args:
       name: "pmap" or "mesh".
-      devices: to run on; by default all devices of all processes.
+      devices: devices to run on; by default all devices of all processes.
       fsdp: number of devices of a mesh that share one copy of the state.
 
     Raises:

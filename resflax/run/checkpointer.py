@@ -175,7 +175,7 @@ class Checkpointer:
 
         Args:
           checkpoint: its arrays must not change before `wait` returns.
-          accuracy: of an evaluation at this step, if there was one; the best one is kept.
+          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is kept.
 
         Raises:
           UserError: if the previous checkpoint or this one cannot be written.

@@ -63,9 +63,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, seeds: int, rates
     """Adds the options of a study that trains networks.
 
     Args:
-      parser: of the study.
+      parser: parser of the study's options.
       seeds: default number of seeds.
-      rates: default learning rates, as "A,B".
+      rates: default learning rates, written "A,B".
     """
     add_data_arguments(parser)
     add_seeds_argument(parser, seeds)
@@ -78,5 +78,5 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, seeds: int, rates
         type=number_list(float, 1e-6, 1e3),
         default=rates,
         metavar="A,B",
-        help=f"each network is shown at its best one; default: {rates}",
+        help=f"learning rates; each network is shown at its best one; default: {rates}",
     )

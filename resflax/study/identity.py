@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number_list(float, 1e-6, 10),
         default="0.01,0.1",
         metavar="A,B",
-        help="each stack is shown at its best one; default: 0.01,0.1",
+        help="learning rates; each stack is shown at its best one; default: 0.01,0.1",
     )
 
 

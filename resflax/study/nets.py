@@ -33,7 +33,7 @@ class Net(NamedTuple):
       label: its name in results and figures.
       model: the network, with `scan=False`.
       variables: "params" and "batch_stats".
-      dataset: with the normalization that the network was trained with.
+      dataset: its dataset, with the normalization that the network was trained with.
     """
 
     label: str
@@ -66,7 +66,7 @@ def open_nets(
       args: options of `add_net_arguments`, and `out`.
       names: networks to train with seed 0 if there are neither `--runs` nor `--weights`.
       config: config to train them with.
-      settings: of the study.
+      settings: settings of the study.
 
     Raises:
       UserError: if a network cannot be loaded or built, or the directory cannot be used.

@@ -75,9 +75,9 @@ def train_sweep(
 
     Args:
       model: the network.
-      dataset: in memory; the training split is put on the device.
+      dataset: a dataset in memory; the training split is put on the device.
       config: see `resflax.train.default_config`; its seed and learning rate are not used.
-      seeds: of initialization and example order.
+      seeds: seeds of initialization and example order.
       rates: peak learning rates.
       checkpoints: directory for snapshots. A stopped sweep resumes from the last one, and ends with
         the same bits as one that was not stopped.

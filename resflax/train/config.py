@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
         {
             "model": "cifar_resnet20",  # a name of `list_models()`
             "pretrained": "",  # initial weights: a file, a folder, or owner/name of the Hub
-            "dtype": "float32",  # of the computation; parameters stay float32
+            "dtype": "float32",  # compute dtype; parameters stay float32
             "scan": placeholder(bool),  # compile a stage's blocks once; unset: the model's default
             "remat": False,  # store only the blocks' inputs for the backward pass
             "dataset": "digits",  # "digits", "folder:PATH", a name of TensorFlow Datasets
@@ -55,16 +55,16 @@ def default_config() -> ConfigDict:
             "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
             "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
             "decay_epochs": (),  # epochs at which the "step" schedule decays
-            "decay_rate": 0.1,  # of the "step" schedule
-            "polynomial_power": 1.0,  # of the "polynomial" schedule
+            "decay_rate": 0.1,  # factor of the "step" schedule
+            "polynomial_power": 1.0,  # exponent of the "polynomial" schedule
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,
             "decay_mask": "kernels",  # or "all"; also applies to trust ratios of LARS and LAMB
-            "trust_coefficient": 0.001,  # of LARS
+            "trust_coefficient": 0.001,  # for LARS
             "grad_clip_norm": 0.0,  # global norm; 0 for no clipping
             "label_smoothing": 0.0,
-            "ema_decay": 0.0,  # of the averaged weights, which are evaluated; 0 for none
+            "ema_decay": 0.0,  # averages the weights and evaluates the average; 0 for none
             "precise_bn_batches": 0,  # batches for precise BN at each evaluation; 0 for none
             "parallel": "pmap",  # or "mesh"
             "mesh": {"fsdp": 1},  # number of devices that share one copy of the state

@@ -27,7 +27,7 @@ from resflax.train.step import TrainStep
 StepFn = Callable[[TrainState], tuple[TrainState, Metrics]]
 
 PLACEMENTS = ("auto", "host", "device")
-# Largest dataset that "auto" puts on the devices.
+# Largest training split that "auto" puts on the devices.
 MAX_DEVICE_DATASET_BYTES = 512 * 2**20
 # Maximum size of the example indices that are sent to the devices at once.
 INDEX_BUFFER_BYTES = 64 * 2**20
@@ -44,7 +44,7 @@ def fits_on_device(placement: str, dataset: Dataset) -> bool:
 
     Args:
       placement: "host", "device", or "auto": on the devices if it is in memory and small.
-      dataset: with all its splits.
+      dataset: the dataset; its training split decides.
 
     Raises:
       UserError: on "device" for a dataset that is not in memory.

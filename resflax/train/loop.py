@@ -47,7 +47,7 @@ def fit(
     Args:
       trainer: the trainer of the run.
       workdir: opened with the run's config.
-      progress: by default one that prints to stdout.
+      progress: shows the progress; by default on stdout.
       interrupt: stops the loop after a signal; by default signals are not handled.
 
     Raises:

@@ -80,7 +80,7 @@ def per_batch_stats(
       compute: `(stats, batch) -> stats`; variances are computed around the means in its first
         argument.
       start: statistics before the first batch, for which `compute` runs twice.
-      batches: of equal size.
+      batches: batches of equal size.
     """
     stats = None
     for batch in batches:
@@ -176,7 +176,7 @@ def recompute_state_batch_stats(
       engine: the engine that the state is on.
       step: made by `make_stats_step`, compiled by the engine.
       state: the train state; not changed, so that training continues with its running averages.
-      batches: of equal size, each this process's rows.
+      batches: this process's rows of batches of equal size.
 
     Returns:
       The state with new batch statistics, on the same devices; `state` itself if it has none.

@@ -33,8 +33,8 @@ class TrainInputs(NamedTuple):
 
     Attributes:
       image: normalized images.
-      target: of the loss, labels or the probability of each class.
-      label: of the accuracy.
+      target: targets of the loss, labels or the probability of each class.
+      label: labels for the accuracy.
       dropout_keys: one key per example for a network that needs them, else None.
     """
 
@@ -148,7 +148,7 @@ def make_train_step(
       num_classes: columns of the targets; required by `mix`.
       label_smoothing: see `cross_entropy`.
       grad_accum_steps: number of micro-batches; see `accumulate`.
-      ema_decay: for the averaged parameters of a state made with `ema=True`; 0 for none.
+      ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
         stop; "skip" also discards the update where anything is not finite.
       axis_name: the mapped axis over which the batch is split, if any.
@@ -207,7 +207,7 @@ def make_eval_step(
 
     Args:
       model: a linen module called as `model(x, train=False)`.
-      normalize: from stored images to the network's input.
+      normalize: maps stored images to the network's input.
       axis_name: the mapped axis over which the batch is split, if any.
     """
 

@@ -66,7 +66,7 @@ class Trainer:
 
         Args:
           state: on the engine's devices.
-          split: of the dataset.
+          split: a split of the run's dataset.
           before_batch: called before each batch; it may raise to stop the evaluation.
         """
         results: list[Any] = []
