@@ -18,13 +18,13 @@ def tune_malloc() -> bool:
 
     Returning it costs one page fault per 4 KiB of every temporary of every step, a fifth of a
     training step on a CPU. In exchange, the process keeps its peak memory. Call this function
-    before JAX starts its threads. The environment variable RESFLAX_KEEP_MEMORY=0 disables it, and
+    before JAX starts its threads. The environment variable RESFLAX_TUNE_MALLOC=0 disables it, and
     so do glibc's variables (MALLOC_MMAP_MAX_ and the like).
 
     Returns:
       Whether the allocator was changed; False on systems without glibc.
     """
-    disabled = os.environ.get("RESFLAX_KEEP_MEMORY", "1") == "0"
+    disabled = os.environ.get("RESFLAX_TUNE_MALLOC", "1") == "0"
     user_settings = any(name.startswith("MALLOC_") for name in os.environ)
     if disabled or user_settings or sys.platform != "linux":
         return False

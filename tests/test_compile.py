@@ -93,7 +93,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def page_faults(setting):
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    env |= {"RESFLAX_KEEP_MEMORY": setting, "XLA_FLAGS": ""}
+    env |= {"RESFLAX_TUNE_MALLOC": setting, "XLA_FLAGS": ""}
     command = [sys.executable, "-c", REPEATED_CALLS]
     return int(subprocess.run(command, capture_output=True, check=True, env=env, text=True).stdout)
 

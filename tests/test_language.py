@@ -29,6 +29,7 @@ OLD_NAMES = set(
     preparation put_aside read_card recalibrate recalibrate_batches resident results_of run_branch
     schedule_from settled state_from step_epochs step_factor steps_from to_the_end told turns
     unseal unstack why_it_ends without_update write_whole
+    _told _look _due _saves _after _line lies_on_device seal settle
     """.split()  # noqa: SIM905
 )
 # Attributes and imports whose names are common words.

@@ -106,7 +106,7 @@ def test_degradation_verdict_depends_on_all_seeds(plain, residual, expected):
         "cifar_resnet20": make_curves(0.0, 0.1),
         "cifar_resnet56": make_curves(*residual),
     }
-    result = degradation.analyse(curves, [20, 56], [0.1])
+    result = degradation.analyze(curves, [20, 56], [0.1])
     assert result["verdict"] == expected
     assert f"plain-56 ended {np.mean(plain):.1f} points" in result["text"]
     assert result["error_increase"]["plain"]["minimum"] == min(plain)
@@ -116,7 +116,7 @@ def test_degradation_verdict_depends_on_all_seeds(plain, residual, expected):
 def test_networks_are_shown_at_their_best_learning_rate():
     curves = {"train": [[[50.0]], [[2.0]]], "test": [[[1.0]], [[3.0]]], "loss": [[[1.0]], [[0.1]]]}
     names = [f"{prefix}{depth}" for prefix in degradation.KINDS.values() for depth in (20, 56)]
-    result = degradation.analyse(dict.fromkeys(names, curves), [20, 56], [0.5, 0.25])
+    result = degradation.analyze(dict.fromkeys(names, curves), [20, 56], [0.5, 0.25])
     for network in result["networks"].values():
         assert network["learning_rate"] == 0.25
         assert network["train_error"] == [2.0]

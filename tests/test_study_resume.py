@@ -252,20 +252,3 @@ def test_study_resumes_inside_a_network(noise, tmp_path, monkeypatch, codec, ext
     assert part_names() == [f"one.{codec.suffix}", f"two.{codec.suffix}"]
     expected = run_study(tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
-
-
-def test_remaining_time_ignores_skipped_work(monkeypatch, capsys):
-    monkeypatch.setattr("resflax.progress.time.monotonic", iter([0.0, 20.0, 20.0, 20.0]).__next__)
-    meter = ProgressMeter(100, interval=0)
-    meter.skip(50)
-    meter.update(10, "b")  # 10 in 20 seconds: 40 take 80
-    assert capsys.readouterr().out == " 60%, b, 01:20 left\n"
-
-
-def test_progress_bar_starts_at_skipped_work(monkeypatch):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    meter = ProgressMeter(100)
-    meter.skip(50)
-    meter.update(10, "b")
-    assert (meter.bar.n, meter.bar.initial) == (60, 50)
-    meter.close()

@@ -122,11 +122,7 @@ class PmapEngine:
     name = "pmap"
     axis_name: str | None = BATCH_AXIS
 
-    def __init__(self, devices: Sequence[Any], fsdp: int = 1) -> None:
-        if fsdp != 1:
-            raise UserError(
-                f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'"
-            )
+    def __init__(self, devices: Sequence[Any]) -> None:
         self.devices = devices
         local = _local_devices(devices)  # pmap takes and returns the part of each process
         self._count = len(local)
@@ -263,7 +259,13 @@ def _put_local(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
-ENGINES: dict[str, type[PmapEngine] | type[MeshEngine]] = {"pmap": PmapEngine, "mesh": MeshEngine}
+ENGINES = ("pmap", "mesh")
+
+
+def check_fsdp(name: str, fsdp: int) -> None:
+    """Raises `UserError` if the engine cannot shard the state."""
+    if name == "pmap" and fsdp != 1:
+        raise UserError(f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'")
 
 
 def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Engine:
@@ -279,8 +281,10 @@ def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 
     """
     if name not in ENGINES:
         raise unknown("parallel", name, ENGINES)
+    check_fsdp(name, fsdp)
     all_devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return ENGINES[name](devices or all_devices, fsdp)
+    devices = devices or all_devices
+    return PmapEngine(devices) if name == "pmap" else MeshEngine(devices, fsdp)
 
 
 def environment(engine: Engine) -> dict[str, Any]:

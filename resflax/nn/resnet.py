@@ -21,9 +21,7 @@ from resflax.nn.spec import FeatureInfo, Spec
 from resflax.nn.stems import STEMS, apply_stem
 
 
-def make_block(
-    spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any = Residual
-) -> Any:
+def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any) -> Any:
     """Returns one block of `spec`: branch, attention and shortcut, in the order of v1 or v2.
 
     `module_class` is `Residual`, or the result of a linen transform of it.

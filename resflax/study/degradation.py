@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     models = {name: create_model(name, **fields) for name in names}
     with StudyDir.open(args.out, settings) as study:
         curves = train_networks(study, models, dataset, config, seeds=args.seeds, rates=rates)
-        result = analyse(curves, depths, rates) | {"curves": curves}
+        result = analyze(curves, depths, rates) | {"curves": curves}
         study.write_result("degradation", result)
         draw_curves(study, curves, depths)
         draw_rates(study, result["networks"], depths)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"saved in {study.path}: degradation.png, degradation_rates.png, degradation.json")
 
 
-def analyse(curves: dict[str, Any], depths: list[int], rates: list[float]) -> dict[str, Any]:
+def analyze(curves: dict[str, Any], depths: list[int], rates: list[float]) -> dict[str, Any]:
     """Computes the final errors of every network at its best learning rate, and the verdict."""
     networks: dict[str, Any] = {}
     for name, curve in curves.items():

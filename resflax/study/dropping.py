@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resflax.data import Dataset, eval_batches, normalize
+from resflax.data import Dataset, eval_batches
 from resflax.errors import UserError
 from resflax.nn import ResNet
 from resflax.nn.scan import parse_block_name
@@ -23,6 +23,7 @@ from resflax.study.nets import add_net_arguments, open_nets
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
 from resflax.train import TrainState, make_eval_step
+from resflax.train.builders import build_normalizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,12 +99,11 @@ def measure_errors(model: ResNet, variables: Any, dataset: Dataset) -> dict[str,
     Raises:
       UserError: if no block can be dropped.
     """
-    mean, std = dataset.train.mean_std()
-    to_input = partial(normalize, mean=mean, std=std)
+    normalizer = build_normalizer(dataset.train)
 
     @cache  # networks that lack a block of the same stage are equal: compile them once
     def compile_correct(model: ResNet) -> Any:
-        step = make_eval_step(model, normalize=to_input)
+        step = make_eval_step(model, normalize=normalizer)
         return jax.jit(lambda variables, batch: step(_eval_state(variables), batch)["correct"])
 
     def error(model: ResNet, variables: Any) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resflax.data import Dataset, load_dataset, normalize
+from resflax.data import Dataset, load_dataset
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.arguments import (
     add_data_arguments,
@@ -22,6 +22,7 @@ from resflax.study.arguments import (
 from resflax.study.nets import leaves_by_layer
 from resflax.study.study_dir import StudyDir
 from resflax.train import cross_entropy
+from resflax.train.builders import build_normalizer
 from resflax.zoo import create_model
 
 KINDS = ("plain", "resnet")
@@ -80,8 +81,7 @@ def relative_gradients(
 ) -> dict[str, float]:
     """Returns |gradient| / |kernel| of every 3x3 convolution by its path, mean over seeds."""
     model = create_model(name, scan=False, zero_init=False, num_classes=dataset.num_classes)
-    mean, std = dataset.train.mean_std()
-    x = normalize(jnp.asarray(dataset.train.images[:batch_size]), mean=mean, std=std)
+    x = build_normalizer(dataset.train)(jnp.asarray(dataset.train.images[:batch_size]))
     labels = jnp.asarray(dataset.train.labels[:batch_size])
 
     @jax.jit

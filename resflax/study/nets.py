@@ -150,8 +150,7 @@ def load_run(path: str | Path) -> Net:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is not the workdir of a run: {e}") from e
     dataset = build_dataset(config)
-    model = build_model(config)
-    model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
+    model = build_model(config, dataset.num_classes)
     optimizer = build_optimizer(config, build_schedule(config, len(dataset.train)))
     shapes = jax.eval_shape(lambda: build_state(config, model, optimizer, dataset.image_shape))
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

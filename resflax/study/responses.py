@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resflax.data import Dataset, eval_batches, normalize
+from resflax.data import Dataset, eval_batches
 from resflax.nn import ResNet
 from resflax.nn.batch_norm import BatchNorm
 from resflax.plotting import line_style, new_figure, save
@@ -27,6 +27,7 @@ from resflax.study.arguments import number_list
 from resflax.study.nets import add_net_arguments, leaves_by_layer, open_nets
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
+from resflax.train.builders import build_normalizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,14 +94,14 @@ def response_deviations(model: ResNet, variables: Any, dataset: Dataset) -> dict
     In evaluation mode, over examples and all axes, in the order of the layers. Norms of projection
     shortcuts (Ws) are left out.
     """
-    mean, std = dataset.train.mean_std()
+    normalizer = build_normalizer(dataset.train)
 
     @jax.jit
     def batch_sums(variables: Any, batch: Any) -> Any:
         """Returns count, sum and sum of squares of every norm's output."""
         _, state = model.apply(
             variables,
-            normalize(batch["image"], mean=mean, std=std),
+            normalizer(batch["image"]),
             train=False,
             capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
             mutable=["intermediates"],

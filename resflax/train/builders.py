@@ -78,6 +78,10 @@ def build(
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
     """
     check_config(config)
+    if model is not None and config.pretrained:
+        raise UserError(
+            f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
+        )
     config = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     dataset = dataset or build_dataset(config)
     check_dataset(config, dataset)
@@ -130,7 +134,7 @@ def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]
 
     Sets the config's mean and std to those of the pretrained weights, unless it has its own.
     """
-    model = build_model(config)
+    model = build_model(config, dataset.num_classes)
     height, width, channels = dataset.image_shape
     minimum = model.spec.min_image_size
     if min(height, width) < minimum:
@@ -139,7 +143,6 @@ def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]
             f" with the {model.spec.stem} stem, which needs {minimum}x{minimum}:"
             " try --config.spec.stem=cifar"
         )
-    model = model.clone(spec=model.spec.override(num_classes=dataset.num_classes))
     if not config.pretrained:
         return model, None
     pretrained, variables, _ = read_weights(config.pretrained, model.spec)

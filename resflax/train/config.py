@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from resflax.data.augment import Augment, Mix, make_augment, make_mix
 from resflax.data.source import ON_BAD_EXAMPLE
-from resflax.distributed.engines import ENGINES
+from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
 from resflax.run.config_diff import flatten_config
@@ -124,9 +124,11 @@ def to_json_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def build_model(config: ConfigDict) -> ResNet:
-    """Builds the model of a config, with the number of classes of its name."""
+def build_model(config: ConfigDict, num_classes: int | None = None) -> ResNet:
+    """Builds the model of a config, by default with the number of classes of its name."""
     overrides = {key: value for key, value in config.spec.items() if value is not None}
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
     return create_model(
         config.model, dtype=config.dtype, scan=config.scan, remat=config.remat, **overrides
     )
@@ -220,8 +222,13 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         " {c.warmup_epochs}",
     ),
     (
-        lambda c: c.parallel == "pmap" and c.mesh.fsdp != 1,
-        "config.mesh.fsdp is {c.mesh.fsdp} with config.parallel='pmap': expected 'mesh'",
+        lambda c: c.data.placement == "device" and c.data.image_size,
+        "config.data.placement is 'device' with config.data.image_size={c.data.image_size}, which"
+        " streams images from disk: expected 'host' or 'auto'",
+    ),
+    (
+        lambda c: c.data.flip and c.data.alternating_flip,
+        "config.data.flip and config.data.alternating_flip are both True: expected one of them",
     ),
     (
         lambda c: c.ema_decay and not c.precise_bn_batches and build_model(c).spec.norm == "batch",
@@ -229,8 +236,13 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         " them: set --config.precise_bn_batches=16 or more",
     ),
 )
-# Builders that check the values they take.
-BUILDERS: tuple[Callable[[ConfigDict], Any], ...] = (build_model, build_augment, build_mix)
+# Functions that check the values they take.
+BUILDERS: tuple[Callable[[ConfigDict], Any], ...] = (
+    build_model,
+    build_augment,
+    build_mix,
+    lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
+)
 
 
 def _check_type(key: str, value: Any, kind: type) -> None:

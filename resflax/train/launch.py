@@ -19,7 +19,7 @@ from resflax.run.signals import Interrupt
 from resflax.run.workdir import Workdir
 from resflax.train import loop
 from resflax.train.builders import build
-from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, check_config, to_json_dict
+from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.trainer import Trainer
 
 RESUME = ("auto", "never")
@@ -60,7 +60,6 @@ def fit(
     """
     if resume not in RESUME:
         raise unknown("resume", resume, RESUME)
-    check_config(config)
     path = Path(workdir) if workdir else default_workdir(config.model)
     with lost_process_as_user_error():
         is_main = is_main_process()
