@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("command", metavar="COMMAND", help=", ".join(COMMANDS))
     add("--models", metavar="A,B", help="default: cifar_resnet20; decode, loader: resnet50@224:64")
     add("--peers", metavar="A,B", help="default: torch,flax; compile: flax; decode: all installed")
-    add("--batch", type=int, help="for models without a batch size; default for inference: 1")
+    add("--batch", type=int, help="batch size of models without one; default for inference: 1")
     add("--dtype", default="float32", help=f"{' or '.join(DTYPES)}; PyTorch uses autocast")
     add("--device", default="auto", help=f"{', '.join(DEVICES)}; default: %(default)s")
     add("--rounds", type=int, help="default: 9; compile 3, memory 1, decode and loader 5")

@@ -31,7 +31,7 @@ def check_equal(outputs: dict[str, Outputs], tolerance: float) -> dict[str, dict
     """Compares the outputs of every implementation with those of the first one.
 
     Args:
-      outputs: by implementation, the outputs by name ("logits", "losses").
+      outputs: outputs by implementation and name ("logits", "losses").
       tolerance: largest allowed relative difference.
 
     Returns:

@@ -1,7 +1,7 @@
 """`decode`, `loader` and `input`: cases of the input pipeline are timed in turn.
 
 A data loader prefetches, and would use CPU time while other cases are timed. So the worker
-processes of a case only live while it is timed, and prefetched batches are consumed first.
+processes of a case run only while it is timed, and prefetched batches are consumed first.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Layers of a network and their floating-point operations, computed from the spec alone.
 
-This uses none of resflax's own code, so that tests can check each against the other.
+This uses none of resflax's code, so that tests can check each against the other.
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ import resflax
 
 def main() -> None:
     """Runs commands until stdin closes."""
-    resflax.tune_malloc()  # for all implementations alike, before JAX is imported
+    resflax.tune_malloc()  # the same for all implementations; before JAX is imported
     from benchmarks.session import Session
 
     # Libraries print to stdout, which must only contain results: it becomes stderr for them.

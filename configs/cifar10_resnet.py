@@ -1,4 +1,4 @@
-"""ResNets on CIFAR-10 as in the paper (He et al. 2015, section 4.2); the argument is the depth.
+"""ResNets on CIFAR-10 as in the paper (He et al. 2015, section 4.2); its argument is the depth.
 
 Commands, the first one once (it needs TensorFlow)::
 
@@ -10,8 +10,8 @@ parameters, momentum 0.9 without Nesterov, four pixels of padding before a rando
 flips. The paper reports test errors of 8.75, 7.51, 7.17, 6.97 and 6.61 +- 0.16 % for the depths 20,
 32, 44, 56 and 110.
 
-Measured: not run to the end, nor on the original images. docs/results.md has 20 epochs of depth 20
-on CIFAR-10 as JPEG, next to PyTorch.
+Measured: not run to the end, and not on the original images. docs/results.md has 20 epochs of
+ResNet-20 on CIFAR-10 as JPEG, next to PyTorch.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ hundred steps or more, evaluated once, in one line::
 Measured with the defaults: two and a half minutes on two cores of an AMD EPYC (jax 0.10.2, oneDNN),
 with other jobs on the machine.
 
-Up to 512 MiB (3,566 images) are kept on the devices; of larger sets, or with
+Up to 512 MiB (3,566 images) are kept on the devices; with larger sets, or with
 `--config.data.placement=host`, each batch is transferred. Nothing can be learned: labels are noise
 too.
 """

@@ -14,17 +14,15 @@ training set for the final weights, not running averages (README of the authors'
 Different from the paper:
 
 - The learning rate, 0.1, is divided by ten at epochs 30, 60 and 90; the paper does so when the
-error
-  plateaus.
+  error plateaus.
 - Inception crops instead of a shorter side of 256 to 480 and a crop of 224x224, and color jitter
   instead of AlexNet's shifts along the principal colors. Both are as in fb.resnet.torch, which
   reports a top-1 error of 24.01 % (one crop) with them and with the stride on the 3x3.
 - The mean of each channel is subtracted, not of each pixel, and each channel is divided by its
   standard deviation.
 - Batch norm is over the 256 images of all devices; the paper's is over 32 on each of 8 GPUs.
-- Weight decay is on all parameters. The paper does not say; according to fb.resnet.torch's README
-the
-  paper's is on the kernels of convolutions only: `--config.decay_mask=kernels`.
+- Weight decay is on all parameters. The paper does not say; according to fb.resnet.torch's
+  README the paper's is on the kernels of convolutions only: `--config.decay_mask=kernels`.
 
 Measured: not run. The paper reports a top-1 error of 22.85 % on the validation set with ten crops
 (table 3), and the README of its models 24.7 % with the center crop, which `train.py` measures.

@@ -45,8 +45,8 @@ def disk_errors_as_user_error(
     """Turns errors while reading or writing files into a `UserError` of one line.
 
     Args:
-      what: the failed operation, as "workdir runs/a cannot be written".
-      advice: returns what to do, when the error happens.
+      what: the failed operation, such as "workdir runs/a cannot be written".
+      advice: returns what to do; called when the error happens.
       errors: types to convert. Orbax and TensorStore raise `ValueError` and `RuntimeError` too.
     """
     try:

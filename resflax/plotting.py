@@ -41,10 +41,10 @@ def mean_and_range(
     """Plots a line through the means of rows, and a band from their minima to their maxima.
 
     Args:
-      ax: to draw on.
+      ax: axes to draw on.
       x: position of each row.
       rows: values at each `x`, one per seed.
-      style: of the line, as in `ax.plot`, including its color.
+      style: style of the line, as in `ax.plot`, including its color.
     """
     ax.plot(x, [sum(row) / len(row) for row in rows], **style)
     minima, maxima = ([reduce(row) for row in rows] for reduce in (min, max))

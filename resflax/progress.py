@@ -28,7 +28,7 @@ class ProgressMeter:
       interval: minimum number of seconds between two printed lines.
       delay: number of seconds before the bar first appears.
       file: output stream, by default stdout.
-      silent: print nothing. Of several processes only the main one prints.
+      silent: print nothing, for processes other than the main one.
     """
 
     def __init__(

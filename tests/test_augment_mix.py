@@ -108,7 +108,7 @@ def test_mix_blends_images_and_targets_of_a_pair_by_one_weight(mixed):
 
 
 def test_mixed_pair_does_not_depend_on_its_position(mix, mixed):
-    """Nor, therefore, on the device that holds the pair."""
+    """So it does not depend on the device that holds the pair."""
     order = np.random.default_rng(0).permutation(N // 2)[:, None] * 2 + [0, 1]
     permuted = mix(*(x[order.ravel()] for x in (split_keys(N), *make_batch())))
     for result, expected in zip(permuted, mixed, strict=True):

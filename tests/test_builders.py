@@ -1,4 +1,4 @@
-"""What `build` makes of a config, and what it refuses."""
+"""`build`: the parts of a run, and the configs it rejects."""
 
 import dataclasses
 from functools import partial
@@ -73,7 +73,7 @@ def train_by_hand():
 
 @pytest.mark.slow
 def test_built_run_equals_the_pure_step_in_a_loop(monkeypatch):
-    """Bit for bit, on one device; the run gathers its batches from a dataset on the device."""
+    """Bit-identical, on one device; the run gathers its batches from a dataset on the device."""
     monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]])
     config = make_config(
         seed=3, optimizer="adamw", learning_rate=0.05, warmup_epochs=1.0, weight_decay=0.01,

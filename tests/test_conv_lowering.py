@@ -113,7 +113,7 @@ def test_default_matmul_precision_of_the_caller_is_used(precision, platform):
     assert precision_of(conv_general_dilated) == precision_of(lax.conv_general_dilated)
 
 
-# What is passed to `lax`.
+# Cases that are passed to `lax`.
 
 UNSUPPORTED = {
     "string padding": {"padding": "SAME"},

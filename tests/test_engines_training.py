@@ -88,7 +88,7 @@ def test_losses_and_statistics_do_not_depend_on_device_count(
 
 @pytest.mark.slow
 def test_float64_parameters_differ_by_rounding_only(digits):
-    """So the differences between device counts in float32 are rounding too."""
+    """This shows that the differences between device counts in float32 are rounding too."""
     with jax.enable_x64(True):
         model = create_model("cifar_resnet8", dtype="float64")
         _, expected = train(digits, "mesh", 1, model, prepare=to_float64)

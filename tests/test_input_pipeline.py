@@ -36,7 +36,7 @@ def make_config(**keys):
 def test_device_and_host_step_fns_deliver_the_same_batches(
     split, parallel, devices, start, buffer_bytes, monkeypatch
 ):
-    """From step 0 and 37; the example numbers sent for all 12 steps at once, and for 5."""
+    """Starts at steps 0 and 37; sends the example indices of all 12 steps at once, and of 5."""
     monkeypatch.setattr(input_pipeline, "INDEX_BUFFER_BYTES", buffer_bytes)
     engine = make_engine(parallel, jax.devices()[:devices])
     stop, config = start + 12, make_config()

@@ -1,4 +1,4 @@
-"""Old names and words stay away; see the style section of CONTRIBUTING.md."""
+"""Renamed identifiers and unclear words are not used; see the style section of CONTRIBUTING.md."""
 
 import ast
 import io

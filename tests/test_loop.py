@@ -82,7 +82,7 @@ def test_loop_saves_at_intervals_and_best_evaluations(run):
 
 @pytest.mark.parametrize("keys", [{"parallel": "mesh"}, {"data__placement": "host"}])
 def test_train_metrics_are_means_over_the_steps(keys, tmp_path):
-    """Against the same steps in a loop without records, evaluations and checkpoints."""
+    """Compares with the same steps in a loop without records, evaluations and checkpoints."""
     trainer = make_trainer(epochs=1, **keys)
     results = fit(trainer, tmp_path)
     step_fn, losses = trainer.make_step_fn(0), []

@@ -120,7 +120,7 @@ def test_lamb_on_all_parameters_equals_optax_lamb():
 
 
 def test_trust_ratio_of_a_zero_kernel_is_not_zero():
-    """Otherwise its updates would be zero for ever."""
+    """A ratio of zero would keep the kernel at zero in all later steps."""
     params, grads = {"kernel": jnp.zeros(2)}, {"kernel": jnp.ones(2)}
     for name in ("lars", "lamb"):
         optimizer = make_optimizer(name, 0.1)

@@ -53,7 +53,7 @@ def batches_folder(tmp_path_factory):
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("parallel", ["pmap", "mesh"])
 def test_two_processes_get_the_batches_of_one(batches_folder, parallel, start):
-    """Bit for bit, with every input pipeline, from the first step and from step 37."""
+    """They are bit-identical with every input pipeline, from the first step and from step 37."""
 
     def load(name):
         with np.load(batches_folder / f"{parallel}-{name}.npz") as file:

@@ -1,4 +1,4 @@
-"""README's Python runs, in order, in one namespace; its commands are those that CI runs."""
+"""The Python blocks of README.md run in order; its commands are those that CI runs."""
 
 import re
 from pathlib import Path

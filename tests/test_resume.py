@@ -145,7 +145,7 @@ def assert_same_run(results, path, uninterrupted):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_run_interrupted_four_times_is_bit_identical(name, uninterrupted, tmp_path):
-    """After the first step, before a record, in an evaluation, and before the last step."""
+    """After the first step, before a record, in an evaluation and before the last step."""
     config = make_config(**CONFIGS[name])
     for interrupt in (
         InterruptAt(step=1),
@@ -183,7 +183,7 @@ def test_lost_files_are_regenerated(lost, uninterrupted, unfinished):
 
 
 def test_run_resumes_with_another_engine_to_rounding(uninterrupted, tmp_path, monkeypatch):
-    """And prints that its results are not equal bit for bit."""
+    """The run prints that its results are not bit-identical."""
     lines = []
     monkeypatch.setattr(RunProgress, "print", lambda self, line: lines.append(line))
     assert fit(tmp_path, make_config(), InterruptAt(step=20)) is None

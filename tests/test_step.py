@@ -101,7 +101,7 @@ def test_initial_state_is_a_function_of_the_seed():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_types_do_not_change_under_strict_promotion(name):
-    """So that the step can be scanned, and compiles once."""
+    """Otherwise the step could not be scanned, and would be compiled again."""
     schedule = make_schedule("cosine", peak=0.1, steps=10, warmup_steps=2)
     optimizer = make_optimizer(name, schedule, weight_decay=0.1, grad_clip_norm=1.0)
     state, batch = init(optimizer, ema=True), random_batch()

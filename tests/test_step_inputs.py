@@ -98,7 +98,7 @@ class RandomLogits(nn.Module):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_dropout_keys_belong_to_examples(count):
-    """To their seed, step and number, on one device and on eight, in any micro-batch."""
+    """A key depends on seed, step and example, not on the device or the micro-batch."""
     batch, optimizer = random_batch(24), optax.sgd(0.1)
     variables = {"params": {"w": jnp.zeros(3)}}
     state = create_state(RandomLogits(), optimizer, 5, SHAPE, variables)

@@ -75,7 +75,7 @@ def test_evaluation_calls_before_batch_and_can_be_stopped(placement):
 
 
 def test_eval_state_recomputes_batch_statistics():
-    """Of the first two batches, as stored; the given state is not changed."""
+    """Uses the first two batches without augmentation; the given state is not changed."""
     trainer = make_trainer(precise_bn_batches=2, data__pad_crop=1)
     initial = trainer.init()
     state = trainer.engine.put_state(initial)

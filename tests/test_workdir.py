@@ -37,7 +37,7 @@ def test_workdir_stores_config_records_and_results(tmp_path):
 
 
 def test_workdir_that_does_not_write_changes_nothing(tmp_path):
-    """Of several processes, all but the main one."""
+    """Processes other than the main one do not write."""
     workdir = Workdir(tmp_path / "run", writes=False)
     workdir.add_record({"step": 1})
     workdir.write_results({"steps": 2})
@@ -140,7 +140,7 @@ def test_records_newer_than_the_checkpoint_are_truncated(five_records):
 
 
 def test_any_flipped_bit_in_the_records_is_reported(five_records):
-    """The readable records stay; the corrupt file is moved."""
+    """The readable records are kept; the corrupt file is moved."""
     workdir, at_checkpoint = five_records
     intact = workdir.records.path.read_bytes()
     length = len(b"".join(intact.splitlines(keepends=True)[:3]))

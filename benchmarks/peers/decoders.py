@@ -1,8 +1,9 @@
 """JPEG decoders: from a file's bytes to its pixels or to a crop for training or evaluation.
 
-`resflax` runs the data loader's own functions, and `pillow` the same without an intermediate NumPy
-array. `pillow:draft` lets libjpeg downscale during decoding if the crop is at least twice as large
-as its output. The other decoders only decode; crops of their images are resized as in `resflax`.
+`resflax` calls the functions of the data loader, and `pillow` does the same without an intermediate
+NumPy array. `pillow:draft` lets libjpeg downscale during decoding if the crop is at least twice as
+large as its output. The other decoders only decode; crops of their images are resized as in
+`resflax`.
 """
 
 import contextlib

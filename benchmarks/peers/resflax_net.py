@@ -14,7 +14,7 @@ from resflax.train import TrainState, make_optimizer, make_train_step
 
 
 def make(task: Task) -> JaxModel:
-    """Makes the network of a task with the trainer's own step and optimizer."""
+    """Makes the network of a task with the trainer's step and optimizer."""
     # Without `remat`, the activations of 1,202 layers would be stored for the backward pass.
     remat = sum(task.spec["depths"]) > VERY_DEEP
     model = create_model(task.model, dtype=task.dtype, remat=remat, **task.overrides)

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
 def prepare_main(arguments: list[str]) -> None:
     """Prepares a dataset of TensorFlow Datasets."""
     parser = Parser(prog="resflax data prepare")
-    parser.add_argument("name", help="of the dataset in TensorFlow Datasets")
+    parser.add_argument("name", help="name of the dataset in TensorFlow Datasets")
     parser.add_argument(
         "--data_dir", default="", help="directory of prepared datasets; default: that of TFDS"
     )

@@ -22,7 +22,7 @@ class TrainCommand(NamedTuple):
 
     Attributes:
       config: the recipe, with the values of the command line.
-      name: of the config file, with its argument.
+      name: name of the config file, with its argument.
       workdir: "" if not given.
       resume: "auto" or "never".
       distributed: arguments for several processes.

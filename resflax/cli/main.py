@@ -46,14 +46,14 @@ def run_command(command: Callable[[], None]) -> int:
     except InterruptedRunError as e:
         print(e)
         return e.status
-    except BrokenPipeError:  # the reader of a pipe, as `head`, has closed it
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
 def exit_on_signals() -> None:
-    """Makes SIGTERM and SIGINT exit at once, for the seconds of imports before a run starts."""
+    """Makes SIGTERM and SIGINT exit at once while modules are imported, before a run starts."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: os._exit(128 + number))
 

@@ -39,7 +39,7 @@ def info_main(arguments: list[str]) -> None:
     parser.add_argument(
         "--size", type=int, help="side of the image in pixels; default: 224, or 32 for CIFAR stems"
     )
-    parser.add_argument("--channels", type=int, default=3, help="of the image; default: 3")
+    parser.add_argument("--channels", type=int, default=3, help="image channels; default: 3")
     args = parser.parse_args(arguments)
     print(_cost_table(args))
 

@@ -61,6 +61,6 @@ def augment_batch(
 def _first_examples(
     split: Split, config: ConfigDict, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns images, labels and numbers of a run's first examples."""
+    """Returns images, labels and indices of a run's first examples."""
     index = batch_indices(config.seed, 0, count, len(split))
     return (*split.get_batch(index), index)

@@ -7,11 +7,12 @@ Every key of the config can be set on the command line: `--config.model=cifar_re
 config, the recipe is `configs/digits.py`; without a workdir, it is a new one under `runs/`.
 
 The same command with the same workdir resumes from the last checkpoint; `--resume=never` starts a
-new run in `WORKDIR-2`. SIGTERM and Ctrl-C stop a run after the current step, which is saved.
+new run in `WORKDIR-2`. SIGTERM and Ctrl-C stop a run after the current step and save it.
 
 For several processes, run the same command in each: with `--distributed` where JAX detects the
 others (SLURM, Open MPI, GKE, TPU pods), otherwise with
-`--distributed --coordinator=HOST:PORT --num_processes=N --process_id=I`. Process 0 writes.
+`--distributed --coordinator=HOST:PORT --num_processes=N --process_id=I`. Only process 0 writes
+files and prints.
 """
 
 from pathlib import Path

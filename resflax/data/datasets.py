@@ -44,7 +44,7 @@ class Dataset:
         return shape
 
     def with_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Dataset":
-        """Returns the dataset with these constants as `train.mean_std()`; () keeps the measured.
+        """Returns the dataset with another `train.mean_std()`; () keeps the measured values.
 
         Raises:
           UserError: if the number of values is not the number of channels.

@@ -21,7 +21,7 @@ Batch = dict[str, np.ndarray]
 
 
 class _OrderedSource:
-    """Grain data source of the examples of all batches, one after the other."""
+    """Grain data source: the examples of all batches, one after the other."""
 
     def __init__(self, split: StreamingSplit, order: Order) -> None:
         self.split, self.order = split, order

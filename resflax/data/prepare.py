@@ -42,7 +42,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> Path:
         builder.download_and_prepare(download_config=config)
     except UserError:
         raise
-    except Exception as e:  # the code of a builder may raise anything
+    except Exception as e:  # a dataset builder may raise anything
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"cannot prepare {name}: {reason}") from e
     return Path(builder.data_dir)

@@ -53,8 +53,8 @@ class Engine(Protocol):
     def to_host(self, tree: Any) -> Any:
         """Returns one copy of a replicated or sharded pytree as NumPy arrays.
 
-        Takes what `put_state` or `replicate` made, or a compiled step returned. With several
-        processes all of them must call it.
+        Accepts results of `put_state`, `replicate` and compiled steps. With several processes, all
+        of them must call it.
         """
         ...
 
@@ -90,7 +90,7 @@ class Engine(Protocol):
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:
-    """Raises `UserError` if a batch cannot be split evenly over so many devices."""
+    """Raises `UserError` if a batch cannot be split evenly over the devices."""
     if batch_size % devices:
         below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
         valid = f"{below} or {above}" if below else f"{above}"
@@ -172,7 +172,7 @@ class PmapEngine:
 class MeshEngine:
     """Runs a step under `jax.jit` over a mesh: the batch is split over all devices.
 
-    With `fsdp > 1`, the state is sharded over groups of so many devices: each holds a part of the
+    With `fsdp > 1`, the state is sharded over groups of `fsdp` devices: each holds a part of the
     parameters and of the optimizer's state, and the compiler gathers what a layer needs (fully
     sharded data parallelism, Rajbhandari et al. 2019, arXiv:1910.02054).
     """
@@ -196,7 +196,7 @@ class MeshEngine:
         self._count = len(_local_devices(devices))
 
     def _state_sharding(self, leaf: Any) -> NamedSharding:
-        """Shards the longest axis that is divisible; replicates small arrays and all others."""
+        """Shards the longest divisible axis; replicates small arrays and those without one."""
         divisible = [axis for axis, n in enumerate(leaf.shape) if n % self._fsdp == 0]
         if self._fsdp == 1 or not divisible or leaf.size < MIN_SHARD_SIZE:
             return self._replicated
@@ -249,13 +249,13 @@ class MeshEngine:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:
-    """Puts an array that every process has on the devices."""
+    """Puts an array on the devices; every process has all of it."""
     array = np.asarray(leaf)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _put_local(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts arrays of which each process has its own part on the devices."""
+    """Puts arrays on the devices; each process has the part for its devices."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
@@ -273,7 +273,7 @@ def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 
 
     Args:
       name: "pmap" or "mesh".
-      devices: to run on; by default all devices of all processes.
+      devices: devices to run on; by default all devices of all processes.
       fsdp: number of devices of a mesh that share one copy of the state.
 
     Raises:
@@ -288,7 +288,7 @@ def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 
 
 
 def environment(engine: Engine) -> dict[str, Any]:
-    """Returns what the bits of a result depend on: platform, devices, processes, versions."""
+    """Returns platform, devices, processes and versions: they affect the bits of results."""
     return {
         "platform": engine.devices[0].platform,
         "devices": len(engine.devices),

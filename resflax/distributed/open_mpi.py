@@ -13,11 +13,11 @@ FIRST_PORT, PORTS = 61440, 4096
 
 
 class OpenMpiEnv(NamedTuple):
-    """What `mpirun` sets in the environment of a process.
+    """Values that `mpirun` sets in the environment of a process.
 
     Attributes:
       size: number of processes.
-      rank: of this process, from 0.
+      rank: index of this process, from 0.
       coordinator: host and port of process 0; "" if unknown.
       detected_by_jax: whether `jax.distributed.initialize` finds all of this without arguments.
     """

@@ -62,7 +62,7 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     compile oneDNN's bindings, and initializes JAX's platforms.
 
     Args:
-      dtype: of images and kernels; a name or a dtype.
+      dtype: dtype of images and kernels, or its name.
       partitioned: whether XLA partitions the program over several devices (`jit` over a mesh).
 
     >>> with conv_backend("cpu"):
@@ -88,7 +88,7 @@ def choose_backend(ctx: Any, requested: str, dtype: Any, *, onednn_fits: bool = 
     Args:
       ctx: the `LoweringRuleContext`.
       requested: one of `BACKENDS`.
-      dtype: of the operands.
+      dtype: dtype of the operands.
       onednn_fits: whether oneDNN supports the operation itself.
 
     Returns:

@@ -41,9 +41,9 @@ class ConvParams(NamedTuple):
       kernel_size: height and width of w.
       strides: over height and width.
       padding: ((top, bottom), (left, right)), in pixels; negative values crop.
-      dilation: of the kernel, over height and width; 1 for none.
+      dilation: dilation of the kernel, over height and width; 1 for none.
       groups: number of channel groups; w has `channels / groups` inputs.
-      precision: of the products, as in `jax.default_matmul_precision`; None for JAX's default.
+      precision: matmul precision, as in `jax.default_matmul_precision`; None for JAX's default.
     """
 
     image_size: Pair

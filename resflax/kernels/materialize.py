@@ -19,8 +19,8 @@ def materialize(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     Use it on the output of a residual block. The next block's branch reads that output as a matrix
     and its shortcut reads it as an image, so XLA:CPU would compute it for each of them, and with it
-    the outputs of all earlier blocks. On other platforms and for other backends than "cpu" it does
-    nothing.
+    the outputs of all earlier blocks. On other platforms, and for backends other than "cpu", it
+    does nothing.
     """
     return materialize_p.bind(x, backend=backend.default_backend)
 
@@ -37,7 +37,7 @@ def materialize_on_cpu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 def _lower_cpu(ctx: Any, x: Any, *, backend: str) -> Any:
     if choose_backend(ctx, backend, ctx.avals_in[0].dtype) != "cpu":
-        return [x]  # oneDNN's operands are materialized anyway, as those of any custom call
+        return [x]  # XLA always materializes the operands of a custom call, as oneDNN's
     return mlir.lower_fun(materialize_on_cpu, multiple_results=False)(ctx, x)
 
 

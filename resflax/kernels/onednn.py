@@ -91,10 +91,10 @@ def convolve(
       conv_pass: "fwd", "dgrad" or "wgrad".
       lhs: first operand, float32 or bfloat16.
       rhs: second operand, of the dtype of `lhs`.
-      shape: of the result. Its dtype is that of `lhs`; sums are accumulated in float32.
+      shape: shape of the result. Its dtype is that of `lhs`; sums are accumulated in float32.
       strides: over height and width.
       padding: ((top, bottom), (left, right)), not negative.
-      dilation: of the kernel; 1 for none.
+      dilation: dilation of the kernel; 1 for none.
       groups: number of channel groups.
 
     Raises:

@@ -79,7 +79,7 @@ def _avg_pool_2x2(x: Array, stride: int, mode: str, pad_after: list[int]) -> Arr
 
 
 def _window_slices(x: Array, axis: int, window: int, stride: int) -> list[Array]:
-    """Returns, for each offset in a window, the elements that have it in their window."""
+    """Returns, for each offset in a window, the elements at that offset of all windows."""
     count = (x.shape[axis] - window) // stride + 1
     return [
         lax.slice_in_dim(x, i, i + stride * (count - 1) + 1, stride, axis) for i in range(window)

@@ -27,9 +27,9 @@ def drop_path(keys: Key[Array, " n"], rate: float, blocks: int) -> Float[Array, 
     """Returns factors for the branches of each block and example (stochastic depth).
 
     The branch of block l of L, counted from 0, is dropped (factor 0) with probability
-    p = rate * l / (L - 1), and otherwise multiplied by 1 / (1 - p), so that its expectation is that
-    of evaluation. Huang et al. 2016 (arXiv:1603.09382), section 3, with timm's rates and scaling,
-    drawn per example instead of per batch.
+    p = rate * l / (L - 1), and otherwise multiplied by 1 / (1 - p), so that its expectation equals
+    its value in evaluation. Huang et al. 2016 (arXiv:1603.09382), section 3, with timm's rates and
+    scaling, drawn per example instead of per batch.
 
     Args:
       keys: one key per example.

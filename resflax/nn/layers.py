@@ -1,7 +1,7 @@
 """Convolution, norm and activation, bound to one call of a network.
 
 `make_ops` fixes everything that depends on how a network is called: training or evaluation, compute
-dtype, and the mapped axis over which batch statistics are averaged. Blocks only see arrays.
+dtype, and the mapped axis over which batch statistics are averaged. Blocks only handle arrays.
 """
 
 from collections.abc import Callable

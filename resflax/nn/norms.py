@@ -100,7 +100,7 @@ def _batch(*, act: bool, **fields: Any) -> Any:
 def _group(*, train: bool, axis_name: str | None, act: bool, dtype: Any, **fields: Any) -> Any:
     del train, axis_name, act  # no batch statistics
     norm = nn.GroupNorm(GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
-    # Flax's own conversion to float32 fails under strict dtype promotion.
+    # Flax's conversion to float32 fails under strict dtype promotion.
     return lambda x: norm(x.astype(statistics_dtype(x))).astype(dtype)
 
 

@@ -16,7 +16,7 @@ def identity(x: Array) -> Array:
 class Residual(nn.Module):
     """Residual block: `y = post(F(h) + shortcut(h))` with `h = pre(x)`.
 
-    Where `F(h)` has the shape of `x`, the shortcut is `x` itself, without parameters or products.
+    Where `F(h)` has the shape of `x`, the shortcut is `x` itself, without parameters.
     `shortcut(h, shape)` is called only where the shapes differ, so a projection Ws has parameters
     only there. The comparison uses the actual shapes, not a configured number of channels.
 

@@ -61,7 +61,7 @@ class ResNet(nn.Module):
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm averages. None under `jit`,
         which sees the global batch.
       scan: run each stage as its first block and one scanned block for the rest, so that compile
-        time does not grow with depth. The function is the same; the parameters of the rest are
+        time does not grow with depth. The outputs are the same; the parameters of the rest are
         stacked (`resflax.nn.scan` converts).
       remat: keep only the blocks' inputs for the backward pass and recompute the rest.
       out_indices: return the feature maps with these indices into `spec.features` (0 is the stem, i

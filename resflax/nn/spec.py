@@ -252,7 +252,7 @@ def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
 
 
 def _lengths(pruned: Any) -> Any:
-    """Returns the length of each block's channels by stage; None if `pruned` is not nested so."""
+    """Returns the number of convolutions of each block by stage; None if the nesting is wrong."""
     try:
         return [[len(channels) for channels in stage] for stage in pruned]
     except TypeError:

@@ -1,1 +1,1 @@
-"""One training run on disk. Knows neither models nor the trainer: checkpoints hold any pytree."""
+"""Files of a training run, independent of models and trainer: checkpoints hold any pytree."""

@@ -73,7 +73,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Reads the checkpoint of a step whose files were verified.
 
-    Entries of the template of which nothing was saved come back as {}.
+    Entries of the template for which nothing was saved are returned as {}.
     """
     saved = {name.split("/")[0] for name in checksums}
     wanted = {name: tree if name in saved else {} for name, tree in template.items()}

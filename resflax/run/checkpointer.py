@@ -89,7 +89,7 @@ class Checkpointer:
     def _find_latest(self) -> dict[str, str]:
         """Finds the latest valid step; returns the checksums of its arrays.
 
-        Of older steps only the metadata are verified: Orbax reads all accuracies to find the best.
+        Only the metadata of older steps are verified: Orbax reads all accuracies to find the best.
         """
         self.latest, checksums = None, dict[str, str]()
         for step in list_steps(self.folder):
@@ -112,7 +112,7 @@ class Checkpointer:
     def _start_verification(self) -> None:
         """Starts to verify the array data of the older checkpoints in a thread.
 
-        A thread that was cancelled earlier keeps its own dictionary: what it finds is ignored.
+        A thread that was cancelled earlier has another dictionary, which is ignored.
         """
         self._cancelled, self._corrupt = threading.Event(), dict[int, str]()
         older = [step for step in list_steps(self.folder) if step != self.latest]
@@ -127,7 +127,7 @@ class Checkpointer:
     def _verify(
         self, steps: Sequence[int], cancelled: threading.Event, corrupt: dict[int, str]
     ) -> None:
-        """Adds the corrupt ones of the checkpoints to `corrupt`, with the reason."""
+        """Verifies checkpoints; adds the corrupt ones to `corrupt`, with the reason."""
         for step in steps:
             if cancelled.is_set():
                 return
@@ -137,11 +137,11 @@ class Checkpointer:
                 corrupt[step] = str(e)
 
     def _quarantine_corrupt(self) -> None:
-        """Quarantines what the background verification found; no save may be in progress."""
+        """Quarantines the corrupt checkpoints found in the background; call it between saves."""
         # The thread may still add to the dictionary: take the items out one at a time.
         corrupt = [self._corrupt.popitem() for _ in range(len(self._corrupt))]
         existing = list_steps(self.folder)
-        # A checkpoint that Orbax deleted meanwhile is not corrupt.
+        # A checkpoint that Orbax has deleted since then is not corrupt.
         corrupt = [(step, reason) for step, reason in corrupt if step in existing]
         for step, reason in corrupt:
             self._quarantine(step, reason)
@@ -175,7 +175,7 @@ class Checkpointer:
 
         Args:
           checkpoint: its arrays must not change before `wait` returns.
-          accuracy: of an evaluation at this step, if there was one; the best one is kept.
+          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is kept.
 
         Raises:
           UserError: if the previous checkpoint or this one cannot be written.

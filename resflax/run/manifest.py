@@ -94,7 +94,7 @@ def verify_manifest(folder: Path, *, skip: str = "") -> dict[str, str]:
 
     Args:
       folder: the directory.
-      skip: prefix of file names that are not read, as "state/" for the array data.
+      skip: prefix of file names that are not read, such as "state/" for the array data.
 
     Raises:
       CorruptCheckpointError: if a file is missing, was added or has changed, the manifest included.

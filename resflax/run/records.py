@@ -16,7 +16,7 @@ class Records:
     """Records of a run, each on disk as soon as it is added.
 
     Attributes:
-      path: of the file.
+      path: path of the file.
       count: number of records.
     """
 
@@ -51,8 +51,8 @@ class Records:
 
         Args:
           count: number of records when the checkpoint was saved.
-          sha256: of these records.
-          step: of the checkpoint.
+          sha256: SHA-256 of these records.
+          step: step of the checkpoint.
 
         Returns:
           "", or a warning.

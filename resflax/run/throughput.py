@@ -6,7 +6,7 @@ import time
 class Throughput:
     """Examples per second without set-up and evaluation; remaining time with evaluation.
 
-    The first step compiles the program, so its time counts only while there is no other.
+    The first step compiles the program, so its time is ignored once there are other steps.
 
     Args:
       steps: number of steps of the whole run.

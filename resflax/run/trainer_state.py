@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass
 class TrainerState:
-    """Everything but the arrays that a resumed run needs, as JSON values.
+    """Everything that a resumed run needs in addition to the arrays, as JSON values.
 
     Attributes:
       records: number of records in `metrics.jsonl`.
@@ -25,7 +25,7 @@ class TrainerState:
       examples: number of examples trained on.
       train_seconds: time they took, without compilation and evaluation.
       skipped: examples that could not be read.
-      environment: what the bits of the result depend on, see `resflax.distributed.environment`.
+      environment: platform, devices and versions, see `resflax.distributed.engines.environment`.
     """
 
     records: int = 0

@@ -21,10 +21,10 @@ FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.
 class Workdir:
     """The directory of one run, which one process at a time may use.
 
-    Of several processes only the main one writes (`writes`); the others know the path.
+    With several processes, only the main one writes (`writes`); the others only know the path.
 
     Attributes:
-      path: of the directory.
+      path: path of the directory.
       writes: whether this process writes to it.
       records: the lines of `metrics.jsonl`.
       notes: lines to show to the user who starts the run.
@@ -89,10 +89,10 @@ class Workdir:
         """Creates and locks the directory and writes `config.json`, or opens it to resume its run.
 
         Args:
-          path: of the directory.
-          config: JSON values.
+          path: path of the directory.
+          config: the config, as JSON values.
           resumable: prefixes of the dotted keys that may differ from those of the existing run.
-          increasable: keys that may be larger than before, as the number of epochs.
+          increasable: keys that may be larger than before, such as the number of epochs.
           option: command-line option that names the directory, for error messages.
 
         Raises:

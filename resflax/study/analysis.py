@@ -82,7 +82,7 @@ def degradation_verdict(plain: dict[str, Any], residual: dict[str, Any]) -> tupl
       "present", "absent" or "in both", and a sentence about it.
     """
     if not plain["degrades"]:
-        return "absent", "No degradation: depth did not hurt the plain networks here."
+        return "absent", "No degradation: depth does not degrade the plain networks here."
     if residual["degrades"]:
-        return "in both", "Not the paper's effect: depth hurt the residual networks as well."
-    return "present", "Degradation: depth hurt the plain networks but not the residual ones."
+        return "in both", "Not the paper's effect: depth also degrades the residual networks."
+    return "present", "Degradation: depth degrades the plain networks but not the residual ones."

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def number_list(kind: type, minimum: float, maximum: float) -> Callable[[str], list[Any]]:
-    """Returns an argparse type: distinct numbers from `minimum` to `maximum`, as "A,B,C".
+    """Returns an argparse type: distinct numbers from `minimum` to `maximum`, written "A,B,C".
 
     >>> number_list(int, 1, 100)("20,56")
     [20, 56]
@@ -44,7 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", default="digits", help="digits, folder:PATH, or a TFDS name; default: digits"
     )
     parser.add_argument(
-        "--data_dir", default="", help="of prepared datasets; default: the one of TFDS"
+        "--data_dir", default="", help="directory of prepared datasets; default: that of TFDS"
     )
 
 
@@ -63,9 +63,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, seeds: int, rates
     """Adds the options of a study that trains networks.
 
     Args:
-      parser: of the study.
+      parser: parser of the study's options.
       seeds: default number of seeds.
-      rates: default learning rates, as "A,B".
+      rates: default learning rates, written "A,B".
     """
     add_data_arguments(parser)
     add_seeds_argument(parser, seeds)
@@ -78,5 +78,5 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, seeds: int, rates
         type=number_list(float, 1e-6, 1e3),
         default=rates,
         metavar="A,B",
-        help=f"each network is shown at its best one; default: {rates}",
+        help=f"learning rates; each network is shown at its best one; default: {rates}",
     )

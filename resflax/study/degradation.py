@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depths",
         type=number_list(int, 8, 20_000),
         default="20,32,56",
-        help="of the form 6n+2; default: 20,32,56",
+        help="depths of the form 6n+2; default: 20,32,56",
     )
     add_training_arguments(parser, seeds=3, rates="0.02,0.1")
 

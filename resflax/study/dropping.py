@@ -29,7 +29,7 @@ from resflax.train.builders import build_normalizer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the study's options."""
     parser.add_argument(
-        "--depth", type=positive_int(20_000), default=20, help="of the form 6n+2; default: 20"
+        "--depth", type=positive_int(20_000), default=20, help="depth of the form 6n+2; default: 20"
     )
     add_net_arguments(parser, rate="0.05")
 
@@ -138,7 +138,7 @@ def _changes_shape(model: ResNet, stage: int) -> bool:
 
 
 def draw(study: StudyDir, errors: dict[str, Any]) -> None:
-    """Draws the test error by dropped block; thin lines: the networks as trained."""
+    """Draws the test error by dropped block; thin lines show the networks as trained."""
     figure, (ax,) = new_figure(1, width=7.0, height=3.8)
     for i, (name, values) in enumerate(errors.items()):
         style, label = line_style(2 * i), name.removeprefix("cifar_")

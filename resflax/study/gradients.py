@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depths",
         type=number_list(int, 8, 20_000),
         default="20,56",
-        help="of the form 6n+2; default: 20,56",
+        help="depths of the form 6n+2; default: 20,56",
     )
     parser.add_argument("--batch_size", type=positive_int(10**6), default=128, help="default: 128")
     add_data_arguments(parser)

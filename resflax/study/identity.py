@@ -42,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=positive_int(10**6),
         default=500,
-        help="of Adam, with cosine decay to zero; default: 500",
+        help="number of steps of Adam, with cosine decay to zero; default: 500",
     )
     parser.add_argument(
         "--learning_rates",
         type=number_list(float, 1e-6, 10),
         default="0.01,0.1",
         metavar="A,B",
-        help="each stack is shown at its best one; default: 0.01,0.1",
+        help="learning rates; each stack is shown at its best one; default: 0.01,0.1",
     )
 
 

@@ -31,9 +31,9 @@ class Net(NamedTuple):
 
     Attributes:
       label: its name in results and figures.
-      model: not scanned.
+      model: the network, with `scan=False`.
       variables: "params" and "batch_stats".
-      dataset: with the normalization that the network was trained with.
+      dataset: its dataset, with the normalization that the network was trained with.
     """
 
     label: str
@@ -65,8 +65,8 @@ def open_nets(
     Args:
       args: options of `add_net_arguments`, and `out`.
       names: networks to train with seed 0 if there are neither `--runs` nor `--weights`.
-      config: to train them with.
-      settings: of the study.
+      config: config to train them with.
+      settings: settings of the study.
 
     Raises:
       UserError: if a network cannot be loaded or built, or the directory cannot be used.
@@ -81,7 +81,7 @@ def open_nets(
     }
     if args.runs or args.weights:
         loaded = load_nets(args)
-        # A run that was trained again is another study: finished parts would not belong to it.
+        # If a run was trained again, the finished parts of the study do not apply to it.
         settings["params_sha256"] = {
             source: params_sha256(net.variables["params"]) for source, net in loaded.items()
         }
@@ -113,7 +113,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
 
     Args:
       source: "NAME:FILE", or a folder or Hub repository with a config.json that has the name.
-      dataset: to analyze it on; it gets the normalization of the weights.
+      dataset: dataset to analyze it on; it gets the normalization of the weights.
 
     Raises:
       UserError: if they cannot be read, or do not fit the dataset's images and classes.

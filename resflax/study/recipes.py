@@ -32,9 +32,9 @@ def make_recipe(
     """Returns the config of a study's networks: the paper's SGD, without weight decay of norms.
 
     Args:
-      dataset: with a row in `RECIPES`; others use `PAPER`, the recipe for CIFAR-10.
-      epochs: instead of the recipe's; decay and warmup epochs are scaled with it.
-      batch_size: instead of the recipe's.
+      dataset: name of the dataset; without a row in `RECIPES`, `PAPER` (for CIFAR-10) is used.
+      epochs: overrides the recipe's epochs; decay and warmup epochs are scaled with it.
+      batch_size: overrides the recipe's batch size.
     """
     values = dict(RECIPES.get(dataset, PAPER))
     config = default_config()

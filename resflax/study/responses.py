@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depths",
         type=number_list(int, 8, 20_000),
         default="20,56",
-        help="of the form 6n+2; default: 20,56",
+        help="depths of the form 6n+2; default: 20,56",
     )
     parser.add_argument(
-        "--weight_decay", type=float, default=5e-3, help="of all parameters; default: 0.005"
+        "--weight_decay", type=float, default=5e-3, help="on all parameters; default: 0.005"
     )
     add_net_arguments(parser, rate="0.05")
     parser.set_defaults(epochs=40)

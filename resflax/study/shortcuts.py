@@ -28,7 +28,7 @@ SHORTCUT_OPTIONS = ("none", "A", "B", "C")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the study's options."""
     parser.add_argument(
-        "--depth", type=positive_int(20_000), default=32, help="of the form 6n+2; default: 32"
+        "--depth", type=positive_int(20_000), default=32, help="depth of the form 6n+2; default: 32"
     )
     add_training_arguments(parser, seeds=3, rates="0.02,0.1")
 

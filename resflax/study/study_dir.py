@@ -40,7 +40,7 @@ class StudyDir:
     checkpoints for each training in progress. One process at a time can use it.
 
     Attributes:
-      path: of the directory.
+      path: path of the directory.
       settings: JSON values that identify the study.
     """
 
@@ -92,8 +92,8 @@ class StudyDir:
         """Returns several parts by name, with a progress meter.
 
         Args:
-          compute: function of each part.
-          cost: of each part, in any unit.
+          compute: function that computes each part.
+          cost: cost of each part, in any unit.
         """
         results = {}
         with contextlib.closing(ProgressMeter(sum(cost.values()))) as meter:

@@ -37,7 +37,7 @@ from resflax.train.builders import (
 from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.trainer import is_last_of_epochs
 
-# Minimum seconds between two snapshots: the work that a stopped study loses.
+# Minimum seconds between two snapshots: a stopped study loses the work since the last one.
 SNAPSHOT_SECONDS = 20.0
 METRICS = ("accuracy", "loss")
 Curves = dict[str, Any]
@@ -47,7 +47,7 @@ class SweepState(NamedTuple):
     """Progress of a sweep after a training step.
 
     Attributes:
-      states: of all members, stacked.
+      states: train states of all members, stacked.
       history: training error, test error and loss, `(3, members)`, for each finished epoch.
       window: `METRICS` of each step since then, float32 `(members,)`.
     """
@@ -75,9 +75,9 @@ def train_sweep(
 
     Args:
       model: the network.
-      dataset: in memory; the training split is put on the device.
+      dataset: a dataset in memory; the training split is put on the device.
       config: see `resflax.train.default_config`; its seed and learning rate are not used.
-      seeds: of initialization and example order.
+      seeds: seeds of initialization and example order.
       rates: peak learning rates.
       checkpoints: directory for snapshots. A stopped sweep resumes from the last one, and ends with
         the same bits as one that was not stopped.

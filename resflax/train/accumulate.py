@@ -9,8 +9,8 @@ update. Without batch norm the update equals that of the whole batch, to roundin
 
 Micro-batch j has the examples j, j + count, j + 2 count, ... of the batch. A device has a
 contiguous part of the batch whose size is a multiple of `count`, so it has its share of every
-micro-batch, and the examples of a micro-batch do not depend on the device count. Contiguous
-micro-batches would, and so would the statistics of batch norm.
+micro-batch, and the examples of a micro-batch do not depend on the device count. With contiguous
+micro-batches they would, and so would the statistics of batch norm.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def check_micro_batches(batch_size: int, devices: int, count: int) -> None:
 
 
 def micro_batches(batch: Tree, count: int) -> Tree:
-    """Reshapes leaves `(n, ...)` to `(count, n / count, ...)`: every `count`-th example in one.
+    """Splits leaves `(n, ...)` into `(count, n / count, ...)`, every `count`-th example together.
 
     Raises:
       ValueError: if `count` does not divide n.
@@ -65,8 +65,8 @@ def accumulate(
     Args:
       gradient: returns gradients and metrics, both means over the examples, and the new batch
         statistics.
-      params: with the structure, shapes and dtypes of the gradients.
-      batch_stats: before the first micro-batch; each passes its own to the next.
+      params: a tree with the structure, shapes and dtypes of the gradients.
+      batch_stats: batch statistics before the first micro-batch, which updates them for the next.
       batch: pytree of arrays with a leading axis of examples.
       count: number of micro-batches; 1 runs without a loop.
 

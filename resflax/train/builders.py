@@ -30,7 +30,7 @@ Normalizer = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Run:
-    """What a config builds: everything that a `Trainer` needs.
+    """Everything that a `Trainer` needs, built from a config.
 
     Attributes:
       config: a copy, with the normalization of the pretrained weights.
@@ -72,7 +72,7 @@ def build(
     Args:
       config: see `default_config`.
       model: a linen module to train instead of the config's model.
-      dataset: to train on instead of the config's dataset.
+      dataset: a dataset to train on instead of the config's dataset.
 
     Raises:
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
@@ -208,7 +208,7 @@ def build_state(
 
 
 def build_normalizer(split: Split) -> Normalizer:
-    """Builds the function from stored images to network input, by the split's mean and std."""
+    """Builds the function that normalizes stored images by the split's mean and std."""
     mean, std = split.mean_std()
     return partial(normalize, mean=mean, std=std)
 
@@ -259,7 +259,7 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raises `UserError` if the batch cannot be split over so many devices."""
+    """Raises `UserError` if the batch cannot be split over the devices."""
     check_batch_size(config.batch_size, devices)
     check_micro_batches(config.batch_size, devices, config.grad_accum_steps)
     if (config.data.mixup or config.data.cutmix) and config.batch_size % (2 * devices):

@@ -23,7 +23,7 @@ from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
 from resflax.train.schedules import SCHEDULES
 from resflax.zoo import create_model
 
-# Prefixes of keys that do not change the result of a run, so that it can be resumed with others.
+# Prefixes of keys that do not change the result of a run: they may differ when it is resumed.
 RESUMABLE_KEYS = (
     "parallel",
     "mesh.",
@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
         {
             "model": "cifar_resnet20",  # a name of `list_models()`
             "pretrained": "",  # initial weights: a file, a folder, or owner/name of the Hub
-            "dtype": "float32",  # of the computation; parameters stay float32
+            "dtype": "float32",  # compute dtype; parameters stay float32
             "scan": placeholder(bool),  # compile a stage's blocks once; unset: the model's default
             "remat": False,  # store only the blocks' inputs for the backward pass
             "dataset": "digits",  # "digits", "folder:PATH", a name of TensorFlow Datasets
@@ -55,16 +55,16 @@ def default_config() -> ConfigDict:
             "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
             "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
             "decay_epochs": (),  # epochs at which the "step" schedule decays
-            "decay_rate": 0.1,  # of the "step" schedule
-            "polynomial_power": 1.0,  # of the "polynomial" schedule
+            "decay_rate": 0.1,  # factor of the "step" schedule
+            "polynomial_power": 1.0,  # exponent of the "polynomial" schedule
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,
-            "decay_mask": "kernels",  # or "all"; also for the trust ratios of LARS and LAMB
-            "trust_coefficient": 0.001,  # of LARS
+            "decay_mask": "kernels",  # or "all"; also applies to trust ratios of LARS and LAMB
+            "trust_coefficient": 0.001,  # for LARS
             "grad_clip_norm": 0.0,  # global norm; 0 for no clipping
             "label_smoothing": 0.0,
-            "ema_decay": 0.0,  # of the averaged weights, which are evaluated; 0 for none
+            "ema_decay": 0.0,  # averages the weights and evaluates the average; 0 for none
             "precise_bn_batches": 0,  # batches for precise BN at each evaluation; 0 for none
             "parallel": "pmap",  # or "mesh"
             "mesh": {"fsdp": 1},  # number of devices that share one copy of the state
@@ -76,8 +76,8 @@ def default_config() -> ConfigDict:
             "on_nonfinite": "stop",  # or "skip": discard the update
             "max_consecutive_nonfinite": 10,  # consecutive skipped updates that stop the run
             "data": {
-                "data_dir": "",  # of prepared datasets; "" for TFDS's default
-                "image_size": 0,  # 0: images of one size, in memory; N: of any size, cut to NxN
+                "data_dir": "",  # directory of prepared datasets; "" for TFDS's default
+                "image_size": 0,  # 0: images of one size, in memory; N: any size, resized to NxN
                 "channels": 0,  # 1 or 3 converts all images; 0 keeps theirs
                 "on_bad_example": "raise",  # or "skip": count and report
                 "placement": "auto",  # "host", "device", or "auto": small datasets on the device
@@ -97,7 +97,7 @@ def default_config() -> ConfigDict:
             },
         }
     )
-    # Fields of the model's spec; None keeps the named model's own.
+    # Fields of the model's spec; None keeps the value of the named model.
     config.spec = ConfigDict(
         {
             f.name: placeholder(_flag_type(f.type))
@@ -109,7 +109,7 @@ def default_config() -> ConfigDict:
 
 
 def _flag_type(annotation: Any) -> type:
-    """Returns the type that a flag gives to a field; of a union, the first."""
+    """Returns the type of a field's flag: for a union, its first member."""
     if isinstance(annotation, types.UnionType):
         annotation = typing.get_args(annotation)[0]
     return typing.get_origin(annotation) or annotation
@@ -200,7 +200,7 @@ RULES: dict[str, Rule] = {
     "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
     "data.std": Rule("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
 }
-# Names, by key.
+# Valid names of keys that take a name.
 CHOICES: dict[str, Any] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,

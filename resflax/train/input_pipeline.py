@@ -23,13 +23,13 @@ from resflax.train.metrics import Metrics
 from resflax.train.state import TrainState
 from resflax.train.step import TrainStep
 
-# Takes a state to the next step, with the next batch.
+# Runs one training step on the next batch.
 StepFn = Callable[[TrainState], tuple[TrainState, Metrics]]
 
 PLACEMENTS = ("auto", "host", "device")
-# Largest dataset that "auto" puts on the devices.
+# Largest training split that "auto" puts on the devices.
 MAX_DEVICE_DATASET_BYTES = 512 * 2**20
-# Size of the example numbers that are sent to the devices at once.
+# Maximum size of the example indices that are sent to the devices at once.
 INDEX_BUFFER_BYTES = 64 * 2**20
 
 
@@ -44,7 +44,7 @@ def fits_on_device(placement: str, dataset: Dataset) -> bool:
 
     Args:
       placement: "host", "device", or "auto": on the devices if it is in memory and small.
-      dataset: with all its splits.
+      dataset: the dataset; its training split decides.
 
     Raises:
       UserError: on "device" for a dataset that is not in memory.
@@ -76,7 +76,7 @@ def train_iterator(
 
 
 def eval_iterator(split: Split, config: ConfigDict, local_rows: slice) -> Iterator[Any]:
-    """Yields this process's rows of batches that have every example once."""
+    """Yields this process's rows of evaluation batches, which contain every example once."""
     return eval_batches(
         split,
         batch_size=config.batch_size,
@@ -111,7 +111,7 @@ def make_device_step_fn(
 ) -> StepFn:
     """Compiles a step on a dataset that is on the devices, in the order of `make_host_step_fn`.
 
-    The example numbers are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
+    The example indices are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
     these transfers a step transfers nothing.
     """
     run = engine.compile_train_on_device_data(gather_batch_in_step(step))
@@ -145,7 +145,7 @@ def gather_batch_in_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Makes a step `(state, data) -> (state, metrics)` that gathers its batch from a dataset.
 
-    The data have "dataset", all images and labels; "order", with the example numbers of several
+    The data have "dataset", all images and labels; "order", with the example indices of several
     steps as "index", `(steps, batch)`, and other entries of a batch with that shape; and
     "first_step", the first of these steps.
     """

@@ -47,9 +47,9 @@ def fit(
 
     Args:
       config: see `default_config`.
-      workdir: of the run; by default a new one under `runs/`.
-      resume: "auto" to resume a run that is in the workdir, "never" to start one in the next free
-        of `workdir`, `workdir`-2, ...
+      workdir: directory of the run; by default a new one under `runs/`.
+      resume: "auto" to resume the run in the workdir, if there is one; "never" to start a new run
+        in the first unused directory of `workdir`, `workdir`-2, ...
       interrupt: stops the run after a signal; by default signals are not handled.
       silent: print nothing.
 
@@ -96,7 +96,7 @@ def _summary(results: dict[str, Any], path: Path) -> str:
 
 
 def _open(path: Path, config: ConfigDict) -> Workdir:
-    """Opens the workdir to write it in the main process, and by name only in the others."""
+    """Opens the workdir: for writing in the main process, without writing in the others."""
     if not is_main_process():
         return Workdir(path, writes=False)
     return Workdir.open(

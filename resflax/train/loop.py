@@ -45,9 +45,9 @@ def fit(
     Writes records, checkpoints, curves and, last, the results, which it returns.
 
     Args:
-      trainer: of the run.
+      trainer: the trainer of the run.
       workdir: opened with the run's config.
-      progress: by default one that prints to stdout.
+      progress: shows the progress; by default on stdout.
       interrupt: stops the loop after a signal; by default signals are not handled.
 
     Raises:
@@ -59,7 +59,7 @@ def fit(
 
 
 class TrainingLoop:
-    """One process's part of a run, from the last checkpoint to the end.
+    """The training loop of one process, from the last checkpoint to the last step.
 
     The order at each step is: train, record, evaluate, save. Checkpoints are written after the
     step's records. On resume, newer records are truncated and regenerated.
@@ -290,7 +290,7 @@ class TrainingLoop:
         self.saved_step, self.saved_at = step, time.monotonic()
 
     def _stop_evaluation(self, state: TrainState, step: int) -> None:
-        """Stops between two batches of an evaluation, which the resumed run repeats."""
+        """Stops the run between two batches of an evaluation; the resumed run repeats it."""
         if self.interrupt.received and jax.process_count() == 1:
             self._stop(state, step)
 

@@ -16,7 +16,7 @@ def cross_entropy(
     """Computes the softmax cross-entropy of each example, in nats, in float32.
 
     Args:
-      logits: of any float dtype.
+      logits: logits of any float dtype.
       targets: labels, or the probability of each class.
       label_smoothing: share of the target that is distributed over all classes (Szegedy et al.
         2016, section 7).

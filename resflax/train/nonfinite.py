@@ -16,7 +16,7 @@ ACTIONS = ("ignore", "stop", "skip")
 
 
 def _by_group(tree: Any) -> dict[str, list[Any]]:
-    """Groups the leaves by the module they belong to, as "stage2_block1/conv1"."""
+    """Groups the leaves by their module, such as "stage2_block1/conv1"."""
     groups: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")

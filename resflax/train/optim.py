@@ -114,11 +114,11 @@ def make_optimizer(
         two norms; "lamb" (You et al. 2019, arXiv:1904.00962, algorithm 2), Adam with decoupled
         weight decay, scaled to `|w|`.
       learning_rate: a number or a schedule.
-      momentum: of SGD and LARS.
+      momentum: momentum of SGD and LARS.
       nesterov: Nesterov momentum for SGD and LARS; the LARS paper does not use it.
       weight_decay: 0 for none.
       mask: parameters that weight decay and trust ratios apply to; see `decay_mask`.
-      trust_coefficient: of LARS.
+      trust_coefficient: trust coefficient of LARS.
       grad_clip_norm: clip the gradient to this global norm; 0 for no clipping.
 
     Raises:

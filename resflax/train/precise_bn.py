@@ -1,9 +1,9 @@
 """Precise batch normalization: batch statistics computed for given weights.
 
-A running average mixes batches that other weights saw, and it belongs to the weights of one run,
-not to an average of weights. Precise BN (Wu and Johnson 2021, arXiv:2105.07576, section 3 and the
-appendix on estimators) takes the statistics of the whole population instead: with `E` over batches
-of equal size, of means `mu` and variances `var`,
+The running averages of training mix statistics that were computed with earlier weights, and they do
+not fit averaged weights (EMA). Precise BN (Wu and Johnson 2021, arXiv:2105.07576, section 3 and the
+appendix on estimators) computes the statistics of the whole population instead: with `E` the mean
+over batches of equal size, whose means are `mu` and variances `var`,
 
     mean = E[mu],   variance = E[mu^2 + var] - E[mu]^2 = E[var] + Var[mu].
 
@@ -29,9 +29,9 @@ StatsStep = Callable[[TrainState, dict[str, Array]], BatchStats]
 
 
 def _with_zero_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Calls a module's method with momentum 0, so that the result is the batch's own statistics.
+    """Calls a module's method with momentum 0, so that the result is the statistics of the batch.
 
-    Inverting 0.9 old + 0.1 new instead would lose digits.
+    Solving 0.9 old + 0.1 new for the new ones instead would lose precision.
     """
     if hasattr(context.module, "momentum"):
         # The module is the copy that this `apply` made; linen freezes it against mistakes.
@@ -53,9 +53,9 @@ def compute_batch_stats(
 
     Args:
       model: called as `model(images, train=True)`; its norms update "batch_stats" with a field
-        `momentum`, as ours and `flax.linen.BatchNorm` do.
-      variables: "params" and "batch_stats". Our norm computes the variance around these means;
-        means close to the batch's lose fewer digits.
+        `momentum`, as `resflax.nn.batch_norm.BatchNorm` and `flax.linen.BatchNorm` do.
+      variables: "params" and "batch_stats". The former norm computes the variance around these
+        means: the closer they are to the batch's means, the more accurate it is.
       images: input of the network, normalized.
 
     Returns:
@@ -77,9 +77,10 @@ def per_batch_stats(
     """Yields the statistics of each batch, its variances around the means of the previous one.
 
     Args:
-      compute: `(stats, batch) -> stats`; the first argument gives the means for the variances.
+      compute: `(stats, batch) -> stats`; variances are computed around the means in its first
+        argument.
       start: statistics before the first batch, for which `compute` runs twice.
-      batches: of equal size.
+      batches: batches of equal size.
     """
     stats = None
     for batch in batches:
@@ -155,7 +156,7 @@ def make_stats_step(
 
     Args:
       model: see `compute_batch_stats`.
-      normalize: from stored images, the batch's "image", to the network's input.
+      normalize: maps stored images, the batch's "image", to the network's input.
       axis_name: the mapped axis over which the batch is split, if any.
     """
     model = model.clone(axis_name=axis_name) if axis_name else model
@@ -172,13 +173,13 @@ def recompute_state_batch_stats(
     """Runs `recompute_batch_stats` on an engine's devices, for the weights that are evaluated.
 
     Args:
-      engine: that has the state.
+      engine: the engine that the state is on.
       step: made by `make_stats_step`, compiled by the engine.
-      state: not changed: training continues with its running averages.
-      batches: of equal size, each this process's rows.
+      state: the train state; not changed, so that training continues with its running averages.
+      batches: this process's rows of batches of equal size.
 
     Returns:
-      The state with other batch statistics, on the same devices; `state` itself if it has none.
+      The state with new batch statistics, on the same devices; `state` itself if it has none.
     """
     if not state.batch_stats:
         return state

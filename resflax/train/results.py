@@ -21,11 +21,11 @@ def make_results(
     """Returns the results of a run.
 
     Args:
-      run: what was trained.
-      trainer_state: at the end of the run.
+      run: the run.
+      trainer_state: the host-side state at the end of the run.
       final: the state that was evaluated, as NumPy arrays.
       seconds: wall time, over all processes that resumed the run.
-      examples_per_second: of training.
+      examples_per_second: speed of training.
     """
     test, devices = trainer_state.test, run.engine.devices
     return {

@@ -104,8 +104,8 @@ def make_schedule(
         2.2). For one-cycle schedules: the step of the peak; 0 for 0.3 of the run.
       boundaries: steps of the "step" schedule, counted from the start of the run, after the
         warm-up.
-      decay_rate: of the "step" schedule.
-      power: of the "polynomial" schedule.
+      decay_rate: factor of the "step" schedule.
+      power: exponent of the "polynomial" schedule.
 
     Raises:
       UserError: on an unknown name.

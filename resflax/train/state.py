@@ -59,7 +59,7 @@ def create_state(
     Args:
       model: a linen module called as `model(x, train=...)`.
       optimizer: an optax transformation.
-      seed: from 0 to 2**32 - 1.
+      seed: integer from 0 to 2**32 - 1.
       image_shape: shape of one example, without the batch axis.
       variables: initial "params" and "batch_stats"; None to initialize them from the seed.
       ema: keep an average of the parameters, which starts at their initial values.
@@ -109,7 +109,7 @@ def ema_update(ema: Tree, params: Tree, decay: float, step: Int[Array, ""] | int
     Args:
       ema: the average so far; float leaves.
       params: the weights after the update, with the same structure, shapes and dtypes.
-      decay: from 0 to less than 1.
+      decay: float from 0 to less than 1.
       step: number of updates before this one.
 
     >>> ema_update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.999, 0)["w"].tolist()  # d = 1 / 10

@@ -1,6 +1,6 @@
-"""One step of training, and one of evaluation, as pure functions.
+"""The training step and the evaluation step, as pure functions.
 
-A step does not depend on how it is transformed: plain, under `jit`, `vmap` over an ensemble,
+A step does not depend on how it is transformed: eager, under `jit`, `vmap` over an ensemble,
 `pmap`, or `jit` over a mesh. Only `axis_name`, the mapped axis to average over, is part of it.
 """
 
@@ -33,8 +33,8 @@ class TrainInputs(NamedTuple):
 
     Attributes:
       image: normalized images.
-      target: of the loss, labels or the probability of each class.
-      label: of the accuracy.
+      target: targets of the loss, labels or the probability of each class.
+      label: labels for the accuracy.
       dropout_keys: one key per example for a network that needs them, else None.
     """
 
@@ -126,7 +126,7 @@ def make_train_step(
     """Makes a pure `(state, batch) -> (state, metrics)`.
 
     The batch has "image" `(n, height, width, channels)`, "label" int `(n,)` and, for anything
-    random, "index" int32 `(n,)`, the examples' numbers. It may have "epoch", int32 `(n,)`, how
+    random, "index" int32 `(n,)`, the example indices. It may have "epoch", int32 `(n,)`, how
     often each example was used before, and "target", float32 `(n, classes)`, the probability of
     each class, for the loss. The metrics are the means over the global batch of "loss" and
     "accuracy", float32 scalars, before the update. An example counts as correct if the largest
@@ -140,15 +140,15 @@ def make_train_step(
       optimizer: an optax transformation, including its schedule.
       augment: `(keys, images) -> images`, one key per example; with "epoch" in the batch
         `(keys, images, parity) -> images`, see `resflax.data.augment.flip_parity`.
-      normalize: from stored images to the network's input.
-      mix: `(keys, images, targets) -> (images, targets)`, one key per example: from the network's
-        input and one-hot targets (or those of the batch) to mixed ones. It sees the whole batch, or
-        a device's part of it: micro-batches are split afterwards. Labels are smoothed afterwards
-        too, which is equivalent if the weights of a mixed target add up to 1.
+      normalize: maps stored images to the network's input.
+      mix: `(keys, images, targets) -> (images, targets)`, one key per example: maps the network's
+        input and one-hot targets (or those of the batch) to mixed ones. It is called with the whole
+        batch, or a device's part of it, before the batch is split into micro-batches. Labels are
+        smoothed afterwards, which is equivalent if the weights of a mixed target add up to 1.
       num_classes: columns of the targets; required by `mix`.
       label_smoothing: see `cross_entropy`.
       grad_accum_steps: number of micro-batches; see `accumulate`.
-      ema_decay: for the averaged parameters of a state made with `ema=True`; 0 for none.
+      ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
         stop; "skip" also discards the update where anything is not finite.
       axis_name: the mapped axis over which the batch is split, if any.
@@ -207,7 +207,7 @@ def make_eval_step(
 
     Args:
       model: a linen module called as `model(x, train=False)`.
-      normalize: from stored images to the network's input.
+      normalize: maps stored images to the network's input.
       axis_name: the mapped axis over which the batch is split, if any.
     """
 

@@ -30,7 +30,7 @@ def is_last_of_epochs(step: int, *, batch_size: int, examples: int) -> bool:
 
 
 class Trainer:
-    """Runs the steps of a `Run` on its engine: what `resflax.train.loop.fit` loops over."""
+    """Compiled steps of a `Run` on its engine, called by `resflax.train.loop.fit`."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.engine, self.dataset = run, run.config, run.engine, run.dataset
@@ -45,7 +45,7 @@ class Trainer:
         return self.run.init()
 
     def summary(self) -> str:
-        """Describes in one line what is trained on what."""
+        """Returns one line with the model, the dataset, the number of steps and the devices."""
         config, devices = self.config, self.engine.devices
         return (
             f"{config.model} on {self.dataset.name}: {len(self.dataset.train)} examples,"
@@ -66,7 +66,7 @@ class Trainer:
 
         Args:
           state: on the engine's devices.
-          split: of the dataset.
+          split: a split of the run's dataset.
           before_batch: called before each batch; it may raise to stop the evaluation.
         """
         results: list[Any] = []
@@ -95,7 +95,7 @@ class Trainer:
         return recompute_state_batch_stats(self.engine, self._stats_step, state, batches)
 
     def _batches_of(self, split: Split) -> Iterable[Any]:
-        """Returns the batches of a split on the devices, where those of a small dataset stay."""
+        """Returns the batches of a split on the devices; those of a small dataset are cached."""
         if id(split) in self._eval_batches:
             return self._eval_batches[id(split)]
         rows = self.engine.local_slice(self.config.batch_size)

@@ -9,7 +9,7 @@ from resflax.nn import Spec
 from resflax.weights.preprocess import Preprocess, default_preprocess
 from resflax.zoo import get_spec
 
-# Of timm's model arguments, those that affect training only.
+# timm's model arguments that affect training only.
 TRAINING_ARGUMENTS = ("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last")
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 

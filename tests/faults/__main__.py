@@ -1,6 +1,6 @@
 """Fault injection into real runs of `train.py`: `python tests/faults kill --runs=20`.
 
-Each campaign prints a report, and exits with 1 if a run did not end as it must.
+Each campaign prints a report, and exits with status 1 if a run did not end as expected.
 docs/reliability.md has the results.
 """
 

@@ -51,8 +51,8 @@ class Difference(NamedTuple):
     """Relative differences between a run and the first one.
 
     Attributes:
-      layout: of the run.
-      loss: of the last step.
+      layout: layout of the run.
+      loss: loss of the last step.
       last: difference of the last step's losses.
       largest: largest difference of the losses.
       params: difference of the parameters, in the L2 norm.

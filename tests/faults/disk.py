@@ -26,8 +26,8 @@ def check_failure(workdir: Path, status: int, before: set[str]) -> list[str]:
     """Checks that a run ended with one error and kept a checkpoint; returns what is wrong.
 
     Args:
-      workdir: of the run.
-      status: of the process.
+      workdir: workdir of the run.
+      status: exit status of the process.
       before: complete checkpoints before the disk was full.
     """
     log = workdir.with_name(f"{workdir.name}.log").read_text()

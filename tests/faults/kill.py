@@ -24,7 +24,7 @@ class Report:
     Attributes:
       identical: number of runs whose outputs equal those of the uninterrupted run.
       kills: number of kills at each of `MOMENTS`.
-      max_kills: of one run.
+      max_kills: largest number of kills of one run.
       remaining: processes that outlived a killed trainer.
       errors: one line for each other run.
     """
@@ -41,8 +41,8 @@ def is_at(moment: str, process: TrainProcess, workdir: Path, length: int) -> boo
 
     Args:
       moment: other than "any time".
-      process: of the run.
-      workdir: of the run.
+      process: process of the run.
+      workdir: workdir of the run.
       length: number of lines that the log or the records had when the process started.
     """
     folder = workdir / "checkpoints"

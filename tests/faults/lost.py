@@ -19,7 +19,7 @@ class Report:
     Attributes:
       ended: number of runs of which all processes ended with the right status.
       resumed: number of runs that then finished bit-identically.
-      seconds: from the signal to the end of the last process, for each run.
+      seconds: time from the signal to the end of the last process, for each run.
       errors: one line for each run that failed.
     """
 

@@ -64,10 +64,10 @@ class TrainProcess:
     """One process of a run, with its output in a file.
 
     Args:
-      workdir: of the run.
-      options: of `train.py`.
+      workdir: workdir of the run.
+      options: options of `train.py`.
       env: environment variables.
-      launcher: command that starts Python, as `mpirun`.
+      launcher: command that starts Python, such as `mpirun`.
       log: file to append the output to; by default `WORKDIR.log`.
     """
 
@@ -135,9 +135,9 @@ class Reference(NamedTuple):
 
     Attributes:
       folder: has the workdir and "cache", the compiled programs.
-      options: of `train.py`.
-      outputs: of `read_outputs`.
-      seconds: from start to end, with the compiled programs.
+      options: options of `train.py`.
+      outputs: result of `read_outputs`.
+      seconds: time from start to end, with compiled programs in the cache.
     """
 
     folder: Path

@@ -30,7 +30,7 @@ def session_members(session: int) -> list[int]:
 
 
 def kill_sessions(sessions: Iterable[int], attempts: int = 20) -> None:
-    """Kills all processes of some sessions, those that they start meanwhile too."""
+    """Kills all processes of some sessions, including those that start in the meantime."""
     for session in sessions:
         for _ in range(attempts):
             members = session_members(session)

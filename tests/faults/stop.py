@@ -18,7 +18,7 @@ class Report:
     Attributes:
       passed: number of runs that stopped with the right status and finished bit-identically.
       saved: number of runs that stopped after a step, with a checkpoint of it.
-      seconds: from the signal to the end of the process, for each run.
+      seconds: time from the signal to the end of the process, for each run.
       errors: one line for each run that did not pass.
     """
 

@@ -17,7 +17,7 @@ def counting_step(state, batch):
 def collect_batches(engine, step_fn, start, count):
     """Runs a step function made of `counting_step`; returns its batches, the rows in order.
 
-    With several processes, those of this process.
+    With several processes, the rows are those of this process.
     """
     state = engine.put_state(TrainState(jnp.int32(start), jnp.uint32(0), {}, {}, {}))
     batches = []

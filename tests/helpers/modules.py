@@ -29,7 +29,7 @@ class NormNet(nn.Module):
 
 
 def random_batch(n=6, shape=(2, 2, 1), classes=3):
-    """Returns a batch of normal images, random labels and the example numbers 0 to `n` - 1."""
+    """Returns a batch of normal images, random labels and the example indices 0 to `n` - 1."""
     rng = np.random.default_rng(0)
     return {
         "image": rng.standard_normal((n, *shape)).astype(np.float32),

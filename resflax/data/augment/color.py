@@ -1,7 +1,7 @@
 """Color operations on uint8 images of shape `(h, w, c)`.
 
-Each matches Pillow's `ImageOps` or `ImageEnhance` to within one gray level. Operations on color
-return an image that is not RGB unchanged.
+Each matches Pillow's `ImageOps` or `ImageEnhance` to within one gray level. Hue and
+saturation return an image that is not RGB unchanged.
 """
 
 import jax

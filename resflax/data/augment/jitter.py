@@ -14,7 +14,7 @@ class Jitter(NamedTuple):
     """One color change.
 
     Attributes:
-      run: from (image, amount) to an image.
+      run: `(image, amount) -> image`.
       neutral: the amount that changes nothing.
       minimum: the smallest amount.
     """
@@ -41,7 +41,7 @@ def apply_jitter(
     """Applies some rows of `JITTERS` to one image, in a given order.
 
     Args:
-      image: of any size; saturation and hue do not change an image that is not RGB.
+      image: image of any size; saturation and hue do not change an image that is not RGB.
       order: int32 `(len(names),)`, a permutation of the positions in `names`.
       amounts: float32 `(len(names),)`, the amount of each of `names`.
       names: the rows of `JITTERS`.
@@ -65,8 +65,8 @@ def color_jitter(
 
     Args:
       key: a key for this image.
-      image: of any size.
-      widths: of brightness, contrast, saturation and hue, the last at most 0.5; 0 disables one.
+      image: image of any size.
+      widths: widths of brightness, contrast, saturation and hue (at most 0.5); 0 disables one.
     """
     active = {name: width for name, width in zip(JITTERS, widths, strict=True) if width}
     rows = [(JITTERS[name], width) for name, width in active.items()]

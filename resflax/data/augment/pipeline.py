@@ -37,10 +37,10 @@ class Transform(NamedTuple):
     """One setting of `make_augment`.
 
     Attributes:
-      stream: number of its random stream: no setting changes the draws of another one.
+      stream: number of its random stream, so that no setting changes the draws of another one.
       expected: the valid values, in words.
       is_valid: returns whether a value is valid.
-      make_op: from a value that enables the transform to `(key, image, parity) -> image`.
+      make_op: makes `(key, image, parity) -> image` from a value that enables the transform.
     """
 
     stream: int

@@ -49,7 +49,7 @@ def apply_op(
     """Applies one operation to one image.
 
     Args:
-      image: of any size.
+      image: image of any size.
       op: position in `OPS`, an int32 scalar.
       sign: 1 or -1, a float32 scalar: the direction of the change.
       magnitude: 10 for AutoAugment's largest change; larger values extrapolate.
@@ -77,7 +77,7 @@ def rand_augment(
 
     Args:
       key: a key for this image.
-      image: of any size.
+      image: image of any size.
       layers: the paper's N.
       magnitude: the paper's M, from 0 to 30, where 10 is AutoAugment's largest change.
     """
