@@ -122,7 +122,7 @@ ARGUMENTS = {
     "empty model name": (["--config.model="], "unknown model ''"),
     "tiny images": (["--config.data.image_size=4"], "expected 0, or 8 to 4096"),
     "negative number of workers": (["--config.data.num_workers=-1"], "expected 0 to 1024"),
-    "std 0": (["--config.data.std=(0.0,)"], "expected numbers of more than 0"),
+    "std 0": (["--config.data.std=(0.0,)"], "expected positive numbers"),
     "two channels": (["--config.data.channels=2"], "expected 0, 1 or 3"),
     "unknown on_bad_example": (
         ["--config.data.on_bad_example=ignore"],

@@ -198,7 +198,7 @@ RULES: dict[str, Rule] = {
     "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
     "data.num_workers": Rule("0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
-    "data.std": Rule("numbers of more than 0", lambda v: all(0 < x < 1e6 for x in v)),
+    "data.std": Rule("positive numbers", lambda v: all(0 < x < 1e6 for x in v)),
 }
 # Valid names of keys that take a name.
 CHOICES: dict[str, Any] = {
@@ -237,7 +237,7 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     ),
 )
 # Functions that check the values they take.
-BUILDERS: tuple[Callable[[ConfigDict], Any], ...] = (
+CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     build_model,
     build_augment,
     build_mix,
@@ -263,7 +263,7 @@ def check_config(config: ConfigDict) -> None:
         with another.
     """
     _check_keys(flatten_config(config), flatten_config(default_config()))
-    for build in BUILDERS:
+    for build in CHECKS:
         build(config)
     for is_invalid, message in COMBINATIONS:
         if is_invalid(config):

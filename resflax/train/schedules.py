@@ -9,7 +9,7 @@ import optax
 from resflax.errors import unknown
 
 
-class Curve(NamedTuple):
+class ScheduleRow(NamedTuple):
     """A row of `SCHEDULES`.
 
     Attributes:
@@ -70,13 +70,13 @@ def _linear_onecycle(*, peak: float, steps: int, warmup_steps: int, **_: Any) ->
     )
 
 
-SCHEDULES: dict[str, Curve] = {
-    "constant": Curve(_constant),
-    "step": Curve(_step),
-    "cosine": Curve(_cosine),
-    "polynomial": Curve(_polynomial),
-    "cosine_onecycle": Curve(_cosine_onecycle, has_warmup=True),
-    "linear_onecycle": Curve(_linear_onecycle, has_warmup=True),
+SCHEDULES: dict[str, ScheduleRow] = {
+    "constant": ScheduleRow(_constant),
+    "step": ScheduleRow(_step),
+    "cosine": ScheduleRow(_cosine),
+    "polynomial": ScheduleRow(_polynomial),
+    "cosine_onecycle": ScheduleRow(_cosine_onecycle, has_warmup=True),
+    "linear_onecycle": ScheduleRow(_linear_onecycle, has_warmup=True),
 }
 
 
