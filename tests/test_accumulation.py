@@ -89,6 +89,7 @@ def one_device():
     return train("mesh", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "devices"), [("pmap", 1), ("pmap", 4), ("pmap", 8), ("mesh", 8)])
 def test_micro_batches_do_not_depend_on_the_device_count(one_device, name, devices):
     """With contiguous micro-batches the statistics alone would differ by a tenth."""

@@ -115,6 +115,7 @@ def loaded_modules(code):
 HEAVY = {"tensorflow_datasets", "grain", "orbax", "matplotlib", "huggingface_hub", "optax", "torch"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["resflax", "resflax.nn", "resflax.zoo", "resflax.kernels"])
 def test_models_import_no_heavy_library(module):
     assert not loaded_modules(f"import {module}") & HEAVY

@@ -90,6 +90,7 @@ def run_python(code, **env):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "line"), [("xla", "convolutions: XLA"), ("cpu", "convolutions: pure JAX")]
 )

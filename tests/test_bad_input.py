@@ -258,6 +258,7 @@ def assert_one_line(message, status, out, err):
     assert out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ARGUMENTS)
 def test_invalid_arguments_are_one_line_before_compute(case, monkeypatch, capsys, tmp_path):
     arguments, message = ARGUMENTS[case]

@@ -110,6 +110,7 @@ def outputs_of(model, arrays, steps=3):
 LARGE_UPDATES = {"learning_rate": 0.05, "weight_decay": 0.3}
 
 
+@pytest.mark.slow
 def test_flax_peer_equals_resflax_unless_a_weight_differs():
     task = parse_task(MODELS[0], **LARGE_UPDATES)
     arrays = weights.make_weights(task)
@@ -128,6 +129,7 @@ def test_flax_peer_equals_resflax_unless_a_weight_differs():
         compare.check_equal(outputs, 1e-4)
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("name", [pytest.param(MODELS[0], marks=pytest.mark.slow), *MODELS[1:]])
 def test_torch_peer_equals_flax_peer(name):
@@ -277,6 +279,7 @@ def test_fresh_process_benchmark_writes_medians(tmp_path, command, column):
     assert values[column] == values["runs"][0][column] > 0
 
 
+@pytest.mark.slow
 def test_failed_worker_command_is_one_line():
     with Workers() as workers:
         worker = workers.start("gemm", parse_task("cifar_resnet8", device="cpu"), "step")

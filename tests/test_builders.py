@@ -122,6 +122,7 @@ def test_given_model_and_dataset_replace_those_of_the_config():
     assert run.steps == 2
 
 
+@pytest.mark.slow
 def test_pretrained_weights_bring_their_normalization(monkeypatch):
     """The given config is unchanged; the head is replaced, since it has other classes."""
     config = make_config(pretrained="weights")
@@ -143,6 +144,7 @@ def test_pretrained_weights_bring_their_normalization(monkeypatch):
     assert explicit.dataset.train.mean_std() == ((0.1,), (0.2,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -169,11 +169,13 @@ def assert_damage_to_each_file_is_reported(damage, tmp_path, state, template, st
         assert len(moved) == len(remaining)  # nothing else is lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_the_latest_restores_the_one_before(damage, tmp_path, state, template):
     assert_damage_to_each_file_is_reported(damage, tmp_path, state, template, 20, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_an_older_checkpoint_is_reported(damage, tmp_path, state, template):
     """Its array data are verified in the background, after the latest was restored."""

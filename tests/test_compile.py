@@ -25,6 +25,7 @@ def compiled(caplog):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "placement"), [("pmap", "host"), ("mesh", "host"), ("mesh", "device")]
 )

@@ -136,6 +136,7 @@ def test_bfloat16_is_within_one_rounding_of_float64(backend, kernel, groups):
     check_passes(x, w, backend, dtype=jnp.bfloat16, tolerance=2**-8, **options)
 
 
+@pytest.mark.slow
 @every_layer
 def test_float16_and_float64_are_computed_by_lax(backend, layer):
     x, w, options = LAYERS[layer]

@@ -34,6 +34,7 @@ def single_device_case(layer):
     return x, w, f, jax.jit(jax.value_and_grad(g, (0, 1)))(x, w)
 
 
+@pytest.mark.slow
 @all_but_winograd
 def test_pmap_matches_one_device(backend, layer):
     x, w, f, (value, (dx, dw)) = single_device_case(layer)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = f"--config={ROOT / 'configs' / 'digits.py'}"
 
 
+@pytest.mark.slow
 def test_show_draws_the_first_training_examples(tmp_path, capsys):
     out = tmp_path / "digits.png"
     main(["show", RECIPE, "--config.data.cutout=3", "--config.data.mixup=0.2", f"--out={out}"])
@@ -27,6 +28,7 @@ def test_show_draws_the_first_training_examples(tmp_path, capsys):
         assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_augment_batch_equals_the_input_of_the_step():
     config = default_config()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)

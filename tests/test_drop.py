@@ -110,6 +110,7 @@ def test_expectation_over_drops_is_evaluation_mode():
     np.testing.assert_allclose(outputs[0], x, rtol=1e-6)  # all branches dropped
 
 
+@pytest.mark.slow
 def test_rate_near_one_leaves_the_shortcut(variables):
     """Dropping the second of two blocks is the same as a zero norm scale at its end."""
     spec = Spec(**{**TINY, "depths": (1, 1)})

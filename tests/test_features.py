@@ -20,6 +20,7 @@ def maps_of(model, size):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_stride", [8, 32])
 @pytest.mark.parametrize(
     "name",
@@ -61,6 +62,7 @@ def test_features_of_known_networks():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18d", "resnetv2_50"])
 def test_maps_pooled_features_and_logits_agree(name):
     fields = SHALLOW | {"depths": (1, 1, 1, 1), "num_classes": 5}
@@ -145,6 +147,7 @@ def test_min_image_size_leaves_no_stride_on_one_pixel(name, fields, minimum):
     assert before_last_stride(minimum - 1) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "name", ["seresnextaa101d_32x8d", "ecaresnet26t", "resnetblur50", "resnetv2_50x1_bit"]

@@ -133,6 +133,7 @@ def skipped_names(dataset, root):
     return [line.split(": ")[0].removeprefix(f"{root}/") for line in dataset.skipped]
 
 
+@pytest.mark.slow
 def test_in_memory_split_reports_all_corrupt_files(corrupt_folder):
     root, names = corrupt_folder
     data = load_dataset(f"folder:{root}", on_bad_example="skip")
@@ -140,6 +141,7 @@ def test_in_memory_split_reports_all_corrupt_files(corrupt_folder):
     assert sorted(skipped_names(data, root)) == sorted(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.multiprocess)])
 def test_streaming_split_reports_corrupt_files_after_an_epoch(corrupt_folder, num_workers):
     root, names = corrupt_folder

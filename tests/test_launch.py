@@ -45,6 +45,7 @@ def run(tmp_path_factory):
     return fit(make_config(), path, silent=True), path
 
 
+@pytest.mark.slow
 def test_python_and_command_line_leave_the_same_files(run, tmp_path, capsys):
     results, path = run
     assert run_train(*FLAGS, f"--workdir={tmp_path}/run") == 0

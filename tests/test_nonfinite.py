@@ -43,6 +43,7 @@ def train_two_steps(action, name="pmap", optimizer="sgd", **keys):
     return engine, step, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
     "bad", [np.nan, *(pytest.param(bad, marks=pytest.mark.slow) for bad in (np.inf, 3e38))]
@@ -131,6 +132,7 @@ def fit(monkeypatch, path, schedule, **keys):
         return loop.fit(trainer, workdir)
 
 
+@pytest.mark.slow
 def test_run_stops_at_the_bad_step_and_keeps_its_checkpoint(monkeypatch, tmp_path):
     with pytest.raises(UserError) as e:
         fit(monkeypatch, tmp_path, spiky_schedule(12))
@@ -145,6 +147,7 @@ def test_run_stops_at_the_bad_step_and_keeps_its_checkpoint(monkeypatch, tmp_pat
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_run_that_skips_stops_at_the_configured_maximum(monkeypatch, tmp_path):
     keys = {"on_nonfinite": "skip", "max_consecutive_nonfinite": 5}
     message = "in 5 consecutive steps.*max_consecutive_nonfinite"

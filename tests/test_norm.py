@@ -151,6 +151,7 @@ def test_running_statistics_converge_to_those_of_the_data():
     np.testing.assert_allclose(state["batch_stats"]["var"], x64.var((0, 1, 2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", ["vmap", "pmap"])
 def test_axis_name_gives_statistics_of_the_global_batch(mapped):
     x, weight, state = images((16, 3, 3, 7)), normal((16, 3, 3, 7), seed=1), variables()

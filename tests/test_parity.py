@@ -77,6 +77,7 @@ def test_fast_shapes_equal_variable_shapes(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", PARITY["networks"])
 def test_names_shapes_and_parameter_counts(network):
     spec, expected = get_spec(network.split("/")[1]), PARITY["networks"][network]
@@ -93,6 +94,7 @@ def net(request):
     return request.param, spec, {key: draw_array(key, shape) for key, shape in shapes.items()}
 
 
+@pytest.mark.slow
 def test_logits_match_timm(net):
     case, spec, arrays = net
     assert shapes_digest({key: array.shape for key, array in arrays.items()}) == case["arrays"]
@@ -115,6 +117,7 @@ def test_torch_reference_logits_match_timm(net):
 WITH_MAPS = [case for case in CASES if "maps" in case]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", WITH_MAPS, ids=[c["name"] for c in WITH_MAPS], indirect=True)
 def test_feature_maps_match_timm(net):
     case, spec, arrays = net

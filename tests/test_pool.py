@@ -54,6 +54,7 @@ def test_max_pool_and_its_gradient_match_flax_with_ties(
     assert_same(jnp.asarray(x - levels // 2, jnp.float32), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("size", [(1, 1), (7, 10)])
 def test_max_pool_with_default_arguments_matches_flax(size, dtype):
@@ -95,6 +96,7 @@ def test_max_pool_vmap_matches_a_loop():
     jax.tree.map(np.testing.assert_array_equal, last_axis, expected)
 
 
+@pytest.mark.slow
 def test_max_pool_second_derivatives_match_closed_form():
     x, t = normal((1, 7, 8, 2)), normal((1, 7, 8, 2), seed=1)
 

@@ -58,6 +58,7 @@ def test_block_with_zero_w2_is_relu_bit_for_bit(jit):
     assert np.asarray(apply(variables, x)).tobytes() == np.asarray(nn.relu(x)).tobytes()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(rank=st.integers(1, 4), same=st.booleans(), always=st.booleans(), stride=st.integers(1, 3))
 def test_ws_exists_only_where_shapes_differ_for_any_rank(rank, same, always, stride):
@@ -110,6 +111,7 @@ def test_shortcut_of_wrong_shape_raises():
         Residual(lambda h: h[:, :3], lambda h, shape: h).apply({}, jnp.ones((2, 4)))
 
 
+@pytest.mark.slow
 def test_gradient_through_zero_branches_is_the_identity():
     """The Jacobian of 50 blocks with F = 0 is the identity matrix."""
 
@@ -195,6 +197,7 @@ class TestTransforms:
         assert np.isfinite(second(self.x)).all()
 
 
+@pytest.mark.slow
 def test_default_shortcut_subsamples_to_the_branch_shape():
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
     block = Residual(lambda h: jnp.zeros((2, 3, 3, 4)), linear_projection, post=identity)

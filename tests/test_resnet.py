@@ -93,6 +93,7 @@ VARIANTS = list(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "shortcut", "preact"), VARIANTS)
 def test_variants_are_the_numpy_reference(block, shortcut, preact):
     stem = "imagenet" if shortcut == "B" else "cifar"
@@ -121,6 +122,7 @@ def test_bottleneck_strides_first_1x1_in_v1_and_3x3_in_v15():
     assert conv_strides(Spec(**fields, block="bottleneck")) == [(1, 1), (3, 2), (1, 1), (1, 2)]
 
 
+@pytest.mark.slow
 def test_kernels_are_initialized_he_normal_fan_out():
     model = create_model("resnet18", stem="cifar")
     params = init(model, (1, 8, 8, 3))["params"]
@@ -145,6 +147,7 @@ def block_outputs(model, variables, x):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preact", [False, True])
 def test_zero_init_makes_blocks_their_shortcut_bit_for_bit(preact):
     model = ResNet(Spec(**TINY, block="bottleneck", shortcut="A", zero_init=True, preact=preact))
@@ -167,6 +170,7 @@ def test_zero_init_is_ignored_without_shortcuts():
     assert all((scale == 1).all() for scale in scales)
 
 
+@pytest.mark.slow
 def test_preact_identity_path_is_unchanged():
     model = ResNet(Spec(**TINY, block="basic", preact=True, shortcut="A"))
     variables = init(model, (1, 8, 8, 3))
@@ -179,6 +183,7 @@ def test_preact_identity_path_is_unchanged():
     np.testing.assert_array_equal(out["stage2_block1"], out["stage2_block2"])
 
 
+@pytest.mark.slow
 def test_training_uses_and_records_batch_statistics():
     model = ResNet(Spec(**TINY, block="basic"))
     variables = init(model, (1, 8, 8, 3))

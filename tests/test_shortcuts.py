@@ -22,6 +22,7 @@ def test_strides_match_a_symmetrically_padded_convolution(size, stride):
     assert found_stride == (1 if size == 1 else stride)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     height=st.integers(1, 9),

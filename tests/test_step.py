@@ -91,6 +91,7 @@ def test_step_is_pure_and_updates_all_batch_statistics():
     assert set(changed) == {"stem_norm", *(f"stage{i}_block1" for i in (1, 2, 3))}
 
 
+@pytest.mark.slow
 def test_initial_state_is_a_function_of_the_seed():
     model, optimizer = create_model("cifar_resnet8", **TINY), optax.sgd(0.1)
     one, same, other = (create_state(model, optimizer, s, (8, 8, 1)) for s in (1, 1, 2))
@@ -99,6 +100,7 @@ def test_initial_state_is_a_function_of_the_seed():
     assert (kernels[0] != kernels[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_types_do_not_change_under_strict_promotion(name):
     """Otherwise the step could not be scanned, and would be compiled again."""
@@ -121,6 +123,7 @@ def test_float64_keeps_parameters_and_statistics_in_float32():
     assert dtypes == {np.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_bfloat16_keeps_the_whole_state_in_float32(name, count):

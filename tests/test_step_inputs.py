@@ -96,6 +96,7 @@ class RandomLogits(nn.Module):
         return jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(dropout_keys) + w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_dropout_keys_belong_to_examples(count):
     """A key depends on seed, step and example, not on the device or the micro-batch."""

@@ -88,6 +88,7 @@ def test_response_claims_can_fail(plain, residual, message):
 # Dropping.
 
 
+@pytest.mark.slow
 def test_dropped_residual_block_equals_a_zero_branch():
     model, variables = make_network("cifar_resnet20")
     x = jax.random.normal(jax.random.key(3), (4, 8, 8, 1))
@@ -101,6 +102,7 @@ def test_dropped_residual_block_equals_a_zero_branch():
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_that_keep_their_shape_are_dropped(noise):
     model, variables = make_network("cifar_plain14")
     errors = dropping.measure_errors(model, variables, noise)
@@ -215,6 +217,7 @@ def test_markdown_table_has_mean_and_range():
 # Identity.
 
 
+@pytest.mark.slow
 def test_residual_stack_with_zero_branches_is_the_identity():
     model = identity.Stack(3, "residual")
     x, target = identity.make_data("perturbed")
@@ -228,6 +231,7 @@ def test_residual_stack_with_zero_branches_is_the_identity():
     assert 1e-4 < error < 1e-2  # of the order of PERTURBATION**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", identity.SHORTCUTS)
 def test_fit_lowers_the_error_unless_the_rate_is_zero(kind):
     _, target = identity.make_data("identity")

@@ -78,6 +78,7 @@ def test_layout_names_match_published_state_dicts():
     } <= names["huggingface"]
 
 
+@pytest.mark.slow
 @every_spec
 def test_every_layout_is_detected_and_round_trips_exactly(spec, layouts):
     variables = variables_of(spec)

@@ -44,6 +44,7 @@ def count_parameters(name, **overrides):
     return sum(p.size for p in jax.tree.leaves(variables["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), COUNTS.items())
 def test_parameter_count(name, parameters):
     assert count_parameters(name) == parameters
