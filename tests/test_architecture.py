@@ -121,10 +121,12 @@ def test_models_import_no_heavy_library(module):
     assert not loaded_modules(f"import {module}") & HEAVY
 
 
+@pytest.mark.slow
 def test_weights_import_no_heavy_library():
     assert not loaded_modules("import resflax.weights") & HEAVY
 
 
+@pytest.mark.slow
 def test_models_and_weights_import_without_fcntl():
     """As on Windows, where Python has no such module."""
     loaded_modules(
@@ -132,6 +134,7 @@ def test_models_and_weights_import_without_fcntl():
     )
 
 
+@pytest.mark.slow
 def test_package_imports_nothing_until_a_name_is_used():
     assert not loaded_modules("import resflax") & {"jax", "flax", "numpy"}
     assert "jax" in loaded_modules("import resflax; resflax.create_model")

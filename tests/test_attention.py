@@ -86,6 +86,7 @@ def test_eca_kernel_size_is_equation_12_rounded_to_odd(channels):
     assert eca_kernel_size(channels) == max(3, size | 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_half_precision_is_within_its_rounding_error(attention):
     y, _, x = run_attention(attention, 64, dtype=jnp.bfloat16)

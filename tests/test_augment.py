@@ -46,6 +46,7 @@ def test_crop_at_is_a_slice_of_the_padded_image():
         np.testing.assert_array_equal(cropped, padded[i : i + 6, j : j + 6])
 
 
+@pytest.mark.slow
 def test_pad_crop_gives_exactly_the_crops_of_the_padded_image():
     image = np.arange(1, 26, dtype=np.uint8).reshape(5, 5, 1)
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
@@ -81,6 +82,7 @@ def test_alternating_flip_starts_at_random_and_alternates():
     assert abs((first == other_seed).sum() - n / 2) < 5 * np.sqrt(n / 4)
 
 
+@pytest.mark.slow
 def test_flip_parity_uses_the_epoch_of_each_example():
     """A batch may cross an epoch boundary."""
     whole = flip_parity(jnp.uint32(0), jnp.arange(6), jnp.asarray([0, 0, 0, 1, 1, 1]))
@@ -109,6 +111,7 @@ def test_augmented_image_does_not_depend_on_the_batch(augment_with_everything):
     assert (np.asarray(whole) != images).any((1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_crop_and_flip_use_the_two_halves_of_the_key():
     """Recorded results of earlier versions depend on these streams."""
     images, keys = random_images(8), split_keys(8)
@@ -122,6 +125,7 @@ def test_crop_and_flip_use_the_two_halves_of_the_key():
     np.testing.assert_array_equal(augment(keys, images), expected)
 
 
+@pytest.mark.slow
 def test_settings_do_not_change_the_draws_of_others():
     assert len({transform.stream for transform in TRANSFORMS.values()}) == len(TRANSFORMS)
     images, keys = random_images(8, side=12), split_keys(8)

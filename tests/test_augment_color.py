@@ -67,6 +67,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_color_function_matches_pillow_to_one_gray_level(name):
     ours, theirs, settings = FUNCTIONS[name]
@@ -186,6 +187,7 @@ def test_sample_op_is_uniform_over_ops_and_signs():
     assert all(abs(count - n / 28) < 5 * np.sqrt(n / 28) for count in counts.values())
 
 
+@pytest.mark.slow
 def test_rand_augment_applies_sampled_ops_in_sequence():
     images, keys = (
         np.stack([make_image(seed=i) for i in range(28)]),
@@ -197,6 +199,7 @@ def test_rand_augment_applies_sampled_ops_in_sequence():
     np.testing.assert_array_equal(result, images)
 
 
+@pytest.mark.slow
 def test_apply_jitter_applies_changes_in_the_given_order():
     image, names = make_image(), tuple(JITTERS)
     amounts = np.array([0.7, 1.4, 0.5, 0.2], np.float32)
@@ -220,6 +223,7 @@ def test_color_jitter_factor_is_uniform_within_its_width():
         assert distance < 2.2 / np.sqrt(n) + 1 / (high - low)
 
 
+@pytest.mark.slow
 def test_color_jitter_keeps_hue_and_saturation_of_gray_images():
     gray = jnp.asarray(make_image(1))
     key = jax.random.key(0)

@@ -45,6 +45,7 @@ def test_blend_pair_is_the_mixup_formula():
     assert mixed.ravel().tolist() == [12, 11]  # 12.1 and 10.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", [(1, 2, 3, 4), (-2, 5, 4, 9), (2, 2, 0, 3)])
 def test_swap_box_swaps_pixels_and_returns_their_fraction(box):
     pair = np.asarray(make_batch()[0][:2])
@@ -57,6 +58,7 @@ def test_swap_box_swaps_pixels_and_returns_their_fraction(box):
     np.testing.assert_allclose(weight, 1 - pair[0, *region].size / 24, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_cutmix_box_has_its_area_around_a_uniform_pixel():
     n, side, weight = 2000, 40, 0.75  # a box of 20 x 20
     pair = jnp.stack([jnp.zeros((side, side, 1)), jnp.ones((side, side, 1))])

@@ -100,6 +100,7 @@ def test_environment_variable_sets_the_backend(value, line):
     assert (result.stdout, result.returncode) == (f"{line}\n", 0), result.stderr
 
 
+@pytest.mark.slow
 def test_environment_variable_is_checked_at_import():
     result = run_python("import resflax.kernels.conv", RESFLAX_CONV="nonsense")
     assert result.returncode == 1
@@ -107,6 +108,7 @@ def test_environment_variable_is_checked_at_import():
     assert result.stderr.splitlines()[-1].endswith(message)
 
 
+@pytest.mark.slow
 def test_kernels_import_only_jax_and_numpy():
     result = run_python("import sys, resflax.kernels; print(*sys.modules)")
     modules = set(result.stdout.split())

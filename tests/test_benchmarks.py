@@ -61,6 +61,7 @@ def test_forward_flops_equal_published_values(name, shortcut, published):
     assert f"{layers.forward_flops(network) / 2:.2e}" == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18@896:1", "resnet50@896:1", "cifar_resnet20@256:1"])
 def test_forward_flops_agree_with_xla(name):
     # XLA counts element-wise operations but not padding; both are small on large images.
@@ -79,6 +80,7 @@ def test_train_flops_are_three_passes_without_the_image_gradient():
     assert layers.train_flops(network) == 2 * 2 * (9 * 2 * 4 * 25) + 3 * 2 * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_have_the_names_and_shapes_of_the_model(name):
     task = parse_task(name)

@@ -91,6 +91,7 @@ def test_built_run_equals_the_pure_step_in_a_loop(monkeypatch):
     assert (params_sha256(state.params), float(metrics["loss"])) == train_by_hand()
 
 
+@pytest.mark.slow
 def test_built_run_has_the_parts_of_its_config():
     config = make_config(parallel="mesh", mesh__fsdp=2)
     run = build(config)

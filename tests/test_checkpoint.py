@@ -182,6 +182,7 @@ def test_damage_to_an_older_checkpoint_is_reported(damage, tmp_path, state, temp
     assert_damage_to_each_file_is_reported(damage, tmp_path, state, template, 10, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_the_best_accuracy_is_reported(damage, tmp_path, state, template):
     """Orbax finds the best by all accuracies: a changed one would keep the wrong checkpoint."""
@@ -198,6 +199,7 @@ def test_damage_to_the_best_accuracy_is_reported(damage, tmp_path, state, templa
     assert step_names(folder) == ["20", "30", "40"]  # 20 is the best now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empty", "no manifest", "other arrays", "added file"])
 def test_incomplete_checkpoints_are_skipped(kind, tmp_path, state, template):
     folder = tmp_path / "checkpoints"

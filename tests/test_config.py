@@ -103,6 +103,7 @@ def test_valid_values_at_the_limits_are_accepted(key, value):
     check_config(make_config(**{key: value}))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(key=st.sampled_from(sorted(CHOICES)), name=st.text(max_size=20))
 def test_unknown_choice_is_named_with_its_key(key, name):
@@ -130,9 +131,15 @@ COMBINED = [
         {"schedule": "step", "decay_epochs": (2, 5), "warmup_epochs": 2.0},
     ),
     (
-        {"mesh.fsdp": 2},
-        "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'",
-        {"mesh.fsdp": 2, "parallel": "mesh"},
+        {"data.placement": "device", "data.image_size": 32},
+        "config.data.placement is 'device' with config.data.image_size=32, which streams images"
+        " from disk: expected 'host' or 'auto'",
+        {"data.placement": "host", "data.image_size": 32},
+    ),
+    (
+        {"data.flip": True, "data.alternating_flip": True},
+        "config.data.flip and config.data.alternating_flip are both True: expected one of them",
+        {"data.alternating_flip": True},
     ),
     (
         {"ema_decay": 0.9},
@@ -151,6 +158,12 @@ def test_invalid_combination_is_one_line(number):
     assert [bool(x) for x in is_invalid] == [n == number for n in range(len(COMBINATIONS))]
     assert error_of(make_config(**invalid)) == message
     check_config(make_config(**valid))
+
+
+def test_fsdp_under_pmap_is_one_line():
+    message = "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'"
+    assert error_of(make_config(**{"mesh.fsdp": 2})) == message
+    check_config(make_config(**{"mesh.fsdp": 2, "parallel": "mesh"}))
 
 
 def test_average_without_batch_norm_needs_no_statistics():

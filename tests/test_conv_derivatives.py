@@ -46,6 +46,7 @@ def test_first_and_second_derivatives_match_lax(backend, layer):
     jax.tree.map(assert_close, actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["pointwise", "groups"])
 def test_second_derivatives_match_finite_differences(backend, layer):
     x, w, *_, options = example_of(layer)

@@ -80,6 +80,7 @@ def test_product_over_many_pixels_gathers_no_images():
     assert_close(compiled(w, x), expected(w, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["pointwise", "winograd", "taps"])
 def test_jit_over_explicit_mesh_axes_matches_one_device(backend, layer):
     x, w, f, (value, (dx, dw)) = single_device_case(layer)

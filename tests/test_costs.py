@@ -28,6 +28,7 @@ def cost(name, size=32, **overrides):
     return count(variables["params"]), lowered.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_identity_shortcuts_cost_one_addition_per_element(xla_convolutions):
     """cifar_resnet20 has nine additions: 3 x 32*32*16, 3 x 16*16*32, 3 x 8*8*64."""
     plain_params, plain_flops = cost("cifar_plain20")

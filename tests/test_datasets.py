@@ -58,6 +58,7 @@ def test_digits_without_a_writable_temporary_folder_raise(tmp_path, monkeypatch)
         load_dataset("digits")
 
 
+@pytest.mark.slow
 def test_importing_data_does_not_import_tfds_or_grain():
     code = "import sys, resflax.data; print({'tensorflow_datasets', 'grain'} & {*sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

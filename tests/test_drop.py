@@ -65,6 +65,7 @@ def logits(net, variables):
     )
 
 
+@pytest.mark.slow
 def test_drop_path_has_linear_rates_and_keeps_the_mean():
     n, blocks = 20_000, 5
     scales = np.asarray(jax.jit(lambda k: drop_path(k, 0.8, blocks))(make_keys(n)))
@@ -84,6 +85,7 @@ def test_drop_path_never_drops_a_single_block():
     assert drop_path(make_keys(4), 0.9, 1).tolist() == [[1.0] * 4]
 
 
+@pytest.mark.slow
 def test_expectation_over_drops_is_evaluation_mode():
     """Exact for a linear network: sums the 2^3 outcomes, weighted by their probabilities."""
     rates = 0.6 * np.arange(3) / 2 + 0.1
@@ -124,6 +126,7 @@ def test_rate_near_one_leaves_the_shortcut(variables):
     assert np.abs(expected - train_logits(ResNet(spec), variables, IMAGES)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_dropped_parts_depend_on_the_examples_key_only(net, variables, logits):
     """Single examples under `vmap` and `pmap` are dropped as in one batch."""
     parts = IMAGES.reshape(4, 2, 1, *IMAGES.shape[1:]), make_keys(8).reshape(4, 2, 1)
@@ -137,6 +140,7 @@ def test_scan_and_remat_drop_the_same(net, variables, logits):
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_backward_pass_drops_the_same_as_forward(net, variables):
     """The directional derivative matches a finite difference."""
     scanned, stacked = net.clone(scan=True, remat=True), stack_params(variables)
@@ -177,6 +181,7 @@ def test_dropout_keeps_the_mean():
     assert 0.5 < (keep[0] == keep[1]).mean() < 0.66  # 0.58 for independent rows
 
 
+@pytest.mark.slow
 def test_dropout_is_applied_before_the_head(variables):
     """Logits with dropout are the head applied to dropped features."""
     keys = make_keys(8)

@@ -31,6 +31,7 @@ def init(optimizer, *, ema=True):
     return create_state(LinearClassifier(), optimizer, 0, (2, 2, 1), ema=ema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
 def test_average_equals_its_recurrence(decay):
     """ema <- d ema + (1 - d) w, d = min(decay, (1 + t) / (10 + t)), in float64."""
@@ -61,6 +62,7 @@ def test_average_changes_by_exactly_one_minus_the_decay():
     np.testing.assert_allclose(new.ema["head"]["kernel"], 1e-4 * np.float64(w), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_average_is_evaluated_and_does_not_affect_training():
     optimizer = optax.sgd(0.5)
     states = {}
@@ -77,6 +79,7 @@ def test_average_is_evaluated_and_does_not_affect_training():
     assert metrics["loss"] != eval_step(states[0.0], batch)["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pmap", "mesh"])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_average_has_its_own_memory(name, devices):

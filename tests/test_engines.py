@@ -186,6 +186,7 @@ def test_step_uses_the_mean_gradient_over_all_devices(name):
     np.testing.assert_allclose(engine.to_host(state).params["w"], 1 - gradient, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_evaluation_sums_over_all_devices(name):
     model, engine = NormNet(), make_engine(name)

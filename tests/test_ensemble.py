@@ -71,6 +71,7 @@ def test_stack_and_unstack_are_inverse():
         jax.tree.map(np.testing.assert_array_equal, member, restored)
 
 
+@pytest.mark.slow
 def test_vmapped_step_equals_the_step_of_each_member():
     """The fast form of the slow test above: softmax regression, one step."""
     optimizer, batch = make_optimizer("sgd", 0.1), random_batch()

@@ -97,6 +97,7 @@ def test_out_indices_set_the_order_and_the_last_built_stage():
     assert "stem_pool" not in variables_of(stem)["params"]
 
 
+@pytest.mark.slow
 def test_dilated_network_subsampled_is_the_strided_network():
     """Every second pixel of the dilated map is the strided map, away from the edges.
 

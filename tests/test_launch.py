@@ -77,6 +77,7 @@ def test_finished_run_returns_its_results(run, capsys):
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == files
 
 
+@pytest.mark.slow
 def test_resume_never_starts_in_the_next_free_workdir(run, capsys):
     results, path = run
     repeated = fit(make_config(), path, resume="never")
@@ -93,6 +94,7 @@ def test_silent_run_prints_nothing(run, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_bit_for_bit(run, tmp_path):
     class Received(Interrupt):
         received = 15

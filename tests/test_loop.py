@@ -80,6 +80,7 @@ def test_loop_saves_at_intervals_and_best_evaluations(run):
     assert saved["trainer_state"]["test"]["accuracy"] == results["test_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{"parallel": "mesh"}, {"data__placement": "host"}])
 def test_train_metrics_are_means_over_the_steps(keys, tmp_path):
     """Compares with the same steps in a loop without records, evaluations and checkpoints."""
@@ -97,11 +98,13 @@ def test_train_metrics_are_means_over_the_steps(keys, tmp_path):
     np.testing.assert_allclose([r["loss"] for r in train], means, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_loop_without_checkpoint_settings_saves_the_end(tmp_path):
     fit(make_trainer(epochs=1, checkpoint_every_minutes=0.0), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["30"]
 
 
+@pytest.mark.slow
 def test_progress_prints_lines_or_nothing(tmp_path, capsys):
     trainer = make_trainer(epochs=1)
     fit(trainer, tmp_path / "a", progress=RunProgress(trainer.steps, interval=1e6))

@@ -23,6 +23,7 @@ def test_materialize_is_the_identity_bit_for_bit(name, dtype, value):
     np.testing.assert_array_equal(actual.astype(jnp.float32), x.astype(jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xla", "cpu"])
 def test_materialize_has_the_derivatives_of_the_identity(name):
     x = normal((4, 3))

@@ -10,6 +10,7 @@ from resflax.train import create_state, make_eval_step
 from resflax.train.metrics import correct, cross_entropy
 
 
+@pytest.mark.slow
 def test_eval_step_sums_by_weight():
     state = create_state(LinearClassifier(), optax.sgd(0.1), 0, (2, 2, 1))
     batch = random_batch(8)

@@ -55,6 +55,7 @@ def closed_form(variables, x, train=True, epsilon=1e-5, momentum=0.9):
     return y, dict(zip(("mean", "var"), updated, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, (9, 7), (1, 3, 3, 7)])
 @pytest.mark.parametrize("train", [True, False])
 def test_outputs_statistics_and_gradients_match_flax(train, shape):
@@ -65,6 +66,7 @@ def test_outputs_statistics_and_gradients_match_flax(train, shape):
     jax.tree.map(partial(assert_close, tolerance=2e-5), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 def test_outputs_and_statistics_match_the_closed_form(train):
     x, state = images(), variables()
@@ -78,6 +80,7 @@ def test_outputs_and_statistics_match_the_closed_form(train):
         jax.tree.map(np.testing.assert_array_equal, new, state["batch_stats"])
 
 
+@pytest.mark.slow
 def test_input_gradient_matches_the_closed_form():
     x, g, state = images(), normal(SHAPE, seed=1), variables()
 
@@ -113,6 +116,7 @@ def test_momentum_and_epsilon_are_used():
     jax.tree.map(assert_close, new["batch_stats"], stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "std"), [(1e3, 1.0), (-3e3, 1.0), (1e4, 10.0)])
 def test_variance_is_accurate_for_a_large_mean(mean, std):
     x = images((64, 8, 8, 3), mean, std)
@@ -194,6 +198,7 @@ def test_bfloat16_output_is_float32_rounded_once(train):
     assert dx.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_float64_output_has_float32_running_statistics():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE))

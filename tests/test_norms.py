@@ -103,6 +103,7 @@ def test_half_precision_is_within_its_rounding_error(norm, act):
     assert_close(y, REFERENCES[norm][not act](np.asarray(x, np.float64)), 2**-8)
 
 
+@pytest.mark.slow
 @every_norm
 def test_batchless_norms_treat_each_image_independently(norm):
     module = Norm(norm, act=True, train=True)
@@ -114,6 +115,7 @@ def test_batchless_norms_treat_each_image_independently(norm):
         assert_close(single[0], batch[i], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_initial_norm_is_neutral_or_zero(norm):
     x = jnp.asarray(X, jnp.float32)
@@ -153,6 +155,7 @@ def test_standardized_kernels_have_mean_0_and_variance_1():
     assert_close(y, np.einsum("nhwcij,ijco->nhwo", windows, standardized))
 
 
+@pytest.mark.slow
 @every_norm
 def test_bfloat16_network_of_each_norm_has_finite_gradients(norm):
     model = create_model(

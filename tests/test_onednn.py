@@ -63,6 +63,7 @@ def test_passes_match_float64(batch, size, kernel, widths, groups, strides, padd
     check_passes(x, w, **options)
 
 
+@pytest.mark.slow
 @needs_onednn
 @pytest.mark.parametrize(
     ("x", "w", "options"),
@@ -100,6 +101,7 @@ def test_supports_float32_but_not_float16_or_integers():
 X, W, Y = (2, 7, 7, 8), (3, 3, 8, 24), (2, 7, 7, 24)
 
 
+@pytest.mark.slow
 @needs_onednn
 @pytest.mark.parametrize(
     ("conv_pass", "a", "b", "shape"),
@@ -133,6 +135,7 @@ def same_size_conv(x, w):
     return onednn.convolve("fwd", x, w, x.shape, **UNIT)
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_convolve_runs_inside_jit_scan_and_pmap():
     n = jax.local_device_count()

@@ -28,6 +28,7 @@ def run(optimizer, steps=3):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("mask", ["kernels", "all"])
 def test_sgd_equals_its_recurrence(nesterov, mask):
@@ -53,6 +54,7 @@ def test_sgd_without_momentum_subtracts_the_gradient():
     np.testing.assert_allclose(result["conv"]["kernel"], [0.95, -2.1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_adamw_equals_its_recurrence():
     rate, decay, b1, b2, eps = 0.1, 0.01, 0.9, 0.999, 1e-8
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
@@ -73,6 +75,7 @@ def lars_direction(g, w, *, scaled):
     return ratio * g
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("mask", ["kernels", "all"])
 def test_lars_equals_its_recurrence(nesterov, mask):
@@ -94,6 +97,7 @@ def test_lars_equals_its_recurrence(nesterov, mask):
             np.testing.assert_allclose(result[module][name], w, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["kernels", "all"])
 def test_lamb_equals_its_recurrence(mask):
     """You et al. 2019, algorithm 2."""
@@ -129,6 +133,7 @@ def test_trust_ratio_of_a_zero_kernel_is_not_zero():
         assert (updates["kernel"] < 0).all()
 
 
+@pytest.mark.slow
 def test_clipping_scales_the_whole_gradient_to_the_norm():
     norm = np.sqrt(0.5**2 + 1 + 1 + 4)
     result = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip_norm=0.5), steps=1)

@@ -104,6 +104,7 @@ def test_logits_match_timm(net):
     np.testing.assert_allclose(logits[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_torch_reference_logits_match_timm(net):
     """`resflax convert --verify` compares with this reference."""
     pytest.importorskip("torch")
@@ -133,6 +134,7 @@ def test_feature_maps_match_timm(net):
         assert abs(features.mean() - expected["mean"]) < 1e-5 * rms
 
 
+@pytest.mark.slow
 def test_round_trip_is_exact(net):
     _, spec, arrays = net
     rng = np.random.default_rng(0)

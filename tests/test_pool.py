@@ -72,6 +72,7 @@ def test_max_pool_gradient_of_ties_goes_to_the_first():
         np.testing.assert_array_equal(gradient(x), expected)
 
 
+@pytest.mark.slow
 def test_max_pool_handles_infinities_and_never_returns_padding():
     x = np.full((1, 5, 5, 2), -np.inf, np.float32)
     x[0, 2, 2, 0] = -1e30
@@ -87,6 +88,7 @@ def test_max_pool_jvp_matches_flax():
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.slow
 def test_max_pool_vmap_matches_a_loop():
     x = jnp.round(normal((3, 2, 7, 8, 4)))
     f = partial(value_and_gradient, max_pool)
@@ -122,6 +124,7 @@ def test_max_pool_reduces_windows_only_on_accelerators(platform, windows):
     assert "stablehlo.maximum" in text
 
 
+@pytest.mark.slow
 def test_max_pool_runs_on_eight_devices():
     x = jnp.round(normal((16, 9, 9, 4)))
     expected = jax.jit(partial(value_and_gradient, max_pool))(x)

@@ -81,6 +81,7 @@ def assert_close(stats, expected, rtol=1e-5):
             np.testing.assert_allclose(stats[name][key], value, rtol=rtol, err_msg=name + key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [our_norm, flax_norm])
 def test_statistics_equal_those_of_all_examples(norm):
     net = TwoNormNet(norm)
@@ -129,6 +130,7 @@ def test_scanned_blocks_are_recomputed_without_drop_path():
         np.testing.assert_allclose(a, 10 * b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pmap", "mesh"])
 def test_state_on_eight_devices_gets_statistics_of_its_ema(name):
     net = TwoNormNet()

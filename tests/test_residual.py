@@ -26,6 +26,7 @@ def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
 
 
+@pytest.mark.slow
 def test_residual_is_the_formula_in_float64():
     x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
     for features in (8, 6):
@@ -37,6 +38,7 @@ def test_residual_is_the_formula_in_float64():
         np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parameters_include_ws_only_where_widths_differ():
     block = Residual(two_layers(8))
     same = block.init(jax.random.key(0), jnp.ones((2, 8)))
@@ -49,6 +51,7 @@ def test_parameters_include_ws_only_where_widths_differ():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_block_with_zero_w2_is_relu_bit_for_bit(jit):
     x = jax.random.normal(jax.random.key(0), (64, 32))
@@ -145,6 +148,7 @@ class TestTransforms:
     def test_vmap_over_examples(self):
         self.assert_close(jax.vmap(self.block.apply, (None, 0))(self.variables, self.x))
 
+    @pytest.mark.slow
     def test_pmap(self):
         self.assert_close(
             jax.pmap(self.block.apply, in_axes=(None, 0))(self.variables, self.x.reshape(8, 2, 8))
@@ -158,6 +162,7 @@ class TestTransforms:
         )
         self.assert_close(jax.jit(f)(self.variables, self.x))
 
+    @pytest.mark.slow
     def test_remat_has_the_same_gradient(self):
         def loss(apply):
             return jax.grad(lambda v: apply(v, self.x).sum())(self.variables)
@@ -169,6 +174,7 @@ class TestTransforms:
         ):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
+    @pytest.mark.slow
     def test_linen_scan_over_depth(self):
         class Scanned(nn.Module):
             @nn.compact
@@ -190,6 +196,7 @@ class TestTransforms:
             )
         np.testing.assert_allclose(Scanned().apply(variables, self.x), y, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.slow
     def test_grad_of_grad(self):
         second = jax.grad(
             lambda x: jax.grad(lambda x: (self.block.apply(self.variables, x) ** 3).sum())(x).sum()

@@ -159,6 +159,7 @@ def test_zero_init_makes_blocks_their_shortcut_bit_for_bit(preact):
     assert before.tobytes() == after.tobytes()
 
 
+@pytest.mark.slow
 def test_zero_init_is_ignored_without_shortcuts():
     model = ResNet(Spec(**TINY, block="basic", shortcut="none", zero_init=True))
     scales = [
@@ -199,6 +200,7 @@ def test_training_uses_and_records_batch_statistics():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * conv.var((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_network_stores_float32_variables():
     model = create_model("cifar_resnet20", dtype="bfloat16")
     shapes = variables_of(model, (1, 8, 8, 1))
@@ -211,6 +213,7 @@ def test_bfloat16_network_stores_float32_variables():
     np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.1 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 28, 28, 1), (1, 32, 32, 3), (1, 7, 9, 2)])
 def test_image_shape_is_taken_from_the_input(shape):
     model = create_model("cifar_resnet20", num_classes=7)

@@ -160,11 +160,13 @@ def test_run_interrupted_four_times_is_bit_identical(name, uninterrupted, tmp_pa
     assert_same_run(results, tmp_path, uninterrupted(name))
 
 
+@pytest.mark.slow
 def test_run_interrupted_once_is_bit_identical(uninterrupted, tmp_path):
     assert fit(tmp_path, make_config(), InterruptAt(batch=4)) is None
     assert_same_run(fit(tmp_path, make_config()), tmp_path, uninterrupted("default"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", ["results", "last checkpoint", "all but the first", "part of a record"]
 )
@@ -182,6 +184,7 @@ def test_lost_files_are_regenerated(lost, uninterrupted, unfinished):
     assert_same_run(fit(unfinished, make_config()), unfinished, uninterrupted("default"))
 
 
+@pytest.mark.slow
 def test_run_resumes_with_another_engine_to_rounding(uninterrupted, tmp_path, monkeypatch):
     """The run prints that its results are not bit-identical."""
     lines = []

@@ -97,6 +97,7 @@ def test_scanned_init_has_the_layout_of_stack_params():
     assert shapes(stack_params(unrolled)) == shapes(scanned)
 
 
+@pytest.mark.slow
 def test_scanned_blocks_have_different_initial_values():
     kernel = init(model(scan=True))["params"]["stage3_rest"]["conv1"]["kernel"]
     assert len({np.asarray(k).tobytes() for k in kernel}) == 3

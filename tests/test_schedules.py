@@ -87,6 +87,7 @@ def test_short_schedules_are_positive_and_reach_the_peak(name, steps, warmup):
     assert rates.max() == pytest.approx(0.5) or (steps == 1 and rates[0] < 0.5)
 
 
+@pytest.mark.slow
 def test_schedules_can_be_traced():
     for name in SCHEDULES:
         schedule = make_schedule(name, peak=0.5, steps=20, warmup_steps=4, boundaries=(9,))

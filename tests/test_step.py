@@ -24,6 +24,7 @@ def float64_kernel(state):
     return np.asarray(state.params["head"]["kernel"], np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_step_equals_the_closed_form_of_softmax_regression(smoothing):
     optimizer = optax.sgd(0.5)
@@ -52,6 +53,7 @@ def random_targets(n=6):
     return (target / target.sum(1, keepdims=True)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_step_on_soft_targets_equals_the_closed_form(smoothing, count):

@@ -26,6 +26,7 @@ def test_example_keys_depend_on_seed_step_and_example_only():
         assert (other != batch[0]).any()
 
 
+@pytest.mark.slow
 def test_step_augments_before_it_normalizes():
     calls = []
 

@@ -123,6 +123,7 @@ def test_networks_are_shown_at_their_best_learning_rate():
         assert network["test_error"] == [3.0]
 
 
+@pytest.mark.slow
 def test_plain_and_residual_have_equal_parameter_counts():
     for depth in (20, 56):
         counts = []

@@ -140,6 +140,7 @@ def test_load_run_returns_the_evaluated_network(tmp_path, monkeypatch, precise_b
         cli.main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -188,6 +189,7 @@ def test_relative_gradients_match_finite_differences(noise):
 # Shortcuts.
 
 
+@pytest.mark.slow
 def test_model_cost_matches_closed_forms():
     cost = {
         option: shortcuts.model_cost(

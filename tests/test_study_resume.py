@@ -101,6 +101,7 @@ def assert_same(actual, expected):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_sweep_stopped_twice_ends_with_the_same_bits(noise, uninterrupted, tmp_path):
     for stop in (1, 3):  # after steps 1 and 4, both inside an epoch
         with pytest.raises(KeyboardInterrupt):
@@ -202,6 +203,7 @@ def test_failed_save_is_one_error_about_out(noise, tmp_path, monkeypatch):
         train(noise, tmp_path / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "extract"),
     [

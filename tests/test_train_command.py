@@ -190,6 +190,7 @@ def test_nonfinite_loss_stops_the_run_with_one_line(capsys, tmp_path):
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_process_exits_with_one_line_instead_of_a_traceback():
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "--config.model=resnet51"],

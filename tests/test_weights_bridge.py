@@ -208,6 +208,7 @@ def test_any_number_of_channels_is_supported():
         from_torch(BASIC, state)
 
 
+@pytest.mark.slow
 @every_spec
 def test_stacked_variables_are_accepted(spec, layouts):
     spec = spec.override(depths=(1, 3))
@@ -243,6 +244,7 @@ def test_variables_of_another_network_are_rejected():
         to_torch(BASIC, {"params": variables["params"]})
 
 
+@pytest.mark.slow
 def test_replace_head_changes_only_the_head():
     variables = variables_of(BASIC)
     original = jax.tree.map(lambda x: x.copy(), variables)
@@ -259,6 +261,7 @@ def test_replace_head_changes_only_the_head():
     assert (head["kernel"] != other["kernel"]).all()
 
 
+@pytest.mark.slow
 def test_from_torch_stacks_variables_of_a_scanned_model():
     name = "cifar_resnet110"
     flat = variables_of(get_spec(name))

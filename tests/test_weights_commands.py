@@ -126,6 +126,7 @@ def expected_lines(folder, image, names):
     return [str(image), *(f"  {probabilities[i]:7.2%}  {names[i]}" for i in best)]
 
 
+@pytest.mark.slow
 def test_predict_prints_the_five_most_probable_classes(folder, tmp_path, capsys):
     image = folder / "cat.png"
     predict_main([str(image), str(image), "--weights", str(folder)])

@@ -187,6 +187,7 @@ def test_invalid_repository_name_is_rejected(name, monkeypatch, tmp_path):
         load_pretrained(name)
 
 
+@pytest.mark.slow
 def test_import_loads_no_optional_or_higher_level_module():
     code = "import sys, resflax.weights; print(*sys.modules)"
     process = subprocess.run(

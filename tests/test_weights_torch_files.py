@@ -145,6 +145,7 @@ def test_plain_pickle_is_rejected_and_not_run(tmp_path, protocol):
     assert not (tmp_path / "was run").exists()
 
 
+@pytest.mark.slow
 @every_format
 def test_file_truncated_at_any_length_is_rejected(tmp_path, form):
     data = write(tmp_path / "whole.pth", STATE, form).read_bytes()

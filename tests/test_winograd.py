@@ -52,6 +52,7 @@ def test_convolution_and_kernel_gradient_match_float64(batch, size, widths, padd
     assert_close(dw, reference("wgrad", image, g, w, **options))
 
 
+@pytest.mark.slow
 def test_kernel_gradient_is_the_transpose_of_the_convolution():
     x, g = normal((2, 5, 6, 7)), normal((2, 5, 6, 3), seed=1)
     padding = ((1, 1), (1, 1))

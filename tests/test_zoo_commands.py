@@ -104,6 +104,7 @@ def test_main_dispatches_to_commands(monkeypatch, capsys):
     assert error.startswith("error: unknown command 'lists': expected one of train, list, info")
 
 
+@pytest.mark.slow
 def test_module_reports_errors_in_one_line_with_status_2():
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
