@@ -51,6 +51,7 @@ def test_without_batch_norm_micro_batches_only_save_memory():
     assert memory[4] < 0.5 * memory[1]
 
 
+@pytest.mark.slow
 def test_batch_norm_normalizes_and_averages_each_micro_batch():
     """Micro-batch k has every third example from k on; each updates the running averages."""
     batch, optimizer = random_batch(12, SHAPE), optax.sgd(0.0)

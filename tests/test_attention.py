@@ -40,6 +40,7 @@ def run_attention(attention, channels, pruned_to=None, dtype=jnp.float32):
     return y, params, np.asarray(x, np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "channels", "units"),
     # A sixteenth or a quarter (ResNet-RS), rounded to a multiple of 8, at least 8.

@@ -66,6 +66,7 @@ def test_sampled_boxes_have_uniform_area_log_ratio_and_position():
     assert_uniform((box.left + noise[1]) / (600 - box.width + 1), 0, 1)
 
 
+@pytest.mark.slow
 def test_sample_box_falls_back_to_the_center():
     fits, box = sample_box(
         jax.random.key(0), (10, 100, 3), area=(0.9, 1.0), ratio=(0.75, 1.3), fallback=(10, 13)

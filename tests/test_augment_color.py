@@ -106,6 +106,7 @@ def pillow_matrix(name, amount, width, height):
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amount", [-0.9, 0.37])
 @pytest.mark.parametrize("name", WARPS)
 def test_warp_matches_pillow_nearest_neighbor(name, amount):
@@ -170,6 +171,7 @@ def test_each_of_the_fourteen_ops_matches_pillow():
         assert close.mean() >= (0.97 if OPS[op] in WARPS else 1), OPS[op]
 
 
+@pytest.mark.slow
 def test_largest_magnitudes_saturate():
     image = make_image()
     np.testing.assert_array_equal(COLOR_OPS["solarize"](image, 3.0, 1.0), 255 - image)
@@ -179,6 +181,7 @@ def test_largest_magnitudes_saturate():
     assert np.abs(result - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_sample_op_is_uniform_over_ops_and_signs():
     n = 5000
     samples = jax.vmap(sample_op)(jax.random.split(jax.random.key(0), n))

@@ -35,6 +35,7 @@ def assert_beta_half(values):
     assert np.abs(cdf - (np.arange(n) + 0.5) / n).max() < 2.2 / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_blend_pair_is_the_mixup_formula():
     a, b = np.asarray(make_batch()[0][:2])
     result = blend_pair(jnp.asarray([a, b]), jnp.float32(0.3))
@@ -86,6 +87,7 @@ def mixed(mix):
     return mix(split_keys(N), *make_batch())
 
 
+@pytest.mark.slow
 def test_mix_blends_images_and_targets_of_a_pair_by_one_weight(mixed):
     (images, targets), (x, y) = make_batch(), mixed
     assert (x.dtype, y.dtype, y.shape) == (jnp.float32, jnp.float32, (N, CLASSES))
@@ -109,6 +111,7 @@ def test_mix_blends_images_and_targets_of_a_pair_by_one_weight(mixed):
     assert_beta_half(weight[::2][blended[::2] & ~pasted[::2]])
 
 
+@pytest.mark.slow
 def test_mixed_pair_does_not_depend_on_its_position(mix, mixed):
     """So it does not depend on the device that holds the pair."""
     order = np.random.default_rng(0).permutation(N // 2)[:, None] * 2 + [0, 1]

@@ -168,6 +168,7 @@ def test_configs_that_do_not_fit_raise_user_errors(keys, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_model_that_cannot_take_the_images_raises_user_error():
     config = make_config(spec__depths=(1, 1), spec__widths=(8, 4), spec__stem_width=8)
     with pytest.raises(

@@ -117,6 +117,7 @@ def test_checkpoints_hold_any_dictionary_of_pytrees(tmp_path):
     assert (restored.step, restored.metadata) == (5, {"x": None})
 
 
+@pytest.mark.slow
 def test_last_and_best_checkpoints_are_kept(tmp_path, state):
     accuracies = [0.1, 0.9, 0.3, None, 0.2, 0.5]
     save(tmp_path, state, *range(1, 7), max_to_keep=2, accuracies=accuracies)

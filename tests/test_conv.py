@@ -94,6 +94,7 @@ def test_negative_padding_crops(backend, kernel, strides, padding):
     check_passes((2, 8, 9, 8), (kernel, kernel, 8, 10), backend, **options)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     size=pairs(5, 13),

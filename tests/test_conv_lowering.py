@@ -77,6 +77,7 @@ def test_xla_backend_lowers_to_a_convolution_on_the_cpu():
         assert text.count("stablehlo.convolution") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["auto", "cpu"])
 def test_exported_programs_run_on_every_platform(name):
     x, w, *_, options = example_of("winograd")

@@ -37,6 +37,7 @@ def test_identity_shortcuts_cost_one_addition_per_element(xla_convolutions):
     assert residual_flops - plain_flops == 3 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 64)
 
 
+@pytest.mark.slow
 def test_projections_cost_products_only_where_shapes_differ(xla_convolutions):
     """Option B adds two 1x1 projections and their norms to option A in cifar_resnet20."""
     a_params, a_flops = cost("cifar_resnet20", shortcut="A")

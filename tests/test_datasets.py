@@ -45,6 +45,7 @@ def test_digits_are_the_images_of_scikit_learn():
     assert digits.classes == tuple("0123456789")
 
 
+@pytest.mark.slow
 def test_digits_need_no_tensorflow_and_delete_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     load_dataset("digits")

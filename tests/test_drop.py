@@ -81,6 +81,7 @@ def test_drop_path_has_linear_rates_and_keeps_the_mean():
     assert abs((dropped[0, 1:] * dropped[0, :-1]).mean()) < 5 / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_drop_path_never_drops_a_single_block():
     assert drop_path(make_keys(4), 0.9, 1).tolist() == [[1.0] * 4]
 
@@ -134,6 +135,7 @@ def test_dropped_parts_depend_on_the_examples_key_only(net, variables, logits):
     np.testing.assert_allclose(found.reshape(8, -1), logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scan_and_remat_drop_the_same(net, variables, logits):
     scanned, stacked = net.clone(scan=True, remat=True), stack_params(variables)
     found = jax.jit(lambda x, k: train_logits(scanned, stacked, x, k))(IMAGES, make_keys(8))
@@ -172,6 +174,7 @@ def test_no_random_numbers_in_evaluation_or_at_rate_zero(net, variables):
     assert "random" in traced(net, True, make_keys(8))
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_mean():
     x = jnp.ones((4, 20_000)) * jnp.asarray([[1.0], [2.0], [3.0], [-4.0]])
     y = np.asarray(dropout(make_keys(4), x, 0.3))

@@ -30,6 +30,7 @@ def make_config(**keys):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("parallel", ["pmap", "mesh"])
 @pytest.mark.parametrize(("start", "buffer_bytes"), [(0, 64 * 2**20), (37, 5 * 64)])

@@ -121,6 +121,7 @@ def test_default_workdir_is_unused_and_under_runs(monkeypatch, tmp_path):
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "kwargs", "message"),
     [

@@ -41,6 +41,7 @@ def read_records(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_loop_returns_the_results_it_writes(run):
     _, results, path = run
     assert json.loads((path / "results.json").read_text()) == results
@@ -115,6 +116,7 @@ def test_progress_prints_lines_or_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_nonfinite_evaluation_stops_the_run(tmp_path, monkeypatch):
     trainer = make_trainer(epochs=1)
     metrics = {"loss": float("nan"), "accuracy": 0.1, "count": 360.0}

@@ -84,6 +84,7 @@ def test_good_step_is_the_same_with_every_action(count):
             np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_check_finite_covers_gradients_parameters_and_statistics():
     params = {"stem_conv": {"kernel": jnp.ones(3)}, "head": {"bias": jnp.ones(2)}}
     stats = {"stage1_block1": {"norm1": {"mean": jnp.ones(2), "var": jnp.ones(2)}}}

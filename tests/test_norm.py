@@ -97,6 +97,7 @@ def test_input_gradient_matches_the_closed_form():
     assert_close(jax.grad(value)(x), expected)
 
 
+@pytest.mark.slow
 def test_initial_variables_match_flax():
     x = images()
     found = BatchNorm(train=True).init(jax.random.key(0), x)
@@ -133,6 +134,7 @@ def test_variance_is_accurate_for_a_large_mean(mean, std):
     assert np.abs(y - expected).max() < 2e-3
 
 
+@pytest.mark.slow
 def test_constant_channel_has_zero_variance_and_finite_gradients():
     x = jnp.full(SHAPE, 3.3)
     y, stats, params, dx = run(BatchNorm(train=True), variables(), x, normal(SHAPE))
@@ -175,6 +177,7 @@ def test_axis_name_gives_statistics_of_the_global_batch(mapped):
     assert_close(dxs.reshape(x.shape), dx)
 
 
+@pytest.mark.slow
 def test_shards_with_different_means_share_the_global_variance():
     x = images((8, 1, 3, 3, 7)) + 10 * jnp.arange(8.0).reshape(8, 1, 1, 1, 1)
     module = BatchNorm(train=True, axis_name="shards", momentum=0.0)

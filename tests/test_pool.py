@@ -186,6 +186,7 @@ def test_blur_pool_is_a_binomial_filter_of_a_reflected_image(size, stride):
 average_and_blur = pytest.mark.parametrize("pool", [avg_pool, blur_pool])
 
 
+@pytest.mark.slow
 @average_and_blur
 def test_average_and_blur_keep_constants_and_dtypes(pool):
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):

@@ -116,6 +116,7 @@ def conv_strides(spec, size=8):
     return [(p.kernel_size[0], p.strides[0]) for p in convs][-4:]
 
 
+@pytest.mark.slow
 def test_bottleneck_strides_first_1x1_in_v1_and_3x3_in_v15():
     fields = {**TINY, "depths": (1, 1)}
     assert conv_strides(Spec(**fields, block="bottleneck_v1")) == [(1, 2), (3, 1), (1, 1), (1, 2)]
@@ -223,6 +224,7 @@ def test_image_shape_is_taken_from_the_input(shape):
     assert variables["params"]["stem_conv"]["kernel"].shape == (3, 3, shape[-1], 16)
 
 
+@pytest.mark.slow
 def test_zero_classes_return_pooled_features():
     model = create_model("cifar_resnet20", num_classes=0)
     variables = jax.eval_shape(

@@ -246,6 +246,7 @@ def test_fewer_steps_than_the_checkpoint_raise_user_error(unfinished):
         fit(unfinished, config)
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_excluded_from_means(tmp_path):
     """Steps 3 and 9 to 15 are not finite; the run is interrupted at step 11."""
     nonfinite = {3, *range(9, 16)}

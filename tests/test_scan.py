@@ -103,6 +103,7 @@ def test_scanned_blocks_have_different_initial_values():
     assert len({np.asarray(k).tobytes() for k in kernel}) == 3
 
 
+@pytest.mark.slow
 def test_traced_step_does_not_grow_with_depth():
     def equations(n):
         net = model(scan=True, depths=(n, n, n))

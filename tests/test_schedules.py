@@ -54,6 +54,7 @@ def test_polynomial_with_warmup_equals_its_formula(power):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("warmup", "peak_step"), [(0, 30), (7, 7), (100, 98)])
 def test_cosine_onecycle_equals_its_formula(warmup, peak_step):
     schedule = make_schedule("cosine_onecycle", peak=0.5, steps=100, warmup_steps=warmup)

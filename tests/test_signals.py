@@ -33,6 +33,7 @@ def start(grace, busy):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_first_signal_lets_the_step_finish(number):
     process = start(grace=30, busy=0.5)
@@ -52,6 +53,7 @@ def test_second_sigint_exits_immediately():
     assert (process.returncode, out) == (130, "")
 
 
+@pytest.mark.slow
 def test_second_sigterm_is_ignored():
     process = start(grace=30, busy=1)
     process.send_signal(signal.SIGTERM)

@@ -156,6 +156,7 @@ class ImageAsLogits(nn.Module):
         return (x[:, 0, 0] + self.param("w", nn.initializers.zeros, (3,))).astype(jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_loss_of_bfloat16_logits_is_computed_in_float32():
     logits = np.random.default_rng(0).normal(0, 4, (6, 1, 1, 3)).astype(jnp.bfloat16)
     batch = {"image": logits.astype(np.float32), "label": np.arange(6, dtype=np.int32) % 3}

@@ -15,6 +15,7 @@ from resflax.train.step import example_keys
 SHAPE = (2, 2, 1)
 
 
+@pytest.mark.slow
 def test_example_keys_depend_on_seed_step_and_example_only():
     def bits(seed, step, index):
         keys = example_keys(jnp.uint32(seed), jnp.int32(step), jnp.asarray(index, jnp.int32))
@@ -45,6 +46,7 @@ def test_step_augments_before_it_normalizes():
     assert calls == [("augment", jnp.uint8, (6,)), ("normalize", jnp.uint8, (6, 2, 2, 1))]
 
 
+@pytest.mark.slow
 def test_mix_gets_normalized_images_and_one_hot_targets():
     """Mixes each example with the next one, half and half; labels are smoothed afterwards."""
 

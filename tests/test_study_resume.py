@@ -119,6 +119,7 @@ def corrupt(step):
     file.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_corrupt_snapshots_are_skipped(noise, uninterrupted, tmp_path, capsys, count):
     folder = tmp_path / "a"

@@ -74,6 +74,7 @@ def test_evaluation_calls_before_batch_and_can_be_stopped(placement):
     assert events == ["callback", "batch"] * 2 + ["callback"]
 
 
+@pytest.mark.slow
 def test_eval_state_recomputes_batch_statistics():
     """Uses the first two batches without augmentation; the given state is not changed."""
     trainer = make_trainer(precise_bn_batches=2, data__pad_crop=1)

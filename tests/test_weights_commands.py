@@ -137,6 +137,7 @@ def test_predict_prints_the_five_most_probable_classes(folder, tmp_path, capsys)
     assert capsys.readouterr().out.splitlines() == expected_lines(folder, image, names)
 
 
+@pytest.mark.slow
 def test_predict_without_labels_numbers_the_classes(folder, tmp_path, capsys):
     save_file(tmp_path / "a.safetensors", load_file(folder))
     weights = ["--weights", str(tmp_path / "a.safetensors"), "--model", "cifar_resnet8"]

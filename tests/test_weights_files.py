@@ -100,6 +100,7 @@ def test_file_truncated_at_any_length_is_reported(tmp_path):
         assert f"{length} bytes" in message
 
 
+@pytest.mark.slow
 @quick
 @given(data=st.data())
 def test_corrupt_file_loads_or_raises_user_error(tmp_path, data):

@@ -82,6 +82,7 @@ def test_transformers_folder_gives_the_same(tmp_path):
     assert read_config(path).preprocess == Preprocess(size=(96, 96))
 
 
+@pytest.mark.slow
 def test_num_classes_replaces_the_head_only(timm_folder):
     model, old, _ = load_pretrained(timm_folder)
     for seed in (0, 1):

@@ -139,6 +139,7 @@ def test_records_newer_than_the_checkpoint_are_truncated(five_records):
     assert not (workdir.path / "damaged").exists()
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_in_the_records_is_reported(five_records):
     """The readable records are kept; the corrupt file is moved."""
     workdir, at_checkpoint = five_records

@@ -50,6 +50,7 @@ def test_parameter_count(name, parameters):
     assert count_parameters(name) == parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4, 10])
 def test_cifar_parameter_count_is_linear_in_n(n):
     """97,216 n - 21,926 for option A and ten classes."""
