@@ -59,7 +59,17 @@ class Run:
     stats_step: StatsStep
 
     def init(self) -> TrainState:
-        """Creates the state before the first step, not yet on the engine's devices."""
+        """Creates the state before the first step, not yet on the engine's devices.
+
+        On a CPU the program is compiled with fewer optimizations, which gives the same bits in half
+        the time: it runs once.
+        """
+        if self.initial_variables is not None or jax.default_backend() != "cpu":
+            return self._create()
+        lowered = jax.jit(self._create).lower()
+        return lowered.compile({"xla_backend_optimization_level": "1"})()
+
+    def _create(self) -> TrainState:
         shape = self.dataset.image_shape
         return build_state(self.config, self.model, self.optimizer, shape, self.initial_variables)
 
@@ -275,7 +285,7 @@ def _check_model(run: Run) -> None:
     JAX caches the trace for the initialization.
     """
     try:
-        jax.eval_shape(run.init)
+        jax.eval_shape(run._create)
     except (ValueError, TypeError, OverflowError) as e:
         shape, reason = run.dataset.image_shape, str(e).splitlines()[0]
         raise UserError(
