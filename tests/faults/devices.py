@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from lost import start_processes, start_with_mpirun
 from models import checkpoint_template
-from runs import make_env, read_records
+from train_process import make_env, read_records
 
 from resflax.cli.main import silence_libraries
 from resflax.run.checkpoint import restore_latest

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from runs import Reference, TrainProcess, make_env, read_outputs, reference_run
+from train_process import Reference, TrainProcess, make_env, read_outputs, reference_run
 
 # Starts a command with a maximum size of files.
 LIMIT_FILE_SIZE = """import os, resource, sys

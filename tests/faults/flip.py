@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 from models import checkpoint_template
-from runs import PIPELINES, TrainProcess, make_env
 from tqdm import tqdm
+from train_process import PIPELINES, TrainProcess, make_env
 
 from resflax.cli.main import silence_libraries
 from resflax.run.checkpointer import Checkpointer

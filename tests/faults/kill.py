@@ -9,8 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import Reference, TrainProcess, make_env, read_outputs, read_records, reference_run
 from tqdm import tqdm
+from train_process import (
+    Reference,
+    TrainProcess,
+    make_env,
+    read_outputs,
+    read_records,
+    reference_run,
+)
 
 MOMENTS = ("any time", "compilation", "step", "evaluation", "save", "manifest")
 # Time for the children of a killed process to end.

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import PIPELINES, TrainProcess, make_env, read_outputs, read_records
 from tqdm import tqdm
+from train_process import PIPELINES, TrainProcess, make_env, read_outputs, read_records
 
 
 @dataclass

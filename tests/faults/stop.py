@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import TrainProcess, make_env, read_outputs, reference_run
 from tqdm import tqdm
+from train_process import TrainProcess, make_env, read_outputs, reference_run
 
 
 @dataclass
