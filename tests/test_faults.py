@@ -96,7 +96,8 @@ def test_ended_campaigns_leave_no_process(number, tmp_path):
         start_new_session=True,
     )
     wait_until(lambda: processes_with("cmdline", f"--workdir={tmp_path}"))
-    assert len(processes_with("environ", tmpdir)) >= 3  # campaign, guardian and trainer
+    # The campaign, its guardian and the trainer.
+    wait_until(lambda: len(processes_with("environ", tmpdir)) >= 3)
     campaign.send_signal(number)
     status = campaign.wait(30)
     assert status == (-number if number == signal.SIGKILL else 128 + number)
