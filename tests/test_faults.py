@@ -98,6 +98,7 @@ def test_ended_campaigns_leave_no_process(number, tmp_path):
     wait_until(lambda: processes_with("cmdline", f"--workdir={tmp_path}"))
     # The campaign, its guardian and the trainer.
     wait_until(lambda: len(processes_with("environ", tmpdir)) >= 3)
+    time.sleep(0.3)  # the guardian learns about the trainer right after its start
     campaign.send_signal(number)
     status = campaign.wait(30)
     assert status == (-number if number == signal.SIGKILL else 128 + number)

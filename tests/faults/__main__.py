@@ -44,8 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    SESSIONS.end()
-    raise SystemExit(128 + number)
+    SESSIONS.exit(128 + number)
 
 
 def main(arguments: list[str]) -> int:

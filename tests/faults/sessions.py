@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ class Sessions:
         self._running: set[int] = set()
         self._guardian: subprocess.Popen[bytes] | None = None
         self._ending = False
+        self._starting = False  # in the main thread, where signal handlers run
+        self._status: int | None = None
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Calls `subprocess.Popen`."""
@@ -62,12 +65,29 @@ class Sessions:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._starting = self._starting or in_main_thread
         process = subprocess.Popen(command, start_new_session=True, **options)
         self._running.add(process.pid)
         self._notify("+", process.pid)
+        if in_main_thread:
+            self._starting = False
         if self._ending:  # since the check above
             kill_sessions([process.pid])
+        if in_main_thread and self._status is not None:
+            raise SystemExit(self._status)
         return process
+
+    def exit(self, status: int) -> None:
+        """Ends all sessions and raises `SystemExit`; for signal handlers.
+
+        While the main thread starts a process, which is not registered yet, `start` does so instead.
+        """
+        self.end()
+        if self._starting:
+            self._status = status
+            return
+        raise SystemExit(status)
 
     def remove(self, process: subprocess.Popen[bytes]) -> None:
         """Forgets a process that has ended: its number can be used again."""
