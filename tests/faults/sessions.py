@@ -81,7 +81,7 @@ class Sessions:
     def exit(self, status: int) -> None:
         """Ends all sessions and raises `SystemExit`; for signal handlers.
 
-        While the main thread starts a process, which is not registered yet, `start` does so instead.
+        While the main thread starts a process that is not registered yet, `start` does so instead.
         """
         self.end()
         if self._starting:
