@@ -2,7 +2,7 @@
 
 XLA:CPU's matrix products are as fast as any library's. Its convolutions are not, and its gradients
 of convolutions for the kernel are slow, so every pass that can be matrix products is computed as
-such. docs/performance.md has the measurements behind each choice.
+such. docs/performance.md describes the choices.
 """
 
 from collections.abc import Callable

@@ -62,7 +62,7 @@ def _check_dtype(dtype: Any) -> Any:
 def _scans_by_default(spec: Spec) -> bool:
     """Returns whether to scan: unrolled stages of many blocks compile slowly.
 
-    Measured for small images (docs/performance.md).
+    Chosen for small images, whose unrolled blocks take long to compile.
     """
     return spec.stem == "cifar" and max(spec.depths) >= MIN_SCAN_DEPTH
 
