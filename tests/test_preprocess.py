@@ -87,7 +87,14 @@ def test_interpolation_names_are_those_of_pil(name, resample):
 def test_output_has_the_requested_size_and_no_border(image, size, crop_pct, mode):
     """A white image stays white: a crop beyond the edge would add black pixels."""
     white = np.full((*image, 3), 255, np.uint8)
-    preprocess = Preprocess(size, crop_pct, "bilinear", (0.0,) * 3, (1.0,) * 3, mode)
+    preprocess = Preprocess(
+        size=size,
+        crop_pct=crop_pct,
+        interpolation="bilinear",
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        crop_mode=mode,
+    )
     np.testing.assert_array_equal(preprocess(white), np.ones((*size, 3), np.float32))
 
 
@@ -108,7 +115,7 @@ def test_path_image_and_array_give_the_same_output(tmp_path):
 
 def test_single_mean_gives_one_channel():
     image = noise(8, 8)
-    output = Preprocess((8, 8), 1.0, mean=(0.5,), std=(0.25,))(image)
+    output = Preprocess(size=(8, 8), crop_pct=1.0, mean=(0.5,), std=(0.25,))(image)
     gray = image @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
     assert output.shape == (8, 8, 1)
     np.testing.assert_allclose(output[..., 0], (gray / 255 - 0.5) / 0.25, atol=4 / 255)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.image_folders import write_folder
+from PIL import Image
 
 from resflax import UserError
 from resflax.data import batch_indices, eval_batches, load_dataset, train_batches
-from resflax.data.crops import center_box, crop_and_resize, inception_box
+from resflax.data.crops import crop_and_resize, inception_box
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,14 @@ def test_eval_batches_hold_every_center_crop_once(folder):
     assert len(images) == len(split) == 10
     for i, image in enumerate(images):
         pixels, _ = split.source.read(i, 3)
-        expected = crop_and_resize(pixels, center_box(*pixels.shape[:2]), 8)
+        # As torchvision: resize the shorter side to int(8 / 0.875), then crop the center.
+        height, width = pixels.shape[:2]
+        resized = Image.fromarray(pixels).resize(
+            (int(width * 9 / min(height, width)), int(height * 9 / min(height, width))),
+            Image.Resampling.BILINEAR,
+        )
+        left, top = round((resized.width - 8) / 2), round((resized.height - 8) / 2)
+        expected = np.asarray(resized)[top : top + 8, left : left + 8]
         np.testing.assert_array_equal(image, expected)
 
 

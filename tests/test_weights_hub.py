@@ -60,7 +60,12 @@ def test_timm_folder_gives_model_weights_and_preprocessing(timm_folder):
     assert model == create_model("test_resnet", num_classes=7)
     assert_same(variables, from_torch(spec, state_of(spec)))
     assert preprocess == Preprocess(
-        (160, 96), 0.95, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "squash"
+        size=(160, 96),
+        crop_pct=0.95,
+        interpolation="bilinear",
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.25, 0.3),
+        crop_mode="squash",
     )
     assert load_pretrained(str(timm_folder)).model == model
     logits = apply(model, variables, np.zeros((1, 64, 64, 3), np.float32))
@@ -195,7 +200,7 @@ def test_import_loads_no_optional_or_higher_level_module():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     optional = {"huggingface_hub", "torch", "matplotlib", "tensorflow_datasets", "grain", "orbax"}
-    higher = {"resflax.train", "resflax.run", "resflax.cli", "resflax.data"}
+    higher = {"resflax.train", "resflax.run", "resflax.cli"}
     assert not {*process.stdout.split()} & (optional | higher)
 
 

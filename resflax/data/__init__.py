@@ -13,6 +13,7 @@ from resflax.data.batches import eval_batches as eval_batches
 from resflax.data.batches import train_batches as train_batches
 from resflax.data.datasets import Dataset as Dataset
 from resflax.data.datasets import load_dataset as load_dataset
+from resflax.data.eval_transform import EvalTransform as EvalTransform
 from resflax.data.in_memory import InMemorySplit as InMemorySplit
 from resflax.data.order import EvalOrder as EvalOrder
 from resflax.data.order import TrainOrder as TrainOrder

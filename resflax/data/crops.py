@@ -1,4 +1,4 @@
-"""Crop boxes for images of any size: random in training, centered in evaluation."""
+"""Random crops of images of any size, for training."""
 
 import math
 
@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-CROP_PCT = 0.875
 Box = tuple[float, float, float, float]
 
 
@@ -30,13 +29,6 @@ def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def center_box(height: int, width: int) -> Box:
-    """Returns the centered square whose side is 87.5% of the shorter side of the image."""
-    side = CROP_PCT * min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
 
 
 def crop_and_resize(

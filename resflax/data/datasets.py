@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from resflax.data.eval_transform import EvalTransform
 from resflax.data.fake import is_fake, make_fake
 from resflax.data.folder import open_folder
 from resflax.data.in_memory import read_all
@@ -80,6 +81,7 @@ def load_dataset(
     channels: int = 0,
     on_bad_example: str = "raise",
     seed: int = 0,
+    eval_transform: EvalTransform | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -92,11 +94,13 @@ def load_dataset(
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
         size are read on demand and resized to squares of this many pixels: random Inception crops
-        in training, center crops in evaluation.
+        in training, `eval_transform` in evaluation.
       channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
         share (3 if `image_size` is given).
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.
+      eval_transform: resize and crop of the test split, if `image_size` is given; by default to
+        `image_size`, with the defaults of `EvalTransform`.
 
     Raises:
       UserError: if the dataset does not exist, is not prepared, does not have images with one
@@ -116,7 +120,11 @@ def load_dataset(
         return Dataset(name, *make_fake(name, seed))
     train, test = _open_sources(name, data_dir, on_bad_example)
     if image_size:
-        return _stream(name, train, test, image_size, channels or 3, on_bad_example, seed)
+        splits = [
+            StreamingSplit(source, image_size, channels or 3, split_seed, transform, on_bad_example)
+            for source, split_seed, transform in ((train, seed, None), (test, None, eval_transform))
+        ]
+        return Dataset(name, splits[0], splits[1], train.classes, _problems(train, test))
     return _read_into_memory(name, train, test, channels, on_bad_example)
 
 
@@ -148,24 +156,6 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
 
 def _problems(*sources: Source) -> tuple[str, ...]:
     return tuple(problem for source in sources for problem in source.problems)
-
-
-def _stream(
-    name: str,
-    train: Source,
-    test: Source,
-    size: int,
-    channels: int,
-    on_bad_example: str,
-    seed: int,
-) -> Dataset:
-    return Dataset(
-        name,
-        StreamingSplit(train, size, channels, seed, on_bad_example),
-        StreamingSplit(test, size, channels, None, on_bad_example),
-        train.classes,
-        _problems(train, test),
-    )
 
 
 def _read_into_memory(

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resflax.data.crops import center_box, crop_and_resize, inception_box
+from resflax.data.crops import crop_and_resize, inception_box
 from resflax.data.decode import BadExampleError
+from resflax.data.eval_transform import EvalTransform
 from resflax.data.source import MeanStd, Source, bad_example
 
 # Number of examples from which `mean_std` is estimated.
@@ -19,9 +20,10 @@ class StreamingSplit:
 
     Attributes:
       source: the examples on disk.
-      size: side of the square output images, in pixels.
+      size: side of the square training images, in pixels.
       channels: number of channels that images are converted to.
-      seed: seed of the random crops; None for center crops.
+      seed: seed of the random crops; None to apply `eval_transform`.
+      eval_transform: resize and crop for evaluation; None for the default at `size`.
       on_bad_example: "raise", or "skip" to replace an unusable example by the next usable one.
       skipped: the examples skipped so far, by index: where each is, and why.
       mean_std_override: returned by `mean_std` in place of the estimate.
@@ -31,6 +33,7 @@ class StreamingSplit:
     size: int
     channels: int = 3
     seed: int | None = None
+    eval_transform: EvalTransform | None = None
     on_bad_example: str = "raise"
     skipped: dict[int, str] = field(default_factory=dict)
     mean_std_override: MeanStd | None = None
@@ -41,11 +44,16 @@ class StreamingSplit:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`."""
-        return self.size, self.size, self.channels
+        size = (self.size, self.size) if self.seed is not None else self._transform.size
+        return *size, self.channels
+
+    @property
+    def _transform(self) -> EvalTransform:
+        return self.eval_transform or EvalTransform(size=(self.size, self.size))
 
     def example(
         self, index: int, step: int = 0
-    ) -> tuple[UInt8[np.ndarray, "size size channels"], int, dict[int, str]]:
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int, dict[int, str]]:
         """Returns the pixels and label of an example, and the examples skipped to find it.
 
         Raises:
@@ -61,17 +69,16 @@ class StreamingSplit:
                     raise bad_example(e) from e
                 skipped[int(i)] = str(e)
                 continue
-            height, width, _ = image.shape
             if self.seed is None:
-                box = center_box(height, width)
-            else:
-                box = inception_box(np.random.default_rng([self.seed, step, index]), height, width)
+                return self._transform.apply(image), label, skipped
+            rng = np.random.default_rng([self.seed, step, index])
+            box = inception_box(rng, *image.shape[:2])
             return crop_and_resize(image, box, self.size), label, skipped
         raise bad_example(f"{self.source.name}: has no readable example")
 
     def get_batch(
         self, index: Int[np.ndarray, " batch"], step: int = 0
-    ) -> tuple[UInt8[np.ndarray, "batch size size channels"], Int[np.ndarray, " batch"]]:
+    ) -> tuple[UInt8[np.ndarray, "batch height width channels"], Int[np.ndarray, " batch"]]:
         """Returns the images and labels (int32) of some examples at a step."""
         examples = [self.example(int(i), step) for i in index]
         for _, _, skipped in examples:

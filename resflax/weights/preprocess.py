@@ -1,6 +1,5 @@
 """Evaluation preprocessing as in timm: resize, crop, normalize."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,60 +8,43 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from resflax.errors import UserError, unknown
+from resflax.data.eval_transform import EvalTransform
+from resflax.errors import UserError
 from resflax.nn import Spec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-MAX_SIDE = 16_384
-CROP_MODES = ("center", "squash")
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """Converts an image to a network's input for evaluation.
+@dataclass(frozen=True, kw_only=True)
+class Preprocess(EvalTransform):
+    """Converts an image to a network's input for evaluation: resize, crop, normalize.
 
     Attributes:
-      size: height and width of the input, in pixels.
-      crop_pct: side of the center crop as a fraction of the resized image's side.
-      interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+      interpolation: see `EvalTransform`, which also has `size`, `crop_pct` and `crop_mode`.
       mean: per-channel mean that is subtracted, for pixel values from 0 to 1.
       std: per-channel standard deviation that pixel values are divided by.
-      crop_mode: "center" resizes the shorter side and keeps the aspect ratio, "squash" resizes both
-        sides.
 
     Raises:
       UserError: if a field is invalid.
     """
 
-    size: tuple[int, int] = (224, 224)
-    crop_pct: float = 0.875
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
-        if self.crop_mode not in CROP_MODES:
-            raise unknown("crop_mode", self.crop_mode, CROP_MODES)
-        valid_sides = all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in self.size)
-        if len(self.size) != 2 or not valid_sides:
-            raise UserError(f"size is {self.size}: expected two integers from 1 to {MAX_SIDE}")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"crop_pct is {self.crop_pct}: expected a number above 0, at most 1")
+        super().__post_init__()
         if not self.std or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise UserError(
                 f"mean is {self.mean}, std is {self.std}: expected equal lengths and positive std"
             )
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels: 1 (gray) or 3 (RGB)."""
+        return len(self.mean)
 
     def __call__(self, image: ImageLike) -> Float[np.ndarray, "height width channels"]:
         """Returns the float32 input for one image, with one channel per entry of `mean`.
@@ -74,28 +56,11 @@ class Preprocess:
           UserError: if the file is missing or not a readable image, or the array has another dtype
             or shape.
         """
-        resized = self._crop(self._resize(_open(image)))
+        resized = self.resize_and_crop(_open(image))
         if len(self.mean) == 1:
             resized = resized.convert("L")
         pixels = np.asarray(resized, np.float32).reshape(*self.size, len(self.mean)) / 255
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        height, width = (math.floor(side / self.crop_pct) for side in self.size)
-        # The smallest size that covers the target at the image's aspect ratio. timm resizes to a
-        # square target with torchvision, which rounds the longer side down, and rounds to nearest
-        # for other targets.
-        if self.crop_mode == "center" and height == width:
-            width, height = (int(width * side / min(image.size)) for side in image.size)
-        elif self.crop_mode == "center":
-            ratio = min(image.width / width, image.height / height)
-            width, height = (round(side / ratio) for side in image.size)
-        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
-
-    def _crop(self, image: Image.Image) -> Image.Image:
-        height, width = self.size
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        return image.crop((left, top, left + width, top + height))
 
 
 def default_preprocess(spec: Spec) -> Preprocess:

@@ -1,5 +1,6 @@
 """The config.json of pretrained weights, in timm's or Transformers' format."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,33 @@ class PretrainedConfig(NamedTuple):
     preprocess: Preprocess
     labels: tuple[str, ...] = ()
     has_config: bool = True
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns the config as JSON values, as a checkpoint's metadata have it under "model"."""
+        fields = {
+            "spec": dataclasses.asdict(self.spec),
+            "channels": self.channels,
+            "preprocess": dataclasses.asdict(self.preprocess),
+            "labels": self.labels,
+        }
+        return dict(json.loads(json.dumps(fields)))
+
+    @classmethod
+    def from_json_dict(cls, values: dict[str, Any]) -> "PretrainedConfig":
+        """Returns the config from the values of `to_json_dict`.
+
+        Raises:
+          UserError: if a value is invalid.
+          KeyError, TypeError: if a field is missing or unknown.
+        """
+        preprocess = dict(values["preprocess"])
+        preprocess |= {key: tuple(preprocess[key]) for key in ("size", "mean", "std")}
+        return cls(
+            Spec(**values["spec"]),
+            values["channels"],
+            Preprocess(**preprocess),
+            tuple(values["labels"]),
+        )
 
 
 def read_config(folder: Path) -> PretrainedConfig:
