@@ -1,4 +1,4 @@
-"""Fingerprint of a dataset: tells whether the data of a run have changed, and what changed."""
+"""Fingerprint of a dataset, to detect whether and how the data of a run have changed."""
 
 import hashlib
 from collections import Counter
