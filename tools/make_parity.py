@@ -91,7 +91,7 @@ def run_case(name: str, overrides: dict[str, Any], size: tuple[int, int]) -> dic
     if name == "resnetv2_50x1_bit":  # timm's entry point does not accept `layers`
         create = partial(timm.models.resnetv2._create_resnetv2_bit, width_factor=1)
     fields = {TIMM_FIELDS.get(key, key): value for key, value in overrides.items()}
-    model = create(name, num_classes=NUM_CLASSES, **fields).eval()
+    model: Any = create(name, num_classes=NUM_CLASSES, **fields).eval()
     state = {k: torch.from_numpy(draw_array(k, v.shape)) for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     with torch.no_grad():
