@@ -101,11 +101,11 @@ def test_graph_matches_model_in_float64(name):
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_18"])
 def test_batch_norm_can_be_kept(name):
     model, variables, x = network(SPECS[name])
-    kept = build_graph(model.spec, variables, fold=False)
-    names = [node.name for node in kept.nodes if node.op == "batch_norm"]
+    unfolded = build_graph(model.spec, variables, fold=False)
+    names = [node.name for node in unfolded.nodes if node.op == "batch_norm"]
     scales = [p for p, _ in jax.tree_util.tree_leaves_with_path(variables) if p[-1].key == "scale"]
     assert len(names) == len(scales)
-    assert relative_error(run_graph(kept, x), apply(model, variables, x)) < 3e-6
+    assert relative_error(run_graph(unfolded, x), apply(model, variables, x)) < 3e-6
 
 
 def test_batch_norm_folds_in_float64():

@@ -38,7 +38,7 @@ EXTRA_SPECS = {
     "dilated_blur": shrink(get_spec("resnet50"), antialias="blur").override(**_DILATED),
     "dilated_average": shrink(get_spec("seresnetaa50d")).override(**_DILATED),
     "plain_preact": shrink(get_spec("cifar_preact_resnet8"), shortcut="none"),
-    "v1_group": shrink(get_spec("resnet18"), norm="group", attention="se"),
+    "v1_group": shrink(get_spec("resnet18"), norm="group"),
     "v1_group_plain": shrink(get_spec("cifar_resnet8"), norm="group", shortcut="none"),
     "v1_evonorm": shrink(get_spec("resnet18"), norm="evonorm_s0"),
     "v1_frn": shrink(get_spec("resnet18"), norm="frn_tlu", attention="eca"),
