@@ -5,15 +5,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import read_batches
+from resflax.inference import make_predictor
 from resflax.progress import ProgressMeter
 from resflax.weights import Pretrained
-from resflax.zoo import create_model
 
 PROGRESS_SECONDS = 5.0
 Outputs = tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n classes"]]
@@ -105,12 +104,16 @@ def build_network(
     both are wanted, the head is applied to the features, so that the body is computed once.
     """
     spec, preprocess = pretrained.model.spec, pretrained.preprocess
-    model = create_model(spec, num_classes=0 if features else spec.num_classes, scan=False)
-    mean, std = (np.array(v, np.float32) for v in (preprocess.mean, preprocess.std))
-    apply = jax.jit(lambda v, x: model.apply(v, (x / np.float32(255) - mean) / std, train=False))
+    predictor = make_predictor(
+        spec,
+        pretrained.variables,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        outputs="features" if features else "logits",
+    )
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
-        outputs = np.asarray(apply(pretrained.variables, pixels.astype(np.float32)))
+        outputs = np.asarray(predictor(pixels))
         if not features:
             return outputs[:, :0], outputs
         if not spec.num_classes:
