@@ -36,7 +36,7 @@ def run_command(command: Callable[[], None]) -> int:
     """Calls a command and returns its exit status.
 
     A `UserError` prints one line to stderr and returns 2. A run that was stopped by a signal prints
-    one line to stdout and returns 128 + the signal's number.
+    one line to stdout and returns 128 + the signal's number. Ctrl-C in other commands returns 130.
     """
     try:
         command()
@@ -46,6 +46,9 @@ def run_command(command: Callable[[], None]) -> int:
     except InterruptedRunError as e:
         print(e)
         return e.status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

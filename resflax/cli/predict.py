@@ -80,7 +80,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--num-workers", metavar="N", type=int, default=threads, help=text)
     text = "stop at an unreadable image (default), or skip and list it"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default=ON_BAD_EXAMPLE[0], help=text)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     _check_arguments(args)
     return args
 
