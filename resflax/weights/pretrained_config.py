@@ -70,6 +70,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     config = _read_json(path)
     try:
+        if "resflax" in config:  # written by `resflax export` where the other keys do not suffice
+            return PretrainedConfig.from_json_dict(config["resflax"])
         if config.get("model_type") == "resnet":
             processor = folder / "preprocessor_config.json"
             return _from_transformers(config, _read_json(processor) if processor.exists() else {})
