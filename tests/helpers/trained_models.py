@@ -1,7 +1,6 @@
 """Models with random weights of plausible scale, to export."""
 
 from helpers.networks import randomized
-
 from resflax.export import TrainedModel
 from resflax.weights import Preprocess, PretrainedConfig
 from resflax.weights.bridge import variable_shapes
