@@ -102,6 +102,7 @@ def build(
         model, variables = _build_model_for(config, dataset)
     if config.pretrained:
         dataset = dataset.with_normalization(config.data.mean, config.data.std)
+    dataset = dataset.with_normalization(*dataset.train.mean_std())  # measured once
     schedule = build_schedule(config, len(dataset.train))
     optimizer = build_optimizer(config, schedule)
     normalizer = build_normalizer(dataset.train)
@@ -155,14 +156,14 @@ def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]
         )
     if not config.pretrained:
         return model, None
-    pretrained, variables, _ = read_weights(config.pretrained, model.spec)
+    pretrained, variables, *_ = read_weights(config.pretrained, model.spec)
     if pretrained.channels != channels:
         raise UserError(
             f"{config.pretrained} takes images with {pretrained.channels} channels:"
             f" {dataset.name} has {channels}"
         )
     for key in ("mean", "std"):
-        if pretrained.has_config and not config.data[key]:
+        if not config.data[key]:
             config.data[key] = getattr(pretrained.preprocess, key)
     if pretrained.spec.num_classes != model.spec.num_classes:
         variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
