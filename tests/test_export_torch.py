@@ -10,8 +10,7 @@ from helpers.trained_models import trained_model
 from resflax import UserError, get_spec, list_models
 from resflax.export import export
 from resflax.export.timm_names import find_timm_model, inference_spec, zoo_name
-from resflax.weights import load_file
-from resflax.weights.hub import read_weights
+from resflax.weights import load_file, read_weights
 from resflax.weights.torch_reference import torch_logits
 from resflax.zoo.registry import SPECS
 
@@ -126,7 +125,7 @@ def test_network_that_timm_lacks_comes_back(tmp_path, name):
     )
     report = export(model, tmp_path / "net")
     assert "timm has no such architecture" in report.notes[0]
-    config, variables, _ = read_weights(str(tmp_path / "net"))
+    config, variables, *_ = read_weights(tmp_path / "net")
     assert config == model.config
     for old, new in zip(*(sorted(map(str, t["params"])) for t in (variables, model.variables)),
                         strict=True):  # fmt: skip

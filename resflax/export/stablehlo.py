@@ -1,6 +1,8 @@
 """StableHLO artefacts: the inference function with its weights, through `jax.export`."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, UInt8
 
 from resflax.export.trained_model import TrainedModel
+from resflax.inference import apply_graph, build_graph
 from resflax.weights import Preprocess
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -23,7 +26,9 @@ def normalize(
     return (jnp.asarray(pixels, jnp.float32) / 255 - mean) / std
 
 
-def inference_function(model: TrainedModel, *, uint8: bool = False, fold: bool = True) -> Any:
+def inference_function(
+    model: TrainedModel, *, uint8: bool = False, fold: bool = True
+) -> Callable[[Array], Array]:
     """Returns the function that is exported, with the weights inside.
 
     Args:
@@ -31,11 +36,16 @@ def inference_function(model: TrainedModel, *, uint8: bool = False, fold: bool =
       uint8: take uint8 pixels and return probabilities, instead of normalized images and logits.
       fold: fold batch norm into the convolutions.
     """
-    logits = model.logits
-    del fold
-    if not uint8:
-        return logits
-    return lambda pixels: jax.nn.softmax(logits(normalize(model.preprocess, pixels)))
+    preprocess = model.preprocess
+    graph = build_graph(
+        model.spec,
+        model.variables,
+        outputs="probabilities" if uint8 else "logits",
+        mean=preprocess.mean if uint8 else None,
+        std=preprocess.std if uint8 else None,
+        fold=fold,
+    )
+    return partial(apply_graph, graph, graph.arrays)
 
 
 def export_stablehlo(model: TrainedModel, *, uint8: bool = False, fold: bool = True) -> bytes:

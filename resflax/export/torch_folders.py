@@ -13,6 +13,7 @@ from resflax.export.trained_model import TrainedModel
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, to_torch
 from resflax.weights.pretrained_config import RESAMPLING, read_config
+from resflax.weights.readers import IMAGENET_CLASSES
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 # Key of config.json for what the other keys cannot say.
@@ -140,10 +141,12 @@ def write_config(values: dict[str, Any], folder: Path, config: PretrainedConfig)
     """
     _write_json(folder / CONFIG, values)
     try:
-        complete = read_config(folder) == config
+        is_complete = read_config(folder) == config
     except UserError:
-        complete = False
-    if not complete:
+        is_complete = False
+    # Without names, the readers would take 1000 classes for those of ImageNet.
+    looks_like_imagenet = config.spec.num_classes == IMAGENET_CLASSES and not config.labels
+    if not is_complete or looks_like_imagenet:
         _write_json(folder / CONFIG, {**values, RESFLAX: config.to_json_dict()})
 
 

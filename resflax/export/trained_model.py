@@ -9,8 +9,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from resflax.errors import UserError
 from resflax.nn import Spec
-from resflax.weights import Preprocess, PretrainedConfig, read_weights
+from resflax.weights import Preprocess, PretrainedConfig, adapt_weights, read_weights
 from resflax.weights.bridge import Variables
+from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
 
@@ -86,17 +87,18 @@ def load_trained_model(where: str, name: str | None = None) -> TrainedModel:
     Raises:
       UserError: if there is no model, or it has no classes.
     """
-    config, variables, _ = read_weights(where, name)
-    if not config.spec.num_classes:
+    weights = adapt_weights(read_weights(where, name))
+    if not weights.config.spec.num_classes:
         raise UserError(f"{where} has no classification head: expected weights with classes")
-    return TrainedModel(config, variables, where, read_run(where))
+    return TrainedModel(weights.config, weights.variables, weights.source, read_run(where))
 
 
 def read_run(where: str) -> RunRecord | None:
     """Returns the records of the run in a workdir; None if `where` is not a workdir."""
-    folder = Path(where if Path(where).exists() else where.rpartition("@")[0] or where)
-    if not (folder / "checkpoints").is_dir():
+    workdir = split_checkpoint(where)
+    if workdir is None:
         return None
+    folder = workdir[0]
     config, results = (_read_json(folder / name) for name in ("config.json", "results.json"))
     return RunRecord(str(folder), config, results)
 
