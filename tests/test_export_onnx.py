@@ -51,9 +51,15 @@ def relative_error(value, expected):
     return np.abs(value - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SPECS]
+    ("name", "fold"),
+    [
+        pytest.param(
+            name, fold, marks=() if name in QUICK[: None if fold else 2] else [pytest.mark.slow]
+        )
+        for name in SPECS
+        for fold in (True, False)
+    ],
 )
 def test_onnxruntime_gives_the_models_logits(name, fold):
     config, model, variables, images = network(SPECS[name])
