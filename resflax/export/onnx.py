@@ -86,7 +86,8 @@ def _make_model(
 
     import resflax
 
-    shape = ["n", *size, graph.channels] if uint8 else ["n", graph.channels, *size]
+    height, width = size
+    shape = (height, width, graph.channels) if uint8 else (graph.channels, height, width)
     dtype = TensorProto.UINT8 if uint8 else TensorProto.FLOAT
     writer = OnnxWriter(opset, {graph.input: graph.channels})
     for node in graph.nodes:
@@ -94,7 +95,7 @@ def _make_model(
     onnx_graph = helper.make_graph(
         writer.nodes,
         PRODUCER,
-        [helper.make_tensor_value_info(graph.input, dtype, shape)],
+        [helper.make_tensor_value_info(graph.input, dtype, ["n", *shape])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", graph.features])],
         initializer=writer.initializers,
     )
