@@ -63,7 +63,9 @@ class OneDnnExecutor:
 
 def encode(graph: Graph) -> tuple[list[float], list[np.ndarray]]:
     """Returns a graph as `Program` in kernels/network/program.h reads it, and its arrays."""
-    indices, code, arrays = {graph.input: 0}, [], []
+    indices = {graph.input: 0}
+    code: list[float] = []
+    arrays: list[np.ndarray] = []
     for i, node in enumerate(graph.nodes, start=1):
         inputs = [indices[name] for name in node.inputs]
         row = OPS[node.op]

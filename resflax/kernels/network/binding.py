@@ -133,7 +133,9 @@ def _library() -> Any:
     """
     headers = sorted(SOURCE.parent.glob("*.h"))
     library = onednn.compile_with_onednn(SOURCE, headers=headers, flags=FLAGS)
-    pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    pointer: Any = ctypes.c_void_p
+    integer: Any = ctypes.c_int
+    size: Any = ctypes.c_int64
     library.ResflaxNetworkCreate.restype = pointer
     library.ResflaxNetworkCreate.argtypes = [
         *[pointer, size, pointer, pointer, size, size, integer, size, pointer, size]
