@@ -119,7 +119,7 @@ class BatchNormMode:
     """
 
     name: str = "global"
-    ghost_batch_size: int = 0
+    ghost_batch_size: int = 32
     frozen: tuple[str, ...] = ()
 
     def updates(self, path: str) -> bool:
@@ -144,6 +144,12 @@ class BatchNormMode:
 
 
 GLOBAL_BATCH = BatchNormMode()
+
+
+def batch_norm_mode(model: nn.Module) -> BatchNormMode:
+    """Returns a model's field `batch_norm`; the default for a model without one."""
+    mode = getattr(model, "batch_norm", None)
+    return mode if isinstance(mode, BatchNormMode) else GLOBAL_BATCH
 
 
 class BatchNorm(nn.Module):

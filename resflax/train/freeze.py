@@ -1,15 +1,15 @@
 """Frozen parameters: selected by patterns, left out of the gradient and the optimizer's state.
 
-A pattern is a shell-style pattern (`fnmatch`) that matches paths such as `stage1_block1/conv1/kernel`
-or modules such as `stem_norm` and `stage1_block1/conv1`, with everything in them; `*` also matches
-`/`. `stem*` freezes the stem, `stage[12]*` two stages, `*/norm?` the norms of all blocks. The paths
-are those of `scan=False` for any model: `stage2_block3` also names a part of the stacked
-`stage2_rest`.
+A shell-style pattern (`fnmatch`) matches paths such as `stage1_block1/conv1/kernel`, or modules
+such as `stem_norm` and `stage1_block1/conv1` with everything in them; `*` also matches `/`. `stem*`
+freezes the stem, `stage[12]*` two stages, `*/norm?` the norms of all blocks. The paths are those of
+`scan=False` for any model: `stage2_block3` also names a part of the stacked `stage2_rest`.
 
 A batch norm whose scale and bias are both frozen also keeps its statistics, and normalizes by them
 in training, as in PyTorch with `requires_grad_(False)` and `eval()`; see `frozen_batch_norms`.
 """
 
+import itertools
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,7 +55,8 @@ def split_params(params: Params, patterns: Sequence[str]) -> tuple[Params, Param
         return params, {}
     flat: dict[Path, Any] = flatten_dict(params)
     names = {path: _unstacked_names(path, leaf) for path, leaf in flat.items()}
-    _check_patterns(patterns, ["/".join(path) for path in flat] + [n for group in names.values() for n in group])
+    unstacked = itertools.chain(*names.values())
+    _check_patterns(patterns, [*("/".join(path) for path in flat), *unstacked])
     frozen = {path for path in flat if _is_frozen(path, names[path], patterns)}
     if len(frozen) == len(flat):
         raise UserError("freeze matches every parameter: leave some to train, such as the head")
