@@ -84,8 +84,6 @@ def _make_model(
 ) -> Any:
     from onnx import TensorProto, helper
 
-    import resflax
-
     height, width = size
     shape = (height, width, graph.channels) if uint8 else (graph.channels, height, width)
     dtype = TensorProto.UINT8 if uint8 else TensorProto.FLOAT
@@ -106,7 +104,6 @@ def _make_model(
         # The oldest format that has these operators, which the most runtimes read.
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name=PRODUCER,
-        producer_version=resflax.__version__,
     )
 
 
