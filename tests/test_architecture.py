@@ -26,6 +26,7 @@ LAYERS = {
     "zoo": 4,
     "weights": 5,
     "train": 6,
+    "evaluate": 7,
     "study": 8,
     "cli": 9,
     "__main__": 10,
