@@ -113,10 +113,10 @@ def test_built_run_has_the_parts_of_its_config():
 def test_given_model_and_dataset_replace_those_of_the_config():
     images = np.zeros((64, 2, 2, 1), np.uint8)
     split = InMemorySplit(images, np.arange(64, dtype=np.int32) % 10)
-    dataset = Dataset("zeros", split, split, 10)
+    dataset = Dataset("zeros", split, split, tuple("0123456789"))
     run = build(make_config(model="resnet50", spec__stem="cifar"), dataset=DIGITS, model=NormNet())
     assert isinstance(run.model, NormNet)
-    assert run.dataset is DIGITS
+    assert run.dataset.train.images is DIGITS.train.images
     assert run.init().params["head"]["kernel"].shape == (6, 10)
     run = build(make_config(), dataset=dataset, model=NormNet())
     assert run.init().params["stem_conv"]["kernel"].shape == (4, 6)

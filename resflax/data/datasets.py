@@ -8,6 +8,7 @@ from typing import Any
 
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fake import is_fake, make_fake
+from resflax.data.fingerprint import Fingerprint
 from resflax.data.folder import open_folder
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
@@ -64,6 +65,17 @@ class Dataset:
         measured = self.train.mean_std() if not (mean and std) else ((), ())
         override = (tuple(mean) or measured[0], tuple(std) or measured[1])
         return replace(self, train=replace(self.train, mean_std_override=override))
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
+
+        Returns:
+          "name", "classes", and "splits": the number of "examples" of the splits "train" and
+          "test", and a digest of their contents (in memory), file names and sizes (a folder), or
+          their version (TFDS).
+        """
+        splits = {"train": self.train.fingerprint(), "test": self.test.fingerprint()}
+        return {"name": self.name, "classes": list(self.classes), "splits": splits}
 
     @property
     def skipped(self) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resflax.data.decode import BadExampleError, decode
+from resflax.data.fingerprint import Fingerprint, files_fingerprint
 from resflax.data.source import bad_example
 from resflax.errors import UserError, unknown
 
@@ -47,6 +48,10 @@ class FolderSource:
         if path.suffix.lower() not in SUFFIXES:
             raise BadExampleError(str(path), f"is not a {', '.join(SUFFIXES)} file")
         return decode(path, str(path), channels), label
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns the number of files, by label, and a digest of their names and sizes."""
+        return files_fingerprint(self.root, self.files)
 
 
 def open_folder(root: Path, on_bad_example: str) -> tuple[FolderSource, FolderSource]:

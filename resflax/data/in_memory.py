@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from resflax.data.decode import BadExampleError
+from resflax.data.fingerprint import Fingerprint, arrays_fingerprint
 from resflax.data.source import MeanStd, Source, bad_example
 from resflax.errors import UserError
 from resflax.progress import progress_range
@@ -57,6 +58,10 @@ class InMemorySplit:
         mean = counts @ value / counts.sum(1)
         std = np.sqrt(counts @ value**2 / counts.sum(1) - mean**2)
         return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns the number of examples, by label, and a digest of images and labels."""
+        return arrays_fingerprint(self.images, self.labels)
 
 
 def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise") -> InMemorySplit:

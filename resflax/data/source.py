@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from resflax.data.fingerprint import Fingerprint
 from resflax.errors import UserError, unknown
 
 ON_BAD_EXAMPLE = ("raise", "skip")
@@ -43,6 +44,10 @@ class Source(Protocol):
         Raises:
           BadExampleError: if the example cannot be used.
         """
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns the number of "examples" and what identifies them; reads none of them."""
         ...
 
 

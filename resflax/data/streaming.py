@@ -8,6 +8,7 @@ from jaxtyping import Int, UInt8
 from resflax.data.crops import crop_and_resize, inception_box
 from resflax.data.decode import BadExampleError
 from resflax.data.eval_transform import EvalTransform
+from resflax.data.fingerprint import Fingerprint
 from resflax.data.source import MeanStd, Source, bad_example
 
 # Number of examples from which `mean_std` is estimated.
@@ -44,11 +45,12 @@ class StreamingSplit:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`."""
-        size = (self.size, self.size) if self.seed is not None else self._transform.size
+        size = (self.size, self.size) if self.seed is not None else self.transform.size
         return *size, self.channels
 
     @property
-    def _transform(self) -> EvalTransform:
+    def transform(self) -> EvalTransform:
+        """The resize and crop for evaluation."""
         return self.eval_transform or EvalTransform(size=(self.size, self.size))
 
     def example(
@@ -70,7 +72,7 @@ class StreamingSplit:
                 skipped[int(i)] = str(e)
                 continue
             if self.seed is None:
-                return self._transform.apply(image), label, skipped
+                return self.transform.apply(image), label, skipped
             rng = np.random.default_rng([self.seed, step, index])
             box = inception_box(rng, *image.shape[:2])
             return crop_and_resize(image, box, self.size), label, skipped
@@ -99,3 +101,7 @@ class StreamingSplit:
         mean = sums / len(sample)
         std = np.sqrt(np.maximum(squares / len(sample) - mean**2, 1 / 255**2))
         return tuple(mean.tolist()), tuple(std.tolist())
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns what identifies the examples on disk; reads none of them."""
+        return self.source.fingerprint()

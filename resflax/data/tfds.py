@@ -13,6 +13,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
+from resflax.data.fingerprint import Fingerprint
 from resflax.errors import UserError, unknown
 
 PREPARE = "resflax data prepare"
@@ -29,6 +30,7 @@ class TfdsSource:
         self.classes = tuple(feature.names or map(str, range(feature.num_classes)))
         self.has_file_names = "file_name" in builder.info.features
         self.problems: list[str] = []
+        self.version = str(builder.info.version)
         if builder.info.features[self.image].np_dtype != np.uint8:
             raise UserError(f"dataset {name!r} has images of more than 8 bits: expected uint8")
         if not builder.info.splits[split].num_examples:
@@ -69,6 +71,10 @@ class TfdsSource:
                 location, f"has label {label}: expected from 0 to {len(self.classes) - 1}"
             )
         return decode(example[self.image], location, channels), label
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns the number of examples and the dataset's version."""
+        return {"examples": len(self), "version": self.version}
 
 
 def open_prepared(name: str, data_dir: str) -> tuple[TfdsSource, TfdsSource]:

@@ -102,6 +102,7 @@ def build(
         model, variables = _build_model_for(config, dataset)
     if config.pretrained:
         dataset = dataset.with_normalization(config.data.mean, config.data.std)
+    dataset = dataset.with_normalization(*dataset.train.mean_std())  # measured once
     schedule = build_schedule(config, len(dataset.train))
     optimizer = build_optimizer(config, schedule)
     normalizer = build_normalizer(dataset.train)

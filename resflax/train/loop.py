@@ -23,8 +23,8 @@ from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
-from resflax.train.config import to_json_dict
 from resflax.train.input_pipeline import limit_in_flight
+from resflax.train.metadata import make_metadata
 from resflax.train.nonfinite import describe, param_group_names, stop_reason
 from resflax.train.results import make_results
 from resflax.train.state import TrainState
@@ -73,6 +73,7 @@ class TrainingLoop:
         self.pending: list[Any] = []  # metrics on the devices
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
+        self.metadata = make_metadata(trainer.run)
         self.checkpointer = None
         if workdir.writes:
             keep = self.config.checkpoint_max_to_keep
@@ -281,9 +282,7 @@ class TrainingLoop:
             train_seconds=self.throughput.seconds,
         )
         if self.checkpointer:
-            metadata = {
-                "config": to_json_dict(self.config), "trainer_state": trainer_state.as_dict()
-            }  # fmt: skip
+            metadata = self.metadata | {"trainer_state": trainer_state.as_dict()}
             tree = {"state": arrays, "eval_batch_stats": self.eval_batch_stats}
             self.checkpointer.save(Checkpoint(step, tree, metadata), accuracy)
             self._print_warnings()

@@ -1,0 +1,54 @@
+"""Metadata of a run's checkpoints: what using the model needs besides the arrays."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from resflax.data import Dataset, StreamingSplit
+from resflax.nn import ResNet
+from resflax.train.builders import Run
+from resflax.train.config import to_json_dict
+from resflax.weights import Preprocess, PretrainedConfig
+
+
+def make_metadata(run: Run) -> dict[str, Any]:
+    """Returns the JSON values that all checkpoints of a run have in common.
+
+    Returns:
+      "config"; "model", the values of `PretrainedConfig.to_json_dict`, None for a linen module of
+      the user's own; and "data", the fingerprint of the dataset.
+    """
+    record = model_record(run.model, run.dataset)
+    return {
+        "config": to_json_dict(run.config),
+        "model": record and record.to_json_dict(),
+        "data": run.dataset.fingerprint(),
+    }
+
+
+def model_record(model: nn.Module, dataset: Dataset) -> PretrainedConfig | None:
+    """Returns architecture, preprocessing and class names of a model that a dataset trains.
+
+    Images in memory have one size and are not cropped; those of a streamed dataset are resized and
+    cropped as its test split. Mean and standard deviation are those of the training split, which
+    normalize all images.
+
+    Args:
+      model: the network; None is returned if it is not a `ResNet`.
+      dataset: its dataset.
+    """
+    if not isinstance(model, ResNet):
+        return None
+    mean, std = dataset.train.mean_std()
+    height, width, channels = dataset.test.image_shape
+    fields: dict[str, Any] = {
+        "size": (height, width),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "crop_mode": "center",
+    }
+    if isinstance(dataset.test, StreamingSplit):
+        fields = {key: getattr(dataset.test.transform, key) for key in fields}
+    preprocess = Preprocess(**fields, mean=tuple(mean), std=tuple(std))
+    labels = dataset.classes if model.spec.num_classes == dataset.num_classes else ()
+    return PretrainedConfig(model.spec, channels, preprocess, labels)
