@@ -82,7 +82,7 @@ def test_bins_hold_their_upper_edges():
     scores = score_examples(log_p, np.zeros(4, int))._replace(
         top_probability=confidence[:, None], top=np.zeros((4, 1), int)
     )
-    assert np.flatnonzero(equal_width_bins(scores).count).tolist() == [0, 2, 7, 14]
+    assert np.flatnonzero(equal_width_bins(scores).examples).tolist() == [0, 2, 7, 14]
 
 
 def test_perfect_classifier_has_no_error():
@@ -159,6 +159,6 @@ def test_bins_partition_the_examples(case):
     logits, labels, _ = random_case(*case)
     scores = score_examples(logits, labels)
     mass: Bins = equal_mass_bins(scores)
-    assert equal_width_bins(scores).count.sum() == mass.count.sum() == case[0]
-    assert np.ptp(mass.count) <= 1
-    np.testing.assert_allclose((mass.count * mass.accuracy).sum(), scores.is_correct.sum())
+    assert equal_width_bins(scores).examples.sum() == mass.examples.sum() == case[0]
+    assert np.ptp(mass.examples) <= 1
+    np.testing.assert_allclose((mass.examples * mass.accuracy).sum(), scores.is_correct.sum())

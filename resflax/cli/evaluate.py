@@ -111,9 +111,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     own = _own_dataset(args.where)
     if not args.dataset and own is None:
         raise UserError(f"{args.where} is not the workdir of a run: expected --dataset=NAME")
-    pretrained = load_pretrained(
-        args.where, model=args.model, revision=args.revision, dtype=args.dtype
-    )
+    pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
     spec = pretrained.model.spec
     if not spec.num_classes:
         raise UserError(f"{args.where} has no classification head: expected weights with classes")
@@ -179,7 +177,7 @@ def _selection(where: str, own_split: bool) -> str:
 def run(plan: Plan, args: argparse.Namespace) -> Evaluated:
     """Computes the scores of all examples, with a progress meter."""
     classify = Classifier(
-        plan.pretrained.model,
+        plan.pretrained.model.spec,
         plan.pretrained.variables,
         mean=plan.preprocess.mean,
         std=plan.preprocess.std,

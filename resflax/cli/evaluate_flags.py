@@ -70,16 +70,37 @@ def _parser() -> Parser:
     add("--labels-file", default="", metavar="FILE", help="labels of images without class folders")
     add("--out", type=Path, metavar="DIR", help="write evaluation.json and figures to DIR")
     add("--predictions", type=Path, metavar="FILE", help="write each prediction: .csv or .parquet")
-    add("--valid-labels", type=Path, metavar="FILE",
-        help="evaluate on these classes only: one index, name or synset per line")
-    add("--real-labels", type=Path, metavar="FILE",
-        help="also report ReaL accuracy: JSON list of the lists of correct labels")
-    add("--tta", choices=("none", "flip"), default="none",
-        help="flip: average the probabilities of the image and its mirror image")
-    add("--crops", type=int, choices=CROPS, default=1,
-        help="10: average the probabilities of the corners, the center and their mirrors")
-    add("--scales", default="", metavar="N,N,...",
-        help="average the probabilities of whole images with these shorter sides")
+    add(
+        "--valid-labels",
+        type=Path,
+        metavar="FILE",
+        help="evaluate on these classes only: one index, name or synset per line",
+    )
+    add(
+        "--real-labels",
+        type=Path,
+        metavar="FILE",
+        help="also report ReaL accuracy: JSON list of the lists of correct labels",
+    )
+    add(
+        "--tta",
+        choices=("none", "flip"),
+        default="none",
+        help="flip: average the probabilities of the image and its mirror image",
+    )
+    add(
+        "--crops",
+        type=int,
+        choices=CROPS,
+        default=1,
+        help="10: average the probabilities of the corners, the center and their mirrors",
+    )
+    add(
+        "--scales",
+        default="",
+        metavar="N,N,...",
+        help="average the probabilities of whole images with these shorter sides",
+    )
     defaults = parser.add_argument_group("preprocessing; default: the model's own")
     defaults.add_argument("--size", metavar="N or HxW", help="side of the network's input")
     defaults.add_argument("--crop-pct", type=float, help="side of the crop / resized image")
@@ -89,8 +110,12 @@ def _parser() -> Parser:
     add("--batch-size", type=int, default=64, help="images per batch of all devices; default: 64")
     add("--num-workers", type=int, default=0, help="processes that read images; 0 for threads")
     add("--dtype", choices=DTYPES, default="float32", help="compute dtype; default: float32")
-    add("--on-bad-example", choices=ON_BAD_EXAMPLE, default="",
-        help="skip: count unreadable images instead of stopping")
+    add(
+        "--on-bad-example",
+        choices=ON_BAD_EXAMPLE,
+        default="",
+        help="skip: count unreadable images instead of stopping",
+    )
     processes = parser.add_argument_group("several processes, see resflax train --help")
     processes.add_argument("--distributed", action="store_true")
     processes.add_argument("--coordinator", default="", metavar="HOST:PORT")

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from resflax.data.fingerprint import Fingerprint
 from resflax.data.in_memory import InMemorySplit
 
 
@@ -25,6 +26,10 @@ class ArraySource:
         """Returns "": the examples have no files."""
         del index
         return ""
+
+    def fingerprint(self) -> Fingerprint:
+        """See `Source`."""
+        return self.split.fingerprint()
 
     def read(
         self, index: int, channels: int = 0

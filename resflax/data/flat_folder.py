@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resflax.data.decode import decode
+from resflax.data.fingerprint import Fingerprint, files_fingerprint
 from resflax.data.folder import SUFFIXES
 from resflax.data.imagenet import (
     GROUND_TRUTH,
@@ -47,6 +48,10 @@ class FlatFolderSource:
     def file_name(self, index: int) -> str:
         """Returns the file of an example, relative to the folder."""
         return self.files[index][0]
+
+    def fingerprint(self) -> Fingerprint:
+        """See `Source`."""
+        return files_fingerprint(self.root, self.files)
 
     def read(
         self, index: int, channels: int = 0

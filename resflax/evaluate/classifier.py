@@ -6,37 +6,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resflax.data import normalize
 from resflax.distributed import make_engine
-from resflax.nn import ResNet
-
-
-class _Predictor:
-    """Stand-in."""
-
-    def __init__(self, model: Any, variables: Any, dtype: str, mean: Any, std: Any) -> None:
-        self.model, self.arrays, self.mean, self.std = (
-            model.clone(dtype=dtype),
-            variables,
-            mean,
-            std,
-        )
-        self._jit = jax.jit(self.apply)
-
-    def apply(self, arrays: Any, images: Any) -> Any:
-        x = normalize(images, mean=self.mean, std=self.std)
-        return self.model.apply(arrays, x, train=False)
-
-    def __call__(self, images: Any) -> Any:
-        return self._jit(self.arrays, images)
+from resflax.inference import make_predictor
+from resflax.nn import Spec
 
 
 class Classifier:
     """Computes logits of batches on all local devices; each process has its own images.
 
     Args:
-      model: the network.
-      variables: its variables.
+      spec: the architecture.
+      variables: its variables, stacked or not.
       mean: per-channel mean of pixel values from 0 to 1, which is subtracted.
       std: per-channel standard deviation, which the difference is divided by.
       dtype: dtype of convolutions and feature maps.
@@ -44,7 +24,7 @@ class Classifier:
 
     def __init__(
         self,
-        model: ResNet,
+        spec: Spec,
         variables: Any,
         *,
         mean: tuple[float, ...],
@@ -52,7 +32,7 @@ class Classifier:
         dtype: str = "float32",
     ) -> None:
         self.devices = jax.local_devices()
-        self._predictor = _Predictor(model, variables, dtype, mean, std)
+        self._predictor = make_predictor(spec, variables, dtype=dtype, mean=mean, std=std)
         if len(self.devices) > 1:
             self._engine = make_engine("mesh", self.devices)
             self._arrays = self._engine.replicate(self._predictor.arrays)

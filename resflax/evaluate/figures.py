@@ -23,8 +23,8 @@ def draw_reliability(scores: ExampleScores, path: Path, title: str) -> None:
     """
     bins = equal_width_bins(scores)
     figure, (ax, counts) = new_figure(2, width=9.0, height=3.8)
-    centers = (np.arange(len(bins.count)) + 0.5) / len(bins.count)
-    width, filled = 1 / len(bins.count), bins.count > 0
+    centers = (np.arange(len(bins.examples)) + 0.5) / len(bins.examples)
+    width, filled = 1 / len(bins.examples), bins.examples > 0
     ax.plot([0, 1], [0, 1], color=SHADES[3], linestyle="--", linewidth=1, label="calibrated")
     ax.bar(centers[filled], bins.accuracy[filled], 0.92 * width, color=SHADES[1], label="accuracy")
     ax.plot(
@@ -34,7 +34,7 @@ def draw_reliability(scores: ExampleScores, path: Path, title: str) -> None:
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     ax.set_title(f"expected calibration error {bins.calibration_error:.4f}", fontsize=9)
     ax.legend(frameon=False, fontsize=8, loc="upper left")
-    counts.bar(centers, bins.count / bins.count.sum(), 0.92 * width, color=SHADES[0])
+    counts.bar(centers, bins.examples / bins.examples.sum(), 0.92 * width, color=SHADES[0])
     for value, style, name in (
         (float(scores.confidence.mean()), "-", "mean confidence"),
         (float(scores.is_correct.mean()), "--", "accuracy"),

@@ -21,15 +21,15 @@ class Rows(NamedTuple):
     """Rows of a batch.
 
     Attributes:
-      index: index of the example in the split.
-      label: label in the dataset.
-      weight: 0 for a row that does not count; see `resflax.data.eval_batches`.
+      indices: indices of the examples in the split.
+      labels: labels in the dataset.
+      weights: 0 for a row that does not count; see `resflax.data.eval_batches`.
       log_p: log-probabilities of the classes that count.
     """
 
-    index: Int[np.ndarray, " n"]
-    label: Int[np.ndarray, " n"]
-    weight: Float[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]
     log_p: Float[np.ndarray, "n classes"]
 
 

@@ -50,12 +50,12 @@ class Bins(NamedTuple):
     """Examples grouped by confidence, from the lowest; empty bins have zeros.
 
     Attributes:
-      count: number of examples.
+      examples: number of examples.
       accuracy: share of them that are classified correctly.
       confidence: mean confidence.
     """
 
-    count: Int[np.ndarray, " bins"]
+    examples: Int[np.ndarray, " bins"]
     accuracy: Float[np.ndarray, " bins"]
     confidence: Float[np.ndarray, " bins"]
 
@@ -63,7 +63,7 @@ class Bins(NamedTuple):
     def calibration_error(self) -> float:
         """Mean over the examples of `|accuracy - confidence|` of their bin."""
         gap = np.abs(self.accuracy - self.confidence)
-        return float((self.count * gap).sum() / self.count.sum())
+        return float((self.examples * gap).sum() / self.examples.sum())
 
 
 class Metrics(NamedTuple):

@@ -49,8 +49,8 @@ def write_predictions(
     """
     scores = evaluated.scores
     columns: dict[str, Any] = {
-        "index": evaluated.index,
-        "path": [source.location(int(i)) for i in evaluated.index],
+        "index": evaluated.indices,
+        "path": [source.location(int(i)) for i in evaluated.indices],
         "label": label_map.columns[scores.label],
         "prediction": label_map.columns[scores.prediction],
         "label_probability": np.exp(scores.label_log_probability),

@@ -66,7 +66,7 @@ def _real_results(
     predictions = label_map.columns[evaluated.scores.prediction].tolist()
     hits = [
         prediction in real_labels[index]
-        for index, prediction in zip(evaluated.index.tolist(), predictions, strict=True)
+        for index, prediction in zip(evaluated.indices.tolist(), predictions, strict=True)
         if real_labels[index]
     ]
     accuracy = float(np.mean(hits)) if hits else None

@@ -23,13 +23,13 @@ class Evaluated(NamedTuple):
     """The examples of a split that count, in order.
 
     Attributes:
-      index: their indices in the split.
+      indices: their indices in the split.
       scores: their scores; classes are positions in `LabelMap.columns`.
       excluded: number of examples whose class does not count.
       skipped: one line for each example that could not be read.
     """
 
-    index: Int[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"]
     scores: ExampleScores
     excluded: int
     skipped: list[str]
@@ -39,13 +39,13 @@ class _Part(NamedTuple):
     """The scores of some rows, some of which do not count.
 
     Attributes:
-      index: index of the example.
+      indices: indices of the examples.
       is_read: False for padding and for the replacement of a skipped example.
       is_valid: whether the class of the example counts.
       scores: scores; the label is 0 in rows that do not count.
     """
 
-    index: Int[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"]
     is_read: Bool[np.ndarray, " n"]
     is_valid: Bool[np.ndarray, " n"]
     scores: ExampleScores
@@ -90,7 +90,7 @@ def evaluate_split(
     parts, remaining = [], len(split)
     for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
         parts.append(_score(rows, label_map, split))
-        done = min(len(rows.index) * processes, remaining)
+        done = min(len(rows.indices) * processes, remaining)
         remaining -= done
         on_batch(done)
     return _gather(parts, split)
@@ -118,17 +118,17 @@ def _classify(
 
 
 def _score(rows: Rows, label_map: LabelMap, split: StreamingSplit) -> _Part:
-    is_read = rows.weight > 0
-    label = np.where(is_read, rows.label, 0)
+    is_read = rows.weights > 0
+    label = np.where(is_read, rows.labels, 0)
     bad = np.flatnonzero(label >= len(label_map.labels))
     if len(bad):
-        location = split.source.location(int(rows.index[bad[0]]))
+        location = split.source.location(int(rows.indices[bad[0]]))
         raise UserError(
             f"{location} has label {label[bad[0]]}: expected from 0 to {len(label_map.labels) - 1}"
         )
     position = label_map.labels[label]
     scores = score_examples(rows.log_p, np.where(position == EXCLUDED, 0, position))
-    return _Part(rows.index.astype(np.int64), is_read, position != EXCLUDED, scores)
+    return _Part(rows.indices.astype(np.int64), is_read, position != EXCLUDED, scores)
 
 
 def _gather(parts: list[_Part], split: StreamingSplit) -> Evaluated:
@@ -139,7 +139,7 @@ def _gather(parts: list[_Part], split: StreamingSplit) -> Evaluated:
     counts = np.flatnonzero(part.is_read & part.is_valid)
     if not len(counts):
         raise UserError(f"{split.source.name} has no example that counts: expected one or more")
-    order = counts[np.argsort(part.index[counts])]
+    order = counts[np.argsort(part.indices[counts])]
     chosen: _Part = jax.tree.map(lambda array: array[order], part)
     excluded = int((part.is_read & ~part.is_valid).sum())
-    return Evaluated(chosen.index, chosen.scores, excluded, skipped)
+    return Evaluated(chosen.indices, chosen.scores, excluded, skipped)
