@@ -119,7 +119,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
       UserError: if they cannot be read, or do not fit the dataset's images and classes.
     """
     name, _, location = source.rpartition(":")
-    config, variables, _ = read_weights(location, name or None)
+    config, variables, *_ = read_weights(location, name or None)
     height, width, channels = dataset.image_shape
     minimum = config.spec.min_image_size
     if (config.channels, config.spec.num_classes) != (channels, dataset.num_classes):

@@ -156,14 +156,14 @@ def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]
         )
     if not config.pretrained:
         return model, None
-    pretrained, variables, _ = read_weights(config.pretrained, model.spec)
+    pretrained, variables, *_ = read_weights(config.pretrained, model.spec)
     if pretrained.channels != channels:
         raise UserError(
             f"{config.pretrained} takes images with {pretrained.channels} channels:"
             f" {dataset.name} has {channels}"
         )
     for key in ("mean", "std"):
-        if pretrained.has_config and not config.data[key]:
+        if not config.data[key]:
             config.data[key] = getattr(pretrained.preprocess, key)
     if pretrained.spec.num_classes != model.spec.num_classes:
         variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
