@@ -15,7 +15,7 @@ from resflax.data.datasets import Dataset as Dataset
 from resflax.data.datasets import load_dataset as load_dataset
 from resflax.data.eval_transform import EvalTransform as EvalTransform
 from resflax.data.in_memory import InMemorySplit as InMemorySplit
-from resflax.data.load_split import load_split as load_split
+from resflax.data.splits import load_split as load_split
 from resflax.data.order import EvalOrder as EvalOrder
 from resflax.data.order import TrainOrder as TrainOrder
 from resflax.data.order import batch_epochs as batch_epochs
