@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
     "convert": Command("resflax.cli.weights:convert_main", "convert weights from and to PyTorch"),
     "predict": Command("resflax.cli.weights:predict_main", "show the top five classes of images"),
+    "evaluate": Command("resflax.cli.evaluate:main", "evaluate a trained network on a dataset"),
     "doctor": Command("resflax.cli.doctor:main", "check that results are reproducible here"),
     "study": Command("resflax.cli.study:main", "run an experiment of the papers"),
 }

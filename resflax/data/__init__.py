@@ -15,11 +15,11 @@ from resflax.data.datasets import Dataset as Dataset
 from resflax.data.datasets import load_dataset as load_dataset
 from resflax.data.eval_transform import EvalTransform as EvalTransform
 from resflax.data.in_memory import InMemorySplit as InMemorySplit
-from resflax.data.splits import load_split as load_split
 from resflax.data.order import EvalOrder as EvalOrder
 from resflax.data.order import TrainOrder as TrainOrder
 from resflax.data.order import batch_epochs as batch_epochs
 from resflax.data.order import batch_indices as batch_indices
 from resflax.data.source import ON_BAD_EXAMPLE as ON_BAD_EXAMPLE
 from resflax.data.source import check_on_bad_example as check_on_bad_example
+from resflax.data.splits import load_split as load_split
 from resflax.data.streaming import StreamingSplit as StreamingSplit
