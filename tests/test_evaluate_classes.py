@@ -17,7 +17,7 @@ from resflax.evaluate.classes import (
 )
 
 
-class Examples(SimpleNamespace):
+class FileList(SimpleNamespace):
     """A source of `files`, for functions that read no pixels."""
 
     def __len__(self):
@@ -28,7 +28,7 @@ class Examples(SimpleNamespace):
 
 
 def source(classes=(), files=()):
-    return Examples(name="data/test", classes=tuple(classes), files=files)
+    return FileList(name="data/test", classes=tuple(classes), files=files)
 
 
 def label_map(model, count, dataset, valid=()):
@@ -45,8 +45,9 @@ def test_equal_names_are_matched_in_any_order():
 def test_unknown_names_are_matched_by_number():
     mapped = label_map("", 3, ["cat", "dog", "owl"])
     assert mapped.labels.tolist() == [0, 1, 2]
-    assert mapped.names == ("class 0", "class 1", "class 2")
+    assert mapped.names == ("cat", "dog", "owl")
     assert label_map("abc", 3, "").labels.tolist() == [0, 1, 2]
+    assert label_map("", 2, "").names == ("class 0", "class 1")
 
 
 @pytest.mark.parametrize(

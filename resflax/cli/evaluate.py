@@ -266,7 +266,8 @@ def _write(
         from resflax.evaluate.figures import draw_confusion, draw_reliability  # Matplotlib
 
         args.out.mkdir(parents=True, exist_ok=True)
-        title = f"{args.where} on {plan.source.name}, accuracy {metrics.accuracy:.4f}"
+        model, data = Path(args.where).name, "/".join(Path(plan.source.name).parts[-2:])
+        title = f"{model} on {data}\naccuracy {metrics.accuracy:.4f}"
         draw_reliability(evaluated.scores, args.out / "reliability.png", title)
         draw_confusion(
             metrics.confusion, plan.label_map.names, args.out / "confusion.png", title

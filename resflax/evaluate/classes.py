@@ -24,7 +24,7 @@ class LabelMap(NamedTuple):
     Attributes:
       columns: the classes of the model that count: logits are restricted to them.
       labels: for each label of the dataset, a position in `columns`, or `EXCLUDED`.
-      names: names of the classes in `columns`.
+      names: names of the classes in `columns`: the model's, or else the dataset's.
     """
 
     columns: Int[np.ndarray, " classes"]
@@ -59,7 +59,7 @@ def make_label_map(
     everything = np.arange(num_classes)
     if not valid_labels:
         labels = _match(model_classes, num_classes, everything, source)
-        return LabelMap(everything, labels, names)
+        return LabelMap(everything, labels, model_classes or source.classes or names)
     columns = _parse_valid_labels(valid_labels, model_classes, num_classes)
     valid_names = tuple(names[i] for i in columns)
     if source.classes and len(source.classes) != num_classes:
