@@ -28,6 +28,7 @@ LAYERS = {
     "weights": 5,
     "train": 6,
     "evaluate": 7,
+    "export": 7,
     "study": 8,
     "cli": 9,
     "__main__": 10,

@@ -87,7 +87,7 @@ def test_valid_labels_restrict_a_dataset_of_these_classes(valid):
     assert mapped.names == ("b", "d", "e")
 
 
-def test_valid_labels_exclude_the_other_classes_of_a_full_dataset():
+def test_valid_labels_exclude_other_classes_of_a_dataset():
     mapped = label_map("abcde", 5, "edcba", ("4", "1"))
     assert mapped.columns.tolist() == [4, 1]
     assert mapped.labels.tolist() == [0, EXCLUDED, EXCLUDED, 1, EXCLUDED]

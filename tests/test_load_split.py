@@ -113,7 +113,7 @@ def test_flat_folder_takes_synsets(flat):
     assert source.classes == synsets()
 
 
-def test_flat_folder_takes_the_ground_truth_of_the_development_kit(flat):
+def test_flat_folder_takes_the_official_ground_truth(flat):
     source = load_flat(flat, GROUND_TRUTH, "490\n361\n171\n1000\n")
     labels = [synsets().index(development_kit_synsets()[i - 1]) for i in (490, 361, 1000)]
     assert [label for _, label in examples(source)] == labels

@@ -26,12 +26,9 @@ COMMANDS: dict[str, Command] = {
     "info": Command("resflax.cli.models:info_main", "show the size of a network"),
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
     "convert": Command("resflax.cli.weights:convert_main", "convert weights from and to PyTorch"),
-<<<<<<< HEAD
-    "predict": Command("resflax.cli.weights:predict_main", "show the top five classes of images"),
     "evaluate": Command("resflax.cli.evaluate:main", "evaluate a trained network on a dataset"),
-=======
     "predict": Command("resflax.cli.predict:main", "predict the classes of images"),
->>>>>>> main
+    "export": Command("resflax.cli.export:main", "export a model for PyTorch, ONNX or StableHLO"),
     "doctor": Command("resflax.cli.doctor:main", "check that results are reproducible here"),
     "study": Command("resflax.cli.study:main", "run an experiment of the papers"),
 }
