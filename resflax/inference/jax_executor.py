@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from resflax.inference.graph import Graph, Node
 from resflax.kernels.conv import conv_general_dilated
@@ -24,7 +24,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def apply_graph(
-    graph: Graph, arrays: Arrays, images: Array, *, dtype: Any = jnp.float32
+    graph: Graph,
+    arrays: Arrays,
+    images: Shaped[Array, "n height width channels"],
+    *,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "n features"]:
     """Runs the nodes of `graph` on a batch of images.
 
@@ -59,10 +63,8 @@ def apply_graph(
     for node in graph.nodes:
         inputs = [results[name] for name in node.inputs]
         result = OPERATIONS[node.op](node, arrays.get(node.name, {}), dtype, *inputs)
-        # Only a convolution's sum and activation are worth storing: the rest of XLA:CPU's
-        # recomputation is cheap.
-        shared = node.op == "conv" and reads[node.name] > 1
-        results[node.name] = materialize(result) if shared else result
+        # XLA:CPU would compute a block's output for each reader, and with it all earlier blocks'.
+        results[node.name] = materialize(result) if reads[node.name] > 1 else result
     return results[graph.output]
 
 

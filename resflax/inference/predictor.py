@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from resflax.errors import UserError, unknown
 from resflax.inference.build import build_graph
@@ -44,7 +44,9 @@ class Predictor:
             for name, arrays in self.graph.arrays.items()
         }
 
-    def apply(self, arrays: Arrays, images: Array) -> Float[Array, "n features"]:
+    def apply(
+        self, arrays: Arrays, images: Shaped[Array, "n height width channels"]
+    ) -> Float[Array, "n features"]:
         """Returns the outputs for a batch, as a pure function in JAX, whatever the backend.
 
         Use it with `arrays` under `jit`, over a mesh, under `vmap` and `jax.export`.
