@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from resflax.errors import UserError, unknown
 from resflax.inference.build import build_graph
 from resflax.inference.graph import Graph
-from resflax.inference.jax_executor import Arrays, apply_graph
+from resflax.inference.jax_executor import Arrays, apply_graph, check_images
 from resflax.inference.onednn_executor import OneDnnExecutor, onednn_reason_against
 from resflax.nn import Spec
 
@@ -65,6 +65,8 @@ class Predictor:
         Raises:
           ValueError: if the shape or the dtype does not fit.
         """
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        check_images(self.graph, images)
         return self._run(images)
 
     @cached_property
