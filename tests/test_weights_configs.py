@@ -100,6 +100,7 @@ def test_gray_timm_config_keeps_its_preprocessing(tmp_path):
         "interpolation": "bilinear",
     }
     config = {**TIMM, "pretrained_cfg": TIMM["pretrained_cfg"] | changes}
+    config["model_args"] = TIMM["model_args"] | {"in_chans": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     read = read_config(tmp_path)
     assert read.channels == 1
