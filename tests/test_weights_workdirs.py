@@ -91,7 +91,7 @@ def test_averaged_weights_that_were_not_evaluated(tmp_path):
     assert_equal(load_pretrained(f"{path}@best").variables, variables_at(1.5))
 
 
-def test_averaged_weights_use_running_statistics_without_precise_bn(tmp_path):
+def test_averaged_weights_without_precise_bn_use_running_stats(tmp_path):
     """As for frozen batch norm, whose statistics do not change."""
     metadata = {"config": {"precise_bn_batches": 0}}
     path = write_workdir(tmp_path / "x", SavedStep(2, 0.5, ema=True), metadata=metadata)
