@@ -154,7 +154,7 @@ def train(mode, engine="mesh", devices=1, steps=2, grad_accum_steps=1):
     ("mode", "grad_accum_steps"),
     [(BatchNormMode("ghost", 2), 2), (BatchNormMode("ghost", 4), 1), (BatchNormMode("frozen"), 1)],
 )
-def test_device_count_does_not_change_groups_and_frozen_statistics(mode, grad_accum_steps):
+def test_device_count_does_not_change_groups_and_frozen(mode, grad_accum_steps):
     expected = train(mode, grad_accum_steps=grad_accum_steps)
     for engine in ("pmap", "mesh"):
         found = train(mode, engine, 4, grad_accum_steps=grad_accum_steps)

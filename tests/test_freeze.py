@@ -78,7 +78,7 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("patterns", PATTERNS)
-def test_pattern_matches_leaves_and_modules_with_all_their_leaves(patterns):
+def test_pattern_matches_leaves_and_modules(patterns):
     params = params_of(model())
     trainable, frozen = split_params(params, patterns)
     assert names_of(frozen) == {name for name in names_of(params) if PATTERNS[patterns](name)}
