@@ -83,10 +83,17 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     plan = make_plan(args)
+    classify = Classifier(
+        plan.pretrained.model.spec,
+        plan.pretrained.variables,
+        mean=plan.preprocess.mean,
+        std=plan.preprocess.std,
+        dtype=args.dtype,
+    )
     if is_main_process():
         print(_describe(plan))
     start = time.monotonic()
-    evaluated = run(plan, args)
+    evaluated = run(plan, args, classify)
     seconds = time.monotonic() - start
     metrics = summarize(evaluated.scores, len(plan.label_map.columns))
     values = results(metrics, evaluated, plan.label_map, plan.real_labels)
@@ -111,7 +118,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
     real_labels = read_real_labels(args.real_labels) if args.real_labels else []
     own = _own_dataset(args.where)
     if not args.dataset and own is None:
-        raise UserError(f"{args.where} is not the workdir of a run: expected --dataset=NAME")
+        raise UserError(
+            f"{args.where} is not the workdir of a run, whose dataset is known: expected"
+            " --dataset=NAME"
+        )
     pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
     spec = pretrained.model.spec
     if not spec.num_classes:
@@ -123,7 +133,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             f"images of {smallest} pixels are too small for the model: expected"
             f" {spec.min_image_size} or more"
         )
-    config = own if own and not args.dataset else {}
+    config = own if own and args.dataset in ("", own["dataset"]) else {}
     data = config.get("data", {})
     on_bad_example = args.on_bad_example or data.get("on_bad_example", "raise")
     dataset = args.dataset or config["dataset"]
@@ -141,7 +151,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         real_labels = real_labels_of(source, real_labels, args.real_labels)
     return Plan(
         pretrained,
-        _selection(args.where, own is not None and not args.dataset),
+        _selection(args.where, bool(config)),
         preprocess,
         dataset,
         source,
@@ -175,15 +185,8 @@ def _selection(where: str, own_split: bool) -> str:
     return f"by the accuracy on the run's own test split{optimistic}"
 
 
-def run(plan: Plan, args: argparse.Namespace) -> Evaluated:
+def run(plan: Plan, args: argparse.Namespace, classify: Classifier) -> Evaluated:
     """Computes the scores of all examples, with a progress meter."""
-    classify = Classifier(
-        plan.pretrained.model.spec,
-        plan.pretrained.variables,
-        mean=plan.preprocess.mean,
-        std=plan.preprocess.std,
-        dtype=args.dtype,
-    )
     split = StreamingSplit(
         plan.source,
         max(plan.preprocess.size),
@@ -220,7 +223,7 @@ def _describe(plan: Plan) -> str:
     preprocess, source = plan.preprocess, plan.source
     height, width = preprocess.size
     resize = f"{height}x{width}, crop_pct {preprocess.crop_pct:g}, {preprocess.crop_mode} crop"
-    resize = f"whole images as {preprocess.channels} channels" if plan.views.scales else resize
+    resize = "whole images" if plan.views.scales else resize
     mean, std = (", ".join(f"{x:.4g}" for x in v) for v in (preprocess.mean, preprocess.std))
     lines = [
         f"weights: {plan.pretrained.source}",

@@ -16,6 +16,7 @@
 #include "plan.h"
 #include "primitives.h"
 #include "program.h"
+#include "winograd.h"
 
 namespace resflax {
 namespace {
@@ -32,6 +33,16 @@ class ThreadScope {
  private:
   int before_;
 };
+
+template <typename... Arguments>
+Step MakeConvStep(const StepBuilder& builder, const Node& node, Shape in, Shape out,
+                  const Arguments&... locations) {
+#ifdef __AVX512F__
+  if (Winograd::Supports(builder, node, in, out))
+    return Winograd::Make(builder, node, in, out, locations...);
+#endif
+  return ConvStep(builder, node, in, out, locations...);
+}
 
 struct PlanKey {
   Dim n, h, w;
@@ -131,8 +142,8 @@ class Plan {
     }
     const Location from = residual < 0 ? y.at : values_[residual].at;
     if (node.op == Op::kConv) {
-      steps_.push_back(ConvStep(builder_, node, x.shape, y.shape, x.at, y.at,
-                                residual < 0 ? nullptr : &from));
+      steps_.push_back(MakeConvStep(builder_, node, x.shape, y.shape, x.at, y.at,
+                                    residual < 0 ? nullptr : &from));
     } else if (node.op == Op::kDense) {
       steps_.push_back(DenseStep(builder_, node, x.shape, y.shape, x.at, y.at));
     } else if (builder_.dtype == DType::kBFloat16) {
