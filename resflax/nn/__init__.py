@@ -1,5 +1,7 @@
 """Residual networks as linen modules: residual block, shortcuts, stems, `Spec` and `ResNet`."""
 
+from typing import TYPE_CHECKING, Any
+
 from resflax.nn.blocks import BLOCKS as BLOCKS
 from resflax.nn.blocks import BlockConfig as BlockConfig
 from resflax.nn.blocks import BlockGeometry as BlockGeometry
@@ -20,3 +22,14 @@ from resflax.nn.shortcuts import zero_pad as zero_pad
 from resflax.nn.spec import FeatureInfo as FeatureInfo
 from resflax.nn.spec import Spec as Spec
 from resflax.nn.stems import STEMS as STEMS
+
+if TYPE_CHECKING:
+    from resflax.nn.nnx import to_nnx as to_nnx
+
+
+def __getattr__(name: str) -> Any:
+    if name != "to_nnx":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from resflax.nn.nnx import to_nnx  # imports NNX, which linen does without
+
+    return to_nnx
