@@ -55,6 +55,10 @@ VALUES = {
     "batch_size": ([-8, 0, 2**31], [1]),
     "grad_accum_steps": ([0, 2**31], [1]),
     "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
+    "head_learning_rate": ([-1.0], [0.0, 1.0]),
+    "layer_decay": ([0.0, -0.5, 1.5], [1e-3, 1.0]),
+    "freeze": ([3, (1,), ("stem*", None)], [None, "", "stem*,stage1*", ("stem*",), ["stem*"]]),
+    "ghost_batch_size": ([0, -8], [1]),
     "warmup_epochs": ([-0.5], [0.0, 10.0]),
     "decay_epochs": ([(3, 2), (2, 2), ("a",), (0,), (2**31,), (1, None)], [(), (1, 2.5)]),
     "decay_rate": ([0.0], [0.5]),
@@ -142,6 +146,16 @@ COMBINED = [
         {"data.alternating_flip": True},
     ),
     (
+        {"reset_head": True},
+        "config.reset_head is True without config.pretrained, whose head it replaces",
+        {"reset_head": True, "pretrained": "resnet20.safetensors"},
+    ),
+    (
+        {"freeze_batch_norm": True, "batch_norm": "ghost"},
+        "config.freeze_batch_norm is True with config.batch_norm='ghost': expected one of them",
+        {"freeze_batch_norm": True, "batch_norm": "frozen"},
+    ),
+    (
         {"ema_decay": 0.9},
         "config.ema_decay is 0.9: averaged weights need batch statistics computed for them: set"
         " --config.precise_bn_batches=16 or more",
@@ -164,6 +178,11 @@ def test_fsdp_under_pmap_is_one_line():
     message = "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'"
     assert error_of(make_config(**{"mesh.fsdp": 2})) == message
     check_config(make_config(**{"mesh.fsdp": 2, "parallel": "mesh"}))
+
+
+@pytest.mark.parametrize("keys", [{"freeze_batch_norm": True}, {"batch_norm": "frozen"}])
+def test_average_with_frozen_statistics_needs_no_others(keys):
+    check_config(make_config(ema_decay=0.9, **keys))
 
 
 def test_average_without_batch_norm_needs_no_statistics():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from resflax import load_pretrained
 from resflax.cli.contact_sheet import open_contact_sheet
-from resflax.cli.image_outputs import OutputBatch, Prediction
+from resflax.cli.image_outputs import OutputBatch, Prediction, top_predictions
 from resflax.cli.output_files import COLUMNS
 
 NAMES = ("cat", "dog, large", "bird", "fish", "frog", "horse", "ship")
@@ -267,6 +267,24 @@ def test_errors_are_one_line_and_write_nothing(networks, photos, capsys, case):
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_interrupt_leaves_no_file(networks, photos, monkeypatch, capsys):
+    batches = []
+
+    def interrupt_after_one(row, classes, top):
+        batches.append(row)
+        if len(batches) > 2:
+            raise KeyboardInterrupt
+        return top_predictions(row, classes, top)
+
+    monkeypatch.setattr("resflax.cli.image_outputs.top_predictions", interrupt_after_one)
+    before = sorted(Path().rglob("*"))
+    outputs = ["--out=p.csv", "--features=f.csv", "--sheet=s.png", "--batch-size=2"]
+    assert run_command("predict", "photos", f"--weights={networks / 'color'}", *outputs) == 130
+    assert capsys.readouterr().err == "stopped\n"
     assert sorted(Path().rglob("*")) == before
 
 

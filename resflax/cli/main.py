@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "info": Command("resflax.cli.models:info_main", "show the size of a network"),
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
     "convert": Command("resflax.cli.weights:convert_main", "convert weights from and to PyTorch"),
+    "evaluate": Command("resflax.cli.evaluate:main", "evaluate a trained network on a dataset"),
     "predict": Command("resflax.cli.predict:main", "predict the classes of images"),
     "export": Command("resflax.cli.export:main", "export a model for PyTorch, ONNX or StableHLO"),
     "doctor": Command("resflax.cli.doctor:main", "check that results are reproducible here"),

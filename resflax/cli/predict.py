@@ -19,6 +19,7 @@ from resflax.data.decode import BadExampleError
 from resflax.data.image_files import check_images, find_images
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.errors import Parser, UserError
+from resflax.runtime import enable_compilation_cache
 from resflax.weights import Pretrained, load_pretrained
 
 MAX_DETAILED = 10  # the table of more images has one line per image
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> None:
     pretrained = load_pretrained(args.weights, model=args.model, scan=False)
     classes = _class_names(args, pretrained, labels)
     print(pretrained.source, flush=True)
+    enable_compilation_cache()
     skipped = _write_outputs(args, pretrained, paths, classes)
     if skipped:
         print(f"skipped {len(skipped)} of {len(paths)} images:", *skipped, sep="\n  ")

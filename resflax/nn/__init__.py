@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from resflax.nn.batch_norm import BATCH_NORM_MODES as BATCH_NORM_MODES
+from resflax.nn.batch_norm import BatchNormMode as BatchNormMode
 from resflax.nn.blocks import BLOCKS as BLOCKS
 from resflax.nn.blocks import BlockConfig as BlockConfig
 from resflax.nn.blocks import BlockGeometry as BlockGeometry

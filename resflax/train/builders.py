@@ -1,7 +1,8 @@
 """Builds everything that a config describes: dataset, model, optimizer, engine, steps."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from resflax.errors import UserError
 from resflax.nn import ResNet, stack_params
 from resflax.train.accumulate import check_micro_batches
 from resflax.train.config import build_augment, build_mix, build_model, check_config
+from resflax.train.finetune import build_batch_norm, build_layer_scales, freeze_patterns
 from resflax.train.optim import make_optimizer
 from resflax.train.precise_bn import StatsStep, make_stats_step
 from resflax.train.schedules import make_schedule
@@ -103,8 +105,10 @@ def build(
     if config.pretrained:
         dataset = dataset.with_normalization(config.data.mean, config.data.std)
     dataset = dataset.with_normalization(*dataset.train.mean_std())  # measured once
+    with _model_errors(config, dataset):
+        model = build_batch_norm(config, model, dataset.image_shape, len(engine.devices))
     schedule = build_schedule(config, len(dataset.train))
-    optimizer = build_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule, model)
     normalizer = build_normalizer(dataset.train)
     train_step, eval_step = build_steps(
         config, model, optimizer, normalizer, axis_name=engine.axis_name
@@ -165,7 +169,7 @@ def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]
     for key in ("mean", "std"):
         if not config.data[key]:
             config.data[key] = getattr(pretrained.preprocess, key)
-    if pretrained.spec.num_classes != model.spec.num_classes:
+    if config.reset_head or pretrained.spec.num_classes != model.spec.num_classes:
         variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
     return model, stack_params(variables) if model.scan else variables
 
@@ -192,9 +196,11 @@ def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:
     )
 
 
-def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Builds the optimizer of a config."""
-    return make_optimizer(
+def build_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, model: nn.Module | None = None
+) -> optax.GradientTransformation:
+    """Builds the optimizer of a config; `model` is needed for learning rates by layer."""
+    optimizer = make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.momentum,
@@ -204,6 +210,8 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         trust_coefficient=config.trust_coefficient,
         grad_clip_norm=config.grad_clip_norm,
     )
+    scales = build_layer_scales(config, model)
+    return optax.chain(optimizer, *scales) if scales else optimizer
 
 
 def build_state(
@@ -214,8 +222,15 @@ def build_state(
     variables: Any = None,
 ) -> TrainState:
     """Builds the state before the first step, from given variables or the config's seed."""
-    ema = config.ema_decay > 0
-    return create_state(model, optimizer, config.seed, image_shape, variables, ema=ema)
+    return create_state(
+        model,
+        optimizer,
+        config.seed,
+        image_shape,
+        variables,
+        ema=config.ema_decay > 0,
+        freeze=freeze_patterns(config, model),
+    )
 
 
 def build_normalizer(split: Split) -> Normalizer:
@@ -245,6 +260,7 @@ def build_steps(
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,
         on_nonfinite=config.on_nonfinite,
+        freeze=freeze_patterns(config, model),
         axis_name=axis_name,
     )
     return train_step, make_eval_step(model, normalize=normalizer, axis_name=axis_name)
@@ -285,10 +301,17 @@ def _check_model(run: Run) -> None:
 
     JAX caches the trace for the initialization.
     """
-    try:
+    with _model_errors(run.config, run.dataset):
         jax.eval_shape(run._create)
+
+
+@contextlib.contextmanager
+def _model_errors(config: ConfigDict, dataset: Dataset) -> Iterator[None]:
+    """Raises `UserError` where a model cannot take the dataset's images."""
+    try:
+        yield
+    except UserError:
+        raise
     except (ValueError, TypeError, OverflowError) as e:
-        shape, reason = run.dataset.image_shape, str(e).splitlines()[0]
-        raise UserError(
-            f"{run.config.model} cannot be built for images of {shape}: {reason}"
-        ) from e
+        shape, reason = dataset.image_shape, str(e).splitlines()[0]
+        raise UserError(f"{config.model} cannot be built for images of {shape}: {reason}") from e

@@ -15,7 +15,7 @@ from resflax.data.augment import Augment, Mix, make_augment, make_mix
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.errors import UserError, unknown
-from resflax.nn import ResNet, Spec
+from resflax.nn import BATCH_NORM_MODES, ResNet, Spec
 from resflax.run.config_diff import flatten_config
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
@@ -42,6 +42,12 @@ def default_config() -> ConfigDict:
         {
             "model": "cifar_resnet20",  # a name of `list_models()`
             "pretrained": "",  # initial weights: a file, a folder, or owner/name of the Hub
+            "reset_head": False,  # a new head even if the pretrained one has as many classes
+            # Parameters to freeze: patterns such as "stem*,stage[12]*"; see resflax.train.freeze.
+            "freeze": placeholder(object),
+            "freeze_batch_norm": False,  # freeze scales, biases and statistics of all batch norms
+            "batch_norm": "global",  # statistics: or "per_device", "ghost", "frozen"
+            "ghost_batch_size": 32,  # examples per group of "ghost"
             "dtype": "float32",  # compute dtype; parameters stay float32
             "scan": placeholder(bool),  # compile a stage's blocks once; unset: the model's default
             "remat": False,  # store only the blocks' inputs for the backward pass
@@ -52,6 +58,8 @@ def default_config() -> ConfigDict:
             "grad_accum_steps": 1,  # number of micro-batches per batch
             "optimizer": "sgd",  # or "adamw", "lars", "lamb"
             "learning_rate": 0.1,  # peak of the schedule
+            "head_learning_rate": 0.0,  # peak for the head; 0 for learning_rate
+            "layer_decay": 1.0,  # factor of the learning rate per block, from the head down
             "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
             "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
             "decay_epochs": (),  # epochs at which the "step" schedule decays
@@ -171,6 +179,13 @@ RULES: dict[str, Rule] = {
     "batch_size": _COUNT,
     "grad_accum_steps": _COUNT,
     "learning_rate": _POSITIVE,
+    "head_learning_rate": _NOT_NEGATIVE,
+    "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
+    "freeze": Rule(
+        "patterns of parameter names, such as 'stem*,stage[12]*'",
+        lambda v: v is None or isinstance(v, str) or all(isinstance(x, str) for x in v),
+    ),
+    "ghost_batch_size": _COUNT,
     "warmup_epochs": _NOT_NEGATIVE,
     "decay_epochs": Rule(
         "increasing epochs",
@@ -203,6 +218,7 @@ RULES: dict[str, Rule] = {
 # Valid names of keys that take a name.
 CHOICES: dict[str, Any] = {
     "optimizer": OPTIMIZERS,
+    "batch_norm": BATCH_NORM_MODES,
     "schedule": SCHEDULES,
     "decay_mask": DECAY_MASKS,
     "parallel": ENGINES,
@@ -231,7 +247,21 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "config.data.flip and config.data.alternating_flip are both True: expected one of them",
     ),
     (
-        lambda c: c.ema_decay and not c.precise_bn_batches and build_model(c).spec.norm == "batch",
+        lambda c: c.reset_head and not c.pretrained,
+        "config.reset_head is True without config.pretrained, whose head it replaces",
+    ),
+    (
+        lambda c: c.freeze_batch_norm and c.batch_norm not in ("global", "frozen"),
+        "config.freeze_batch_norm is True with config.batch_norm={c.batch_norm!r}: expected one of"
+        " them",
+    ),
+    (
+        lambda c: (
+            c.ema_decay
+            and not c.precise_bn_batches
+            and not (c.freeze_batch_norm or c.batch_norm == "frozen")
+            and build_model(c).spec.norm == "batch"
+        ),
         "config.ema_decay is {c.ema_decay}: averaged weights need batch statistics computed for"
         " them: set --config.precise_bn_batches=16 or more",
     ),

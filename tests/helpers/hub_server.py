@@ -13,9 +13,8 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
       files: contents of the committed files by path.
       requests: method and path of every request.
-      private: whether the repository was created as private.
       token: the token of the last request.
-      refuses: HTTP status with which `create` answers; 0 to accept.
+      refuses: answer every request with status 401.
     """
 
     daemon_threads = True
@@ -23,7 +22,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.requests, self.blobs = {}, [], {}
-        self.token, self.refuses = None, 0
+        self.token, self.refuses = None, False
 
     @property
     def address(self):
@@ -53,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.record()
+        if self.server.refuses:
+            return self.answer({"error": "Invalid username or password."}, 401)
         if "/api/models/" in self.path:
             return self.answer({"id": "owner/net", "sha": "c0ffee", "siblings": [], "tags": []})
         return self.answer({"error": "unknown path"}, 404)
@@ -65,9 +66,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self.record()
         server, body = self.server, self.body()
+        if server.refuses:
+            return self.answer({"error": "Invalid username or password."}, 401)
         if self.path.endswith("/api/repos/create"):
-            if server.refuses:
-                return self.answer({"error": "Invalid username or password."}, server.refuses)
             return self.answer({"url": f"{server.address}/owner/net", "id": "owner/net"})
         if "/preupload/" in self.path:
             files = [
