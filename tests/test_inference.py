@@ -298,7 +298,8 @@ def test_logits_need_a_head():
     [
         (np.zeros((8, 8, 3), np.float32), "expected images of shape"),
         (np.zeros((1, 8, 8, 1), np.float32), r"\(n, height, width, 3\): got \(1, 8, 8, 1\)"),
-        (np.zeros((1, 8, 8, 3), np.uint8), "images are uint8: expected normalized"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "images are uint8: expected normalized .* mean and std"),
+        (np.zeros((1, 8, 8, 3), np.int32).tolist(), "images are int64: expected normalized"),
     ],
 )
 def test_invalid_images_are_refused(images, message):
