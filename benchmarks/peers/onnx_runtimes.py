@@ -19,8 +19,8 @@ from resflax.weights.pretrained_config import PretrainedConfig
 
 def export(task: Task, weights: Weights) -> bytes:
     """Returns the network of a task as an ONNX model, with its batch norm folded."""
-    statistics = {"mean": (0.0,) * task.channels, "std": (1.0,) * task.channels}
-    preprocess = Preprocess(size=(task.size, task.size), **statistics)
+    zeros, ones = (0.0,) * task.channels, (1.0,) * task.channels
+    preprocess = Preprocess(size=(task.size, task.size), mean=zeros, std=ones)
     config = PretrainedConfig(Spec(**task.spec), task.channels, preprocess)
     return to_onnx(config, unflatten(weights))
 

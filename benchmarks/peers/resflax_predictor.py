@@ -24,8 +24,12 @@ class PredictorModel(InferenceModel):
 
     def load(self, weights: Weights) -> None:
         """See `BenchmarkModel`."""
-        options = {"dtype": self.task.dtype, "backend": self.backend}
-        self.predictor = make_predictor(Spec(**self.task.spec), unflatten(weights), **options)
+        self.predictor = make_predictor(
+            Spec(**self.task.spec),
+            unflatten(weights),
+            dtype=self.task.dtype,
+            backend=self.backend,
+        )
 
     def forward(self) -> jax.Array:
         """See `BenchmarkModel`."""
