@@ -206,29 +206,51 @@ def _describe_invalid(where: str) -> str:
 
 
 def _complete_config(found: _Found, name: str | Spec | None, where: str) -> PretrainedConfig:
-    """Returns the config with the given architecture, and the arrays' channels and classes."""
-    config = found.config
+    """Returns the config with the given architecture, and the arrays' channels and classes.
+
+    The number of classes in a config.json is not changed, as a mismatch is an error, unless the
+    arrays have no head.
+    """
+    config, channels, classes = found.config, *_count_channels_and_classes(found.arrays)
     if name is not None:
         spec = get_spec(name)
-        given = PretrainedConfig(spec, 3, default_preprocess(spec))
-        config = _match_arrays((config or given)._replace(spec=spec), found.arrays)
+        config = config or PretrainedConfig(spec, 3, default_preprocess(spec))
+        config = config._replace(spec=spec.override(num_classes=classes))
     elif config is None:
         raise UserError(f"cannot tell which model {where} is for: pass its name (--model NAME)")
-    elif not any(key in HEADS for key in found.arrays):
+    elif not classes:
         config = config._replace(spec=config.spec.override(num_classes=0))
-    classes = config.spec.num_classes
-    if config.labels and len(config.labels) != classes:
-        if found.config and classes == found.config.spec.num_classes:
-            raise UserError(
-                f"{where} has {len(config.labels)} class names: expected {classes}, one per class"
-            )
-        config = config._replace(labels=())
-    return config._replace(preprocess=convert_preprocess(config.preprocess, config.channels))
+    return _check_labels(
+        config._replace(
+            channels=channels or config.channels,
+            preprocess=convert_preprocess(config.preprocess, channels or config.channels),
+        ),
+        found.config,
+        where,
+    )
 
 
-def _match_arrays(config: PretrainedConfig, arrays: Arrays) -> PretrainedConfig:
-    """Sets the numbers of channels and classes to those of the arrays."""
-    classes, channels = 0, config.channels
+def _check_labels(
+    config: PretrainedConfig, given: PretrainedConfig | None, where: str
+) -> PretrainedConfig:
+    """Returns the config, without labels if the arrays have another number of classes than it.
+
+    Raises:
+      UserError: if the config has another number of labels than of classes.
+    """
+    if given is None or not given.labels:
+        return config
+    if len(given.labels) != given.spec.num_classes:
+        raise UserError(
+            f"{where} has {len(given.labels)} class names for {given.spec.num_classes} classes:"
+            " expected one per class"
+        )
+    return config if len(config.labels) == config.spec.num_classes else config._replace(labels=())
+
+
+def _count_channels_and_classes(arrays: Arrays) -> tuple[int, int]:
+    """Returns the numbers of image channels and classes of arrays; 0 if they do not tell."""
+    classes, channels = 0, 0
     for key, array in arrays.items():
         if key in HEADS and array.ndim == 1:
             classes = array.shape[0]
@@ -236,4 +258,4 @@ def _match_arrays(config: PretrainedConfig, arrays: Arrays) -> PretrainedConfig:
             channels = array.shape[1]
         elif key in FLAX_STEMS and array.ndim == 4:
             channels = array.shape[2]
-    return config._replace(spec=config.spec.override(num_classes=classes), channels=channels)
+    return channels, classes
