@@ -73,31 +73,36 @@ def make_plan(args: argparse.Namespace) -> Plan:
             f" {spec.min_image_size} or more"
         )
     config = own if own and args.dataset in ("", own["dataset"]) else {}
-    data = config.get("data", {})
-    on_bad_example = args.on_bad_example or data.get("on_bad_example", "raise")
-    dataset = args.dataset or config["dataset"]
-    source = load_split(
-        dataset,
+    on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
+    source = _open_source(args, config, pretrained.classes, on_bad_example)
+    return Plan(
+        pretrained=pretrained,
+        selection=_selection(args.where, bool(config)),
+        preprocess=preprocess,
+        dataset=args.dataset or config["dataset"],
+        source=source,
+        on_bad_example=on_bad_example,
+        views=views,
+        label_map=make_label_map(pretrained.classes, spec.num_classes, source, valid_labels),
+        real_labels=real_labels and real_labels_of(source, real_labels, args.real_labels),
+    )
+
+
+def _open_source(
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    class_names: tuple[str, ...],
+    on_bad_example: str,
+) -> Source:
+    """Opens the split; `config` is that of the run if its own dataset is evaluated, else {}."""
+    return load_split(
+        args.dataset or config["dataset"],
         args.split,
-        data_dir=args.data_dir or data.get("data_dir", ""),
+        data_dir=args.data_dir or config.get("data", {}).get("data_dir", ""),
         labels_file=args.labels_file,
-        class_names=pretrained.classes,
+        class_names=class_names,
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
-    )
-    label_map = make_label_map(pretrained.classes, spec.num_classes, source, valid_labels)
-    if real_labels:
-        real_labels = real_labels_of(source, real_labels, args.real_labels)
-    return Plan(
-        pretrained,
-        _selection(args.where, bool(config)),
-        preprocess,
-        dataset,
-        source,
-        on_bad_example,
-        views,
-        label_map,
-        real_labels,
     )
 
 
@@ -125,6 +130,7 @@ def _selection(where: str, own_split: bool) -> str:
 
 
 def describe(plan: Plan) -> str:
+    """Returns lines with the weights, the checkpoint, the preprocessing, the data and views."""
     preprocess, source = plan.preprocess, plan.source
     height, width = preprocess.size
     resize = f"{height}x{width}, crop_pct {preprocess.crop_pct:g}, {preprocess.crop_mode} crop"
