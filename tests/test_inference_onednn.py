@@ -140,7 +140,7 @@ def test_invalid_images_are_rejected():
     predict = make_predictor(model.spec, variables, backend="onednn")
     with pytest.raises(ValueError, match=r"expected images of shape \(n, height, width, 3\)"):
         predict(x[..., :2])
-    with pytest.raises(ValueError, match="no mean and std for uint8 images"):
+    with pytest.raises(ValueError, match="raw uint8 images need mean and std"):
         predict(x.astype(np.uint8))
     model, variables, _ = network("resnetv2_50x1_bit")
     with pytest.raises(ValueError, match="too small"):
