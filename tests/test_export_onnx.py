@@ -147,7 +147,7 @@ def test_unknown_opset_is_refused():
 def test_models_beyond_two_gib_are_refused(monkeypatch):
     config, _, variables, _ = network(SPECS["cifar_resnet20"])
     monkeypatch.setattr("resflax.export.onnx.MAX_BYTES", 1000)
-    with pytest.raises(UserError, match="expected at most 2 GiB, the limit of ONNX files"):
+    with pytest.raises(UserError, match="expected less than 2 GiB, the limit of ONNX files"):
         to_onnx(config, variables)
 
 

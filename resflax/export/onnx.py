@@ -7,6 +7,8 @@ chosen. There are no custom operators.
 import json
 from typing import Any
 
+import jax
+
 from resflax.errors import UserError
 from resflax.export.onnx_operators import OnnxWriter, write_node
 from resflax.inference import Graph, build_graph
@@ -14,8 +16,8 @@ from resflax.weights.pretrained_config import PretrainedConfig
 
 OPSETS = range(13, 23)
 DEFAULT_OPSET = 17
-# Protocol buffers, the file format of ONNX, have at most 2 GiB.
-MAX_BYTES = 2**31 - 1
+# Of weights. Protocol buffers, the file format of ONNX, have less than 2 GiB, nodes included.
+MAX_BYTES = 2**31 - 2**24
 PRODUCER = "resflax"
 
 
@@ -63,20 +65,24 @@ def to_onnx(
 
     if opset not in OPSETS:
         raise UserError(f"opset is {opset!r}: expected an integer from {OPSETS[0]} to {OPSETS[-1]}")
+    _check_size(variables)
     preprocess = config.preprocess
     statistics = {"mean": preprocess.mean, "std": preprocess.std} if uint8 else {}
     output = "probabilities" if uint8 else "logits"
     graph = build_graph(config.spec, variables, outputs=output, fold=fold, **statistics)
-    size = sum(a.nbytes for arrays in graph.arrays.values() for a in arrays.values())
-    if size > MAX_BYTES:
-        raise UserError(
-            f"the weights have {size / 2**30:.1f} GiB: expected at most 2 GiB, the limit of ONNX"
-            " files; use another format"
-        )
     model = _make_model(graph, preprocess.size, output, uint8=uint8, opset=opset)
     onnx.helper.set_model_props(model, _metadata(config))
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def _check_size(variables: Any) -> None:
+    size = 4 * sum(array.size for array in jax.tree.leaves(variables["params"]))
+    if size > MAX_BYTES:
+        raise UserError(
+            f"the weights have {size / 2**30:.1f} GiB: expected less than 2 GiB, the limit of ONNX"
+            " files; use another format"
+        )
 
 
 def _make_model(

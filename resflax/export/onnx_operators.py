@@ -17,7 +17,7 @@ LARGEST_INDEX = np.iinfo(np.int64).max
 
 
 class OnnxWriter:
-    """Collects ONNX nodes and initializers.
+    """ONNX nodes and initializers of a model that is being written.
 
     Attributes:
       opset: version of the operators.
