@@ -20,8 +20,9 @@ from resflax.study.arguments import add_training_arguments
 from resflax.study.study_dir import MSGPACK, StudyDir
 from resflax.study.sweep import Curves, train_networks
 from resflax.train import TrainState
-from resflax.train.builders import build_dataset, build_optimizer, build_schedule, build_state
+from resflax.train.builders import build_optimizer, build_schedule, build_state
 from resflax.train.config import build_model, default_config
+from resflax.train.dataset import build_dataset
 from resflax.weights import read_weights
 from resflax.zoo import create_model
 
@@ -119,7 +120,7 @@ def load_weights(source: str, dataset: Dataset) -> Net:
       UserError: if they cannot be read, or do not fit the dataset's images and classes.
     """
     name, _, location = source.rpartition(":")
-    config, variables, _ = read_weights(location, name or None)
+    config, variables, *_ = read_weights(location, name or None)
     height, width, channels = dataset.image_shape
     minimum = config.spec.min_image_size
     if (config.channels, config.spec.num_classes) != (channels, dataset.num_classes):

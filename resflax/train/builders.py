@@ -75,6 +75,11 @@ class Run:
     eval_step: EvalStep
     stats_step: StatsStep
 
+    @property
+    def name(self) -> str:
+        """Name of the model, or of the weights that say which one it is."""
+        return str(self.config.model or self.config.pretrained)
+
     def init(self) -> TrainState:
         """Creates the state before the first step, not yet on the engine's devices.
 
@@ -330,6 +335,5 @@ def _check_model(run: Run) -> None:
     try:
         run.abstract_state()
     except (ValueError, TypeError, OverflowError) as e:
-        name = run.config.model or run.config.pretrained
         shape, reason = run.dataset.image_shape, str(e).splitlines()[0]
-        raise UserError(f"{name} cannot be built for images of {shape}: {reason}") from e
+        raise UserError(f"{run.name} cannot be built for images of {shape}: {reason}") from e

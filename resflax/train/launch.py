@@ -13,7 +13,7 @@ from resflax.distributed.processes import (
     is_main_process,
     lost_process_as_user_error,
 )
-from resflax.errors import unknown
+from resflax.errors import UserError, unknown
 from resflax.kernels import describe_backend
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt

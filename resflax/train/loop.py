@@ -315,7 +315,7 @@ class TrainingLoop:
         if self.checkpointer:
             self.checkpointer.wait()
             accuracy = f"test accuracy {self.state.test['accuracy']:.4f}"
-            title = f"{self.config.model or self.config.pretrained} on {self.trainer.dataset.name}, {accuracy}"
+            title = f"{self.trainer.run.name} on {self.trainer.dataset.name}, {accuracy}"
             draw_curves(self.workdir.records.all(), self.workdir.path / "curves.png", title)
         results = make_results(
             self.trainer.run,

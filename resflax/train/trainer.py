@@ -48,7 +48,7 @@ class Trainer:
         """Returns one line with the model, the dataset, the number of steps and the devices."""
         config, devices = self.config, self.engine.devices
         return (
-            f"{config.model or config.pretrained} on {self.dataset.name}: {len(self.dataset.train)} examples,"
+            f"{self.run.name} on {self.dataset.name}: {len(self.dataset.train)} examples,"
             f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
             f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
         )
