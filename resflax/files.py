@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from resflax.errors import UserError
 
@@ -12,21 +13,29 @@ from resflax.errors import UserError
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file atomically: readers see the old content or the new, never a part.
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that replaces `path` when the block ends without an exception.
 
-    The data is flushed to disk before the rename, so this also holds after a power failure.
+    Readers see the old content or the new, never a part. The data is flushed to disk before the
+    rename, so this also holds after a power failure.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file atomically: see `open_atomic`."""
+    with open_atomic(path) as file:
+        file.write(data)
 
 
 def quarantine(path: Path, folder: Path) -> Path:

@@ -24,6 +24,7 @@ LAYERS = {
     "nn": 3,
     "run": 3,
     "zoo": 4,
+    "inference": 5,
     "weights": 5,
     "train": 6,
     "study": 8,

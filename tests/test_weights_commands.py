@@ -36,7 +36,7 @@ def test_convert_round_trip_is_exact(tmp_path, capsys, layout):
     save_file(paths[0], state)
     convert_main([*paths[:2], "--model", "cifar_resnet8"])
     convert_main([*paths[1:], "--model", "cifar_resnet8", "--layout", layout])
-    first, second = capsys.readouterr().out.splitlines()
+    _, first, _, second = capsys.readouterr().out.splitlines()
     assert_same(load_file(paths[1]), flatten(from_torch(SPEC, state)))
     assert_same(load_file(paths[2]), state)
     assert first == (
@@ -81,7 +81,10 @@ def test_convert_finds_the_model_in_the_config(folder, tmp_path):
         (["{0}/model.safetensors"], "the following arguments are required: OUT"),
         (["{0}", "{1}/a.npz"], "a.npz: expected a name ending in .safetensors or .pth"),
         (["{0}/cat.png", "{1}/a.safetensors"], "cat.png is not a weights file"),
-        (["{1}/nothing", "{1}/a.safetensors"], "nothing is neither a folder nor a Hub repository"),
+        (
+            ["{1}/nothing", "{1}/a.safetensors"],
+            "nothing is not an existing file or",
+        ),
         (["{0}", "{1}/a.safetensors", "--model", "resnet51"], "unknown model 'resnet51'"),
         (["{0}", "{1}/a.safetensors", "--model", "resnet18"], "not a state dict of this spec"),
         (["{0}", "{1}/a.safetensors", "--layout", "timm_v3"], "invalid choice: 'timm_v3'"),
@@ -106,7 +109,7 @@ def test_verify_reports_the_difference_to_pytorch(folder, tmp_path, capsys):
     convert_main([str(folder), str(tmp_path / "a.pth"), "--verify"])
     output = capsys.readouterr().out
     pattern = r"largest logit difference (\S+), (\S+) of the largest logit (\S+) \("
-    match = re.match(pattern, output)
+    match = re.search(pattern, output)
     assert 0 <= float(match[2]) < 1e-5
     assert float(match[3]) > 0.01
 
@@ -119,7 +122,7 @@ def test_verify_without_torch_says_what_to_install(folder, tmp_path, monkeypatch
 
 
 def expected_lines(folder, image, names):
-    model, variables, preprocess = load_pretrained(folder)
+    model, variables, preprocess, *_ = load_pretrained(folder)
     logits = np.asarray(apply(model, variables, preprocess(image)[None])[0], np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum()
     best = np.argsort(-probabilities)[:5]
@@ -143,7 +146,7 @@ def test_predict_without_labels_numbers_the_classes(folder, tmp_path, capsys):
     weights = ["--weights", str(tmp_path / "a.safetensors"), "--model", "cifar_resnet8"]
     predict_main([str(folder / "cat.png"), *weights])
     lines = capsys.readouterr().out.splitlines()[1:]
-    model, variables, _ = load_pretrained(folder)
+    model, variables, *_ = load_pretrained(folder)
     image = Preprocess(size=(32, 32), crop_pct=1.0)(folder / "cat.png")[None]
     best = np.argsort(-np.asarray(apply(model, variables, image)[0]))[:5]
     assert [line.split("  ")[-1] for line in lines] == [f"class {i}" for i in best]

@@ -17,9 +17,15 @@ from huggingface_hub import constants
 
 from resflax import UserError, create_model
 from resflax.nn import Spec
-from resflax.weights import Preprocess, from_torch, load_pretrained, save_file, to_torch
+from resflax.weights import (
+    Preprocess,
+    from_torch,
+    load_pretrained,
+    read_weights,
+    save_file,
+    to_torch,
+)
 from resflax.weights.bridge import variable_shapes
-from resflax.weights.hub import read_weights
 from resflax.weights.pretrained_config import read_config
 from resflax.zoo import get_spec
 
@@ -55,7 +61,7 @@ def assert_same(actual, expected):
 
 
 def test_timm_folder_gives_model_weights_and_preprocessing(timm_folder):
-    model, variables, preprocess = load_pretrained(timm_folder)
+    model, variables, preprocess, *_ = load_pretrained(timm_folder)
     spec = get_spec("test_resnet").override(num_classes=7)
     assert model == create_model("test_resnet", num_classes=7)
     assert_same(variables, from_torch(spec, state_of(spec)))
@@ -77,7 +83,7 @@ def test_transformers_folder_gives_the_same(tmp_path):
     spec = Spec((1, 2), (8, 16), stem_width=8, num_classes=11)
     state = state_of(spec, "huggingface")
     path = write_folder(tmp_path / "hf", TRANSFORMERS, state, preprocessor_config=IMAGE_PROCESSOR)
-    model, variables, preprocess = load_pretrained(path)
+    model, variables, preprocess, *_ = load_pretrained(path)
     assert model.spec == spec
     assert_same(variables, from_torch(spec, state))
     assert preprocess == Preprocess(size=(64, 64), crop_pct=0.875, interpolation="bilinear")
@@ -89,9 +95,9 @@ def test_transformers_folder_gives_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_num_classes_replaces_the_head_only(timm_folder):
-    model, old, _ = load_pretrained(timm_folder)
+    model, old, *_ = load_pretrained(timm_folder)
     for seed in (0, 1):
-        model, new, _ = load_pretrained(timm_folder, num_classes=3, seed=seed)
+        model, new, *_ = load_pretrained(timm_folder, num_classes=3, seed=seed)
         assert model.spec.num_classes == 3
         assert new["params"]["head"]["kernel"].shape == (96, 3)
         assert not new["params"]["head"]["bias"].any()
@@ -107,7 +113,7 @@ def test_num_classes_replaces_the_head_only(timm_folder):
 
 
 def test_zero_classes_remove_the_head(timm_folder):
-    model, variables, _ = load_pretrained(timm_folder, num_classes=0)
+    model, variables, *_ = load_pretrained(timm_folder, num_classes=0)
     old = load_pretrained(timm_folder).variables
     assert {path for path in flat(old) if path not in flat(variables)} == {
         ("params", "head", "kernel"),
@@ -118,7 +124,7 @@ def test_zero_classes_remove_the_head(timm_folder):
 
 
 def test_options_are_passed_to_create_model(timm_folder):
-    model, variables, _ = load_pretrained(
+    model, variables, *_ = load_pretrained(
         timm_folder, dtype="bfloat16", features_only=True, out_indices=(2,), output_stride=8
     )
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -135,7 +141,7 @@ def test_variables_are_stacked_if_the_model_scans(tmp_path):
     path = write_folder(tmp_path / "cifar", config, state)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     for scan in (True, False):
-        model, variables, preprocess = load_pretrained(path, scan=scan)
+        model, variables, preprocess, *_ = load_pretrained(path, scan=scan)
         out = jax.eval_shape(
             lambda x, model=model, v=variables: model.apply(v, x, train=False), image
         )
@@ -161,7 +167,7 @@ def test_grayscale_model_with_a_tag_and_without_a_head(tmp_path):
     config["model_args"] |= {"num_classes": 0, "in_chans": 1}
     config["pretrained_cfg"] |= {"input_size": [1, 64, 64], "mean": [0.449], "std": [0.226]}
     path = write_folder(tmp_path / "gray", config, state_of(spec, channels=1))
-    model, variables, preprocess = load_pretrained(path)
+    model, variables, preprocess, *_ = load_pretrained(path)
     assert model.spec == spec
     assert preprocess(np.zeros((80, 90, 3), np.uint8)).shape == (64, 64, 1)
     assert variables["params"]["stem_conv1"]["kernel"].shape[2] == 1
@@ -170,8 +176,8 @@ def test_grayscale_model_with_a_tag_and_without_a_head(tmp_path):
 def test_read_weights_infers_channels_and_classes(tmp_path):
     spec = get_spec("cifar_resnet8").override(num_classes=4)
     save_file(tmp_path / "a.safetensors", state_of(spec, channels=1))
-    config, variables, is_flax = read_weights(str(tmp_path / "a.safetensors"), "cifar_resnet8")
-    assert (config.spec, config.channels, config.has_config, is_flax) == (spec, 1, False, False)
+    config, variables, _, is_flax = read_weights(tmp_path / "a.safetensors", "cifar_resnet8")
+    assert (config.spec, config.channels, is_flax) == (spec, 1, False)
     assert_same(variables, from_torch(spec, state_of(spec, channels=1), channels=1))
     with pytest.raises(UserError, match=r"cannot tell which model .* \(--model NAME\)"):
         read_weights(str(tmp_path / "a.safetensors"))
@@ -189,7 +195,7 @@ def test_folder_without_matching_weights_is_rejected(tmp_path):
 @pytest.mark.parametrize("name", ["resnet50", "./no/folder", "/no/folder", "a/b/c", "~/x"])
 def test_invalid_repository_name_is_rejected(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{name} is neither a folder nor a Hub repository"):
+    with pytest.raises(UserError, match=f"{name} is not an existing file or folder, nor a Hub"):
         load_pretrained(name)
 
 
@@ -200,7 +206,7 @@ def test_import_loads_no_optional_or_higher_level_module():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     optional = {"huggingface_hub", "torch", "matplotlib", "tensorflow_datasets", "grain", "orbax"}
-    higher = {"resflax.train", "resflax.run", "resflax.cli"}
+    higher = {"resflax.train", "resflax.run.checkpoint", "resflax.cli"}
     assert not {*process.stdout.split()} & (optional | higher)
 
 
@@ -216,7 +222,7 @@ def test_offline_error_is_one_line(cache):
     with pytest.raises(UserError, match="cannot fetch timm/resnet50.a1_in1k from the Hub: ") as e:
         load_pretrained("timm/resnet50.a1_in1k", revision="main")
     assert "\n" not in str(e.value)
-    assert str(e.value).endswith("a local folder with config.json and model.safetensors")
+    assert str(e.value).endswith("; there is no local folder of this name either")
 
 
 def test_cached_repository_loads_offline(cache, timm_folder):

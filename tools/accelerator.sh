@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 dry=${2:-}
 export PYTHONPATH=$PWD PYTHONDONTWRITEBYTECODE=1
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the GPU
 python=${PYTHON:-python3}
 if [ -d .wheels ]; then
   "$python" -m pip install --quiet --no-index --no-deps .wheels/*.whl > "$out/install.log" 2>&1
@@ -22,8 +23,8 @@ if [ "$dry" = --dry-run ]; then
   device=cpu peers=flax train=cifar_resnet20@32:8 latency=cifar_resnet20@32:1 bulk=cifar_resnet20@32:8
   rounds="--rounds=1 --seconds=0.1" epochs=1
 else
-  device=gpu peers=torch,torch.compile,flax train=resnet50@224:256 latency=resnet50@224:1
-  bulk=resnet50@224:256 rounds="--rounds=3 --seconds=2" epochs=5
+  device=gpu peers=torch,flax train=resnet50@224:256 latency=resnet50@224:1
+  bulk=resnet50@224:256 rounds="--rounds=2 --seconds=2" epochs=5
 fi
 
 step() {  # NAME SECONDS COMMAND...
@@ -43,13 +44,13 @@ rm -rf "$out/runs" "$out/steps.txt"
 if [ "$device" = gpu ]; then step nvidia_smi 20 nvidia-smi; fi
 step train 200 "$python" -m benchmarks step --models="$train" --dtype=bfloat16 --peers="$peers" \
   --device="$device" $rounds --json="$out/train.json"
-step inference_bulk 120 "$python" -m benchmarks inference --models="$bulk" --dtype=bfloat16 \
-  --peers="$peers" --device="$device" $rounds --json="$out/inference_bulk.json"
-step inference_latency 90 "$python" -m benchmarks inference --models="$latency" --dtype=bfloat16 \
-  --peers="$peers" --device="$device" $rounds --json="$out/inference_latency.json"
 digits digits_pmap pmap
 digits digits_pmap_again pmap
 digits digits_mesh mesh
 digits digits_deterministic pmap --xla_gpu_deterministic_ops=true
 digits digits_deterministic_again pmap --xla_gpu_deterministic_ops=true
+step inference_bulk 120 "$python" -m benchmarks inference --models="$bulk" --dtype=bfloat16 \
+  --peers="$peers" --device="$device" $rounds --json="$out/inference_bulk.json"
+step inference_latency 90 "$python" -m benchmarks inference --models="$latency" --dtype=bfloat16 \
+  --peers="$peers" --device="$device" $rounds --json="$out/inference_latency.json"
 rm -rf "$out/runs"

@@ -47,7 +47,8 @@ def convert_main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.target.suffix not in SUFFIXES:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
-    config, variables, is_flax = read_weights(args.source, args.model)
+    config, variables, source, is_flax = read_weights(args.source, args.model)
+    print(source)
     layout = args.layout or (default_layout(config.spec) if is_flax else FLAX)
     if layout == FLAX:
         arrays = flatten(variables)
@@ -105,7 +106,7 @@ def predict_main(arguments: list[str]) -> None:
     )
     parser.add_argument("--labels", type=Path, help="text file with one class name per line")
     args = parser.parse_args(arguments)
-    config, variables, _ = read_weights(args.weights, args.model)
+    config, variables, *_ = read_weights(args.weights, args.model)
     if not config.spec.num_classes:
         raise UserError(f"{args.weights} has no classification head: expected weights with classes")
     labels = _read_labels(args.labels, config)

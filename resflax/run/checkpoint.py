@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import serialization
+from flax import serialization, traverse_util
 
 from resflax.errors import UserError
 from resflax.run.manifest import (
@@ -55,8 +56,61 @@ def latest_valid_metadata(folder: Path) -> dict[str, Any] | None:
     for step in list_steps(folder):
         with contextlib.suppress(CorruptCheckpointError):
             verify_manifest(folder / str(step), skip=f"{ARRAYS}/")
-            return dict(json.loads((folder / str(step) / METADATA / "metadata").read_text()))
+            return read_metadata(folder, step)
     return None
+
+
+def read_metadata(folder: Path, step: int) -> dict[str, Any]:
+    """Reads the JSON metadata of the checkpoint of a step whose files were verified."""
+    return dict(json.loads((folder / str(step) / METADATA / "metadata").read_text()))
+
+
+def read_subtrees(
+    folder: Path, step: int, paths: Sequence[str], checksums: dict[str, str]
+) -> dict[str, Any]:
+    """Reads parts of the checkpoint of a step whose files were verified, without a template.
+
+    Args:
+      folder: directory of the checkpoints.
+      step: the step.
+      paths: paths of the trees to read, such as "state/params".
+      checksums: result of `verify_manifest`.
+
+    Returns:
+      The nested dictionaries of NumPy arrays by path; {} for a tree that was not saved.
+
+    Raises:
+      CorruptCheckpointError: if an array differs from the saved one, or cannot be read.
+    """
+    wanted = {
+        name: digest
+        for name, digest in checksums.items()
+        if any(name.startswith(f"{path}/") for path in paths)
+    }
+    directory = folder.absolute() / str(step) / ARRAYS
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=single_process())
+    try:
+        saved = traverse_util.flatten_dict(handler.metadata(directory).tree, sep="/")
+        arrays = {name: np.zeros(saved[name].shape, saved[name].dtype) for name in wanted}
+        template = traverse_util.unflatten_dict(arrays, sep="/")
+        args = ocp.args.PyTreeRestore(
+            item=template,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
+            partial_restore=True,
+        )
+        with ocp.Checkpointer(handler, multiprocessing_options=single_process()) as checkpointer:
+            tree = checkpointer.restore(directory, args=args)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise CorruptCheckpointError(f"its arrays cannot be read: {reason}") from e
+    verify_leaves(tree, wanted)
+    return {path: _get_subtree(tree, path) for path in paths}
+
+
+def _get_subtree(tree: dict[str, Any], path: str) -> Any:
+    for name in path.split("/"):
+        tree = tree.get(name, {})
+    return tree
 
 
 def _check_shapes(expected: Any, restored: Any) -> None:

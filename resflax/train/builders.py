@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, Split, StreamingSplit, normalize
-from resflax.distributed import Engine, make_engine
+from resflax.distributed import make_engine
 from resflax.distributed.engines import check_batch_size
 from resflax.errors import UserError
 from resflax.nn import ResNet
@@ -23,15 +22,14 @@ from resflax.train.config import (
     build_model,
     check_averaging,
     check_config,
-    to_json_dict,
 )
 from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.model_record import model_record
 from resflax.train.optim import make_optimizer
-from resflax.train.precise_bn import StatsStep, make_stats_step
+from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
+from resflax.train.run import Run
 from resflax.train.schedules import make_schedule
-from resflax.train.state import TrainState, create_state
 from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
@@ -39,87 +37,6 @@ from resflax.weights.readers import Weights
 from resflax.zoo import create_model
 
 Normalizer = Callable[[jax.Array], jax.Array]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that a `Trainer` needs, built from a config.
-
-    Attributes:
-      config: a copy.
-      dataset: training and test split, with the normalization of both.
-      model: the network, without `axis_name`.
-      pretrained: config of the pretrained weights; None to initialize from the seed.
-      read_variables: reads the pretrained weights, fitted to the dataset.
-      notes: lines that say what was loaded.
-      steps: number of training steps.
-      schedule: learning rate by step.
-      optimizer: an optax transformation.
-      engine: devices and how they share a batch.
-      train_step: pure `(state, batch) -> (state, metrics)`.
-      eval_step: pure `(state, batch) -> metrics`.
-      stats_step: pure `(state, batch) -> batch statistics`.
-    """
-
-    config: ConfigDict
-    dataset: Dataset
-    model: nn.Module
-    pretrained: PretrainedConfig | None
-    read_variables: Callable[[], Any]
-    notes: tuple[str, ...]
-    steps: int
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    engine: Engine
-    train_step: TrainStep
-    eval_step: EvalStep
-    stats_step: StatsStep
-
-    @property
-    def name(self) -> str:
-        """Name of the model, or of the weights that say which one it is."""
-        return str(self.config.model or self.config.pretrained)
-
-    def init(self) -> TrainState:
-        """Creates the state before the first step, not yet on the engine's devices.
-
-        On a CPU the program is compiled with fewer optimizations, which gives the same bits in half
-        the time: it runs once.
-
-        Raises:
-          UserError: if pretrained weights are needed and cannot be read.
-        """
-        if self.pretrained:
-            return self._create(self.read_variables())
-        if jax.default_backend() != "cpu":
-            return self._create()
-        lowered = jax.jit(self._create).lower()
-        return lowered.compile({"xla_backend_optimization_level": "1"})()
-
-    def abstract_state(self) -> TrainState:
-        """Returns the shapes and dtypes of the state; computes nothing."""
-        state: TrainState = jax.eval_shape(self._create)
-        return state
-
-    @cached_property
-    def metadata(self) -> dict[str, Any]:
-        """JSON values that all checkpoints of the run have in common.
-
-        "config"; "model", the values of `PretrainedConfig.to_json_dict`, None for a linen module of
-        the user's own; "pretrained", the same of the weights that the run began from, None without;
-        and "data", the fingerprint of the dataset.
-        """
-        model = model_record(self.model, self.dataset)
-        return {
-            "config": to_json_dict(self.config),
-            "model": model and model.to_json_dict(),
-            "pretrained": self.pretrained and self.pretrained.to_json_dict(),
-            "data": self.dataset.fingerprint(),
-        }
-
-    def _create(self, variables: Any = None) -> TrainState:
-        shape = self.dataset.image_shape
-        return build_state(self.config, self.model, self.optimizer, shape, variables)
 
 
 def build(
@@ -184,7 +101,7 @@ def build(
         eval_step=eval_step,
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=engine.axis_name),
     )
-    _check_model(run)
+    run.check_model()
     return run
 
 
@@ -253,18 +170,6 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
     )
 
 
-def build_state(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    variables: Any = None,
-) -> TrainState:
-    """Builds the state before the first step, from given variables or the config's seed."""
-    ema = config.ema_decay > 0
-    return create_state(model, optimizer, config.seed, image_shape, variables, ema=ema)
-
-
 def build_normalizer(split: Split) -> Normalizer:
     """Builds the function that normalizes stored images by the split's mean and std."""
     mean, std = split.mean_std()
@@ -325,15 +230,3 @@ def check_devices(config: ConfigDict, devices: int) -> None:
             f"mixup and CutMix need pairs of examples: batch_size {config.batch_size} is not a"
             f" multiple of twice the {devices} devices"
         )
-
-
-def _check_model(run: Run) -> None:
-    """Raises `UserError` if the model cannot take the images; computes nothing.
-
-    JAX caches the trace for the initialization.
-    """
-    try:
-        run.abstract_state()
-    except (ValueError, TypeError, OverflowError) as e:
-        shape, reason = run.dataset.image_shape, str(e).splitlines()[0]
-        raise UserError(f"{run.name} cannot be built for images of {shape}: {reason}") from e

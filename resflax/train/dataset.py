@@ -62,7 +62,11 @@ def _train_size(config: ConfigDict, pretrained: PretrainedConfig | None) -> int:
     """Returns the side of the training images; 0 for images of one size in memory."""
     if config.data.image_size != PRETRAINED_SIZE:
         return int(config.data.image_size)
-    assert pretrained, "check_config rejects this"
+    if not pretrained:
+        raise UserError(
+            "config.data.image_size is -1, the input size of the pretrained model, which is not"
+            " known here: give the size in pixels"
+        )
     return max(pretrained.preprocess.size)
 
 

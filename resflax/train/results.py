@@ -6,7 +6,7 @@ import jax
 
 from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import TrainerState
-from resflax.train.builders import Run
+from resflax.train.run import Run
 from resflax.train.state import TrainState
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from resflax.data import Split, StreamingSplit
-from resflax.train.builders import Run
 from resflax.train.input_pipeline import (
     StepFn,
     eval_iterator,
@@ -17,6 +16,7 @@ from resflax.train.input_pipeline import (
     train_iterator,
 )
 from resflax.train.precise_bn import recompute_state_batch_stats
+from resflax.train.run import Run
 from resflax.train.state import TrainState
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import lru_cache, reduce
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +67,7 @@ def from_torch(
       UserError: listing every missing key, unexpected key and wrong shape.
     """
     spec = get_spec(name).override(**overrides)
-    arrays = _without_prefix(state_dict)
+    arrays = without_prefix(state_dict)
     shapes = variable_shapes(spec, channels)
     specs = _best_layout(spec, shapes, arrays)
     counts = _count_specs(specs)
@@ -166,32 +165,19 @@ def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3)
     return traverse_util.unflatten_dict(flat)
 
 
-def replace_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Variables:
-    """Replaces the classification head by a newly initialized one.
+def without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays without the prefixes of wrapped models, in the names of `LAYOUTS`.
 
-    Args:
-      variables: variables of a network with a head; not modified.
-      num_classes: outputs of the new head; 0 removes the head.
-      seed: seed of the initialization.
-
-    Raises:
-      UserError: if the variables have no head or `num_classes` is not an integer >= 0.
-
-    >>> old = {"params": {"head": {"kernel": np.ones((4, 9)), "bias": np.ones(9)}}}
-    >>> replace_head(old, 2)["params"]["head"]["kernel"].shape
-    (4, 2)
+    Transformers' `ResNetModel`, which has no head, lacks the prefix "resnet." of
+    `ResNetForImageClassification`: it is added.
     """
-    params = variables["params"]
-    if "head" not in params:
-        raise UserError("cannot replace the head: these variables have none")
-    if type(num_classes) is not int or num_classes < 0:
-        raise UserError(f"num_classes is {num_classes!r}: expected an integer >= 0")
-    if not num_classes:
-        return {**variables, "params": {k: tree for k, tree in params.items() if k != "head"}}
-    inputs = params["head"]["kernel"].shape[0]
-    head = nn.Dense(num_classes).init(jax.random.key(seed), jnp.zeros((1, inputs)))["params"]
-    head = {name: np.asarray(array) for name, array in head.items()}
-    return {**variables, "params": {**params, "head": head}}
+    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
+    for prefix in PREFIXES:
+        if arrays and all(key.startswith(prefix) for key in arrays):
+            return without_prefix({k.removeprefix(prefix): v for k, v in arrays.items()})
+    if any(key.startswith("embedder.") for key in arrays):
+        return {f"resnet.{key}": array for key, array in arrays.items()}
+    return arrays
 
 
 def _num_classes(variables: Variables) -> int:
@@ -201,14 +187,6 @@ def _num_classes(variables: Variables) -> int:
 
 def _display_name(name: str | Spec) -> str:
     return name if isinstance(name, str) else "this spec"
-
-
-def _without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-    for prefix in PREFIXES:
-        if arrays and all(key.startswith(prefix) for key in arrays):
-            return _without_prefix({k.removeprefix(prefix): v for k, v in arrays.items()})
-    return arrays
 
 
 def _best_layout(spec: Spec, shapes: Variables, arrays: Mapping[str, Any]) -> list[ArraySpec]:

@@ -22,16 +22,13 @@ class PretrainedConfig(NamedTuple):
       spec: the architecture, with the number of classes of the weights.
       channels: number of image channels.
       preprocess: the evaluation preprocessing.
-      labels: class names; empty if the config has none.
-      has_config: whether there is a config.json; if not, the preprocessing is the architecture's
-        default.
+      labels: class names; empty if they are not known.
     """
 
     spec: Spec
     channels: int
     preprocess: Preprocess
     labels: tuple[str, ...] = ()
-    has_config: bool = True
 
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the config as JSON values, as a checkpoint's metadata have it under "model"."""
@@ -95,8 +92,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _from_timm(config: dict[str, Any]) -> PretrainedConfig:
     if "architecture" not in config:
         raise UserError("the config has no architecture: expected a timm or Transformers ResNet")
-    # The architecture may include a tag: "resnet50.a1_in1k".
-    spec = get_spec(config["architecture"].split(".")[0])
+    spec = get_spec(config["architecture"])
     arguments = dict(config.get("model_args") or {})
     for name in TRAINING_ARGUMENTS:
         arguments.pop(name, None)
@@ -116,9 +112,21 @@ def _from_timm(config: dict[str, Any]) -> PretrainedConfig:
         std=tuple(pretrained.get("std", default.std)),
         crop_mode=pretrained.get("crop_mode", "center"),
     )
-    labels = config.get("label_names") or ()
-    labels = labels.values() if isinstance(labels, dict) else labels
-    return PretrainedConfig(spec, channels or input_size[0], preprocess, tuple(map(str, labels)))
+    labels = _class_names({**pretrained, **config})
+    return PretrainedConfig(spec, channels or input_size[0], preprocess, labels)
+
+
+def _class_names(config: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the class names of a timm config.
+
+    "label_names" is a list, or a dict by label; "label_descriptions" maps these names, such as
+    WordNet's identifiers, to readable ones.
+    """
+    names = config.get("label_names") or ()
+    if isinstance(names, dict):
+        names = [names[label] for label in sorted(names, key=int)]
+    descriptions = config.get("label_descriptions") or {}
+    return tuple(str(descriptions.get(name, name)) for name in names)
 
 
 def _get_or(config: dict[str, Any], key: str, default: Any) -> Any:
@@ -134,13 +142,13 @@ def _from_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Pre
     bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
     sizes = config["hidden_sizes"]
     block = "bottleneck_v1" if config.get("downsample_in_bottleneck") else "bottleneck"
-    names = config.get("id2label") or {}
+    labels = _transformers_labels(config)
     spec = Spec(
         depths=tuple(config["depths"]),
         widths=tuple(size // 4 if bottleneck else size for size in sizes),
         block=block if bottleneck else "basic",
         stem_width=config["embedding_size"],
-        num_classes=len(names) or config.get("num_labels", 2),
+        num_classes=len(config.get("id2label") or ()) or config.get("num_labels", 2),
     )
     default = default_preprocess(spec)
     size = processor.get("size") or {}  # a plain integer in older files
@@ -152,5 +160,11 @@ def _from_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Pre
         mean=tuple(processor.get("image_mean", default.mean)),
         std=tuple(processor.get("image_std", default.std)),
     )
-    labels = tuple(names[key] for key in sorted(names, key=int))
     return PretrainedConfig(spec, config.get("num_channels", 3), preprocess, labels)
+
+
+def _transformers_labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the class names; none if they are Transformers' placeholders "LABEL_0" and so on."""
+    names = config.get("id2label") or {}
+    labels = tuple(names[key] for key in sorted(names, key=int))
+    return () if labels == tuple(f"LABEL_{i}" for i in range(len(labels))) else labels

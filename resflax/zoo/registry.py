@@ -36,15 +36,32 @@ def list_models(pattern: str = "*") -> list[str]:
 def get_spec(name: str | Spec) -> Spec:
     """Returns the spec of a named model. A `Spec` is returned unchanged.
 
+    timm's tags of pretrained weights are accepted and ignored: "resnet50.a1_in1k" has the spec of
+    "resnet50".
+
     Raises:
       UserError: if the name is unknown; the message lists similar names.
+
+    >>> get_spec("resnet50.a1_in1k") == get_spec("resnet50")
+    True
     """
     if isinstance(name, Spec):
         return name
-    spec = (SPECS.get(name) or cifar.parse_name(name)) if isinstance(name, str) else None
+    base = split_tag(name)[0] if isinstance(name, str) else name
+    spec = (SPECS.get(base) or cifar.parse_name(base)) if isinstance(base, str) else None
     if spec is None:
-        raise unknown("model", name, SPECS)
+        raise unknown("model", base, SPECS)
     return spec
+
+
+def split_tag(name: str) -> tuple[str, str]:
+    """Splits a model name into its architecture and timm's tag of pretrained weights ("" if none).
+
+    >>> split_tag("resnet50.a1_in1k"), split_tag("resnet50")
+    (('resnet50', 'a1_in1k'), ('resnet50', ''))
+    """
+    architecture, _, tag = name.partition(".")
+    return (architecture, tag) if architecture and tag else (name, "")
 
 
 def _check_dtype(dtype: Any) -> Any:
@@ -95,7 +112,8 @@ def create_model(
     `model.apply(variables, x, train=False)` computes logits, `(n, num_classes)`.
 
     Args:
-      name: one of `list_models()`, a CIFAR family and any valid depth, or a `Spec`.
+      name: one of `list_models()`, also with one of timm's tags; a CIFAR family and any valid
+        depth; or a `Spec`.
       dtype: compute dtype, or its name. Parameters stay float32.
       axis_name: mapped axis over which batch norm averages.
       scan: compile the identical blocks of a stage once, with stacked parameters

@@ -1,0 +1,163 @@
+"""Image files by path, glob and folder, decoded in threads."""
+
+import collections
+import concurrent.futures
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from resflax.data.decode import BadExampleError, decode
+from resflax.data.eval_transform import EvalTransform
+from resflax.errors import UserError
+
+# Formats that Pillow registers but reads only with other software, and video.
+UNREADABLE_FORMATS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+
+
+def image_suffixes() -> frozenset[str]:
+    """Returns the suffixes, in lower case, of the image files that Pillow reads.
+
+    >>> {".jpg", ".png", ".webp", ".tiff"} <= image_suffixes()
+    True
+    """
+    Image.init()
+    return frozenset(
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in UNREADABLE_FORMATS
+    )
+
+
+def find_images(patterns: Sequence[str]) -> list[str]:
+    """Returns the image files that are named by paths, globs and folders.
+
+    Args:
+      patterns: files, which are returned as they are; folders, whose files with the suffix of an
+        image are returned, subfolders included, sorted, without hidden files; and globs, in which
+        `**` matches any number of folders.
+
+    Raises:
+      UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
+    """
+    return [path for pattern in patterns for path in _expand(pattern)]
+
+
+def _expand(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        suffixes = image_suffixes()
+        paths = sorted(
+            (p for p in _walk(pattern) if os.path.splitext(p)[1].lower() in suffixes),
+            key=lambda path: Path(path).parts,
+        )
+        if not paths:
+            raise UserError(f"folder {pattern} contains no images: expected .jpg, .png and others")
+        return paths
+    if os.path.lexists(pattern):
+        return [pattern]
+    if not glob.has_magic(pattern):
+        raise UserError(f"image not found: {pattern}")
+    matches = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    if not matches:
+        raise UserError(f"no file matches {pattern}: expected a glob such as 'photos/**/*.jpg'")
+    return sorted(matches, key=lambda path: Path(path).parts)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Yields the files below a folder, without hidden ones, and each linked folder once."""
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+
+
+def check_images(paths: Sequence[str], *, num_threads: int) -> None:
+    """Reads the headers of image files: about a hundred microseconds each.
+
+    Raises:
+      BadExampleError: if a file cannot be read or is not an image; the first of them.
+    """
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        for problem in pool.map(_header_problem, paths):
+            if problem:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise problem
+
+
+def _header_problem(path: str) -> BadExampleError | None:
+    try:
+        with Image.open(path):
+            return None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        try:
+            decode(Path(path), path, channels=3)  # for its message
+        except BadExampleError as e:
+            return e
+        return None
+
+
+def read_batches(
+    paths: Sequence[str],
+    transform: EvalTransform,
+    channels: int,
+    batch_size: int,
+    *,
+    num_threads: int,
+    on_bad: Callable[[BadExampleError], None],
+) -> Iterator[tuple[list[int], UInt8[np.ndarray, "n height width channels"]]]:
+    """Decodes, resizes and crops image files in threads, a few batches ahead.
+
+    Args:
+      paths: image files.
+      transform: resize and crop.
+      channels: 1 to convert all images to gray, 3 to RGB.
+      batch_size: number of images per batch; the last batch may be smaller.
+      num_threads: number of threads.
+      on_bad: called with the error of each unreadable image, which is left out unless it raises.
+
+    Yields:
+      The indices of the images in `paths`, and their pixels.
+    """
+
+    def read(path: str) -> UInt8[np.ndarray, "height width channels"]:
+        return transform.apply(decode(Path(path), path, channels))
+
+    indices, images = list[int](), list[np.ndarray]()
+    for index, future in enumerate(_map_ahead(read, paths, num_threads, 2 * batch_size)):
+        try:
+            image = future.result()
+        except BadExampleError as e:
+            on_bad(e)
+            continue
+        indices.append(index)
+        images.append(image)
+        if len(images) == batch_size:
+            yield indices, np.stack(images)
+            indices, images = [], []
+    if images:
+        yield indices, np.stack(images)
+
+
+def _map_ahead(
+    read: Callable[[str], np.ndarray], paths: Sequence[str], num_threads: int, ahead: int
+) -> Iterator[concurrent.futures.Future[np.ndarray]]:
+    """Yields the futures of `read(path)` in order, while later ones are computed in threads."""
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+    try:
+        remaining = iter(paths)
+        futures = collections.deque(pool.submit(read, p) for p in islice(remaining, ahead))
+        while futures:
+            yield futures.popleft()
+            futures.extend(pool.submit(read, path) for path in islice(remaining, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)

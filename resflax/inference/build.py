@@ -1,0 +1,265 @@
+"""The inference form of a spec and its variables."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from resflax.errors import UserError, unknown
+from resflax.inference.graph import Graph
+from resflax.inference.layers import GraphBuilder
+from resflax.inference.parameters import Parameters
+from resflax.nn import SHORTCUTS, STEMS, BlockConfig, BlockGeometry, Spec
+from resflax.nn.stems import conv_pool, default_pool, zero_padded_pool
+
+OUTPUTS = ("logits", "probabilities", "features")
+
+
+def build_graph(
+    spec: Spec,
+    variables: Any,
+    *,
+    outputs: str = "logits",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    fold: bool = True,
+    dtype: Any = np.float32,
+) -> Graph:
+    """Returns the inference form of a network: `model.apply(variables, x, train=False)` as nodes.
+
+    Batch norm is folded into the convolution before it; where there is none, as at the start of a
+    pre-activation block, it becomes an affine map. The sum with the shortcut and the activation
+    that follows become attributes of the branch's last convolution. The arithmetic on parameters is
+    in float64.
+
+    Args:
+      spec: the architecture.
+      variables: its variables, stacked or not, with NumPy or JAX arrays.
+      outputs: "logits", "probabilities" (their softmax), or "features", which are the pooled
+        features before the head.
+      mean: per-channel mean for pixel values from 0 to 1. With `mean` and `std` the graph also
+        accepts raw uint8 images.
+      std: per-channel standard deviation, likewise.
+      fold: whether to fold batch norm. If False, its arrays are kept in `batch_norm` nodes.
+      dtype: dtype of the arrays: float32, or float64 for comparisons.
+
+    Raises:
+      UserError: if the variables are not those of the spec, `outputs` is unknown, the network has
+        no head and `outputs` needs one, or `mean` and `std` do not fit the images' channels.
+
+    >>> import jax
+    >>> from resflax.zoo import create_model
+    >>> model, image = create_model("cifar_resnet8"), np.zeros((1, 32, 32, 3), np.float32)
+    >>> shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    >>> zeros = jax.tree.map(lambda array: np.zeros(array.shape), shapes)
+    >>> graph = build_graph(model.spec, zeros)
+    >>> [node.name for node in graph.nodes][:3]
+    ['stem_conv', 'stage1_block1/conv1', 'stage1_block1/conv2']
+    >>> node = graph.nodes[2]
+    >>> node.op, node.inputs, node.attributes["activation"], sorted(node.arrays)
+    ('conv', ('stage1_block1/conv1', 'stem_conv'), 'relu', ['bias', 'kernel'])
+    """
+    if outputs not in OUTPUTS:
+        raise unknown("outputs", outputs, OUTPUTS)
+    if outputs != "features" and not spec.num_classes:
+        raise UserError(
+            f"outputs is {outputs!r}, but the network has no head (num_classes is 0):"
+            " use outputs='features'"
+        )
+    parameters = Parameters(variables)
+    builder = GraphBuilder(spec, parameters, fold=fold, dtype=dtype)
+    x, channels = Graph.input, _image_channels(spec, parameters)
+    if mean is not None or std is not None:
+        x = builder.normalize(x, mean, std, channels)
+    x, features = _stages(builder, _stem(builder, x))
+    if spec.preact:
+        x = builder.norm(x, "head_norm", act=True)
+    x = builder.emit("mean", "pool", x)
+    if outputs != "features":
+        x, features = builder.dense(x, "head"), spec.num_classes
+    if outputs == "probabilities":
+        x = builder.emit("softmax", "probabilities", x)
+    parameters.check_all_read(ignore="head" if outputs == "features" else "")
+    return Graph(builder.nodes, x, channels, features)
+
+
+def _image_channels(spec: Spec, parameters: Parameters) -> int:
+    """Returns the number of channels that the first convolution reads."""
+    name = "stem_conv" if len(STEMS[spec.stem].convs) == 1 else "stem_conv1"
+    return int(parameters.get(name, "kernel").shape[2])
+
+
+def _stem(builder: GraphBuilder, x: str) -> str:
+    """Emits convolutions and pooling of the stem."""
+    spec, stem = builder.spec, STEMS[builder.spec.stem]
+    last = len(stem.convs)
+    for i, row in enumerate(stem.convs, start=1):
+        number = i if last > 1 else ""
+        norm = f"stem_norm{number}" if i < last or not spec.preact else None
+        x = builder.conv(
+            x,
+            f"stem_conv{number}",
+            (row.kernel, int(spec.stem_width * row.width_fraction)),
+            norm=norm,
+            act=norm is not None,
+            stride=row.stride,
+        )
+    return STEM_POOLS[stem.pool](builder, x) if stem.pool else x
+
+
+def _default_pool(builder: GraphBuilder, x: str) -> str:
+    return STEM_FILTERS[builder.spec.antialias](builder, x)
+
+
+def _conv_pool(builder: GraphBuilder, x: str) -> str:
+    shape = (3, builder.spec.stem_width)
+    return builder.conv(x, "stem_pool", shape, norm="stem_pool_norm", act=True, stride=2)
+
+
+def _max_pool(builder: GraphBuilder, x: str, *, stride: int = 2, zeros: bool = False) -> str:
+    return builder.emit(
+        "max_pool", "stem_max_pool", x, window=3, stride=stride, padding=1, zero_padding=zeros
+    )
+
+
+# The pooling of each row of `STEMS`.
+STEM_POOLS: dict[Callable[..., Any], Callable[[GraphBuilder, str], str]] = {
+    default_pool: _default_pool,
+    conv_pool: _conv_pool,
+    zero_padded_pool: lambda builder, x: _max_pool(builder, x, zeros=True),
+}
+# `AntiAlias.pool` and `AntiAlias.downsample` of each row of `ANTIALIAS`.
+STEM_FILTERS: dict[str, Callable[[GraphBuilder, str], str]] = {
+    "none": _max_pool,
+    "blur": lambda builder, x: builder.emit(
+        "blur", "stem_blur", _max_pool(builder, x, stride=1), stride=2
+    ),
+    "average": lambda builder, x: builder.emit("avg_pool", "stem_pool", x, stride=2, same=False),
+}
+BLOCK_FILTERS: dict[str, Callable[[GraphBuilder, str, str, int], str] | None] = {
+    "none": None,
+    "blur": lambda builder, x, name, stride: builder.emit("blur", name, x, stride=stride),
+    "average": lambda builder, x, name, stride: (
+        builder.emit("avg_pool", name, x, stride=stride, same=False) if stride > 1 else x
+    ),
+}
+
+
+def _stages(builder: GraphBuilder, x: str) -> tuple[str, int]:
+    """Emits all blocks; returns the result and its channels."""
+    channels = builder.spec.stem_width
+    for i, blocks in enumerate(builder.spec.stages, start=1):
+        for j, block in enumerate(blocks, start=1):
+            x = _block(builder, f"stage{i}_block{j}", block, x, channels)
+            channels = block.channels[-1]
+    return x, channels
+
+
+def _block(builder: GraphBuilder, name: str, block: BlockConfig, x: str, channels: int) -> str:
+    """Emits one residual block, in the order of v1 or v2."""
+    spec, row = builder.spec, SHORTCUTS[builder.spec.shortcut]
+    h = builder.norm(x, f"{name}/norm1", act=True) if spec.preact else x
+    y = ATTENTIONS[spec.attention](builder, name, _branch(builder, name, block, h))
+    shortcut: str | None = None
+    if row.make is not None:
+        out_channels, stride = block.channels[-1], block.geometry.stride
+        differs = row.always or stride > 1 or channels != out_channels
+        make = SHORTCUT_NODES[spec.shortcut]
+        shortcut = make(builder, name, block.geometry, h, channels, out_channels) if differs else x
+    return builder.finish(y, shortcut, f"{name}/add", act=not spec.preact)
+
+
+def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str:
+    """Emits the branch, as `resflax.nn.blocks.apply_branch`."""
+    spec, geometry, last = builder.spec, block.geometry, len(block.rows)
+    dilation = geometry.in_dilation
+    for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
+        filtered = row.strided and geometry.strides_or_dilates and i < last
+        downsample = BLOCK_FILTERS[spec.antialias] if filtered else None
+        norm = f"{name}/norm{i + 1 if spec.preact else i}"
+        x = builder.conv(
+            x,
+            f"{name}/conv{i}",
+            (row.kernel, features),
+            norm=None if spec.preact and i == last else norm,
+            act=i < last,
+            stride=geometry.stride if row.strided and not downsample else 1,
+            dilation=dilation,
+            groups=spec.groups if row.grouped else 1,
+        )
+        dilation = geometry.dilation if row.strided else dilation
+        x = downsample(builder, x, f"{name}/downsample", geometry.stride) if downsample else x
+    return x
+
+
+def _squeeze_excite(builder: GraphBuilder, name: str, x: str) -> str:
+    h = builder.emit("mean", f"{name}/se_mean", x)
+    h = builder.dense(h, f"{name}/se_fc1", activation="relu")
+    return builder.gate(x, builder.dense(h, f"{name}/se_fc2", activation="sigmoid"), name)
+
+
+def _efficient_channel(builder: GraphBuilder, name: str, x: str) -> str:
+    h = builder.emit("mean", f"{name}/eca_mean", x)
+    return builder.gate(x, builder.channel_conv(h, f"{name}/eca_conv", "sigmoid"), name)
+
+
+ATTENTIONS: dict[str, Callable[[GraphBuilder, str, str], str]] = {
+    "none": lambda builder, name, x: x,
+    "se": _squeeze_excite,
+    "se_rs": _squeeze_excite,
+    "eca": _efficient_channel,
+}
+
+
+def _zero_pad(
+    builder: GraphBuilder, name: str, geometry: BlockGeometry, h: str, channels: int, out: int
+) -> str:
+    before = (out - channels) // 2
+    return builder.emit(
+        "zero_pad",
+        f"{name}/zero_pad",
+        h,
+        stride=geometry.stride,
+        before=before,
+        after=out - channels - before,
+    )
+
+
+def _project(
+    builder: GraphBuilder, name: str, h: str, features: int, *, kernel: int = 1, **geometry: int
+) -> str:
+    norm = None if builder.spec.preact else f"{name}/Ws_norm"
+    return builder.conv(h, f"{name}/Ws", (kernel, features), norm=norm, act=False, **geometry)
+
+
+def _projection(
+    builder: GraphBuilder, name: str, geometry: BlockGeometry, h: str, channels: int, out: int
+) -> str:
+    return _project(builder, name, h, out, stride=geometry.stride)
+
+
+def _projection_3x3(
+    builder: GraphBuilder, name: str, geometry: BlockGeometry, h: str, channels: int, out: int
+) -> str:
+    kernel = 3 if geometry.stride > 1 or geometry.dilation > 1 else 1
+    shape = {"stride": geometry.stride, "dilation": geometry.in_dilation}
+    return _project(builder, name, h, out, kernel=kernel, **shape)
+
+
+def _pooled_projection(
+    builder: GraphBuilder, name: str, geometry: BlockGeometry, h: str, channels: int, out: int
+) -> str:
+    if geometry.stride > 1 or geometry.dilation > 1:
+        same = geometry.stride == 1
+        h = builder.emit("avg_pool", f"{name}/Ws_pool", h, stride=geometry.stride, same=same)
+    return _project(builder, name, h, out)
+
+
+# `ShortcutRow.make` of each row of `SHORTCUTS` that has one.
+SHORTCUT_NODES: dict[str, Callable[..., str]] = {
+    "A": _zero_pad,
+    "B": _projection,
+    "B3": _projection_3x3,
+    "C": _projection,
+    "D": _pooled_projection,
+}

@@ -1,0 +1,214 @@
+"""Emits the nodes of a network's layers: convolution and norm, dense, gate, residual sum."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resflax.errors import UserError
+from resflax.inference.fold import Affine, batch_norm_affine, standardize
+from resflax.inference.graph import Node
+from resflax.inference.parameters import Parameters
+from resflax.nn import Spec
+from resflax.nn.batch_norm import BatchNorm
+from resflax.nn.norms import GROUPS, EvoNormS0, FilterResponseNorm
+
+GROUP_NORM_EPSILON = 1e-5
+# What a residual sum can be merged into: the operations with an optional input "residual".
+SUMMING_OPS = ("conv", "gate")
+
+
+class GraphBuilder:
+    """Collects nodes. Each method emits a layer and returns the name of its result.
+
+    Attributes:
+      spec: the architecture.
+      parameters: its variables.
+      fold: whether batch norm is folded.
+      dtype: dtype to which the nodes' arrays are rounded.
+    """
+
+    def __init__(self, spec: Spec, parameters: Parameters, *, fold: bool, dtype: Any) -> None:
+        self.spec, self.parameters, self.fold, self.dtype = spec, parameters, fold, dtype
+        self._nodes: dict[str, Node] = {}
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes so far."""
+        return tuple(self._nodes.values())
+
+    def emit(
+        self,
+        op: str,
+        name: str,
+        *inputs: str,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Adds a node."""
+        assert name not in self._nodes, name
+        rounded = {key: np.asarray(array, self.dtype) for key, array in (arrays or {}).items()}
+        self._nodes[name] = Node(op, name, inputs, attributes, rounded)
+        return name
+
+    def normalize(
+        self, x: str, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+    ) -> str:
+        """Emits the normalization of uint8 images."""
+        if mean is None or std is None or not len(mean) == len(std) == channels:
+            raise UserError(
+                f"mean is {mean}, std is {std}: expected one of each per channel, {channels}"
+            )
+        arrays = {"mean": np.asarray(mean, np.float64), "std": np.asarray(std, np.float64)}
+        return self.emit("normalize", "normalize", x, arrays=arrays)
+
+    def conv(
+        self,
+        x: str,
+        name: str,
+        shape: tuple[int, int],
+        *,
+        norm: str | None,
+        act: bool,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> str:
+        """Emits a convolution of `shape` (side, channels out) and a norm, folded if possible.
+
+        The activation follows the norm; without a norm there is none.
+        """
+        side, features = shape
+        kernel = self.parameters.get(name, "kernel")
+        if kernel.shape[:2] != (side, side) or kernel.shape[-1] != features:
+            raise UserError(
+                f"the kernel of {name} has shape {kernel.shape}: expected"
+                f" ({side}, {side}, channels, {features})"
+            )
+        arrays = {"kernel": standardize(kernel) if self.spec.conv == "standardized" else kernel}
+        affine = self._affine(norm, act) if norm else None
+        if affine:
+            arrays = {"kernel": arrays["kernel"] * affine.scale, "bias": affine.bias}
+        x = self.emit(
+            "conv",
+            name,
+            x,
+            arrays=arrays,
+            stride=stride,
+            padding=side // 2 * dilation,
+            dilation=dilation,
+            groups=groups,
+            activation="relu" if affine and act else "none",
+        )
+        return self.norm(x, norm, act=act) if norm and not affine else x
+
+    def norm(self, x: str, name: str, *, act: bool) -> str:
+        """Emits a norm on its own, followed by its activation if `act`."""
+        affine = self._affine(name, act)
+        if affine:
+            activation = "relu" if act else "none"
+            return self.emit("affine", name, x, arrays=affine._asdict(), activation=activation)
+        return NORM_NODES[self.spec.norm](self, x, name, act)
+
+    def _affine(self, name: str, act: bool) -> Affine | None:
+        """Returns a norm as an affine map, or None for norms that are not one or are kept."""
+        scale, bias = (self.parameters.get(name, leaf) for leaf in ("scale", "bias"))
+        if self.spec.norm == "evonorm_s0" and not act:
+            return Affine(scale, bias)
+        if self.spec.norm == "batch" and self.fold:
+            mean, var = (self.parameters.get(name, leaf, "batch_stats") for leaf in ("mean", "var"))
+            return batch_norm_affine(scale, bias, mean, var, BatchNorm.epsilon)
+        return None
+
+    def norm_arrays(self, name: str, *leaves: str) -> dict[str, np.ndarray]:
+        """Returns scale, bias and further parameters of a norm."""
+        return {leaf: self.parameters.get(name, leaf) for leaf in ("scale", "bias", *leaves)}
+
+    def dense(self, x: str, name: str, *, activation: str = "none") -> str:
+        """Emits a linear layer with bias."""
+        arrays = {leaf: self.parameters.get(name, leaf) for leaf in ("kernel", "bias")}
+        return self.emit("dense", name, x, arrays=arrays, activation=activation)
+
+    def channel_conv(self, x: str, name: str, activation: str) -> str:
+        """Emits ECA's convolution along the channels."""
+        arrays = {"kernel": self.parameters.get(name, "kernel").ravel()}
+        return self.emit("channel_conv", name, x, arrays=arrays, activation=activation)
+
+    def gate(self, x: str, gate: str, block: str) -> str:
+        """Emits the product of a feature map and its gate."""
+        return self.emit("gate", f"{block}/gate", x, gate, activation="none")
+
+    def finish(self, x: str, residual: str | None, name: str, *, act: bool) -> str:
+        """Emits `x + residual` and an activation, merged into the operation that computes `x`.
+
+        Nothing else may read `x`.
+        """
+        node = self._nodes[x]
+        if residual is None and not act:
+            return x
+        activation = "relu" if act else "none"
+        if residual is not None and node.op not in SUMMING_OPS:
+            return self.emit("add", name, x, residual, activation=activation)
+        del self._nodes[x]  # it moves behind the nodes of the shortcut
+        inputs = node.inputs if residual is None else (*node.inputs, residual)
+        attributes = {**node.attributes, "activation": activation}
+        return self.emit(node.op, x, *inputs, arrays=node.arrays, **attributes)
+
+
+def _batch_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
+    statistics = {
+        leaf: builder.parameters.get(name, leaf, "batch_stats") for leaf in ("mean", "var")
+    }
+    return builder.emit(
+        "batch_norm",
+        name,
+        x,
+        arrays=builder.norm_arrays(name) | statistics,
+        epsilon=BatchNorm.epsilon,
+        activation="relu" if act else "none",
+    )
+
+
+def _group_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
+    return builder.emit(
+        "group_norm",
+        name,
+        x,
+        arrays=builder.norm_arrays(name),
+        groups=GROUPS,
+        epsilon=GROUP_NORM_EPSILON,
+        activation="relu" if act else "none",
+    )
+
+
+def _evonorm_s0(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
+    assert act, "without its activation, EvoNorm-S0 is an affine map"
+    return builder.emit(
+        "evonorm_s0",
+        name,
+        x,
+        arrays=builder.norm_arrays(name, "v"),
+        groups=GROUPS,
+        epsilon=EvoNormS0.epsilon,
+        activation="none",
+    )
+
+
+def _filter_response_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
+    return builder.emit(
+        "filter_response_norm",
+        name,
+        x,
+        arrays=builder.norm_arrays(name, *["tau"] * act),
+        epsilon=FilterResponseNorm.epsilon,
+        activation="none",
+    )
+
+
+# Each row of `NORMS`, where it is not an affine map.
+NORM_NODES: dict[str, Callable[[GraphBuilder, str, str, bool], str]] = {
+    "batch": _batch_norm,
+    "group": _group_norm,
+    "evonorm_s0": _evonorm_s0,
+    "frn_tlu": _filter_response_norm,
+}

@@ -1,0 +1,234 @@
+"""Reads weights by where they are: a run, a folder, a file, a Hub repository."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resflax.errors import UserError
+from resflax.nn import Spec
+from resflax.weights.adapt import convert_preprocess
+from resflax.weights.bridge import (
+    Variables,
+    flatten,
+    from_torch,
+    is_flat,
+    unflatten,
+    without_prefix,
+)
+from resflax.weights.files import SUFFIXES, Arrays, load_file
+from resflax.weights.hub import fetch
+from resflax.weights.imagenet import imagenet_classes
+from resflax.weights.preprocess import default_preprocess
+from resflax.weights.pretrained_config import PretrainedConfig, read_config
+from resflax.weights.workdirs import is_workdir, read_workdir, split_checkpoint
+from resflax.zoo import get_spec
+from resflax.zoo.registry import SPECS, split_tag
+
+# Names of the arrays that give the number of image channels and of classes, in every layout.
+TORCH_STEMS = (
+    "conv1",
+    "conv1.0",
+    "stem.conv",
+    "stem.conv1",
+    "resnet.embedder.embedder.convolution",
+)
+FLAX_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
+HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
+IMAGENET_CLASSES = 1000
+
+Report = Callable[[str], None]
+
+
+class Weights(NamedTuple):
+    """Weights and what they are for.
+
+    Attributes:
+      config: architecture, preprocessing and class names.
+      variables: variables in the tree of `scan=False`.
+      source: one line that says what was read.
+      is_flax: whether the arrays had resflax's names (`flatten`), not torch's.
+    """
+
+    config: PretrainedConfig
+    variables: Variables
+    source: str
+    is_flax: bool
+
+
+class _Found(NamedTuple):
+    """Arrays as they were found, the config that came with them, and a description.
+
+    Attributes:
+      is_run: whether they are a run's, which names its classes itself.
+    """
+
+    arrays: Arrays
+    config: PretrainedConfig | None
+    source: str
+    is_run: bool = False
+
+
+class Reader(NamedTuple):
+    """Row of `READERS`: a kind of place.
+
+    Attributes:
+      matches: returns whether a name is of this kind.
+      read: reads the arrays; takes the name, the revision and a function for messages.
+    """
+
+    matches: Callable[[str], Any]
+    read: Callable[[str, str | None, Report], _Found]
+
+
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def read_weights(
+    where: str | Path,
+    name: str | Spec | None = None,
+    *,
+    revision: str | None = None,
+    report: Report = _print_to_stderr,
+) -> Weights:
+    """Reads weights, with their architecture, preprocessing and class names.
+
+    Images are normalized as `Weights.config.preprocess` says. For a run these are the run's own
+    moments, for a config.json those that it has. A weights file without a config.json gets the
+    default of its architecture, `default_preprocess`, which the caller may replace.
+
+    Args:
+      where: one of
+        - the workdir of a run, also with a checkpoint: "runs/x", "runs/x@best", "runs/x@last",
+          "runs/x@200"; by default the last one;
+        - a folder in timm's or Transformers' layout;
+        - a weights file, with `name` or a config.json in the same folder;
+        - a Hub repository, "owner/name";
+        - a name with one of timm's tags, "resnet50.a1_in1k", for the repository of that name.
+      name: model name or spec; None to use that of the run or the config.json. The number of
+        classes is always that of the weights.
+      revision: branch, tag or commit of a repository.
+      report: called with messages, such as about corrupt checkpoints that are skipped.
+
+    Raises:
+      UserError: if there are no weights, the model is unknown or the weights do not match it.
+    """
+    where = str(where)
+    reader = next((reader for reader in READERS.values() if reader.matches(where)), None)
+    if reader is None:
+        raise UserError(_describe_invalid(where))
+    found = reader.read(where, revision, report)
+    found = found._replace(arrays=without_prefix(found.arrays))
+    config = _complete_config(found, name, where)
+    source = found.source
+    if not config.spec.num_classes:
+        source += "; no classification head"
+    if config.spec.num_classes == IMAGENET_CLASSES and not config.labels and not found.is_run:
+        config = config._replace(labels=imagenet_classes())
+        source += "; class names of ImageNet-1k"
+    is_flax = is_flat(found.arrays)
+    convert = unflatten if is_flax else _from_torch_unrolled
+    variables = convert(config.spec, found.arrays, channels=config.channels)
+    return Weights(config, variables, source, is_flax)
+
+
+def _from_torch_unrolled(spec: Spec, arrays: Arrays, *, channels: int) -> Variables:
+    return from_torch(spec, arrays, channels=channels, scan=False)
+
+
+def _read_run(where: str, revision: str | None, report: Report) -> _Found:
+    del revision
+    workdir = split_checkpoint(where)
+    assert workdir is not None, where
+    config, variables, source = read_workdir(*workdir, report)
+    return _Found(flatten(variables), config, source, is_run=True)
+
+
+def _read_folder(where: str, revision: str | None, report: Report) -> _Found:
+    del revision
+    folder = Path(where)
+    if not (folder / "config.json").exists():
+        return _without_config(load_file(folder, report=report), where)
+    config = read_config(folder)
+    arrays = load_file(folder, report=report)
+    return _Found(arrays, config, f"{where}; normalization of its config.json")
+
+
+def _read_file(where: str, revision: str | None, report: Report) -> _Found:
+    del revision
+    arrays, folder = load_file(where, report=report), Path(where).parent
+    if not (folder / "config.json").exists() or is_workdir(folder):
+        return _without_config(arrays, where)
+    source = f"{where}; normalization of the config.json next to it"
+    return _Found(arrays, read_config(folder), source)
+
+
+def _without_config(arrays: Arrays, where: str) -> _Found:
+    return _Found(arrays, None, f"{where}; without a config: default normalization of the model")
+
+
+def _read_repository(where: str, revision: str | None, report: Report) -> _Found:
+    return _read_folder(str(fetch(where, revision)), None, report)._replace(
+        source=f"{where} from the Hub; normalization of its config.json"
+    )
+
+
+def _is_repository(where: str) -> bool:
+    is_path = where.startswith((".", "/", "~")) or where.endswith(SUFFIXES)
+    return where.count("/") == 1 and not is_path
+
+
+def _is_tagged(where: str) -> bool:
+    architecture, tag = split_tag(where)
+    return bool(tag) and architecture in SPECS
+
+
+READERS: dict[str, Reader] = {
+    "run": Reader(split_checkpoint, _read_run),
+    "folder": Reader(lambda where: Path(where).is_dir(), _read_folder),
+    "file": Reader(lambda where: Path(where).exists(), _read_file),
+    "repository": Reader(_is_repository, _read_repository),
+    "tagged name": Reader(
+        _is_tagged, lambda where, *args: _read_repository(f"timm/{where}", *args)
+    ),
+}
+
+
+def _describe_invalid(where: str) -> str:
+    message = f"{where} is not an existing file or folder, nor a Hub repository (owner/name)"
+    return message + f": a model's name needs a tag, such as {where}.a1_in1k" * (where in SPECS)
+
+
+def _complete_config(found: _Found, name: str | Spec | None, where: str) -> PretrainedConfig:
+    """Returns the config with the given architecture, and the arrays' channels and classes."""
+    config = found.config
+    if name is not None:
+        spec = get_spec(name)
+        given = PretrainedConfig(spec, 3, default_preprocess(spec))
+        config = _match_arrays((config or given)._replace(spec=spec), found.arrays)
+    elif config is None:
+        raise UserError(f"cannot tell which model {where} is for: pass its name (--model NAME)")
+    elif not any(key in HEADS for key in found.arrays):
+        config = config._replace(spec=config.spec.override(num_classes=0))
+    classes = config.spec.num_classes
+    if config.labels and len(config.labels) != classes:
+        if found.config and classes == found.config.spec.num_classes:
+            raise UserError(
+                f"{where} has {len(config.labels)} class names: expected {classes}, one per class"
+            )
+        config = config._replace(labels=())
+    return config._replace(preprocess=convert_preprocess(config.preprocess, config.channels))
+
+
+def _match_arrays(config: PretrainedConfig, arrays: Arrays) -> PretrainedConfig:
+    """Sets the numbers of channels and classes to those of the arrays."""
+    classes, channels = 0, config.channels
+    for key, array in arrays.items():
+        if key in HEADS and array.ndim == 1:
+            classes = array.shape[0]
+        elif key.removesuffix(".weight") in TORCH_STEMS and array.ndim == 4:
+            channels = array.shape[1]
+        elif key in FLAX_STEMS and array.ndim == 4:
+            channels = array.shape[2]
+    return config._replace(spec=config.spec.override(num_classes=classes), channels=channels)
