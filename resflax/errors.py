@@ -18,13 +18,18 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     >>> print(unknown("letter", "omegga", "alpha beta gamma delta epsilon eta mu nu omega".split()))
     unknown letter 'omegga': did you mean omega?
     """
+    return UserError(f"unknown {kind} {name!r}: {suggest(name, known)}")
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """Returns the end of an error message: the `known` names, or those closest to `name`."""
     known = list(known)
     if len(known) <= 8:
-        return UserError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+        return f"expected one of {', '.join(known)}"
     # Some names even if none is similar: the user needs to see what names look like.
     similar = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
     similar = similar or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
-    return UserError(f"unknown {kind} {name!r}: did you mean {', '.join(similar)}?")
+    return f"did you mean {', '.join(similar)}?"
 
 
 class Parser(argparse.ArgumentParser):

@@ -27,6 +27,8 @@ LAYERS = {
     "inference": 5,
     "weights": 5,
     "train": 6,
+    "evaluate": 7,
+    "export": 7,
     "study": 8,
     "cli": 9,
     "__main__": 10,

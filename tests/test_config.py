@@ -55,6 +55,10 @@ VALUES = {
     "batch_size": ([-8, 0, 2**31], [1]),
     "grad_accum_steps": ([0, 2**31], [1]),
     "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
+    "head_learning_rate": ([-1.0], [0.0, 1.0]),
+    "layer_decay": ([0.0, -0.5, 1.5], [1e-3, 1.0]),
+    "freeze": ([3, (1,), ("stem*", None)], [None, "", "stem*,stage1*", ("stem*",), ["stem*"]]),
+    "ghost_batch_size": ([0, -8], [1]),
     "warmup_epochs": ([-0.5], [0.0, 10.0]),
     "decay_epochs": ([(3, 2), (2, 2), ("a",), (0,), (2**31,), (1, None)], [(), (1, 2.5)]),
     "decay_rate": ([0.0], [0.5]),
@@ -156,6 +160,16 @@ COMBINED = [
         "config.data.flip and config.data.alternating_flip are both True: expected one of them",
         {"data.alternating_flip": True},
     ),
+    (
+        {"reset_head": True},
+        "config.reset_head is True without config.pretrained, whose head it replaces",
+        {"reset_head": True, "pretrained": "resnet20.safetensors"},
+    ),
+    (
+        {"freeze_batch_norm": True, "batch_norm": "ghost"},
+        "config.freeze_batch_norm is True with config.batch_norm='ghost': expected one of them",
+        {"freeze_batch_norm": True, "batch_norm": "frozen"},
+    ),
 ]
 
 
@@ -184,6 +198,11 @@ def test_average_with_batch_norm_needs_statistics():
 def test_model_may_be_that_of_the_pretrained_weights():
     check_config(make_config(model="", pretrained="runs/x"))
     assert "unknown model ''" in error_of(make_config(model=""))
+
+
+@pytest.mark.parametrize("keys", [{"freeze_batch_norm": True}, {"batch_norm": "frozen"}])
+def test_average_with_frozen_statistics_needs_no_others(keys):
+    check_config(make_config(ema_decay=0.9, **keys))
 
 
 def test_average_without_batch_norm_needs_no_statistics():

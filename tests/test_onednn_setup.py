@@ -92,7 +92,7 @@ def test_missing_wheel_is_named(missing, uncached):
 def test_wheel_without_its_files_is_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
     message = "the package onednn-cpu-gomp lacks its file lib/libdnnl.so.3: pip install"
-    with pytest.raises(onednn._UnavailableError, match=message):
+    with pytest.raises(onednn.UnavailableError, match=message):
         onednn._wheel_file("onednn-cpu-gomp", "lib/libdnnl.so.3")
 
 
@@ -121,7 +121,7 @@ def test_loader_error_of_libdnnl_names_a_missing_library(tmp_path):
     copy = tmp_path / "libdnnl.so.3"
     copy.write_bytes(library.replace(b"libgomp.so.1\0", b"libgomp.so.9\0"))
     message = "^oneDNN needs libgomp.so.9: apt install libgomp1$"
-    with pytest.raises(onednn._UnavailableError, match=message):
+    with pytest.raises(onednn.UnavailableError, match=message):
         onednn._load(copy)
 
 

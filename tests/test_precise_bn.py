@@ -140,7 +140,7 @@ def test_state_on_eight_devices_gets_statistics_of_its_ema(name):
     step = make_stats_step(net, normalize=lambda images: 3 * images, axis_name=engine.axis_name)
     batches = [{"image": batch} for batch in make_images()]
     result = recompute_state_batch_stats(
-        engine, engine.compile_eval(step), engine.put_state(state), batches
+        engine, net, engine.compile_eval(step), engine.put_state(state), batches
     )
     tripled = [3 * batch for batch in make_images()]
     assert_close(engine.to_host(result).batch_stats, expected_stats({"params": state.ema}, tripled))

@@ -1,4 +1,4 @@
-"""The commands `convert` and `predict`."""
+"""The command `convert`."""
 
 import json
 import re
@@ -6,14 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.networks import apply, randomized
+from helpers.networks import randomized
 from helpers.parity_inputs import draw_array
 from helpers.weight_files import TIMM, assert_same
 from PIL import Image
 
 from resflax import UserError
-from resflax.cli.weights import convert_main, predict_main
-from resflax.weights import Preprocess, from_torch, load_file, load_pretrained, save_file, to_torch
+from resflax.cli.weights import convert_main
+from resflax.weights import from_torch, load_file, load_pretrained, save_file, to_torch
 from resflax.weights.bridge import flatten, variable_shapes
 from resflax.zoo import get_spec
 
@@ -119,55 +119,3 @@ def test_verify_without_torch_says_what_to_install(folder, tmp_path, monkeypatch
     with pytest.raises(UserError, match="this comparison needs PyTorch: pip install torch"):
         convert_main([str(folder), str(tmp_path / "a.safetensors"), "--verify"])
     assert [*tmp_path.iterdir()] == []
-
-
-def expected_lines(folder, image, names):
-    model, variables, preprocess, *_ = load_pretrained(folder)
-    logits = np.asarray(apply(model, variables, preprocess(image)[None])[0], np.float64)
-    probabilities = np.exp(logits) / np.exp(logits).sum()
-    best = np.argsort(-probabilities)[:5]
-    return [str(image), *(f"  {probabilities[i]:7.2%}  {names[i]}" for i in best)]
-
-
-@pytest.mark.slow
-def test_predict_prints_the_five_most_probable_classes(folder, tmp_path, capsys):
-    image = folder / "cat.png"
-    predict_main([str(image), str(image), "--weights", str(folder)])
-    assert capsys.readouterr().out.splitlines() == 2 * expected_lines(folder, image, "abcdefg")
-    (tmp_path / "labels.txt").write_text("\n".join(f"label {i}" for i in range(7)))
-    predict_main([str(image), "--weights", str(folder), "--labels", str(tmp_path / "labels.txt")])
-    names = [f"label {i}" for i in range(7)]
-    assert capsys.readouterr().out.splitlines() == expected_lines(folder, image, names)
-
-
-@pytest.mark.slow
-def test_predict_without_labels_numbers_the_classes(folder, tmp_path, capsys):
-    save_file(tmp_path / "a.safetensors", load_file(folder))
-    weights = ["--weights", str(tmp_path / "a.safetensors"), "--model", "cifar_resnet8"]
-    predict_main([str(folder / "cat.png"), *weights])
-    lines = capsys.readouterr().out.splitlines()[1:]
-    model, variables, *_ = load_pretrained(folder)
-    image = Preprocess(size=(32, 32), crop_pct=1.0)(folder / "cat.png")[None]
-    best = np.argsort(-np.asarray(apply(model, variables, image)[0]))[:5]
-    assert [line.split("  ")[-1] for line in lines] == [f"class {i}" for i in best]
-    assert len(lines) == 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--weights", "{0}"], "the following arguments are required: IMAGE"),
-        (["{0}/cat.png"], "the following arguments are required: --weights"),
-        (["{0}/dog.png", "--weights", "{0}"], "image not found: {0}/dog.png"),
-        (["{0}/config.json", "--weights", "{0}"], "config.json is not a readable image"),
-        (["{0}/cat.png", "--weights", "{0}", "--labels", "{0}/no"], "cannot read the labels in"),
-        (
-            ["{0}/cat.png", "--weights", "{0}", "--labels", "{0}/config.json"],
-            "got 1 labels: expected 7, one per class",
-        ),
-    ],
-)
-def test_predict_errors_are_one_line(folder, arguments, message):
-    with pytest.raises(UserError, match=re.escape(message.format(folder))) as e:
-        predict_main([argument.format(folder) for argument in arguments])
-    assert "\n" not in str(e.value)

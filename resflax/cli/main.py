@@ -26,7 +26,9 @@ COMMANDS: dict[str, Command] = {
     "info": Command("resflax.cli.models:info_main", "show the size of a network"),
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
     "convert": Command("resflax.cli.weights:convert_main", "convert weights from and to PyTorch"),
-    "predict": Command("resflax.cli.weights:predict_main", "show the top five classes of images"),
+    "evaluate": Command("resflax.cli.evaluate:main", "evaluate a trained network on a dataset"),
+    "predict": Command("resflax.cli.predict:main", "predict the classes of images"),
+    "export": Command("resflax.cli.export:main", "export a model for PyTorch, ONNX or StableHLO"),
     "doctor": Command("resflax.cli.doctor:main", "check that results are reproducible here"),
     "study": Command("resflax.cli.study:main", "run an experiment of the papers"),
 }
@@ -36,7 +38,7 @@ def run_command(command: Callable[[], None]) -> int:
     """Calls a command and returns its exit status.
 
     A `UserError` prints one line to stderr and returns 2. A run that was stopped by a signal prints
-    one line to stdout and returns 128 + the signal's number.
+    one line to stdout and returns 128 + the signal's number. Ctrl-C in other commands returns 130.
     """
     try:
         command()
@@ -46,6 +48,9 @@ def run_command(command: Callable[[], None]) -> int:
     except InterruptedRunError as e:
         print(e)
         return e.status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

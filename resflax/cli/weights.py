@@ -1,4 +1,4 @@
-"""The commands `convert` and `predict`: weights files to and from torch, and top-5 predictions."""
+"""`resflax convert IN OUT`: weights files to and from torch."""
 
 import importlib.metadata
 from pathlib import Path
@@ -18,7 +18,6 @@ from resflax.zoo import create_model
 
 FLAX = "flax"  # the names of `flatten`
 VERIFY_RTOL = 1e-3
-TOP = 5
 
 
 def convert_main(arguments: list[str]) -> None:
@@ -88,45 +87,3 @@ def compute_logits(
     """Returns the float32 logits in evaluation mode."""
     model = create_model(spec, scan=False)
     return np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
-
-
-def predict_main(arguments: list[str]) -> None:
-    """Prints the five most probable classes of each image.
-
-    Raises:
-      UserError: if the weights, the labels or an image cannot be read.
-    """
-    parser = Parser(
-        prog="resflax predict", description="Prints the five most probable classes of each image."
-    )
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    parser.add_argument("--weights", required=True, help="a file, a folder, or a Hub owner/name")
-    parser.add_argument(
-        "--model", metavar="NAME", help="model name; default: from the weights' config.json"
-    )
-    parser.add_argument("--labels", type=Path, help="text file with one class name per line")
-    args = parser.parse_args(arguments)
-    config, variables, *_ = read_weights(args.weights, args.model)
-    if not config.spec.num_classes:
-        raise UserError(f"{args.weights} has no classification head: expected weights with classes")
-    labels = _read_labels(args.labels, config)
-    batch = np.stack([config.preprocess(path) for path in args.images])
-    logits = compute_logits(config.spec, variables, batch)
-    probabilities = np.asarray(jax.nn.softmax(logits))
-    for path, image_probabilities in zip(args.images, probabilities, strict=True):
-        print(path)
-        for index in np.argsort(-image_probabilities)[:TOP]:
-            label = labels[index] if labels else f"class {index}"
-            print(f"  {image_probabilities[index]:7.2%}  {label}")
-
-
-def _read_labels(path: Path | None, config: PretrainedConfig) -> tuple[str, ...]:
-    try:
-        labels = tuple(path.read_text().splitlines()) if path else config.labels
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the labels in {path}: {e}") from e
-    if labels and len(labels) != config.spec.num_classes:
-        raise UserError(
-            f"got {len(labels)} labels: expected {config.spec.num_classes}, one per class"
-        )
-    return labels

@@ -47,6 +47,7 @@ def eval_batches(
     batch_size: int,
     local_rows: slice = slice(None),
     num_workers: int = 0,
+    with_index: bool = False,
 ) -> Iterator[Batch]:
     """Yields every example once, in order, in batches of one size.
 
@@ -59,9 +60,11 @@ def eval_batches(
       batch_size: global batch size.
       local_rows: the rows of each batch to yield: those of one process of several.
       num_workers: see `train_batches`.
+      with_index: also yield "index", the example indices, as in `train_batches`.
     """
     order = EvalOrder(batch_size, len(split), local_rows)
-    return _batches(split, order, ("image", "label", "weight"), num_workers)
+    keys = ("image", "label", "weight", *(("index",) if with_index else ()))
+    return _batches(split, order, keys, num_workers)
 
 
 def _batches(

@@ -1,5 +1,7 @@
 """Image-classification datasets by name: digits, noise, TFDS, or a folder of images."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,8 +161,15 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
 
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
-    try:
+    with folder_errors_as_user_error(path):
         return open_folder(Path(path).expanduser(), on_bad_example)
+
+
+@contextlib.contextmanager
+def folder_errors_as_user_error(path: str) -> Iterator[None]:
+    """Turns errors while listing a folder into a `UserError` of one line."""
+    try:
+        yield
     except (OSError, RuntimeError) as e:  # no permission, name too long, unknown ~user
         folder, reason = getattr(e, "filename", None) or path, getattr(e, "strerror", None) or e
         raise UserError(f"cannot read the folder {str(folder)!r}: {reason}") from e

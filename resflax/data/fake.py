@@ -5,10 +5,11 @@ import re
 import numpy as np
 
 from resflax.data.in_memory import InMemorySplit
-from resflax.errors import UserError
+from resflax.errors import UserError, unknown
 
 PREFIX = "fake"
 FORMAT = f"{PREFIX}:HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"
+SPLITS = ("train", "test")
 DEFAULT = f"{PREFIX}:224x224x3:1000:1024"
 # Rejects names that would exhaust the memory of the machine by mistake.
 MAX_BYTES = 16 * 2**30
@@ -36,10 +37,18 @@ def make_fake(name: str, seed: int) -> tuple[InMemorySplit, InMemorySplit, tuple
     >>> train.images.shape, len(test), classes
     ((16, 4, 6, 3), 2, ('0', '1', '2'))
     """
+    (train, classes), (test, _) = (make_fake_split(name, seed, split) for split in SPLITS)
+    return train, test, classes
+
+
+def make_fake_split(name: str, seed: int, split: str) -> tuple[InMemorySplit, tuple[str, ...]]:
+    """Generates one split, "train" or "test", and class names, as `make_fake` does."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     shape, num_classes, num_examples = _parse(DEFAULT if name == PREFIX else name)
-    train = _noise([seed, 0], shape, num_classes, num_examples)
-    test = _noise([seed, 1], shape, num_classes, -(-num_examples // 8))
-    return train, test, tuple(map(str, range(num_classes)))
+    count = num_examples if split == "train" else -(-num_examples // 8)
+    noise = _noise([seed, SPLITS.index(split)], shape, num_classes, count)
+    return noise, tuple(map(str, range(num_classes)))
 
 
 def _parse(name: str) -> tuple[tuple[int, int, int], int, int]:

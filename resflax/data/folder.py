@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.fingerprint import Fingerprint, files_fingerprint
 from resflax.data.source import bad_example
-from resflax.errors import UserError
+from resflax.errors import UserError, unknown
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SPLITS = ("test", "val", "validation")
@@ -34,6 +34,10 @@ class FolderSource:
     def location(self, index: int) -> str:
         """Returns the file of an example."""
         return str(self.root / self.files[index][0])
+
+    def file_name(self, index: int) -> str:
+        """Returns the file of an example, relative to the split's folder."""
+        return self.files[index][0]
 
     def read(
         self, index: int, channels: int = 0
@@ -77,6 +81,58 @@ def open_folder(root: Path, on_bad_example: str) -> tuple[FolderSource, FolderSo
         if not len(source):
             raise UserError(f"{source.root} contains no images: expected CLASS/*.jpg or *.png")
     return sources
+
+
+def open_folder_split(root: Path, split: str, on_bad_example: str) -> FolderSource:
+    """Opens one split of a folder.
+
+    The classes are those of the training split if the folder has one, since labels are numbered
+    by it, and otherwise those of the split itself.
+
+    Args:
+      root: a folder with splits, `root/<split>/<class>/*.jpg`, or one split, `root/<class>/*.jpg`.
+      split: name of the split's folder; "" for the first of `TEST_SPLITS`, or for `root` itself.
+      on_bad_example: "raise" or "skip".
+
+    Raises:
+      UserError: if the split is missing or empty; or, if `on_bad_example` is "raise", if a class
+        has no images or is not in the training split.
+    """
+    folder = split_folder(root, split)
+    has_train = folder != root and (root / "train").is_dir()
+    classes = _classes(root / "train" if has_train else folder)
+    source = FolderSource(folder, classes)
+    source.problems += [
+        f"{folder / name}: is a class that the training split lacks"
+        for name in _classes(folder)
+        if name not in classes
+    ]
+    if source.problems and on_bad_example != "skip":
+        raise bad_example(source.problems[0])
+    if not len(source):
+        flat = any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+        hint = " (images without class folders need a labels file)" if flat else ""
+        raise UserError(f"{folder} contains no images: expected CLASS/*.jpg or *.png{hint}")
+    return source
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """Returns the folder of a split; see `open_folder_split`.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if not root.is_dir():
+        raise UserError(f"folder {root} does not exist: expected one with images")
+    if split:
+        if not (root / split).is_dir():
+            raise unknown("split", split, _classes(root) or ["(no folder)"])
+        return root / split
+    test = next((name for name in TEST_SPLITS if (root / name).is_dir()), "")
+    if not test and (root / "train").is_dir():
+        names = ", ".join(sorted(path.name for path in root.iterdir())[:8])
+        raise UserError(f"{root} contains {names}: expected the folder test; or choose a split")
+    return root / test
 
 
 def _classes(split: Path) -> tuple[str, ...]:

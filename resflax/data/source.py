@@ -32,6 +32,10 @@ class Source(Protocol):
         """Returns the file, or split and index, of an example, for messages."""
         ...
 
+    def file_name(self, index: int) -> str:
+        """Returns the name of the file of an example, with its folder; "" if it has none."""
+        ...
+
     def read(
         self, index: int, channels: int = 0
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
@@ -55,4 +59,7 @@ def check_on_bad_example(value: str) -> None:
 
 def bad_example(problem: object) -> UserError:
     """Returns the error for an example or class that cannot be used and may not be skipped."""
-    return UserError(f"{problem}: fix it, or skip it with --config.data.on_bad_example=skip")
+    return UserError(
+        f"{problem}: fix it, or skip it with --config.data.on_bad_example=skip (evaluate:"
+        " --on-bad-example=skip)"
+    )

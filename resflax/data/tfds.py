@@ -28,6 +28,7 @@ class TfdsSource:
         self.label = _only_feature(name, builder, tfds.features.ClassLabel)
         feature = builder.info.features[self.label]
         self.classes = tuple(feature.names or map(str, range(feature.num_classes)))
+        self.has_file_names = "file_name" in builder.info.features
         self.problems: list[str] = []
         self.version = str(builder.info.version)
         if builder.info.features[self.image].np_dtype != np.uint8:
@@ -52,6 +53,12 @@ class TfdsSource:
     def location(self, index: int) -> str:
         """Returns the split and index of an example."""
         return f"{self.name}[{index}]"
+
+    def file_name(self, index: int) -> str:
+        """Returns the "file_name" of an example, as ImageNet has it; "" without such a feature."""
+        example: Any = self.data[index] if self.has_file_names else {}
+        name = example.get("file_name", b"")
+        return name.decode() if isinstance(name, bytes) else str(name)
 
     def read(
         self, index: int, channels: int = 0
@@ -78,12 +85,33 @@ def open_prepared(name: str, data_dir: str) -> tuple[TfdsSource, TfdsSource]:
 def open_splits(name: str, builder: tfds.core.DatasetBuilder) -> tuple[TfdsSource, TfdsSource]:
     """Opens the splits "train" and "test" of a builder, or "validation" if it has no "test"."""
     splits = builder.info.splits
-    test = next((split for split in ("test", "validation") if split in splits), "")
-    if name.split(":")[0] == "imagenet2012":
-        test = "validation"  # the test split has no labels
+    test = _test_split(name, builder)
     if "train" not in splits or not test:
         raise UserError(f"dataset {name!r} has the splits {sorted(splits)}: expected train, test")
     return TfdsSource(name, builder, "train"), TfdsSource(name, builder, test)
+
+
+def open_prepared_split(name: str, data_dir: str, split: str) -> TfdsSource:
+    """Opens one split of a prepared dataset; "" is the test split of `open_splits`."""
+    return open_builder_split(name, _find_builder(name, data_dir), split)
+
+
+def open_builder_split(name: str, builder: tfds.core.DatasetBuilder, split: str) -> TfdsSource:
+    """Opens one split of a builder; "" is the test split of `open_splits`."""
+    splits = sorted(builder.info.splits)
+    chosen = split or _test_split(name, builder)
+    if not chosen:
+        raise UserError(f"dataset {name!r} has the splits {splits}: expected test; choose a split")
+    if chosen not in splits:
+        raise unknown("split", split, splits)
+    return TfdsSource(name, builder, chosen)
+
+
+def _test_split(name: str, builder: tfds.core.DatasetBuilder) -> str:
+    """Returns "test", or "validation" if there is no "test"; "" if there is neither."""
+    if name.split(":")[0] == "imagenet2012":
+        return "validation"  # the test split has no labels
+    return next((name for name in ("test", "validation") if name in builder.info.splits), "")
 
 
 def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:

@@ -134,6 +134,24 @@ def broadcast_tree(tree: Any) -> Any:
     return jax.tree.map(broadcast, tree)
 
 
+def all_gather_rows(tree: Any) -> Any:
+    """Returns the arrays of all processes, bit for bit, concatenated along the first axis.
+
+    All processes must call it, with arrays of the same shapes and dtypes.
+    """
+    if _single_process():
+        return tree
+
+    def gather(leaf: Any) -> np.ndarray:
+        # As bytes: JAX would round 64-bit numbers to 32 bits.
+        array = np.ascontiguousarray(leaf)
+        raw: Any = multihost_utils.process_allgather(array.reshape(-1).view(np.uint8))
+        rows = [np.asarray(row, np.uint8).view(array.dtype).reshape(array.shape) for row in raw]
+        return np.concatenate(rows)
+
+    return jax.tree.map(gather, tree)
+
+
 def all_gather_strings(strings: list[str]) -> list[str]:
     """Returns the strings of all processes, without duplicates; all processes must call it."""
     if _single_process():

@@ -13,6 +13,7 @@ from resflax.errors import UserError, unknown
 from resflax.inference.build import build_graph
 from resflax.inference.graph import Graph
 from resflax.inference.jax_executor import Arrays, apply_graph
+from resflax.inference.onednn_executor import OneDnnExecutor, onednn_reason_against
 from resflax.nn import Spec
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -87,6 +88,7 @@ def _make_jax(predictor: Predictor) -> Run:
 
 # In the order in which "auto" tries them.
 BACKENDS: dict[str, Backend] = {
+    "onednn": Backend(onednn_reason_against, lambda p: OneDnnExecutor(p.graph, p.dtype)),
     "jax": Backend(lambda graph, dtype: None, _make_jax),
 }
 

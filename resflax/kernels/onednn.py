@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ SOURCE = Path(__file__).with_name("onednn.cc")
 _LOCK = threading.Lock()
 
 
-class _UnavailableError(Exception):
+class UnavailableError(Exception):
     """One line: what oneDNN lacks on this machine, and how to get it."""
 
 
@@ -51,7 +52,7 @@ def unavailable_reason() -> str | None:
         with _LOCK:
             _bindings()
             _self_test()
-    except (_UnavailableError, OSError) as error:
+    except (UnavailableError, OSError) as error:
         return str(error)
     except Exception as error:  # the caller falls back to pure JAX, whatever went wrong
         return f"oneDNN failed to load: {type(error).__name__}: {_first_line(error)}"
@@ -119,17 +120,35 @@ def _bindings() -> ctypes.CDLL:
     """Returns the compiled `onednn.cc`, after registering it with XLA.
 
     Raises:
-      _UnavailableError: if something is missing.
+      UnavailableError: if something is missing.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise _UnavailableError("oneDNN needs Linux on x86_64")
-    library = _wheel_file(LIBRARY_WHEEL, "lib/libdnnl.so.3")
-    header = _wheel_file(HEADERS_WHEEL, "include/oneapi/dnnl/dnnl.hpp")
-    _load(library)  # before compiling, because it fails without libgomp
-    bindings = _compile_once(_compile_command(library, header.parents[2]))
+        raise UnavailableError("oneDNN needs Linux on x86_64")
+    bindings = compile_with_onednn(SOURCE)
     capsule = jax.ffi.pycapsule(bindings.ResflaxConvolve)
     jax.ffi.register_ffi_target(CUSTOM_CALL, capsule, platform="cpu")
     return bindings
+
+
+def compile_with_onednn(
+    source: Path, *, headers: Sequence[Path] = (), flags: Sequence[str] = ("-O1",)
+) -> ctypes.CDLL:
+    """Compiles a C++ file that uses oneDNN, unless it is in the cache, and loads it.
+
+    Args:
+      source: the file.
+      headers: files that it includes, apart from oneDNN's and XLA's.
+      flags: compiler options, with the level of optimization. With `-march=native`, the cache is
+        specific to the CPU's instruction set.
+
+    Raises:
+      UnavailableError: if something is missing or the file does not compile.
+    """
+    library = _wheel_file(LIBRARY_WHEEL, "lib/libdnnl.so.3")
+    header = _wheel_file(HEADERS_WHEEL, "include/oneapi/dnnl/dnnl.hpp")
+    _load(library)  # before compiling, because it fails without libgomp
+    command = _compile_command(library, header.parents[2], source, flags)
+    return _compile_once(command, (source, *headers))
 
 
 def _wheel_file(wheel: str, name: str) -> Path:
@@ -137,12 +156,12 @@ def _wheel_file(wheel: str, name: str) -> Path:
     try:
         files = importlib.metadata.files(wheel) or []
     except importlib.metadata.PackageNotFoundError:
-        raise _UnavailableError(f"oneDNN needs the package {wheel}: {INSTALL}") from None
+        raise UnavailableError(f"oneDNN needs the package {wheel}: {INSTALL}") from None
     for file in files:
         path = Path(str(file.locate())).resolve()
         if path.as_posix().endswith(name) and path.exists():
             return path
-    raise _UnavailableError(
+    raise UnavailableError(
         f"the package {wheel} lacks its file {name}: {INSTALL} --force-reinstall"
     )
 
@@ -158,29 +177,35 @@ def _load(path: Path) -> ctypes.CDLL:
             reason = f"oneDNN needs the shared library {missing[1]}"
         else:
             reason = f"oneDNN does not load: {_first_line(error)}"
-        raise _UnavailableError(reason) from error
+        raise UnavailableError(reason) from error
 
 
-def _compile_command(library: Path, include: Path) -> list[str]:
-    """Returns the compiler's command without its `-o` option."""
+def _compile_command(
+    library: Path, include: Path, source: Path = SOURCE, flags: Sequence[str] = ("-O1",)
+) -> list[str]:
+    """Returns the compiler's command without its `-o` option.
+
+    -O1 compiles `onednn.cc` faster than -O2, and nearly all of its run time is spent in libdnnl.
+    """
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next(filter(None, map(shutil.which, filter(None, names))), None)
     if compiler is None:
-        raise _UnavailableError("oneDNN needs a C++ compiler: apt install g++")
-    # -O1 compiles faster than -O2, and nearly all run time is spent inside of libdnnl.
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", f"-Wl,-rpath,{library.parent}"]
+        raise UnavailableError("oneDNN needs a C++ compiler: apt install g++")
+    common = ["-std=c++17", "-fPIC", "-shared", "-w", f"-Wl,-rpath,{library.parent}"]
     headers = [f"-I{jax.ffi.include_dir()}", f"-I{include}"]
-    return [compiler, *flags, *headers, str(SOURCE), str(library)]
+    return [compiler, *common, *flags, *headers, str(source), str(library)]
 
 
-def _compile_once(command: list[str]) -> ctypes.CDLL:
+def _compile_once(command: list[str], sources: Sequence[Path] = (SOURCE,)) -> ctypes.CDLL:
     """Loads the result of `command` from the cache directory, and compiles it if it is not there.
 
     The file's name is a hash of everything that it depends on.
     """
     versions = [importlib.metadata.version(name) for name in (LIBRARY_WHEEL, "jaxlib")]
-    parts = [SOURCE.read_text(), *versions, *command]
-    name = f"onednn-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    parts = [*(source.read_text() for source in sources), *versions, *command]
+    if "-march=native" in command:
+        parts.append(_cpu_flags())
+    name = f"{sources[0].stem}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     directory = cache_dir()
     if (directory / name).exists():
         return _load(directory / name)
@@ -198,12 +223,19 @@ def _compile_once(command: list[str]) -> ctypes.CDLL:
         return _load(cached)
 
 
+def _cpu_flags() -> str:
+    """Returns the line of /proc/cpuinfo that lists the CPU's instruction sets."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
 def _compile(command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line.lower()]
         reason = errors[0] if errors else f"exit status {result.returncode}"
-        raise _UnavailableError(f"{command[0]} failed to compile onednn.cc: {reason}")
+        source = next(Path(part).name for part in command if part.endswith(".cc"))
+        raise UnavailableError(f"{command[0]} failed to compile {source}: {reason}")
 
 
 def _self_test() -> None:
@@ -217,10 +249,10 @@ def _self_test() -> None:
             y = convolve("fwd", lhs, rhs, (1, 3, 1, 1), strides=(1, 1), padding=padding)
             result = np.asarray(y).ravel()
     except Exception as error:
-        raise _UnavailableError(f"oneDNN does not run: {_first_line(error)}") from error
+        raise UnavailableError(f"oneDNN does not run: {_first_line(error)}") from error
     expected = np.correlate(x, w, "valid")
     if not np.array_equal(result, expected):
-        raise _UnavailableError(f"oneDNN is wrong: it returns {result} instead of {expected}")
+        raise UnavailableError(f"oneDNN is wrong: it returns {result} instead of {expected}")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """Residual networks as linen modules: residual block, shortcuts, stems, `Spec` and `ResNet`."""
 
+from resflax.nn.batch_norm import BATCH_NORM_MODES as BATCH_NORM_MODES
+from resflax.nn.batch_norm import BatchNormMode as BatchNormMode
 from resflax.nn.blocks import BLOCKS as BLOCKS
 from resflax.nn.blocks import BlockConfig as BlockConfig
 from resflax.nn.blocks import BlockGeometry as BlockGeometry

@@ -1,6 +1,8 @@
 """Batch normalization in one pass over its input (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -70,6 +72,86 @@ def _fusion_barrier(*arrays: Array) -> tuple[Array, ...]:
     )
 
 
+class ModeRow(NamedTuple):
+    """Row of `BATCH_NORM_MODES`: which examples' statistics normalize an example in training.
+
+    Attributes:
+      group_size: `(examples on this device, ghost batch size) -> examples per group`, for groups of
+        consecutive examples, each normalized by its own statistics. None for one group of all
+        examples of all devices.
+      updates: whether training computes statistics. If False, it normalizes by the running ones
+        and does not change them.
+    """
+
+    group_size: Callable[[int, int], int] | None = None
+    updates: bool = True
+
+
+BATCH_NORM_MODES: dict[str, ModeRow] = {
+    "global": ModeRow(),
+    "per_device": ModeRow(group_size=lambda examples, _: examples),
+    "ghost": ModeRow(group_size=lambda _, ghost_batch_size: ghost_batch_size),
+    "frozen": ModeRow(updates=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNormMode:
+    """How the batch norms of a network normalize in training. Evaluation does not depend on it.
+
+    The running averages are of the statistics of the global batch in every mode that updates them,
+    so all devices have the same ones. Their variance includes that between the means of groups, as
+    precise BN's does (Wu and Johnson 2021, arXiv:2105.07576, section 3), where Hoffer et al. and
+    PyTorch's per-device batch norm average the variances within groups.
+
+    Attributes:
+      name: "global" for the statistics of the whole batch; "per_device" for those of each device's
+        part of it, which depend on the number of devices; "ghost" for those of each group of
+        `ghost_batch_size` consecutive examples (Hoffer et al. 2017, arXiv:1705.08741, algorithm 1);
+        "frozen" for the running statistics, which then do not change.
+      ghost_batch_size: examples per group of "ghost". It must divide the number of examples on each
+        device.
+      frozen: paths of batch norms that are frozen whatever `name` is, such as "stage1_block1/norm1"
+        or, with `scan=True`, "stage1_rest/norm1".
+
+    >>> BatchNormMode("ghost", 16, frozen=("stem_norm",)).updates("stem_norm")
+    False
+    """
+
+    name: str = "global"
+    ghost_batch_size: int = 32
+    frozen: tuple[str, ...] = ()
+
+    def updates(self, path: str) -> bool:
+        """Returns whether training changes the running statistics of the batch norm at `path`."""
+        return BATCH_NORM_MODES[self.name].updates and path not in self.frozen
+
+    def group_size(self, examples: int) -> int | None:
+        """Returns the examples per group, of `examples` on this device; None for the whole batch.
+
+        Raises:
+          ValueError: if it does not divide the number of examples.
+        """
+        function = BATCH_NORM_MODES[self.name].group_size
+        if function is None:
+            return None
+        size = function(examples, self.ghost_batch_size)
+        if size < 1 or examples % size:
+            raise ValueError(
+                f"{examples} examples cannot be split into groups of {size} for batch norm"
+            )
+        return size
+
+
+GLOBAL_BATCH = BatchNormMode()
+
+
+def batch_norm_mode(model: nn.Module) -> BatchNormMode:
+    """Returns a model's field `batch_norm`; the default for a model without one."""
+    mode = getattr(model, "batch_norm", None)
+    return mode if isinstance(mode, BatchNormMode) else GLOBAL_BATCH
+
+
 class BatchNorm(nn.Module):
     """Normalizes each channel (the last axis) by its mean and variance over all other axes.
 
@@ -86,6 +168,7 @@ class BatchNorm(nn.Module):
       dtype: dtype of the result. Parameters and statistics are float32.
       axis_name: mapped axis over which batch statistics are averaged.
       scale_init: initializer of the scale.
+      mode: which statistics normalize with `train=True`.
     """
 
     train: bool
@@ -94,6 +177,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     scale_init: Any = nn.initializers.ones
+    mode: BatchNormMode = GLOBAL_BATCH
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
@@ -104,22 +188,37 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         dtype = statistics_dtype(x)
-        if self.train and not self.is_initializing():
-            mean, var = self._batch_statistics(x, running_mean.value.astype(dtype))
-            running_mean.value = self._update_average(running_mean.value, mean)
-            running_var.value = self._update_average(running_var.value, var)
-        else:
-            mean, var = (v.value.astype(dtype) for v in (running_mean, running_var))
-        factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)
-        return _affine(x, factor, bias.astype(dtype) - mean * factor).astype(self.dtype)
 
-    def _batch_statistics(self, x: Array, shift: Array) -> tuple[Array, Array]:
-        shift = lax.stop_gradient(shift)
-        moments = _moments(x, shift)
-        if self.axis_name:
-            moments = lax.pmean(moments, self.axis_name)
-        mean, square = moments
-        return mean, jnp.maximum(square - jnp.square(mean - shift), 0)
+        def normalize(x: Array, mean: Array, var: Array) -> Array:
+            factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)
+            return _affine(x, factor, bias.astype(dtype) - mean * factor).astype(self.dtype)
+
+        updates = self.train and self.mode.updates("/".join(self.path))
+        if not updates or self.is_initializing():
+            return normalize(x, *(v.value.astype(dtype) for v in (running_mean, running_var)))
+        shift = lax.stop_gradient(running_mean.value.astype(dtype))
+        size = self.mode.group_size(len(x))
+        if size is None:
+            mean, var = self._mean_var(_moments(x, shift), shift)
+            y = normalize(x, mean, var)
+        else:
+            groups = x.reshape(-1, size, *x.shape[1:])
+            moments = jax.vmap(_moments, (0, None))(groups, shift)
+            y = jax.vmap(normalize)(groups, *_mean_var(moments, shift)).reshape(x.shape)
+            mean, var = self._mean_var(jax.tree.map(lambda m: jnp.mean(m, 0), moments), shift)
+        running_mean.value = self._update_average(running_mean.value, mean)
+        running_var.value = self._update_average(running_var.value, var)
+        return y
+
+    def _mean_var(self, moments: Any, shift: Array) -> tuple[Array, Array]:
+        """Returns mean and variance over all devices, from the moments of this one."""
+        return _mean_var(lax.pmean(moments, self.axis_name) if self.axis_name else moments, shift)
 
     def _update_average(self, average: Array, new: Array) -> Array:
         return self.momentum * average + (1 - self.momentum) * new.astype(average.dtype)
+
+
+def _mean_var(moments: Any, shift: Array) -> tuple[Array, Array]:
+    """Returns mean and variance from the results of `_moments`."""
+    mean, square = moments
+    return mean, jnp.maximum(square - jnp.square(mean - shift), 0)

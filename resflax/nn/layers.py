@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
-from resflax.nn.batch_norm import statistics_dtype
+from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode, statistics_dtype
 from resflax.nn.norms import NORMS
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
@@ -74,6 +74,7 @@ def make_ops(
     train: bool,
     dtype: Any,
     axis_name: str | None = None,
+    batch_norm: BatchNormMode = GLOBAL_BATCH,
     norm: str = "batch",
     conv: str = "plain",
 ) -> Ops:
@@ -84,6 +85,7 @@ def make_ops(
         by the running statistics.
       dtype: compute dtype. Parameters and statistics stay float32.
       axis_name: `pmap` or `shard_map` axis over which batch statistics are averaged.
+      batch_norm: which statistics batch norms normalize by with `train=True`.
       norm: a name in `NORMS`.
       conv: a name in `CONVS`.
     """
@@ -95,6 +97,7 @@ def make_ops(
             train=train,
             dtype=dtype,
             axis_name=axis_name,
+            mode=batch_norm,
             scale_init=scale_init,
             act=with_act,
             name=name,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from resflax.nn.batch_norm import BatchNorm, statistics_dtype
+from resflax.nn.batch_norm import BatchNorm, BatchNormMode, statistics_dtype
 
 GROUPS = 32
 
@@ -81,7 +81,8 @@ class NormRow(NamedTuple):
     """Row of `NORMS`.
 
     Attributes:
-      make: `(train=, dtype=, axis_name=, scale_init=, act=, name=) -> module`, called on `x`.
+      make: `(train=, dtype=, axis_name=, mode=, scale_init=, act=, name=) -> module`, called on
+        `x`. `mode` is a `BatchNormMode`.
       has_activation: whether the module made with `act=True` applies its own activation. If False,
         the network's activation follows it.
       channel_multiple: number by which the channels must be divisible.
@@ -97,21 +98,29 @@ def _batch(*, act: bool, **fields: Any) -> Any:
     return BatchNorm(**fields)
 
 
-def _group(*, train: bool, axis_name: str | None, act: bool, dtype: Any, **fields: Any) -> Any:
-    del train, axis_name, act  # no batch statistics
+def _without_batch_statistics(
+    *, train: bool, axis_name: str | None, mode: BatchNormMode, **fields: Any
+) -> dict[str, Any]:
+    """Returns the fields of a norm whose result does not depend on the batch."""
+    del train, axis_name, mode
+    return fields
+
+
+def _group(**fields: Any) -> Any:
+    fields = _without_batch_statistics(**fields)
+    del fields["act"]
+    dtype = fields.pop("dtype")
     norm = nn.GroupNorm(GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
     # Flax's conversion to float32 fails under strict dtype promotion.
     return lambda x: norm(x.astype(statistics_dtype(x))).astype(dtype)
 
 
-def _evonorm_s0(*, train: bool, axis_name: str | None, **fields: Any) -> Any:
-    del train, axis_name
-    return EvoNormS0(**fields)
+def _evonorm_s0(**fields: Any) -> Any:
+    return EvoNormS0(**_without_batch_statistics(**fields))
 
 
-def _frn_tlu(*, train: bool, axis_name: str | None, **fields: Any) -> Any:
-    del train, axis_name
-    return FilterResponseNorm(**fields)
+def _frn_tlu(**fields: Any) -> Any:
+    return FilterResponseNorm(**_without_batch_statistics(**fields))
 
 
 NORMS: dict[str, NormRow] = {

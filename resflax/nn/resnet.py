@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from resflax.kernels.materialize import materialize
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
+from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
 from resflax.nn.drop import drop_path, dropout
 from resflax.nn.layers import Ops, make_ops
@@ -64,6 +65,7 @@ class ResNet(nn.Module):
         time does not grow with depth. The outputs are the same; the parameters of the rest are
         stacked (`resflax.nn.scan` converts).
       remat: keep only the blocks' inputs for the backward pass and recompute the rest.
+      batch_norm: which statistics the batch norms normalize by in training.
       out_indices: return the feature maps with these indices into `spec.features` (0 is the stem, i
         is stage i) and build no later stage. None for logits.
     """
@@ -73,6 +75,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     scan: bool = False
     remat: bool = False
+    batch_norm: BatchNormMode = GLOBAL_BATCH
     out_indices: tuple[int, ...] | None = None
 
     @property
@@ -119,6 +122,7 @@ class ResNet(nn.Module):
             train=train,
             dtype=self.dtype,
             axis_name=self.axis_name,
+            batch_norm=self.batch_norm,
             norm=spec.norm,
             conv=spec.conv,
         )

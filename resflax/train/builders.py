@@ -24,11 +24,12 @@ from resflax.train.config import (
     check_config,
 )
 from resflax.train.dataset import build_dataset, normalize_dataset
+from resflax.train.finetune import build_batch_norm, build_layer_scales, freeze_patterns
 from resflax.train.model_record import model_record
 from resflax.train.optim import make_optimizer
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
-from resflax.train.run import Run
+from resflax.train.run import Run, model_errors
 from resflax.train.schedules import make_schedule
 from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from resflax.weights import PretrainedConfig
@@ -75,8 +76,10 @@ def build(
     model = model or _build_model_for(config, dataset, pretrained)
     fitted = weights and fit_to_dataset(weights, config, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
+    with model_errors(config, dataset):
+        model = build_batch_norm(config, model, dataset.image_shape, len(engine.devices))
     schedule = build_schedule(config, len(dataset.train))
-    optimizer = build_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule, model)
     normalizer = build_normalizer(dataset.train)
     train_step, eval_step = build_steps(
         config, model, optimizer, normalizer, axis_name=engine.axis_name
@@ -156,9 +159,11 @@ def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:
     )
 
 
-def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Builds the optimizer of a config."""
-    return make_optimizer(
+def build_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, model: nn.Module | None = None
+) -> optax.GradientTransformation:
+    """Builds the optimizer of a config; `model` is needed for learning rates by layer."""
+    optimizer = make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.momentum,
@@ -168,6 +173,8 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         trust_coefficient=config.trust_coefficient,
         grad_clip_norm=config.grad_clip_norm,
     )
+    scales = build_layer_scales(config, model)
+    return optax.chain(optimizer, *scales) if scales else optimizer
 
 
 def build_normalizer(split: Split) -> Normalizer:
@@ -197,6 +204,7 @@ def build_steps(
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,
         on_nonfinite=config.on_nonfinite,
+        freeze=freeze_patterns(config, model),
         axis_name=axis_name,
     )
     return train_step, make_eval_step(model, normalize=normalizer, axis_name=axis_name)

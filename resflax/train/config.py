@@ -16,7 +16,7 @@ from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.errors import UserError, unknown
-from resflax.nn import ResNet, Spec
+from resflax.nn import BATCH_NORM_MODES, ResNet, Spec
 from resflax.run.config_diff import flatten_config
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
@@ -43,6 +43,12 @@ def default_config() -> ConfigDict:
         {
             "model": "cifar_resnet20",  # a name of `list_models()`; "": that of the weights
             "pretrained": "",  # initial weights: a workdir, folder, file, or name of the Hub
+            "reset_head": False,  # a new head even if the pretrained one has as many classes
+            # Parameters to freeze: patterns such as "stem*,stage[12]*"; see resflax.train.freeze.
+            "freeze": placeholder(object),
+            "freeze_batch_norm": False,  # freeze scales, biases and statistics of all batch norms
+            "batch_norm": "global",  # statistics: or "per_device", "ghost", "frozen"
+            "ghost_batch_size": 32,  # examples per group of "ghost"
             "dtype": "float32",  # compute dtype; parameters stay float32
             "scan": placeholder(bool),  # compile a stage's blocks once; unset: the model's default
             "remat": False,  # store only the blocks' inputs for the backward pass
@@ -53,6 +59,8 @@ def default_config() -> ConfigDict:
             "grad_accum_steps": 1,  # number of micro-batches per batch
             "optimizer": "sgd",  # or "adamw", "lars", "lamb"
             "learning_rate": 0.1,  # peak of the schedule
+            "head_learning_rate": 0.0,  # peak for the head; 0 for learning_rate
+            "layer_decay": 1.0,  # factor of the learning rate per block, from the head down
             "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
             "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
             "decay_epochs": (),  # epochs at which the "step" schedule decays
@@ -184,6 +192,13 @@ RULES: dict[str, Rule] = {
     "batch_size": _COUNT,
     "grad_accum_steps": _COUNT,
     "learning_rate": _POSITIVE,
+    "head_learning_rate": _NOT_NEGATIVE,
+    "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
+    "freeze": Rule(
+        "patterns of parameter names, such as 'stem*,stage[12]*'",
+        lambda v: v is None or isinstance(v, str) or all(isinstance(x, str) for x in v),
+    ),
+    "ghost_batch_size": _COUNT,
     "warmup_epochs": _NOT_NEGATIVE,
     "decay_epochs": Rule(
         "increasing epochs",
@@ -221,6 +236,7 @@ RULES: dict[str, Rule] = {
 # Valid names of keys that take a name.
 CHOICES: dict[str, Any] = {
     "optimizer": OPTIMIZERS,
+    "batch_norm": BATCH_NORM_MODES,
     "schedule": SCHEDULES,
     "decay_mask": DECAY_MASKS,
     "parallel": ENGINES,
@@ -258,6 +274,15 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.data.flip and c.data.alternating_flip,
         "config.data.flip and config.data.alternating_flip are both True: expected one of them",
     ),
+    (
+        lambda c: c.reset_head and not c.pretrained,
+        "config.reset_head is True without config.pretrained, whose head it replaces",
+    ),
+    (
+        lambda c: c.freeze_batch_norm and c.batch_norm not in ("global", "frozen"),
+        "config.freeze_batch_norm is True with config.batch_norm={c.batch_norm!r}: expected one of"
+        " them",
+    ),
 )
 
 
@@ -269,7 +294,9 @@ def _check_model(config: ConfigDict) -> None:
 
 def check_averaging(config: ConfigDict, spec: Spec) -> None:
     """Raises `UserError` if averaged weights have no batch statistics of their own."""
-    if config.ema_decay and not config.precise_bn_batches and spec.norm == "batch":
+    is_frozen = config.freeze_batch_norm or config.batch_norm == "frozen"
+    has_own = config.precise_bn_batches or is_frozen or spec.norm != "batch"
+    if config.ema_decay and not has_own:
         raise UserError(
             f"config.ema_decay is {config.ema_decay}: averaged weights need batch statistics"
             " computed for them: set --config.precise_bn_batches=16 or more"

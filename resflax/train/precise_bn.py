@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from resflax.distributed.engines import Engine
+from resflax.nn.batch_norm import batch_norm_mode
+from resflax.train.freeze import batch_norms
 from resflax.train.state import TrainState
 
 BatchStats = Any
@@ -127,8 +129,8 @@ def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Ar
 
     Args:
       model: a linen module called as `model(images, train=True)`.
-      variables: "params" and "batch_stats"; without the latter they are returned unchanged. The old
-        statistics do not affect the result.
+      variables: "params" and "batch_stats". The old statistics of batch norms that are not frozen
+        do not affect the result; if there are none, the variables are returned unchanged.
       batches: images `(n, height, width, channels)`, input of the network, all batches of one size
         n, which the network normalizes by as in training.
 
@@ -138,15 +140,31 @@ def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Ar
     Raises:
       ValueError: if there are no batches.
     """
-    if not variables.get("batch_stats"):
+    updated = _updated_norms(model, variables.get("batch_stats", {}))
+    if not updated:
         return variables
 
     def compute(stats: BatchStats, images: Array) -> BatchStats:
         return _compute_batch_stats(model, {**variables, "batch_stats": stats}, images)
 
-    start = jax.tree.map(np.zeros_like, variables["batch_stats"])
+    start = _start(variables["batch_stats"], updated)
     stats = population_stats(per_batch_stats(compute, start, batches))
     return {**variables, "batch_stats": stats}
+
+
+def _updated_norms(model: nn.Module, batch_stats: BatchStats) -> set[str]:
+    """Returns the paths of the batch norms that are not frozen."""
+    return set(filter(batch_norm_mode(model).updates, batch_norms(batch_stats)))
+
+
+def _start(batch_stats: BatchStats, updated: set[str]) -> BatchStats:
+    """Returns zeros for the batch norms that are updated, and the statistics of the others."""
+
+    def start(path: Any, leaf: Any) -> Any:
+        norm = "/".join(part.key for part in path[:-1])
+        return np.zeros_like(leaf) if norm in updated else np.asarray(leaf)
+
+    return jax.tree_util.tree_map_with_path(start, batch_stats)
 
 
 def make_stats_step(
@@ -168,25 +186,27 @@ def make_stats_step(
 
 
 def recompute_state_batch_stats(
-    engine: Engine, step: StatsStep, state: TrainState, batches: Iterable[Any]
+    engine: Engine, model: nn.Module, step: StatsStep, state: TrainState, batches: Iterable[Any]
 ) -> TrainState:
     """Runs `recompute_batch_stats` on an engine's devices, for the weights that are evaluated.
 
     Args:
       engine: the engine that the state is on.
+      model: the model of `step`.
       step: made by `make_stats_step`, compiled by the engine.
       state: the train state; not changed, so that training continues with its running averages.
       batches: this process's rows of batches of equal size.
 
     Returns:
-      The state with new batch statistics, on the same devices; `state` itself if it has none.
+      The state with new batch statistics, on the same devices; `state` itself if all are frozen.
     """
-    if not state.batch_stats:
+    updated = _updated_norms(model, state.batch_stats)
+    if not updated:
         return state
 
     def compute(stats: BatchStats, batch: Any) -> BatchStats:
         return step(dataclasses.replace(state, batch_stats=stats), engine.shard_batch(batch))
 
-    start = engine.replicate(jax.tree.map(np.zeros_like, engine.to_host(state.batch_stats)))
+    start = engine.replicate(_start(engine.to_host(state.batch_stats), updated))
     stats = population_stats(map(engine.to_host, per_batch_stats(compute, start, batches)))
     return dataclasses.replace(state, batch_stats=engine.replicate(stats))

@@ -51,12 +51,14 @@ def fit_to_dataset(weights: Weights, config: ConfigDict, dataset: Dataset) -> We
         weights,
         num_classes=classes,
         channels=dataset.image_shape[2],
-        reset_head=has_other_names,
+        reset_head=config.reset_head or has_other_names,
         seed=config.seed,
     )
     source = fitted.source
-    if weights.config.spec.num_classes == classes:
-        source += ", since theirs have other names" if has_other_names else "; head kept"
+    if weights.config.spec.num_classes == classes and has_other_names:
+        source += ", since theirs have other names"
+    elif weights.config.spec.num_classes == classes and not config.reset_head:
+        source += "; head kept"
     return fitted._replace(source=source)
 
 

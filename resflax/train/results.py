@@ -6,6 +6,8 @@ import jax
 
 from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import TrainerState
+from resflax.train.finetune import freeze_patterns
+from resflax.train.freeze import count_params, split_params
 from resflax.train.run import Run
 from resflax.train.state import TrainState
 
@@ -27,6 +29,7 @@ def make_results(
       seconds: wall time, over all processes that resumed the run.
       examples_per_second: speed of training.
     """
+    trainable, _ = split_params(final.params, freeze_patterns(run.config, run.model))
     test, devices = trainer_state.test, run.engine.devices
     return {
         "test_accuracy": test["accuracy"],
@@ -37,7 +40,8 @@ def make_results(
         "skipped_examples": len(trainer_state.skipped),
         "steps": int(final.step),
         "dropped_steps": trainer_state.dropped,
-        "parameters": sum(x.size for x in jax.tree.leaves(final.params)),
+        "parameters": count_params(final.params),
+        "trainable_parameters": count_params(trainable),
         "params_sha256": params_sha256(final.params),
         "wall_seconds": round(seconds, 3),
         "examples_per_second": round(examples_per_second, 1),

@@ -1,6 +1,7 @@
 """A run as its config describes it: model, dataset, optimizer, engine and steps."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from resflax.data import Dataset
 from resflax.distributed import Engine
 from resflax.errors import UserError
 from resflax.train.config import to_json_dict
+from resflax.train.finetune import freeze_patterns
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import StatsStep
 from resflax.train.state import TrainState, create_state
@@ -86,11 +88,8 @@ class Run:
 
         JAX caches the trace for the initialization.
         """
-        try:
+        with model_errors(self.config, self.dataset):
             self.abstract_state()
-        except (ValueError, TypeError, OverflowError) as e:
-            shape, reason = self.dataset.image_shape, str(e).splitlines()[0]
-            raise UserError(f"{self.name} cannot be built for images of {shape}: {reason}") from e
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -121,5 +120,25 @@ def build_state(
     variables: Any = None,
 ) -> TrainState:
     """Builds the state before the first step, from given variables or the config's seed."""
-    ema = config.ema_decay > 0
-    return create_state(model, optimizer, config.seed, image_shape, variables, ema=ema)
+    return create_state(
+        model,
+        optimizer,
+        config.seed,
+        image_shape,
+        variables,
+        ema=config.ema_decay > 0,
+        freeze=freeze_patterns(config, model),
+    )
+
+
+@contextlib.contextmanager
+def model_errors(config: ConfigDict, dataset: Dataset) -> Iterator[None]:
+    """Raises `UserError` where a model cannot take the dataset's images."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, OverflowError) as e:
+        name, shape = config.model or config.pretrained, dataset.image_shape
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{name} cannot be built for images of {shape}: {reason}") from e

@@ -1,5 +1,6 @@
 """The state of training: parameters, batch statistics, optimizer state, averaged parameters."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jaxtyping import Array, Int, UInt32
+
+from resflax.train.freeze import split_params
 
 COLLECTIONS = ("params", "batch_stats")
 Tree = TypeVar("Tree")
@@ -21,9 +24,9 @@ class TrainState:
     Attributes:
       step: int32 scalar, number of steps taken.
       seed: uint32 scalar, seed of all randomness inside the step.
-      params: trainable parameters.
+      params: parameters, trainable and frozen.
       batch_stats: running mean and variance of each batch norm; {} if there are none.
-      opt_state: the optimizer's state.
+      opt_state: the optimizer's state, for the trainable parameters.
       ema: exponential moving average of the parameters, with the same structure; {} for none.
     """
 
@@ -53,6 +56,7 @@ def create_state(
     variables: Any = None,
     *,
     ema: bool = False,
+    freeze: Sequence[str] = (),
 ) -> TrainState:
     """Creates the state before the first step, from a seed or from given weights.
 
@@ -63,37 +67,49 @@ def create_state(
       image_shape: shape of one example, without the batch axis.
       variables: initial "params" and "batch_stats"; None to initialize them from the seed.
       ema: keep an average of the parameters, which starts at their initial values.
+      freeze: patterns of the parameters that the optimizer does not change; see
+        `resflax.train.freeze`.
+
+    Raises:
+      UserError: if a pattern of `freeze` matches no parameter, or all are frozen.
     """
     start = jnp.asarray(seed, jnp.uint32)
     if variables is None:
-        return _init(model, optimizer, start, tuple(image_shape), ema)
+        return _init(model, optimizer, start, tuple(image_shape), ema, tuple(freeze))
     given = {key: variables.get(key, {}) for key in COLLECTIONS}
-    return _create(optimizer, ema, start, given)
+    return _create(optimizer, ema, tuple(freeze), start, given)
 
 
 # Jitted with the seed as an argument, so that an ensemble compiles once.
-@partial(jax.jit, static_argnums=(0, 1, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
 def _init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: Array,
     image_shape: tuple[int, ...],
     ema: bool,
+    freeze: tuple[str, ...],
 ) -> TrainState:
     example = jnp.zeros((1, *image_shape), jnp.float32)
-    return _create(optimizer, ema, seed, model.init(jax.random.key(seed), example, train=False))
+    variables = model.init(jax.random.key(seed), example, train=False)
+    return _create(optimizer, ema, freeze, seed, variables)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _create(
-    optimizer: optax.GradientTransformation, ema: bool, seed: Array, variables: Any
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    freeze: tuple[str, ...],
+    seed: Array,
+    variables: Any,
 ) -> TrainState:
+    trainable, _ = split_params(variables["params"], freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=seed,
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=optimizer.init(trainable),
         # A separate output has separate memory: engines donate each array once.
         ema=variables["params"] if ema else {},
     )

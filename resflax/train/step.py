@@ -5,7 +5,7 @@ A step does not depend on how it is transformed: eager, under `jit`, `vmap` over
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from resflax.data.augment import Augment, Mix, flip_parity
 from resflax.nn import identity
 from resflax.train.accumulate import accumulate
+from resflax.train.freeze import merge_params, split_params
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
 from resflax.train.state import TrainState, ema_update
@@ -83,16 +84,24 @@ def make_prepare_batch(
 
 
 def _gradient(
-    model: nn.Module, label_smoothing: float, params: Any, batch_stats: Any, batch: TrainInputs
+    model: nn.Module,
+    label_smoothing: float,
+    params: Any,
+    frozen: Any,
+    batch_stats: Any,
+    batch: TrainInputs,
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the mean loss, the new batch statistics, loss and accuracy."""
+    """Returns the gradient of the mean loss, the new batch statistics, loss and accuracy.
+
+    The gradient is that for `params`, which are trainable; nothing is computed for `frozen` ones.
+    """
     rng: dict[str, Any] = {}
     if batch.dropout_keys is not None:
         rng = {"dropout_keys": batch.dropout_keys}
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": merge_params(params, frozen), "batch_stats": batch_stats},
             batch.image,
             train=True,
             mutable=["batch_stats"],
@@ -121,6 +130,7 @@ def make_train_step(
     grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
     on_nonfinite: str = "ignore",
+    freeze: Sequence[str] = (),
     axis_name: str | None = None,
 ) -> TrainStep:
     """Makes a pure `(state, batch) -> (state, metrics)`.
@@ -151,6 +161,9 @@ def make_train_step(
       ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
         stop; "skip" also discards the update where anything is not finite.
+      freeze: patterns of parameters that the step does not change and computes no gradient for,
+        those of `create_state`; see `resflax.train.freeze`. Batch statistics still change, except
+        those of `model.batch_norm.frozen`.
       axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
@@ -166,22 +179,27 @@ def make_train_step(
     prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient = partial(_gradient, model, label_smoothing, state.params)
+        trainable, frozen = split_params(state.params, freeze)
+        gradient = partial(_gradient, model, label_smoothing, trainable, frozen)
         grads, batch_stats, metrics = accumulate(
-            gradient, state.params, state.batch_stats, prepare(state, batch), grad_accum_steps
+            gradient, trainable, state.batch_stats, prepare(state, batch), grad_accum_steps
         )
         grads, metrics = average((grads, metrics))
         # optax's schedules mix ints and floats, which strict dtype promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        params, ema = merge_params(trainable, frozen), state.ema
+        if ema_decay:
+            averaged, frozen = split_params(ema, freeze)
+            ema = merge_params(ema_update(averaged, trainable, ema_decay, state.step), frozen)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=ema_update(state.ema, params, ema_decay, state.step) if ema_decay else state.ema,
+            ema=ema,
         )
         if on_nonfinite == "ignore":
             return new_state, metrics

@@ -93,7 +93,9 @@ class Trainer:
             split = dataclasses.replace(split, seed=None, eval_transform=transform)
         rows = self.engine.local_slice(self.config.batch_size)
         batches = train_iterator(split, self.config, 0, self.config.precise_bn_batches, rows)
-        return recompute_state_batch_stats(self.engine, self._stats_step, state, batches)
+        return recompute_state_batch_stats(
+            self.engine, self.run.model, self._stats_step, state, batches
+        )
 
     def _batches_of(self, split: Split) -> Iterable[Any]:
         """Returns the batches of a split on the devices; those of a small dataset are cached."""

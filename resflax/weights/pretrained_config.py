@@ -65,11 +65,13 @@ def read_config(folder: Path) -> PretrainedConfig:
       UserError: if config.json is missing or invalid, or the zoo does not have the architecture.
     """
     path = folder / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     try:
+        if "resflax" in config:  # written by `resflax export` where the other keys do not suffice
+            return PretrainedConfig.from_json_dict(config["resflax"])
         if config.get("model_type") == "resnet":
             processor = folder / "preprocessor_config.json"
-            return _from_transformers(config, _read_json(processor) if processor.exists() else {})
+            return _from_transformers(config, read_json(processor) if processor.exists() else {})
         return _from_timm(config)
     except UserError:
         raise
@@ -77,7 +79,12 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise UserError(f"{path} is not a valid ResNet config: {e!r}") from e
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      UserError: if the file is missing, or not a JSON object.
+    """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as e:

@@ -20,7 +20,7 @@ from resflax.weights.files import SUFFIXES, Arrays, load_file
 from resflax.weights.hub import fetch
 from resflax.weights.imagenet import imagenet_classes
 from resflax.weights.preprocess import default_preprocess
-from resflax.weights.pretrained_config import PretrainedConfig, read_config
+from resflax.weights.pretrained_config import PretrainedConfig, read_config, read_json
 from resflax.weights.workdirs import is_workdir, read_workdir, split_checkpoint
 from resflax.zoo import get_spec
 from resflax.zoo.registry import SPECS, split_tag
@@ -60,13 +60,13 @@ class _Found(NamedTuple):
     """Arrays as they were found, the config that came with them, and a description.
 
     Attributes:
-      is_run: whether they are a run's, which names its classes itself.
+      names_classes: whether the classes without names have none, as in a run.
     """
 
     arrays: Arrays
     config: PretrainedConfig | None
     source: str
-    is_run: bool = False
+    names_classes: bool = False
 
 
 class Reader(NamedTuple):
@@ -124,7 +124,11 @@ def read_weights(
     source = found.source
     if not config.spec.num_classes:
         source += "; no classification head"
-    if config.spec.num_classes == IMAGENET_CLASSES and not config.labels and not found.is_run:
+    if (
+        config.spec.num_classes == IMAGENET_CLASSES
+        and not config.labels
+        and not found.names_classes
+    ):
         config = config._replace(labels=imagenet_classes())
         source += "; class names of ImageNet-1k"
     is_flax = is_flat(found.arrays)
@@ -142,7 +146,7 @@ def _read_run(where: str, revision: str | None, report: Report) -> _Found:
     workdir = split_checkpoint(where)
     assert workdir is not None, where
     config, variables, source = read_workdir(*workdir, report)
-    return _Found(flatten(variables), config, source, is_run=True)
+    return _Found(flatten(variables), config, source, names_classes=True)
 
 
 def _read_folder(where: str, revision: str | None, report: Report) -> _Found:
@@ -152,7 +156,8 @@ def _read_folder(where: str, revision: str | None, report: Report) -> _Found:
         return _without_config(load_file(folder, report=report), where)
     config = read_config(folder)
     arrays = load_file(folder, report=report)
-    return _Found(arrays, config, f"{where}; normalization of its config.json")
+    is_own = "resflax" in read_json(folder / "config.json")
+    return _Found(arrays, config, f"{where}; normalization of its config.json", is_own)
 
 
 def _read_file(where: str, revision: str | None, report: Report) -> _Found:

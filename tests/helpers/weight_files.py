@@ -1,11 +1,15 @@
 """Configs, arrays and assertions shared by the tests of resflax.weights."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from resflax import UserError
-from resflax.weights import load_file
+from helpers.networks import randomized
+from resflax import UserError, get_spec
+from resflax.weights import load_file, save_file, to_torch
+from resflax.weights.bridge import variable_shapes
 
 # As written by `timm.models.save_for_hf` (timm 1.0.31).
 TIMM = {
@@ -85,3 +89,21 @@ def load_error(path):
     assert "\n" not in message
     assert str(path) in message
     return message
+
+
+def write_timm_folder(folder, *, labels=(), classes=None, channels=3):
+    """Writes `cifar_resnet8` with random weights in timm's layout, with `TIMM`'s preprocessing.
+
+    The images are 20 pixels high and 16 wide.
+    """
+    classes = len(labels) if classes is None else classes
+    spec = get_spec("cifar_resnet8").override(num_classes=classes)
+    pretrained = TIMM["pretrained_cfg"] | {"input_size": [channels, 20, 16]}
+    pretrained |= {key: TIMM["pretrained_cfg"][key][:channels] for key in ("mean", "std")}
+    config = {**TIMM, "architecture": "cifar_resnet8", "num_classes": classes}
+    config |= {"label_names": list(labels), "pretrained_cfg": pretrained}
+    config["model_args"] = {"num_classes": classes, "in_chans": channels}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays = to_torch(spec, randomized(variable_shapes(spec, channels)))
+    save_file(folder / "model.safetensors", arrays)

@@ -1,0 +1,189 @@
+"""Flags of `resflax evaluate`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from resflax.data.eval_transform import INTERPOLATIONS
+from resflax.data.source import ON_BAD_EXAMPLE
+from resflax.distributed import DistributedConfig
+from resflax.errors import Parser, UserError
+from resflax.evaluate.predictions import check_predictions_path
+from resflax.evaluate.views import CROPS
+from resflax.weights import Preprocess
+from resflax.zoo.registry import DTYPES
+
+DESCRIPTION = """Evaluates a trained network: accuracy, calibration, accuracy of each class.
+
+WHERE is the workdir of a run (runs/x, runs/x@best, runs/x@200), a folder in timm's or
+Transformers' layout, a weights file (with --model), owner/name of the Hub, or a tagged timm name
+(resnet50.a1_in1k). A workdir alone is evaluated on the test split of its own dataset."""
+
+DATASETS = """datasets:
+  digits, fashion_mnist, imagenet2012, ...  the included digits, or a prepared TFDS dataset
+  folder:PATH                    PATH/test/CLASS/*.jpg, PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg
+  folder:PATH --labels-file=FILE PATH/*.jpg with labels in a file: one 0-based index, synset or
+                                 class name per line, in the order of the sorted file names; a CSV
+                                 with the columns path,label; or the development kit's
+                                 ILSVRC2012_validation_ground_truth.txt (IDs from 1 to 1000)
+Options can be spelled with - or _."""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line and checks what needs neither the model nor the dataset.
+
+    Raises:
+      UserError: if it is invalid.
+    """
+    args = _parser().parse_args([_with_dashes(word) for word in arguments])
+    args.scales = _parse_numbers("--scales", args.scales, int)
+    args.distributed_config = DistributedConfig(
+        args.distributed, args.coordinator, args.num_processes, args.process_id
+    ).from_env()
+    args.distributed_config.validate()
+    for name in ("batch_size", "num_workers"):
+        minimum = 1 if name == "batch_size" else 0
+        if getattr(args, name) < minimum:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {getattr(args, name)}: expected {minimum} or more")
+    _check_outputs(args)
+    return args
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="resflax evaluate",
+        description=DESCRIPTION,
+        epilog=DATASETS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("where", metavar="WHERE", help="the model")
+    add("--model", metavar="NAME", help="model name of a weights file")
+    add("--revision", help="branch, tag or commit of a Hub repository")
+    add("--dataset", default="", metavar="NAME", help="default: the dataset of the run")
+    add("--split", default="", help="default: the test or validation split")
+    add("--data-dir", default="", help="directory of prepared TFDS datasets")
+    add("--labels-file", default="", metavar="FILE", help="labels of images without class folders")
+    add("--out", type=Path, metavar="DIR", help="write evaluation.json and figures to DIR")
+    add("--predictions", type=Path, metavar="FILE", help="write each prediction: .csv or .parquet")
+    add(
+        "--valid-labels",
+        type=Path,
+        metavar="FILE",
+        help="evaluate on these classes only: one index, name or synset per line",
+    )
+    add(
+        "--real-labels",
+        type=Path,
+        metavar="FILE",
+        help="also report ReaL accuracy: JSON list of the lists of correct labels",
+    )
+    add(
+        "--tta",
+        choices=("none", "flip"),
+        default="none",
+        help="flip: average the probabilities of the image and its mirror image",
+    )
+    add(
+        "--crops",
+        type=int,
+        choices=CROPS,
+        default=1,
+        help="10: average the probabilities of the corners, the center and their mirrors",
+    )
+    add(
+        "--scales",
+        default="",
+        metavar="N,N,...",
+        help="average the probabilities of whole images with these shorter sides",
+    )
+    defaults = parser.add_argument_group("preprocessing; default: the model's own")
+    defaults.add_argument("--size", metavar="N or HxW", help="side of the network's input")
+    defaults.add_argument("--crop-pct", type=float, help="side of the crop / resized image")
+    defaults.add_argument("--interpolation", choices=tuple(INTERPOLATIONS))
+    defaults.add_argument("--mean", metavar="X,X,X", help="of pixel values from 0 to 1")
+    defaults.add_argument("--std", metavar="X,X,X")
+    add("--batch-size", type=int, default=64, help="images per batch of all devices; default: 64")
+    add("--num-workers", type=int, default=0, help="processes that read images; 0 for threads")
+    add("--dtype", choices=DTYPES, default="float32", help="compute dtype; default: float32")
+    add(
+        "--on-bad-example",
+        choices=ON_BAD_EXAMPLE,
+        default="",
+        help="skip: count unreadable images instead of stopping",
+    )
+    processes = parser.add_argument_group("several processes, see resflax train --help")
+    processes.add_argument("--distributed", action="store_true")
+    processes.add_argument("--coordinator", default="", metavar="HOST:PORT")
+    processes.add_argument("--num-processes", type=int)
+    processes.add_argument("--process-id", type=int)
+    return parser
+
+
+def _with_dashes(word: str) -> str:
+    """Returns an option with - for _ in its name.
+
+    >>> _with_dashes("--crop_pct=0.9"), _with_dashes("my_run")
+    ('--crop-pct=0.9', 'my_run')
+    """
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _parse_numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
+    """Parses numbers separated by commas.
+
+    Raises:
+      UserError: if one is not a number of this kind.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError as e:
+        name = "integers" if kind is int else "numbers"
+        raise UserError(f"{option} is {text!r}: expected {name} separated by commas") from e
+
+
+def parse_preprocess(args: argparse.Namespace, preprocess: Preprocess) -> Preprocess:
+    """Returns the model's preprocessing with the values of the command line.
+
+    Raises:
+      UserError: if a value is invalid.
+    """
+    values: dict[str, Any] = {}
+    if args.size:
+        sides = args.size.split("x")
+        if not all(side.isdecimal() for side in sides) or len(sides) > 2:
+            raise UserError(f"--size is {args.size!r}: expected N or HEIGHTxWIDTH, in pixels")
+        values["size"] = (int(sides[0]), int(sides[-1]))
+    for name in ("crop_pct", "interpolation"):
+        if getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    for name in ("mean", "std"):
+        numbers = _parse_numbers(f"--{name}", getattr(args, name) or "", float)
+        if len(numbers) not in (0, preprocess.channels):
+            raise UserError(
+                f"--{name} has {len(numbers)} numbers: expected one for each of the"
+                f" {preprocess.channels} channels of the model"
+            )
+        if numbers:
+            values[name] = numbers
+    return replace(preprocess, **values)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises `UserError` if an output cannot be written, before anything is computed."""
+    if args.out:
+        existing = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UserError(f"--out is {args.out}: {existing} is not a directory one can write to")
+    if args.predictions:
+        check_predictions_path(args.predictions)
+        folder = args.predictions.absolute().parent
+        if not folder.is_dir() and not (args.out and folder == args.out.absolute()):
+            raise UserError(
+                f"--predictions is {args.predictions}: expected a file in an existing directory"
+            )

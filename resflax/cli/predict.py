@@ -1,0 +1,193 @@
+"""`resflax predict PATH... --weights=WHERE`: class probabilities, or features, of image files."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from resflax.cli.contact_sheet import open_contact_sheet
+from resflax.cli.image_outputs import OutputBatch, Prediction, compute_outputs
+from resflax.cli.output_files import (
+    FEATURE_FORMATS,
+    PREDICTION_FORMATS,
+    check_output,
+    open_features,
+    open_predictions,
+)
+from resflax.data.decode import BadExampleError
+from resflax.data.image_files import check_images, find_images
+from resflax.data.source import ON_BAD_EXAMPLE
+from resflax.errors import Parser, UserError
+from resflax.runtime import enable_compilation_cache
+from resflax.weights import Pretrained, load_pretrained
+
+MAX_DETAILED = 10  # the table of more images has one line per image
+MAX_THREADS = 1024
+
+
+def main(arguments: list[str]) -> None:
+    """Predicts the classes of image files, or computes their features.
+
+    Raises:
+      UserError: if an argument is invalid, or the weights, the labels or an image cannot be read.
+    """
+    args = _parse(arguments)
+    labels = _read_labels(args.labels)
+    paths = find_images(args.paths)
+    if args.on_bad_example == "raise":
+        try:
+            check_images(paths, num_threads=args.num_workers)
+        except BadExampleError as e:
+            raise _unreadable(e) from e
+    pretrained = load_pretrained(args.weights, model=args.model, scan=False)
+    classes = _class_names(args, pretrained, labels)
+    print(pretrained.source, flush=True)
+    enable_compilation_cache()
+    skipped = _write_outputs(args, pretrained, paths, classes)
+    if skipped:
+        print(f"skipped {len(skipped)} of {len(paths)} images:", *skipped, sep="\n  ")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="resflax predict",
+        description="Predicts the classes of images: prints a table, or writes a file with --out."
+        " --features writes the features before the head.",
+    )
+    add = parser.add_argument
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="image files; folders, searched with their subfolders; quoted globs, in which **"
+        " stands for any number of folders",
+    )
+    add(
+        "--weights",
+        metavar="WHERE",
+        required=True,
+        help="a workdir, a folder or file of weights, a Hub owner/name, or a name such as"
+        " resnet50.a1_in1k",
+    )
+    add("--model", metavar="NAME", help="model name; default: the one saved with the weights")
+    add("--labels", metavar="FILE", type=Path, help="text file with one class name per line")
+    add("--top", metavar="K", type=int, default=5, help="classes per image; default: 5")
+    add("--out", metavar="FILE", type=Path, help=f"predictions: {', '.join(PREDICTION_FORMATS)}")
+    add("--features", metavar="FILE", type=Path, help=f"features: {', '.join(FEATURE_FORMATS)}")
+    add("--sheet", metavar="FILE", type=Path, help="contact sheet: .png")
+    add("--batch-size", metavar="N", type=int, default=32, help="images per batch; default: 32")
+    threads = os.cpu_count() or 1
+    text = "threads that decode images; default: the number of CPU cores"
+    add("--num-workers", metavar="N", type=int, default=threads, help=text)
+    text = "stop at an unreadable image (default), or skip and list it"
+    add("--on-bad-example", choices=ON_BAD_EXAMPLE, default=ON_BAD_EXAMPLE[0], help=text)
+    args = parser.parse_intermixed_args(arguments)
+    _check_arguments(args)
+    return args
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    for flag in ("top", "batch_size", "num_workers"):
+        if (value := getattr(args, flag)) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} is {value}: expected 1 or more")
+    if args.num_workers > MAX_THREADS:
+        raise UserError(f"--num-workers is {args.num_workers}: expected 1 to {MAX_THREADS}")
+    check_output("--out", args.out, PREDICTION_FORMATS)
+    check_output("--features", args.features, FEATURE_FORMATS)
+    check_output("--sheet", args.sheet, (".png",))
+
+
+def _read_labels(path: Path | None) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text().splitlines()) if path else ()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the labels in {path}: {e}") from e
+
+
+def _class_names(
+    args: argparse.Namespace, pretrained: Pretrained, labels: Sequence[str]
+) -> Sequence[str]:
+    """Returns the class names, from the file of labels if there is one."""
+    num_classes = pretrained.model.spec.num_classes
+    if not num_classes and (args.out or args.sheet or not args.features):
+        raise UserError(
+            f"{args.weights} has no classification head: expected weights with one, or only"
+            " --features=FILE"
+        )
+    if args.labels and len(labels) != num_classes:
+        raise UserError(
+            f"{args.labels} has {len(labels)} labels: expected {num_classes}, one per class"
+        )
+    return labels or pretrained.classes
+
+
+def _write_outputs(
+    args: argparse.Namespace, pretrained: Pretrained, paths: Sequence[str], classes: Sequence[str]
+) -> list[BadExampleError]:
+    """Writes the files, or prints the table, and returns the errors of skipped images."""
+    skipped = list[BadExampleError]()
+
+    def on_bad(error: BadExampleError) -> None:
+        if args.on_bad_example == "raise":
+            raise _unreadable(error) from error
+        skipped.append(error)
+
+    outputs = compute_outputs(
+        pretrained,
+        paths,
+        classes=classes,
+        top=args.top,
+        features=args.features is not None,
+        batch_size=args.batch_size,
+        num_threads=args.num_workers,
+        on_bad=on_bad,
+    )
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(writer) for writer in _open_writers(args, paths)]
+        for batch in outputs:
+            for write in writers:
+                write(batch)
+        if len(skipped) == len(paths):
+            raise UserError(f"none of the {len(paths)} files is a readable image")
+    for path in filter(None, (args.out, args.features, args.sheet)):
+        print(f"wrote {path}: {len(paths) - len(skipped):,} images")
+    return skipped
+
+
+def _open_writers(
+    args: argparse.Namespace, paths: Sequence[str]
+) -> Iterator[contextlib.AbstractContextManager[Callable[[OutputBatch], None]]]:
+    """Yields the outputs that were asked for."""
+    if args.out:
+        yield open_predictions(args.out)
+    if args.features:
+        yield open_features(args.features)
+    if args.sheet:
+        yield open_contact_sheet(args.sheet, len(paths))
+    if not (args.out or args.features):
+        yield _open_table(paths)
+
+
+@contextlib.contextmanager
+def _open_table(paths: Sequence[str]) -> Iterator[Callable[[OutputBatch], None]]:
+    """Yields a function that adds the predictions of a batch; at the end prints them."""
+    width, lines = max(map(len, paths)), list[str]()
+
+    def add(batch: OutputBatch) -> None:
+        for path, predictions in zip(batch.paths, batch.predictions, strict=True):
+            if len(paths) > MAX_DETAILED:
+                lines.append(f"{path:{width}}  {_cell(predictions[0])}")
+            else:
+                lines.extend([path, *(f"  {_cell(prediction)}" for prediction in predictions)])
+
+    yield add
+    print("\n".join(lines))
+
+
+def _cell(prediction: Prediction) -> str:
+    return f"{prediction.probability:7.2%}  {prediction.name}"
+
+
+def _unreadable(error: BadExampleError) -> UserError:
+    return UserError(f"{error}: fix it, or skip it with --on-bad-example=skip")

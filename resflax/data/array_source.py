@@ -1,0 +1,54 @@
+"""Examples in memory as a `Source`, for splits that are read through the data loader."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from resflax.data.fingerprint import Fingerprint
+from resflax.data.in_memory import InMemorySplit
+
+
+class ArraySource:
+    """The examples of an `InMemorySplit` (see `Source`)."""
+
+    def __init__(self, name: str, split: InMemorySplit, classes: tuple[str, ...]) -> None:
+        self.name, self.split, self.classes = name, split, classes
+        self.problems: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def location(self, index: int) -> str:
+        """Returns the split and index of an example."""
+        return f"{self.name}[{index}]"
+
+    def file_name(self, index: int) -> str:
+        """Returns "": the examples have no files."""
+        del index
+        return ""
+
+    def fingerprint(self) -> Fingerprint:
+        """See `Source`."""
+        return self.split.fingerprint()
+
+    def read(
+        self, index: int, channels: int = 0
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+        """Returns the pixels and the label of an example."""
+        pixels, label = self.split.images[index], int(self.split.labels[index])
+        return convert_channels(pixels, channels), label
+
+
+def convert_channels(
+    pixels: UInt8[np.ndarray, "height width channels"], channels: int
+) -> UInt8[np.ndarray, "height width out_channels"]:
+    """Converts an image to gray (1) or RGB (3) like Pillow; 0 keeps its channels.
+
+    >>> convert_channels(np.full((2, 2, 1), 9, np.uint8), 3)[0, 0].tolist()
+    [9, 9, 9]
+    """
+    if channels in (0, pixels.shape[-1]):
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels[..., :1], 3, axis=-1)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]

@@ -1,0 +1,141 @@
+"""Images without class folders, with their labels in a file, as ImageNet's validation split."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from resflax.data.decode import decode
+from resflax.data.fingerprint import Fingerprint, files_fingerprint
+from resflax.data.folder import SUFFIXES
+from resflax.data.imagenet import (
+    GROUND_TRUTH,
+    development_kit_synsets,
+    synsets,
+    validation_number,
+)
+from resflax.errors import UserError
+
+FORMS = (
+    "expected one 0-based class index, synset or class name per line, in the order of the sorted"
+    f" file names; a CSV with the columns path,label; or the development kit's {GROUND_TRUTH}"
+)
+
+
+class FlatFolderSource:
+    """Images in one folder, ordered by file name or as in a CSV (see `Source`).
+
+    Attributes:
+      classes: class names; () if the labels are indices and no names are known.
+    """
+
+    def __init__(
+        self, root: Path, files: Sequence[str], labels: Sequence[int], classes: tuple[str, ...]
+    ) -> None:
+        self.name, self.root, self.classes = str(root), root, classes
+        self.files = list(zip(files, labels, strict=True))
+        self.problems: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def location(self, index: int) -> str:
+        """Returns the file of an example."""
+        return str(self.root / self.files[index][0])
+
+    def file_name(self, index: int) -> str:
+        """Returns the file of an example, relative to the folder."""
+        return self.files[index][0]
+
+    def fingerprint(self) -> Fingerprint:
+        """See `Source`."""
+        return files_fingerprint(self.root, self.files)
+
+    def read(
+        self, index: int, channels: int = 0
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+        """Returns the pixels and the label of an example."""
+        name, label = self.files[index]
+        return decode(self.root / name, str(self.root / name), channels), label
+
+
+def open_flat_folder(
+    root: Path, labels_file: Path, class_names: tuple[str, ...]
+) -> FlatFolderSource:
+    """Opens a folder of images whose labels are in a file.
+
+    Args:
+      root: the folder.
+      labels_file: see `FORMS`. Integers are 0-based indices, except in a file with the name
+        `GROUND_TRUTH`, which has the IDs of the development kit, 1 to 1000. If all images have
+        the names of ImageNet's validation images, line `i` is the label of number `i`, and lines
+        of absent images are not used.
+      class_names: the names that labels can have besides synsets; () if unknown.
+
+    Raises:
+      UserError: if the labels cannot be read, or do not fit the images.
+    """
+    try:
+        text = labels_file.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the labels file {labels_file}: {e}") from e
+    if labels_file.suffix.lower() == ".csv":
+        files, labels = _read_csv(text, labels_file)
+        missing = next((name for name in files if not (root / name).is_file()), None)
+        if missing is not None:
+            raise UserError(f"{labels_file} has the image {missing}: {root} does not")
+    else:
+        files = sorted(
+            path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES
+        )  # fmt: skip
+        if not files:
+            raise UserError(f"{root} contains no images: expected {', '.join(SUFFIXES)} files")
+        labels = _labels_of_files(files, text.split("\n"), labels_file, root)
+    if labels_file.name == GROUND_TRUTH:
+        labels = [_synset_of_id(label, labels_file) for label in labels]
+    indices, classes = _parse_labels(labels, class_names, labels_file)
+    return FlatFolderSource(root, files, indices, classes)
+
+
+def _read_csv(text: str, path: Path) -> tuple[list[str], list[str]]:
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows or not {"path", "label"} <= set(rows[0]):
+        raise UserError(f"{path} has no rows with the columns path and label: {FORMS}")
+    if any(not row["path"] or not row["label"] for row in rows):
+        raise UserError(f"{path} has a row without a path or a label: {FORMS}")
+    return [row["path"] for row in rows], [row["label"].strip() for row in rows]
+
+
+def _labels_of_files(files: list[str], lines: list[str], path: Path, root: Path) -> list[str]:
+    labels = [line.strip() for line in lines]
+    while labels and not labels[-1]:
+        labels.pop()
+    numbers = [number for number in map(validation_number, files) if number is not None]
+    if len(numbers) == len(files) and max(numbers) <= len(labels) and min(numbers) >= 1:
+        labels = [labels[number - 1] for number in numbers]
+    if len(labels) != len(files):
+        raise UserError(f"{path} has {len(labels)} labels for {len(files)} images in {root}")
+    return labels
+
+
+def _synset_of_id(label: str, path: Path) -> str:
+    ids = development_kit_synsets()
+    if not label.isdecimal() or not 1 <= int(label) <= len(ids):
+        raise UserError(f"{path} has the label {label!r}: expected an ID from 1 to {len(ids)}")
+    return ids[int(label) - 1]
+
+
+def _parse_labels(
+    labels: list[str], class_names: tuple[str, ...], path: Path
+) -> tuple[list[int], tuple[str, ...]]:
+    """Returns label indices, and the class names that they index; () if unknown."""
+    if all(label.isdecimal() for label in labels) and not set(labels) <= set(class_names):
+        return [int(label) for label in labels], class_names
+    for names in (class_names, synsets()):
+        index = {name: i for i, name in enumerate(names)}
+        if set(labels) <= set(index):
+            return [index[label] for label in labels], names
+    label = next(label for label in labels if label not in class_names)
+    raise UserError(f"{path} has the label {label!r}, which is not a class of the model: {FORMS}")

@@ -1,0 +1,50 @@
+"""A trained network as a function from uint8 images to logits, on the devices of one process."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from resflax.distributed import make_engine
+from resflax.inference import make_predictor
+from resflax.nn import Spec
+
+
+class Classifier:
+    """Computes logits of batches on all local devices; each process has its own images.
+
+    Args:
+      spec: the architecture.
+      variables: its variables, stacked or not.
+      mean: per-channel mean of pixel values from 0 to 1, which is subtracted.
+      std: per-channel standard deviation, which the difference is divided by.
+      dtype: dtype of convolutions and feature maps.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        variables: Any,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        dtype: str = "float32",
+    ) -> None:
+        self.devices = jax.local_devices()
+        self._predictor = make_predictor(spec, variables, dtype=dtype, mean=mean, std=std)
+        if len(self.devices) > 1:
+            self._engine = make_engine("mesh", self.devices)
+            self._arrays = self._engine.replicate(self._predictor.arrays)
+            self._apply = self._engine.compile_eval(self._predictor.apply)
+
+    def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[Array, "padded classes"]:
+        """Returns the logits of a batch, possibly before they are computed.
+
+        If the devices cannot share the batch evenly, images of zeros are added at its end.
+        """
+        if len(self.devices) == 1:
+            return self._predictor(images)
+        rows = -len(images) % len(self.devices)
+        padded = np.pad(images, [(0, rows), *[(0, 0)] * 3])
+        return self._apply(self._arrays, self._engine.shard_batch(padded))

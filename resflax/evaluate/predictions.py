@@ -1,0 +1,80 @@
+"""Files with the prediction of every example: CSV or Parquet."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resflax.data.source import Source
+from resflax.errors import UserError, unknown
+from resflax.evaluate.classes import LabelMap
+from resflax.evaluate.run import Evaluated
+from resflax.files import write_atomic
+
+FORMATS = (".csv", ".parquet")
+COLUMNS = (
+    "index",
+    "path",
+    "label",
+    "prediction",
+    "label_probability",
+    "prediction_probability",
+    "top5",
+    "top5_probability",
+)
+
+
+def check_predictions_path(path: Path) -> None:
+    """Raises `UserError` if the format is unknown or its package is missing."""
+    if path.suffix not in FORMATS:
+        raise unknown("predictions format", path.suffix, FORMATS)
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as e:
+            raise UserError(
+                'writing Parquet needs pyarrow: pip install "resflax[parquet]", or choose .csv'
+            ) from e
+
+
+def write_predictions(
+    path: Path, evaluated: Evaluated, source: Source, label_map: LabelMap
+) -> None:
+    """Writes one row per example that counts, with the columns `COLUMNS`.
+
+    Classes are indices of the model's classes. `path` is the file, or the split and index. The
+    entries of `top5` are lists in Parquet, and separated by spaces in a CSV.
+    """
+    scores = evaluated.scores
+    columns: dict[str, Any] = {
+        "index": evaluated.indices,
+        "path": [source.location(int(i)) for i in evaluated.indices],
+        "label": label_map.columns[scores.label],
+        "prediction": label_map.columns[scores.prediction],
+        "label_probability": np.exp(scores.label_log_probability),
+        "prediction_probability": scores.confidence,
+        "top5": label_map.columns[scores.top],
+        "top5_probability": scores.top_probability,
+    }
+    values = {name: np.asarray(columns[name]).tolist() for name in COLUMNS}
+    write_atomic(path, _to_csv(values) if path.suffix == ".csv" else _to_parquet(values))
+
+
+def _to_csv(columns: dict[str, list[Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow(" ".join(map(str, v)) if isinstance(v, list) else v for v in row)
+    return out.getvalue().encode()
+
+
+def _to_parquet(columns: dict[str, list[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()

@@ -1,0 +1,145 @@
+"""Evaluation of a classifier over a split: every example once, on all devices and processes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from resflax.data import StreamingSplit, eval_batches
+from resflax.distributed.processes import all_gather_rows, all_gather_strings
+from resflax.errors import UserError
+from resflax.evaluate.classes import EXCLUDED, LabelMap
+from resflax.evaluate.log_probabilities import Rows, classify_crops, classify_whole_images
+from resflax.evaluate.metrics import ExampleScores, score_examples
+from resflax.evaluate.views import Images, Views
+
+Logits = Callable[[Images], Any]
+OnBatch = Callable[[int], None]
+
+
+class Evaluated(NamedTuple):
+    """The examples of a split that count, in order.
+
+    Attributes:
+      indices: their indices in the split.
+      scores: their scores; classes are positions in `LabelMap.columns`.
+      excluded: number of examples whose class does not count.
+      skipped: one line for each example that could not be read.
+    """
+
+    indices: Int[np.ndarray, " n"]
+    scores: ExampleScores
+    excluded: int
+    skipped: list[str]
+
+
+class _Part(NamedTuple):
+    """The scores of some rows, some of which do not count.
+
+    Attributes:
+      indices: indices of the examples.
+      is_read: False for padding and for the replacement of a skipped example.
+      is_valid: whether the class of the example counts.
+      scores: scores; the label is 0 in rows that do not count.
+    """
+
+    indices: Int[np.ndarray, " n"]
+    is_read: Bool[np.ndarray, " n"]
+    is_valid: Bool[np.ndarray, " n"]
+    scores: ExampleScores
+
+
+def evaluate_split(
+    classify: Logits,
+    split: StreamingSplit,
+    views: Views,
+    label_map: LabelMap,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    on_batch: OnBatch = lambda examples: None,
+) -> Evaluated:
+    """Scores every example of a split; with several processes, each scores its share.
+
+    Args:
+      classify: maps uint8 images `(n, h, w, c)` to logits, of which the first n rows count.
+      split: read with the transform of `views`.
+      views: the views of each image.
+      label_map: the classes that count, and the labels.
+      batch_size: images per batch of all processes together, a multiple of their number.
+      num_workers: worker processes that read images; 0 for threads.
+      on_batch: called after each batch with the number of its examples, of all processes.
+
+    Raises:
+      UserError: if an example cannot be read and is not skipped, a label or logit is invalid, or no
+        example remains.
+    """
+    processes = jax.process_count()
+    size = processes if views.scales else batch_size
+    share = size // processes
+    first = jax.process_index() * share
+    batches = eval_batches(
+        split,
+        batch_size=size,
+        local_rows=slice(first, first + share),
+        num_workers=num_workers,
+        with_index=True,
+    )
+    parts, remaining = [], len(split)
+    for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
+        parts.append(_score(rows, label_map, split))
+        done = min(len(rows.indices) * processes, remaining)
+        remaining -= done
+        on_batch(done)
+    return _gather(parts, split)
+
+
+def _classify(
+    classify: Logits,
+    batches: Iterator[Any],
+    split: StreamingSplit,
+    views: Views,
+    columns: Int[np.ndarray, " classes"],
+    batch_size: int,
+) -> Iterator[Rows]:
+    if not views.scales:
+        return classify_crops(classify, batches, views, columns)
+    assert split.eval_transform is not None
+    return classify_whole_images(
+        classify,
+        batches,
+        views,
+        columns,
+        interpolation=split.eval_transform.interpolation,
+        batch_size=max(1, batch_size // jax.process_count()),
+    )
+
+
+def _score(rows: Rows, label_map: LabelMap, split: StreamingSplit) -> _Part:
+    is_read = rows.weights > 0
+    label = np.where(is_read, rows.labels, 0)
+    bad = np.flatnonzero(label >= len(label_map.labels))
+    if len(bad):
+        location = split.source.location(int(rows.indices[bad[0]]))
+        raise UserError(
+            f"{location} has label {label[bad[0]]}: expected from 0 to {len(label_map.labels) - 1}"
+        )
+    position = label_map.labels[label]
+    scores = score_examples(rows.log_p, np.where(position == EXCLUDED, 0, position))
+    return _Part(rows.indices.astype(np.int64), is_read, position != EXCLUDED, scores)
+
+
+def _gather(parts: list[_Part], split: StreamingSplit) -> Evaluated:
+    """Joins the parts of all processes, in the order of the examples."""
+    local = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    part: _Part = all_gather_rows(local)
+    skipped = all_gather_strings(list(split.skipped.values()))
+    counts = np.flatnonzero(part.is_read & part.is_valid)
+    if not len(counts):
+        raise UserError(f"{split.source.name} has no example that counts: expected one or more")
+    order = counts[np.argsort(part.indices[counts])]
+    chosen: _Part = jax.tree.map(lambda array: array[order], part)
+    excluded = int((part.is_read & ~part.is_valid).sum())
+    return Evaluated(chosen.indices, chosen.scores, excluded, skipped)

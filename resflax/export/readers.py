@@ -1,0 +1,106 @@
+"""Readers of exported models, each independent of the code that wrote them."""
+
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resflax.errors import UserError
+from resflax.export.stablehlo import SIDECAR
+from resflax.export.timm_names import find_timm_model
+from resflax.export.trained_model import TrainedModel, load_trained_model
+from resflax.weights import PretrainedConfig
+
+
+class ExportedModel(NamedTuple):
+    """An exported model, loaded.
+
+    Attributes:
+      reader: what loaded it, with its version.
+      call: maps NHWC images, normalized float32 or uint8 pixels, to logits or probabilities.
+      config: the architecture, preprocessing and class names that came with it; None if the reader
+        does not return them.
+    """
+
+    reader: str
+    call: Callable[[np.ndarray], np.ndarray]
+    config: PretrainedConfig | None = None
+
+
+def read_stablehlo(path: Path, model: TrainedModel) -> ExportedModel:
+    """Loads an artefact by `jax.export.deserialize`, and the JSON next to it."""
+    del model
+    from jax import export
+
+    exported = export.deserialize(bytearray(path.read_bytes()))
+    description = json.loads(path.with_name(path.name + SIDECAR).read_text())
+    return ExportedModel(
+        f"jax {_version('jax')}",
+        lambda images: np.asarray(exported.call(images)),
+        PretrainedConfig.from_json_dict(description["model"]),
+    )
+
+
+def read_folder(path: Path, model: TrainedModel) -> ExportedModel:
+    """Loads a folder by `load_pretrained`."""
+    del model
+    loaded = load_trained_model(str(path))
+    return ExportedModel("resflax", lambda x: np.asarray(loaded.logits(x)), loaded.config)
+
+
+def read_timm(path: Path, model: TrainedModel) -> ExportedModel | None:
+    """Loads a folder by timm; None without timm, or if it does not have the architecture."""
+    if find_timm_model(model.spec) is None:
+        return None
+    try:
+        import timm
+    except ImportError:
+        return None
+    net = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    return ExportedModel(f"timm {timm.__version__}", lambda x: _run_torch(net, x))
+
+
+def read_transformers(path: Path, model: TrainedModel) -> ExportedModel | None:
+    """Loads a folder by Transformers; None without it."""
+    del model
+    try:
+        import transformers
+    except ImportError:
+        return None
+    transformers.utils.logging.disable_progress_bar()
+    net = transformers.AutoModelForImageClassification.from_pretrained(path).eval()
+    return ExportedModel(
+        f"transformers {transformers.__version__}",
+        lambda x: _run_torch(lambda batch: net(batch).logits, x),
+    )
+
+
+def _run_torch(net: Any, images: np.ndarray) -> np.ndarray:
+    """Runs a torch module of NCHW images on NHWC images."""
+    import torch
+
+    with torch.inference_mode():
+        batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        return net(batch).numpy()
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def check_package(module: str, extra: str) -> None:
+    """Checks that an optional package can be imported.
+
+    Raises:
+      UserError: naming the extra that installs it.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as e:
+        raise UserError(
+            f'this format needs the package {module}: pip install "resflax[{extra}]"'
+        ) from e

@@ -1,0 +1,87 @@
+"""StableHLO artefacts: the inference function with its weights, through `jax.export`."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, UInt8
+
+from resflax.export.trained_model import TrainedModel
+from resflax.inference import apply_graph, build_graph
+from resflax.weights import Preprocess
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SIDECAR = ".json"
+
+
+def normalize(
+    preprocess: Preprocess, pixels: UInt8[ArrayLike, "n h w c"]
+) -> Float[Array, "n h w c"]:
+    """Converts pixels from 0 to 255 to normalized float32 images, as `Preprocess` does."""
+    mean, std = (jnp.asarray(values, jnp.float32) for values in (preprocess.mean, preprocess.std))
+    return (jnp.asarray(pixels, jnp.float32) / 255 - mean) / std
+
+
+def inference_function(
+    model: TrainedModel, *, uint8: bool = False, fold: bool = True
+) -> Callable[[Array], Array]:
+    """Returns the function that is exported, with the weights inside.
+
+    Args:
+      model: the model.
+      uint8: take uint8 pixels and return probabilities, instead of normalized images and logits.
+      fold: fold batch norm into the convolutions.
+    """
+    preprocess = model.preprocess
+    graph = build_graph(
+        model.spec,
+        model.variables,
+        outputs="probabilities" if uint8 else "logits",
+        mean=preprocess.mean if uint8 else None,
+        std=preprocess.std if uint8 else None,
+        fold=fold,
+    )
+    return partial(apply_graph, graph, graph.arrays)
+
+
+def export_stablehlo(model: TrainedModel, *, uint8: bool = False, fold: bool = True) -> bytes:
+    """Returns a serialized `jax.export.Exported` for a symbolic batch, for cpu, cuda and tpu.
+
+    Its input is `(n, height, width, channels)` of the preprocessing's size, its output
+    `(n, classes)`, float32. It contains no custom calls of resflax.
+    """
+    from jax import export
+
+    (batch,) = export.symbolic_shape("n")
+    dtype = jnp.uint8 if uint8 else jnp.float32
+    images = jax.ShapeDtypeStruct((batch, *model.input_shape), dtype)
+    function = jax.jit(inference_function(model, uint8=uint8, fold=fold))
+    return bytes(export.export(function, platforms=PLATFORMS)(images).serialize())
+
+
+def stablehlo_description(model: TrainedModel, *, uint8: bool = False) -> dict[str, Any]:
+    """Returns the JSON next to an artefact: input, output, preprocessing and class names."""
+    return {
+        "input": {
+            "dtype": "uint8" if uint8 else "float32",
+            "shape": ["n", *model.input_shape],
+            "normalized": not uint8,
+        },
+        "output": "probabilities" if uint8 else "logits",
+        "platforms": list(PLATFORMS),
+        "jax_version": jax.__version__,
+        "model": model.config.to_json_dict(),
+    }
+
+
+def write_stablehlo(
+    model: TrainedModel, path: Path, *, uint8: bool = False, fold: bool = True
+) -> None:
+    """Writes the artefact, and its description as `PATH.json`."""
+    path.write_bytes(export_stablehlo(model, uint8=uint8, fold=fold))
+    text = json.dumps(stablehlo_description(model, uint8=uint8), indent=2)
+    path.with_name(path.name + SIDECAR).write_text(text + "\n")

@@ -1,0 +1,120 @@
+"""Verification of an exported model against `model.apply` on images."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from resflax.errors import UserError
+from resflax.export.readers import ExportedModel
+from resflax.export.stablehlo import normalize
+from resflax.export.trained_model import TrainedModel
+
+MAX_RELATIVE_DIFFERENCE = 1e-4
+NOISE_IMAGES = 4
+
+
+class Verification(NamedTuple):
+    """Result of the comparison of one reader with `model.apply`.
+
+    Attributes:
+      reader: what loaded the exported model.
+      difference: largest difference of the outputs.
+      relative: that difference over the largest output.
+      images: what was compared, such as "4 noise images".
+    """
+
+    reader: str
+    difference: float
+    relative: float
+    images: str
+
+    def __str__(self) -> str:
+        return (
+            f"verified with {self.reader} on {self.images}: largest difference"
+            f" {self.difference:.1e}, {self.relative:.1e} of the largest output"
+        )
+
+
+class TestImages(NamedTuple):
+    """Images for a comparison: uint8 pixels of the input size, and a description."""
+
+    pixels: UInt8[np.ndarray, "n h w c"]
+    description: str
+
+
+def read_test_images(model: TrainedModel, paths: Sequence[str] = ()) -> TestImages:
+    """Returns the images in some files, resized and cropped for the model; noise without files.
+
+    Raises:
+      UserError: if a file is not a readable image.
+    """
+    if not paths:
+        shape = (NOISE_IMAGES, *model.input_shape)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        return TestImages(pixels, f"{NOISE_IMAGES} noise images")
+    mode = {1: "L", 3: "RGB"}[model.config.channels]
+    images = [_open(path).convert(mode) for path in paths]
+    cropped = [np.asarray(model.preprocess.resize_and_crop(image), np.uint8) for image in images]
+    pixels = np.stack(cropped).reshape(-1, *model.input_shape)
+    return TestImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as e:
+        raise UserError(f"image not found: {path}") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise UserError(f"{path} is not a readable image: {e}") from e
+
+
+def expected_outputs(
+    model: TrainedModel, pixels: UInt8[np.ndarray, "n h w c"], *, uint8: bool = False
+) -> Float[np.ndarray, "n classes"]:
+    """Returns the logits of `model.apply` for pixels; with `uint8`, the probabilities.
+
+    Raises:
+      UserError: if an output is not finite.
+    """
+    outputs = jax.jit(model.logits)(normalize(model.preprocess, pixels))
+    outputs = np.asarray(jax.nn.softmax(outputs) if uint8 else outputs)
+    if not np.isfinite(outputs).all():
+        raise UserError("the model's outputs are NaN or infinite: nothing was written")
+    return outputs
+
+
+def verify(
+    exported: ExportedModel,
+    model: TrainedModel,
+    images: TestImages,
+    expected: Float[np.ndarray, "n classes"],
+    *,
+    uint8: bool = False,
+) -> Verification:
+    """Compares outputs, preprocessing and class names of an exported model with the original's.
+
+    Raises:
+      UserError: if they differ: outputs by more than 1e-4 of the largest.
+    """
+    pixels = images.pixels
+    batch = pixels if uint8 else np.asarray(normalize(model.preprocess, pixels))
+    difference = float(np.abs(exported.call(batch) - expected).max())
+    relative = difference / max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    result = Verification(exported.reader, difference, relative, images.description)
+    if not relative <= MAX_RELATIVE_DIFFERENCE:
+        raise UserError(
+            f"{exported.reader} computes other outputs from the exported model: largest difference"
+            f" {relative:.1e} of the largest output, expected at most"
+            f" {MAX_RELATIVE_DIFFERENCE:g}; nothing was written"
+        )
+    if exported.config is not None and exported.config != model.config:
+        raise UserError(
+            f"{exported.reader} reads another architecture, preprocessing or class names from the"
+            " exported model; nothing was written"
+        )
+    return result

@@ -1,0 +1,126 @@
+// What a plan consists of: steps, and the memory that they share.
+
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "program.h"
+
+namespace resflax {
+
+inline const dnnl::engine& Engine() {
+  static const auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *engine;
+}
+
+// Page-aligned memory, in huge pages if the kernel grants them: a network's arrays are large, and
+// convolutions read them with large strides.
+class Buffer {
+ public:
+  explicit Buffer(size_t size) : size_((size + kAlignment - 1) / kAlignment * kAlignment) {
+    data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, std::max(size_, kAlignment))));
+    if (!data_) throw std::bad_alloc();
+    madvise(data_.get(), size_, MADV_HUGEPAGE);
+  }
+  char* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  static constexpr size_t kAlignment = 1 << 21;
+  size_t size_;
+  std::unique_ptr<char, decltype(&std::free)> data_{nullptr, &std::free};
+};
+
+// Memory of one running plan. Not shared between threads that run plans at the same time.
+struct Workspace {
+  char* Reserve(size_t size) {
+    if (!buffer || buffer->size() < size) {
+      buffer.reset();
+      buffer = std::make_unique<Buffer>(size);
+    }
+    return buffer->data();
+  }
+  std::unique_ptr<Buffer> buffer;
+  dnnl::stream stream{Engine()};
+};
+
+// Assigns offsets to arrays, lowest first, so that memory that is in the caches is used again.
+class Allocator {
+ public:
+  size_t Allocate(size_t size) {
+    size = std::max<size_t>((size + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+    size_t offset = 0;
+    for (const auto& [begin, end] : used_) {
+      if (begin >= offset + size) break;
+      offset = std::max(offset, end);
+    }
+    used_[offset] = offset + size;
+    peak_ = std::max(peak_, offset + size);
+    return offset;
+  }
+  void Free(size_t offset) { used_.erase(offset); }
+  size_t peak() const { return peak_; }
+
+ private:
+  static constexpr size_t kAlignment = 4096;
+  std::map<size_t, size_t> used_;  // begin to end
+  size_t peak_ = 0;
+};
+
+// Where an array is while a plan runs.
+struct Location {
+  enum Kind { kImages, kWorkspace, kOutput } kind = kWorkspace;
+  size_t offset = 0;
+  bool operator==(const Location& other) const {
+    return kind == other.kind && offset == other.offset;
+  }
+};
+
+// The arguments of one run of a plan.
+struct Run {
+  const char* images;
+  char* output;
+  char* workspace;
+  char* scratch;
+  dnnl::stream* stream;
+
+  char* At(const Location& location) const {
+    if (location.kind == Location::kImages) return const_cast<char*>(images);
+    return (location.kind == Location::kOutput ? output : workspace) + location.offset;
+  }
+};
+
+using Step = std::function<void(const Run&)>;
+
+// Weights in the layouts that the primitives prefer, shared by all plans of a network. Plans for
+// different image sizes mostly prefer the same layouts.
+class PackedWeights {
+ public:
+  // Returns the array `key` of a node; `make` fills a new buffer of `size` bytes.
+  std::shared_ptr<Buffer> Get(int node, const std::string& key, size_t size,
+                              const std::function<void(char*)>& make) {
+    auto& entry = entries_[{node, key}];
+    auto buffer = entry.lock();
+    if (!buffer) {
+      buffer = std::make_shared<Buffer>(size);
+      make(buffer->data());
+      entry = buffer;
+    }
+    return buffer;
+  }
+
+ private:
+  std::map<std::pair<int, std::string>, std::weak_ptr<Buffer>> entries_;
+};
+
+}  // namespace resflax

@@ -1,0 +1,115 @@
+"""What a config freezes, and which statistics its batch norms use in training."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from resflax.errors import UserError
+from resflax.nn import BatchNormMode, ResNet
+from resflax.nn.batch_norm import batch_norm_mode
+from resflax.train.freeze import batch_norms, frozen_batch_norms, parse_patterns, split_params
+from resflax.train.layer_decay import HEAD, scale_by_layer
+
+
+def freeze_patterns(config: ConfigDict, model: nn.Module) -> tuple[str, ...]:
+    """Returns the patterns of the parameters that a config freezes.
+
+    Args:
+      config: of the run.
+      model: the result of `build_batch_norm`.
+    """
+    patterns = parse_patterns(config.freeze)
+    return patterns + (batch_norm_mode(model).frozen if config.freeze_batch_norm else ())
+
+
+def build_batch_norm(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...], devices: int
+) -> nn.Module:
+    """Returns the model with the batch norms of a config.
+
+    Args:
+      config: of the run.
+      model: a linen module; it needs a field `batch_norm`, as `ResNet` has, if the config freezes
+        batch norms or chooses their statistics.
+      image_shape: shape of one example.
+      devices: number of devices that share a batch.
+
+    Raises:
+      UserError: if the model has no such field or no batch norm, if a pattern of `config.freeze`
+        matches nothing, or if the groups of ghost batch norm do not divide the batch.
+    """
+    mode = BatchNormMode(config.batch_norm, config.ghost_batch_size)
+    patterns = parse_patterns(config.freeze)
+    if not (patterns or config.freeze_batch_norm or mode.name != "global"):
+        return model
+    shapes = _variable_shapes(model, image_shape)
+    if config.head_learning_rate and HEAD not in split_params(shapes["params"], patterns)[0]:
+        raise UserError(
+            f"config.head_learning_rate is {config.head_learning_rate}, but config.freeze includes"
+            " the head, or the model has none: expected 0"
+        )
+    norms = batch_norms(shapes.get("batch_stats", {}))
+    if not norms and (config.freeze_batch_norm or mode.name != "global"):
+        key = "freeze_batch_norm" if config.freeze_batch_norm else "batch_norm"
+        raise UserError(f"config.{key} is {config[key]!r}, but the model has no batch norm")
+    frozen = norms if config.freeze_batch_norm else frozen_batch_norms(shapes, patterns)
+    mode = _fit_to_devices(config, dataclasses.replace(mode, frozen=frozen), devices)
+    if mode.name == "global" and not frozen:
+        return model
+    if not isinstance(getattr(model, "batch_norm", None), BatchNormMode):
+        raise UserError(
+            f"the model has no field batch_norm of type BatchNormMode, which"
+            f" {'frozen batch norms need' if frozen else f'batch_norm={mode.name!r} needs'}:"
+            " freeze other parameters, or add it as resflax.nn.ResNet does"
+        )
+    return model.clone(batch_norm=mode)
+
+
+def _variable_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Returns the shapes and dtypes of a model's variables."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+
+
+def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> BatchNormMode:
+    """Checks the groups of ghost batch norm, and finds those of "per_device" on a mesh.
+
+    Raises:
+      UserError: if the groups do not divide the examples of a device.
+    """
+    examples = config.batch_size // (devices * config.grad_accum_steps)
+    if mode.name == "ghost" and examples % mode.ghost_batch_size:
+        raise UserError(
+            f"config.ghost_batch_size is {mode.ghost_batch_size}: expected a divisor of {examples},"
+            f" the examples per device and micro-batch (batch_size {config.batch_size}, {devices}"
+            f" devices, grad_accum_steps {config.grad_accum_steps})"
+        )
+    if mode.name == "per_device" and config.parallel == "mesh":  # `jit` sees the global batch
+        return dataclasses.replace(mode, name="ghost", ghost_batch_size=examples)
+    return mode
+
+
+def build_layer_scales(
+    config: ConfigDict, model: nn.Module | None
+) -> list[optax.GradientTransformation]:
+    """Builds what follows a config's optimizer: `scale_by_layer`, or nothing.
+
+    Raises:
+      UserError: if the config has learning rates by layer and the model is not a `ResNet`.
+    """
+    head_scale = (config.head_learning_rate or config.learning_rate) / config.learning_rate
+    if head_scale == 1 and config.layer_decay == 1:
+        return []
+    if not isinstance(model, ResNet):
+        raise UserError(
+            "config.layer_decay and config.head_learning_rate need the layers of a resflax ResNet:"
+            " leave them out with another model"
+        )
+    return [
+        scale_by_layer(model.spec.depths, layer_decay=config.layer_decay, head_scale=head_scale)
+    ]
