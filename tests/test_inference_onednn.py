@@ -10,7 +10,7 @@ from helpers.networks import apply, randomized, variables_of
 from helpers.small_specs import EXTRA_SPECS, zoo_specs
 
 from resflax import UserError, create_model
-from resflax.inference import OPS, build_graph, make_predictor
+from resflax.inference import OPS, Graph, Node, build_graph, make_predictor
 from resflax.inference.onednn_executor import NETWORK_OPS, OneDnnExecutor, onednn_reason_against
 from resflax.kernels import network as onednn_network
 
@@ -51,6 +51,47 @@ def test_onednn_matches_model(name):
         assert relative_error(run(x[:n]), expected[:n]) < 5e-6
     if onednn_reason_against(graph, "bfloat16") is None:
         assert relative_error(OneDnnExecutor(graph, "bfloat16")(x), expected) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["resnet26d", "seresnet50", "resnext50_32x4d"])
+def test_onednn_matches_jax_at_full_size(name, dtype):
+    """Images so large that segments of the network run on different numbers of them."""
+    model, variables, x = network(name, (13, 224, 192, 3))
+    half = dtype == "bfloat16"
+    if half and onednn_reason_against(build_graph(model.spec, variables), dtype):
+        pytest.skip("this CPU has no bfloat16 instructions")
+    run = {
+        backend: make_predictor(model.spec, variables, backend=backend, dtype=dtype)
+        for backend in ("jax", "onednn")
+    }
+    expected = np.concatenate([run["jax"](x[:8]), run["jax"](x[8:])])
+    for n in (13, 1):
+        assert relative_error(run["onednn"](x[:n]), expected[:n]) < (0.1 if half else 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 13, 30), (5, 9, 7), (1, 60, 61), (3, 3, 50)])
+@pytest.mark.parametrize("widths", [(16, 32), (48, 16), (20, 16)])
+def test_3x3_convolution_matches_float64(shape, widths):
+    """Winograd's algorithm where channels are multiples of 16 and tiles are many."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((*shape, widths[0])).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, *widths)).astype(np.float32)
+    bias = rng.standard_normal(widths[1]).astype(np.float32)
+    options = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "activation": "relu"}
+    twice = rng.standard_normal((1, 1, widths[0], widths[1])).astype(np.float32)
+    nodes = (
+        Node("conv", "shortcut", ("image",), {**options, "padding": 0, "activation": "none"},
+             {"kernel": twice}),
+        Node("conv", "conv", ("image", "shortcut"), options, {"kernel": kernel, "bias": bias}),
+        Node("mean", "mean", ("conv",), {}, {}),
+    )  # fmt: skip
+    y = OneDnnExecutor(Graph(nodes, "mean", *widths), "float32")(x)
+    image = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))
+    expected = np.einsum("nhwcij,ijck->nhwk", windows, kernel) + x @ twice[0, 0] + bias
+    assert relative_error(y, np.maximum(expected, 0).mean((1, 2))) < 5e-6
 
 
 def test_batches_and_sizes_of_one_predictor():
@@ -117,7 +158,7 @@ def test_invalid_images_are_rejected():
     predict = make_predictor(model.spec, variables, backend="onednn")
     with pytest.raises(ValueError, match=r"expected images of shape \(n, height, width, 3\)"):
         predict(x[..., :2])
-    with pytest.raises(ValueError, match="no mean and std for uint8 images"):
+    with pytest.raises(ValueError, match="raw uint8 images need mean and std"):
         predict(x.astype(np.uint8))
     model, variables, _ = network("resnetv2_50x1_bit")
     with pytest.raises(ValueError, match="too small"):

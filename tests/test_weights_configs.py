@@ -60,3 +60,55 @@ def test_invalid_config_raises_a_one_line_error(tmp_path, config, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         read_config(tmp_path)
     assert "\n" not in str(e.value)
+
+
+LETTERS = ("a", "b", "c", "d", "e", "f", "g")
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({}, ()),
+        ({"label_names": [*LETTERS]}, LETTERS),
+        # By label; JSON's keys are strings, which sort differently from numbers.
+        ({"num_classes": 11, "label_names": {str(i): f"n{i}" for i in (10, *range(10))}},
+         tuple(f"n{i}" for i in range(11))),
+        ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"label_names": [*LETTERS]}}, LETTERS),
+        ({"label_names": [*LETTERS], "label_descriptions": {"b": "bear", "z": "zebra"}},
+         ("a", "bear", *LETTERS[2:])),
+    ],
+)  # fmt: skip
+def test_timm_config_names_the_classes(tmp_path, changes, labels):
+    (tmp_path / "config.json").write_text(json.dumps({**TIMM, "num_classes": 7, **changes}))
+    assert read_config(tmp_path).labels == labels
+
+
+def test_placeholder_names_of_transformers_are_no_names(tmp_path):
+    names = {str(i): f"LABEL_{i}" for i in range(11)}
+    (tmp_path / "config.json").write_text(json.dumps({**TRANSFORMERS, "id2label": names}))
+    config = read_config(tmp_path)
+    assert (config.labels, config.spec.num_classes) == ((), 11)
+
+
+def test_gray_timm_config_keeps_its_preprocessing(tmp_path):
+    changes = {
+        "input_size": [1, 8, 12],
+        "mean": [0.3],
+        "std": [0.2],
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bilinear",
+    }
+    config = {**TIMM, "pretrained_cfg": TIMM["pretrained_cfg"] | changes}
+    config["model_args"] = TIMM["model_args"] | {"in_chans": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = read_config(tmp_path)
+    assert read.channels == 1
+    assert read.preprocess == Preprocess(
+        size=(8, 12),
+        mean=(0.3,),
+        std=(0.2,),
+        crop_pct=1.0,
+        interpolation="bilinear",
+        crop_mode="squash",
+    )

@@ -20,6 +20,7 @@ from resflax.nn import Spec
 from resflax.weights import (
     Preprocess,
     from_torch,
+    load_file,
     load_pretrained,
     read_weights,
     save_file,
@@ -225,11 +226,67 @@ def test_offline_error_is_one_line(cache):
     assert str(e.value).endswith("; there is no local folder of this name either")
 
 
-def test_cached_repository_loads_offline(cache, timm_folder):
-    repository = cache / "models--owner--net"
+def add_to_cache(cache, name, folder):
+    repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("c0ffee")
-    shutil.copytree(timm_folder, repository / "snapshots" / "c0ffee")
-    loaded = load_pretrained("owner/net")
+    shutil.copytree(folder, repository / "snapshots" / "c0ffee")
+
+
+@pytest.mark.parametrize(
+    ("repository", "where"),
+    [("owner/net", "owner/net"), ("timm/test_resnet.r160_in1k", "test_resnet.r160_in1k")],
+)
+def test_cached_repository_loads_offline(cache, timm_folder, repository, where):
+    """A name with one of timm's tags is the name of a repository of timm."""
+    add_to_cache(cache, repository, timm_folder)
+    loaded = load_pretrained(where)
     assert loaded.model == load_pretrained(timm_folder).model
     assert_same(loaded.variables, load_pretrained(timm_folder).variables)
+    assert loaded.source == f"{repository} from the Hub; normalization of its config.json"
+
+
+def test_name_without_a_tag_asks_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="a model's name needs a tag, such as resnet50.a1_in1k"):
+        load_pretrained("resnet50")
+    with pytest.raises(UserError, match="resnet51.a1_in1k is not an existing file or folder"):
+        load_pretrained("resnet51.a1_in1k")
+
+
+def test_weights_without_the_head_of_their_config_load(timm_folder, tmp_path):
+    state = {k: v for k, v in load_file(timm_folder).items() if not k.startswith("fc.")}
+    body = load_pretrained(write_folder(tmp_path / "body", TIMM, state))
+    assert (body.model.spec.num_classes, body.classes) == (0, ())
+    assert_same(body.variables, load_pretrained(timm_folder, num_classes=0).variables)
+    assert body.source.endswith("; normalization of its config.json; no classification head")
+
+
+def test_transformers_model_without_a_head_loads(tmp_path):
+    """As `ResNetModel.save_pretrained` names its arrays."""
+    spec = Spec((1, 2), (8, 16), stem_width=8, num_classes=0)
+    state = {k.removeprefix("resnet."): v for k, v in state_of(spec, "huggingface").items()}
+    assert "embedder.embedder.convolution.weight" in state
+    path = write_folder(tmp_path / "hf", TRANSFORMERS, state)
+    loaded = load_pretrained(path)
+    assert loaded.model.spec == spec
+    assert_same(loaded.variables, from_torch(spec, state_of(spec, "huggingface")))
+    assert load_pretrained(path, num_classes=3).model.spec.num_classes == 3
+
+
+def test_gray_stem_is_recognized_without_the_config(tmp_path):
+    """As timm wrote configs before it recorded `in_chans`."""
+    spec = get_spec("test_resnet").override(num_classes=7)
+    config = {"architecture": "test_resnet", "num_classes": 7}
+    path = write_folder(tmp_path / "gray", config, state_of(spec, channels=1))
+    loaded = load_pretrained(path)
+    assert loaded.variables["params"]["stem_conv1"]["kernel"].shape[2] == 1
+    assert loaded.preprocess(np.zeros((80, 90, 3), np.uint8)).shape == (224, 224, 1)
+
+
+def test_class_names_that_do_not_fit_are_rejected(timm_folder, tmp_path):
+    config = {**TIMM, "label_names": ["a", "b"]}
+    path = write_folder(tmp_path / "net", config, load_file(timm_folder))
+    message = "net has 2 class names for 7 classes: expected one per class"
+    with pytest.raises(UserError, match=message):
+        load_pretrained(path)

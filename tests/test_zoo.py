@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resflax import UserError, create_model, list_models
+from resflax import UserError, create_model, get_spec, list_models
 
 COUNTS = {
     "resnet18": 11_689_512,
@@ -107,6 +107,13 @@ def test_num_classes_changes_only_the_head():
     assert count_parameters("resnet18", num_classes=0) == 11_689_512 - 1000 * 513
 
 
+@pytest.mark.parametrize("name", ["resnet50.a1_in1k", "resnet50.tv_in1k", "resnet50.fb_ssl.v2"])
+def test_tags_of_timm_do_not_change_the_architecture(name):
+    assert get_spec(name) == get_spec("resnet50")
+    assert create_model(name, num_classes=7) == create_model("resnet50", num_classes=7)
+    assert create_model("cifar_resnet26.mine") == create_model("cifar_resnet26")
+
+
 def test_list_models_by_pattern_in_natural_order():
     assert list_models("cifar_resnet*") == [f"cifar_resnet{d}" for d in (20, 32, 44, 56, 110, 1202)]
     assert list_models("resnet*_v1") == ["resnet50_v1", "resnet101_v1", "resnet152_v1"]
@@ -120,6 +127,9 @@ def test_list_models_by_pattern_in_natural_order():
     ("name", "overrides", "message"),
     [
         ("resnet51", {}, "unknown model 'resnet51': did you mean resnet50"),
+        ("resnet51.a1_in1k", {}, "unknown model 'resnet51': did you mean resnet50"),
+        ("resnet50.", {}, "unknown model 'resnet50.': did you mean resnet50"),
+        (".a1_in1k", {}, "unknown model '.a1_in1k': did you mean"),
         ("cifar_resnet21", {}, "6n + 2, such as cifar_resnet20 and cifar_resnet26"),
         ("cifar_plain2", {}, "6n + 2, such as cifar_plain8"),
         ("cifar_preact_resnet30", {}, "cifar_preact_resnet29 and cifar_preact_resnet32"),

@@ -49,6 +49,8 @@ digits digits_pmap_again pmap
 digits digits_mesh mesh
 digits digits_deterministic pmap --xla_gpu_deterministic_ops=true
 digits digits_deterministic_again pmap --xla_gpu_deterministic_ops=true
+step evaluate 60 "$python" -m resflax evaluate "$out/runs/digits_pmap" --out="$out/evaluation"
+step stablehlo 90 "$python" -m resflax export "$out/runs/digits_pmap" "$out/digits.stablehlo"
 step inference_bulk 120 "$python" -m benchmarks inference --models="$bulk" --dtype=bfloat16 \
   --peers="$peers" --device="$device" $rounds --json="$out/inference_bulk.json"
 step inference_latency 90 "$python" -m benchmarks inference --models="$latency" --dtype=bfloat16 \

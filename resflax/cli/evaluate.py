@@ -7,60 +7,23 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from resflax.cli.evaluate_flags import parse, parse_preprocess
-from resflax.data import StreamingSplit, load_split
-from resflax.data.source import Source
+from resflax.cli.evaluate_flags import parse
+from resflax.cli.evaluate_plan import Plan, describe, make_plan
+from resflax.data import StreamingSplit
 from resflax.distributed.processes import is_main_process, lost_process_as_user_error
-from resflax.errors import UserError
-from resflax.evaluate.classes import (
-    LabelMap,
-    make_label_map,
-    read_real_labels,
-    read_valid_labels,
-    real_labels_of,
-)
 from resflax.evaluate.classifier import Classifier
 from resflax.evaluate.metrics import Metrics, summarize
 from resflax.evaluate.predictions import write_predictions
 from resflax.evaluate.report import results, table
 from resflax.evaluate.run import Evaluated, evaluate_split
-from resflax.evaluate.views import Views
 from resflax.files import disk_errors_as_user_error, write_atomic
 from resflax.progress import ProgressMeter
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
-from resflax.weights import Preprocess, Pretrained, load_pretrained
-from resflax.weights.workdirs import BEST, split_checkpoint
-
-
-class Plan(NamedTuple):
-    """Everything that an evaluation needs, checked before anything is computed.
-
-    Attributes:
-      pretrained: the network.
-      selection: one line that says by which split the checkpoint was chosen.
-      preprocess: its preprocessing, with the values of the command line.
-      dataset: name of the dataset.
-      source: the examples.
-      on_bad_example: "raise" or "skip".
-      views: the views of each image.
-      label_map: the classes that count.
-      real_labels: ReaL labels of each example; empty without them.
-    """
-
-    pretrained: Pretrained
-    selection: str
-    preprocess: Preprocess
-    dataset: str
-    source: Source
-    on_bad_example: str
-    views: Views
-    label_map: LabelMap
-    real_labels: list[list[int]]
 
 
 def main(arguments: list[str]) -> None:
@@ -83,100 +46,6 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     plan = make_plan(args)
-    if is_main_process():
-        print(_describe(plan))
-    start = time.monotonic()
-    evaluated = run(plan, args)
-    seconds = time.monotonic() - start
-    metrics = summarize(evaluated.scores, len(plan.label_map.columns))
-    values = results(metrics, evaluated, plan.label_map, plan.real_labels)
-    if not is_main_process():
-        return
-    print(table(values))
-    values |= _context(plan, args, arguments, seconds)
-    with disk_errors_as_user_error(
-        "the results cannot be written", lambda: "choose another --out or --predictions"
-    ):
-        _write(args, plan, evaluated, metrics, values)
-
-
-def make_plan(args: argparse.Namespace) -> Plan:
-    """Loads the model and opens the dataset, and checks that they fit.
-
-    Raises:
-      UserError: if something is invalid.
-    """
-    views = Views(args.tta == "flip", args.crops, args.scales)
-    valid_labels = read_valid_labels(args.valid_labels) if args.valid_labels else ()
-    real_labels = read_real_labels(args.real_labels) if args.real_labels else []
-    own = _own_dataset(args.where)
-    if not args.dataset and own is None:
-        raise UserError(f"{args.where} is not the workdir of a run: expected --dataset=NAME")
-    pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
-    spec = pretrained.model.spec
-    if not spec.num_classes:
-        raise UserError(f"{args.where} has no classification head: expected weights with classes")
-    preprocess = parse_preprocess(args, pretrained.preprocess)
-    smallest = min(views.scales or preprocess.size)
-    if smallest < spec.min_image_size:
-        raise UserError(
-            f"images of {smallest} pixels are too small for the model: expected"
-            f" {spec.min_image_size} or more"
-        )
-    config = own if own and not args.dataset else {}
-    data = config.get("data", {})
-    on_bad_example = args.on_bad_example or data.get("on_bad_example", "raise")
-    dataset = args.dataset or config["dataset"]
-    source = load_split(
-        dataset,
-        args.split,
-        data_dir=args.data_dir or data.get("data_dir", ""),
-        labels_file=args.labels_file,
-        class_names=pretrained.classes,
-        on_bad_example=on_bad_example,
-        seed=config.get("seed", 0),
-    )
-    label_map = make_label_map(pretrained.classes, spec.num_classes, source, valid_labels)
-    if real_labels:
-        real_labels = real_labels_of(source, real_labels, args.real_labels)
-    return Plan(
-        pretrained,
-        _selection(args.where, own is not None and not args.dataset),
-        preprocess,
-        dataset,
-        source,
-        on_bad_example,
-        views,
-        label_map,
-        real_labels,
-    )
-
-
-def _own_dataset(where: str) -> dict[str, Any] | None:
-    """Returns the config of the run in a workdir; None if `where` is not a workdir."""
-    found = split_checkpoint(where)
-    if found is None:
-        return None
-    try:
-        config = json.loads((found[0] / "config.json").read_text())
-        return {key: config[key] for key in ("dataset", "seed", "data")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{found[0]} has no valid config.json: {e}") from e
-
-
-def _selection(where: str, own_split: bool) -> str:
-    """Returns by which split the checkpoint was chosen."""
-    found = split_checkpoint(where)
-    if found is None:
-        return "not known for these weights"
-    if found[1] != BEST:
-        return f"by its position in the run ({found[1]}), not by a split"
-    optimistic = ", so the results below are optimistic" if own_split else ""
-    return f"by the accuracy on the run's own test split{optimistic}"
-
-
-def run(plan: Plan, args: argparse.Namespace) -> Evaluated:
-    """Computes the scores of all examples, with a progress meter."""
     classify = Classifier(
         plan.pretrained.model.spec,
         plan.pretrained.variables,
@@ -184,6 +53,52 @@ def run(plan: Plan, args: argparse.Namespace) -> Evaluated:
         std=plan.preprocess.std,
         dtype=args.dtype,
     )
+    if is_main_process():
+        print(describe(plan))
+    speed = Speed()
+    evaluated = run(plan, args, classify, speed)
+    metrics = summarize(evaluated.scores, len(plan.label_map.columns))
+    values = results(metrics, evaluated, plan.label_map, plan.real_labels)
+    if not is_main_process():
+        return
+    print(table(values))
+    values |= _context(plan, args, arguments, speed)
+    with disk_errors_as_user_error(
+        "the results cannot be written", lambda: "choose another --out or --predictions"
+    ):
+        _write(args, plan, evaluated, metrics, values)
+
+
+class Speed:
+    """Time since the start, and examples per second after the first two batches.
+
+    The first batch includes the compilation, and the second one data that were read meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.ends: list[tuple[float, int]] = []
+
+    def add(self, examples: int) -> None:
+        """Records the end of a batch."""
+        self.ends.append((time.perf_counter(), examples))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return self.ends[-1][0] - self.start
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Examples per second after the second batch; None if there are fewer than three."""
+        if len(self.ends) < 3:
+            return None
+        examples = sum(examples for _, examples in self.ends[2:])
+        return examples / (self.ends[-1][0] - self.ends[1][0])
+
+
+def run(plan: Plan, args: argparse.Namespace, classify: Classifier, speed: Speed) -> Evaluated:
+    """Computes the scores of all examples, with a progress meter."""
     split = StreamingSplit(
         plan.source,
         max(plan.preprocess.size),
@@ -194,6 +109,7 @@ def run(plan: Plan, args: argparse.Namespace) -> Evaluated:
     meter = ProgressMeter(len(split), interval=5.0, delay=5.0, silent=not is_main_process())
 
     def on_batch(examples: int) -> None:
+        speed.add(examples)
         meter.update(examples, "evaluating")
 
     try:
@@ -216,26 +132,8 @@ def _batch_size(requested: int, examples: int) -> int:
     return -(-min(requested, examples) // devices) * devices
 
 
-def _describe(plan: Plan) -> str:
-    preprocess, source = plan.preprocess, plan.source
-    height, width = preprocess.size
-    resize = f"{height}x{width}, crop_pct {preprocess.crop_pct:g}, {preprocess.crop_mode} crop"
-    resize = f"whole images as {preprocess.channels} channels" if plan.views.scales else resize
-    mean, std = (", ".join(f"{x:.4g}" for x in v) for v in (preprocess.mean, preprocess.std))
-    lines = [
-        f"weights: {plan.pretrained.source}",
-        f"checkpoint chosen: {plan.selection}",
-        f"preprocessing: {resize}, {preprocess.interpolation}, mean ({mean}), std ({std})",
-        f"data: {source.name}, {len(source):,} examples of {len(plan.label_map.columns)} classes;"
-        f" {plan.views}",
-    ]
-    if plan.views.count > 1:
-        lines[-1] += f" (probabilities averaged over {plan.views.count} views)"
-    return "\n".join(lines)
-
-
 def _context(
-    plan: Plan, args: argparse.Namespace, arguments: Sequence[str], seconds: float
+    plan: Plan, args: argparse.Namespace, arguments: Sequence[str], speed: Speed
 ) -> dict[str, Any]:
     """Returns the entries of `evaluation.json` that say what was evaluated, and how."""
     return {
@@ -252,7 +150,8 @@ def _context(
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "platform": jax.default_backend(),
-        "seconds": round(seconds, 3),
+        "seconds": speed.seconds,
+        "examples_per_second": speed.examples_per_second,
     }
 
 

@@ -11,7 +11,7 @@ from resflax.errors import Parser, UserError
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, read_weights, save_file, to_torch
 from resflax.weights.bridge import Variables, flatten
-from resflax.weights.files import SUFFIXES
+from resflax.weights.files import SUFFIXES, TORCH_METADATA
 from resflax.weights.layouts import LAYOUTS, default_layout
 from resflax.weights.torch_reference import torch_logits
 from resflax.zoo import create_model
@@ -28,10 +28,14 @@ def convert_main(arguments: list[str]) -> None:
     """
     parser = Parser(
         prog="resflax convert",
-        description="Converts torch weights (.safetensors, .pth, a folder, a Hub repository) to"
-        " resflax's names, or back.",
+        description="Converts weights (.safetensors, .pth, a folder, a Hub repository, a run) to"
+        " resflax's names, or to PyTorch's.",
     )
-    parser.add_argument("source", metavar="IN", help="a file, a folder, or a Hub owner/name")
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="a file, a folder, a Hub owner/name, or a workdir: DIR, DIR@best or DIR@STEP",
+    )
     parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors or .pth file")
     parser.add_argument(
         "--model", metavar="NAME", help="model name; default: from the config.json next to IN"
@@ -40,7 +44,7 @@ def convert_main(arguments: list[str]) -> None:
         "--layout",
         choices=(FLAX, *LAYOUTS),
         help=f"names in OUT; default: {FLAX} for torch weights, the model's torch layout for"
-        f" {FLAX} weights",
+        f" {FLAX} weights and runs",
     )
     parser.add_argument("--verify", action="store_true", help="compare the logits with PyTorch")
     args = parser.parse_args(arguments)
@@ -50,12 +54,12 @@ def convert_main(arguments: list[str]) -> None:
     print(source)
     layout = args.layout or (default_layout(config.spec) if is_flax else FLAX)
     if layout == FLAX:
-        arrays = flatten(variables)
+        arrays, metadata = flatten(variables), None
     else:
-        arrays = to_torch(config.spec, variables, layout=layout)
+        arrays, metadata = to_torch(config.spec, variables, layout=layout), TORCH_METADATA
     if args.verify:
         print(compare_with_torch(config, variables))
-    save_file(args.target, arrays)
+    save_file(args.target, arrays, metadata=metadata)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"wrote {args.target}: {len(arrays)} arrays, {count:,} parameters, names: {layout}")
 

@@ -80,7 +80,8 @@ def open_flat_folder(
     try:
         text = labels_file.read_text()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the labels file {labels_file}: {e}") from e
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read the labels file {labels_file}: {reason}") from e
     if labels_file.suffix.lower() == ".csv":
         files, labels = _read_csv(text, labels_file)
         missing = next((name for name in files if not (root / name).is_file()), None)

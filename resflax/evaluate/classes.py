@@ -150,7 +150,8 @@ def read_valid_labels(path: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the valid labels {path}: {e}") from e
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read the valid labels {path}: {reason}") from e
     labels = tuple(line for line in lines if line)
     if not labels:
         raise UserError(f"{path} is empty: expected one class index, name or synset per line")
@@ -170,7 +171,8 @@ def read_real_labels(path: Path) -> list[list[int]]:
     try:
         labels = json.loads(path.read_text())
     except (OSError, ValueError) as e:
-        raise UserError(f"cannot read the ReaL labels {path}: {e}") from e
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read the ReaL labels {path}: {reason}") from e
     is_valid = isinstance(labels, list) and all(
         isinstance(row, list) and all(type(label) is int and label >= 0 for label in row)
         for row in labels

@@ -1,7 +1,7 @@
 """Test-time views: which crops, mirrors and scales of an image are classified and averaged.
 
 The probabilities of the views are averaged, not their logits. Whole images at several scales are
-the fully convolutional test of He et al. 2015 (arXiv:1512.03385), section 4.1: the network runs
+the fully convolutional test of He et al. 2015 (arXiv:1512.03385), section 3.4: the network runs
 over an image of any size, and its global average pooling precedes the linear layer, so that the
 logits are the mean over all positions.
 """

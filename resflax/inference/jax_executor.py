@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from resflax.inference.graph import Graph, Node
 from resflax.kernels.conv import conv_general_dilated
@@ -24,7 +24,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def apply_graph(
-    graph: Graph, arrays: Arrays, images: Array, *, dtype: Any = jnp.float32
+    graph: Graph,
+    arrays: Arrays,
+    images: Shaped[Array, "n height width channels"],
+    *,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "n features"]:
     """Runs the nodes of `graph` on a batch of images.
 
@@ -40,18 +44,9 @@ def apply_graph(
         float64 if `dtype` is.
 
     Raises:
-      ValueError: if `images` has another number of axes or channels, or integers that the graph
-        does not normalize.
+      ValueError: as `check_images`.
     """
-    if images.ndim != 4 or images.shape[-1] != graph.channels:
-        raise ValueError(
-            f"expected images of shape (n, height, width, {graph.channels}): got {images.shape}"
-        )
-    if jnp.issubdtype(images.dtype, jnp.integer) and graph.nodes[0].op != "normalize":
-        raise ValueError(
-            f"images are {images.dtype}: expected normalized floating-point images, or mean and std"
-            " with which to normalize"
-        )
+    check_images(graph, images)
     if images.dtype != jnp.uint8:
         images = images.astype(dtype)
     reads = Counter(name for node in graph.nodes for name in node.inputs)
@@ -59,11 +54,30 @@ def apply_graph(
     for node in graph.nodes:
         inputs = [results[name] for name in node.inputs]
         result = OPERATIONS[node.op](node, arrays.get(node.name, {}), dtype, *inputs)
-        # Only a convolution's sum and activation are worth storing: the rest of XLA:CPU's
-        # recomputation is cheap.
-        shared = node.op == "conv" and reads[node.name] > 1
-        results[node.name] = materialize(result) if shared else result
+        # XLA:CPU would compute a block's output for each reader, and with it all earlier blocks'.
+        results[node.name] = materialize(result) if reads[node.name] > 1 else result
     return results[graph.output]
+
+
+def check_images(graph: Graph, images: Any) -> None:
+    """Checks that a graph can read a batch of images.
+
+    Raises:
+      ValueError: if the images have another number of axes or channels, or are neither floating
+        point nor uint8 in a graph that normalizes.
+    """
+    if images.ndim != 4 or images.shape[-1] != graph.channels:
+        raise ValueError(
+            f"expected images of shape (n, height, width, {graph.channels}): got {images.shape}"
+        )
+    normalizes = graph.nodes[0].op == "normalize"
+    if not jnp.issubdtype(images.dtype, jnp.floating) and not (
+        normalizes and images.dtype == jnp.uint8
+    ):
+        raw = ", or raw uint8 images" if normalizes else "; raw uint8 images need mean and std"
+        raise ValueError(
+            f"images are {images.dtype}: expected normalized floating-point images{raw}"
+        )
 
 
 def pooled_dtype(dtype: Any) -> Any:

@@ -19,7 +19,7 @@ SUMMING_OPS = ("conv", "gate")
 
 
 class GraphBuilder:
-    """Collects nodes. Each method emits a layer and returns the name of its result.
+    """Builder of a graph's nodes. Each method emits a layer and returns the name of its result.
 
     Attributes:
       spec: the architecture.

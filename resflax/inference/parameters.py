@@ -10,7 +10,7 @@ from resflax.nn import unstack_params
 
 
 class Parameters:
-    """Float64 copies of a network's parameters and statistics, which notes what has been read.
+    """Variables of a network as float64 arrays, with a record of those that were read.
 
     Attributes:
       arrays: the variables by collection and path, such as "params/stage1_block1/conv1/kernel".

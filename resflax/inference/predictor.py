@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from resflax.errors import UserError, unknown
 from resflax.inference.build import build_graph
 from resflax.inference.graph import Graph
-from resflax.inference.jax_executor import Arrays, apply_graph
+from resflax.inference.jax_executor import Arrays, apply_graph, check_images
 from resflax.inference.onednn_executor import OneDnnExecutor, onednn_reason_against
 from resflax.nn import Spec
 
@@ -44,7 +44,9 @@ class Predictor:
             for name, arrays in self.graph.arrays.items()
         }
 
-    def apply(self, arrays: Arrays, images: Array) -> Float[Array, "n features"]:
+    def apply(
+        self, arrays: Arrays, images: Shaped[Array, "n height width channels"]
+    ) -> Float[Array, "n features"]:
         """Returns the outputs for a batch, as a pure function in JAX, whatever the backend.
 
         Use it with `arrays` under `jit`, over a mesh, under `vmap` and `jax.export`.
@@ -63,6 +65,8 @@ class Predictor:
         Raises:
           ValueError: if the shape or the dtype does not fit.
         """
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        check_images(self.graph, images)
         return self._run(images)
 
     @cached_property

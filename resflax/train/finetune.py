@@ -86,8 +86,8 @@ def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> Ba
     if mode.name == "ghost" and examples % mode.ghost_batch_size:
         raise UserError(
             f"config.ghost_batch_size is {mode.ghost_batch_size}: expected a divisor of {examples},"
-            f" the examples per device and micro-batch (batch_size {config.batch_size}, {devices}"
-            f" devices, grad_accum_steps {config.grad_accum_steps})"
+            f" the examples per device and micro-batch (batch_size {config.batch_size} /"
+            f" ({devices} devices * grad_accum_steps {config.grad_accum_steps}))"
         )
     if mode.name == "per_device" and config.parallel == "mesh":  # `jit` sees the global batch
         return dataclasses.replace(mode, name="ghost", ghost_batch_size=examples)

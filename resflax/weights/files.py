@@ -24,6 +24,8 @@ TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
+# Transformers refuses a file whose header does not say that its arrays are those of PyTorch.
+TORCH_METADATA = {"format": "pt"}
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -65,17 +67,22 @@ def load_file(path: str | Path, *, report: Callable[[str], None] = _print_to_std
     return arrays
 
 
-def save_file(path: str | Path, arrays: Arrays) -> None:
+def save_file(path: str | Path, arrays: Arrays, *, metadata: dict[str, str] | None = None) -> None:
     """Saves arrays as a `.safetensors` or torch file (needs PyTorch), chosen by the suffix.
 
     The write is atomic: on failure an existing file is unchanged.
+
+    Args:
+      path: the file.
+      arrays: arrays by name.
+      metadata: entries of the header of a `.safetensors` file; `TORCH_METADATA` for state dicts.
 
     Raises:
       UserError: if the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
     try:
-        write_atomic(path, _serialize(path, arrays))
+        write_atomic(path, _serialize(path, arrays, metadata))
     except (OSError, RuntimeError, TypeError, KeyError, safetensors.SafetensorError) as e:
         raise UserError(f"cannot write {path}: {e}") from e
 
@@ -108,10 +115,11 @@ def _import_torch(action: str) -> Any:
     return torch
 
 
-def _serialize(path: Path, arrays: Arrays) -> bytes:
+def _serialize(path: Path, arrays: Arrays, metadata: dict[str, str] | None) -> bytes:
     if path.suffix == ".safetensors":
         # safetensors writes the underlying buffer and ignores strides.
-        return safetensors.numpy.save({k: np.asarray(a, order="C") for k, a in arrays.items()})
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        return safetensors.numpy.save(contiguous, metadata)
     if path.suffix in TORCH_SUFFIXES:
         torch = _import_torch(f"writing {path}")
         buffer = io.BytesIO()

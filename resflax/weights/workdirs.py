@@ -12,7 +12,7 @@ from resflax.weights.pretrained_config import PretrainedConfig
 
 # Paths of the trees in a checkpoint; a tree that is empty was not saved.
 PARAMS, EMA = "state/params", "state/ema"
-BATCH_STATS, EVAL_BATCH_STATS = "state/batch_stats", "eval_batch_stats"
+BATCH_STATS, EVAL_STATS = "state/batch_stats", "eval_batch_stats"
 LAST, BEST = "last", "best"
 # Called with the step of a corrupt checkpoint and what is wrong with it; may raise `UserError`.
 Skip = Callable[[int, CorruptCheckpointError], None]
@@ -42,6 +42,15 @@ class _Checkpoint(NamedTuple):
         """Accuracy of the run's evaluation at this step; None if it did not evaluate here."""
         state = self.metadata["trainer_state"]
         return state["test"]["accuracy"] if state["evaluated"] == self.step else None
+
+    @property
+    def lacks_batch_stats(self) -> bool:
+        """Whether it has averaged weights, but not the batch statistics computed for them.
+
+        Such checkpoints are saved between two evaluations, which compute the statistics.
+        """
+        precise_bn = self.metadata["config"].get("precise_bn_batches", 0) > 0
+        return precise_bn and self.has(EMA) and self.has(BATCH_STATS) and not self.has(EVAL_STATS)
 
 
 def is_workdir(path: Path) -> bool:
@@ -160,8 +169,8 @@ def _read(path: Path, checkpoint: _Checkpoint, name: str) -> RunWeights:
 
     config = _get_config(path, checkpoint)
     params = EMA if checkpoint.has(EMA) else PARAMS
-    stats = EVAL_BATCH_STATS if checkpoint.has(EVAL_BATCH_STATS) else BATCH_STATS
-    if (params, stats) == (EMA, BATCH_STATS) and checkpoint.has(BATCH_STATS):
+    stats = EVAL_STATS if checkpoint.has(EVAL_STATS) else BATCH_STATS
+    if checkpoint.lacks_batch_stats:
         raise UserError(
             f"{path}: the checkpoint at step {checkpoint.step} has averaged weights without batch"
             f" statistics for them, as the run did not evaluate there: use {path}@best, or @STEP"
@@ -173,7 +182,7 @@ def _read(path: Path, checkpoint: _Checkpoint, name: str) -> RunWeights:
     variables = {"params": trees[params], "batch_stats": trees[stats]}
     source = f"{path}, {_describe(checkpoint, name)}"
     source += ", averaged weights" if params == EMA else ""
-    source += ", precise batch norm" if stats == EVAL_BATCH_STATS else ""
+    source += ", precise batch norm" if stats == EVAL_STATS else ""
     variables = {collection: tree for collection, tree in variables.items() if tree}
     return RunWeights(config, variables, f"{source}; normalization of the run")
 
@@ -209,6 +218,4 @@ def _describe(checkpoint: _Checkpoint, name: str) -> str:
             f"best checkpoint (step {checkpoint.step}, accuracy {checkpoint.accuracy:.4f} on the"
             " test split, by which it was chosen)"
         )
-    return (
-        f"last checkpoint (step {checkpoint.step})" if name == LAST else f"step {checkpoint.step}"
-    )
+    return f"{'last checkpoint' if name == LAST else 'checkpoint'} (step {checkpoint.step})"

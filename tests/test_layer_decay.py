@@ -1,0 +1,84 @@
+"""Learning rates by layer, against timm's and against the updates of one step."""
+
+import jax
+import numpy as np
+import pytest
+from helpers.modules import LinearClassifier
+from helpers.networks import randomized, variables_of
+
+from resflax import UserError, create_model
+from resflax.nn import unstack_params
+from resflax.train import build, default_config
+from resflax.train.layer_decay import layer_scales, scale_by_layer
+from resflax.weights import from_torch
+
+TINY = {"depths": (1, 3), "widths": (4, 8), "stem_width": 4, "num_classes": 5}
+
+
+def params_of(net):
+    return randomized(variables_of(net, (1, 32, 32, 3))["params"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "resnetv2_50", "seresnet50"])
+def test_scales_match_those_of_timm(name):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    from timm.optim import param_groups_layer_decay
+
+    net = timm.create_model(name)
+    state_dict = dict(net.state_dict())
+    for group in param_groups_layer_decay(net, layer_decay=0.75):
+        for parameter in group["params"]:
+            torch.nn.init.constant_(parameter, group["lr_scale"])
+    expected = from_torch(name, state_dict)["params"]
+    scales = layer_scales(expected, create_model(name).spec.depths, layer_decay=0.75)
+    jax.tree.map(
+        lambda s, e: np.testing.assert_allclose(e, np.full_like(e, s), rtol=1e-6), scales, expected
+    )
+
+
+def test_scales_of_stacked_blocks_are_those_of_each_block():
+    stacked, unrolled = (
+        params_of(create_model("cifar_resnet20", scan=True, **TINY)),
+        params_of(create_model("cifar_resnet20", **TINY)),
+    )
+    scaled = []
+    for params in (stacked, unrolled):
+        transform = scale_by_layer((1, 3), layer_decay=0.5, head_scale=10.0)
+        ones = jax.tree.map(np.ones_like, params)
+        scaled.append(transform.update(ones, transform.init(params))[0])
+    jax.tree.map(np.testing.assert_array_equal, unstack_params(scaled[0]), scaled[1])
+    layers = ["stem_conv", "stage1_block1", *(f"stage2_block{i}" for i in (1, 2, 3)), "head"]
+    first = [
+        np.unique(np.concatenate([x.ravel() for x in jax.tree.leaves(scaled[1][n])]))
+        for n in layers
+    ]
+    assert [x.tolist() for x in first] == [[0.5**5], [0.5**4], [0.5**3], [0.25], [0.5], [10.0]]
+    assert jax.tree.leaves(scale_by_layer((1, 3)).init(stacked)) == []
+
+
+@pytest.mark.slow
+def test_config_scales_the_update_of_each_layer():
+    """One step of SGD with momentum: the updates are those without decay times the scales."""
+    updates = []
+    for keys in ({}, {"layer_decay": 0.5, "head_learning_rate": 0.2}):
+        config = default_config()
+        config.model, config.learning_rate, config.schedule = "cifar_resnet20", 0.1, "constant"
+        config.spec.update({"depths": (1, 3), "widths": (4, 8), "stem_width": 4})
+        config.update(keys)
+        run = build(config)
+        state = run.init()
+        grads = randomized(state.params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates.append(run.optimizer.update(grads, state.opt_state, state.params)[0])
+    expected = layer_scales(updates[0], (1, 3), layer_decay=0.5, head_scale=2.0)
+    jax.tree.map(
+        lambda a, b, s: np.testing.assert_allclose(b, a * s, rtol=1e-6), *updates, expected
+    )
+
+
+def test_other_module_with_layer_decay_raises_user_error():
+    config = default_config()
+    config.layer_decay = 0.5
+    with pytest.raises(UserError, match="need the layers of a resflax ResNet"):
+        build(config, model=LinearClassifier())
