@@ -145,12 +145,12 @@ def test_head_is_replaced_for_other_classes(num_classes, is_kept, tmp_path):
 def test_head_for_other_class_names_is_replaced(digits_run):
     digits = load_dataset("digits")
     renamed = dataclasses.replace(digits, classes=tuple("abcdefghij"))
-    kept, new = (
+    same, new = (
         build(make_config(digits_run[0]), dataset=dataset) for dataset in (digits, renamed)
     )
-    assert "head kept" in kept.notes[0]
+    assert "head kept" in same.notes[0]
     assert "new head for 10 classes, since theirs have other names" in new.notes[0]
-    kernels = [run.init().params["head"]["kernel"] for run in (kept, new)]
+    kernels = [run.init().params["head"]["kernel"] for run in (same, new)]
     assert not np.allclose(*kernels)
 
 
