@@ -182,7 +182,7 @@ def test_evaluation_follows_the_pretrained_model(tmp_path):
     assert (size, transform.size) == (16, (32, 32))
 
 
-def test_evaluation_without_pretrained_weights_follows_image_size(tmp_path):
+def test_evaluation_follows_image_size_without_weights(tmp_path):
     folder = write_image_folder(tmp_path)
     config = make_config(dataset=folder, batch_size=8, data__image_size=16)
     assert build(config).dataset.test.transform == EvalTransform(size=(16, 16))
@@ -227,7 +227,7 @@ def test_run_resumes_without_its_pretrained_weights(kind, digits_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumed_streamed_run_keeps_the_preprocessing_of_its_weights(tmp_path):
+def test_resumed_streamed_run_keeps_its_preprocessing(tmp_path):
     folder = write_image_folder(tmp_path / "images")
     path, _ = write_weights(tmp_path / "w.safetensors", channels=3)
     config = make_config(path, dataset=folder, batch_size=8, epochs=2, data__image_size=-1)
@@ -239,7 +239,7 @@ def test_resumed_streamed_run_keeps_the_preprocessing_of_its_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_changed_data_are_refused_and_a_finished_run_needs_none(tmp_path):
+def test_changed_data_are_refused_unless_the_run_is_finished(tmp_path):
     folder = write_image_folder(tmp_path / "images", count=8)
     config = make_config(dataset=folder, batch_size=8, data__image_size=8)
     with pytest.raises(InterruptedRunError):

@@ -330,11 +330,11 @@ def check_config(config: ConfigDict) -> None:
         with another.
     """
     _check_keys(flatten_config(config), flatten_config(default_config()))
-    for build in CHECKS:
-        build(config)
     for is_invalid, message in COMBINATIONS:
         if is_invalid(config):
             raise UserError(message.format(c=config))
+    for build in CHECKS:
+        build(config)
 
 
 def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
