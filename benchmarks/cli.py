@@ -22,7 +22,7 @@ from resflax.errors import Parser, UserError, unknown
 DESCRIPTION = """Measures resflax against a plain Flax linen ResNet and a PyTorch ResNet.
 
   step       training steps; checks first that all implementations compute the same function
-  inference  forward passes, each awaited
+  inference  forward passes, each awaited; resflax is its inference form, `make_predictor`
   compile    seconds to trace, lower and compile the training step (for PyTorch, to the end of the
              first step), each in a fresh process without caches
   memory     peak memory of training
@@ -37,13 +37,16 @@ EPILOG = """models: name[@size][:batch], for any post-activation ResNet of resfl
   cifar_resnet20            32x32, batch 128
 peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resflax with a given
   convolution backend: resflax:cpu, resflax:onednn, resflax:xla (RESFLAX_CONV in the worker process;
-  unset for resflax). resflax itself always runs. The first peer is the baseline of the ratios.
+  unset for resflax), in inference through `model.apply`. In inference also onnxruntime and openvino
+  (on our ONNX export; onnxruntime always in float32), and resflax:jax (the inference form in JAX).
+  resflax itself always runs. The first peer is the baseline of the ratios.
   For decode, peers are decoders: simplejpeg, opencv, imagecodecs, pillow, pillow:draft. For loader:
   torch. input has no peers.
 
 examples:
   python -m benchmarks step --models=resnet50,resnet18@32,cifar_resnet20 --json=step.json
-  python -m benchmarks inference --models=resnet50 --batch=1 --peers=torch.compile,torch
+  python -m benchmarks inference --models=resnet50:1,resnet50:16 --dtype=float32,bfloat16 \
+    --peers=onnxruntime,openvino,torch
   python -m benchmarks compile --models=cifar_resnet110 --peers=flax
   python -m benchmarks step --models=resnet50 --layers
   python -m benchmarks input --models=cifar_resnet20,resnet50 --seconds=10
@@ -92,7 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", metavar="A,B", help="default: cifar_resnet20; decode, loader: resnet50@224:64")
     add("--peers", metavar="A,B", help="default: torch,flax; compile: flax; decode: all installed")
     add("--batch", type=int, help="batch size of models without one; default for inference: 1")
-    add("--dtype", default="float32", help=f"{' or '.join(DTYPES)}; PyTorch uses autocast")
+    add(
+        "--dtype",
+        metavar="A,B",
+        default="float32",
+        help=f"of {', '.join(DTYPES)}; PyTorch uses autocast",
+    )
     add("--device", default="auto", help=f"{', '.join(DEVICES)}; default: %(default)s")
     add("--rounds", type=int, help="default: 9; compile 3, memory 1, decode and loader 5")
     add("--seconds", type=float, help="per implementation and round; default: 1; loader 3, input 4")
@@ -110,7 +118,8 @@ def _required_modules(command: str) -> dict[str, str]:
         return {name: AUXILIARY[f"{name} loader"].requires for name in ("resflax", "torch")}
     if command == "input":
         return {"resflax": AUXILIARY["input paths"].requires}
-    return {name: row.requires for name, row in IMPLEMENTATIONS.items()}
+    rows = IMPLEMENTATIONS.items()
+    return {name: row.requires for name, row in rows if row.trains or command == "inference"}
 
 
 def select_implementations(command: str, peers: str) -> list[str]:
@@ -158,7 +167,11 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
     names = [name for name in models.split(",") if name]
     if not names:
         raise UserError("--models is empty: expected names, e.g. --models=resnet50,cifar_resnet20")
-    return [parse_task(name, batch=batch, dtype=args.dtype, device=args.device) for name in names]
+    return [
+        parse_task(name, batch=batch, dtype=dtype, device=args.device)
+        for dtype in args.dtype.split(",")
+        for name in names
+    ]
 
 
 def _measure(task: Task, args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
@@ -182,9 +195,10 @@ def _table(result: dict[str, Any], command: str, baseline: str) -> str:
 def main(argv: list[str]) -> None:
     """Runs a command. The JSON file is complete after every model."""
     args = _parser().parse_args(argv)
-    choices = (("command", tuple(COMMANDS)), ("dtype", DTYPES), ("device", DEVICES))
-    for kind, known in choices:
-        check_choice(kind, getattr(args, kind), known)
+    check_choice("command", args.command, tuple(COMMANDS))
+    check_choice("device", args.device, DEVICES)
+    for dtype in args.dtype.split(","):
+        check_choice("dtype", dtype, DTYPES)
     _check_numbers(args)
     check_json_path(args.json)
     tasks = _tasks(args)

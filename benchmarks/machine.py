@@ -8,7 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "pillow")
+LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "torch", "numpy", "grain", "pillow"),
+    *("onednn-cpu-gomp", "onnxruntime", "openvino"),
+)
 # CPU features that `describe` prints.
 VECTOR_EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 ROOT = Path(__file__).parents[1]

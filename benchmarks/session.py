@@ -43,7 +43,7 @@ class Session:
         """Makes the implementation without loading weights or compiling."""
         row = (IMPLEMENTATIONS | AUXILIARY)[implementation]
         self.task, self.mode = Task(**task), mode
-        module = importlib.import_module(f"benchmarks.peers.{row.module}")
+        module = importlib.import_module(f"benchmarks.peers.{row.module_for(mode)}")
         self.model = module.make(self.task, **row.options)
         gemm = {key: getattr(self.model, key, None) for key in ("dtype", "side")}
         return {"platform": self.model.platform, "library": self.model.library, **gemm}

@@ -53,6 +53,24 @@ def test_onednn_matches_model(name):
         assert relative_error(OneDnnExecutor(graph, "bfloat16")(x), expected) < 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["resnet26d", "seresnet50", "resnext50_32x4d"])
+def test_onednn_matches_jax_at_full_size(name, dtype):
+    """Images so large that segments of the network run on different numbers of them."""
+    model, variables, x = network(name, (13, 224, 192, 3))
+    half = dtype == "bfloat16"
+    if half and onednn_reason_against(build_graph(model.spec, variables), dtype):
+        pytest.skip("this CPU has no bfloat16 instructions")
+    run = {
+        backend: make_predictor(model.spec, variables, backend=backend, dtype=dtype)
+        for backend in ("jax", "onednn")
+    }
+    expected = np.concatenate([run["jax"](x[:8]), run["jax"](x[8:])])
+    for n in (13, 1):
+        assert relative_error(run["onednn"](x[:n]), expected[:n]) < (0.1 if half else 1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16), (2, 13, 30), (5, 9, 7), (1, 60, 61), (3, 3, 50)])
 @pytest.mark.parametrize("widths", [(16, 32), (48, 16), (20, 16)])
 def test_3x3_convolution_matches_float64(shape, widths):

@@ -139,7 +139,9 @@ def test_bare_file_gets_the_normalization_of_its_architecture(files):
     weights = read_weights(files / "head.safetensors", "cifar_resnet8")
     preprocess = weights.config.preprocess
     assert (preprocess.mean, preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    assert "without a config: default normalization of the model" in weights.source
+    assert weights.source.endswith(
+        "; default normalization of the architecture: mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    )
 
 
 @pytest.mark.parametrize("value", [-1, 2.0, True, "3"])

@@ -14,23 +14,36 @@ class Implementation(NamedTuple):
       requires: package that must be installed.
       options: keyword arguments of the module's `make`.
       backend: value of RESFLAX_CONV in the worker process; "" for unset.
+      inference: module that replaces `module` in the benchmark "inference"; "" for none.
+      trains: whether the implementation can train. If not, it runs in "inference" only.
     """
 
     module: str
     requires: str
     options: dict[str, Any] = {}  # noqa: RUF012
     backend: str = ""
+    inference: str = ""
+    trains: bool = True
+
+    def module_for(self, mode: str) -> str:
+        """Returns the module to use in a benchmark."""
+        return self.inference if mode == "inference" and self.inference else self.module
 
 
 # Networks (`BenchmarkModel`).
 IMPLEMENTATIONS = {
-    "resflax": Implementation("resflax_net", "jax"),
+    "resflax": Implementation("resflax_net", "jax", inference="resflax_predictor"),
     "resflax:cpu": Implementation("resflax_net", "jax", backend="cpu"),
     "resflax:onednn": Implementation("resflax_net", "jax", backend="onednn"),
     "resflax:xla": Implementation("resflax_net", "jax", backend="xla"),
     "torch": Implementation("torch_net", "torch"),
     "torch.compile": Implementation("torch_net", "torch", {"compiled": True}),
     "flax": Implementation("flax_net", "flax"),
+    "resflax:jax": Implementation("resflax_predictor", "jax", {"backend": "jax"}, trains=False),
+    "onnxruntime": Implementation(
+        "onnx_runtimes", "onnxruntime", {"runtime": "onnxruntime"}, trains=False
+    ),
+    "openvino": Implementation("onnx_runtimes", "openvino", {"runtime": "openvino"}, trains=False),
 }
 
 # The reference matrix product, and the case sets (`CaseSet`) of the input benchmarks.

@@ -60,13 +60,14 @@ class _Found(NamedTuple):
     """Arrays as they were found, the config that came with them, and a description.
 
     Attributes:
-      names_classes: whether the classes without names have none, as in a run.
+      is_own_record: whether the config was written by resflax, which records the class names of
+        its models: without names, 1,000 classes are not those of ImageNet.
     """
 
     arrays: Arrays
     config: PretrainedConfig | None
     source: str
-    names_classes: bool = False
+    is_own_record: bool = False
 
 
 class Reader(NamedTuple):
@@ -114,27 +115,29 @@ def read_weights(
     Raises:
       UserError: if there are no weights, the model is unknown or the weights do not match it.
     """
-    where = str(where)
+    where, spec = str(where), None if name is None else get_spec(name)
     reader = next((reader for reader in READERS.values() if reader.matches(where)), None)
     if reader is None:
         raise UserError(_describe_invalid(where))
     found = reader.read(where, revision, report)
     found = found._replace(arrays=without_prefix(found.arrays))
-    config = _complete_config(found, name, where)
-    source = found.source
+    config, source = _complete_config(found, spec, where), found.source
+    if found.config is None:
+        mean, std = map(_format_moments, (config.preprocess.mean, config.preprocess.std))
+        source += f"; default normalization of the architecture: mean {mean}, std {std}"
     if not config.spec.num_classes:
         source += "; no classification head"
-    if (
-        config.spec.num_classes == IMAGENET_CLASSES
-        and not config.labels
-        and not found.names_classes
-    ):
+    if config.spec.num_classes == IMAGENET_CLASSES and not (config.labels or found.is_own_record):
         config = config._replace(labels=imagenet_classes())
         source += "; class names of ImageNet-1k"
     is_flax = is_flat(found.arrays)
     convert = unflatten if is_flax else _from_torch_unrolled
     variables = convert(config.spec, found.arrays, channels=config.channels)
     return Weights(config, variables, source, is_flax)
+
+
+def _format_moments(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _from_torch_unrolled(spec: Spec, arrays: Arrays, *, channels: int) -> Variables:
@@ -146,37 +149,35 @@ def _read_run(where: str, revision: str | None, report: Report) -> _Found:
     workdir = split_checkpoint(where)
     assert workdir is not None, where
     config, variables, source = read_workdir(*workdir, report)
-    return _Found(flatten(variables), config, source, names_classes=True)
+    return _Found(flatten(variables), config, source, is_own_record=True)
 
 
 def _read_folder(where: str, revision: str | None, report: Report) -> _Found:
     del revision
     folder = Path(where)
-    if not (folder / "config.json").exists():
-        return _without_config(load_file(folder, report=report), where)
-    config = read_config(folder)
-    arrays = load_file(folder, report=report)
-    is_own = "resflax" in read_json(folder / "config.json")
-    return _Found(arrays, config, f"{where}; normalization of its config.json", is_own)
+    return _read_with_config(load_file(folder, report=report), folder, where, "its config.json")
 
 
 def _read_file(where: str, revision: str | None, report: Report) -> _Found:
     del revision
     arrays, folder = load_file(where, report=report), Path(where).parent
-    if not (folder / "config.json").exists() or is_workdir(folder):
-        return _without_config(arrays, where)
-    source = f"{where}; normalization of the config.json next to it"
-    return _Found(arrays, read_config(folder), source)
+    if is_workdir(folder):  # its config.json is that of the run
+        return _Found(arrays, None, where)
+    return _read_with_config(arrays, folder, where, "the config.json next to it")
 
 
-def _without_config(arrays: Arrays, where: str) -> _Found:
-    return _Found(arrays, None, f"{where}; without a config: default normalization of the model")
+def _read_with_config(arrays: Arrays, folder: Path, where: str, config_name: str) -> _Found:
+    if not (folder / "config.json").exists():
+        return _Found(arrays, None, where)
+    source = f"{where}; normalization of {config_name}"
+    is_own_record = "resflax" in read_json(folder / "config.json")
+    return _Found(arrays, read_config(folder), source, is_own_record)
 
 
 def _read_repository(where: str, revision: str | None, report: Report) -> _Found:
-    return _read_folder(str(fetch(where, revision)), None, report)._replace(
-        source=f"{where} from the Hub; normalization of its config.json"
-    )
+    found = _read_folder(str(fetch(where, revision)), None, report)
+    normalization = "; normalization of its config.json" if found.config else ""
+    return found._replace(source=f"{where} from the Hub{normalization}")
 
 
 def _is_repository(where: str) -> bool:
@@ -205,15 +206,14 @@ def _describe_invalid(where: str) -> str:
     return message + f": a model's name needs a tag, such as {where}.a1_in1k" * (where in SPECS)
 
 
-def _complete_config(found: _Found, name: str | Spec | None, where: str) -> PretrainedConfig:
+def _complete_config(found: _Found, spec: Spec | None, where: str) -> PretrainedConfig:
     """Returns the config with the given architecture, and the arrays' channels and classes.
 
     The number of classes in a config.json is not changed, as a mismatch is an error, unless the
     arrays have no head.
     """
     config, channels, classes = found.config, *_count_channels_and_classes(found.arrays)
-    if name is not None:
-        spec = get_spec(name)
+    if spec is not None:
         config = config or PretrainedConfig(spec, 3, default_preprocess(spec))
         config = config._replace(spec=spec.override(num_classes=classes))
     elif config is None:

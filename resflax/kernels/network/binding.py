@@ -15,8 +15,6 @@ from resflax.kernels import onednn
 
 SOURCE = Path(__file__).with_name("network.cc")
 FLAGS = ("-O3", "-march=native", "-fopenmp")
-# The most images of one plan. Activations of more do not stay in the caches.
-IMAGES_PER_PLAN = 1
 _LOCK = threading.Lock()
 _MESSAGE_BYTES = 512
 
@@ -81,7 +79,6 @@ class Network:
             len(self._arrays),
             channels,
             int(bfloat16),
-            IMAGES_PER_PLAN,
             message,
             _MESSAGE_BYTES,
         )
@@ -138,7 +135,7 @@ def _library() -> Any:
     size: Any = ctypes.c_int64
     library.ResflaxNetworkCreate.restype = pointer
     library.ResflaxNetworkCreate.argtypes = [
-        *[pointer, size, pointer, pointer, size, size, integer, size, pointer, size]
+        *[pointer, size, pointer, pointer, size, size, integer, pointer, size]
     ]
     library.ResflaxNetworkDestroy.restype = None
     library.ResflaxNetworkDestroy.argtypes = [pointer]

@@ -1,9 +1,8 @@
 // A network in evaluation mode, run by one call; network.py compiles and calls it.
 //
-// A plan is the network for one batch and image size: oneDNN primitives and loops over arrays at
-// fixed places of a workspace. Large batches are divided among the threads, each of which runs
-// plans for a few images, so that activations stay in its caches and threads need not wait for each
-// other. What is left of a batch is run by all threads together.
+// A plan is a segment of the network for one batch and image size: oneDNN primitives and loops over
+// arrays at fixed places of a workspace. Batches are divided evenly among the threads, so that they
+// need not wait for each other. What is left of a batch is run by all threads together.
 
 #include <omp.h>
 
@@ -11,11 +10,13 @@
 #include <exception>
 #include <list>
 #include <mutex>
+#include <tuple>
 
 #include "loops.h"
 #include "plan.h"
 #include "primitives.h"
 #include "program.h"
+#include "schedule.h"
 #include "winograd.h"
 
 namespace resflax {
@@ -44,43 +45,40 @@ Step MakeConvStep(const StepBuilder& builder, const Node& node, Shape in, Shape 
   return ConvStep(builder, node, in, out, locations...);
 }
 
+// What a plan is made for: a segment, images in a call's dtype, and threads.
 struct PlanKey {
+  size_t first, last;
   Dim n, h, w;
   DType input;
   int threads;
-  bool operator==(const PlanKey& k) const {
-    return n == k.n && h == k.h && w == k.w && input == k.input && threads == k.threads;
-  }
+  auto Tie() const { return std::tie(first, last, n, h, w, input, threads); }
+  bool operator==(const PlanKey& other) const { return Tie() == other.Tie(); }
 };
 
 class Plan {
  public:
-  Plan(const Program& program, PackedWeights& packed, DType dtype, Dim channels, PlanKey key)
-      : builder_{dtype, key.threads, 0, &packed, &scratch_size_} {
-    const size_t count = program.nodes.size();
-    std::vector<int> last_use(count + 1, -1);
-    for (size_t i = 0; i < count; ++i)
-      for (const int input : program.nodes[i].inputs) last_use[input] = i;
-
-    values_.push_back({{key.n, key.h, key.w, channels}, key.input, {Location::kImages}});
-    // Without a node "normalize", bfloat16 images are rounded here.
-    ConvertImages(program);
-    for (size_t i = 0; i < count; ++i) {
+  // `input` is the shape of what the first node reads.
+  Plan(const Program& program, PackedWeights& packed, DType dtype, Shape input, PlanKey key)
+      : builder_{dtype, key.threads, 0, &packed, &scratch_size_}, first_(key.first) {
+    std::vector<int> last_use(key.last + 1, -1);
+    for (size_t i = key.first; i < key.last; ++i)
+      for (const int value : program.nodes[i].inputs) last_use[value] = i;
+    values_.push_back({input, key.first ? dtype : key.input, {Location::kImages}});
+    if (!key.first) ConvertImages(program);
+    for (size_t i = key.first; i < key.last; ++i) {
       builder_.node_index = i;
       const Node& node = program.nodes[i];
       const auto dies = [&](int value) { return last_use[value] == static_cast<int>(i); };
-      AddNode(node, i + 1 == count, dies);
-      for (const int input : node.inputs)
-        if (dies(input)) Free(input);
+      AddNode(node, i + 1 == key.last, dies);
+      for (const int value : node.inputs)
+        if (dies(value)) Free(value);
     }
-    output_ = values_.back().shape;
   }
 
   size_t WorkspaceSize() const { return allocator_.peak() + scratch_size_; }
-  Shape output() const { return output_; }
 
   void Execute(const char* images, char* output, Workspace& workspace) const {
-    char* memory = workspace.Reserve(WorkspaceSize());
+    char* memory = workspace.Reserve(0, WorkspaceSize());
     const Run run{images, output, memory, memory + allocator_.peak(), &workspace.stream};
     for (const Step& step : steps_) step(run);
     workspace.stream.wait();
@@ -94,6 +92,10 @@ class Plan {
     bool pooled = false;  // (n, channels), always float32
   };
 
+  // The result of node `value - 1`.
+  const Value& At(int value) const { return values_.at(value - first_); }
+
+  // Without a node "normalize", bfloat16 images are rounded here.
   void ConvertImages(const Program& program) {
     const Value images = values_[0];
     const bool normalizes = program.nodes.at(0).op == Op::kNormalize;
@@ -114,7 +116,7 @@ class Plan {
   }
 
   void Free(int value) {
-    const Location at = values_[value].at;
+    const Location at = At(value).at;
     if (at.kind != Location::kWorkspace) return;
     // A result that took over its input's memory is still in use.
     if (!(values_.back().at == at)) allocator_.Free(at.offset);
@@ -122,7 +124,7 @@ class Plan {
 
   template <typename Dies>
   void AddNode(const Node& node, bool is_last, const Dies& dies) {
-    const Value x = values_.at(node.inputs.at(0));
+    const Value x = At(node.inputs.at(0));
     if (node.op == Op::kNormalize && x.dtype != DType::kUint8) {
       values_.push_back(x);  // floating-point images are normalized already
       return;
@@ -132,15 +134,14 @@ class Plan {
     // A sum is computed in place if nothing else reads its second summand afterwards.
     const int residual = node.op == Op::kConv && node.inputs.size() > 1 ? node.inputs[1] : -1;
     if (is_last) {
-      if (!pooled) throw std::invalid_argument("the network's result is not (n, features)");
       y.at = {Location::kOutput};
-    } else if (residual > 0 && dies(residual) &&
-               values_[residual].at.kind == Location::kWorkspace && residual != node.inputs[0]) {
-      y.at = values_[residual].at;
+    } else if (residual >= 0 && dies(residual) &&
+               At(residual).at.kind == Location::kWorkspace && residual != node.inputs[0]) {
+      y.at = At(residual).at;
     } else {
       y.at = Allocate(y.shape, y.dtype);
     }
-    const Location from = residual < 0 ? y.at : values_[residual].at;
+    const Location from = residual < 0 ? y.at : At(residual).at;
     if (node.op == Op::kConv) {
       steps_.push_back(MakeConvStep(builder_, node, x.shape, y.shape, x.at, y.at,
                                     residual < 0 ? nullptr : &from));
@@ -158,8 +159,8 @@ class Plan {
   Step LoopStep(const Node& node, const Value& x, const Value& y) const {
     const int threads = builder_.threads;
     const bool has_second = node.inputs.size() > 1, has_third = node.inputs.size() > 2;
-    const Location second = has_second ? values_.at(node.inputs[1]).at : Location{};
-    const Location third = has_third ? values_.at(node.inputs[2]).at : Location{};
+    const Location second = has_second ? At(node.inputs[1]).at : Location{};
+    const Location third = has_third ? At(node.inputs[2]).at : Location{};
     return [=](const Run& run) {
       const T* in = reinterpret_cast<const T*>(run.At(x.at));
       T* out = reinterpret_cast<T*>(run.At(y.at));
@@ -200,26 +201,22 @@ class Plan {
   Allocator allocator_;
   size_t scratch_size_ = 0;
   StepBuilder builder_;
-  Shape output_{};
+  size_t first_;
 };
 
 class Network {
  public:
-  Network(Program program, Dim channels, DType dtype, Dim images_per_plan)
+  Network(Program program, Dim channels, DType dtype)
       : program_(std::move(program)), channels_(channels), dtype_(dtype),
-        images_per_plan_(images_per_plan), threads_(omp_get_max_threads()) {}
+        threads_(omp_get_max_threads()) {}
 
   void Predict(const char* images, DType input, Dim n, Dim h, Dim w, float* output) {
-    const size_t image_size = h * w * channels_ * ItemSize(input);
-    const auto execute = [&](const Plan& plan, Dim first, Workspace& workspace) {
-      char* to = reinterpret_cast<char*>(output + first * plan.output().c);
-      plan.Execute(images + first * image_size, to, workspace);
-    };
+    const Call call{images, reinterpret_cast<char*>(output), input, h, w,
+                    h * w * channels_ * ItemSize(input),
+                    MakeSchedule(program_, h, w, channels_, dtype_)};
     const Dim each = threads_ > 1 ? n / threads_ : 0;  // images per thread
     if (each) {
-      const Dim part = std::min(each, images_per_plan_);
-      const auto whole = GetPlan({part, h, w, input, 1});
-      const auto rest = each % part ? GetPlan({each % part, h, w, input, 1}) : nullptr;
+      Prepare(call, call.schedule.size() - 1, each, 1);
       std::exception_ptr error;
 #pragma omp parallel num_threads(threads_)
       {
@@ -227,9 +224,7 @@ class Network {
         const auto workspace = AcquireWorkspace();
         // The runtime may grant fewer threads.
         for (Dim t = omp_get_thread_num(); t < threads_; t += omp_get_num_threads()) try {
-          Dim i = t * each;
-          for (; i + part <= (t + 1) * each; i += part) execute(*whole, i, *workspace);
-          if (rest) execute(*rest, i, *workspace);
+          Compute(call, t * each, each, 1, *workspace);
         } catch (...) {
 #pragma omp critical
           error = std::current_exception();
@@ -238,30 +233,75 @@ class Network {
       }
       if (error) std::rethrow_exception(error);
     }
-    for (Dim i = each * threads_; i < n;) {
-      const Dim part = std::min(n - i, images_per_plan_);
-      const auto plan = GetPlan({part, h, w, input, threads_});
-      ThreadScope scope(threads_);
-      const auto workspace = AcquireWorkspace();
-      execute(*plan, i, *workspace);
-      ReleaseWorkspace(workspace);
-      i += part;
-    }
+    const Dim rest = n - each * threads_;
+    if (!rest) return;
+    ThreadScope scope(threads_);
+    const auto workspace = AcquireWorkspace();
+    Compute(call, each * threads_, rest, threads_, *workspace);
+    ReleaseWorkspace(workspace);
   }
 
  private:
-  std::shared_ptr<const Plan> GetPlan(const PlanKey& key) {
+  struct Call {
+    const char* images;
+    char* output;
+    DType input;
+    Dim h, w;
+    size_t image_bytes;
+    std::vector<Segment> schedule;
+  };
+
+  void Compute(const Call& call, Dim first, Dim count, int threads, Workspace& workspace) {
+    const size_t last = call.schedule.size() - 1;
+    char* to = call.output + first * call.schedule[last].result_bytes;
+    ComputeSegment(call, last, first, count, threads, to, workspace);
+  }
+
+  // Computes the segments up to `index` for `count` images.
+  void ComputeSegment(const Call& call, size_t index, Dim first, Dim count, int threads, char* to,
+                      Workspace& workspace) {
+    const Segment& segment = call.schedule[index];
+    for (Dim i = 0, part; i < count; i += part) {
+      part = FloorPowerOfTwo(std::min(segment.images, count - i));
+      const char* from = call.images + (first + i) * call.image_bytes;
+      if (index) {
+        char* buffer = workspace.Reserve(index, part * call.schedule[index - 1].result_bytes);
+        ComputeSegment(call, index - 1, first + i, part, threads, buffer, workspace);
+        from = buffer;
+      }
+      GetPlan(call, segment, part, threads)->Execute(from, to + i * segment.result_bytes,
+                                                     workspace);
+    }
+  }
+
+  // Makes the plans that `ComputeSegment` needs, with the weights laid out by all threads.
+  void Prepare(const Call& call, size_t index, Dim count, int threads) {
+    const Segment& segment = call.schedule[index];
+    for (Dim i = 0, part; i < count; i += part) {
+      part = FloorPowerOfTwo(std::min(segment.images, count - i));
+      if (index) Prepare(call, index - 1, part, threads);
+      GetPlan(call, segment, part, threads);
+    }
+  }
+
+  std::shared_ptr<const Plan> GetPlan(const Call& call, const Segment& segment, Dim n,
+                                      int threads) {
+    const PlanKey key{segment.first, segment.last, n, call.h, call.w, call.input, threads};
     std::lock_guard<std::mutex> lock(mutex_);
     const auto same = [&](const auto& entry) { return entry.first == key; };
     auto found = std::find_if(plans_.begin(), plans_.end(), same);
     if (found != plans_.end()) {
       plans_.splice(plans_.begin(), plans_, found);  // the most recently used is in front
-    } else {
-      ThreadScope scope(key.threads);
-      plans_.emplace_front(
-          key, std::make_shared<const Plan>(program_, packed_, dtype_, channels_, key));
-      if (plans_.size() > kMaxPlans) plans_.pop_back();
+      return plans_.front().second;
     }
+    std::vector<Shape> shapes = {{n, call.h, call.w, channels_}};
+    for (size_t i = 0; i < segment.first; ++i)
+      shapes.push_back(ResultShape(program_.nodes[i], shapes.at(program_.nodes[i].inputs[0])));
+    ThreadScope scope(threads);
+    auto plan =
+        std::make_shared<const Plan>(program_, packed_, dtype_, shapes.back(), key);
+    plans_.emplace_front(key, std::move(plan));
+    if (plans_.size() > kMaxPlans) plans_.pop_back();
     return plans_.front().second;
   }
 
@@ -278,11 +318,10 @@ class Network {
     workspaces_.push_back(std::move(workspace));
   }
 
-  static constexpr size_t kMaxPlans = 16;
+  static constexpr size_t kMaxPlans = 64;
   const Program program_;
   const Dim channels_;
   const DType dtype_;
-  const Dim images_per_plan_;
   const int threads_;
   std::mutex mutex_;
   PackedWeights packed_;
@@ -311,8 +350,7 @@ extern "C" {
 // `shapes` has the number of axes and the axes of each array. The arrays must outlive the network.
 void* ResflaxNetworkCreate(const double* code, int64_t code_length, const float* const* arrays,
                            const int64_t* shapes, int64_t array_count, int64_t channels,
-                           int bfloat16, int64_t images_per_plan, char* error,
-                           int64_t error_size) {
+                           int bfloat16, char* error, int64_t error_size) {
   using namespace resflax;
   void* network = nullptr;
   Try(error, error_size, [&] {
@@ -323,7 +361,7 @@ void* ResflaxNetworkCreate(const double* code, int64_t code_length, const float*
       shapes += rank;
     }
     network = new Network(Program(code, code_length, std::move(list)), channels,
-                          bfloat16 ? DType::kBFloat16 : DType::kFloat32, images_per_plan);
+                          bfloat16 ? DType::kBFloat16 : DType::kFloat32);
   });
   return network;
 }

@@ -41,16 +41,19 @@ class Buffer {
   std::unique_ptr<char, decltype(&std::free)> data_{nullptr, &std::free};
 };
 
-// Memory of one running plan. Not shared between threads that run plans at the same time.
+// Memory of one thread that runs plans: buffer 0 for the arrays of a plan, others for the results
+// of segments.
 struct Workspace {
-  char* Reserve(size_t size) {
+  char* Reserve(size_t index, size_t size) {
+    if (buffers.size() <= index) buffers.resize(index + 1);
+    auto& buffer = buffers[index];
     if (!buffer || buffer->size() < size) {
       buffer.reset();
       buffer = std::make_unique<Buffer>(size);
     }
     return buffer->data();
   }
-  std::unique_ptr<Buffer> buffer;
+  std::vector<std::unique_ptr<Buffer>> buffers;
   dnnl::stream stream{Engine()};
 };
 
