@@ -48,6 +48,11 @@ def run_shell(block, environment):
         assert done.returncode == 0, command
 
 
+def image_size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Runs the page; returns its directory and the names that its Python code defines."""
@@ -78,7 +83,7 @@ def finished(tmp_path_factory):
 def test_folder_has_200_jpegs_of_mixed_sizes(finished):
     files = list((finished[0] / "photos").rglob("*.jpg"))
     assert Counter(path.parent.parent.name for path in files) == {"train": 160, "test": 40}
-    assert len({Image.open(path).size for path in files}) > 100
+    assert len({image_size(path) for path in files}) > 100
 
 
 @pytest.mark.slow
@@ -101,7 +106,7 @@ def test_predictions_are_those_that_were_evaluated(finished):
     correct = sum(Path(row["path"]).parent.name == row["class"] for row in top)
     evaluation = json.loads((finished[0] / "report/evaluation.json").read_text())
     assert correct == round(40 * evaluation["accuracy"])
-    assert min(Image.open(finished[0] / "sheet.png").size) > 300
+    assert min(image_size(finished[0] / "sheet.png")) > 300
     with np.load(finished[0] / "features.npz") as arrays:
         assert arrays["paths"].tolist() == [row["path"] for row in top]
         assert arrays["features"].shape == (40, 96)
