@@ -9,6 +9,7 @@ from typing import NamedTuple
 from resflax.errors import UserError, unknown
 from resflax.export import readers
 from resflax.export.model_card import CARD, write_card
+from resflax.export.onnx import DEFAULT_OPSET, check_onnx, to_onnx
 from resflax.export.readers import ExportedModel
 from resflax.export.stablehlo import write_stablehlo
 from resflax.export.timm_names import find_timm_model
@@ -42,6 +43,14 @@ class ExportOptions(NamedTuple):
     train_command: str = ""
 
 
+def write_onnx(
+    model: TrainedModel, path: Path, *, uint8: bool, fold: bool, opset: int | None
+) -> None:
+    """Writes an ONNX model."""
+    opset = DEFAULT_OPSET if opset is None else opset
+    path.write_bytes(to_onnx(model.config, model.variables, uint8=uint8, fold=fold, opset=opset))
+
+
 Reader = Callable[[Path, TrainedModel], ExportedModel | None]
 
 
@@ -54,8 +63,7 @@ class Format(NamedTuple):
       files: names of the files of a folder; () if the format is one file.
       suffix: suffix of OUT that selects the format; "" for a folder.
       options: names of the `ExportOptions` that the format has.
-      check: raises `UserError` if the format cannot have the model.
-      package: package that writing needs, and the extra that installs it.
+      check: raises `UserError` if the format cannot have the model, or needs a package.
     """
 
     write: Callable[[TrainedModel, Path, ExportOptions], None]
@@ -64,7 +72,6 @@ class Format(NamedTuple):
     suffix: str = ""
     options: tuple[str, ...] = ()
     check: Callable[[TrainedModel], None] = lambda model: None
-    package: tuple[str, str] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -80,6 +87,15 @@ FORMATS: dict[str, Format] = {
         (CONFIG, WEIGHTS, PROCESSOR, CARD),
         options=("license", "train_command"),
         check=lambda model: check_transformers(model.spec),
+    ),
+    "onnx": Format(
+        lambda model, path, options: write_onnx(
+            model, path, uint8=options.uint8, fold=options.fold, opset=options.opset
+        ),
+        (readers.read_onnx,),
+        suffix=".onnx",
+        options=("uint8", "fold", "opset"),
+        check=lambda model: check_onnx(),
     ),
     "stablehlo": Format(
         lambda model, path, options: write_stablehlo(
@@ -160,8 +176,6 @@ def export(
     name = format_of(out, format)
     row = FORMATS[name]
     _check_options(name, row, options)
-    if row.package:
-        readers.check_package(*row.package)
     row.check(model)
     _check_target(out, row)
     test_images = read_test_images(model, images)

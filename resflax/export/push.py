@@ -42,7 +42,7 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     except Exception as e:  # the Hub raises many unrelated exception types
         reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
         raise UserError(
-            f"cannot upload {folder} to {name}: {reason}; the folder itself is complete: log in"
-            " with `hf auth login`, or set HF_TOKEN, and push again"
+            f"cannot upload {folder} to {name}: {reason}; the folder is complete: check the network"
+            " and the token (`hf auth login`, or HF_TOKEN), and export again"
         ) from e
     return str(address)

@@ -1,6 +1,5 @@
 """Readers of exported models, each independent of the code that wrote them."""
 
-import importlib
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resflax.errors import UserError
 from resflax.export.stablehlo import SIDECAR
 from resflax.export.timm_names import find_timm_model
 from resflax.export.trained_model import TrainedModel, load_trained_model
@@ -43,6 +41,33 @@ def read_stablehlo(path: Path, model: TrainedModel) -> ExportedModel:
         lambda images: np.asarray(exported.call(images)),
         PretrainedConfig.from_json_dict(description["model"]),
     )
+
+
+def read_onnx(path: Path, model: TrainedModel) -> ExportedModel:
+    """Loads an ONNX model in ONNX Runtime, or without it in the evaluator of the package `onnx`."""
+    del model
+    import onnx
+
+    loaded = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in loaded.metadata_props}
+    config = PretrainedConfig.from_json_dict(json.loads(metadata["model"]))
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        session: Any = ReferenceEvaluator(loaded)
+        reader = f"onnx.reference {onnx.__version__}"
+    else:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        reader = f"onnxruntime {onnxruntime.__version__}"
+
+    def call(images: np.ndarray) -> np.ndarray:
+        is_raw = images.dtype == np.uint8
+        batch = images if is_raw else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return np.asarray(session.run(None, {"image": batch})[0])
+
+    return ExportedModel(reader, call, config)
 
 
 def read_folder(path: Path, model: TrainedModel) -> ExportedModel:
@@ -90,17 +115,3 @@ def _run_torch(net: Any, images: np.ndarray) -> np.ndarray:
 
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
-
-
-def check_package(module: str, extra: str) -> None:
-    """Checks that an optional package can be imported.
-
-    Raises:
-      UserError: naming the extra that installs it.
-    """
-    try:
-        importlib.import_module(module)
-    except ImportError as e:
-        raise UserError(
-            f'this format needs the package {module}: pip install "resflax[{extra}]"'
-        ) from e

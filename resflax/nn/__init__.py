@@ -1,5 +1,7 @@
 """Residual networks as linen modules: residual block, shortcuts, stems, `Spec` and `ResNet`."""
 
+from typing import TYPE_CHECKING, Any
+
 from resflax.nn.batch_norm import BATCH_NORM_MODES as BATCH_NORM_MODES
 from resflax.nn.batch_norm import BatchNormMode as BatchNormMode
 from resflax.nn.blocks import BLOCKS as BLOCKS
@@ -22,3 +24,14 @@ from resflax.nn.shortcuts import zero_pad as zero_pad
 from resflax.nn.spec import FeatureInfo as FeatureInfo
 from resflax.nn.spec import Spec as Spec
 from resflax.nn.stems import STEMS as STEMS
+
+if TYPE_CHECKING:
+    from resflax.nn.nnx import to_nnx as to_nnx
+
+
+def __getattr__(name: str) -> Any:
+    if name != "to_nnx":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from resflax.nn.nnx import to_nnx  # imports NNX, which linen does without
+
+    return to_nnx
