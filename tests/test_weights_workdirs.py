@@ -155,7 +155,7 @@ def test_corrupt_checkpoints_are_skipped_with_a_message(tmp_path):
         ("@7", "has no checkpoint '7': expected last, best or a step: 5, 10, 15, 20"),
         ("@first", "has no checkpoint 'first': expected last, best or a step"),
         ("@", "has no checkpoint '': expected last, best or a step"),
-        ("-2@best", "x-2@best: there is no folder "),
+        ("-2@best", "x-2@best: folder not found: "),
         ("/checkpoints@best", "/checkpoints is not the workdir of a run, which @ needs"),
     ],
 )
