@@ -24,6 +24,7 @@ COMMANDS = {
     "train": [
         "train",
         "--config.pretrained=WHERE",
+        "--config.model=",  # that of the weights
         "--config.dataset=folder:{here}/data",
         "--config.batch_size=8",
         "--workdir={here}/out",
@@ -37,10 +38,7 @@ MODELS = {
     "checkpoint of a folder that is not a run": ("{here}/net@best", "net is not the workdir of a"),
     "folder without weights": ("{here}/data", "data"),
     "image for weights": ("{here}/data/test/a/0.png", "0.png is not a weights file"),
-    "file that does not name its model": (
-        "{here}/net.safetensors",
-        "(cannot tell which model|not a state dict of)",
-    ),
+    "file that does not name its model": ("{here}/net.safetensors", "cannot tell which model"),
     "other names than weights": ("{here}/labels5", "labels5 has 5 class names for 3 classes"),
 }
 # Arguments, with the name of the command in `COMMANDS` and WHERE if it is not a valid network.
