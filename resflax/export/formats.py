@@ -22,7 +22,13 @@ from resflax.export.torch_folders import (
     write_transformers,
 )
 from resflax.export.trained_model import TrainedModel
-from resflax.export.verify import Verification, expected_outputs, read_test_images, verify
+from resflax.export.verify import (
+    Verification,
+    expected_outputs,
+    on_cpu,
+    read_test_images,
+    verify,
+)
 
 
 class ExportOptions(NamedTuple):
@@ -179,18 +185,20 @@ def export(
     row.check(model)
     _check_target(out, row)
     test_images = read_test_images(model, images)
-    expected = expected_outputs(model, test_images.pixels, uint8=options.uint8)
+    with on_cpu():
+        expected = expected_outputs(model, test_images.pixels, uint8=options.uint8)
     temporary = out.absolute().parent / f".{out.name}.{os.getpid()}.part"
     try:
         temporary.mkdir(parents=True)
         target = temporary if row.files else temporary / out.name
         row.write(model, target, options)
         loaded = [_load(reader, target, model) for reader in row.readers]
-        verifications = tuple(
-            verify(exported, model, test_images, expected, uint8=options.uint8)
-            for exported in loaded
-            if exported is not None
-        )
+        with on_cpu():
+            verifications = tuple(
+                verify(exported, model, test_images, expected, uint8=options.uint8)
+                for exported in loaded
+                if exported is not None
+            )
         notes = _notes(name, model)
         if row.files:
             write_card(

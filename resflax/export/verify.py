@@ -1,6 +1,7 @@
 """Verification of an exported model against `model.apply` on images."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -61,6 +62,17 @@ def read_test_images(model: TrainedModel, paths: Sequence[str] = ()) -> TestImag
     cropped = [np.asarray(model.preprocess.resize_and_crop(image), np.uint8) for image in images]
     pixels = np.stack(cropped).reshape(-1, *model.input_shape)
     return TestImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Runs JAX on the CPU, if it has one: a GPU rounds float32 products to TF32 by default."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = None
+    with jax.default_device(device):
+        yield
 
 
 def _open(path: str) -> Image.Image:
