@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from resflax import get_spec
+from resflax.cli.flags import parse
+from resflax.train import check_config
 from resflax.weights import load_file, save_file, to_torch
 from resflax.weights.bridge import variable_shapes
 
@@ -64,3 +66,19 @@ def test_links_of_all_pages_exist():
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (DOCS / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.slow
+def test_python_code_of_fine_tuning_page_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "finetuning.md").read_text(), re.DOTALL)
+    namespace: dict = {}
+    exec(code, namespace)
+    assert np.isfinite(namespace["metrics"]["loss"])
+
+
+def test_config_keys_of_fine_tuning_page_are_valid():
+    text = (DOCS / "finetuning.md").read_text()
+    flags = re.findall(r"--config\.[a-z_.]+=\S+", text.replace("'", ""))
+    for flag in (flag.strip("`") for flag in flags):
+        check_config(parse([flag, "--config.pretrained=weights.safetensors"]).config)
+    assert len(flags) >= 10

@@ -192,6 +192,29 @@ def test_real_labels_count_any_correct_label(workdir, evaluation, tmp_path):
     assert values["accuracy"] == read(evaluation)["accuracy"]
 
 
+@pytest.mark.slow
+def test_run_on_files_evaluates_to_the_digits_of_its_results(tmp_path):
+    """Mixed sizes, resized and cropped; one file of the test split is not an image."""
+    rng = np.random.default_rng(0)
+    files = {
+        f"{'test' if i % 3 == 0 else 'train'}/{'ab'[i % 2]}/{i:02}.png": rng.integers(
+            0, 256, (20 + i, 50 - i, 3), np.uint8
+        )
+        for i in range(30)
+    }
+    dataset = write_folder(tmp_path / "images", files | {"test/a/90.png": b"not an image"})
+    workdir = tmp_path / "run"
+    config = ("model=cifar_resnet8", "epochs=1", "batch_size=8", f"dataset={dataset}")
+    data = ("data.image_size=16", "data.on_bad_example=skip", "data.pad_crop=0")
+    flags = [f"--config.{key}" for key in (*config, *data)]
+    assert run_train("--config=configs/digits.py", *flags, f"--workdir={workdir}") == 0
+    evaluate(workdir, f"--out={tmp_path}")
+    values, results = read(tmp_path), json.loads((workdir / "results.json").read_text())
+    assert values["accuracy"] == results["test_accuracy"]
+    assert (values["examples"], values["skipped"]) == (results["test_examples"], 1)
+    assert values["classes"] == ["a", "b"]
+
+
 # Arguments, and a regular expression for the error. {run}, {file} and {folder} are paths.
 INVALID = {
     "nothing": ([], "required: WHERE"),

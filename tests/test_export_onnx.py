@@ -24,7 +24,7 @@ SPECS = {**zoo_specs(), **EXTRA_SPECS}
 QUICK = ("blur", "preact_se_A", "v1_frn", "v1_group", "pruned", "resnetv2_50d_evos",
          "resnetv2_50x1_bit", "dilated_D")  # fmt: skip
 FULL_SIZE = ("resnet50", "resnetv2_50", "seresnext50_32x4d", "ecaresnet50d_pruned", "resnetrs50",
-             "cifar_resnet110", "resnetv2_50x1_bit", "resnetblur50", "resnetaa50d")  # fmt: skip
+             "cifar_resnet110", "wrn16_4", "resnetblur50", "resnetaa50d")  # fmt: skip
 
 
 def network(spec, size=33, channels=3):

@@ -31,7 +31,7 @@ SPECS = {**zoo_specs(), **EXTRA_SPECS}
 QUICK = ("blur", "plain_preact", "preact_se_A", "v1_frn", "pruned", "resnetv2_50d_evos",
          "resnetv2_50x1_bit", "dilated_average")  # fmt: skip
 FULL_SIZE = ("resnet50", "resnetv2_50", "seresnext50_32x4d", "ecaresnet50d_pruned", "resnetrs50",
-             "cifar_resnet110", "resnetv2_50x1_bit")  # fmt: skip
+             "cifar_resnet110", "wrn16_4")  # fmt: skip
 
 
 def network(spec, size=33, channels=3):

@@ -183,5 +183,15 @@ def test_auto_prefers_onednn_where_it_can_run():
         make_predictor(model.spec, variables, dtype="float16", backend="onednn")
 
 
+def test_backend_and_reasons_are_described(monkeypatch):
+    model, variables, _ = network("cifar_resnet8")
+    assert make_predictor(model.spec, variables).describe_backend() == "inference: oneDNN"
+    reason = "oneDNN needs a C++ compiler: apt install g++"
+    monkeypatch.setattr(onednn_network, "unavailable_reason", lambda: reason)
+    predict = make_predictor(model.spec, variables)
+    assert predict.backend == "jax"
+    assert predict.describe_backend() == f"inference: JAX ({reason})"
+
+
 def test_every_folded_operation_is_supported():
     assert set(OPS) - {"batch_norm"} == set(NETWORK_OPS)

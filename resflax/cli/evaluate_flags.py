@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: if it is invalid.
     """
-    args = _parser().parse_args([_with_dashes(word) for word in arguments])
+    args = _parser().parse_args([with_dashes(word) for word in arguments])
     args.scales = _parse_numbers("--scales", args.scales, int)
     args.distributed_config = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
@@ -124,10 +124,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _with_dashes(word: str) -> str:
+def with_dashes(word: str) -> str:
     """Returns an option with - for _ in its name.
 
-    >>> _with_dashes("--crop_pct=0.9"), _with_dashes("my_run")
+    >>> with_dashes("--crop_pct=0.9"), with_dashes("my_run")
     ('--crop-pct=0.9', 'my_run')
     """
     name, equals, value = word.partition("=")
@@ -177,9 +177,7 @@ def parse_preprocess(args: argparse.Namespace, preprocess: Preprocess) -> Prepro
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raises `UserError` if an output cannot be written, before anything is computed."""
     if args.out:
-        existing = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise UserError(f"--out is {args.out}: {existing} is not a directory one can write to")
+        check_out_dir(args.out)
     if args.predictions:
         check_predictions_path(args.predictions)
         folder = args.predictions.absolute().parent
@@ -187,3 +185,10 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--predictions is {args.predictions}: expected a file in an existing directory"
             )
+
+
+def check_out_dir(out: Path) -> None:
+    """Raises `UserError` if `--out` is not a directory that can be written to or created."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--out is {out}: {existing} is not a directory one can write to")

@@ -48,18 +48,23 @@ def decode(
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
         reason = " ".join(f"is not a readable image ({e})".split())
         raise BadExampleError(location, reason) from e
-    if min(image.size) < 2:
-        raise BadExampleError(
-            location, f"is {image.width}x{image.height} pixels: expected 2 or more on each side"
-        )
-    if image.mode.startswith(("I", "F")):
-        raise BadExampleError(location, f"has more than 8 bits per channel (mode {image.mode})")
+    check_header(image, location)
     if not channels and image.mode not in MODE_CHANNELS:
         modes = ", ".join(MODE_CHANNELS)
         raise BadExampleError(location, f"has mode {image.mode}: expected one of {modes}")
     mode = "L" if (channels or MODE_CHANNELS[image.mode]) == 1 else "RGB"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if mode == "L" else pixels
+
+
+def check_header(image: Image.Image, location: str) -> None:
+    """Raises `BadExampleError` if an image is too small or has more than 8 bits per channel."""
+    if min(image.size) < 2:
+        raise BadExampleError(
+            location, f"is {image.width}x{image.height} pixels: expected 2 or more on each side"
+        )
+    if image.mode.startswith(("I", "F")):
+        raise BadExampleError(location, f"has more than 8 bits per channel (mode {image.mode})")
 
 
 def _load(image: Image.Image) -> None:

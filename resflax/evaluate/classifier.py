@@ -20,6 +20,7 @@ class Classifier:
       mean: per-channel mean of pixel values from 0 to 1, which is subtracted.
       std: per-channel standard deviation, which the difference is divided by.
       dtype: dtype of convolutions and feature maps.
+      outputs: "logits", or "features" for the pooled features instead.
     """
 
     def __init__(
@@ -30,9 +31,12 @@ class Classifier:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         dtype: str = "float32",
+        outputs: str = "logits",
     ) -> None:
         self.devices = jax.local_devices()
-        self._predictor = make_predictor(spec, variables, dtype=dtype, mean=mean, std=std)
+        self._predictor = make_predictor(
+            spec, variables, dtype=dtype, mean=mean, std=std, outputs=outputs
+        )
         if len(self.devices) > 1:
             self._engine = make_engine("mesh", self.devices)
             self._arrays = self._engine.replicate(self._predictor.arrays)

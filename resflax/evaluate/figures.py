@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
 from resflax.evaluate.metrics import ExampleScores, equal_width_bins
 from resflax.plotting import SHADES, new_figure, save
 
-# With more classes, the confusion matrix has no names and no numbers.
+# Numbers of classes up to which the confusion matrix has names, numbers and a cell per class.
 MAX_NAMED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
+MAX_CELLS = 100
 LISTED_CONFUSIONS = 20
 
 
@@ -51,20 +52,26 @@ def draw_confusion(
 ) -> None:
     """Draws the share of each prediction (column) among the examples of each class (row).
 
-    With many classes, a second panel lists the most frequent confusions.
+    With more than `MAX_CELLS` classes, a cell is a block of consecutive classes; with more than
+    `MAX_NAMED_CLASSES`, a second panel lists the most frequent confusions by name.
     """
     classes = len(names)
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     named = classes <= MAX_NAMED_CLASSES
-    side = min(9.0, max(4.5, 1.5 + 0.3 * classes)) if named else 7.5
+    side = min(9.0, max(4.5, 1.5 + 0.3 * classes)) if named else 6.4
     figure, axes = new_figure(
-        1 if named else 2, width=side + 0.8 if named else side + 4.5, height=side
+        1 if named else 2, width=side + 0.8 if named else side + 5.2, height=side
     )
-    ax = axes[0]
+    ax, block = axes[0], -(-classes // MAX_CELLS)
+    sums = _sum_blocks(confusion, block)
+    shares = sums / np.maximum(sums.sum(1, keepdims=True), 1)
+    extent = (-0.5, len(sums) * block - 0.5, len(sums) * block - 0.5, -0.5)
     # The square root makes rare confusions visible.
-    image = ax.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = ax.imshow(
+        np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=extent
+    )
     ax.grid(visible=False)
-    ax.set(xlabel="prediction", ylabel="label")
+    unit = f", in blocks of {block} classes" if block > 1 else ""
+    ax.set(xlabel=f"prediction{unit}", ylabel=f"label{unit}")
     bar = figure.colorbar(image, ax=ax, fraction=0.046, ticks=np.sqrt([0, 0.01, 0.1, 0.5, 1]))
     bar.ax.set_yticklabels(["0", "1 %", "10 %", "50 %", "100 %"])
     if named:
@@ -72,15 +79,30 @@ def draw_confusion(
         ax.set_xticks(range(classes), short, rotation=90, fontsize=8)
         ax.set_yticks(range(classes), short, fontsize=8)
     else:
+        ax.get_gridspec().set_width_ratios([2.4, 1])
         _list_confusions(axes[1], confusion, names)
     if classes <= MAX_NUMBERED_CLASSES:
-        for (row, column), count in np.ndenumerate(confusion):
-            color = "white" if shares[row, column] > 0.3 else "black"
-            if count:
-                ax.text(
-                    column, row, f"{count}", ha="center", va="center", fontsize=7, color=color
-                )  # fmt: skip
+        _write_counts(ax, confusion, shares)
     save(figure, path, title)
+
+
+def _sum_blocks(
+    confusion: Int[np.ndarray, "classes classes"], block: int
+) -> Int[np.ndarray, "blocks blocks"]:
+    """Sums squares of `block` rows and columns."""
+    starts = np.arange(0, len(confusion), block)
+    return np.add.reduceat(np.add.reduceat(confusion, starts, 0), starts, 1)
+
+
+def _write_counts(
+    ax: Axes,
+    confusion: Int[np.ndarray, "classes classes"],
+    shares: Float[np.ndarray, "classes classes"],
+) -> None:
+    for (row, column), count in np.ndenumerate(confusion):
+        color = "white" if shares[row, column] > 0.3 else "black"
+        if count:
+            ax.text(column, row, f"{count}", ha="center", va="center", fontsize=7, color=color)
 
 
 def _list_confusions(
@@ -90,7 +112,7 @@ def _list_confusions(
     order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED_CONFUSIONS]
     rows = [(int(i) // len(names), int(i) % len(names)) for i in order]
     lines = [
-        f"{wrong[row, column]:5}  {names[row][:22]} as {names[column][:22]}"
+        f"{wrong[row, column]:5}  {names[row][:20]} as {names[column][:20]}"
         for row, column in rows
         if wrong[row, column]
     ]

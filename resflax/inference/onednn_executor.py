@@ -32,7 +32,7 @@ def onednn_reason_against(graph: Graph, dtype: Any) -> str | None:
         return f"oneDNN runs on CPUs only, and JAX's platform is {jax.default_backend()}"
     if jax.process_count() > 1:
         return "oneDNN's executor cannot read arrays of several processes"
-    reason = onednn.unavailable_reason() or network.unavailable_reason()
+    reason = network.unavailable_reason()
     if reason is None and not onednn.supports(dtype):
         return f"this CPU has no instructions for {dtype}"
     return reason

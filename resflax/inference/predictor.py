@@ -32,6 +32,14 @@ class Predictor:
     def __init__(self, graph: Graph, dtype: Any, backend: str) -> None:
         self.graph, self.dtype, self.backend = graph, jnp.dtype(dtype), backend
 
+    def describe_backend(self) -> str:
+        """Returns one line that names the backend, and why those that "auto" prefers cannot run."""
+        earlier = list(BACKENDS)[: list(BACKENDS).index(self.backend)]
+        reasons = [BACKENDS[name].reason_against(self.graph, self.dtype.name) for name in earlier]
+        line = f"inference: {BACKENDS[self.backend].label}"
+        known = [reason for reason in reasons if reason]
+        return f"{line} ({'; '.join(known)})" if known else line
+
     @cached_property
     def arrays(self) -> Arrays:
         """Arrays for `apply`, on JAX's default device, convolution kernels in the compute dtype."""
@@ -78,10 +86,12 @@ class Backend(NamedTuple):
     """Row of `BACKENDS`.
 
     Attributes:
+      label: name for people.
       reason_against: `(graph, dtype) -> reason`: why this process cannot run the graph, or None.
       make: `(predictor) -> run`: the function that calls of the predictor run.
     """
 
+    label: str
     reason_against: Callable[[Graph, Any], str | None]
     make: Callable[[Predictor], Run]
 
@@ -92,8 +102,8 @@ def _make_jax(predictor: Predictor) -> Run:
 
 # In the order in which "auto" tries them.
 BACKENDS: dict[str, Backend] = {
-    "onednn": Backend(onednn_reason_against, lambda p: OneDnnExecutor(p.graph, p.dtype)),
-    "jax": Backend(lambda graph, dtype: None, _make_jax),
+    "onednn": Backend("oneDNN", onednn_reason_against, lambda p: OneDnnExecutor(p.graph, p.dtype)),
+    "jax": Backend("JAX", lambda graph, dtype: None, _make_jax),
 }
 
 

@@ -71,7 +71,7 @@ class Winograd {
   void ChooseBlocks() {
     const Dim wanted = std::max<Dim>(kMaxPairRows, in_.c * out_.c / (in_.c + out_.c) / 2);
     Dim blocks = (tiles() + wanted - 1) / wanted;
-    blocks = blocks >= 2 * threads_ ? (blocks + threads_ - 1) / threads_ * threads_ : 1;
+    blocks = blocks >= threads_ ? (blocks + threads_ - 1) / threads_ * threads_ : 1;
     block_tiles_ = (tiles() + blocks - 1) / blocks;
     concurrent_blocks_ = blocks > 1 ? threads_ : 1;
   }
