@@ -33,8 +33,9 @@ from resflax.progress import ProgressMeter
 from resflax.run.config_diff import flatten_config
 from resflax.run.throughput import Throughput
 from resflax.train import Workdir, check_config, default_config
-from resflax.train.builders import build_dataset, build_schedule, total_steps
+from resflax.train.builders import build_schedule, total_steps
 from resflax.train.config import to_json_dict
+from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.trainer import is_last_of_epochs
 
 DEFAULT_RECIPE = "configs/cifar10_resnet.py"
@@ -179,7 +180,7 @@ class Trainer:
     """A training run of a config; the counterpart of `resflax.train.Trainer`."""
 
     def __init__(self, config: ConfigDict) -> None:
-        dataset = build_dataset(config)
+        dataset = normalize_dataset(build_dataset(config), config)
         size, _, channels = dataset.image_shape
         mean_std = dataset.train.mean_std()
         self.config = config

@@ -20,7 +20,6 @@ from resflax.data import (
 from resflax.train import (
     Trainer,
     build,
-    builders,
     create_state,
     default_config,
     make_optimizer,
@@ -30,7 +29,6 @@ from resflax.train import (
 )
 from resflax.train.builders import build_schedule, total_steps
 from resflax.train.config import to_json_dict
-from resflax.weights import Preprocess, PretrainedConfig
 
 DIGITS = load_dataset("digits")
 TINY = {"depths": (1,), "widths": (4,), "stem_width": 4}
@@ -98,7 +96,8 @@ def test_built_run_has_the_parts_of_its_config():
     assert run.dataset.name == "digits"
     assert run.model.spec.num_classes == 10
     assert run.model.spec.widths == (4,)
-    assert run.initial_variables is None
+    assert run.pretrained is None
+    assert run.notes == ()
     assert run.steps == 45  # ceil(2 * 1437 / 64)
     assert run.engine.name == "mesh"
     assert run.engine.axis_name is None
@@ -124,32 +123,10 @@ def test_given_model_and_dataset_replace_those_of_the_config():
 
 
 @pytest.mark.slow
-def test_pretrained_weights_bring_their_normalization(monkeypatch):
-    """The given config is unchanged; the head is replaced, since it has other classes."""
-    config = make_config(pretrained="weights")
-    spec = build(make_config()).model.spec.override(num_classes=7)
-    model = create_model("cifar_resnet8", **TINY, num_classes=7)
-    variables = model.init(jax.random.key(1), np.zeros((1, 8, 8, 1), np.float32), train=False)
-    pretrained = PretrainedConfig(spec, 1, Preprocess(mean=(0.25,), std=(0.5,)))
-    monkeypatch.setattr(builders, "read_weights", lambda *args: (pretrained, variables, None))
-    run = build(config)
-    assert (config.data.mean, config.data.std) == ((), ())
-    assert (run.config.data.mean, run.config.data.std) == ((0.25,), (0.5,))
-    assert run.dataset.train.mean_std() == ((0.25,), (0.5,))
-    params = run.init().params
-    assert params["head"]["kernel"].shape[-1] == 10
-    np.testing.assert_array_equal(
-        params["stem_conv"]["kernel"], variables["params"]["stem_conv"]["kernel"]
-    )
-    explicit = build(make_config(pretrained="weights", data__mean=(0.1,), data__std=(0.2,)))
-    assert explicit.dataset.train.mean_std() == ((0.1,), (0.2,))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"epochs": 0}, "config.epochs is 0: expected 1 to"),
+        ({"epochs": 0}, "config.epochs is 0, which only evaluates: expected config.pretrained"),
         ({"batch_size": 1440}, "larger than the train split of 'digits', 1437 examples: use 1437"),
         ({"batch_size": 60}, "batch_size 60 is not a multiple of the 8 devices: use 56 or 64"),
         ({"grad_accum_steps": 3}, "8 devices times grad_accum_steps 3: use 48 or 72"),

@@ -51,7 +51,7 @@ def test_default_config_has_the_keys_that_other_tools_use():
 # Invalid values of each key of `RULES`, and valid ones at the limits.
 VALUES = {
     "seed": ([-1, 2**32], [0, 2**32 - 1]),
-    "epochs": ([0, 2**31], [1, 2**31 - 1]),
+    "epochs": ([-1, 2**31], [1, 2**31 - 1]),
     "batch_size": ([-8, 0, 2**31], [1]),
     "grad_accum_steps": ([0, 2**31], [1]),
     "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
@@ -78,6 +78,9 @@ VALUES = {
     "checkpoint_max_to_keep": ([0, 1], [2]),
     "max_consecutive_nonfinite": ([0], [1]),
     "data.image_size": ([4, -8, 4097], [0, 8, 4096]),
+    "data.eval_size": ([4, -1, 4097], [0, 8, 4096]),
+    "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
+    "data.interpolation": (["hamming", "center"], ["", "nearest", "bicubic"]),
     "data.channels": ([2, 4, -1], [0, 1, 3]),
     "data.num_workers": ([-1, 1025], [0, 1024]),
     "data.mean": ([(float("nan"),), ("a",), (1e7,)], [(), (0.5, 0.4)]),
@@ -125,6 +128,18 @@ def test_known_choices_are_accepted(key, name):
 # An invalid combination for each row of `COMBINATIONS`, in order, and a valid one.
 COMBINED = [
     (
+        {"epochs": 0},
+        "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
+        " or more",
+        {"epochs": 0, "pretrained": "runs/x", "warmup_epochs": 2.0},
+    ),
+    (
+        {"data.image_size": -1},
+        "config.data.image_size is -1, the input size of the pretrained model: expected"
+        " config.pretrained with it",
+        {"data.image_size": -1, "pretrained": "runs/x"},
+    ),
+    (
         {"warmup_epochs": 11.0},
         "config.warmup_epochs is 11.0: expected at most epochs, 10",
         {"warmup_epochs": 11.0, "epochs": 11},
@@ -155,12 +170,6 @@ COMBINED = [
         "config.freeze_batch_norm is True with config.batch_norm='ghost': expected one of them",
         {"freeze_batch_norm": True, "batch_norm": "frozen"},
     ),
-    (
-        {"ema_decay": 0.9},
-        "config.ema_decay is 0.9: averaged weights need batch statistics computed for them: set"
-        " --config.precise_bn_batches=16 or more",
-        {"ema_decay": 0.9, "precise_bn_batches": 1},
-    ),
 ]
 
 
@@ -178,6 +187,17 @@ def test_fsdp_under_pmap_is_one_line():
     message = "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'"
     assert error_of(make_config(**{"mesh.fsdp": 2})) == message
     check_config(make_config(**{"mesh.fsdp": 2, "parallel": "mesh"}))
+
+
+def test_average_with_batch_norm_needs_statistics():
+    message = error_of(make_config(ema_decay=0.9))
+    assert message.endswith("computed for them: set --config.precise_bn_batches=16 or more")
+    check_config(make_config(ema_decay=0.9, precise_bn_batches=1))
+
+
+def test_model_may_be_that_of_the_pretrained_weights():
+    check_config(make_config(model="", pretrained="runs/x"))
+    assert "unknown model ''" in error_of(make_config(model=""))
 
 
 @pytest.mark.parametrize("keys", [{"freeze_batch_norm": True}, {"batch_norm": "frozen"}])

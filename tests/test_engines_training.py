@@ -20,10 +20,10 @@ from resflax.train.builders import (
     build_normalizer,
     build_optimizer,
     build_schedule,
-    build_state,
     build_steps,
 )
 from resflax.train.input_pipeline import make_device_step_fn
+from resflax.train.run import build_state
 
 STEPS = 20
 

@@ -10,7 +10,7 @@ from helpers.modules import NormNet
 from resflax.data import EvalTransform, load_dataset
 from resflax.run.checkpoint import latest_valid_metadata
 from resflax.train import build, default_config, fit
-from resflax.train.metadata import make_metadata, model_record
+from resflax.train.model_record import model_record
 from resflax.weights import PretrainedConfig
 from resflax.zoo import create_model
 
@@ -55,7 +55,7 @@ def test_streamed_run_records_its_evaluation_transform(tmp_path):
 
 def test_other_modules_have_no_record():
     run = build(make_config(), model=NormNet())
-    metadata = make_metadata(run)
+    metadata = run.metadata
     assert metadata["model"] is None
     assert metadata["data"]["splits"]["train"]["examples"] == 1437
 

@@ -144,9 +144,13 @@ def test_load_run_returns_the_evaluated_network(tmp_path, monkeypatch, precise_b
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not the workdir of a run: "),
-        ('{"nonsense": 1}', "is not the workdir of a run: .*nonsense"),
-        ("{}", "no checkpoint: there is no directory "),
+        ("{", "is not the workdir of a run"),
+        ('{"nonsense": 1}', "is not the workdir of a run"),
+        ('{"dataset": "digits", "model": "x", "epochs": 1}', "no checkpoint in "),
+        (
+            '{"dataset": "digits", "model": "x", "epochs": 1, "nonsense": 1}',
+            "is not the workdir of a run: .*nonsense",
+        ),
     ],
 )
 def test_load_run_rejects_other_directories(tmp_path, text, message):

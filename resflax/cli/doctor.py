@@ -21,10 +21,10 @@ from resflax.train.builders import (
     build_normalizer,
     build_optimizer,
     build_schedule,
-    build_state,
     build_steps,
 )
 from resflax.train.input_pipeline import train_iterator
+from resflax.train.run import build_state
 
 USAGE = """usage: resflax doctor
 

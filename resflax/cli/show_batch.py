@@ -12,8 +12,8 @@ from resflax.data import Split, batch_indices
 from resflax.nn import identity
 from resflax.plotting import new_figure, save
 from resflax.train import TrainState
-from resflax.train.builders import build_dataset
 from resflax.train.config import build_augment, build_mix
+from resflax.train.dataset import build_dataset
 from resflax.train.step import make_prepare_batch
 
 COLUMNS, ROWS = 8, 2

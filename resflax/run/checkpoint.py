@@ -49,10 +49,13 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def latest_valid_metadata(folder: Path) -> dict[str, Any] | None:
-    """Returns the metadata of the latest valid checkpoint; None if there is none."""
+    """Returns the metadata of the latest checkpoint whose metadata are valid; None without one.
+
+    The files of the arrays are not read.
+    """
     for step in list_steps(folder):
         with contextlib.suppress(CorruptCheckpointError):
-            verify_manifest(folder / str(step))
+            verify_manifest(folder / str(step), skip=f"{ARRAYS}/")
             return read_metadata(folder, step)
     return None
 

@@ -16,7 +16,7 @@ class TrainerState:
       records: number of records in `metrics.jsonl`.
       records_sha256: SHA-256 of these records.
       window: "loss" and "accuracy" of each step since the last record; None for a skipped update.
-      evaluated: step of the last evaluation.
+      evaluated: step of the last evaluation; -1 before the first.
       test: metrics of the last evaluation.
       best: highest test accuracy so far; -1 before the first evaluation.
       dropped: number of skipped updates.
@@ -31,7 +31,7 @@ class TrainerState:
     records: int = 0
     records_sha256: str = hashlib.sha256().hexdigest()
     window: list[dict[str, float] | None] = field(default_factory=list)
-    evaluated: int = 0
+    evaluated: int = -1
     test: dict[str, float] = field(default_factory=dict)
     best: float = -1.0
     dropped: int = 0

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from resflax.errors import UserError
 from resflax.files import disk_errors_as_user_error, write_atomic
@@ -16,6 +16,18 @@ from resflax.run.config_diff import config_diff
 from resflax.run.records import Records
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
+
+
+class ExistingRun(NamedTuple):
+    """What the files in a workdir say about its run.
+
+    Attributes:
+      results: results of the finished run; None if there are none, or its epochs were raised.
+      metadata: JSON values of the latest checkpoint; None if there is none.
+    """
+
+    results: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class Workdir:
@@ -77,6 +89,33 @@ class Workdir:
             raise UserError(f"workdir {path} cannot be written: choose another {option}")
 
     @classmethod
+    def inspect(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        resumable: Sequence[str] = (),
+        increasable: Sequence[str] = (),
+    ) -> ExistingRun:
+        """Reads what the run in `path` needs before it is opened, without changing anything.
+
+        See `open` for the arguments.
+
+        Raises:
+          UserError: as `open` does.
+        """
+        cls.check(path)
+        workdir = cls(path)
+        if not (path / "config.json").exists():
+            return ExistingRun()
+        raised = workdir._check_config(config, resumable, increasable)
+        return ExistingRun(
+            # `open` restores a corrupt config, of which there is a note.
+            results=None if raised or workdir.notes else workdir.read_results(),
+            metadata=latest_valid_metadata(path / "checkpoints"),
+        )
+
+    @classmethod
     def open(
         cls,
         path: Path,
@@ -104,7 +143,8 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             workdir._lock()
             if (path / "config.json").exists():
-                workdir._check_config(config, resumable, increasable)
+                for key, old in workdir._check_config(config, resumable, increasable).items():
+                    workdir._increase(key, old, config[key])
             write_atomic(path / "config.json", json.dumps(config, indent=2).encode())
         except OSError as e:
             workdir.close()
@@ -148,8 +188,12 @@ class Workdir:
 
     def _check_config(
         self, config: dict[str, Any], resumable: Sequence[str], increasable: Sequence[str]
-    ) -> None:
-        """Raises `UserError` if the existing run has another config."""
+    ) -> dict[str, Any]:
+        """Returns the old values of the keys that were raised.
+
+        Raises:
+          UserError: if the existing run has another config.
+        """
         old = self._read_config()
         changed = config_diff(old, config, resumable=resumable, increasable=increasable)
         if changed:
@@ -158,9 +202,7 @@ class Workdir:
                 f"workdir {self.path} has a run with another config ({'; '.join(changed)}): choose"
                 f" another {self.option}{resume}"
             )
-        for key in increasable:
-            if old[key] != config[key]:
-                self._increase(key, old[key], config[key])
+        return {key: old[key] for key in increasable if old[key] != config[key]}
 
     def _increase(self, key: str, old: Any, new: Any) -> None:
         self.notes.append(

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, load_dataset
 from resflax.errors import UserError
 from resflax.nn import ResNet, unstack_params
-from resflax.run.checkpoint import restore_latest
 from resflax.run.manifest import params_sha256
 from resflax.study.arguments import add_training_arguments
 from resflax.study.study_dir import MSGPACK, StudyDir
 from resflax.study.sweep import Curves, train_networks
 from resflax.train import TrainState
-from resflax.train.builders import build_dataset, build_optimizer, build_schedule, build_state
-from resflax.train.config import build_model, default_config
+from resflax.train.config import default_config
+from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.weights import read_weights
+from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
 
@@ -140,27 +139,24 @@ def load_weights(source: str, dataset: Dataset) -> Net:
 def load_run(path: str | Path) -> Net:
     """Loads the network that a run evaluated at its latest valid checkpoint.
 
+    Args:
+      path: workdir of the run, also with a checkpoint, such as "runs/x@best".
+
     Raises:
       UserError: if the path is not the workdir of a run, or has no valid checkpoint.
     """
-    path = Path(path)
+    found = split_checkpoint(str(path))
+    if not found:
+        raise UserError(f"{path} is not the workdir of a run")
     try:
         config = default_config()
-        config.update(json.loads((path / "config.json").read_text()))
+        config.update(json.loads((found[0] / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is not the workdir of a run: {e}") from e
-    dataset = build_dataset(config)
-    model = build_model(config, dataset.num_classes)
-    optimizer = build_optimizer(config, build_schedule(config, len(dataset.train)))
-    shapes = jax.eval_shape(lambda: build_state(config, model, optimizer, dataset.image_shape))
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    template = {"state": state, "eval_batch_stats": state.batch_stats}
-    tree = restore_latest(path / "checkpoints", template).tree
-    variables = tree["state"].eval_variables
-    if tree["eval_batch_stats"]:
-        variables["batch_stats"] = tree["eval_batch_stats"]
-    label = f"{path}: {config.model}"
-    return Net(label, model.clone(scan=False), unstack_params(variables), dataset)
+    weights = read_weights(path)
+    dataset = normalize_dataset(build_dataset(config, weights.config), config, weights.config)
+    model = create_model(weights.config.spec, dtype=config.dtype, scan=False)
+    return Net(f"{path}: {config.model or config.pretrained}", model, weights.variables, dataset)
 
 
 def train_nets(

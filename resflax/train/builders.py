@@ -1,9 +1,7 @@
 """Builds everything that a config describes: dataset, model, optimizer, engine, steps."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,72 +10,42 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, Split, load_dataset, normalize
-from resflax.distributed import Engine, make_engine
+from resflax.data import Dataset, Split, StreamingSplit, normalize
+from resflax.distributed import make_engine
 from resflax.distributed.engines import check_batch_size
 from resflax.errors import UserError
-from resflax.nn import ResNet, stack_params
+from resflax.nn import ResNet
 from resflax.train.accumulate import check_micro_batches
-from resflax.train.config import build_augment, build_mix, build_model, check_config
+from resflax.train.config import (
+    build_augment,
+    build_mix,
+    build_model,
+    check_averaging,
+    check_config,
+)
+from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.finetune import build_batch_norm, build_layer_scales, freeze_patterns
+from resflax.train.model_record import model_record
 from resflax.train.optim import make_optimizer
-from resflax.train.precise_bn import StatsStep, make_stats_step
+from resflax.train.precise_bn import make_stats_step
+from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
+from resflax.train.run import Run, model_errors
 from resflax.train.schedules import make_schedule
-from resflax.train.state import TrainState, create_state
 from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
-from resflax.weights import read_weights, replace_head
+from resflax.weights import PretrainedConfig
+from resflax.weights.bridge import stack_variables
+from resflax.weights.readers import Weights
+from resflax.zoo import create_model
 
 Normalizer = Callable[[jax.Array], jax.Array]
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything that a `Trainer` needs, built from a config.
-
-    Attributes:
-      config: a copy, with the normalization of the pretrained weights.
-      dataset: training and test split.
-      model: the network, without `axis_name`.
-      initial_variables: pretrained weights; None to initialize from the seed.
-      steps: number of training steps.
-      schedule: learning rate by step.
-      optimizer: an optax transformation.
-      engine: devices and how they share a batch.
-      train_step: pure `(state, batch) -> (state, metrics)`.
-      eval_step: pure `(state, batch) -> metrics`.
-      stats_step: pure `(state, batch) -> batch statistics`.
-    """
-
-    config: ConfigDict
-    dataset: Dataset
-    model: nn.Module
-    initial_variables: Any
-    steps: int
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    engine: Engine
-    train_step: TrainStep
-    eval_step: EvalStep
-    stats_step: StatsStep
-
-    def init(self) -> TrainState:
-        """Creates the state before the first step, not yet on the engine's devices.
-
-        On a CPU the program is compiled with fewer optimizations, which gives the same bits in half
-        the time: it runs once.
-        """
-        if self.initial_variables is not None or jax.default_backend() != "cpu":
-            return self._create()
-        lowered = jax.jit(self._create).lower()
-        return lowered.compile({"xla_backend_optimization_level": "1"})()
-
-    def _create(self) -> TrainState:
-        shape = self.dataset.image_shape
-        return build_state(self.config, self.model, self.optimizer, shape, self.initial_variables)
-
-
 def build(
-    config: ConfigDict, *, model: nn.Module | None = None, dataset: Dataset | None = None
+    config: ConfigDict,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    pretrained: PretrainedConfig | None = None,
 ) -> Run:
     """Builds a run from its config.
 
@@ -85,6 +53,8 @@ def build(
       config: see `default_config`.
       model: a linen module to train instead of the config's model.
       dataset: a dataset to train on instead of the config's dataset.
+      pretrained: config of the weights `config.pretrained`, as a checkpoint of the run has it:
+        the weights themselves are then read only if the run has to start again.
 
     Raises:
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
@@ -95,17 +65,18 @@ def build(
             f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
         )
     config = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
-    dataset = dataset or build_dataset(config)
-    check_dataset(config, dataset)
     engine = make_engine(config.parallel, fsdp=config.mesh.fsdp)
     check_devices(config, len(engine.devices))
-    variables = None
-    if model is None:
-        model, variables = _build_model_for(config, dataset)
-    if config.pretrained:
-        dataset = dataset.with_normalization(config.data.mean, config.data.std)
-    dataset = dataset.with_normalization(*dataset.train.mean_std())  # measured once
-    with _model_errors(config, dataset):
+    weights = None
+    if config.pretrained and pretrained is None:
+        weights = read_pretrained(config)
+        pretrained = weights.config
+    dataset = dataset or build_dataset(config, pretrained)
+    check_dataset(config, dataset)
+    model = model or _build_model_for(config, dataset, pretrained)
+    fitted = weights and fit_to_dataset(weights, config, dataset)
+    dataset = normalize_dataset(dataset, config, pretrained)
+    with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, len(engine.devices))
     schedule = build_schedule(config, len(dataset.train))
     optimizer = build_optimizer(config, schedule, model)
@@ -113,11 +84,18 @@ def build(
     train_step, eval_step = build_steps(
         config, model, optimizer, normalizer, axis_name=engine.axis_name
     )
+
+    def read_variables() -> Any:
+        start = fitted or fit_to_dataset(read_pretrained(config), config, dataset)
+        return stack_variables(start.variables) if model.scan else start.variables
+
     run = Run(
         config=config,
         dataset=dataset,
         model=model,
-        initial_variables=variables,
+        pretrained=pretrained,
+        read_variables=read_variables,
+        notes=_describe_start(fitted, model, dataset) if fitted else (),
         steps=total_steps(config, len(dataset.train)),
         schedule=schedule,
         optimizer=optimizer,
@@ -126,52 +104,37 @@ def build(
         eval_step=eval_step,
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=engine.axis_name),
     )
-    _check_model(run)
+    run.check_model()
     return run
 
 
-def build_dataset(config: ConfigDict) -> Dataset:
-    """Opens the dataset of a config, with its normalization."""
-    data = config.data
-    dataset = load_dataset(
-        config.dataset,
-        data.data_dir,
-        image_size=data.image_size,
-        channels=data.channels,
-        on_bad_example=data.on_bad_example,
-        seed=config.seed,
-    )
-    return dataset.with_normalization(tuple(data.mean), tuple(data.std))
+def _build_model_for(
+    config: ConfigDict, dataset: Dataset, pretrained: PretrainedConfig | None
+) -> ResNet:
+    """Builds the model, pretrained or by its name, for a dataset's images and classes."""
+    if pretrained:
+        spec = pretrained.spec.override(num_classes=dataset.num_classes)
+    else:
+        spec = build_model(config, dataset.num_classes).spec
+    check_averaging(config, spec)
+    minimum = spec.min_image_size
+    for split in (dataset.train, dataset.test):
+        height, width = split.image_shape[:2]
+        if min(height, width) < minimum:
+            raise UserError(
+                f"the images of {config.dataset} are {height}x{width}, too small for"
+                f" {config.model or config.pretrained} with the {spec.stem} stem, which needs"
+                f" {minimum}x{minimum}: try --config.spec.stem=cifar"
+            )
+    return create_model(spec, dtype=config.dtype, scan=config.scan, remat=config.remat)
 
 
-def _build_model_for(config: ConfigDict, dataset: Dataset) -> tuple[ResNet, Any]:
-    """Builds the model for a dataset's classes, and its pretrained variables, if any.
-
-    Sets the config's mean and std to those of the pretrained weights, unless it has its own.
-    """
-    model = build_model(config, dataset.num_classes)
-    height, width, channels = dataset.image_shape
-    minimum = model.spec.min_image_size
-    if min(height, width) < minimum:
-        raise UserError(
-            f"the images of {config.dataset} are {height}x{width}, too small for {config.model}"
-            f" with the {model.spec.stem} stem, which needs {minimum}x{minimum}:"
-            " try --config.spec.stem=cifar"
-        )
-    if not config.pretrained:
-        return model, None
-    pretrained, variables, *_ = read_weights(config.pretrained, model.spec)
-    if pretrained.channels != channels:
-        raise UserError(
-            f"{config.pretrained} takes images with {pretrained.channels} channels:"
-            f" {dataset.name} has {channels}"
-        )
-    for key in ("mean", "std"):
-        if not config.data[key]:
-            config.data[key] = getattr(pretrained.preprocess, key)
-    if config.reset_head or pretrained.spec.num_classes != model.spec.num_classes:
-        variables = replace_head(variables, model.spec.num_classes, seed=config.seed)
-    return model, stack_params(variables) if model.scan else variables
+def _describe_start(weights: Weights, model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+    """Returns lines on the weights that a run starts from, and on its preprocessing."""
+    record = model_record(model, dataset)
+    assert record, "pretrained weights are those of a ResNet"
+    cropped = isinstance(dataset.test, StreamingSplit)
+    return weights.source, describe_input(record.preprocess, cropped=cropped)
 
 
 def total_steps(config: ConfigDict, examples: int) -> int:
@@ -212,25 +175,6 @@ def build_optimizer(
     )
     scales = build_layer_scales(config, model)
     return optax.chain(optimizer, *scales) if scales else optimizer
-
-
-def build_state(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    variables: Any = None,
-) -> TrainState:
-    """Builds the state before the first step, from given variables or the config's seed."""
-    return create_state(
-        model,
-        optimizer,
-        config.seed,
-        image_shape,
-        variables,
-        ema=config.ema_decay > 0,
-        freeze=freeze_patterns(config, model),
-    )
 
 
 def build_normalizer(split: Split) -> Normalizer:
@@ -294,24 +238,3 @@ def check_devices(config: ConfigDict, devices: int) -> None:
             f"mixup and CutMix need pairs of examples: batch_size {config.batch_size} is not a"
             f" multiple of twice the {devices} devices"
         )
-
-
-def _check_model(run: Run) -> None:
-    """Raises `UserError` if the model cannot take the images; computes nothing.
-
-    JAX caches the trace for the initialization.
-    """
-    with _model_errors(run.config, run.dataset):
-        jax.eval_shape(run._create)
-
-
-@contextlib.contextmanager
-def _model_errors(config: ConfigDict, dataset: Dataset) -> Iterator[None]:
-    """Raises `UserError` where a model cannot take the dataset's images."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, TypeError, OverflowError) as e:
-        shape, reason = dataset.image_shape, str(e).splitlines()[0]
-        raise UserError(f"{config.model} cannot be built for images of {shape}: {reason}") from e

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from resflax.data.augment import Augment, Mix, make_augment, make_mix
+from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.errors import UserError, unknown
@@ -40,8 +41,8 @@ def default_config() -> ConfigDict:
     """Returns all keys with their defaults; a recipe in `configs/` changes some of them."""
     config = ConfigDict(
         {
-            "model": "cifar_resnet20",  # a name of `list_models()`
-            "pretrained": "",  # initial weights: a file, a folder, or owner/name of the Hub
+            "model": "cifar_resnet20",  # a name of `list_models()`; "": that of the weights
+            "pretrained": "",  # initial weights: a workdir, folder, file, or name of the Hub
             "reset_head": False,  # a new head even if the pretrained one has as many classes
             # Parameters to freeze: patterns such as "stem*,stage[12]*"; see resflax.train.freeze.
             "freeze": placeholder(object),
@@ -53,7 +54,7 @@ def default_config() -> ConfigDict:
             "remat": False,  # store only the blocks' inputs for the backward pass
             "dataset": "digits",  # "digits", "folder:PATH", a name of TensorFlow Datasets
             "seed": 0,
-            "epochs": 10,
+            "epochs": 10,  # 0 evaluates pretrained weights
             "batch_size": 128,  # over all devices
             "grad_accum_steps": 1,  # number of micro-batches per batch
             "optimizer": "sgd",  # or "adamw", "lars", "lamb"
@@ -85,7 +86,14 @@ def default_config() -> ConfigDict:
             "max_consecutive_nonfinite": 10,  # consecutive skipped updates that stop the run
             "data": {
                 "data_dir": "",  # directory of prepared datasets; "" for TFDS's default
-                "image_size": 0,  # 0: images of one size, in memory; N: any size, resized to NxN
+                # 0: images of one size, in memory; N: any size, resized to NxN; -1: any size,
+                # resized to the pretrained model's input size.
+                "image_size": 0,
+                # Evaluation of resized images; 0 or "": the pretrained model's, or image_size,
+                # 0.875 and "bilinear".
+                "eval_size": 0,
+                "crop_pct": 0.0,  # side of the center crop over that of the resized image
+                "interpolation": "",  # "nearest", "bilinear", "bicubic" or "lanczos"
                 "channels": 0,  # 1 or 3 converts all images; 0 keeps theirs
                 "on_bad_example": "raise",  # or "skip": count and report
                 "placement": "auto",  # "host", "device", or "auto": small datasets on the device
@@ -132,9 +140,14 @@ def to_json_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def spec_overrides(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of the spec that a config sets."""
+    return {key: value for key, value in config.spec.items() if value is not None}
+
+
 def build_model(config: ConfigDict, num_classes: int | None = None) -> ResNet:
-    """Builds the model of a config, by default with the number of classes of its name."""
-    overrides = {key: value for key, value in config.spec.items() if value is not None}
+    """Builds the model that a config names, by default with the number of classes of its name."""
+    overrides = spec_overrides(config)
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return create_model(
@@ -175,7 +188,7 @@ _NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
 _LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
 RULES: dict[str, Rule] = {
     "seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
-    "epochs": _COUNT,
+    "epochs": _COUNT_OR_ZERO,
     "batch_size": _COUNT,
     "grad_accum_steps": _COUNT,
     "learning_rate": _POSITIVE,
@@ -209,7 +222,12 @@ RULES: dict[str, Rule] = {
         "2 or more, since the last one can be corrupt", lambda v: 2 <= v < 2**31
     ),
     "max_consecutive_nonfinite": _COUNT,
-    "data.image_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
+    "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
+    "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
+    "data.crop_pct": Rule("0 to 1", lambda v: 0 <= v <= 1),
+    "data.interpolation": Rule(
+        f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
+    ),
     "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
     "data.num_workers": Rule("0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
@@ -229,7 +247,17 @@ CHOICES: dict[str, Any] = {
 # Rules over several keys: the invalid combination, and its message.
 COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     (
-        lambda c: c.warmup_epochs > c.epochs,
+        lambda c: not c.epochs and not c.pretrained,
+        "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
+        " or more",
+    ),
+    (
+        lambda c: c.data.image_size == -1 and not c.pretrained,
+        "config.data.image_size is -1, the input size of the pretrained model: expected"
+        " config.pretrained with it",
+    ),
+    (
+        lambda c: c.warmup_epochs > c.epochs > 0,
         "config.warmup_epochs is {c.warmup_epochs}: expected at most epochs, {c.epochs}",
     ),
     (
@@ -255,20 +283,29 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "config.freeze_batch_norm is True with config.batch_norm={c.batch_norm!r}: expected one of"
         " them",
     ),
-    (
-        lambda c: (
-            c.ema_decay
-            and not c.precise_bn_batches
-            and not (c.freeze_batch_norm or c.batch_norm == "frozen")
-            and build_model(c).spec.norm == "batch"
-        ),
-        "config.ema_decay is {c.ema_decay}: averaged weights need batch statistics computed for"
-        " them: set --config.precise_bn_batches=16 or more",
-    ),
 )
+
+
+def _check_model(config: ConfigDict) -> None:
+    """Builds the model, unless the pretrained weights say which one."""
+    if config.model or not config.pretrained:
+        check_averaging(config, build_model(config).spec)
+
+
+def check_averaging(config: ConfigDict, spec: Spec) -> None:
+    """Raises `UserError` if averaged weights have no batch statistics of their own."""
+    is_frozen = config.freeze_batch_norm or config.batch_norm == "frozen"
+    has_own = config.precise_bn_batches or is_frozen or spec.norm != "batch"
+    if config.ema_decay and not has_own:
+        raise UserError(
+            f"config.ema_decay is {config.ema_decay}: averaged weights need batch statistics"
+            " computed for them: set --config.precise_bn_batches=16 or more"
+        )
+
+
 # Functions that check the values they take.
 CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
-    build_model,
+    _check_model,
     build_augment,
     build_mix,
     lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
@@ -293,11 +330,11 @@ def check_config(config: ConfigDict) -> None:
         with another.
     """
     _check_keys(flatten_config(config), flatten_config(default_config()))
-    for build in CHECKS:
-        build(config)
     for is_invalid, message in COMBINATIONS:
         if is_invalid(config):
             raise UserError(message.format(c=config))
+    for build in CHECKS:
+        build(config)
 
 
 def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:

@@ -7,22 +7,31 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resflax.data.fingerprint import Fingerprint, fingerprint_diff
 from resflax.distributed.processes import (
     broadcast_json,
     is_main_process,
     lost_process_as_user_error,
 )
-from resflax.errors import unknown
+from resflax.errors import UserError, unknown
 from resflax.kernels import describe_backend
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt
-from resflax.run.workdir import Workdir
+from resflax.run.workdir import ExistingRun, Workdir
 from resflax.train import loop
 from resflax.train.builders import build
-from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
+from resflax.train.config import (
+    INCREASABLE_KEYS,
+    RESUMABLE_KEYS,
+    check_config,
+    to_json_dict,
+)
 from resflax.train.trainer import Trainer
+from resflax.weights import PretrainedConfig
 
 RESUME = ("auto", "never")
+# Keys in which the config of a resumed run may differ.
+MAY_DIFFER: dict[str, Any] = {"resumable": RESUMABLE_KEYS, "increasable": INCREASABLE_KEYS}
 
 
 def default_workdir(name: str) -> Path:
@@ -60,25 +69,51 @@ def fit(
     """
     if resume not in RESUME:
         raise unknown("resume", resume, RESUME)
-    path = Path(workdir) if workdir else default_workdir(config.model)
+    check_config(config)
+    path = Path(workdir) if workdir else default_workdir(config.model or "pretrained")
     with lost_process_as_user_error():
-        is_main = is_main_process()
-        if is_main:
+        existing = ExistingRun()
+        if is_main_process():
             path = Workdir.next_free(path) if resume == "never" else path
-            Workdir.check(path)
-        trainer = Trainer(build(config))
-        with _open(path, trainer.config) as opened:
-            results = broadcast_json(opened.read_results())
-            progress = RunProgress(trainer.steps, silent=silent or not is_main)
-            if results:
-                progress.print("run already finished")
-            else:
-                for line in (*opened.notes, _backend_line(trainer), trainer.summary()):
-                    progress.print(line)
-                results = loop.fit(trainer, opened, progress, interrupt)
-            progress.close()
-            progress.print(_summary(results, path))
-            return results
+            existing = Workdir.inspect(path, to_json_dict(config), **MAY_DIFFER)
+        results, pretrained = broadcast_json(
+            [existing.results, (existing.metadata or {}).get("pretrained")]
+        )
+        silent = silent or not is_main_process()
+        if results:
+            progress = RunProgress(results["steps"], silent=silent)
+            progress.print("run already finished")
+        else:
+            run = build(
+                config, pretrained=pretrained and PretrainedConfig.from_json_dict(pretrained)
+            )
+            if existing.metadata:
+                _check_data(existing.metadata["data"], run.metadata["data"], path)
+            progress = RunProgress(run.steps, silent=silent)
+            results = _train(Trainer(run), path, progress, interrupt)
+        progress.close()
+        progress.print(_summary(results, path))
+        return results
+
+
+def _train(
+    trainer: Trainer, path: Path, progress: RunProgress, interrupt: Interrupt | None
+) -> dict[str, Any]:
+    with _open(path, trainer.config) as opened:
+        notes = (*opened.notes, *trainer.run.notes)
+        for line in (*notes, _backend_line(trainer), trainer.summary()):
+            progress.print(line)
+        return loop.fit(trainer, opened, progress, interrupt)
+
+
+def _check_data(old: Fingerprint, new: Fingerprint, path: Path) -> None:
+    """Raises `UserError` if the data of the run in `path` have changed."""
+    changes = fingerprint_diff(old, new)
+    if changes:
+        raise UserError(
+            f"the data of the run in {path} have changed: {'; '.join(changes)}: restore them, or"
+            " use --resume=never for a new run"
+        )
 
 
 def _backend_line(trainer: Trainer) -> str:
@@ -99,6 +134,4 @@ def _open(path: Path, config: ConfigDict) -> Workdir:
     """Opens the workdir: for writing in the main process, without writing in the others."""
     if not is_main_process():
         return Workdir(path, writes=False)
-    return Workdir.open(
-        path, to_json_dict(config), resumable=RESUMABLE_KEYS, increasable=INCREASABLE_KEYS
-    )
+    return Workdir.open(path, to_json_dict(config), **MAY_DIFFER)

@@ -24,7 +24,6 @@ from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.input_pipeline import limit_in_flight
-from resflax.train.metadata import make_metadata
 from resflax.train.nonfinite import describe, param_group_names, stop_reason
 from resflax.train.results import make_results
 from resflax.train.state import TrainState
@@ -73,7 +72,6 @@ class TrainingLoop:
         self.pending: list[Any] = []  # metrics on the devices
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
-        self.metadata = make_metadata(trainer.run)
         self.checkpointer = None
         if workdir.writes:
             keep = self.config.checkpoint_max_to_keep
@@ -110,16 +108,17 @@ class TrainingLoop:
     def _restore(self) -> TrainState:
         """Restores the last checkpoint, or initializes; returns the state on the devices."""
         self.start_time = time.monotonic()
-        initial = self.trainer.init()
-        template = {"state": initial, "eval_batch_stats": initial.batch_stats}
-        saved = self.checkpointer.restore(template) if self.checkpointer else None
+        template = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.trainer.run.abstract_state()
+        )
+        trees = {"state": template, "eval_batch_stats": template.batch_stats}
+        saved = self.checkpointer.restore(trees) if self.checkpointer else None
         self.state = TrainerState()
         shared = broadcast_json(saved and [saved.step, saved.metadata["trainer_state"]])
-        here, state = environment(self.engine), initial
+        here = environment(self.engine)
         if shared:
             self.saved_step, self.state = shared[0], TrainerState(**shared[1])
-            arrays = saved.tree["state"] if saved else jax.tree.map(np.asarray, initial)
-            state = broadcast_tree(arrays)
+            state = broadcast_tree(saved.tree["state"] if saved else template)
             self._print(f"resuming from the checkpoint at step {self.saved_step}")
             if self.state.environment != here:
                 saved_on = ", ".join(f"{k} {v}" for k, v in self.state.environment.items())
@@ -129,6 +128,8 @@ class TrainingLoop:
         elif self.workdir.writes and (self.workdir.path / "metrics.jsonl").exists():
             self._print("there is no checkpoint yet: starting at step 0")
         self._print_warnings()
+        if not shared:
+            state = self.trainer.init()
         warning = self.workdir.truncate_records(
             self.state.records, self.state.records_sha256, self.saved_step
         )
@@ -152,8 +153,9 @@ class TrainingLoop:
         self.progress.resume(first)
         self.group_names = param_group_names(state.params, state.batch_stats)
         eval_state = self._evaluate(state, first) if self._should_evaluate(first) else None
-        step_fn = trainer.make_step_fn(first)
+        step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
+            assert step_fn
             state, metrics = step_fn(state)
             self.pending.append(metrics)
             limit_in_flight(self.pending)
@@ -282,7 +284,7 @@ class TrainingLoop:
             train_seconds=self.throughput.seconds,
         )
         if self.checkpointer:
-            metadata = self.metadata | {"trainer_state": trainer_state.as_dict()}
+            metadata = self.trainer.run.metadata | {"trainer_state": trainer_state.as_dict()}
             tree = {"state": arrays, "eval_batch_stats": self.eval_batch_stats}
             self.checkpointer.save(Checkpoint(step, tree, metadata), accuracy)
             self._print_warnings()
@@ -313,7 +315,7 @@ class TrainingLoop:
         if self.checkpointer:
             self.checkpointer.wait()
             accuracy = f"test accuracy {self.state.test['accuracy']:.4f}"
-            title = f"{self.config.model} on {self.trainer.dataset.name}, {accuracy}"
+            title = f"{self.trainer.run.name} on {self.trainer.dataset.name}, {accuracy}"
             draw_curves(self.workdir.records.all(), self.workdir.path / "curves.png", title)
         results = make_results(
             self.trainer.run,

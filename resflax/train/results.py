@@ -6,9 +6,9 @@ import jax
 
 from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import TrainerState
-from resflax.train.builders import Run
 from resflax.train.finetune import freeze_patterns
 from resflax.train.freeze import count_params, split_params
+from resflax.train.run import Run
 from resflax.train.state import TrainState
 
 

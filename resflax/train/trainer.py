@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from resflax.data import Split, StreamingSplit
-from resflax.train.builders import Run
 from resflax.train.input_pipeline import (
     StepFn,
     eval_iterator,
@@ -17,6 +16,7 @@ from resflax.train.input_pipeline import (
     train_iterator,
 )
 from resflax.train.precise_bn import recompute_state_batch_stats
+from resflax.train.run import Run
 from resflax.train.state import TrainState
 
 
@@ -48,7 +48,7 @@ class Trainer:
         """Returns one line with the model, the dataset, the number of steps and the devices."""
         config, devices = self.config, self.engine.devices
         return (
-            f"{config.model} on {self.dataset.name}: {len(self.dataset.train)} examples,"
+            f"{self.run.name} on {self.dataset.name}: {len(self.dataset.train)} examples,"
             f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
             f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
         )
@@ -89,7 +89,8 @@ class Trainer:
             return state
         split: Any = self.dataset.train
         if isinstance(split, StreamingSplit):
-            split = dataclasses.replace(split, seed=None)  # center crops, as in evaluation
+            transform = self.dataset.test.eval_transform  # the same images as in evaluation
+            split = dataclasses.replace(split, seed=None, eval_transform=transform)
         rows = self.engine.local_slice(self.config.batch_size)
         batches = train_iterator(split, self.config, 0, self.config.precise_bn_batches, rows)
         return recompute_state_batch_stats(
@@ -111,8 +112,11 @@ class Trainer:
         return step * self.config.batch_size / len(self.dataset.train)
 
     def is_eval_step(self, step: int) -> bool:
-        """Returns whether the run evaluates after `step` steps."""
-        examples = len(self.dataset.train) * self.config.eval_every_epochs
-        return step == self.steps or is_last_of_epochs(
-            step, batch_size=self.config.batch_size, examples=examples
+        """Returns whether the run evaluates after `step` steps: at epochs, and at the end."""
+        size, examples = self.config.batch_size, len(self.dataset.train)
+        return step == self.steps or (
+            step > 0
+            and is_last_of_epochs(
+                step, batch_size=size, examples=examples * self.config.eval_every_epochs
+            )
         )

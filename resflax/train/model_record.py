@@ -1,4 +1,4 @@
-"""Metadata of a run's checkpoints: what using the model needs besides the arrays."""
+"""The record of a model in a run's checkpoints: what inference needs besides the arrays."""
 
 from typing import Any
 
@@ -6,24 +6,7 @@ import flax.linen as nn
 
 from resflax.data import Dataset, StreamingSplit
 from resflax.nn import ResNet
-from resflax.train.builders import Run
-from resflax.train.config import to_json_dict
 from resflax.weights import Preprocess, PretrainedConfig
-
-
-def make_metadata(run: Run) -> dict[str, Any]:
-    """Returns the JSON values that all checkpoints of a run have in common.
-
-    Returns:
-      "config"; "model", the values of `PretrainedConfig.to_json_dict`, None for a linen module of
-      the user's own; and "data", the fingerprint of the dataset.
-    """
-    record = model_record(run.model, run.dataset)
-    return {
-        "config": to_json_dict(run.config),
-        "model": record and record.to_json_dict(),
-        "data": run.dataset.fingerprint(),
-    }
 
 
 def model_record(model: nn.Module, dataset: Dataset) -> PretrainedConfig | None:

@@ -1,0 +1,94 @@
+"""The dataset of a config: image size, evaluation transform and normalization."""
+
+from ml_collections import ConfigDict
+
+from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
+from resflax.errors import UserError
+from resflax.weights import PretrainedConfig
+from resflax.weights.adapt import convert_preprocess
+
+# `config.data.image_size` of the pretrained model's input size.
+PRETRAINED_SIZE = -1
+# Keys of `config.data` that only streamed images have a use for, with their neutral values.
+EVAL_KEYS = {"eval_size": 0, "crop_pct": 0.0, "interpolation": ""}
+
+
+def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
+    """Opens the dataset of a config.
+
+    Args:
+      config: see `default_config`.
+      pretrained: config of the pretrained weights, whose preprocessing and number of channels apply
+        to streamed images unless the config has its own.
+
+    Raises:
+      UserError: if the dataset cannot be opened, or a key has no effect on it.
+    """
+    data, size = config.data, _train_size(config, pretrained)
+    channels = data.channels
+    if pretrained and size and not channels and pretrained.channels in (1, 3):
+        channels = pretrained.channels
+    dataset = load_dataset(
+        config.dataset,
+        data.data_dir,
+        image_size=size,
+        channels=channels,
+        on_bad_example=data.on_bad_example,
+        seed=config.seed,
+        eval_transform=_eval_transform(config, size, pretrained) if size else None,
+    )
+    if not isinstance(dataset.test, StreamingSplit):
+        _check_without_eval_keys(config)
+    return dataset
+
+
+def normalize_dataset(
+    dataset: Dataset, config: ConfigDict, pretrained: PretrainedConfig | None = None
+) -> Dataset:
+    """Sets the mean and std that images are normalized with.
+
+    They are those of the config; where it has none, those of the pretrained weights; without these,
+    those of the training split, which are measured here.
+    """
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    if pretrained:
+        preprocess = convert_preprocess(pretrained.preprocess, dataset.image_shape[2])
+        mean, std = mean or preprocess.mean, std or preprocess.std
+    dataset = dataset.with_normalization(mean, std)
+    return dataset.with_normalization(*dataset.train.mean_std())
+
+
+def _train_size(config: ConfigDict, pretrained: PretrainedConfig | None) -> int:
+    """Returns the side of the training images; 0 for images of one size in memory."""
+    if config.data.image_size != PRETRAINED_SIZE:
+        return int(config.data.image_size)
+    if not pretrained:
+        raise UserError(
+            "config.data.image_size is -1, the input size of the pretrained model, which is not"
+            " known here: give the size in pixels"
+        )
+    return max(pretrained.preprocess.size)
+
+
+def _eval_transform(
+    config: ConfigDict, size: int, pretrained: PretrainedConfig | None
+) -> EvalTransform:
+    """Returns the transform of the config; where it has none, that of the pretrained weights."""
+    data = config.data
+    default = pretrained.preprocess if pretrained else EvalTransform(size=(size, size))
+    return EvalTransform(
+        size=(data.eval_size, data.eval_size) if data.eval_size else default.size,
+        crop_pct=data.crop_pct or default.crop_pct,
+        interpolation=data.interpolation or default.interpolation,
+        crop_mode=default.crop_mode,
+    )
+
+
+def _check_without_eval_keys(config: ConfigDict) -> None:
+    for key, neutral in EVAL_KEYS.items():
+        if config.data[key] != neutral:
+            raise UserError(
+                f"config.data.{key} is {config.data[key]!r}, but the images of {config.dataset} are"
+                " in memory and neither resized nor cropped: leave it out, or stream a dataset"
+                " with config.data.image_size"
+            )

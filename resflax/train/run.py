@@ -1,0 +1,144 @@
+"""A run as its config describes it: model, dataset, optimizer, engine and steps."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from resflax.data import Dataset
+from resflax.distributed import Engine
+from resflax.errors import UserError
+from resflax.train.config import to_json_dict
+from resflax.train.finetune import freeze_patterns
+from resflax.train.model_record import model_record
+from resflax.train.precise_bn import StatsStep
+from resflax.train.state import TrainState, create_state
+from resflax.train.step import EvalStep, TrainStep
+from resflax.weights import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a `Trainer` needs, built from a config.
+
+    Attributes:
+      config: a copy.
+      dataset: training and test split, with the normalization of both.
+      model: the network, without `axis_name`.
+      pretrained: config of the pretrained weights; None to initialize from the seed.
+      read_variables: reads the pretrained weights, fitted to the dataset.
+      notes: lines that say what was loaded.
+      steps: number of training steps.
+      schedule: learning rate by step.
+      optimizer: an optax transformation.
+      engine: devices and how they share a batch.
+      train_step: pure `(state, batch) -> (state, metrics)`.
+      eval_step: pure `(state, batch) -> metrics`.
+      stats_step: pure `(state, batch) -> batch statistics`.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    model: nn.Module
+    pretrained: PretrainedConfig | None
+    read_variables: Callable[[], Any]
+    notes: tuple[str, ...]
+    steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    engine: Engine
+    train_step: TrainStep
+    eval_step: EvalStep
+    stats_step: StatsStep
+
+    @property
+    def name(self) -> str:
+        """Name of the model, or of the weights that say which one it is."""
+        return str(self.config.model or self.config.pretrained)
+
+    def init(self) -> TrainState:
+        """Creates the state before the first step, not yet on the engine's devices.
+
+        On a CPU the program is compiled with fewer optimizations, which gives the same bits in half
+        the time: it runs once.
+
+        Raises:
+          UserError: if pretrained weights are needed and cannot be read.
+        """
+        if self.pretrained:
+            return self._create(self.read_variables())
+        if jax.default_backend() != "cpu":
+            return self._create()
+        lowered = jax.jit(self._create).lower()
+        return lowered.compile({"xla_backend_optimization_level": "1"})()
+
+    def abstract_state(self) -> TrainState:
+        """Returns the shapes and dtypes of the state; computes nothing."""
+        state: TrainState = jax.eval_shape(self._create)
+        return state
+
+    def check_model(self) -> None:
+        """Raises `UserError` if the model cannot take the images; computes nothing.
+
+        JAX caches the trace for the initialization.
+        """
+        with model_errors(self.config, self.dataset):
+            self.abstract_state()
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """JSON values that all checkpoints of the run have in common.
+
+        "config"; "model", the values of `PretrainedConfig.to_json_dict`, None for a linen module of
+        the user's own; "pretrained", the same of the weights that the run began from, None without;
+        and "data", the fingerprint of the dataset.
+        """
+        model = model_record(self.model, self.dataset)
+        return {
+            "config": to_json_dict(self.config),
+            "model": model and model.to_json_dict(),
+            "pretrained": self.pretrained and self.pretrained.to_json_dict(),
+            "data": self.dataset.fingerprint(),
+        }
+
+    def _create(self, variables: Any = None) -> TrainState:
+        shape = self.dataset.image_shape
+        return build_state(self.config, self.model, self.optimizer, shape, variables)
+
+
+def build_state(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    variables: Any = None,
+) -> TrainState:
+    """Builds the state before the first step, from given variables or the config's seed."""
+    return create_state(
+        model,
+        optimizer,
+        config.seed,
+        image_shape,
+        variables,
+        ema=config.ema_decay > 0,
+        freeze=freeze_patterns(config, model),
+    )
+
+
+@contextlib.contextmanager
+def model_errors(config: ConfigDict, dataset: Dataset) -> Iterator[None]:
+    """Raises `UserError` where a model cannot take the dataset's images."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, OverflowError) as e:
+        name, shape = config.model or config.pretrained, dataset.image_shape
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{name} cannot be built for images of {shape}: {reason}") from e
