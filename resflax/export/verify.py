@@ -40,14 +40,14 @@ class Verification(NamedTuple):
         )
 
 
-class TestImages(NamedTuple):
+class SampleImages(NamedTuple):
     """Images for a comparison: uint8 pixels of the input size, and a description."""
 
     pixels: UInt8[np.ndarray, "n h w c"]
     description: str
 
 
-def read_test_images(model: TrainedModel, paths: Sequence[str] = ()) -> TestImages:
+def read_sample_images(model: TrainedModel, paths: Sequence[str] = ()) -> SampleImages:
     """Returns the images in some files, resized and cropped for the model; noise without files.
 
     Raises:
@@ -56,12 +56,12 @@ def read_test_images(model: TrainedModel, paths: Sequence[str] = ()) -> TestImag
     if not paths:
         shape = (NOISE_IMAGES, *model.input_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return TestImages(pixels, f"{NOISE_IMAGES} noise images")
+        return SampleImages(pixels, f"{NOISE_IMAGES} noise images")
     mode = {1: "L", 3: "RGB"}[model.config.channels]
     images = [_open(path).convert(mode) for path in paths]
     cropped = [np.asarray(model.preprocess.resize_and_crop(image), np.uint8) for image in images]
     pixels = np.stack(cropped).reshape(-1, *model.input_shape)
-    return TestImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
+    return SampleImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def expected_outputs(
 def verify(
     exported: ExportedModel,
     model: TrainedModel,
-    images: TestImages,
+    images: SampleImages,
     expected: Float[np.ndarray, "n classes"],
     *,
     uint8: bool = False,
