@@ -181,7 +181,8 @@ def _read_repository(where: str, revision: str | None, report: Report) -> _Found
 
 
 def _is_repository(where: str) -> bool:
-    is_path = where.startswith((".", "/", "~")) or where.endswith(SUFFIXES)
+    # `runs/` is where runs are by default.
+    is_path = where.startswith((".", "/", "~", "runs/")) or where.endswith(SUFFIXES)
     return where.count("/") == 1 and not is_path
 
 
