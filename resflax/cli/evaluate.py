@@ -68,6 +68,10 @@ def _evaluate(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         "the results cannot be written", lambda: "choose another --out or --predictions"
     ):
         _write(args, plan, evaluated, metrics, values)
+    if args.out:
+        print(f"saved {args.out}/evaluation.json, reliability.png and confusion.png")
+    if args.predictions:
+        print(f"saved {args.predictions}")
 
 
 class Speed:
@@ -177,7 +181,5 @@ def _write(
             write_atomic(args.out / "skipped.txt", "\n".join([*evaluated.skipped, ""]).encode())
         text = json.dumps(values, indent=1, allow_nan=False)
         write_atomic(args.out / "evaluation.json", f"{text}\n".encode())
-        print(f"saved {args.out}/evaluation.json, reliability.png and confusion.png")
     if args.predictions:
         write_predictions(args.predictions, evaluated, plan.source, plan.label_map)
-        print(f"saved {args.predictions}")
