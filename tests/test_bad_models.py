@@ -17,11 +17,14 @@ from resflax.weights import load_file, save_file
 COMMANDS = {
     "evaluate": ["evaluate", "WHERE", "--dataset=folder:{here}/data", "--out={here}/out"],
     "predict": ["predict", "--weights=WHERE", "--out={here}/out.csv", "{here}/data"],
+    "onnx": ["export", "WHERE", "{here}/out.onnx", "--format=onnx"],
     "stablehlo": ["export", "WHERE", "{here}/out.stablehlo", "--format=stablehlo"],
     "timm": ["export", "WHERE", "{here}/out", "--format=timm"],
+    "probe": ["probe", "WHERE", "--dataset=folder:{here}/data"],
     "train": [
         "train",
         "--config.pretrained=WHERE",
+        "--config.model=",  # that of the weights
         "--config.dataset=folder:{here}/data",
         "--config.batch_size=8",
         "--workdir={here}/out",
@@ -35,18 +38,17 @@ MODELS = {
     "checkpoint of a folder that is not a run": ("{here}/net@best", "net is not the workdir of a"),
     "folder without weights": ("{here}/data", "data"),
     "image for weights": ("{here}/data/test/a/0.png", "0.png is not a weights file"),
-    "file that does not name its model": (
-        "{here}/net.safetensors",
-        "(cannot tell which model|not a state dict of)",
-    ),
-    "other names than weights": ("{here}/labels5", "labels5 has 5 class names: expected 3"),
+    "file that does not name its model": ("{here}/net.safetensors", "cannot tell which model"),
+    "other names than weights": ("{here}/labels5", "labels5 has 5 class names for 3 classes"),
 }
 # Arguments, with the name of the command in `COMMANDS` and WHERE if it is not a valid network.
 CASES = {
     "other model for evaluate": ("evaluate", ["--model=resnet18"], "not a state dict of"),
     "other model for predict": ("predict", ["--model=resnet18"], "not a state dict of"),
+    "other model for onnx": ("onnx", ["--model=resnet18"], "not a state dict of"),
     "other model for stablehlo": ("stablehlo", ["--model=resnet18"], "not a state dict of"),
     "other model for timm": ("timm", ["--model=resnet18"], "not a state dict of"),
+    "other model for probe": ("probe", ["--model=resnet18"], "not a state dict of"),
     "other model for train": ("train", ["--config.model=cifar_resnet14"], "not a state dict of"),
     "labels of another model": (
         "predict",
@@ -88,15 +90,22 @@ CASES = {
         ["--config.dataset=folder:{here}/damaged"],
         "damaged/test/a/0.png: is not a readable image",
     ),
+    "bad image for probe": (
+        "probe",
+        ["--dataset=folder:{here}/damaged"],
+        "damaged/test/a/0.png: is not a readable image",
+    ),
     "bad image for export": (
         "timm",
         ["--images={here}/damaged/test/a/0.png"],
         "damaged/test/a/0.png is not a readable image",
     ),
-    "unknown format": ("stablehlo", ["--format=tflite"], "unknown format 'tflite'"),
+    "unknown format": ("onnx", ["--format=tflite"], "unknown format 'tflite'"),
 }
 # Commands without an optional package: the error names the extra.
 EXTRAS = {
+    "onnx": ("onnx", [], "onnx"),
+    "probe": ("probe", [], "sklearn"),
     "predict": ("parquet", ["--features={here}/out.parquet"], "pyarrow"),
     "evaluate": ("parquet", ["--predictions={here}/out.parquet"], "pyarrow"),
 }

@@ -7,7 +7,7 @@ import pytest
 import safetensors
 from helpers.trained_models import trained_model
 
-from resflax import UserError, get_spec, list_models
+from resflax import UserError, get_spec, list_models, load_pretrained
 from resflax.export import export
 from resflax.export.timm_names import find_timm_model, inference_spec, zoo_name
 from resflax.weights import load_file, read_weights
@@ -76,8 +76,8 @@ def test_timm_loads_the_folder_with_equal_logits(tmp_path, family):
     assert logits.shape == (2, model.spec.num_classes)
     assert_equal_logits(logits, torch_logits(model.spec, model.variables, images))
     data = timm.data.resolve_model_data_config(net)
-    assert data["input_size"] == (channels, 32, 32)
-    assert data["mean"] == model.preprocess.mean
+    assert tuple(data["input_size"]) == (channels, 32, 32)
+    assert tuple(data["mean"]) == model.preprocess.mean
     assert (data["crop_pct"], data["interpolation"]) == (0.9, "bilinear")
 
 
@@ -102,6 +102,14 @@ def test_transformers_layout_needs_its_architecture(tmp_path):
             export(trained_model(name, **TINY) if name[0] != "c" else trained_model(name),
                    tmp_path / "net", format="transformers")  # fmt: skip
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_preprocessing_that_transformers_lacks_comes_back(tmp_path):
+    model = trained_model("resnet18", preprocess={"size": (32, 48)}, **TINY)
+    report = export(model, tmp_path / "net", format="transformers")
+    assert "resizes and crops in another way" in report.notes[0]
+    assert load_pretrained(tmp_path / "net").preprocess == model.preprocess
 
 
 def test_config_of_a_timm_model_needs_no_further_key(tmp_path):

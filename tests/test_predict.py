@@ -54,6 +54,11 @@ def expected_probabilities(network, paths):
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
+def read_lines(capsys):
+    """Returns the lines of stdout after the two that name the weights and the backend."""
+    return capsys.readouterr().out.splitlines()[2:]
+
+
 def read_csv(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -78,8 +83,9 @@ def assert_predictions(rows, paths, probabilities, names, top):
 def test_csv_has_the_softmax_of_the_logits(networks, photos, capsys, network, names):
     where = str(networks / network)
     assert run_command("predict", "photos", f"--weights={where}", "--out=p.csv", "--top=3") == 0
-    source, wrote = capsys.readouterr().out.splitlines()
+    source, inference, wrote = capsys.readouterr().out.splitlines()
     assert str(where) in source
+    assert inference.startswith("inference: ")
     assert wrote == "wrote p.csv: 6 images"
     # Color images are converted to gray before the resize here, after it in `Preprocess`.
     paths = photos if network == "color" else photos[:1]
@@ -110,7 +116,7 @@ def test_table_of_few_images_lists_all_predictions(networks, photos, capsys):
     probabilities = expected_probabilities(networks / "unnamed", photos[3:4])[0]
     best = np.argsort(-probabilities)
     block = [photos[3], *(f"  {probabilities[i]:7.2%}  class {i}" for i in best)]
-    assert capsys.readouterr().out.splitlines()[1:] == 2 * block
+    assert read_lines(capsys) == 2 * block
 
 
 @pytest.mark.slow
@@ -118,7 +124,7 @@ def test_table_of_many_images_has_one_line_each(networks, photos, tmp_path, caps
     Path("labels.txt").write_text("\n".join(f"label {i}" for i in range(7)))
     arguments = [*photos, *photos, f"--weights={networks / 'color'}", "--labels=labels.txt"]
     assert run_command("predict", *arguments) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
+    lines = read_lines(capsys)
     probabilities = expected_probabilities(networks / "color", photos)
     for line, path, row in zip(lines, 2 * photos, [*probabilities, *probabilities], strict=True):
         assert line == f"{path:16}  {row.max():7.2%}  label {row.argmax()}"
@@ -145,7 +151,7 @@ def read_features(path):
 def test_features_are_those_before_the_head(networks, photos, capsys, name):
     weights = f"--weights={networks / 'headless'}"
     assert run_command("predict", "photos", weights, f"--features={name}", "--batch-size=4") == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [f"wrote {name}: 6 images"]
+    assert read_lines(capsys) == [f"wrote {name}: 6 images"]
     paths, features = read_features(name)
     assert paths == photos
     model, variables, preprocess, *_ = load_pretrained(networks / "headless")
@@ -160,7 +166,7 @@ def test_features_with_predictions_and_sheet_in_one_call(networks, photos, capsy
     outputs = ["--features=f.npz", "--out=p.csv", "--sheet=s.png"]
     assert run_command("predict", "photos", weights, *outputs) == 0
     wrote = [f"wrote {name}: 6 images" for name in ("p.csv", "f.npz", "s.png")]
-    assert capsys.readouterr().out.splitlines()[1:] == wrote
+    assert read_lines(capsys) == wrote
     probabilities = expected_probabilities(networks / "color", photos)
     assert_predictions(read_csv("p.csv"), photos, probabilities, NAMES, 5)
     assert read_features("f.npz")[1].shape == (6, 64)
@@ -191,7 +197,7 @@ def test_unreadable_images_are_skipped_and_listed(networks, photos, capsys):
     Path(photos[2]).write_bytes(truncated)
     arguments = ["bad.png", "photos", f"--weights={networks / 'color'}", "--out=p.csv"]
     assert run_command("predict", *arguments, "--on-bad-example=skip") == 0
-    _, wrote, skipped, *problems = capsys.readouterr().out.splitlines()
+    wrote, skipped, *problems = read_lines(capsys)
     assert wrote == "wrote p.csv: 5 images"
     assert skipped == "skipped 2 of 7 images:"
     assert re.match("  bad.png: is not a readable image", problems[0])

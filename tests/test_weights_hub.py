@@ -250,8 +250,11 @@ def test_name_without_a_tag_asks_for_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="a model's name needs a tag, such as resnet50.a1_in1k"):
         load_pretrained("resnet50")
-    with pytest.raises(UserError, match="resnet51.a1_in1k is not an existing file or folder"):
+    with pytest.raises(UserError, match="resnet51.a1_in1k is not .*: did you mean resnet50"):
         load_pretrained("resnet51.a1_in1k")
+    for where in ("resnet50.pth", "runs/a.safetensors"):
+        with pytest.raises(UserError, match=f"file not found: {where}"):
+            load_pretrained(where)
 
 
 def test_weights_without_the_head_of_their_config_load(timm_folder, tmp_path):

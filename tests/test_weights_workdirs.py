@@ -155,7 +155,8 @@ def test_corrupt_checkpoints_are_skipped_with_a_message(tmp_path):
         ("@7", "has no checkpoint '7': expected last, best or a step: 5, 10, 15, 20"),
         ("@first", "has no checkpoint 'first': expected last, best or a step"),
         ("@", "has no checkpoint '': expected last, best or a step"),
-        ("-2@best", "x-2 is not the workdir of a run, which @ needs"),
+        ("-2@best", "x-2@best: folder not found: "),
+        ("/checkpoints@best", "/checkpoints is not the workdir of a run, which @ needs"),
     ],
 )
 def test_unknown_checkpoint_lists_the_steps(workdir, suffix, message):

@@ -55,6 +55,7 @@ def _evaluate(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     )
     if is_main_process():
         print(describe(plan))
+        print(classify.describe_backend(), flush=True)
     speed = Speed()
     evaluated = run(plan, args, classify, speed)
     metrics = summarize(evaluated.scores, len(plan.label_map.columns))

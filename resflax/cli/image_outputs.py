@@ -111,6 +111,7 @@ def build_network(
         std=preprocess.std,
         outputs="features" if features else "logits",
     )
+    print(predictor.describe_backend(), flush=True)
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
         outputs = np.asarray(predictor(pixels))

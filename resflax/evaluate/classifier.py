@@ -42,6 +42,12 @@ class Classifier:
             self._arrays = self._engine.replicate(self._predictor.arrays)
             self._apply = self._engine.compile_eval(self._predictor.apply)
 
+    def describe_backend(self) -> str:
+        """Returns one line that names what computes the logits."""
+        if len(self.devices) > 1:
+            return f"inference: JAX on {len(self.devices)} devices"
+        return self._predictor.describe_backend()
+
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[Array, "padded classes"]:
         """Returns the logits of a batch, possibly before they are computed.
 

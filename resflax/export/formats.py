@@ -22,7 +22,16 @@ from resflax.export.torch_folders import (
     write_transformers,
 )
 from resflax.export.trained_model import TrainedModel
-from resflax.export.verify import Verification, expected_outputs, read_test_images, verify
+from resflax.export.verify import (
+    Verification,
+    expected_outputs,
+    on_cpu,
+    read_sample_images,
+    verify,
+)
+
+# From this size on, Transformers' image processor for ResNets does not crop.
+MAX_CROPPED_SIZE = 384
 
 
 class ExportOptions(NamedTuple):
@@ -178,19 +187,21 @@ def export(
     _check_options(name, row, options)
     row.check(model)
     _check_target(out, row)
-    test_images = read_test_images(model, images)
-    expected = expected_outputs(model, test_images.pixels, uint8=options.uint8)
+    sample_images = read_sample_images(model, images)
+    with on_cpu():
+        expected = expected_outputs(model, sample_images.pixels, uint8=options.uint8)
     temporary = out.absolute().parent / f".{out.name}.{os.getpid()}.part"
     try:
         temporary.mkdir(parents=True)
         target = temporary if row.files else temporary / out.name
         row.write(model, target, options)
         loaded = [_load(reader, target, model) for reader in row.readers]
-        verifications = tuple(
-            verify(exported, model, test_images, expected, uint8=options.uint8)
-            for exported in loaded
-            if exported is not None
-        )
+        with on_cpu():
+            verifications = tuple(
+                verify(exported, model, sample_images, expected, uint8=options.uint8)
+                for exported in loaded
+                if exported is not None
+            )
         notes = _notes(name, model)
         if row.files:
             write_card(
@@ -254,10 +265,20 @@ def _check_target(out: Path, row: Format) -> None:
 
 
 def _notes(name: str, model: TrainedModel) -> tuple[str, ...]:
+    """Returns what the user must know about the exported model, one line each."""
+    preprocess = model.preprocess
+    height, width = preprocess.size
     if name == "timm" and find_timm_model(model.spec) is None:
         return (
             "timm has no such architecture: load the folder with resflax.load_pretrained, or"
             " export it to ONNX",
+        )
+    if name == "transformers" and (
+        preprocess.crop_mode != "center" or height != width or height >= MAX_CROPPED_SIZE
+    ):
+        return (
+            "Transformers' image processor resizes and crops in another way:"
+            " resflax.load_pretrained has the exact preprocessing",
         )
     return ()
 

@@ -67,9 +67,10 @@ def zoo_name(spec: Spec) -> str | None:
             for prefix, family in FAMILIES.items()
             if family.spec(layers + 2)
         ),
-        f"wrn{layers + 4}_{spec.widths[0] // 16}" if layers % 6 == 0 and spec.preact else "",
     ]
-    return next((name for name in names if name and inference_spec(get_spec(name)) == spec), None)
+    if layers % 6 == 0 and spec.widths[0] % 16 == 0:
+        names.append(f"wrn{layers + 4}_{spec.widths[0] // 16}")
+    return next((name for name in names if inference_spec(get_spec(name)) == spec), None)
 
 
 def inference_spec(spec: Spec) -> Spec:

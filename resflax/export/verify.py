@@ -1,6 +1,7 @@
 """Verification of an exported model against `model.apply` on images."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,14 +40,14 @@ class Verification(NamedTuple):
         )
 
 
-class TestImages(NamedTuple):
+class SampleImages(NamedTuple):
     """Images for a comparison: uint8 pixels of the input size, and a description."""
 
     pixels: UInt8[np.ndarray, "n h w c"]
     description: str
 
 
-def read_test_images(model: TrainedModel, paths: Sequence[str] = ()) -> TestImages:
+def read_sample_images(model: TrainedModel, paths: Sequence[str] = ()) -> SampleImages:
     """Returns the images in some files, resized and cropped for the model; noise without files.
 
     Raises:
@@ -55,12 +56,23 @@ def read_test_images(model: TrainedModel, paths: Sequence[str] = ()) -> TestImag
     if not paths:
         shape = (NOISE_IMAGES, *model.input_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return TestImages(pixels, f"{NOISE_IMAGES} noise images")
+        return SampleImages(pixels, f"{NOISE_IMAGES} noise images")
     mode = {1: "L", 3: "RGB"}[model.config.channels]
     images = [_open(path).convert(mode) for path in paths]
     cropped = [np.asarray(model.preprocess.resize_and_crop(image), np.uint8) for image in images]
     pixels = np.stack(cropped).reshape(-1, *model.input_shape)
-    return TestImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
+    return SampleImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Runs JAX on the CPU, if it has one: a GPU rounds float32 products to TF32 by default."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = None
+    with jax.default_device(device):
+        yield
 
 
 def _open(path: str) -> Image.Image:
@@ -91,7 +103,7 @@ def expected_outputs(
 def verify(
     exported: ExportedModel,
     model: TrainedModel,
-    images: TestImages,
+    images: SampleImages,
     expected: Float[np.ndarray, "n classes"],
     *,
     uint8: bool = False,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resflax.errors import UserError
+from resflax.errors import UserError, unknown
 from resflax.nn import Spec
 from resflax.weights.adapt import convert_preprocess
 from resflax.weights.bridge import (
@@ -181,13 +181,14 @@ def _read_repository(where: str, revision: str | None, report: Report) -> _Found
 
 
 def _is_repository(where: str) -> bool:
-    is_path = where.startswith((".", "/", "~")) or where.endswith(SUFFIXES)
+    # `runs/` is where runs are by default.
+    is_path = where.startswith((".", "/", "~", "runs/")) or where.endswith(SUFFIXES)
     return where.count("/") == 1 and not is_path
 
 
 def _is_tagged(where: str) -> bool:
     architecture, tag = split_tag(where)
-    return bool(tag) and architecture in SPECS
+    return bool(tag) and architecture in SPECS and not where.endswith(SUFFIXES)
 
 
 READERS: dict[str, Reader] = {
@@ -202,8 +203,15 @@ READERS: dict[str, Reader] = {
 
 
 def _describe_invalid(where: str) -> str:
+    if where.endswith(SUFFIXES):
+        return f"file not found: {where}"
     message = f"{where} is not an existing file or folder, nor a Hub repository (owner/name)"
-    return message + f": a model's name needs a tag, such as {where}.a1_in1k" * (where in SPECS)
+    architecture, tag = split_tag(where)
+    if where in SPECS:
+        return f"{message}: a model's name needs a tag, such as {where}.a1_in1k"
+    if tag and "/" not in where:
+        return f"{message}, nor a tagged name: {unknown('model', architecture, SPECS)}"
+    return message
 
 
 def _complete_config(found: _Found, spec: Spec | None, where: str) -> PretrainedConfig:

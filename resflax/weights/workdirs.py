@@ -78,6 +78,8 @@ def split_checkpoint(where: str) -> tuple[Path, str] | None:
     folder, at, checkpoint = where.rpartition("@")
     if not at:
         return None
+    if not Path(folder).is_dir():
+        raise UserError(f"{where}: folder not found: {folder}")
     if not is_workdir(Path(folder)):
         raise UserError(f"{where}: {folder} is not the workdir of a run, which @ needs")
     return Path(folder), checkpoint
