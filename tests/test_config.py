@@ -10,15 +10,8 @@ from ml_collections import ConfigDict
 from resflax import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.train import check_config, default_config
-from resflax.train.config import (
-    CHOICES,
-    COMBINATIONS,
-    RULES,
-    build_augment,
-    build_mix,
-    build_model,
-    to_json_dict,
-)
+from resflax.train.config import build_augment, build_mix, build_model, to_json_dict
+from resflax.train.config_rules import CHOICES, COMBINATIONS, RULES
 
 
 def make_config(**keys):

@@ -5,8 +5,8 @@ from resflax.run.manifest import params_sha256 as params_sha256
 from resflax.run.progress import RunProgress as RunProgress
 from resflax.run.workdir import Workdir as Workdir
 from resflax.train.builders import build as build
-from resflax.train.config import check_config as check_config
 from resflax.train.config import default_config as default_config
+from resflax.train.config_rules import check_config as check_config
 from resflax.train.ensemble import stack_states as stack_states
 from resflax.train.ensemble import unstack_states as unstack_states
 from resflax.train.launch import fit as fit

@@ -16,13 +16,8 @@ from resflax.distributed.engines import check_batch_size
 from resflax.errors import UserError
 from resflax.nn import ResNet
 from resflax.train.accumulate import check_micro_batches
-from resflax.train.config import (
-    build_augment,
-    build_mix,
-    build_model,
-    check_averaging,
-    check_config,
-)
+from resflax.train.config import build_augment, build_mix, build_model
+from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.finetune import build_batch_norm, build_layer_scales, freeze_patterns
 from resflax.train.model_record import model_record

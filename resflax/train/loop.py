@@ -11,7 +11,6 @@ from resflax.distributed import environment
 from resflax.distributed.processes import (
     all_gather_strings,
     broadcast_json,
-    broadcast_tree,
     reached_preemption,
 )
 from resflax.errors import UserError
@@ -25,7 +24,8 @@ from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.nonfinite import describe, param_group_names, stop_reason
-from resflax.train.results import make_results
+from resflax.train.restore import restore_latest
+from resflax.train.results import make_record, make_results
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
@@ -108,17 +108,10 @@ class TrainingLoop:
     def _restore(self) -> TrainState:
         """Restores the last checkpoint, or initializes; returns the state on the devices."""
         self.start_time = time.monotonic()
-        template = jax.tree.map(
-            lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.trainer.run.abstract_state()
-        )
-        trees = {"state": template, "eval_batch_stats": template.batch_stats}
-        saved = self.checkpointer.restore(trees) if self.checkpointer else None
-        self.state = TrainerState()
-        shared = broadcast_json(saved and [saved.step, saved.metadata["trainer_state"]])
-        here = environment(self.engine)
-        if shared:
-            self.saved_step, self.state = shared[0], TrainerState(**shared[1])
-            state = broadcast_tree(saved.tree["state"] if saved else template)
+        restored = restore_latest(self.trainer, self.checkpointer)
+        self.state, here = TrainerState(), environment(self.engine)
+        if restored:
+            self.saved_step, self.state, state = restored
             self._print(f"resuming from the checkpoint at step {self.saved_step}")
             if self.state.environment != here:
                 saved_on = ", ".join(f"{k} {v}" for k, v in self.state.environment.items())
@@ -128,7 +121,7 @@ class TrainingLoop:
         elif self.workdir.writes and (self.workdir.path / "metrics.jsonl").exists():
             self._print("there is no checkpoint yet: starting at step 0")
         self._print_warnings()
-        if not shared:
+        if not restored:
             state = self.trainer.init()
         warning = self.workdir.truncate_records(
             self.state.records, self.state.records_sha256, self.saved_step
@@ -220,18 +213,8 @@ class TrainingLoop:
         self.progress.train(record, self.throughput.remaining(step))
 
     def _make_record(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
-        is_test = split == "test"
-        return {
-            "step": step,
-            "epoch": round(self.trainer.epoch(step), 4),
-            "split": split,
-            "loss": values["loss"],
-            "accuracy": values["accuracy"],
-            "learning_rate": self._learning_rate(step),
-            "examples_per_second": round(speed, 1),
-            **({"weights": "ema"} if is_test and self.config.ema_decay else {}),
-            **({"dropped": values["dropped"]} if "dropped" in values else {}),
-        }
+        epoch, rate = self.trainer.epoch(step), self._learning_rate(step)
+        return make_record(self.config, step, epoch, split, values, rate, speed)
 
     def _evaluate(self, state: TrainState, step: int) -> TrainState:
         """Evaluates and records; returns the state that was evaluated."""

@@ -1,8 +1,9 @@
-"""`results.json`: the results of a finished run."""
+"""A run's outputs as JSON values: the records of `metrics.jsonl`, and `results.json`."""
 
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import TrainerState
@@ -10,6 +11,39 @@ from resflax.train.finetune import freeze_patterns
 from resflax.train.freeze import count_params, split_params
 from resflax.train.run import Run
 from resflax.train.state import TrainState
+
+
+def make_record(
+    config: ConfigDict,
+    step: int,
+    epoch: float,
+    split: str,
+    values: dict[str, Any],
+    learning_rate: float,
+    examples_per_second: float,
+) -> dict[str, Any]:
+    """Returns a record of a training interval or an evaluation.
+
+    Args:
+      config: of the run.
+      step: number of steps taken.
+      epoch: number of passes over the training split.
+      split: "train" or "test".
+      values: "loss" and "accuracy", and "dropped" if updates were skipped.
+      learning_rate: of this step.
+      examples_per_second: speed of the interval or the evaluation.
+    """
+    return {
+        "step": step,
+        "epoch": round(epoch, 4),
+        "split": split,
+        "loss": values["loss"],
+        "accuracy": values["accuracy"],
+        "learning_rate": learning_rate,
+        "examples_per_second": round(examples_per_second, 1),
+        **({"weights": "ema"} if split == "test" and config.ema_decay else {}),
+        **({"dropped": values["dropped"]} if "dropped" in values else {}),
+    }
 
 
 def make_results(

@@ -225,7 +225,10 @@ def _complete_config(found: _Found, spec: Spec | None, where: str) -> Pretrained
         config = config or PretrainedConfig(spec, 3, default_preprocess(spec))
         config = config._replace(spec=spec.override(num_classes=classes))
     elif config is None:
-        raise UserError(f"cannot tell which model {where} is for: pass its name (--model NAME)")
+        raise UserError(
+            f"cannot tell which model {where} is for: pass its name (--model NAME, or"
+            " --config.model=NAME in training)"
+        )
     elif not classes:
         config = config._replace(spec=config.spec.override(num_classes=0))
     return _check_labels(

@@ -1,0 +1,203 @@
+"""Valid values of the keys of a config, alone and together."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from resflax.data.eval_transform import INTERPOLATIONS
+from resflax.data.source import ON_BAD_EXAMPLE
+from resflax.distributed.engines import ENGINES, check_fsdp
+from resflax.errors import UserError, unknown
+from resflax.nn import BATCH_NORM_MODES, Spec
+from resflax.run.config_diff import flatten_config
+from resflax.train.config import build_augment, build_mix, build_model, default_config
+from resflax.train.input_pipeline import PLACEMENTS
+from resflax.train.nonfinite import ACTIONS
+from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
+from resflax.train.schedules import SCHEDULES
+
+
+class Rule(NamedTuple):
+    """Valid values of a key, in words and as a test."""
+
+    expected: str
+    is_valid: Callable[[Any], bool]
+
+
+_POSITIVE = Rule("more than 0", lambda v: v > 0)
+_COUNT = Rule("1 to 2**31 - 1", lambda v: 0 < v < 2**31)
+_COUNT_OR_ZERO = Rule("0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
+_NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
+_LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
+RULES: dict[str, Rule] = {
+    "seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
+    "epochs": _COUNT_OR_ZERO,
+    "batch_size": _COUNT,
+    "grad_accum_steps": _COUNT,
+    "learning_rate": _POSITIVE,
+    "head_learning_rate": _NOT_NEGATIVE,
+    "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
+    "freeze": Rule(
+        "patterns of parameter names, such as 'stem*,stage[12]*'",
+        lambda v: v is None or isinstance(v, str) or all(isinstance(x, str) for x in v),
+    ),
+    "ghost_batch_size": _COUNT,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "decay_epochs": Rule(
+        "increasing epochs",
+        lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
+    ),
+    "decay_rate": _POSITIVE,
+    "polynomial_power": _POSITIVE,
+    "momentum": _LESS_THAN_ONE,
+    "weight_decay": _NOT_NEGATIVE,
+    "trust_coefficient": _POSITIVE,
+    "grad_clip_norm": _NOT_NEGATIVE,
+    "label_smoothing": _LESS_THAN_ONE,
+    "ema_decay": _LESS_THAN_ONE,
+    "precise_bn_batches": _COUNT_OR_ZERO,
+    "mesh.fsdp": _COUNT,
+    "log_every_steps": _COUNT,
+    "eval_every_epochs": _COUNT,
+    "checkpoint_every_steps": _COUNT_OR_ZERO,
+    "checkpoint_every_minutes": _NOT_NEGATIVE,
+    "checkpoint_max_to_keep": Rule(
+        "2 or more, since the last one can be corrupt", lambda v: 2 <= v < 2**31
+    ),
+    "max_consecutive_nonfinite": _COUNT,
+    "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
+    "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
+    "data.crop_pct": Rule("0 to 1", lambda v: 0 <= v <= 1),
+    "data.interpolation": Rule(
+        f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
+    ),
+    "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
+    "data.num_workers": Rule("0 to 1024", lambda v: 0 <= v <= 1024),
+    "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
+    "data.std": Rule("positive numbers", lambda v: all(0 < x < 1e6 for x in v)),
+}
+# Valid names of keys that take a name.
+CHOICES: dict[str, Any] = {
+    "optimizer": OPTIMIZERS,
+    "batch_norm": BATCH_NORM_MODES,
+    "schedule": SCHEDULES,
+    "decay_mask": DECAY_MASKS,
+    "parallel": ENGINES,
+    "on_nonfinite": ACTIONS[1:],
+    "data.placement": PLACEMENTS,
+    "data.on_bad_example": ON_BAD_EXAMPLE,
+}
+# Rules over several keys: the invalid combination, and its message.
+COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+    (
+        lambda c: not c.epochs and not c.pretrained,
+        "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
+        " or more",
+    ),
+    (
+        lambda c: c.data.image_size == -1 and not c.pretrained,
+        "config.data.image_size is -1, the input size of the pretrained model: expected"
+        " config.pretrained with it",
+    ),
+    (
+        lambda c: c.warmup_epochs > c.epochs > 0,
+        "config.warmup_epochs is {c.warmup_epochs}: expected at most epochs, {c.epochs}",
+    ),
+    (
+        lambda c: c.schedule == "step" and min(c.decay_epochs, default=math.inf) < c.warmup_epochs,
+        "config.decay_epochs is {c.decay_epochs}: expected none before warmup_epochs,"
+        " {c.warmup_epochs}",
+    ),
+    (
+        lambda c: c.data.placement == "device" and c.data.image_size,
+        "config.data.placement is 'device' with config.data.image_size={c.data.image_size}, which"
+        " streams images from disk: expected 'host' or 'auto'",
+    ),
+    (
+        lambda c: c.data.flip and c.data.alternating_flip,
+        "config.data.flip and config.data.alternating_flip are both True: expected one of them",
+    ),
+    (
+        lambda c: c.reset_head and not c.pretrained,
+        "config.reset_head is True without config.pretrained, whose head it replaces",
+    ),
+    (
+        lambda c: c.freeze_batch_norm and c.batch_norm not in ("global", "frozen"),
+        "config.freeze_batch_norm is True with config.batch_norm={c.batch_norm!r}: expected one of"
+        " them",
+    ),
+)
+
+
+def _check_model(config: ConfigDict) -> None:
+    """Builds the model, unless the pretrained weights say which one."""
+    if config.model or not config.pretrained:
+        check_averaging(config, build_model(config).spec)
+
+
+def check_averaging(config: ConfigDict, spec: Spec) -> None:
+    """Raises `UserError` if averaged weights have no batch statistics of their own."""
+    is_frozen = config.freeze_batch_norm or config.batch_norm == "frozen"
+    has_own = config.precise_bn_batches or is_frozen or spec.norm != "batch"
+    if config.ema_decay and not has_own:
+        raise UserError(
+            f"config.ema_decay is {config.ema_decay}: averaged weights need batch statistics"
+            " computed for them: set --config.precise_bn_batches=16 or more"
+        )
+
+
+# Functions that check the values they take.
+CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
+    _check_model,
+    build_augment,
+    build_mix,
+    lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
+)
+
+
+def _check_type(key: str, value: Any, kind: type) -> None:
+    if kind is type(None):  # a placeholder, whose type ml_collections checks
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
+    if kind is float and not abs(value) < 3e38:  # nor NaN
+        raise UserError(f"config.{key} is {value!r}: expected a number in the range of float32")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks everything that depends on the config alone.
+
+    Raises:
+      UserError: on a key that is unknown or missing, or a value that is invalid, alone or together
+        with another.
+    """
+    _check_keys(flatten_config(config), flatten_config(default_config()))
+    for is_invalid, message in COMBINATIONS:
+        if is_invalid(config):
+            raise UserError(message.format(c=config))
+    for build in CHECKS:
+        build(config)
+
+
+def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
+    """Checks each key and value alone."""
+    for key in actual:
+        if key not in known:
+            raise unknown("config key", key, known)
+    for key, default in known.items():
+        if key not in actual:
+            raise UserError(f"config.{key} is missing: start from default_config()")
+        _check_type(key, actual[key], type(default))
+    for key, rule in RULES.items():
+        try:
+            valid = rule.is_valid(actual[key])
+        except TypeError:
+            valid = False
+        if not valid:
+            raise UserError(f"config.{key} is {actual[key]!r}: expected {rule.expected}")
+    for key, names in CHOICES.items():
+        if actual[key] not in names:
+            raise unknown(key, actual[key], names)
