@@ -50,7 +50,7 @@ def convert_main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.target.suffix not in SUFFIXES:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
-    config, variables, source, is_flax = read_weights(args.source, args.model)
+    config, variables, source, is_flax, _ = read_weights(args.source, args.model)
     print(source)
     layout = args.layout or (default_layout(config.spec) if is_flax else FLAX)
     if layout == FLAX:

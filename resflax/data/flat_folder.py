@@ -50,7 +50,7 @@ class FlatFolderSource:
         return self.files[index][0]
 
     def fingerprint(self) -> Fingerprint:
-        """See `Source`."""
+        """Returns the number of "examples" and what identifies them."""
         return files_fingerprint(self.root, self.files)
 
     def read(
