@@ -12,6 +12,7 @@ from jaxtyping import Int
 from resflax.data.imagenet import synsets, validation_number
 from resflax.data.source import Source
 from resflax.errors import UserError
+from resflax.weights.class_names import class_names
 
 EXCLUDED = -1
 IMAGENET_CLASSES = 1000
@@ -55,7 +56,7 @@ def make_label_map(
     Raises:
       UserError: if the classes do not fit; the message says what differs.
     """
-    names = model_classes or tuple(f"class {i}" for i in range(num_classes))
+    names = class_names(model_classes, num_classes)
     everything = np.arange(num_classes)
     if not valid_labels:
         labels = _match(model_classes, num_classes, everything, source)

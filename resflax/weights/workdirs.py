@@ -79,7 +79,10 @@ def split_checkpoint(where: str) -> tuple[Path, str] | None:
     if not at:
         return None
     if not Path(folder).is_dir():
-        raise UserError(f"{where}: folder not found: {folder}")
+        raise UserError(
+            f"{where}: folder not found: {folder}; for a revision of a Hub repository, use"
+            f" --revision={checkpoint}"
+        )
     if not is_workdir(Path(folder)):
         raise UserError(f"{where}: {folder} is not the workdir of a run, which @ needs")
     return Path(folder), checkpoint
