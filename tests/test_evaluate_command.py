@@ -153,15 +153,16 @@ def test_one_device_evaluates_to_the_digits_of_the_results(workdir, evaluation, 
 
 
 @pytest.mark.slow
-def test_run_in_bfloat16_is_evaluated_in_bfloat16(tmp_path, capsys):
+def test_run_in_bfloat16_is_evaluated_in_bfloat16(tmp_path):
     workdir = tmp_path / "run"
-    flags = ("model=cifar_resnet8", "epochs=4", "batch_size=64", "dtype=bfloat16")
+    flags = ("model=cifar_resnet8", "epochs=1", "batch_size=64", "dtype=bfloat16")
     config = [f"--config.{flag}" for flag in flags]
     assert run_train("--config=configs/digits.py", *config, f"--workdir={workdir}") == 0
     evaluate(workdir, f"--out={tmp_path}")
     values, results = read(tmp_path), json.loads((workdir / "results.json").read_text())
     assert values["dtype"] == "bfloat16"
-    assert values["accuracy"] == results["test_accuracy"]
+    # Batch norm is folded into the kernels, which are then rounded to bfloat16.
+    np.testing.assert_allclose(values["accuracy"], results["test_accuracy"], atol=0.02)
     np.testing.assert_allclose(values["nll"], results["test_loss"], rtol=0.01)
     evaluate(workdir, "--dtype=float32", f"--out={tmp_path}")
     assert read(tmp_path)["dtype"] == "float32"
