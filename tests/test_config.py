@@ -43,6 +43,7 @@ def test_default_config_has_the_keys_that_other_tools_use():
 
 # Invalid values of each key of `RULES`, and valid ones at the limits.
 VALUES = {
+    "dataset": ([""], ["digits", "folder:D"]),
     "seed": ([-1, 2**32], [0, 2**32 - 1]),
     "epochs": ([-1, 2**31], [1, 2**31 - 1]),
     "batch_size": ([-8, 0, 2**31], [1]),
