@@ -128,6 +128,12 @@ COMBINED = [
         {"epochs": 0, "pretrained": "runs/x", "warmup_epochs": 2.0},
     ),
     (
+        {"epochs": 0, "pretrained": "runs/x", "reset_head": True},
+        "config.epochs is 0, which only evaluates, with config.reset_head=True, which needs"
+        " training: expected one of them",
+        {"pretrained": "runs/x", "reset_head": True},
+    ),
+    (
         {"data.image_size": -1},
         "config.data.image_size is -1, the input size of the pretrained model: expected"
         " config.pretrained with it",
