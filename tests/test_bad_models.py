@@ -98,7 +98,7 @@ CASES = {
     "bad image for export": (
         "timm",
         ["--images={here}/damaged/test/a/0.png"],
-        "damaged/test/a/0.png is not a readable image",
+        "damaged/test/a/0.png: is not a readable image",
     ),
     "unknown format": ("onnx", ["--format=tflite"], "unknown format 'tflite'"),
 }

@@ -73,7 +73,7 @@ def test_images_replace_noise(model, tmp_path):
     assert report.verifications[0].images == "2 images"
     with pytest.raises(UserError, match="image not found: none.png"):
         export(model, tmp_path / "other", images=["none.png"])
-    with pytest.raises(UserError, match="config.json is not a readable image"):
+    with pytest.raises(UserError, match="config.json: is not a readable image"):
         export(model, tmp_path / "other", images=[str(tmp_path / "net" / "config.json")])
     assert not (tmp_path / "other").exists()
 

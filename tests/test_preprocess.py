@@ -121,6 +121,23 @@ def test_single_mean_gives_one_channel():
     np.testing.assert_allclose(output[..., 0], (gray / 255 - 0.5) / 0.25, atol=4 / 255)
 
 
+def test_color_image_becomes_gray_before_the_resize():
+    image = noise(40, 60)
+    gray = np.asarray(Image.fromarray(image).convert("L").resize((12, 8), BICUBIC), np.float64)
+    preprocess = Preprocess(
+        size=(8, 12), crop_pct=1.0, crop_mode="squash", mean=(0.5,), std=(0.25,)
+    )
+    np.testing.assert_allclose(preprocess(image)[..., 0], (gray / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+def test_image_of_16_bits_is_refused(tmp_path):
+    image = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
+    image.save(tmp_path / "deep.png")
+    for source in (image, tmp_path / "deep.png"):
+        with pytest.raises(UserError, match="has more than 8 bits per channel"):
+            Preprocess()(source)
+
+
 def test_default_preprocess_of_each_kind_of_network():
     half = (0.5, 0.5, 0.5)
     assert default_preprocess(create_model("resnet50").spec) == Preprocess()
@@ -160,7 +177,7 @@ def test_unreadable_image_error_is_one_line(tmp_path):
         Preprocess()(tmp_path / "no.png")
     (tmp_path / "a.png").write_bytes(b"text")
     for path in (tmp_path / "a.png", tmp_path):
-        with pytest.raises(UserError, match="is not a readable image: ") as e:
+        with pytest.raises(UserError, match="is not a readable image") as e:
             Preprocess()(path)
         assert "\n" not in str(e.value)
 

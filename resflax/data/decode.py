@@ -1,11 +1,14 @@
 """Decoding of image files to pixels."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
+
+from resflax.errors import UserError
 
 # Pillow modes that are accepted without conversion, and their numbers of channels.
 MODE_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3}
@@ -48,6 +51,13 @@ def decode(
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
         reason = " ".join(f"is not a readable image ({e})".split())
         raise BadExampleError(location, reason) from e
+    return convert_image(image, location, channels)
+
+
+def convert_image(
+    image: Image.Image, location: str, channels: int = 0
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Converts an image to uint8 pixels; see `decode`."""
     check_header(image, location)
     if not channels and image.mode not in MODE_CHANNELS:
         modes = ", ".join(MODE_CHANNELS)
@@ -55,6 +65,20 @@ def decode(
     mode = "L" if (channels or MODE_CHANNELS[image.mode]) == 1 else "RGB"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if mode == "L" else pixels
+
+
+def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Decodes an image file to 1 (gray) or 3 (RGB) channels; see `decode`.
+
+    Raises:
+      UserError: if it is missing or cannot be decoded.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"image not found: {path}")
+    try:
+        return decode(Path(path), str(path), channels)
+    except BadExampleError as e:
+        raise UserError(str(e)) from e
 
 
 def check_header(image: Image.Image, location: str) -> None:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
+from resflax.data.decode import read_image
 from resflax.errors import UserError
 from resflax.export.readers import ExportedModel
 from resflax.export.stablehlo import normalize
@@ -57,10 +57,8 @@ def read_sample_images(model: TrainedModel, paths: Sequence[str] = ()) -> Sample
         shape = (NOISE_IMAGES, *model.input_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return SampleImages(pixels, f"{NOISE_IMAGES} noise images")
-    mode = {1: "L", 3: "RGB"}[model.config.channels]
-    images = [_open(path).convert(mode) for path in paths]
-    cropped = [np.asarray(model.preprocess.resize_and_crop(image), np.uint8) for image in images]
-    pixels = np.stack(cropped).reshape(-1, *model.input_shape)
+    images = [read_image(path, model.config.channels) for path in paths]
+    pixels = np.stack([model.preprocess.apply(image) for image in images])
     return SampleImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
 
 
@@ -73,16 +71,6 @@ def on_cpu() -> Iterator[None]:
         device = None
     with jax.default_device(device):
         yield
-
-
-def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as e:
-        raise UserError(f"image not found: {path}") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f"{path} is not a readable image: {e}") from e
 
 
 def expected_outputs(

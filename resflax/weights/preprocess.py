@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from resflax.data.decode import BadExampleError, convert_image, read_image
 from resflax.data.eval_transform import EvalTransform
 from resflax.errors import UserError
 from resflax.nn import Spec
@@ -53,13 +54,10 @@ class Preprocess(EvalTransform):
           image: a path, a PIL image or a uint8 array `(h, w, 3)`.
 
         Raises:
-          UserError: if the file is missing or not a readable image, or the array has another dtype
-            or shape.
+          UserError: if the file is missing or not a readable image, the image has more than 8 bits
+            per channel, or the array has another dtype or shape.
         """
-        resized = self.resize_and_crop(_open(image))
-        if len(self.mean) == 1:
-            resized = resized.convert("L")
-        pixels = np.asarray(resized, np.float32).reshape(*self.size, len(self.mean)) / 255
+        pixels = self.apply(_read_pixels(image, self.channels)).astype(np.float32) / 255
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
@@ -70,18 +68,16 @@ def default_preprocess(spec: Spec) -> Preprocess:
     return Preprocess(mean=HALF, std=HALF) if spec.preact else Preprocess()
 
 
-def _open(image: Any) -> Image.Image:
+def _read_pixels(image: Any, channels: int) -> UInt8[np.ndarray, "h w channels"]:
+    """Returns the pixels of an image, in gray or RGB as the network takes them."""
     if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                return opened.convert("RGB")
-        except FileNotFoundError as e:
-            raise UserError(f"image not found: {image}") from e
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise UserError(f"{image} is not a readable image: {e}") from e
+        return read_image(image, channels)
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return convert_image(image, "the image", channels)
+        except BadExampleError as e:
+            raise UserError(str(e)) from e
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UserError(f"expected a uint8 image (h, w, 3): got {array.dtype} {array.shape}")
-    return Image.fromarray(array)
+    return np.asarray(Image.fromarray(array).convert("L"))[..., None] if channels == 1 else array
