@@ -84,6 +84,16 @@ def test_synsets_name_the_classes_of_imagenet():
     assert label_map(synsets(), 1000, synsets()).labels.tolist() == list(range(1000))
 
 
+def test_synsets_of_a_model_are_its_classes():
+    """A model for 1,000 other synsets is not one for ImageNet-1k."""
+    other = tuple(f"n9{i:07}" for i in range(1000))
+    assert label_map(other, 1000, other[::-1]).labels.tolist() == list(range(1000))[::-1]
+    with pytest.raises(UserError, match="other classes"):
+        label_map(other, 1000, synsets())
+    chosen = synsets()[5:7]
+    assert label_map(synsets(), 1000, chosen, chosen).columns.tolist() == [5, 6]
+
+
 def test_development_kit_begins_with_its_known_classes():
     """Kit fox, English setter and Siberian husky are the IDs 1 to 3 of ILSVRC 2012."""
     assert development_kit_synsets()[:3] == ("n02119789", "n02100735", "n02110185")
