@@ -80,9 +80,10 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
-def _normalize(
+def normalize_pixels(
     model: TrainedModel, pixels: UInt8[np.ndarray, "n h w c"]
 ) -> Float[Array, "n h w c"]:
+    """Converts pixels to the images that the model takes, normalized float32."""
     return normalize(jnp.asarray(pixels), mean=model.preprocess.mean, std=model.preprocess.std)
 
 
@@ -94,7 +95,7 @@ def expected_outputs(
     Raises:
       UserError: if an output is not finite.
     """
-    outputs = jax.jit(model.logits)(_normalize(model, pixels))
+    outputs = jax.jit(model.logits)(normalize_pixels(model, pixels))
     outputs = np.asarray(jax.nn.softmax(outputs) if uint8 else outputs)
     if not np.isfinite(outputs).all():
         raise UserError("the model's outputs are NaN or infinite: nothing was written")
@@ -115,7 +116,7 @@ def verify(
       UserError: if they differ: outputs by more than 1e-4 of the largest.
     """
     pixels = images.pixels
-    batch = pixels if uint8 else np.asarray(_normalize(model, pixels))
+    batch = pixels if uint8 else np.asarray(normalize_pixels(model, pixels))
     difference = float(np.abs(exported.call(batch) - expected).max())
     relative = difference / max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     result = Verification(exported.reader, difference, relative, images.description)
