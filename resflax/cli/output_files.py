@@ -7,7 +7,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -139,6 +139,25 @@ def check_output(flag: str, path: Path | None, suffixes: Iterable[str]) -> None:
                 f'{flag} is {path}: .parquet needs pyarrow (pip install "resflax[parquet]"); .csv'
                 " and .npz do not"
             ) from e
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Checks that no output is another one or an input.
+
+    Args:
+      outputs: files by the name of their option; None for an option that is not given.
+      inputs: files that are read.
+
+    Raises:
+      UserError: if an output would overwrite one of them.
+    """
+    used = {Path(path).resolve(): f"the input {path}" for path in inputs if path}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in used:
+            raise UserError(f"{flag} is {path}, which is {used[path.resolve()]}: choose another")
+        used[path.resolve()] = f"the value of {flag}"
 
 
 def _csv_rows(rows: Iterable[Iterable[object]]) -> str:
