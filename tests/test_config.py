@@ -43,6 +43,7 @@ def test_default_config_has_the_keys_that_other_tools_use():
 
 # Invalid values of each key of `RULES`, and valid ones at the limits.
 VALUES = {
+    "dataset": ([""], ["digits", "folder:D"]),
     "seed": ([-1, 2**32], [0, 2**32 - 1]),
     "epochs": ([-1, 2**31], [1, 2**31 - 1]),
     "batch_size": ([-8, 0, 2**31], [1]),
@@ -125,6 +126,12 @@ COMBINED = [
         "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
         " or more",
         {"epochs": 0, "pretrained": "runs/x", "warmup_epochs": 2.0},
+    ),
+    (
+        {"epochs": 0, "pretrained": "runs/x", "reset_head": True},
+        "config.epochs is 0, which only evaluates, with config.reset_head=True, which needs"
+        " training: expected one of them",
+        {"pretrained": "runs/x", "reset_head": True},
     ),
     (
         {"data.image_size": -1},

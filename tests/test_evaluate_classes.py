@@ -50,6 +50,16 @@ def test_unknown_names_are_matched_by_number():
     assert label_map("", 2, "").names == ("class 0", "class 1")
 
 
+def test_numbers_as_names_of_a_dataset_are_no_names():
+    """A TFDS dataset without class names has them."""
+    mapped = label_map("abc", 3, "012")
+    assert (mapped.labels.tolist(), mapped.names) == ([0, 1, 2], ("a", "b", "c"))
+    assert label_map("210", 3, "012").labels.tolist() == [2, 1, 0]
+    assert label_map("abcde", 5, "012", ("b", "d", "e")).columns.tolist() == [1, 3, 4]
+    with pytest.raises(UserError, match="has 3 classes, the model 4"):
+        label_map("abcd", 4, "012")
+
+
 @pytest.mark.parametrize(
     ("model", "count", "dataset", "message"),
     [
@@ -72,6 +82,16 @@ def test_synsets_name_the_classes_of_imagenet():
     mapped = label_map(names, 1000, development_kit_synsets())
     assert [synsets()[i] for i in mapped.labels] == list(development_kit_synsets())
     assert label_map(synsets(), 1000, synsets()).labels.tolist() == list(range(1000))
+
+
+def test_synsets_of_a_model_are_its_classes():
+    """A model for 1,000 other synsets is not one for ImageNet-1k."""
+    other = tuple(f"n9{i:07}" for i in range(1000))
+    assert label_map(other, 1000, other[::-1]).labels.tolist() == list(range(1000))[::-1]
+    with pytest.raises(UserError, match="other classes"):
+        label_map(other, 1000, synsets())
+    chosen = synsets()[5:7]
+    assert label_map(synsets(), 1000, chosen, chosen).columns.tolist() == [5, 6]
 
 
 def test_development_kit_begins_with_its_known_classes():

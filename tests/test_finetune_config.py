@@ -60,8 +60,17 @@ def test_recipe_needs_a_folder_and_weights_only(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_recipe_without_weights_is_one_line(tmp_path, capsys):
-    assert run_train(RECIPE, f"--workdir={tmp_path}/run") == 2
+    flags = f"--workdir={tmp_path}/run", "--config.dataset=digits"
+    assert run_train(RECIPE, *flags) == 2
     err = capsys.readouterr().err
     assert "config.data.image_size is -1" in err
     assert "config.pretrained" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_recipe_without_a_dataset_is_one_line(tmp_path, capsys):
+    assert run_train(RECIPE, f"--workdir={tmp_path}/run", "--config.pretrained=w") == 2
+    err = capsys.readouterr().err
+    assert "config.dataset is '': expected folder:PATH, digits, or a name of TensorFlow" in err
     assert err.count("\n") == 1

@@ -272,6 +272,7 @@ def test_resumed_run_keeps_the_frozen_parameters(tmp_path):
     [
         ({"freeze": "stm*"}, "freeze pattern 'stm\\*' matches no parameter"),
         ({"freeze": ("head",), "head_learning_rate": 1.0}, "config.freeze includes the head"),
+        ({"freeze": "*/bias,head/k*", "head_learning_rate": 0.1}, "config.freeze includes the"),
     ],
 )
 def test_config_with_invalid_patterns_raises_user_error(keys, message):

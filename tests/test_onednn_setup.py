@@ -102,6 +102,20 @@ def test_missing_compiler_is_named(uncached):
     assert_unavailable("oneDNN needs a C++ compiler: apt install g++")
 
 
+def test_openmp_needs_a_gnu_compiler(tmp_path, monkeypatch):
+    versions = {"clang++": "clang version 18", "g++": "g++ 13. Free Software Foundation, Inc."}
+    paths = {name: fake_compiler(tmp_path / name, f"echo {v}") for name, v in versions.items()}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", paths["clang++"])
+    assert onednn._find_compiler(needs_gnu=False) == paths["clang++"]
+    assert onednn._find_compiler(needs_gnu=True) == paths["g++"]
+    (tmp_path / "g++").unlink()
+    with pytest.raises(
+        onednn.UnavailableError, match=r"needs g\+\+, for OpenMP: apt install g\+\+"
+    ):
+        onednn._find_compiler(needs_gnu=True)
+
+
 def test_missing_libgomp_is_named(uncached, tmp_path):
     error = "libgomp.so.1: cannot open shared object file: No such file or directory"
 

@@ -11,12 +11,16 @@ from helpers.image_folders import write_folder
 from helpers.networks import randomized, variables_of
 
 from resflax import UserError, create_model
-from resflax.data import EvalTransform, load_dataset
+from resflax.data import Dataset, EvalTransform, load_dataset
+from resflax.data.imagenet import synsets
+from resflax.nn import ResNet
 from resflax.run.signals import Interrupt, InterruptedRunError
-from resflax.train import build, default_config, fit
-from resflax.train.pretrained import same_classes
-from resflax.weights import save_file, to_torch
+from resflax.train import Trainer, build, default_config, fit
+from resflax.train.pretrained import fit_to_dataset
+from resflax.train.run import Run
+from resflax.weights import Preprocess, PretrainedConfig, save_file, to_torch
 from resflax.weights.imagenet import imagenet_classes
+from resflax.weights.readers import Weights
 
 TINY = {"depths": (1,), "widths": (4,), "stem_width": 4}
 TIMES = ("wall_seconds", "examples_per_second")
@@ -154,11 +158,64 @@ def test_head_for_other_class_names_is_replaced(digits_run):
     assert not np.allclose(*kernels)
 
 
-def test_synsets_are_the_classes_of_imagenet():
-    synsets = tuple(f"n{i:08}" for i in range(1000))
-    assert same_classes(imagenet_classes(), synsets)
-    assert not same_classes(imagenet_classes(), synsets[:-1])
-    assert not same_classes(tuple(map(str, range(1000))), synsets)
+def test_head_follows_the_order_of_the_dataset(digits_run):
+    digits = load_dataset("digits")
+    order = np.array([3, 1, 0, 2, 9, 8, 7, 6, 5, 4])
+    renamed = dataclasses.replace(digits, classes=tuple(digits.classes[i] for i in order))
+    same, permuted = (
+        build(make_config(digits_run[0]), dataset=dataset) for dataset in (digits, renamed)
+    )
+    assert "classes in the order of the dataset; head kept" in permuted.notes[0]
+    old, new = (run.init().params["head"] for run in (same, permuted))
+    np.testing.assert_array_equal(new["kernel"], old["kernel"][:, order])
+    np.testing.assert_array_equal(new["bias"], old["bias"][order])
+
+
+@pytest.mark.parametrize("order", [range(1000), range(999, -1, -1)], ids=["sorted", "reversed"])
+def test_head_for_imagenet_fits_its_synsets(order):
+    """Also with names as Transformers has them, "tench, Tinca tinca", and not torchvision's."""
+    labels = tuple(f"{name}, {i}" for i, name in enumerate(imagenet_classes()))
+    spec = create_model("cifar_resnet8", num_classes=1000, **TINY).spec
+    variables = tiny_variables(num_classes=1000)
+    preprocess = Preprocess(size=(8, 8), mean=(0.3,), std=(0.2,))
+    weights = Weights(PretrainedConfig(spec, 1, preprocess, labels), variables, "w", True)
+    classes = tuple(synsets()[i] for i in order)
+    dataset = dataclasses.replace(load_dataset("digits"), classes=classes)
+    fitted = fit_to_dataset(weights, make_config("w", epochs=0), dataset)
+    assert "head kept" in fitted.source
+    kernel = variables["params"]["head"]["kernel"]
+    np.testing.assert_array_equal(fitted.variables["params"]["head"]["kernel"], kernel[:, order])
+
+
+def test_reset_head_changes_the_head_only(tmp_path):
+    path, variables = write_weights(tmp_path / "w.safetensors")
+    params = build(make_config(path, reset_head=True)).init().params
+    old = variables["params"]
+    assert params.keys() == old.keys()
+    assert (params["head"]["kernel"] != old["head"]["kernel"]).all()
+    assert (params["head"]["bias"] == 0).all()
+    for module in old.keys() - {"head"}:
+        jax.tree.map(np.testing.assert_array_equal, params[module], old[module])
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "message"),
+    [(7, "has 7 classes and digits 10 classes"), (0, "has no classification head and digits 10")],
+)
+def test_zero_epochs_with_a_new_head_are_one_line(num_classes, message, tmp_path):
+    path, _ = write_weights(tmp_path / "w.safetensors", num_classes=num_classes)
+    with pytest.raises(UserError, match=f"config.epochs is 0.*{message}.*to train a new") as e:
+        fit(make_config(path, epochs=0), tmp_path / "run", silent=True)
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_zero_epochs_with_other_names_say_which(digits_run):
+    renamed = dataclasses.replace(load_dataset("digits"), classes=tuple("01234567x9"))
+    with pytest.raises(UserError, match=r"'x' only in the dataset; '8' only in the model"):
+        build(make_config(digits_run[0], epochs=0), dataset=renamed)
+    with pytest.raises(UserError, match=r"config.epochs is 0.*with config.reset_head=True"):
+        build(make_config(digits_run[0], epochs=0, reset_head=True))
 
 
 def test_evaluation_follows_the_pretrained_model(tmp_path):
@@ -268,12 +325,57 @@ def test_config_file_keeps_the_keys_as_given(tmp_path):
 
 
 def test_zero_epochs_compile_no_training_step(digits_run, tmp_path, monkeypatch):
-    from resflax.train import Trainer
+    traced = []
+    forward = ResNet.__call__
 
-    def make_step_fn(self, start):
-        raise AssertionError("a training step was made")
+    def recorded(self, x, *, train):
+        traced.append(train)
+        return forward(self, x, train=train)
 
-    monkeypatch.setattr(Trainer, "make_step_fn", make_step_fn)
-    results = fit(make_config(digits_run[0], epochs=0), tmp_path, silent=True)
+    monkeypatch.setattr(ResNet, "__call__", recorded)
+    results = fit(make_config(digits_run[0], epochs=0), tmp_path / "run", silent=True)
     assert (results["steps"], results["test_examples"]) == (0, 360)
-    assert jax.tree.leaves(results)
+    assert traced
+    assert not any(traced)
+
+
+@pytest.mark.slow
+def test_file_that_disappears_in_training_is_skipped(tmp_path):
+    """Also at the first checkpoint, which has the sizes of the files, and after a resume."""
+    folder = write_image_folder(tmp_path / "images", count=8)
+    (tmp_path / "images" / "train" / "a" / "link.png").symlink_to(tmp_path / "gone.png")
+    config = make_config(
+        dataset=folder, batch_size=8, data__image_size=8, data__on_bad_example="skip"
+    )
+    with pytest.raises(InterruptedRunError):
+        fit(config, tmp_path / "run", interrupt=StopAtOnce(), silent=True)
+    assert fit(config, tmp_path / "run", silent=True)["skipped_examples"] == 1
+
+
+@pytest.mark.slow
+def test_fingerprint_is_taken_before_training(tmp_path, monkeypatch):
+    times = []
+    fingerprint, make_step_fn = Dataset.fingerprint, Trainer.make_step_fn
+    monkeypatch.setattr(
+        Dataset, "fingerprint", lambda self: times.append("data") or fingerprint(self)
+    )
+    monkeypatch.setattr(
+        Trainer, "make_step_fn", lambda *args: times.append("train") or make_step_fn(*args)
+    )
+    fit(make_config(), tmp_path / "run", silent=True)
+    assert times == ["data", "train"]
+
+
+@pytest.mark.slow
+def test_checkpoint_without_a_fingerprint_is_resumed(tmp_path, capsys, monkeypatch):
+    config, metadata = make_config(), Run.metadata.func
+
+    def without_data(self):
+        return {key: value for key, value in metadata(self).items() if key != "data"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "metadata", property(without_data))
+        with pytest.raises(InterruptedRunError):
+            fit(config, tmp_path / "run", interrupt=StopAtOnce(), silent=True)
+    assert fit(config, tmp_path / "run")["steps"] == 3
+    assert "does not record its data: resuming without comparing" in capsys.readouterr().out

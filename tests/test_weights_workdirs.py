@@ -100,6 +100,16 @@ def test_averaged_weights_without_precise_bn_use_running_stats(tmp_path):
     assert_equal(variables["batch_stats"], variables_at(2)["batch_stats"])
 
 
+@pytest.mark.parametrize("keys", [{"freeze_batch_norm": True}, {"batch_norm": "frozen"}])
+def test_averaged_weights_share_frozen_batch_stats(keys, tmp_path):
+    """Precise batch norm computes nothing for them, so that no evaluation is needed."""
+    metadata = {"config": {"precise_bn_batches": 16, **keys}}
+    path = write_workdir(tmp_path / "x", SavedStep(2, ema=True), metadata=metadata)
+    variables = load_pretrained(path).variables
+    assert_equal(variables["params"], variables_at(2.5)["params"])
+    assert_equal(variables["batch_stats"], variables_at(2)["batch_stats"])
+
+
 def test_scanned_run_gives_unrolled_and_stacked_variables(tmp_path):
     config = CONFIG._replace(spec=get_spec("cifar_resnet20").override(num_classes=10))
     path = write_workdir(tmp_path / "x", SavedStep(2), config=config, scan=True)
@@ -197,7 +207,9 @@ def test_checkpoint_of_an_earlier_version_is_rejected(tmp_path):
     metadata = {"config": {}, "trainer_state": {"evaluated": 0, "test": {}}}
     checkpointer.save(Checkpoint(2, {"state": variables_at(2)}, metadata))
     checkpointer.close()
-    assert "step 2 was written by an earlier version, which did not record" in error_of(path)
+    message = error_of(path)
+    assert "step 2 was written by an earlier version, which did not record" in message
+    assert message.endswith("train the run again")
 
 
 def test_wrong_model_and_class_names_are_rejected(tmp_path, workdir):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resflax.cli.image_outputs import OutputBatch, Prediction
+from resflax.files import disk_errors_as_user_error
 
 MAX_IMAGES = 64
 CELL_INCHES = 1.4
@@ -47,7 +48,10 @@ def open_contact_sheet(path: Path, total: int) -> Iterator[Callable[[OutputBatch
 
     yield add
     left_out = f", {total - len(chosen):,} left out" if total > len(chosen) else ""
-    draw(cells, path, f"{len(cells)} of {total:,} images{left_out}")
+    with disk_errors_as_user_error(
+        f"{path} cannot be written", lambda: "free disk space, or choose another --sheet"
+    ):
+        draw(cells, path, f"{len(cells)} of {total:,} images{left_out}")
 
 
 def draw(cells: Sequence[Cell], path: Path, title: str) -> None:

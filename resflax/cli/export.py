@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
         check_repository(args.push)
         if not FORMATS[name].files:
             raise UserError(f"--push uploads a folder: --format={name} writes a file, use timm")
-    model = load_trained_model(args.where, args.model)
+    model = load_trained_model(args.where, args.model, revision=args.revision)
     options = ExportOptions(
         uint8=args.uint8,
         fold=args.fold,
@@ -55,6 +55,7 @@ def _parser() -> Parser:
         "--format", help=f"{', '.join(FORMATS)}; default: by OUT's suffix, timm for a folder"
     )
     parser.add_argument("--model", metavar="NAME", help="model name, for weights without a config")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument(
         "--uint8",
         action="store_true",

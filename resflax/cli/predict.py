@@ -22,6 +22,7 @@ from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.errors import Parser, UserError
 from resflax.runtime import enable_compilation_cache
 from resflax.weights import Pretrained, load_pretrained
+from resflax.weights.class_names import class_names
 
 MAX_DETAILED = 10  # the table of more images has one line per image
 MAX_THREADS = 1024
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> None:
             check_images(paths, num_threads=args.num_workers)
         except BadExampleError as e:
             raise _unreadable(e) from e
-    pretrained = load_pretrained(args.weights, model=args.model, scan=False)
+    pretrained = load_pretrained(args.weights, model=args.model, revision=args.revision, scan=False)
     classes = _class_names(args, pretrained, labels)
     print(pretrained.source, flush=True)
     enable_compilation_cache()
@@ -74,6 +75,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         " resnet50.a1_in1k",
     )
     add("--model", metavar="NAME", help="model name; default: the one saved with the weights")
+    add("--revision", help="branch, tag or commit of a Hub repository")
     add("--labels", metavar="FILE", type=Path, help="text file with one class name per line")
     add(
         "--top",
@@ -111,7 +113,11 @@ def _read_labels(path: Path | None) -> tuple[str, ...]:
     try:
         return tuple(path.read_text().splitlines()) if path else ()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the labels in {path}: {e}") from e
+        reason = getattr(e, "strerror", None) or "it is not UTF-8"
+        raise UserError(
+            f"cannot read the labels in {path}: {reason}: expected a text file with one class name"
+            " per line"
+        ) from e
 
 
 def _class_names(
@@ -128,7 +134,7 @@ def _class_names(
         raise UserError(
             f"{args.labels} has {len(labels)} labels: expected {num_classes}, one per class"
         )
-    return labels or pretrained.classes
+    return class_names(labels or pretrained.classes, num_classes)
 
 
 def _write_outputs(

@@ -40,17 +40,25 @@ def files_fingerprint(root: Path, files: Sequence[tuple[str, int]]) -> Fingerpri
     Args:
       root: the folder.
       files: names, relative to `root`, and labels. Sizes are read for `MAX_SIZES` of them, evenly
-        spaced; no file is opened.
+        spaced; no file is opened. The path of `root` is not part of the fingerprint.
     """
     digest = hashlib.sha256("\n".join(name for name, _ in files).encode("utf-8", "surrogateescape"))
     for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), MAX_SIZES)).astype(int)):
-        digest.update(f" {(root / files[i][0]).stat().st_size}".encode())
+        digest.update(f" {_size(root / files[i][0])}".encode())
     counts = Counter(label for _, label in files)
     return {
         "examples": len(files),
         "per_class": [counts[label] for label in range(max(counts, default=-1) + 1)],
         "files": digest.hexdigest(),
     }
+
+
+def _size(path: Path) -> int:
+    """Returns the size of a file; -1 if it cannot be read, such as a link to a missing file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def fingerprint_diff(old: Fingerprint, new: Fingerprint) -> list[str]:

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from resflax.data.decode import decode
 from resflax.data.fingerprint import Fingerprint, files_fingerprint
-from resflax.data.folder import SUFFIXES
+from resflax.data.folder import SUFFIXES, list_visible
 from resflax.data.imagenet import (
     GROUND_TRUTH,
     development_kit_synsets,
@@ -63,7 +63,7 @@ class FlatFolderSource:
 
 
 def open_flat_folder(
-    root: Path, labels_file: Path, class_names: tuple[str, ...]
+    root: Path, labels_file: Path, class_names: tuple[str, ...], num_classes: int = 0
 ) -> FlatFolderSource:
     """Opens a folder of images whose labels are in a file.
 
@@ -74,6 +74,7 @@ def open_flat_folder(
         the names of ImageNet's validation images, line `i` is the label of number `i`, and lines
         of absent images are not used.
       class_names: the names that labels can have besides synsets; () if unknown.
+      num_classes: number of classes that indices are of; 0 if unknown.
 
     Raises:
       UserError: if the labels cannot be read, or do not fit the images.
@@ -90,14 +91,14 @@ def open_flat_folder(
             raise UserError(f"{labels_file} has the image {missing}: {root} does not")
     else:
         files = sorted(
-            path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES
+            path.name for path in list_visible(root) if path.suffix.lower() in SUFFIXES
         )  # fmt: skip
         if not files:
             raise UserError(f"{root} contains no images: expected {', '.join(SUFFIXES)} files")
         labels = _labels_of_files(files, text.split("\n"), labels_file, root)
     if labels_file.name == GROUND_TRUTH:
         labels = [_synset_of_id(label, labels_file) for label in labels]
-    indices, classes = _parse_labels(labels, class_names, labels_file)
+    indices, classes = _parse_labels(labels, class_names, num_classes, labels_file)
     return FlatFolderSource(root, files, indices, classes)
 
 
@@ -133,11 +134,17 @@ def _synset_of_id(label: str, path: Path) -> str:
 
 
 def _parse_labels(
-    labels: list[str], class_names: tuple[str, ...], path: Path
+    labels: list[str], class_names: tuple[str, ...], num_classes: int, path: Path
 ) -> tuple[list[int], tuple[str, ...]]:
     """Returns label indices, and the class names that they index; () if unknown."""
     if all(label.isdecimal() for label in labels) and not set(labels) <= set(class_names):
-        return [int(label) for label in labels], class_names
+        indices = [int(label) for label in labels]
+        if num_classes and max(indices) >= num_classes:
+            raise UserError(
+                f"{path} has the label {max(indices)}: expected indices from 0 to"
+                f" {num_classes - 1}, the classes of the model"
+            )
+        return indices, class_names
     for names in (class_names, synsets()):
         index = {name: i for i, name in enumerate(names)}
         if set(labels) <= set(index):

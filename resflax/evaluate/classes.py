@@ -1,7 +1,6 @@
 """Which class of the model each label of a dataset means, and which classes count."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from resflax.data.imagenet import synsets, validation_number
+from resflax.data.class_names import describe_difference, match_classes, name_tables
+from resflax.data.imagenet import validation_number
 from resflax.data.source import Source
 from resflax.errors import UserError
+from resflax.weights.class_names import class_names
 
 EXCLUDED = -1
-IMAGENET_CLASSES = 1000
-SYNSET = re.compile(r"n[0-9]{8}")
 
 
 class LabelMap(NamedTuple):
@@ -42,7 +41,8 @@ def make_label_map(
 
     Equal names are matched by name, in any order. The sorted synsets of ImageNet name the classes
     of a model of 1,000 classes. Otherwise, if one side has no names, the numbers of classes must be
-    equal.
+    equal. The names "0", "1", "2" and so on, which a TFDS dataset without names has, count as no
+    names unless they are those of the model.
 
     Args:
       model_classes: class names of the model; () if unknown.
@@ -55,20 +55,31 @@ def make_label_map(
     Raises:
       UserError: if the classes do not fit; the message says what differs.
     """
-    names = model_classes or tuple(f"class {i}" for i in range(num_classes))
+    names = class_names(model_classes, num_classes)
+    known = model_classes if has_names(source.classes, model_classes) else ()
     everything = np.arange(num_classes)
     if not valid_labels:
-        labels = _match(model_classes, num_classes, everything, source)
+        labels = _match(known, num_classes, everything, source)
         return LabelMap(everything, labels, model_classes or source.classes or names)
     columns = _parse_valid_labels(valid_labels, model_classes, num_classes)
     valid_names = tuple(names[i] for i in columns)
     if source.classes and len(source.classes) != num_classes:
-        labels = _match(model_classes, num_classes, columns, source)
+        labels = _match(known, num_classes, columns, source)
         return LabelMap(columns, labels, valid_names)
     position = np.full(num_classes, EXCLUDED)
     position[columns] = np.arange(len(columns))
-    indices = _match(model_classes, num_classes, everything, source)
+    indices = _match(known, num_classes, everything, source)
     return LabelMap(columns, position[indices], valid_names)
+
+
+def has_names(dataset: Sequence[str], model_classes: Sequence[str]) -> bool:
+    """Returns whether a dataset has class names other than its labels.
+
+    >>> has_names(("0", "1"), ("cat", "dog")), has_names(("0", "1"), ("1", "0"))
+    (False, True)
+    """
+    numbers = [str(label) for label in range(len(dataset))]
+    return list(dataset) != numbers or set(dataset) == set(model_classes)
 
 
 def _match(
@@ -79,50 +90,27 @@ def _match(
 ) -> Int[np.ndarray, " dataset_classes"]:
     """Returns the position in `columns` of each class of the dataset."""
     dataset = source.classes
-    if not dataset:  # the labels are indices
-        return np.arange(len(columns))
-    is_imagenet = num_classes == IMAGENET_CLASSES and all(map(SYNSET.fullmatch, dataset))
-    tables = [table for table in (model_classes, synsets() if is_imagenet else ()) if table]
+    tables = name_tables(model_classes, num_classes, dataset)
     known = [[table[i] for i in columns] for table in tables]
-    for names in known:
-        if list(dataset) == names:
-            return np.arange(len(columns))
-        if set(dataset) == set(names) and len(names) == len(set(names)):
-            return np.array([names.index(name) for name in dataset])
+    found = match_classes(dataset, known, len(columns))
+    if found is not None:
+        return found
+    difference = describe_difference(dataset, known)
     if len(dataset) != len(columns):
         subset = "" if len(columns) < num_classes else " (--valid-labels evaluates on some of them)"
         raise UserError(
-            f"{source.name} has {len(dataset)} classes, the model {len(columns)}"
-            f"{_difference(known, dataset)}: expected the model's classes{subset}"
+            f"{source.name} has {len(dataset)} classes, the model {len(columns)}{difference}:"
+            f" expected the model's classes{subset}"
         )
-    if known:
-        raise UserError(
-            f"{source.name} has other classes than the model{_difference(known, dataset)}:"
-            " expected the same names"
-        )
-    return np.arange(len(columns))
-
-
-def _difference(known: list[list[str]], dataset: tuple[str, ...]) -> str:
-    """Returns an example of the names that only one side has, as the end of a clause."""
-    if not known:
-        return ""
-    only_dataset = [name for name in dataset if name not in known[-1]]
-    only_model = [name for name in known[-1] if name not in dataset]
-    parts = [
-        f"{', '.join(map(repr, names[:3]))}{', ...' * (len(names) > 3)} only in the {side}"
-        for names, side in ((only_dataset, "dataset"), (only_model, "model"))
-        if names
-    ]
-    return f" ({'; '.join(parts)})" if parts else ""
+    raise UserError(
+        f"{source.name} has other classes than the model{difference}: expected the same names"
+    )
 
 
 def _parse_valid_labels(
     labels: Sequence[str], model_classes: tuple[str, ...], num_classes: int
 ) -> Int[np.ndarray, " classes"]:
-    tables = [model_classes]
-    if num_classes == IMAGENET_CLASSES and all(map(SYNSET.fullmatch, labels)):
-        tables.append(synsets())
+    tables = name_tables(model_classes, num_classes, labels)
     indices = []
     for label in labels:
         found = [i for table in tables for i, name in enumerate(table) if name == label]

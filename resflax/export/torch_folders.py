@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError
 from resflax.export.timm_names import find_timm_model, inference_spec, zoo_name
 from resflax.export.trained_model import TrainedModel
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, to_torch
 from resflax.weights.pretrained_config import RESAMPLING, read_config
-from resflax.weights.readers import IMAGENET_CLASSES
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 # Key of config.json for what the other keys cannot say.

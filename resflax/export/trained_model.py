@@ -11,6 +11,7 @@ from resflax.errors import UserError
 from resflax.nn import Spec
 from resflax.weights import Preprocess, PretrainedConfig, adapt_weights, read_weights
 from resflax.weights.bridge import Variables
+from resflax.weights.class_names import class_names
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
@@ -62,8 +63,7 @@ class TrainedModel(NamedTuple):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes: "class 7" where they are unknown."""
-        classes = range(self.spec.num_classes)
-        return self.config.labels or tuple(f"class {index}" for index in classes)
+        return class_names(self.config.labels, self.spec.num_classes)
 
     @property
     def parameters(self) -> int:
@@ -77,17 +77,20 @@ class TrainedModel(NamedTuple):
         return logits
 
 
-def load_trained_model(where: str, name: str | None = None) -> TrainedModel:
+def load_trained_model(
+    where: str, name: str | None = None, *, revision: str | None = None
+) -> TrainedModel:
     """Loads the model that `where` names, as `load_pretrained` does, and the records of its run.
 
     Args:
       where: a workdir, a folder, a file, a Hub repository or a tagged name.
       name: model name, for weights without a config.
+      revision: branch, tag or commit of a repository.
 
     Raises:
       UserError: if there is no model, or it has no classes.
     """
-    weights = adapt_weights(read_weights(where, name))
+    weights = adapt_weights(read_weights(where, name, revision=revision))
     if not weights.config.spec.num_classes:
         raise UserError(f"{where} has no classification head: expected weights with classes")
     return TrainedModel(weights.config, weights.variables, weights.source, read_run(where))

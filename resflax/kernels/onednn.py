@@ -187,13 +187,34 @@ def _compile_command(
 
     -O1 compiles `onednn.cc` faster than -O2, and nearly all of its run time is spent in libdnnl.
     """
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if compiler is None:
-        raise UnavailableError("oneDNN needs a C++ compiler: apt install g++")
+    compiler = _find_compiler(needs_gnu="-fopenmp" in flags)
     common = ["-std=c++17", "-fPIC", "-shared", "-w", f"-Wl,-rpath,{library.parent}"]
     headers = [f"-I{jax.ffi.include_dir()}", f"-I{include}"]
     return [compiler, *common, *flags, *headers, str(source), str(library)]
+
+
+def _find_compiler(*, needs_gnu: bool) -> str:
+    """Returns the path of a C++ compiler: $CXX if it is set and suitable.
+
+    With `needs_gnu`, only one of GNU is: clang's OpenMP is another library than libgomp, which
+    oneDNN uses, so that each would start threads of its own.
+
+    Raises:
+      UnavailableError: if there is none.
+    """
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    for compiler in filter(None, map(shutil.which, filter(None, names))):
+        if not needs_gnu or _is_gnu(compiler):
+            return compiler
+    raise UnavailableError(
+        f"oneDNN needs {'g++, for OpenMP' if needs_gnu else 'a C++ compiler'}: apt install g++"
+    )
+
+
+def _is_gnu(compiler: str) -> bool:
+    """Returns whether a compiler is GNU's, from what it prints for --version."""
+    result = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return "Free Software Foundation" in result.stdout
 
 
 def _compile_once(command: list[str], sources: Sequence[Path] = (SOURCE,)) -> ctypes.CDLL:

@@ -32,6 +32,7 @@ _COUNT_OR_ZERO = Rule("0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
 _NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
 _LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
 RULES: dict[str, Rule] = {
+    "dataset": Rule("folder:PATH, digits, or a name of TensorFlow Datasets", bool),
     "seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
     "epochs": _COUNT_OR_ZERO,
     "batch_size": _COUNT,
@@ -95,6 +96,11 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: not c.epochs and not c.pretrained,
         "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
         " or more",
+    ),
+    (
+        lambda c: not c.epochs and c.reset_head,
+        "config.epochs is 0, which only evaluates, with config.reset_head=True, which needs"
+        " training: expected one of them",
     ),
     (
         lambda c: c.data.image_size == -1 and not c.pretrained,

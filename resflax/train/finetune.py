@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from resflax.errors import UserError
 from resflax.nn import BatchNormMode, ResNet
 from resflax.nn.batch_norm import batch_norm_mode
-from resflax.train.freeze import batch_norms, frozen_batch_norms, parse_patterns, split_params
+from resflax.train.freeze import batch_norms, frozen_batch_norms, matches_all, parse_patterns
 from resflax.train.layer_decay import HEAD, scale_by_layer
+
+HEAD_PARAMS = (f"{HEAD}/kernel", f"{HEAD}/bias")
 
 
 def freeze_patterns(config: ConfigDict, model: nn.Module) -> tuple[str, ...]:
@@ -48,11 +50,6 @@ def build_batch_norm(
     if not (patterns or config.freeze_batch_norm or mode.name != "global"):
         return model
     shapes = _variable_shapes(model, image_shape)
-    if config.head_learning_rate and HEAD not in split_params(shapes["params"], patterns)[0]:
-        raise UserError(
-            f"config.head_learning_rate is {config.head_learning_rate}, but config.freeze includes"
-            " the head, or the model has none: expected 0"
-        )
     norms = batch_norms(shapes.get("batch_stats", {}))
     if not norms and (config.freeze_batch_norm or mode.name != "global"):
         key = "freeze_batch_norm" if config.freeze_batch_norm else "batch_norm"
@@ -87,7 +84,8 @@ def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> Ba
         raise UserError(
             f"config.ghost_batch_size is {mode.ghost_batch_size}: expected a divisor of {examples},"
             f" the examples per device and micro-batch (batch_size {config.batch_size} /"
-            f" ({devices} devices * grad_accum_steps {config.grad_accum_steps}))"
+            f" ({devices} device{'s' * (devices > 1)} * grad_accum_steps"
+            f" {config.grad_accum_steps}))"
         )
     if mode.name == "per_device" and config.parallel == "mesh":  # `jit` sees the global batch
         return dataclasses.replace(mode, name="ghost", ghost_batch_size=examples)
@@ -100,16 +98,23 @@ def build_layer_scales(
     """Builds what follows a config's optimizer: `scale_by_layer`, or nothing.
 
     Raises:
-      UserError: if the config has learning rates by layer and the model is not a `ResNet`.
+      UserError: if the config has learning rates by layer and the model is not a `ResNet`, or one
+        for a head that it freezes.
     """
-    head_scale = (config.head_learning_rate or config.learning_rate) / config.learning_rate
-    if head_scale == 1 and config.layer_decay == 1:
+    head_rate = config.head_learning_rate
+    if not head_rate and config.layer_decay == 1:
         return []
     if not isinstance(model, ResNet):
         raise UserError(
             "config.layer_decay and config.head_learning_rate need the layers of a resflax ResNet:"
             " leave them out with another model"
         )
+    if head_rate and matches_all(HEAD_PARAMS, parse_patterns(config.freeze)):
+        raise UserError(
+            f"config.head_learning_rate is {head_rate}, but config.freeze includes the head:"
+            " expected 0"
+        )
+    head_scale = (head_rate or config.learning_rate) / config.learning_rate
     return [
         scale_by_layer(model.spec.depths, layer_decay=config.layer_decay, head_scale=head_scale)
     ]

@@ -93,6 +93,15 @@ def frozen_batch_norms(variables: Params, patterns: Sequence[str]) -> tuple[str,
     return tuple(norm for norm in norms if norm in modules[1] - modules[0])
 
 
+def matches_all(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Returns whether each of the paths is matched by a pattern.
+
+    >>> matches_all(["head/kernel", "head/bias"], ["h*"]), matches_all(["head/kernel"], ["*/bias"])
+    (True, False)
+    """
+    return all(any(_matches(name, pattern) for pattern in patterns) for name in names)
+
+
 def count_params(params: Params) -> int:
     """Returns the number of elements of all arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

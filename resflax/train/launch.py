@@ -83,9 +83,13 @@ def fit(
             run = build(
                 config, pretrained=pretrained and PretrainedConfig.from_json_dict(pretrained)
             )
-            if existing.metadata:
-                _check_data(existing.metadata["data"], run.metadata["data"], path)
             progress = RunProgress(run.steps, silent=silent)
+            if existing.metadata and "data" in existing.metadata:
+                _check_data(existing.metadata["data"], run.metadata["data"], path)
+            elif existing.metadata:
+                progress.print(
+                    "the checkpoint does not record its data: resuming without comparing them"
+                )
             results = _train(Trainer(run), path, progress, interrupt)
         progress.close()
         progress.print(_summary(results, path))

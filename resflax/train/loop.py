@@ -74,6 +74,8 @@ class TrainingLoop:
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
         self.checkpointer = None
         if workdir.writes:
+            # Before training, so that the fingerprint of the data is that of the start.
+            self.metadata = trainer.run.metadata
             keep = self.config.checkpoint_max_to_keep
             self.checkpointer = Checkpointer(workdir.path / "checkpoints", keep)
 
@@ -267,7 +269,7 @@ class TrainingLoop:
             train_seconds=self.throughput.seconds,
         )
         if self.checkpointer:
-            metadata = self.trainer.run.metadata | {"trainer_state": trainer_state.as_dict()}
+            metadata = self.metadata | {"trainer_state": trainer_state.as_dict()}
             tree = {"state": arrays, "eval_batch_stats": self.eval_batch_stats}
             self.checkpointer.save(Checkpoint(step, tree, metadata), accuracy)
             self._print_warnings()

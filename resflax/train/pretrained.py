@@ -1,19 +1,18 @@
 """Pretrained weights as the start of a run, fitted to its dataset."""
 
-import re
-
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset
+from resflax.data.class_names import describe_difference, match_classes, name_tables
 from resflax.errors import UserError
 from resflax.train.config import build_model, spec_overrides
 from resflax.weights import Preprocess
+from resflax.weights.adapt import permute_head
 from resflax.weights.bridge import variable_shapes
-from resflax.weights.imagenet import imagenet_classes
 from resflax.weights.pretrained import adapt_weights
 from resflax.weights.readers import Weights, read_weights
-
-SYNSET = re.compile(r"n\d{8}")
 
 
 def read_pretrained(config: ConfigDict) -> Weights:
@@ -42,38 +41,51 @@ def read_pretrained(config: ConfigDict) -> Weights:
 def fit_to_dataset(weights: Weights, config: ConfigDict, dataset: Dataset) -> Weights:
     """Converts weights to the dataset's channels, and replaces a head for other classes.
 
-    The head is kept if the weights have the dataset's class names, or equally many classes whose
-    names are not known. `source` says which.
+    The head is kept if the weights have the dataset's class names, in any order, or equally many
+    classes whose names are not known (`match_classes`). `source` says which.
+
+    Raises:
+      UserError: if the config trains nothing and the head would be new.
     """
-    classes, labels = dataset.num_classes, weights.config.labels
-    has_other_names = not same_classes(labels, dataset.classes)
+    old, count = weights.config, weights.config.spec.num_classes
+    tables = name_tables(old.labels, count, dataset.classes)
+    difference = describe_difference(dataset.classes, tables)
+    order = match_classes(dataset.classes, tables, count) if count == dataset.num_classes else None
+    if order is None and not config.epochs:
+        has = f"has {count} classes" if count else "has no classification head"
+        raise UserError(
+            f"config.epochs is 0, which evaluates weights as they are, but {config.pretrained}"
+            f" {has} and {dataset.name} {dataset.num_classes} classes{difference}: expected the"
+            " same classes, or 1 epoch or more to train a new head"
+        )
+    keeps_head = order is not None and not config.reset_head
+    if order is not None and keeps_head:
+        weights = _sort_classes(weights, order)
     fitted = adapt_weights(
         weights,
-        num_classes=classes,
+        num_classes=dataset.num_classes,
         channels=dataset.image_shape[2],
-        reset_head=config.reset_head or has_other_names,
+        reset_head=not keeps_head,
         seed=config.seed,
     )
     source = fitted.source
-    if weights.config.spec.num_classes == classes and has_other_names:
-        source += ", since theirs have other names"
-    elif weights.config.spec.num_classes == classes and not config.reset_head:
+    if keeps_head:
         source += "; head kept"
+    elif count == dataset.num_classes and order is None:
+        source += f", since theirs have other names{difference}"
     return fitted._replace(source=source)
 
 
-def same_classes(labels: tuple[str, ...], classes: tuple[str, ...]) -> bool:
-    """Returns whether a model's class names are those of a dataset, or not known.
-
-    A dataset with ImageNet's 1,000 synsets has the classes of a model with ImageNet's class names.
-
-    >>> same_classes((), ("cat", "dog")), same_classes(("dog", "cat"), ("cat", "dog"))
-    (True, False)
-    """
-    if labels in ((), classes):
-        return True
-    is_imagenet = len(classes) == 1000 and all(map(SYNSET.fullmatch, classes))
-    return is_imagenet and labels == imagenet_classes()
+def _sort_classes(weights: Weights, order: Int[np.ndarray, " classes"]) -> Weights:
+    """Returns weights whose class `i` is the class `order[i]` of the given ones."""
+    if (order == np.arange(len(order))).all():
+        return weights
+    labels = tuple(weights.config.labels[i] for i in order) if weights.config.labels else ()
+    return weights._replace(
+        config=weights.config._replace(labels=labels),
+        variables=permute_head(weights.variables, order),
+        source=f"{weights.source}; classes in the order of the dataset",
+    )
 
 
 def describe_input(preprocess: Preprocess, *, cropped: bool) -> str:

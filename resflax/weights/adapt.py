@@ -1,4 +1,4 @@
-"""Changes to pretrained weights: another classification head, another number of channels."""
+"""Changes to pretrained weights: another head, another order of classes, other image channels."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from resflax.errors import UserError
 from resflax.weights.bridge import Variables
@@ -42,6 +42,19 @@ def replace_head(variables: Variables, num_classes: int, *, seed: int = 0) -> Va
     head = nn.Dense(num_classes).init(jax.random.key(seed), example)["params"]
     head = {name: np.asarray(array) for name, array in head.items()}
     return {**variables, "params": {**body, "head": head}}
+
+
+def permute_head(variables: Variables, order: Int[np.ndarray, " classes"]) -> Variables:
+    """Returns variables whose class `i` is the class `order[i]` of the given ones.
+
+    >>> old = {"params": {"head": {"kernel": np.array([[1, 2, 3]]), "bias": np.array([4, 5, 6])}}}
+    >>> permute_head(old, np.array([2, 0, 1]))["params"]["head"]
+    {'kernel': array([[3, 1, 2]]), 'bias': array([6, 4, 5])}
+    """
+    head = {
+        name: np.asarray(array)[..., order] for name, array in variables["params"]["head"].items()
+    }
+    return {**variables, "params": {**variables["params"], "head": head}}
 
 
 def _num_features(params: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec
 from resflax.weights.adapt import convert_preprocess
@@ -35,7 +36,6 @@ TORCH_STEMS = (
 )
 FLAX_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
 HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
-IMAGENET_CLASSES = 1000
 
 Report = Callable[[str], None]
 

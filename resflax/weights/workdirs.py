@@ -47,10 +47,13 @@ class _Checkpoint(NamedTuple):
     def lacks_batch_stats(self) -> bool:
         """Whether it has averaged weights, but not the batch statistics computed for them.
 
-        Such checkpoints are saved between two evaluations, which compute the statistics.
+        Such checkpoints are saved between two evaluations, which compute the statistics. Frozen
+        statistics are the same for averaged weights.
         """
-        precise_bn = self.metadata["config"].get("precise_bn_batches", 0) > 0
-        return precise_bn and self.has(EMA) and self.has(BATCH_STATS) and not self.has(EVAL_STATS)
+        config = self.metadata["config"]
+        is_frozen = config.get("freeze_batch_norm") or config.get("batch_norm") == "frozen"
+        needs_own = config.get("precise_bn_batches", 0) > 0 and not is_frozen
+        return needs_own and self.has(EMA) and self.has(BATCH_STATS) and not self.has(EVAL_STATS)
 
 
 def is_workdir(path: Path) -> bool:
@@ -79,7 +82,10 @@ def split_checkpoint(where: str) -> tuple[Path, str] | None:
     if not at:
         return None
     if not Path(folder).is_dir():
-        raise UserError(f"{where}: folder not found: {folder}")
+        raise UserError(
+            f"{where}: folder not found: {folder}; for a revision of a Hub repository, use"
+            f" --revision={checkpoint}"
+        )
     if not is_workdir(Path(folder)):
         raise UserError(f"{where}: {folder} is not the workdir of a run, which @ needs")
     return Path(folder), checkpoint
@@ -199,7 +205,7 @@ def _get_config(path: Path, checkpoint: _Checkpoint) -> PretrainedConfig:
     if "model" not in checkpoint.metadata:
         raise UserError(
             f"{path}: the checkpoint at step {step} was written by an earlier version, which did"
-            " not record its model: train the run again, or continue it with more config.epochs"
+            " not record its model: train the run again"
         )
     if checkpoint.metadata["model"] is None:
         raise UserError(

@@ -7,8 +7,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "loops.h"
-#include "plan.h"
+#include "step.h"
 
 namespace resflax {
 
@@ -48,6 +47,7 @@ struct StepBuilder {
   }
 };
 
+// oneDNN's relu returns 0 for NaN.
 inline void AppendActivation(dnnl::post_ops& ops, Activation activation) {
   if (activation == Activation::kRelu)
     ops.append_eltwise(dnnl::algorithm::eltwise_relu, 0, 0);

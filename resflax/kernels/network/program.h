@@ -1,4 +1,4 @@
-// The operations of a network as network.py encodes them, and the shapes of their results.
+// The operations of a network as onednn_executor.py encodes them, and the shapes of their results.
 
 #pragma once
 
@@ -13,7 +13,7 @@ namespace resflax {
 
 using Dim = int64_t;
 
-// Order of `OPS` in network.py.
+// In the order of `NETWORK_OPS` in onednn_executor.py.
 enum class Op {
   kNormalize, kConv, kAffine, kGroupNorm, kEvoNormS0, kFilterResponseNorm, kMaxPool, kAvgPool,
   kBlur, kZeroPad, kAdd, kGate, kMean, kDense, kChannelConv, kSoftmax, kCount,

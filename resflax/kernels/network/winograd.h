@@ -6,13 +6,11 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <array>
 
-#include "plan.h"
 #include "primitives.h"
+#include "step.h"
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -111,9 +109,10 @@ class Winograd {
       for (Dim i = 0; i < blocks; ++i) ExecuteBlock(i, threads_, scratch, x, residual, y);
       return;
     }
-#pragma omp parallel num_threads(threads_)
-    for (Dim i = omp_get_thread_num(); i < blocks; i += omp_get_num_threads())
-      ExecuteBlock(i, 1, scratch + omp_get_thread_num() * BlockScratch(), x, residual, y);
+    ParallelRegion(threads_, [&](Dim thread, Dim granted) {
+      for (Dim i = thread; i < blocks; i += granted)
+        ExecuteBlock(i, 1, scratch + thread * BlockScratch(), x, residual, y);
+    });
   }
 
   void ExecuteBlock(Dim block, int threads, float* scratch, const float* x, const float* residual,

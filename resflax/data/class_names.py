@@ -1,0 +1,89 @@
+"""Matches the class names of a model with those of a dataset."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from resflax.data.imagenet import synsets
+
+IMAGENET_CLASSES = 1000
+SYNSET = re.compile(r"n[0-9]{8}")
+
+
+def are_imagenet_synsets(names: Sequence[str], num_classes: int) -> bool:
+    """Returns whether names are WordNet IDs and a model has ImageNet's number of classes.
+
+    >>> are_imagenet_synsets(["n01440764"], 1000), are_imagenet_synsets(["tench"], 1000)
+    (True, False)
+    """
+    return num_classes == IMAGENET_CLASSES and all(map(SYNSET.fullmatch, names))
+
+
+def name_tables(
+    model_classes: Sequence[str], num_classes: int, dataset_classes: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Returns the names under which a dataset may have the classes of a model.
+
+    These are the model's own names, if they are known, and for a model of 1,000 classes the sorted
+    synsets of ImageNet if the dataset has synsets and the model has none of its own.
+
+    Args:
+      model_classes: class names of the model; () if unknown.
+      num_classes: number of classes of the model.
+      dataset_classes: class names of the dataset.
+    """
+    tables = [tuple(model_classes)] if model_classes else []
+    has_own_synsets = bool(model_classes) and are_imagenet_synsets(model_classes, num_classes)
+    if are_imagenet_synsets(dataset_classes, num_classes) and not has_own_synsets:
+        tables.append(synsets())
+    return tables
+
+
+def match_classes(
+    dataset_classes: Sequence[str], tables: Sequence[Sequence[str]], num_classes: int
+) -> Int[np.ndarray, " dataset_classes"] | None:
+    """Returns the class of a model that each class of a dataset is; None if they do not fit.
+
+    Equal names are matched in any order. If one side has no names, the classes are matched by
+    number if there are equally many.
+
+    Args:
+      dataset_classes: class names of the dataset; () if unknown.
+      tables: names of the model's classes, see `name_tables`.
+      num_classes: number of classes of the model.
+
+    >>> match_classes("cab", ["abc"], 3), match_classes("abd", ["abc"], 3)
+    (array([2, 0, 1]), None)
+    >>> match_classes("xyz", [], 3), match_classes("xyz", [], 4)
+    (array([0, 1, 2]), None)
+    """
+    for names in tables if dataset_classes else ():
+        if list(dataset_classes) == list(names):
+            return np.arange(num_classes)
+        if len({*names}) == len(names) and sorted(dataset_classes) == sorted(names):
+            position = {name: i for i, name in enumerate(names)}
+            return np.array([position[name] for name in dataset_classes])
+    has_fitting_number = len(dataset_classes) in (0, num_classes)
+    return (
+        None if (tables and dataset_classes) or not has_fitting_number else np.arange(num_classes)
+    )
+
+
+def describe_difference(dataset_classes: Sequence[str], tables: Sequence[Sequence[str]]) -> str:
+    """Returns examples of the names that only one side has, in parentheses; "" if there are none.
+
+    >>> describe_difference("abd", ["abc"])
+    " ('d' only in the dataset; 'c' only in the model)"
+    """
+    if not tables:
+        return ""
+    only_dataset = [name for name in dataset_classes if name not in tables[-1]]
+    only_model = [name for name in tables[-1] if name not in dataset_classes]
+    parts = [
+        f"{', '.join(map(repr, names[:3]))}{', ...' * (len(names) > 3)} only in the {side}"
+        for names, side in ((only_dataset, "dataset"), (only_model, "model"))
+        if names
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
