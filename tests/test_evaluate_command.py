@@ -307,7 +307,7 @@ INVALID = {
     "unknown size": (["{run}", "--size=big"], "expected N or HEIGHTxWIDTH"),
     "crop_pct 0": (["{run}", "--crop-pct=0"], "crop_pct is 0.0: expected"),
     "channels of the mean": (["{run}", "--mean=0.5,0.5,0.5"], "each of the 1 channels"),
-    "std 0": (["{run}", "--std=0"], "positive std"),
+    "std 0": (["{run}", "--std=0"], "and std of 1e-06 or more"),
     "mean that is not a number": (["{run}", "--mean=x"], "expected numbers separated"),
     "five crops": (["{run}", "--crops=5"], "invalid choice"),
     "ten crops and mirrors": (["{run}", "--crops=10", "--tta=flip"], "contain the mirror"),

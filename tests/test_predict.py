@@ -329,3 +329,15 @@ def test_parquet_without_pyarrow_names_the_extra(networks, photos, monkeypatch, 
     arguments = ["photos", f"--weights={networks / 'color'}", "--features=f.parquet"]
     assert run_command("predict", *arguments) == 2
     assert 'pip install "resflax[parquet]"' in capsys.readouterr().err
+
+
+def test_outputs_do_not_overwrite_inputs_or_each_other(networks, photos, capsys):
+    for options, message in (
+        ([f"--sheet={photos[0]}"], f"--sheet is {photos[0]}, which is the input {photos[0]}"),
+        (["--out=x.csv", "--features=x.csv"], "which is the value of --out"),
+    ):
+        before = Path(photos[0]).read_bytes()
+        assert run_command("predict", *photos, f"--weights={networks / 'color'}", *options) == 2
+        assert message in capsys.readouterr().err
+        assert Path(photos[0]).read_bytes() == before
+        assert not Path("x.csv").exists()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resflax.cli.output_files import check_distinct
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed import DistributedConfig
@@ -190,6 +191,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """Raises `UserError` if an output cannot be written, before anything is computed."""
     if args.out:
         check_out_dir(args.out)
+    inputs = (args.labels_file, args.valid_labels, args.real_labels)
+    check_distinct({"--predictions": args.predictions}, inputs)
     if args.predictions:
         check_predictions_path(args.predictions)
         folder = args.predictions.absolute().parent

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from resflax.errors import Parser, UserError
-from resflax.export.formats import FORMATS, ExportOptions, export, format_of
+from resflax.export import FORMATS, ExportOptions, export
+from resflax.export.formats import format_of
 from resflax.export.push import check_repository, push
 from resflax.export.trained_model import RunRecord, load_trained_model
 from resflax.run.config_diff import flatten_config

@@ -5,7 +5,7 @@ A file appears under its name when it is complete; until then its name ends in "
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -138,6 +138,25 @@ def check_output(flag: str, path: Path | None, suffixes: Iterable[str]) -> None:
     if path.is_dir():
         raise UserError(f"{flag} is {path}, a folder: expected the name of a file")
     require_pyarrow(flag, path)
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Checks that no output is another one or an input.
+
+    Args:
+      outputs: files by the name of their option; None for an option that is not given.
+      inputs: files that are read.
+
+    Raises:
+      UserError: if an output would overwrite one of them.
+    """
+    used = {Path(path).resolve(): f"the input {path}" for path in inputs if path}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in used:
+            raise UserError(f"{flag} is {path}, which is {used[path.resolve()]}: choose another")
+        used[path.resolve()] = f"the value of {flag}"
 
 
 def _write_text(file: BinaryIO, text: str) -> None:

@@ -11,6 +11,7 @@ from resflax.cli.image_outputs import OutputBatch, Prediction, compute_outputs
 from resflax.cli.output_files import (
     FEATURE_FORMATS,
     PREDICTION_FORMATS,
+    check_distinct,
     check_output,
     open_features,
     open_predictions,
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> None:
     args = _parse(arguments)
     labels = _read_labels(args.labels)
     paths = find_images(args.paths)
+    outputs = {"--out": args.out, "--features": args.features, "--sheet": args.sheet}
+    check_distinct(outputs, [*paths, args.labels])
     if args.on_bad_example == "raise":
         try:
             check_images(paths, num_threads=args.num_workers)
@@ -74,7 +77,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--model", metavar="NAME", help="model name; default: the one saved with the weights")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--labels", metavar="FILE", type=Path, help="text file with one class name per line")
-    add("--top", metavar="K", type=int, default=5, help="classes per image; default: 5")
+    add(
+        "--top",
+        metavar="K",
+        type=int,
+        default=5,
+        help="classes per image; default: 5; a table of more than 10 images has one row each",
+    )
     add("--out", metavar="FILE", type=Path, help=f"predictions: {', '.join(PREDICTION_FORMATS)}")
     add("--features", metavar="FILE", type=Path, help=f"features: {', '.join(FEATURE_FORMATS)}")
     add("--sheet", metavar="FILE", type=Path, help="contact sheet: .png")

@@ -1,6 +1,7 @@
 """Images without class folders, with their labels in a file, as ImageNet's validation split."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class FlatFolderSource:
         return self.files[index][0]
 
     def fingerprint(self) -> Fingerprint:
-        """See `Source`."""
+        """Returns the number of "examples" and what identifies them."""
         return files_fingerprint(self.root, self.files)
 
     def read(
@@ -107,7 +108,10 @@ def _read_csv(text: str, path: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{path} has no rows with the columns path and label: {FORMS}")
     if any(not row["path"] or not row["label"] for row in rows):
         raise UserError(f"{path} has a row without a path or a label: {FORMS}")
-    return [row["path"] for row in rows], [row["label"].strip() for row in rows]
+    paths = [row["path"] for row in rows]
+    if repeated := next((name for name, count in Counter(paths).items() if count > 1), None):
+        raise UserError(f"{path} has more than one row for {repeated}: expected one per image")
+    return paths, [row["label"].strip() for row in rows]
 
 
 def _labels_of_files(files: list[str], lines: list[str], path: Path, root: Path) -> list[str]:

@@ -17,12 +17,13 @@ from resflax.zoo import create_model
 
 
 class RunRecord(NamedTuple):
-    """The JSON files of a run's workdir; each is {} if the workdir does not have it.
+    """Records of the run whose checkpoint is exported.
 
     Attributes:
       workdir: the directory, as the user named it.
-      config: `config.json`.
-      results: `results.json`.
+      config: `config.json`; {} if it cannot be read.
+      results: `results.json` if it is about the checkpoint, which then is the run's last; else
+        `RunWeights.evaluation`; {} if the run did not evaluate the checkpoint.
     """
 
     workdir: str
@@ -93,16 +94,24 @@ def load_trained_model(
     weights = adapt_weights(read_weights(where, name, revision=revision))
     if not weights.config.spec.num_classes:
         raise UserError(f"{where} has no classification head: expected weights with classes")
-    return TrainedModel(weights.config, weights.variables, weights.source, read_run(where))
+    run = read_run(where, weights.evaluation)
+    return TrainedModel(weights.config, weights.variables, weights.source, run)
 
 
-def read_run(where: str) -> RunRecord | None:
-    """Returns the records of the run in a workdir; None if `where` is not a workdir."""
+def read_run(where: str, evaluation: dict[str, float]) -> RunRecord | None:
+    """Returns the records of the run in a workdir; None if `where` is not a workdir.
+
+    Args:
+      where: the workdir, with or without "@" and a checkpoint.
+      evaluation: that of the checkpoint, see `RunWeights`.
+    """
     workdir = split_checkpoint(where)
     if workdir is None:
         return None
     folder = workdir[0]
     config, results = (_read_json(folder / name) for name in ("config.json", "results.json"))
+    if results.get("steps") != evaluation["steps"]:
+        results = dict(evaluation) if "test_accuracy" in evaluation else {}
     return RunRecord(str(folder), config, results)
 
 
