@@ -1,9 +1,11 @@
-"""Atomic writes, quarantine of corrupt files, and disk errors as one line."""
+"""Atomic writes, text of file names, quarantine of corrupt files, and disk errors as one line."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +38,35 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file atomically: see `open_atomic`."""
     with open_atomic(path) as file:
         file.write(data)
+
+
+def encode_text(text: str) -> bytes:
+    r"""Returns UTF-8; file names in other encodings keep their bytes.
+
+    >>> encode_text(os.fsdecode(b"caf\xe9.png"))
+    b'caf\xe9.png'
+    """
+    return text.encode(errors="surrogateescape")
+
+
+def format_csv(rows: Iterable[Iterable[object]]) -> str:
+    r"""Returns the rows of a CSV file.
+
+    >>> format_csv([("a.png", "cat, tabby", 0.5)])
+    'a.png,"cat, tabby",0.5\n'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def replace_undecodable(text: str) -> str:
+    r"""Returns valid Unicode: bytes of a file name that are not UTF-8 become `\xHH`.
+
+    >>> print(replace_undecodable(os.fsdecode(b"caf\xe9.png")))
+    caf\xe9.png
+    """
+    return encode_text(text).decode(errors="backslashreplace")
 
 
 def quarantine(path: Path, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """One style for all figures: readable in grayscale print, no display needed."""
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -59,10 +60,22 @@ def legend_above(ax: Axes) -> None:
     ax.legend(frameon=False, fontsize=8, **spacing, **place)
 
 
+def plain_text(text: str) -> str:
+    r"""Escapes dollar signs, between which Matplotlib expects a formula.
+
+    >>> print(plain_text("costs $5"))
+    costs \$5
+    """
+    return text.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path, title: str = "") -> None:
     """Writes the figure as a PNG, atomically."""
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(plain_text(title), fontsize=10)
     png = BytesIO()
-    figure.savefig(png, format="png")
+    with warnings.catch_warnings():
+        # Class names can have characters that the font lacks; they are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(png, format="png")
     write_atomic(path, png.getvalue())

@@ -135,8 +135,8 @@ COMBINED = [
     ),
     (
         {"data.image_size": -1},
-        "config.data.image_size is -1, the input size of the pretrained model: expected"
-        " config.pretrained with it",
+        "config.pretrained is '': expected pretrained weights, whose input size the images get with"
+        " config.data.image_size=-1",
         {"data.image_size": -1, "pretrained": "runs/x"},
     ),
     (

@@ -50,6 +50,16 @@ def test_unknown_names_are_matched_by_number():
     assert label_map("", 2, "").names == ("class 0", "class 1")
 
 
+def test_numbers_as_names_of_a_dataset_are_no_names():
+    """A TFDS dataset without class names has them."""
+    mapped = label_map("abc", 3, "012")
+    assert (mapped.labels.tolist(), mapped.names) == ([0, 1, 2], ("a", "b", "c"))
+    assert label_map("210", 3, "012").labels.tolist() == [2, 1, 0]
+    assert label_map("abcde", 5, "012", ("b", "d", "e")).columns.tolist() == [1, 3, 4]
+    with pytest.raises(UserError, match="has 3 classes, the model 4"):
+        label_map("abcd", 4, "012")
+
+
 @pytest.mark.parametrize(
     ("model", "count", "dataset", "message"),
     [

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 
 import jax
@@ -12,7 +14,7 @@ from helpers.commands import run_train
 from helpers.image_folders import write_folder
 from helpers.processes import free_port, run_all
 
-from resflax import create_model
+from resflax import UserError, create_model
 from resflax.cli.main import main
 from resflax.data import load_dataset, normalize
 from resflax.evaluate.metrics import score_examples
@@ -69,6 +71,9 @@ def test_evaluation_has_an_accuracy_for_each_class(workdir, evaluation):
     np.testing.assert_allclose(values["per_class"], expected)
     assert values["class_examples"] == np.bincount(labels).tolist()
     assert values["classes"] == [str(i) for i in range(10)]
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, np.asarray(logits).argmax(-1)), 1)
+    assert values["confusion"] == expected.tolist()
 
 
 def test_evaluation_says_what_was_evaluated(workdir, evaluation, capsys):
@@ -134,6 +139,35 @@ def test_two_processes_count_every_example_once(workdir, evaluation, tmp_path):
         np.testing.assert_allclose(values[key], expected[key], rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_one_device_evaluates_to_the_digits_of_the_results(workdir, evaluation, tmp_path):
+    """The other tests run on eight devices."""
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "resflax", "evaluate", str(workdir), f"--out={tmp_path}"]
+    subprocess.run(command, env=environment, check=True)
+    values, results = read(tmp_path), json.loads((workdir / "results.json").read_text())
+    assert (values["device_count"], read(evaluation)["device_count"]) == (1, 8)
+    assert values["accuracy"] == results["test_accuracy"]
+    np.testing.assert_allclose(values["nll"], results["test_loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_run_in_bfloat16_is_evaluated_in_bfloat16(tmp_path):
+    workdir = tmp_path / "run"
+    flags = ("model=cifar_resnet8", "epochs=1", "batch_size=64", "dtype=bfloat16")
+    config = [f"--config.{flag}" for flag in flags]
+    assert run_train("--config=configs/digits.py", *config, f"--workdir={workdir}") == 0
+    evaluate(workdir, f"--out={tmp_path}")
+    values, results = read(tmp_path), json.loads((workdir / "results.json").read_text())
+    assert values["dtype"] == "bfloat16"
+    # Batch norm is folded into the kernels, which are then rounded to bfloat16.
+    np.testing.assert_allclose(values["accuracy"], results["test_accuracy"], atol=0.02)
+    np.testing.assert_allclose(values["nll"], results["test_loss"], rtol=0.01)
+    evaluate(workdir, "--dtype=float32", f"--out={tmp_path}")
+    assert read(tmp_path)["dtype"] == "float32"
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file with the weights of an untrained network in torch's names."""
@@ -167,6 +201,46 @@ def test_weights_file_evaluates_on_a_folder(weights, folder, tmp_path, capsys):
     assert "03.png" in (tmp_path / "skipped.txt").read_text()
     assert main(["evaluate", *map(str, arguments)]) == 2
     assert "03.png: is not a readable image" in capsys.readouterr().err
+
+
+def test_file_names_that_are_not_utf8_are_written(weights, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (9, 9, 3), np.uint8)
+    write_folder(data, {f"{i}/a.png": image for i in range(10)})
+    os.rename(data / "3" / "a.png", os.fsencode(data) + b"/3/caf\xe9.png")
+    with open(os.fsencode(data) + b"/4/caf\xe9.png", "wb"):
+        pass
+    arguments = (weights, "--model=cifar_resnet8", f"--dataset=folder:{data}", f"--out={out}")
+    evaluate(*arguments, "--on-bad-example=skip", f"--predictions={out}/predictions.csv")
+    assert read(out)["skipped"] == 1
+    assert b"4/caf\xe9.png: is empty" in (out / "skipped.txt").read_bytes()
+    assert b"3/caf\xe9.png,3," in (out / "predictions.csv").read_bytes()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    evaluate(*arguments, "--on-bad-example=skip", f"--predictions={out}/predictions.parquet")
+    paths = parquet.read_table(out / "predictions.parquet")["path"].to_pylist()
+    assert paths[3].endswith("3/caf\\xe9.png")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "probe", "predict", "export", "convert"])
+def test_revision_reaches_the_hub(command, tmp_path, monkeypatch, capsys):
+    """Other tests read repositories; this one stops at the download."""
+
+    def fetch(repository, revision=None):
+        raise UserError(f"asked for {repository} at {revision}")
+
+    monkeypatch.setattr("resflax.weights.readers.fetch", fetch)
+    image = write_folder(tmp_path, {"a.png": np.zeros((9, 9, 3), np.uint8)})
+    out = str(tmp_path / "out.safetensors")
+    arguments = {
+        "evaluate": ["owner/net", "--dataset=digits"],
+        "probe": ["owner/net", "--dataset=digits"],
+        "predict": [image.removeprefix("folder:"), "--weights=owner/net"],
+        "export": ["owner/net", str(tmp_path / "out")],
+        "convert": ["owner/net", out],
+    }[command]
+    assert main([command, *arguments, "--revision=v1"]) == 2
+    assert "asked for owner/net at v1" in capsys.readouterr().err
 
 
 def test_valid_labels_evaluate_a_subset(weights, folder, tmp_path):
@@ -219,6 +293,8 @@ def test_run_on_files_evaluates_to_the_digits_of_its_results(tmp_path):
 INVALID = {
     "nothing": ([], "required: WHERE"),
     "missing dataset": (["{file}"], "expected --dataset=NAME"),
+    "missing run": (["runs/nope"], "runs/nope does not exist here: expected the workdir"),
+    "revision after @": (["timm/resnet50@main"], "for a revision .* use --revision=main"),
     "missing model": (["{file}", "--dataset=digits"], "pass its name"),
     "workdir without a checkpoint": (["{empty}"], "no checkpoint in"),
     "missing step": (["{run}@7"], "has no checkpoint '7'"),
@@ -231,7 +307,7 @@ INVALID = {
     "unknown size": (["{run}", "--size=big"], "expected N or HEIGHTxWIDTH"),
     "crop_pct 0": (["{run}", "--crop-pct=0"], "crop_pct is 0.0: expected"),
     "channels of the mean": (["{run}", "--mean=0.5,0.5,0.5"], "each of the 1 channels"),
-    "std 0": (["{run}", "--std=0"], "positive std"),
+    "std 0": (["{run}", "--std=0"], "and std of 1e-06 or more"),
     "mean that is not a number": (["{run}", "--mean=x"], "expected numbers separated"),
     "five crops": (["{run}", "--crops=5"], "invalid choice"),
     "ten crops and mirrors": (["{run}", "--crops=10", "--tta=flip"], "contain the mirror"),

@@ -33,3 +33,9 @@ def test_reliability_diagram_is_drawn_for_one_bin(tmp_path):
     )
     with Image.open(tmp_path / "reliability.png") as image:
         assert image.format == "PNG"
+
+
+def test_names_with_dollar_signs_and_rare_characters_are_drawn(tmp_path):
+    names = ["$a_{$", "costs $5", "\u4e2d"]
+    draw_confusion(np.eye(3, dtype=int), names, tmp_path / "confusion.png", "$x_{$")
+    assert (tmp_path / "confusion.png").exists()

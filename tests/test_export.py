@@ -11,6 +11,7 @@ import pytest
 from helpers.commands import run_command
 from helpers.hub_server import hub_server
 from helpers.trained_models import trained_model
+from helpers.workdirs import SavedStep, write_workdir
 from PIL import Image
 
 from resflax import UserError, load_pretrained
@@ -19,7 +20,8 @@ from resflax.export import FORMATS, ExportOptions, export, formats
 from resflax.export.formats import format_of
 from resflax.export.model_card import changed_keys
 from resflax.export.push import check_repository
-from resflax.export.trained_model import RunRecord
+from resflax.export.trained_model import RunRecord, TrainedModel, load_trained_model
+from resflax.export.verify import read_sample_images
 from resflax.train import default_config
 from resflax.train.config import to_json_dict
 
@@ -35,6 +37,16 @@ def model():
 def folder(model, tmp_path_factory):
     """An exported folder, to export from."""
     return export(model, tmp_path_factory.mktemp("export") / "net").path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir with checkpoints of four steps, of which all but 15 were evaluated."""
+    steps = (SavedStep(5, 0.5), SavedStep(10, 0.9), SavedStep(15), SavedStep(20, 0.7))
+    path = write_workdir(tmp_path_factory.mktemp("runs") / "x", *steps)
+    results = {"test_accuracy": 0.7, "steps": 20, "platform": "cpu"}
+    (path / "results.json").write_text(json.dumps(results))
+    return path
 
 
 def test_format_follows_from_the_suffix(tmp_path):
@@ -60,8 +72,14 @@ def test_command_exports_verifies_and_reports(folder, tmp_path, capsys):
         " output",
         verified,
     )
-    assert wrote == f"wrote {out} (stablehlo, 0.3 MB)"
+    megabytes = re.fullmatch(rf"wrote {re.escape(str(out))} \(stablehlo, (\S+) MB\)", wrote)[1]
+    assert float(megabytes) == pytest.approx(files_size(out.parent) / 1e6, abs=0.05)
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.json"]
+
+
+def files_size(folder):
+    """Returns the number of bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_images_replace_noise(model, tmp_path):
@@ -76,6 +94,54 @@ def test_images_replace_noise(model, tmp_path):
     with pytest.raises(UserError, match="config.json: is not a readable image"):
         export(model, tmp_path / "other", images=[str(tmp_path / "net" / "config.json")])
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_need_a_model_of_gray_or_rgb_images(tmp_path, channels):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (20, 20)).save(path)
+    config = trained_model("cifar_resnet8", channels=1).config._replace(channels=channels)
+    with pytest.raises(UserError, match=f"takes images with {channels} channels"):
+        read_sample_images(TrainedModel(config, {}, ""), [str(path)])
+
+
+def test_parents_that_a_failed_export_made_are_removed(model, tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    for error, message in ((UserError("bad"), "bad"), (OSError(28, "full"), "cannot write .*full")):
+
+        def fail(model, path, options, error=error):
+            (path / "partial").write_bytes(b"x")
+            raise error
+
+        row = FORMATS["timm"]._replace(write=fail)
+        monkeypatch.setitem(formats.FORMATS, "timm", row)
+        with pytest.raises(UserError, match=message):
+            export(model, tmp_path / "kept" / "a" / "b" / "net", format="timm")
+        assert [*tmp_path.rglob("*")] == [tmp_path / "kept"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"),
+    [
+        ("", {"test_accuracy": 0.7, "steps": 20, "platform": "cpu"}),
+        ("@last", {"test_accuracy": 0.7, "steps": 20, "platform": "cpu"}),
+        ("@best", {"test_accuracy": 0.9, "steps": 10}),
+        ("@5", {"test_accuracy": 0.5, "steps": 5}),
+        ("@15", {}),
+    ],
+)
+def test_results_are_those_of_the_exported_checkpoint(run, checkpoint, expected):
+    loaded = load_trained_model(f"{run}{checkpoint}")
+    assert loaded.run.results == expected
+
+
+def test_model_card_of_a_checkpoint_has_its_accuracy(run, tmp_path):
+    cards = {
+        name: (export(load_trained_model(f"{run}@{name}"), tmp_path / name).path / "README.md")
+        for name in ("best", "15")
+    }
+    assert "| accuracy | 0.9 |\n| steps | 10 |" in cards["best"].read_text()
+    assert "## Results" not in cards["15"].read_text()
 
 
 @pytest.mark.parametrize("format", ["timm", "onnx", "stablehlo"])

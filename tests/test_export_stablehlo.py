@@ -14,7 +14,8 @@ from helpers.trained_models import trained_model
 from jax import export as jax_export
 
 from resflax.export import ExportOptions, export
-from resflax.export.stablehlo import export_stablehlo, normalize
+from resflax.export.stablehlo import export_stablehlo
+from resflax.export.verify import normalize_pixels
 from resflax.weights import PretrainedConfig
 from resflax.weights.torch_reference import torch_logits
 
@@ -53,7 +54,7 @@ def test_artefact_runs_in_a_process_with_jax_only(tmp_path, fold):
     model = trained_model("test_resnet", num_classes=5)
     report = export(model, tmp_path / "net.stablehlo", options=ExportOptions(fold=fold))
     assert report.format == "stablehlo"
-    batches = [np.asarray(normalize(model.preprocess, draw_pixels(model, n))) for n in (1, 5)]
+    batches = [np.asarray(normalize_pixels(model, draw_pixels(model, n))) for n in (1, 5)]
     for logits, images in zip(run_without_resflax(report.path, batches), batches, strict=True):
         expected = torch_logits(model.spec, model.variables, images)
         assert logits.dtype == np.float32
@@ -113,4 +114,4 @@ def test_normalize_equals_the_preprocessing(tmp_path):
         )
     )
     expected = model.preprocess(pixels[0])
-    np.testing.assert_allclose(normalize(model.preprocess, pixels)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(normalize_pixels(model, pixels)[0], expected, atol=1e-6)

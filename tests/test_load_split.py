@@ -126,6 +126,21 @@ def test_flat_folder_takes_class_names_of_the_model(flat):
     assert examples(source) == [(1, 0), (2, 1), (4, 0)]
 
 
+def test_hidden_files_of_a_flat_folder_have_no_label(flat):
+    (flat / "._ILSVRC2012_val_00000001.JPEG").write_bytes(b"Mac OS X")
+    (flat / ".hidden.png").write_bytes(b"")
+    source = load_flat(flat, "labels.txt", "7\n0\n3\n")
+    assert examples(source) == [(1, 7), (2, 0), (4, 3)]
+
+
+def test_index_beyond_the_classes_of_the_model_is_refused(flat):
+    path = flat.parent / "labels.txt"
+    path.write_text("0\n1\n10\n")
+    for names in ((), tuple("abcdefghij")):
+        with pytest.raises(UserError, match="has the label 10: expected indices from 0 to 9"):
+            load_split(f"folder:{flat}", labels_file=str(path), class_names=names, num_classes=10)
+
+
 def test_flat_folder_takes_a_csv(flat):
     rows = "path,label\nILSVRC2012_val_00000004.JPEG,1\nILSVRC2012_val_00000001.JPEG,0\n"
     assert examples(load_flat(flat, "labels.csv", rows)) == [(4, 1), (1, 0)]

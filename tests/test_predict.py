@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from helpers.networks import apply
 from helpers.weight_files import write_timm_folder
 from PIL import Image
 
-from resflax import load_pretrained
+from resflax import UserError, load_pretrained
 from resflax.cli.contact_sheet import open_contact_sheet
 from resflax.cli.image_outputs import OutputBatch, Prediction, top_predictions
-from resflax.cli.output_files import COLUMNS
+from resflax.cli.output_files import COLUMNS, open_predictions
 
 NAMES = ("cat", "dog, large", "bird", "fish", "frog", "horse", "ship")
 PHOTOS = ("a/0.png", "a/1.jpg", "a/2.png", "b/3.png", "b/4.png", "b/c/5.png")
@@ -188,6 +190,32 @@ def test_contact_sheet_shows_64_images_evenly(tmp_path, monkeypatch):
     assert [best.label for _, best in cells] == list(range(0, 256, 4))
 
 
+def test_contact_sheet_that_cannot_be_written_is_named(tmp_path):
+    top = [[Prediction(1, 0, "cat", 0.5)]]
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    batch = OutputBatch(["a.png"], [0], pixels, np.zeros((1, 0), np.float32), top)
+    with (
+        pytest.raises(UserError, match=r"none/s.png cannot be written: No such file.*--sheet"),
+        open_predictions(tmp_path / "p.csv"),
+        open_contact_sheet(tmp_path / "none" / "s.png", 1) as add,
+    ):
+        add(batch)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_file_names_that_are_not_utf8_are_written(networks, photos):
+    name = b"photos/caf\xe9.png"
+    os.rename(photos[0], name)
+    weights = f"--weights={networks / 'color'}"
+    arguments = [sys.executable, "-m", "resflax", "predict", name, weights]
+    for out in ([], ["--out=p.csv", "--features=f.csv"]):
+        table = subprocess.run([*arguments, *out], check=True, capture_output=True).stdout
+        written = Path("p.csv").read_bytes() if out else table
+        assert name in written
+    assert Path("f.csv").read_bytes().splitlines()[1].startswith(name + b",")
+
+
 @pytest.mark.slow
 def test_unreadable_images_are_skipped_and_listed(networks, photos, capsys):
     truncated = Path(photos[2]).read_bytes()[:200]
@@ -222,6 +250,10 @@ ERRORS = {
     "empty glob": (["photos/*.gif", "--weights={0}/color"], "no file matches photos/*.gif"),
     "folder without images": (["{0}/color", "--weights={0}/color"], "color contains no images"),
     "missing labels": (["photos", "--weights={0}/color", "--labels=no"], "cannot read the labels"),
+    "labels that are not text": (
+        ["photos", "--weights={0}/color", "--labels=photos/a/0.png"],
+        "cannot read the labels in photos/a/0.png: it is not UTF-8: expected a text file with one",
+    ),
     "wrong labels": (
         ["photos", "--weights={0}/color", "--labels={0}/color/config.json"],
         "config.json has 1 labels: expected 7, one per class",
@@ -297,3 +329,15 @@ def test_parquet_without_pyarrow_names_the_extra(networks, photos, monkeypatch, 
     arguments = ["photos", f"--weights={networks / 'color'}", "--features=f.parquet"]
     assert run_command("predict", *arguments) == 2
     assert 'pip install "resflax[parquet]"' in capsys.readouterr().err
+
+
+def test_outputs_do_not_overwrite_inputs_or_each_other(networks, photos, capsys):
+    for options, message in (
+        ([f"--sheet={photos[0]}"], f"--sheet is {photos[0]}, which is the input {photos[0]}"),
+        (["--out=x.csv", "--features=x.csv"], "which is the value of --out"),
+    ):
+        before = Path(photos[0]).read_bytes()
+        assert run_command("predict", *photos, f"--weights={networks / 'color'}", *options) == 2
+        assert message in capsys.readouterr().err
+        assert Path(photos[0]).read_bytes() == before
+        assert not Path("x.csv").exists()

@@ -157,8 +157,8 @@ def test_default_preprocess_of_each_kind_of_network():
         ({"crop_pct": 0.0}, "crop_pct is 0.0: expected a number above 0, at most 1"),
         ({"crop_pct": 1.5}, "crop_pct is 1.5: expected"),
         ({"crop_pct": float("nan")}, "crop_pct is nan: expected"),
-        ({"std": (0.1, 0.0, 0.1)}, "positive std"),
-        ({"mean": (0.1,)}, "expected equal lengths"),
+        ({"std": (0.1, 0.0, 0.1)}, "and std of 1e-06 or more"),
+        ({"mean": (0.1,)}, "as many in each"),
     ],
 )
 def test_invalid_preprocess_fields_are_rejected(fields, message):
@@ -211,3 +211,18 @@ def test_corrupt_image_loads_or_raises_user_error(tmp_path, kind):
         except UserError as e:
             rejected += "bad" in str(e)
     assert rejected > 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"mean": (float("nan"),) * 3}, {"std": (1e-40,) * 3}, {"std": (float("inf"),) * 3}],
+    ids=str,
+)
+def test_preprocess_refuses_moments_that_are_not_numbers(fields):
+    with pytest.raises(UserError, match="expected finite numbers"):
+        Preprocess(**fields)
+
+
+def test_crop_pct_is_refused_if_it_enlarges_too_much():
+    with pytest.raises(UserError, match="16384 pixels or less"):
+        Preprocess(size=(224, 224), crop_pct=0.001)

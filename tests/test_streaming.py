@@ -151,6 +151,28 @@ def children(pid):
     return [int(child) for child in " ".join(lists).split()]
 
 
+class StartedError(Exception):
+    """Raised instead of starting worker processes."""
+
+
+def test_workers_are_limited_by_cpu_cores_and_batches(folder, monkeypatch):
+    """Each worker takes seconds to start, so that a typing error must not start thousands."""
+    counts = []
+
+    def record(num_workers, per_worker_buffer_size):
+        counts.append(num_workers)
+        raise StartedError
+
+    monkeypatch.setattr("grain.MultiprocessingOptions", record)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    split = load_dataset(folder, image_size=8).train
+    for asked, stop in ((3, 20), (300, 20), (300, 5), (0, 5)):
+        batches = train_batches(split, seed=0, batch_size=4, start=0, stop=stop, num_workers=asked)
+        with pytest.raises(StartedError):
+            next(iter(batches))
+    assert counts == [3, 8, 5, 0]
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resflax.cli.image_outputs import OutputBatch, Prediction
+from resflax.files import disk_errors_as_user_error
 
 MAX_IMAGES = 64
 CELL_INCHES = 1.4
@@ -47,12 +48,15 @@ def open_contact_sheet(path: Path, total: int) -> Iterator[Callable[[OutputBatch
 
     yield add
     left_out = f", {total - len(chosen):,} left out" if total > len(chosen) else ""
-    draw(cells, path, f"{len(cells)} of {total:,} images{left_out}")
+    with disk_errors_as_user_error(
+        f"{path} cannot be written", lambda: "free disk space, or choose another --sheet"
+    ):
+        draw(cells, path, f"{len(cells)} of {total:,} images{left_out}")
 
 
 def draw(cells: Sequence[Cell], path: Path, title: str) -> None:
     """Draws images in rows, each below its class and probability."""
-    from resflax.plotting import new_figure, save  # imports matplotlib
+    from resflax.plotting import new_figure, plain_text, save  # imports matplotlib
 
     columns = math.ceil(math.sqrt(len(cells)))
     rows = math.ceil(len(cells) / columns)
@@ -73,8 +77,7 @@ def draw(cells: Sequence[Cell], path: Path, title: str) -> None:
             interpolation="nearest" if max(pixels.shape) <= 64 else "antialiased",
         )
         name = textwrap.shorten(best.name, MAX_NAME, placeholder="...")
-        # matplotlib takes text between dollar signs as a formula.
-        text = f"{name}\n{best.probability:.1%}".replace("$", r"\$")
+        text = plain_text(f"{name}\n{best.probability:.1%}")
         ax.text(x, y - 0.03, text, fontsize=7, verticalalignment="bottom")
     ax.set_xlim(0, columns)
     ax.set_ylim(ROW_HEIGHT * rows, 1 - ROW_HEIGHT)

@@ -20,7 +20,7 @@ from resflax.evaluate.metrics import Metrics, summarize
 from resflax.evaluate.predictions import write_predictions
 from resflax.evaluate.report import results, table
 from resflax.evaluate.run import Evaluated, evaluate_split
-from resflax.files import disk_errors_as_user_error, write_atomic
+from resflax.files import disk_errors_as_user_error, encode_text, write_atomic
 from resflax.progress import ProgressMeter
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
@@ -51,7 +51,7 @@ def _evaluate(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         plan.pretrained.variables,
         mean=plan.preprocess.mean,
         std=plan.preprocess.std,
-        dtype=args.dtype,
+        dtype=plan.dtype,
     )
     if is_main_process():
         print(describe(plan))
@@ -150,7 +150,7 @@ def _context(
         "split": plan.source.name,
         "preprocess": dataclasses.asdict(plan.preprocess),
         "views": dataclasses.asdict(plan.views),
-        "dtype": args.dtype,
+        "dtype": plan.dtype,
         "arguments": list(arguments),
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
@@ -171,15 +171,16 @@ def _write(
         from resflax.evaluate.figures import draw_confusion, draw_reliability  # Matplotlib
 
         args.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(values, indent=1, allow_nan=False)
+        write_atomic(args.out / "evaluation.json", f"{text}\n".encode())
+        if evaluated.skipped:
+            lines = "\n".join([*evaluated.skipped, ""])
+            write_atomic(args.out / "skipped.txt", encode_text(lines))
         model, data = Path(args.where).name, "/".join(Path(plan.source.name).parts[-2:])
         title = f"{model} on {data}\naccuracy {metrics.accuracy:.4f}"
         draw_reliability(evaluated.scores, args.out / "reliability.png", title)
         draw_confusion(
             metrics.confusion, plan.label_map.names, args.out / "confusion.png", title
         )  # fmt: skip
-        if evaluated.skipped:
-            write_atomic(args.out / "skipped.txt", "\n".join([*evaluated.skipped, ""]).encode())
-        text = json.dumps(values, indent=1, allow_nan=False)
-        write_atomic(args.out / "evaluation.json", f"{text}\n".encode())
     if args.predictions:
         write_predictions(args.predictions, evaluated, plan.source, plan.label_map)

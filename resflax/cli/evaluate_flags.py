@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resflax.cli.output_files import check_distinct
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError
 from resflax.evaluate.predictions import check_predictions_path
 from resflax.evaluate.views import CROPS
+from resflax.nn import Spec
 from resflax.weights import Preprocess
 from resflax.zoo.registry import DTYPES
 
@@ -108,8 +110,10 @@ def _parser() -> Parser:
     defaults.add_argument("--mean", metavar="X,X,X", help="of pixel values from 0 to 1")
     defaults.add_argument("--std", metavar="X,X,X")
     add("--batch-size", type=int, default=64, help="images per batch of all devices; default: 64")
-    add("--num-workers", type=int, default=0, help="processes that read images; 0 for threads")
-    add("--dtype", choices=DTYPES, default="float32", help="compute dtype; default: float32")
+    text = "processes that read images, at most 4 per CPU core; 0 for threads"
+    add("--num-workers", type=int, default=0, help=text)
+    text = "compute dtype; default: that of the run on its own dataset, else float32"
+    add("--dtype", choices=DTYPES, default="", help=text)
     add(
         "--on-bad-example",
         choices=ON_BAD_EXAMPLE,
@@ -174,10 +178,21 @@ def parse_preprocess(args: argparse.Namespace, preprocess: Preprocess) -> Prepro
     return replace(preprocess, **values)
 
 
+def check_image_size(sides: Sequence[int], spec: Spec) -> None:
+    """Raises `UserError` if images with these sides are too small for a network."""
+    if min(sides) < spec.min_image_size:
+        raise UserError(
+            f"images of {min(sides)} pixels are too small for the model: expected"
+            f" {spec.min_image_size} or more"
+        )
+
+
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raises `UserError` if an output cannot be written, before anything is computed."""
     if args.out:
         check_out_dir(args.out)
+    inputs = (args.labels_file, args.valid_labels, args.real_labels)
+    check_distinct({"--predictions": args.predictions}, inputs)
     if args.predictions:
         check_predictions_path(args.predictions)
         folder = args.predictions.absolute().parent

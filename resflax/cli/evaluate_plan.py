@@ -2,9 +2,10 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from resflax.cli.evaluate_flags import parse_preprocess
+from resflax.cli.evaluate_flags import check_image_size, parse_preprocess
 from resflax.data import load_split
 from resflax.data.source import Source
 from resflax.errors import UserError
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
       dataset: name of the dataset.
       source: the examples.
       on_bad_example: "raise" or "skip".
+      dtype: compute dtype: by default that of the run if its own dataset is evaluated.
       views: the views of each image.
       label_map: the classes that count.
       real_labels: ReaL labels of each example; empty without them.
@@ -41,6 +43,7 @@ class Plan(NamedTuple):
     dataset: str
     source: Source
     on_bad_example: str
+    dtype: str
     views: Views
     label_map: LabelMap
     real_labels: list[list[int]]
@@ -57,24 +60,23 @@ def make_plan(args: argparse.Namespace) -> Plan:
     real_labels = read_real_labels(args.real_labels) if args.real_labels else []
     own = _own_dataset(args.where)
     if not args.dataset and own is None:
+        exists = Path(args.where).exists()
         raise UserError(
             f"{args.where} is not the workdir of a run, whose dataset is known: expected"
             " --dataset=NAME"
+            if exists
+            else f"{args.where} does not exist here: expected the workdir of a run, or"
+            " --dataset=NAME with a model of the Hub"
         )
     pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
     spec = pretrained.model.spec
     if not spec.num_classes:
         raise UserError(f"{args.where} has no classification head: expected weights with classes")
     preprocess = parse_preprocess(args, pretrained.preprocess)
-    smallest = min(views.scales or preprocess.size)
-    if smallest < spec.min_image_size:
-        raise UserError(
-            f"images of {smallest} pixels are too small for the model: expected"
-            f" {spec.min_image_size} or more"
-        )
+    check_image_size(views.scales or preprocess.size, spec)
     config = own if own and args.dataset in ("", own["dataset"]) else {}
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
-    source = _open_source(args, config, pretrained.classes, on_bad_example)
+    source = _open_source(args, config, pretrained, on_bad_example)
     return Plan(
         pretrained=pretrained,
         selection=_selection(args.where, bool(config)),
@@ -82,6 +84,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         dataset=args.dataset or config["dataset"],
         source=source,
         on_bad_example=on_bad_example,
+        dtype=args.dtype or config.get("dtype", "float32"),
         views=views,
         label_map=make_label_map(pretrained.classes, spec.num_classes, source, valid_labels),
         real_labels=real_labels and real_labels_of(source, real_labels, args.real_labels),
@@ -91,7 +94,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def _open_source(
     args: argparse.Namespace,
     config: dict[str, Any],
-    class_names: tuple[str, ...],
+    pretrained: Pretrained,
     on_bad_example: str,
 ) -> Source:
     """Opens the split; `config` is that of the run if its own dataset is evaluated, else {}."""
@@ -100,7 +103,8 @@ def _open_source(
         args.split,
         data_dir=args.data_dir or config.get("data", {}).get("data_dir", ""),
         labels_file=args.labels_file,
-        class_names=class_names,
+        class_names=pretrained.classes,
+        num_classes=pretrained.model.spec.num_classes,
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
     )
@@ -113,7 +117,7 @@ def _own_dataset(where: str) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads((found[0] / "config.json").read_text())
-        return {key: config[key] for key in ("dataset", "seed", "data")}
+        return {key: config[key] for key in ("dataset", "seed", "data", "dtype")}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{found[0]} has no valid config.json: {e}") from e
 
@@ -141,7 +145,7 @@ def describe(plan: Plan) -> str:
         f"checkpoint chosen: {plan.selection}",
         f"preprocessing: {resize}, {preprocess.interpolation}, mean ({mean}), std ({std})",
         f"data: {source.name}, {len(source):,} examples of {len(plan.label_map.columns)} classes;"
-        f" {plan.views}",
+        f" {plan.views}; {plan.dtype}",
     ]
     if plan.views.count > 1:
         lines[-1] += f" (probabilities averaged over {plan.views.count} views)"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from resflax.errors import Parser, UserError
-from resflax.export.formats import FORMATS, ExportOptions, export, format_of
+from resflax.export import FORMATS, ExportOptions, export
+from resflax.export.formats import format_of
 from resflax.export.push import check_repository, push
 from resflax.export.trained_model import RunRecord, load_trained_model
 from resflax.run.config_diff import flatten_config
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> None:
         check_repository(args.push)
         if not FORMATS[name].files:
             raise UserError(f"--push uploads a folder: --format={name} writes a file, use timm")
-    model = load_trained_model(args.where, args.model)
+    model = load_trained_model(args.where, args.model, revision=args.revision)
     options = ExportOptions(
         uint8=args.uint8,
         fold=args.fold,
@@ -55,6 +56,7 @@ def _parser() -> Parser:
         "--format", help=f"{', '.join(FORMATS)}; default: by OUT's suffix, timm for a folder"
     )
     parser.add_argument("--model", metavar="NAME", help="model name, for weights without a config")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument(
         "--uint8",
         action="store_true",

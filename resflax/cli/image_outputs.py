@@ -10,7 +10,8 @@ from jaxtyping import Float, UInt8
 
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import read_batches
-from resflax.inference import make_predictor
+from resflax.evaluate.classifier import Classifier
+from resflax.evaluate.metrics import log_softmax
 from resflax.progress import ProgressMeter
 from resflax.weights import Pretrained
 
@@ -68,7 +69,7 @@ def compute_outputs(
     Args:
       pretrained: network and preprocessing.
       paths: image files.
-      classes: class names; if empty, class i is called "class i".
+      classes: names of all classes.
       top: number of predictions per image; all classes if there are fewer.
       features: whether to return the features.
       batch_size: largest number of images in a batch.
@@ -86,10 +87,11 @@ def compute_outputs(
         paths, transform, transform.channels, batch_size, num_threads=num_threads, on_bad=on_bad
     ):
         padding = np.zeros((batch_size - len(pixels), *pixels.shape[1:]), np.uint8)
-        body, logits = network(np.concatenate([pixels, padding]))
-        predictions = [top_predictions(row, classes, top) for row in softmax(logits)]
-        count, names = len(pixels), [paths[i] for i in indices]
-        yield OutputBatch(names, indices, pixels, body[:count], predictions[:count])
+        outputs = network(np.concatenate([pixels, padding]))
+        body, logits = (array[: len(pixels)] for array in outputs)
+        probabilities = np.exp(log_softmax(logits)) if logits.size else logits
+        predictions = [top_predictions(row, classes, top) for row in probabilities]
+        yield OutputBatch([paths[i] for i in indices], indices, pixels, body, predictions)
         meter.update(indices[-1] + 1 - done, f"{indices[-1] + 1:,} images")
         done = indices[-1] + 1
     meter.close()
@@ -101,20 +103,21 @@ def build_network(
     """Returns a function from uint8 images to their features and logits.
 
     The features have shape (n, 0) unless `features` is set, and the logits if there is no head. If
-    both are wanted, the head is applied to the features, so that the body is computed once.
+    both are wanted, the head is applied to the features, so that the body is computed once. As
+    those of `Classifier`, the outputs can have more rows than there are images.
     """
     spec, preprocess = pretrained.model.spec, pretrained.preprocess
-    predictor = make_predictor(
+    classify = Classifier(
         spec,
         pretrained.variables,
         mean=preprocess.mean,
         std=preprocess.std,
         outputs="features" if features else "logits",
     )
-    print(predictor.describe_backend(), flush=True)
+    print(classify.describe_backend(), flush=True)
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
-        outputs = np.asarray(predictor(pixels))
+        outputs = np.asarray(classify(pixels))
         if not features:
             return outputs[:, :0], outputs
         if not spec.num_classes:
@@ -123,16 +126,6 @@ def build_network(
         return outputs, outputs @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
 
     return run
-
-
-def softmax(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
-    """Returns float64 probabilities.
-
-    >>> softmax(np.log([[1.0, 3.0]])).round(6).tolist()
-    [[0.25, 0.75]]
-    """
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True, initial=-np.inf)
-    return np.exp(shifted) / np.exp(shifted).sum(axis=-1, keepdims=True)
 
 
 def top_predictions(
@@ -145,6 +138,6 @@ def top_predictions(
     """
     best = np.argsort(-probabilities, kind="stable")[:count].tolist()
     return [
-        Prediction(rank, label, classes[label] if classes else f"class {label}", float(p))
+        Prediction(rank, label, classes[label], float(p))
         for rank, (label, p) in enumerate(zip(best, probabilities[best], strict=True), start=1)
     ]

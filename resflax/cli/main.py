@@ -1,6 +1,7 @@
 """The `resflax` command: a table of subcommands, each imported when it is called."""
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -112,6 +113,8 @@ def entry(arguments: Sequence[str] | None = None) -> NoReturn:
         exit_on_signals()
         silence_libraries()
     tune_malloc()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # prints file names that are not UTF-8
     status = main(arguments)
     if status and "jax" in sys.modules:  # libraries may have threads that do not end
         from resflax.distributed.processes import exit_process

@@ -4,10 +4,8 @@ A file appears under its name when it is complete; until then its name ends in "
 """
 
 import contextlib
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +13,14 @@ import numpy as np
 
 from resflax.cli.image_outputs import OutputBatch, Prediction
 from resflax.errors import UserError
-from resflax.files import disk_errors_as_user_error, open_atomic
+from resflax.evaluate.predictions import require_pyarrow
+from resflax.files import (
+    disk_errors_as_user_error,
+    encode_text,
+    format_csv,
+    open_atomic,
+    replace_undecodable,
+)
 
 COLUMNS = ("path", "rank", "label", "class", "probability")
 Write = Callable[[OutputBatch], None]
@@ -27,7 +32,7 @@ def encode_csv(path: str, predictions: Sequence[Prediction]) -> str:
     >>> encode_csv("a.png", [Prediction(1, 7, "cat, tabby", 0.75)])
     'a.png,1,7,"cat, tabby",0.75\n'
     """
-    return _csv_rows((path, *p[:3], f"{p.probability:.9g}") for p in predictions)
+    return format_csv((path, *p[:3], f"{p.probability:.9g}") for p in predictions)
 
 
 def encode_json(path: str, predictions: Sequence[Prediction]) -> str:
@@ -86,9 +91,9 @@ def _open_csv(path: Path) -> Iterator[Write]:
         def write(batch: OutputBatch) -> None:
             if not file.tell():
                 names = (f"feature_{i}" for i in range(batch.features.shape[1]))
-                _write_text(file, _csv_rows([("path", *names)]))
+                _write_text(file, format_csv([("path", *names)]))
             rows = zip(batch.paths, batch.features, strict=True)
-            _write_text(file, _csv_rows((p, *(f"{x:.9g}" for x in row)) for p, row in rows))
+            _write_text(file, format_csv((p, *(f"{x:.9g}" for x in row)) for p, row in rows))
 
         yield write
 
@@ -107,7 +112,8 @@ def _open_parquet(path: Path) -> Iterator[Write]:
             column = pa.FixedSizeListArray.from_arrays(
                 batch.features.ravel(), batch.features.shape[1]
             )
-            table = pa.table({"path": batch.paths, "features": column})
+            paths = [replace_undecodable(path) for path in batch.paths]
+            table = pa.table({"path": paths, "features": column})
             writer = writer or stack.enter_context(pq.ParquetWriter(file, table.schema))
             writer.write_table(table)
 
@@ -131,24 +137,30 @@ def check_output(flag: str, path: Path | None, suffixes: Iterable[str]) -> None:
         raise UserError(f"{flag} is {path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise UserError(f"{flag} is {path}, a folder: expected the name of a file")
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as e:
-            raise UserError(
-                f'{flag} is {path}: .parquet needs pyarrow (pip install "resflax[parquet]"); .csv'
-                " and .npz do not"
-            ) from e
+    require_pyarrow(flag, path)
 
 
-def _csv_rows(rows: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Checks that no output is another one or an input.
+
+    Args:
+      outputs: files by the name of their option; None for an option that is not given.
+      inputs: files that are read.
+
+    Raises:
+      UserError: if an output would overwrite one of them.
+    """
+    used = {Path(path).resolve(): f"the input {path}" for path in inputs if path}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in used:
+            raise UserError(f"{flag} is {path}, which is {used[path.resolve()]}: choose another")
+        used[path.resolve()] = f"the value of {flag}"
 
 
 def _write_text(file: BinaryIO, text: str) -> None:
-    file.write(text.encode(errors="surrogateescape"))  # any file name can be written
+    file.write(encode_text(text))
 
 
 def _disk_errors(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from resflax.cli.image_outputs import OutputBatch, Prediction, compute_outputs
 from resflax.cli.output_files import (
     FEATURE_FORMATS,
     PREDICTION_FORMATS,
+    check_distinct,
     check_output,
     open_features,
     open_predictions,
@@ -21,6 +22,7 @@ from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.errors import Parser, UserError
 from resflax.runtime import enable_compilation_cache
 from resflax.weights import Pretrained, load_pretrained
+from resflax.weights.class_names import class_names
 
 MAX_DETAILED = 10  # the table of more images has one line per image
 MAX_THREADS = 1024
@@ -35,12 +37,14 @@ def main(arguments: list[str]) -> None:
     args = _parse(arguments)
     labels = _read_labels(args.labels)
     paths = find_images(args.paths)
+    outputs = {"--out": args.out, "--features": args.features, "--sheet": args.sheet}
+    check_distinct(outputs, [*paths, args.labels])
     if args.on_bad_example == "raise":
         try:
             check_images(paths, num_threads=args.num_workers)
         except BadExampleError as e:
             raise _unreadable(e) from e
-    pretrained = load_pretrained(args.weights, model=args.model, scan=False)
+    pretrained = load_pretrained(args.weights, model=args.model, revision=args.revision, scan=False)
     classes = _class_names(args, pretrained, labels)
     print(pretrained.source, flush=True)
     enable_compilation_cache()
@@ -71,8 +75,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         " resnet50.a1_in1k",
     )
     add("--model", metavar="NAME", help="model name; default: the one saved with the weights")
+    add("--revision", help="branch, tag or commit of a Hub repository")
     add("--labels", metavar="FILE", type=Path, help="text file with one class name per line")
-    add("--top", metavar="K", type=int, default=5, help="classes per image; default: 5")
+    add(
+        "--top",
+        metavar="K",
+        type=int,
+        default=5,
+        help="classes per image; default: 5; a table of more than 10 images has one row each",
+    )
     add("--out", metavar="FILE", type=Path, help=f"predictions: {', '.join(PREDICTION_FORMATS)}")
     add("--features", metavar="FILE", type=Path, help=f"features: {', '.join(FEATURE_FORMATS)}")
     add("--sheet", metavar="FILE", type=Path, help="contact sheet: .png")
@@ -102,7 +113,11 @@ def _read_labels(path: Path | None) -> tuple[str, ...]:
     try:
         return tuple(path.read_text().splitlines()) if path else ()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the labels in {path}: {e}") from e
+        reason = getattr(e, "strerror", None) or "it is not UTF-8"
+        raise UserError(
+            f"cannot read the labels in {path}: {reason}: expected a text file with one class name"
+            " per line"
+        ) from e
 
 
 def _class_names(
@@ -119,7 +134,7 @@ def _class_names(
         raise UserError(
             f"{args.labels} has {len(labels)} labels: expected {num_classes}, one per class"
         )
-    return labels or pretrained.classes
+    return class_names(labels or pretrained.classes, num_classes)
 
 
 def _write_outputs(

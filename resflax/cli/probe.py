@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from resflax.cli.evaluate_flags import check_out_dir, with_dashes
+from resflax.cli.evaluate_flags import check_image_size, check_out_dir, with_dashes
 from resflax.data import StreamingSplit, load_split
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
@@ -67,7 +67,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, metavar="DIR", help="write probe.json to DIR")
     add("--c", type=float, metavar="C", help="inverse regularization strength; no cross validation")
     add("--batch-size", type=int, default=64, help="images per batch; default: 64")
-    add("--num-workers", type=int, default=0, help="processes that read images; 0 for threads")
+    text = "processes that read images, at most 4 per CPU core; 0 for threads"
+    add("--num-workers", type=int, default=0, help=text)
     add("--dtype", choices=DTYPES, default="float32", help="compute dtype; default: float32")
     text = "stop at an unreadable image (default), or skip it"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default=ON_BAD_EXAMPLE[0], help=text)
@@ -85,13 +86,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _probe(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     start = time.monotonic()
     pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
-    sources = _open_sources(args, pretrained)
-    preprocess, spec = pretrained.preprocess, pretrained.model.spec
-    if min(preprocess.size) < spec.min_image_size:
-        raise UserError(
-            f"images of {min(preprocess.size)} pixels are too small for the model: expected"
-            f" {spec.min_image_size} or more"
-        )
+    sources = _open_sources(args)
+    preprocess = pretrained.preprocess
+    check_image_size(preprocess.size, pretrained.model.spec)
     print(f"weights: {pretrained.source}", flush=True)
     train, test = _all_features(args, pretrained, sources)
     cs = CS if args.c is None else (args.c,)
@@ -130,7 +127,7 @@ def _probe(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         _write(args.out, values)
 
 
-def _open_sources(args: argparse.Namespace, pretrained: Pretrained) -> list[Source]:
+def _open_sources(args: argparse.Namespace) -> list[Source]:
     """Opens the training and the test split.
 
     Raises:
@@ -141,7 +138,6 @@ def _open_sources(args: argparse.Namespace, pretrained: Pretrained) -> list[Sour
             args.dataset,
             split,
             data_dir=args.data_dir,
-            class_names=pretrained.classes,
             on_bad_example=args.on_bad_example,
         )
         for split in (args.train_split, args.split)

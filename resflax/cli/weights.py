@@ -40,6 +40,7 @@ def convert_main(arguments: list[str]) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="model name; default: from the config.json next to IN"
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument(
         "--layout",
         choices=(FLAX, *LAYOUTS),
@@ -50,7 +51,8 @@ def convert_main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.target.suffix not in SUFFIXES:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
-    config, variables, source, is_flax = read_weights(args.source, args.model)
+    weights = read_weights(args.source, args.model, revision=args.revision)
+    config, variables, source, is_flax, _ = weights
     print(source)
     layout = args.layout or (default_layout(config.spec) if is_flax else FLAX)
     if layout == FLAX:

@@ -28,7 +28,7 @@ class ArraySource:
         return ""
 
     def fingerprint(self) -> Fingerprint:
-        """See `Source`."""
+        """Returns the number of "examples" and what identifies them."""
         return self.split.fingerprint()
 
     def read(

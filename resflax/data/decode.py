@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def decode(
         image = Image.open(io.BytesIO(encoded))
         _load(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        reason = " ".join(f"is not a readable image ({e})".split())
+        cause = re.sub(r" <_io\.BytesIO object at \w+>", "", str(e))
+        reason = " ".join(f"is not a readable image ({cause})".split())
         raise BadExampleError(location, reason) from e
     return convert_image(image, location, channels)
 

@@ -47,8 +47,11 @@ class EvalTransform:
         valid_sides = all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in self.size)
         if len(self.size) != 2 or not valid_sides:
             raise UserError(f"size is {self.size}: expected two integers from 1 to {MAX_SIDE}")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"crop_pct is {self.crop_pct}: expected a number above 0, at most 1")
+        if not 0 < self.crop_pct <= 1 or max(self.size) / self.crop_pct > MAX_SIDE:
+            raise UserError(
+                f"crop_pct is {self.crop_pct}: expected a number above 0, at most 1, for which"
+                f" images are resized to {MAX_SIDE} pixels or less"
+            )
 
     def resize_and_crop(self, image: Image.Image) -> Image.Image:
         """Returns an image of `size`, in the mode of `image`."""

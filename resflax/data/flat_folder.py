@@ -1,6 +1,7 @@
 """Images without class folders, with their labels in a file, as ImageNet's validation split."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from jaxtyping import UInt8
 
 from resflax.data.decode import decode
 from resflax.data.fingerprint import Fingerprint, files_fingerprint
-from resflax.data.folder import SUFFIXES
+from resflax.data.folder import SUFFIXES, list_visible
 from resflax.data.imagenet import (
     GROUND_TRUTH,
     development_kit_synsets,
@@ -50,7 +51,7 @@ class FlatFolderSource:
         return self.files[index][0]
 
     def fingerprint(self) -> Fingerprint:
-        """See `Source`."""
+        """Returns the number of "examples" and what identifies them."""
         return files_fingerprint(self.root, self.files)
 
     def read(
@@ -62,7 +63,7 @@ class FlatFolderSource:
 
 
 def open_flat_folder(
-    root: Path, labels_file: Path, class_names: tuple[str, ...]
+    root: Path, labels_file: Path, class_names: tuple[str, ...], num_classes: int = 0
 ) -> FlatFolderSource:
     """Opens a folder of images whose labels are in a file.
 
@@ -73,6 +74,7 @@ def open_flat_folder(
         the names of ImageNet's validation images, line `i` is the label of number `i`, and lines
         of absent images are not used.
       class_names: the names that labels can have besides synsets; () if unknown.
+      num_classes: number of classes that indices are of; 0 if unknown.
 
     Raises:
       UserError: if the labels cannot be read, or do not fit the images.
@@ -89,14 +91,14 @@ def open_flat_folder(
             raise UserError(f"{labels_file} has the image {missing}: {root} does not")
     else:
         files = sorted(
-            path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES
+            path.name for path in list_visible(root) if path.suffix.lower() in SUFFIXES
         )  # fmt: skip
         if not files:
             raise UserError(f"{root} contains no images: expected {', '.join(SUFFIXES)} files")
         labels = _labels_of_files(files, text.split("\n"), labels_file, root)
     if labels_file.name == GROUND_TRUTH:
         labels = [_synset_of_id(label, labels_file) for label in labels]
-    indices, classes = _parse_labels(labels, class_names, labels_file)
+    indices, classes = _parse_labels(labels, class_names, num_classes, labels_file)
     return FlatFolderSource(root, files, indices, classes)
 
 
@@ -106,7 +108,10 @@ def _read_csv(text: str, path: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{path} has no rows with the columns path and label: {FORMS}")
     if any(not row["path"] or not row["label"] for row in rows):
         raise UserError(f"{path} has a row without a path or a label: {FORMS}")
-    return [row["path"] for row in rows], [row["label"].strip() for row in rows]
+    paths = [row["path"] for row in rows]
+    if repeated := next((name for name, count in Counter(paths).items() if count > 1), None):
+        raise UserError(f"{path} has more than one row for {repeated}: expected one per image")
+    return paths, [row["label"].strip() for row in rows]
 
 
 def _labels_of_files(files: list[str], lines: list[str], path: Path, root: Path) -> list[str]:
@@ -129,11 +134,17 @@ def _synset_of_id(label: str, path: Path) -> str:
 
 
 def _parse_labels(
-    labels: list[str], class_names: tuple[str, ...], path: Path
+    labels: list[str], class_names: tuple[str, ...], num_classes: int, path: Path
 ) -> tuple[list[int], tuple[str, ...]]:
     """Returns label indices, and the class names that they index; () if unknown."""
     if all(label.isdecimal() for label in labels) and not set(labels) <= set(class_names):
-        return [int(label) for label in labels], class_names
+        indices = [int(label) for label in labels]
+        if num_classes and max(indices) >= num_classes:
+            raise UserError(
+                f"{path} has the label {max(indices)}: expected indices from 0 to"
+                f" {num_classes - 1}, the classes of the model"
+            )
+        return indices, class_names
     for names in (class_names, synsets()):
         index = {name: i for i, name in enumerate(names)}
         if set(labels) <= set(index):

@@ -23,7 +23,7 @@ class FolderSource:
         self.problems: list[str] = []
         for label, name in enumerate(classes):
             folder = root / name
-            files = sorted(_visible(folder)) if folder.is_dir() else []
+            files = sorted(list_visible(folder)) if folder.is_dir() else []
             if not files:
                 self.problems.append(f"{folder}: is a class without images")
             self.files += [(str(file.relative_to(root)), label) for file in files]
@@ -110,7 +110,7 @@ def open_folder_split(root: Path, split: str, on_bad_example: str) -> FolderSour
     if source.problems and on_bad_example != "skip":
         raise bad_example(source.problems[0])
     if not len(source):
-        flat = any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+        flat = any(path.suffix.lower() in SUFFIXES for path in list_visible(folder))
         hint = " (images without class folders need a labels file)" if flat else ""
         raise UserError(f"{folder} contains no images: expected CLASS/*.jpg or *.png{hint}")
     return source
@@ -136,8 +136,9 @@ def split_folder(root: Path, split: str) -> Path:
 
 
 def _classes(split: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in _visible(split) if path.is_dir()))
+    return tuple(sorted(path.name for path in list_visible(split) if path.is_dir()))
 
 
-def _visible(folder: Path) -> list[Path]:
+def list_visible(folder: Path) -> list[Path]:
+    """Returns what is in a folder, without hidden files such as `._x.png` of macOS."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")]

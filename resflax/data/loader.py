@@ -18,6 +18,7 @@ from resflax.data.order import Order
 from resflax.data.streaming import StreamingSplit
 
 Batch = dict[str, np.ndarray]
+WORKERS_PER_CPU = 4
 
 
 class _OrderedSource:
@@ -55,7 +56,9 @@ def stream_batches(
       split: the examples; its `skipped` is updated as batches arrive.
       order: which examples form each batch.
       keys: the entries to yield, of "image", "label", "index" and "weight".
-      num_workers: processes that read and decode; 0 for threads. They exit with this process.
+      num_workers: processes that read and decode; 0 for threads. At most 4 per CPU core, and one
+        per batch, are started, since each takes seconds of CPU time to start. They exit with this
+        process.
     """
     import grain  # takes half a second
 
@@ -63,6 +66,7 @@ def stream_batches(
         flags.FLAGS.mark_as_parsed()
     source = _OrderedSource(split, order)
     dataset = grain.MapDataset.source(source).batch(source.rows, batch_fn=_stack)
+    num_workers = min(num_workers, WORKERS_PER_CPU * (os.cpu_count() or 1), len(order))
     threads = 1 if num_workers else 2
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iter_dataset = dataset.to_iter_dataset(read_options)

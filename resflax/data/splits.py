@@ -20,6 +20,7 @@ def load_split(
     data_dir: str = "",
     labels_file: str = "",
     class_names: tuple[str, ...] = (),
+    num_classes: int = 0,
     on_bad_example: str = "raise",
     seed: int = 0,
 ) -> Source:
@@ -32,6 +33,7 @@ def load_split(
       data_dir: directory of prepared TFDS datasets; see `load_dataset`.
       labels_file: labels of images without class folders; see `open_flat_folder`.
       class_names: class names that the labels in `labels_file` can have.
+      num_classes: number of classes that indices in `labels_file` are of; 0 if unknown.
       on_bad_example: "raise", or "skip" to allow classes without images.
       seed: seed of the noise.
 
@@ -55,7 +57,7 @@ def load_split(
         root = Path(path).expanduser()
         if labels_file:
             folder = split_folder(root, split)
-            return open_flat_folder(folder, Path(labels_file), class_names)
+            return open_flat_folder(folder, Path(labels_file), class_names, num_classes)
         return open_folder_split(root, split, on_bad_example)
 
 

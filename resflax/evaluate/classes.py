@@ -12,6 +12,7 @@ from resflax.data.class_names import describe_difference, match_classes, name_ta
 from resflax.data.imagenet import validation_number
 from resflax.data.source import Source
 from resflax.errors import UserError
+from resflax.weights.class_names import class_names
 
 EXCLUDED = -1
 
@@ -40,7 +41,8 @@ def make_label_map(
 
     Equal names are matched by name, in any order. The sorted synsets of ImageNet name the classes
     of a model of 1,000 classes. Otherwise, if one side has no names, the numbers of classes must be
-    equal.
+    equal. The names "0", "1", "2" and so on, which a TFDS dataset without names has, count as no
+    names unless they are those of the model.
 
     Args:
       model_classes: class names of the model; () if unknown.
@@ -53,20 +55,31 @@ def make_label_map(
     Raises:
       UserError: if the classes do not fit; the message says what differs.
     """
-    names = model_classes or tuple(f"class {i}" for i in range(num_classes))
+    names = class_names(model_classes, num_classes)
+    known = model_classes if has_names(source.classes, model_classes) else ()
     everything = np.arange(num_classes)
     if not valid_labels:
-        labels = _match(model_classes, num_classes, everything, source)
+        labels = _match(known, num_classes, everything, source)
         return LabelMap(everything, labels, model_classes or source.classes or names)
     columns = _parse_valid_labels(valid_labels, model_classes, num_classes)
     valid_names = tuple(names[i] for i in columns)
     if source.classes and len(source.classes) != num_classes:
-        labels = _match(model_classes, num_classes, columns, source)
+        labels = _match(known, num_classes, columns, source)
         return LabelMap(columns, labels, valid_names)
     position = np.full(num_classes, EXCLUDED)
     position[columns] = np.arange(len(columns))
-    indices = _match(model_classes, num_classes, everything, source)
+    indices = _match(known, num_classes, everything, source)
     return LabelMap(columns, position[indices], valid_names)
+
+
+def has_names(dataset: Sequence[str], model_classes: Sequence[str]) -> bool:
+    """Returns whether a dataset has class names other than its labels.
+
+    >>> has_names(("0", "1"), ("cat", "dog")), has_names(("0", "1"), ("1", "0"))
+    (False, True)
+    """
+    numbers = [str(label) for label in range(len(dataset))]
+    return list(dataset) != numbers or set(dataset) == set(model_classes)
 
 
 def _match(

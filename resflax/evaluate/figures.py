@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
 from resflax.evaluate.metrics import ExampleScores, equal_width_bins
-from resflax.plotting import SHADES, new_figure, save
+from resflax.plotting import SHADES, new_figure, plain_text, save
 
 # Numbers of classes up to which the confusion matrix has names, numbers and a cell per class.
 MAX_NAMED_CLASSES = 30
@@ -75,7 +75,7 @@ def draw_confusion(
     bar = figure.colorbar(image, ax=ax, fraction=0.046, ticks=np.sqrt([0, 0.01, 0.1, 0.5, 1]))
     bar.ax.set_yticklabels(["0", "1 %", "10 %", "50 %", "100 %"])
     if named:
-        short = [name[:18] for name in names]
+        short = [plain_text(name[:18]) for name in names]
         ax.set_xticks(range(classes), short, rotation=90, fontsize=8)
         ax.set_yticks(range(classes), short, fontsize=8)
     else:
@@ -118,4 +118,12 @@ def _list_confusions(
     ]
     ax.set_axis_off()
     ax.set_title("most frequent confusions", fontsize=9, loc="left")
-    ax.text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace", linespacing=1.5)
+    ax.text(
+        0,
+        1,
+        plain_text("\n".join(lines)),
+        va="top",
+        fontsize=8,
+        family="monospace",
+        linespacing=1.5,
+    )

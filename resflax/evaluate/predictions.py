@@ -1,6 +1,5 @@
 """Files with the prediction of every example: CSV or Parquet."""
 
-import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from resflax.data.source import Source
 from resflax.errors import UserError, unknown
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.run import Evaluated
-from resflax.files import write_atomic
+from resflax.files import encode_text, format_csv, replace_undecodable, write_atomic
 
 FORMATS = (".csv", ".parquet")
 COLUMNS = (
@@ -30,12 +29,18 @@ def check_predictions_path(path: Path) -> None:
     """Raises `UserError` if the format is unknown or its package is missing."""
     if path.suffix not in FORMATS:
         raise unknown("predictions format", path.suffix, FORMATS)
+    require_pyarrow("--predictions", path)
+
+
+def require_pyarrow(flag: str, path: Path) -> None:
+    """Raises `UserError` if a file is to be Parquet and pyarrow is missing."""
     if path.suffix == ".parquet":
         try:
-            import pyarrow  # noqa: F401
+            import pyarrow.parquet  # noqa: F401
         except ImportError as e:
             raise UserError(
-                'writing Parquet needs pyarrow: pip install "resflax[parquet]", or choose .csv'
+                f'{flag} is {path}: .parquet needs pyarrow (pip install "resflax[parquet]"), .csv'
+                " does not"
             ) from e
 
 
@@ -63,18 +68,18 @@ def write_predictions(
 
 
 def _to_csv(columns: dict[str, list[Any]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow(" ".join(map(str, v)) if isinstance(v, list) else v for v in row)
-    return out.getvalue().encode()
+    rows = (
+        [" ".join(map(str, value)) if isinstance(value, list) else value for value in row]
+        for row in zip(*columns.values(), strict=True)
+    )
+    return encode_text(format_csv([columns, *rows]))
 
 
 def _to_parquet(columns: dict[str, list[Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columns = columns | {"path": [replace_undecodable(path) for path in columns["path"]]}
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out)
     return out.getvalue()

@@ -21,6 +21,7 @@ ROWS = {
     "real_accuracy": "ReaL accuracy",
 }
 MAX_LISTED_CLASSES = 20
+MAX_CONFUSION_CLASSES = 100  # with more, evaluation.json has no confusion matrix
 
 
 def results(
@@ -52,6 +53,8 @@ def results(
     }
     if real_labels:
         values |= _real_results(evaluated, label_map, real_labels)
+    if len(label_map.columns) <= MAX_CONFUSION_CLASSES:
+        values["confusion"] = metrics.confusion.tolist()
     return values | {
         "per_class": [None if math.isnan(value) else value for value in metrics.per_class.tolist()],
         "class_examples": metrics.confusion.sum(1).tolist(),

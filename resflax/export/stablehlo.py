@@ -8,22 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, UInt8
+from jaxtyping import Array
 
 from resflax.export.trained_model import TrainedModel
 from resflax.inference import apply_graph, build_graph
-from resflax.weights import Preprocess
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SIDECAR = ".json"
-
-
-def normalize(
-    preprocess: Preprocess, pixels: UInt8[ArrayLike, "n h w c"]
-) -> Float[Array, "n h w c"]:
-    """Converts pixels from 0 to 255 to normalized float32 images, as `Preprocess` does."""
-    mean, std = (jnp.asarray(values, jnp.float32) for values in (preprocess.mean, preprocess.std))
-    return (jnp.asarray(pixels, jnp.float32) / 255 - mean) / std
 
 
 def inference_function(

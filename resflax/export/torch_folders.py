@@ -4,15 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
-
 from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError
 from resflax.export.timm_names import find_timm_model, inference_spec, zoo_name
 from resflax.export.trained_model import TrainedModel
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, to_torch
+from resflax.weights.files import TORCH_METADATA, save_file
 from resflax.weights.pretrained_config import RESAMPLING, read_config
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -129,9 +127,7 @@ def write_transformers(model: TrainedModel, folder: Path) -> None:
 def write_weights(model: TrainedModel, folder: Path, layout: str) -> None:
     """Writes model.safetensors with the metadata that torch's readers expect."""
     arrays = to_torch(model.spec, model.variables, layout=layout)
-    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    data = safetensors.numpy.save(contiguous, metadata={"format": "pt"})
-    (folder / WEIGHTS).write_bytes(data)
+    save_file(folder / WEIGHTS, arrays, metadata=TORCH_METADATA)
 
 
 def write_config(values: dict[str, Any], folder: Path, config: PretrainedConfig) -> None:

@@ -11,17 +11,19 @@ from resflax.errors import UserError
 from resflax.nn import Spec
 from resflax.weights import Preprocess, PretrainedConfig, adapt_weights, read_weights
 from resflax.weights.bridge import Variables
+from resflax.weights.class_names import class_names
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
 
 class RunRecord(NamedTuple):
-    """The JSON files of a run's workdir; each is {} if the workdir does not have it.
+    """Records of the run whose checkpoint is exported.
 
     Attributes:
       workdir: the directory, as the user named it.
-      config: `config.json`.
-      results: `results.json`.
+      config: `config.json`; {} if it cannot be read.
+      results: `results.json` if it is about the checkpoint, which then is the run's last; else
+        `RunWeights.evaluation`; {} if the run did not evaluate the checkpoint.
     """
 
     workdir: str
@@ -62,8 +64,7 @@ class TrainedModel(NamedTuple):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes: "class 7" where they are unknown."""
-        classes = range(self.spec.num_classes)
-        return self.config.labels or tuple(f"class {index}" for index in classes)
+        return class_names(self.config.labels, self.spec.num_classes)
 
     @property
     def parameters(self) -> int:
@@ -77,29 +78,40 @@ class TrainedModel(NamedTuple):
         return logits
 
 
-def load_trained_model(where: str, name: str | None = None) -> TrainedModel:
+def load_trained_model(
+    where: str, name: str | None = None, *, revision: str | None = None
+) -> TrainedModel:
     """Loads the model that `where` names, as `load_pretrained` does, and the records of its run.
 
     Args:
       where: a workdir, a folder, a file, a Hub repository or a tagged name.
       name: model name, for weights without a config.
+      revision: branch, tag or commit of a repository.
 
     Raises:
       UserError: if there is no model, or it has no classes.
     """
-    weights = adapt_weights(read_weights(where, name))
+    weights = adapt_weights(read_weights(where, name, revision=revision))
     if not weights.config.spec.num_classes:
         raise UserError(f"{where} has no classification head: expected weights with classes")
-    return TrainedModel(weights.config, weights.variables, weights.source, read_run(where))
+    run = read_run(where, weights.evaluation)
+    return TrainedModel(weights.config, weights.variables, weights.source, run)
 
 
-def read_run(where: str) -> RunRecord | None:
-    """Returns the records of the run in a workdir; None if `where` is not a workdir."""
+def read_run(where: str, evaluation: dict[str, float]) -> RunRecord | None:
+    """Returns the records of the run in a workdir; None if `where` is not a workdir.
+
+    Args:
+      where: the workdir, with or without "@" and a checkpoint.
+      evaluation: that of the checkpoint, see `RunWeights`.
+    """
     workdir = split_checkpoint(where)
     if workdir is None:
         return None
     folder = workdir[0]
     config, results = (_read_json(folder / name) for name in ("config.json", "results.json"))
+    if results.get("steps") != evaluation["steps"]:
+        results = dict(evaluation) if "test_accuracy" in evaluation else {}
     return RunRecord(str(folder), config, results)
 
 

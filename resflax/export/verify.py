@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
+from resflax.data import normalize
 from resflax.data.decode import read_image
 from resflax.errors import UserError
 from resflax.export.readers import ExportedModel
-from resflax.export.stablehlo import normalize
 from resflax.export.trained_model import TrainedModel
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
@@ -51,13 +52,19 @@ def read_sample_images(model: TrainedModel, paths: Sequence[str] = ()) -> Sample
     """Returns the images in some files, resized and cropped for the model; noise without files.
 
     Raises:
-      UserError: if a file is not a readable image.
+      UserError: if a file is not a readable image, or the model takes neither gray nor RGB images.
     """
     if not paths:
         shape = (NOISE_IMAGES, *model.input_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return SampleImages(pixels, f"{NOISE_IMAGES} noise images")
-    images = [read_image(path, model.config.channels) for path in paths]
+    channels = model.config.channels
+    if channels not in (1, 3):
+        raise UserError(
+            f"--images has files, but the model takes images with {channels} channels: expected a"
+            " model for 1 or 3; without --images, noise is used"
+        )
+    images = [read_image(path, channels) for path in paths]
     pixels = np.stack([model.preprocess.apply(image) for image in images])
     return SampleImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
 
@@ -73,6 +80,13 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
+def normalize_pixels(
+    model: TrainedModel, pixels: UInt8[np.ndarray, "n h w c"]
+) -> Float[Array, "n h w c"]:
+    """Converts pixels to the images that the model takes, normalized float32."""
+    return normalize(jnp.asarray(pixels), mean=model.preprocess.mean, std=model.preprocess.std)
+
+
 def expected_outputs(
     model: TrainedModel, pixels: UInt8[np.ndarray, "n h w c"], *, uint8: bool = False
 ) -> Float[np.ndarray, "n classes"]:
@@ -81,7 +95,7 @@ def expected_outputs(
     Raises:
       UserError: if an output is not finite.
     """
-    outputs = jax.jit(model.logits)(normalize(model.preprocess, pixels))
+    outputs = jax.jit(model.logits)(normalize_pixels(model, pixels))
     outputs = np.asarray(jax.nn.softmax(outputs) if uint8 else outputs)
     if not np.isfinite(outputs).all():
         raise UserError("the model's outputs are NaN or infinite: nothing was written")
@@ -102,7 +116,7 @@ def verify(
       UserError: if they differ: outputs by more than 1e-4 of the largest.
     """
     pixels = images.pixels
-    batch = pixels if uint8 else np.asarray(normalize(model.preprocess, pixels))
+    batch = pixels if uint8 else np.asarray(normalize_pixels(model, pixels))
     difference = float(np.abs(exported.call(batch) - expected).max())
     relative = difference / max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     result = Verification(exported.reader, difference, relative, images.description)

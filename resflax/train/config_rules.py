@@ -104,8 +104,8 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     ),
     (
         lambda c: c.data.image_size == -1 and not c.pretrained,
-        "config.data.image_size is -1, the input size of the pretrained model: expected"
-        " config.pretrained with it",
+        "config.pretrained is '': expected pretrained weights, whose input size the images get with"
+        " config.data.image_size=-1",
     ),
     (
         lambda c: c.warmup_epochs > c.epochs > 0,

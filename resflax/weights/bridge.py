@@ -258,7 +258,7 @@ def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> n
 
 
 def _to_torch_axes(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
-    """Inverse of `_from_torch_axes`."""
+    """Inverts `_from_torch_axes`."""
     if spec.path[-1] == "kernel":
         array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(spec.shape)
     return np.ascontiguousarray(array)

@@ -1,5 +1,6 @@
 """Evaluation preprocessing as in timm: resize, crop, normalize."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from resflax.errors import UserError
 from resflax.nn import Spec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MIN_STD = 1e-6
 HALF = (0.5, 0.5, 0.5)
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]
 
@@ -37,9 +39,11 @@ class Preprocess(EvalTransform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.std or len(self.mean) != len(self.std) or min(self.std) <= 0:
+        is_valid = self.std and len(self.mean) == len(self.std) and min(self.std) >= MIN_STD
+        if not is_valid or not all(abs(value) < math.inf for value in (*self.mean, *self.std)):
             raise UserError(
-                f"mean is {self.mean}, std is {self.std}: expected equal lengths and positive std"
+                f"mean is {self.mean}, std is {self.std}: expected finite numbers, as many in each,"
+                f" and std of {MIN_STD:g} or more"
             )
 
     @property

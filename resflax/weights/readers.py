@@ -48,12 +48,14 @@ class Weights(NamedTuple):
       variables: variables in the tree of `scan=False`.
       source: one line that says what was read.
       is_flax: whether the arrays had resflax's names (`flatten`), not torch's.
+      evaluation: of a run's checkpoint, see `RunWeights`; {} for others.
     """
 
     config: PretrainedConfig
     variables: Variables
     source: str
     is_flax: bool
+    evaluation: dict[str, float]
 
 
 class _Found(NamedTuple):
@@ -62,12 +64,14 @@ class _Found(NamedTuple):
     Attributes:
       is_own_record: whether the config was written by resflax, which records the class names of
         its models: without names, 1,000 classes are not those of ImageNet.
+      evaluation: see `Weights`; None for other places than runs.
     """
 
     arrays: Arrays
     config: PretrainedConfig | None
     source: str
     is_own_record: bool = False
+    evaluation: dict[str, float] | None = None
 
 
 class Reader(NamedTuple):
@@ -133,7 +137,7 @@ def read_weights(
     is_flax = is_flat(found.arrays)
     convert = unflatten if is_flax else _from_torch_unrolled
     variables = convert(config.spec, found.arrays, channels=config.channels)
-    return Weights(config, variables, source, is_flax)
+    return Weights(config, variables, source, is_flax, found.evaluation or {})
 
 
 def _format_moments(values: tuple[float, ...]) -> str:
@@ -148,8 +152,8 @@ def _read_run(where: str, revision: str | None, report: Report) -> _Found:
     del revision
     workdir = split_checkpoint(where)
     assert workdir is not None, where
-    config, variables, source = read_workdir(*workdir, report)
-    return _Found(flatten(variables), config, source, is_own_record=True)
+    run = read_workdir(*workdir, report)
+    return _Found(flatten(run.variables), run.config, run.source, True, run.evaluation)
 
 
 def _read_folder(where: str, revision: str | None, report: Report) -> _Found:

@@ -19,11 +19,20 @@ Skip = Callable[[int, CorruptCheckpointError], None]
 
 
 class RunWeights(NamedTuple):
-    """Weights of a run: the config, variables of the model, and a line that describes both."""
+    """Weights of one checkpoint of a run.
+
+    Attributes:
+      config: architecture, preprocessing and class names.
+      variables: variables of the model.
+      source: one line that describes the weights.
+      evaluation: "steps" of the checkpoint, and the "test_accuracy" and "test_loss" of the run at
+        this step if it evaluated there.
+    """
 
     config: PretrainedConfig
     variables: Variables
     source: str
+    evaluation: dict[str, float]
 
 
 class _Checkpoint(NamedTuple):
@@ -38,10 +47,15 @@ class _Checkpoint(NamedTuple):
         return any(name.startswith(f"{path}/") for name in self.checksums)
 
     @property
+    def test(self) -> dict[str, float]:
+        """Metrics of the run's evaluation at this step; {} if it did not evaluate here."""
+        state = self.metadata["trainer_state"]
+        return dict(state["test"]) if state["evaluated"] == self.step else {}
+
+    @property
     def accuracy(self) -> float | None:
         """Accuracy of the run's evaluation at this step; None if it did not evaluate here."""
-        state = self.metadata["trainer_state"]
-        return state["test"]["accuracy"] if state["evaluated"] == self.step else None
+        return self.test.get("accuracy")
 
     @property
     def lacks_batch_stats(self) -> bool:
@@ -82,7 +96,10 @@ def split_checkpoint(where: str) -> tuple[Path, str] | None:
     if not at:
         return None
     if not Path(folder).is_dir():
-        raise UserError(f"{where}: folder not found: {folder}")
+        raise UserError(
+            f"{where}: folder not found: {folder}; for a revision of a Hub repository, use"
+            f" --revision={checkpoint}"
+        )
     if not is_workdir(Path(folder)):
         raise UserError(f"{where}: {folder} is not the workdir of a run, which @ needs")
     return Path(folder), checkpoint
@@ -189,7 +206,9 @@ def _read(path: Path, checkpoint: _Checkpoint, name: str) -> RunWeights:
     source += ", averaged weights" if params == EMA else ""
     source += ", precise batch norm" if stats == EVAL_STATS else ""
     variables = {collection: tree for collection, tree in variables.items() if tree}
-    return RunWeights(config, variables, f"{source}; normalization of the run")
+    test = {f"test_{key}": value for key, value in checkpoint.test.items()}
+    evaluation = {"steps": checkpoint.step, **test}
+    return RunWeights(config, variables, f"{source}; normalization of the run", evaluation)
 
 
 def _get_config(path: Path, checkpoint: _Checkpoint) -> PretrainedConfig:
