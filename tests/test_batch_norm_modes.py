@@ -22,7 +22,7 @@ from resflax.train import (
     make_train_step,
     recompute_batch_stats,
 )
-from resflax.train.finetune import freeze_patterns
+from resflax.train.finetune import build_batch_norm, freeze_patterns
 from resflax.train.freeze import batch_norms, split_params
 
 SHAPE = (12, 5, 4, 7)
@@ -290,6 +290,13 @@ def test_invalid_mode_is_one_line(keys, message):
     with pytest.raises(UserError, match=message) as e:
         build(config)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(("devices", "text"), [(1, r"\(1 device \*"), (2, r"\(2 devices \*")])
+def test_message_about_groups_counts_the_devices(devices, text):
+    config = make_config(batch_norm="ghost", ghost_batch_size=48)
+    with pytest.raises(UserError, match=text):
+        build_batch_norm(config, create_model("cifar_resnet8"), (8, 8, 3), devices)
 
 
 def test_other_module_without_field_raises_user_error():

@@ -100,7 +100,7 @@ def test_convert_errors_are_one_line_and_write_nothing(folder, tmp_path, argumen
 
 def test_convert_of_a_single_file_needs_the_model_name(tmp_path):
     save_file(tmp_path / "a.safetensors", state_of())
-    with pytest.raises(UserError, match=r"cannot tell which model .* \(--model NAME, or --config.model=NAME"):
+    with pytest.raises(UserError, match=r"cannot tell which model .* \(--model NAME"):
         convert_main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
 
 
