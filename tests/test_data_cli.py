@@ -96,8 +96,11 @@ def test_recipes_are_valid_configs(path):
     assert f"--config=configs/{path.name}" in module.__doc__
     for arguments in [[], *([argument] for argument in ARGUMENTS.get(path.stem, []))]:
         config = module.get_config(*arguments)
+        # Those of fine-tuning must be given.
+        config.dataset = config.dataset or "digits"
+        config.pretrained = "" if config.model else "runs/x"
         check_config(config)
-        create_model(config.model)
+        create_model(config.model or "resnet18")
         schedule = build_schedule(config, 50_000)
         assert float(schedule(0)) <= config.learning_rate * (1 + 1e-6)
         assert jax.numpy.isfinite(schedule(10**5))

@@ -333,3 +333,14 @@ def test_failed_push_is_one_line_and_keeps_the_folder(folder, tmp_path):
         assert done.stderr.count("\n") == 1
     assert "401" in refused.stderr
     assert (out / "model.safetensors").exists()
+
+
+def test_export_replaces_no_foreign_file(model, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine\n")
+    with pytest.raises(UserError, match=r"other files \(README.md\)"):
+        export(model, folder)
+    with pytest.raises(UserError, match="expected a new file, or one ending in .onnx"):
+        export(model, folder / "README.md", format="onnx")
+    assert (folder / "README.md").read_text() == "mine\n"

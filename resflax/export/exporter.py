@@ -20,7 +20,7 @@ from resflax.export.formats import (
     format_of,
     notes_of,
 )
-from resflax.export.model_card import write_card
+from resflax.export.model_card import CARD, is_model_card, write_card
 from resflax.export.readers import ExportedModel
 from resflax.export.trained_model import TrainedModel
 from resflax.export.verify import (
@@ -163,12 +163,17 @@ def _check_target(out: Path, row: Format) -> None:
     if not row.files:
         if out.is_dir():
             raise UserError(f"OUT is {out}, which is a folder: expected a file name")
+        if out.exists() and out.suffix != row.suffix:
+            raise UserError(
+                f"OUT is {out}, which exists: expected a new file, or one ending in {row.suffix}"
+            )
         return
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT is {out}, which is a file: expected a folder")
-    others = (
-        sorted(p.name for p in out.iterdir() if p.name not in row.files) if out.exists() else []
-    )
+    existing = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    others = [name for name in existing if name not in row.files]
+    if existing and not others and not is_model_card(out / CARD):
+        others = existing
     if others:
         raise UserError(
             f"OUT is {out}, a folder with other files ({', '.join(others[:3])}): expected a new"

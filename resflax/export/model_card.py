@@ -9,6 +9,7 @@ from resflax.export.trained_model import RunRecord, TrainedModel
 from resflax.run.config_diff import flatten_config
 
 CARD = "README.md"
+TAG = "resflax"
 MAX_CLASS_NAMES = 100
 RESULTS = {
     "test_accuracy": "accuracy",
@@ -84,6 +85,14 @@ def write_card(
     (folder / CARD).write_text("\n\n".join(part for part in parts if part) + "\n")
 
 
+def is_model_card(path: Path) -> bool:
+    """Returns whether a file is a model card that `write_card` wrote."""
+    try:
+        return f"\n- {TAG}\n" in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def _header(library: str, license_name: str) -> str:
     """Returns the Hub's YAML header."""
     comment = "" if license_name else "  # the author has not stated one"
@@ -96,7 +105,7 @@ def _header(library: str, license_name: str) -> str:
             "tags:",
             "- image-classification",
             "- resnet",
-            "- resflax",
+            f"- {TAG}",
             "---",
         ]
     )
