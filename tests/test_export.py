@@ -148,7 +148,7 @@ def test_model_card_of_a_checkpoint_has_its_accuracy(run, tmp_path):
 def test_wrong_outputs_are_detected_and_nothing_is_written(model, tmp_path, format, monkeypatch):
     if format == "onnx":
         pytest.importorskip("onnx")
-    out = tmp_path / "net"
+    out = tmp_path / f"net{FORMATS[format].suffix}"
     out.mkdir() if FORMATS[format].files else out.write_bytes(b"earlier")
     head = model.variables["params"]["head"]
     wrong = {"kernel": head["kernel"] * np.float32(1.01), "bias": head["bias"]}

@@ -101,7 +101,7 @@ def test_command_probes_the_features_of_a_run(workdir, tmp_path, capsys):
     assert abs(values["accuracy"] - expected) <= 1 / 360  # features are equal to rounding
     assert values["C"] in CS
     out = capsys.readouterr().out
-    assert f"test accuracy {values['accuracy']:.4f} on 360 examples" in out
+    assert f"linear probe: accuracy {values['accuracy']:.4f} on 360 examples of" in out
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch, capsys, tmp_path):

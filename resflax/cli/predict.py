@@ -111,7 +111,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def _read_labels(path: Path | None) -> tuple[str, ...]:
     try:
-        return tuple(path.read_text().splitlines()) if path else ()
+        return tuple(path.read_text(encoding="utf-8-sig").splitlines()) if path else ()
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "it is not UTF-8"
         raise UserError(

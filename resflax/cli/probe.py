@@ -99,9 +99,9 @@ def _probe(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         meter.close()
     chosen = f"chosen by {probe.folds}-fold cross validation" if probe.folds else "given"
     print(
-        f"linear probe: test accuracy {probe.accuracy:.4f} on {len(test.labels)} examples; fitted"
-        f" to {len(train.labels)} examples of {train.values.shape[1]} features, C {probe.c:g}"
-        f" ({chosen})"
+        f"linear probe: accuracy {probe.accuracy:.4f} on {len(test.labels)} examples of"
+        f" {sources[1].name}; fitted to {len(train.labels)} examples of {train.values.shape[1]}"
+        f" features, C {probe.c:g} ({chosen})"
     )
     if not probe.converged:
         print("warning: the regression has not converged: try a smaller --c")

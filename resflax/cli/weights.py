@@ -51,6 +51,8 @@ def convert_main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.target.suffix not in SUFFIXES:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
+    if not args.target.absolute().parent.is_dir():
+        raise UserError(f"OUT is {args.target}: the folder {args.target.parent} does not exist")
     weights = read_weights(args.source, args.model, revision=args.revision)
     config, variables, source, is_flax, _ = weights
     print(source)

@@ -4,6 +4,7 @@ TFDS decodes with NumPy and Pillow. Here it returns the encoded bytes, which `de
 """
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         pass
     known = set(tfds.list_builders(with_community_datasets=False)) - {Digits.name}
     if name.split(":")[0].split("/")[0] not in known:
+        if Path(name).is_dir():
+            raise UserError(f"unknown dataset {name!r}: the folder of this name is folder:{name}")
         raise unknown("dataset", name, [Digits.name, "folder:PATH", *sorted(known)])
     folder = data_dir or tfds.core.constants.DATA_DIR
     flag = f" --data_dir={shlex.quote(str(folder))}" if data_dir else ""

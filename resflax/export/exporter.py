@@ -192,7 +192,7 @@ def _move(temporary: Path, out: Path, row: Format) -> None:
         out.rename(previous)
     try:
         temporary.rename(out)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         if previous.exists():
             previous.rename(out)
         raise

@@ -130,6 +130,8 @@ def _class_names(config: dict[str, Any]) -> tuple[str, ...]:
     WordNet's identifiers, to readable ones.
     """
     names = config.get("label_names") or ()
+    if not isinstance(names, dict | list | tuple):
+        raise UserError(f"label_names is {names!r}: expected a list of class names")
     if isinstance(names, dict):
         names = [names[label] for label in sorted(names, key=int)]
     descriptions = config.get("label_descriptions") or {}

@@ -111,24 +111,30 @@ def read_workdir(path: Path, checkpoint: str, report: Callable[[str], None]) -> 
     Args:
       path: the workdir.
       checkpoint: "last", "best" (by the accuracy of the run's own evaluations) or a step.
-      report: called with a message for every corrupt checkpoint that is skipped.
+      report: called with a message for every corrupt checkpoint that is skipped for another one.
 
     Raises:
       UserError: if there is no valid checkpoint, not this one, or it does not record its model.
     """
+    skipped: list[str] = []
 
     def skip(step: int, error: CorruptCheckpointError) -> None:
         message = f"the checkpoint at step {step} of {path} is corrupt: {error}"
         if checkpoint not in (LAST, BEST):
             raise UserError(message) from error
-        report(f"warning: skipped, {message}")
+        skipped.append(message)
 
     for step in _list_candidates(path, checkpoint, skip):
         try:
-            return _read(path, _verify(path, step), checkpoint)
+            weights = _read(path, _verify(path, step), checkpoint)
         except CorruptCheckpointError as e:
             skip(step, e)
-    raise UserError(f"no valid checkpoint in {path / 'checkpoints'}: train the run again")
+            continue
+        for message in skipped:
+            report(f"warning: skipped, {message}")
+        return weights
+    reasons = "".join(f"; {message}" for message in skipped)
+    raise UserError(f"no valid checkpoint in {path / 'checkpoints'}: train the run again{reasons}")
 
 
 def _list_candidates(path: Path, checkpoint: str, skip: Skip) -> list[int]:
