@@ -158,7 +158,7 @@ ARGUMENTS = {
     ),
     "missing weights file": (
         ["--config.pretrained=/nowhere.safetensors"],
-        "nor a Hub repository",
+        "file not found: /nowhere.safetensors",
     ),
     "text file for weights": (["--config.pretrained=README.md"], "README.md is not a weights file"),
     "workdir in /proc": (["--workdir=/proc/x"], "workdir /proc/x cannot be written"),
