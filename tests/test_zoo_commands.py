@@ -101,7 +101,7 @@ def test_main_dispatches_to_commands(monkeypatch, capsys):
     assert main(["lists"]) == 2
     output, error = capsys.readouterr()
     assert output == ""
-    assert error.startswith("error: unknown command 'lists': expected one of train, list, info")
+    assert error.startswith("error: unknown command 'lists': did you mean list?")
 
 
 @pytest.mark.slow
