@@ -63,8 +63,7 @@ def test_recipe_without_weights_is_one_line(tmp_path, capsys):
     flags = f"--workdir={tmp_path}/run", "--config.dataset=digits"
     assert run_train(RECIPE, *flags) == 2
     err = capsys.readouterr().err
-    assert "config.data.image_size is -1" in err
-    assert "config.pretrained" in err
+    assert "config.pretrained is '': expected pretrained weights" in err
     assert err.count("\n") == 1
 
 
