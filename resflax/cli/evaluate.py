@@ -15,7 +15,7 @@ from resflax.cli.evaluate_flags import parse
 from resflax.cli.evaluate_plan import Plan, describe, make_plan
 from resflax.data import StreamingSplit
 from resflax.distributed.processes import is_main_process, lost_process_as_user_error
-from resflax.evaluate.classifier import Classifier
+from resflax.evaluate.classifier import Classifier, full_batch_size
 from resflax.evaluate.metrics import Metrics, summarize
 from resflax.evaluate.predictions import write_predictions
 from resflax.evaluate.report import results, table
@@ -123,18 +123,12 @@ def run(plan: Plan, args: argparse.Namespace, classify: Classifier, speed: Speed
             split,
             plan.views,
             plan.label_map,
-            batch_size=_batch_size(args.batch_size, len(split)),
+            batch_size=full_batch_size(args.batch_size, len(split)),
             num_workers=args.num_workers,
             on_batch=on_batch,
         )
     finally:
         meter.close()
-
-
-def _batch_size(requested: int, examples: int) -> int:
-    """Returns the batch size: the next multiple of the number of devices of all processes."""
-    devices = jax.device_count()
-    return -(-min(requested, examples) // devices) * devices
 
 
 def _context(

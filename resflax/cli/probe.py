@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from resflax.cli.evaluate_flags import check_image_size, check_out_dir, with_dashes
 from resflax.data import StreamingSplit, load_split
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
-from resflax.evaluate.classifier import Classifier
+from resflax.evaluate.classifier import Classifier, full_batch_size
 from resflax.evaluate.probe import (
     CS,
     FOLDS,
@@ -163,7 +161,6 @@ def _all_features(
         outputs="features",
     )
     meter = ProgressMeter(sum(map(len, sources)), interval=DELAY, delay=DELAY)
-    devices = jax.device_count()
     try:
         return [
             extract_features(
@@ -175,7 +172,7 @@ def _all_features(
                     eval_transform=preprocess,
                     on_bad_example=args.on_bad_example,
                 ),
-                batch_size=-(-min(args.batch_size, len(source)) // devices) * devices,
+                batch_size=full_batch_size(args.batch_size, len(source)),
                 num_workers=args.num_workers,
                 on_batch=lambda examples: meter.update(examples, "computing features"),
             )

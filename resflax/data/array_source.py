@@ -2,8 +2,8 @@
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from resflax.data.decode import convert_pixels
 from resflax.data.fingerprint import Fingerprint
 from resflax.data.in_memory import InMemorySplit
 
@@ -36,19 +36,4 @@ class ArraySource:
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
         """Returns the pixels and the label of an example."""
         pixels, label = self.split.images[index], int(self.split.labels[index])
-        return convert_channels(pixels, channels), label
-
-
-def convert_channels(
-    pixels: UInt8[np.ndarray, "height width channels"], channels: int
-) -> UInt8[np.ndarray, "height width out_channels"]:
-    """Converts an image to gray (1) or RGB (3) like Pillow; 0 keeps its channels.
-
-    >>> convert_channels(np.full((2, 2, 1), 9, np.uint8), 3)[0, 0].tolist()
-    [9, 9, 9]
-    """
-    if channels in (0, pixels.shape[-1]):
-        return pixels
-    if channels == 3:
-        return np.repeat(pixels[..., :1], 3, axis=-1)
-    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+        return convert_pixels(pixels, channels), label

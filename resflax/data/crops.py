@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from resflax.data.decode import to_pillow
+
 Box = tuple[float, float, float, float]
 
 
@@ -35,8 +37,5 @@ def crop_and_resize(
     image: UInt8[np.ndarray, "height width channels"], box: Box, size: int
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Crops an image to a box and resizes it to `size` x `size` with Pillow's antialiasing."""
-    gray = image.shape[-1] == 1
-    whole = Image.fromarray(image[..., 0] if gray else image)
-    resized = whole.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(resized)
-    return pixels[..., None] if gray else pixels
+    resized = to_pillow(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized).reshape(size, size, image.shape[-1])

@@ -69,6 +69,26 @@ def convert_image(
     return pixels[..., None] if mode == "L" else pixels
 
 
+def to_pillow(pixels: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
+    """Returns the Pillow image of gray (1) or RGB (3) pixels."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def convert_pixels(
+    pixels: UInt8[np.ndarray, "height width channels"], channels: int
+) -> UInt8[np.ndarray, "height width out_channels"]:
+    """Converts pixels to gray (1) or RGB (3) like Pillow; 0 keeps their channels.
+
+    >>> convert_pixels(np.full((2, 2, 1), 9, np.uint8), 3)[0, 0].tolist()
+    [9, 9, 9]
+    """
+    if channels in (0, pixels.shape[-1]):
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels[..., :1], 3, axis=-1)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
 def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "height width channels"]:
     """Decodes an image file to 1 (gray) or 3 (RGB) channels; see `decode`.
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from resflax.data.decode import to_pillow
 from resflax.errors import UserError, unknown
 
 INTERPOLATIONS = {
@@ -55,17 +56,17 @@ class EvalTransform:
 
     def resize_and_crop(self, image: Image.Image) -> Image.Image:
         """Returns an image of `size`, in the mode of `image`."""
-        return self._crop(self._resize(image))
+        return self.crop(self.resize(image))
 
     def apply(
         self, pixels: UInt8[np.ndarray, "height width channels"]
     ) -> UInt8[np.ndarray, "out_height out_width channels"]:
         """Applies `resize_and_crop` to the pixels of a gray or RGB image."""
-        gray = pixels.shape[-1] == 1
-        image = self.resize_and_crop(Image.fromarray(pixels[..., 0] if gray else pixels))
+        image = self.resize_and_crop(to_pillow(pixels))
         return np.asarray(image).reshape(*self.size, pixels.shape[-1])
 
-    def _resize(self, image: Image.Image) -> Image.Image:
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Returns an image that `crop` can crop: `size` divided by `crop_pct`, rounded down."""
         height, width = (math.floor(side / self.crop_pct) for side in self.size)
         # The smallest size that covers the target at the image's aspect ratio. timm resizes to a
         # square target with torchvision, which rounds the longer side down, and rounds to nearest
@@ -77,7 +78,8 @@ class EvalTransform:
             width, height = (round(side / ratio) for side in image.size)
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
-    def _crop(self, image: Image.Image) -> Image.Image:
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Returns the center of an image, of `size`."""
         height, width = self.size
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return image.crop((left, top, left + width, top + height))

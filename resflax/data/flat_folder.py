@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resflax.data.decode import decode
-from resflax.data.fingerprint import Fingerprint, files_fingerprint
-from resflax.data.folder import SUFFIXES, list_visible
+from resflax.data.folder import SUFFIXES, ImageFiles, list_visible
 from resflax.data.imagenet import (
     GROUND_TRUTH,
     development_kit_synsets,
@@ -25,7 +24,7 @@ FORMS = (
 )
 
 
-class FlatFolderSource:
+class FlatFolderSource(ImageFiles):
     """Images in one folder, ordered by file name or as in a CSV (see `Source`).
 
     Attributes:
@@ -35,24 +34,7 @@ class FlatFolderSource:
     def __init__(
         self, root: Path, files: Sequence[str], labels: Sequence[int], classes: tuple[str, ...]
     ) -> None:
-        self.name, self.root, self.classes = str(root), root, classes
-        self.files = list(zip(files, labels, strict=True))
-        self.problems: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def location(self, index: int) -> str:
-        """Returns the file of an example."""
-        return str(self.root / self.files[index][0])
-
-    def file_name(self, index: int) -> str:
-        """Returns the file of an example, relative to the folder."""
-        return self.files[index][0]
-
-    def fingerprint(self) -> Fingerprint:
-        """Returns the number of "examples" and what identifies them."""
-        return files_fingerprint(self.root, self.files)
+        super().__init__(root, list(zip(files, labels, strict=True)), classes)
 
     def read(
         self, index: int, channels: int = 0

@@ -14,19 +14,18 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SPLITS = ("test", "val", "validation")
 
 
-class FolderSource:
-    """One split of a folder, ordered by class name, then by file name (see `Source`)."""
+class ImageFiles:
+    """Image files of one folder with a label each: what all such sources have in common.
 
-    def __init__(self, root: Path, classes: tuple[str, ...]) -> None:
-        self.name, self.root, self.classes = str(root), root, classes
-        self.files: list[tuple[str, int]] = []
+    Args:
+      root: the folder.
+      files: each file, relative to `root`, and its label.
+      classes: class names.
+    """
+
+    def __init__(self, root: Path, files: list[tuple[str, int]], classes: tuple[str, ...]) -> None:
+        self.name, self.root, self.files, self.classes = str(root), root, files, classes
         self.problems: list[str] = []
-        for label, name in enumerate(classes):
-            folder = root / name
-            files = sorted(list_visible(folder)) if folder.is_dir() else []
-            if not files:
-                self.problems.append(f"{folder}: is a class without images")
-            self.files += [(str(file.relative_to(root)), label) for file in files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -36,8 +35,25 @@ class FolderSource:
         return str(self.root / self.files[index][0])
 
     def file_name(self, index: int) -> str:
-        """Returns the file of an example, relative to the split's folder."""
+        """Returns the file of an example, relative to the folder."""
         return self.files[index][0]
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns the number of files, by label, and a digest of their names and sizes."""
+        return files_fingerprint(self.root, self.files)
+
+
+class FolderSource(ImageFiles):
+    """One split of a folder, ordered by class name, then by file name (see `Source`)."""
+
+    def __init__(self, root: Path, classes: tuple[str, ...]) -> None:
+        super().__init__(root, [], classes)
+        for label, name in enumerate(classes):
+            folder = root / name
+            files = sorted(list_visible(folder)) if folder.is_dir() else []
+            if not files:
+                self.problems.append(f"{folder}: is a class without images")
+            self.files += [(str(file.relative_to(root)), label) for file in files]
 
     def read(
         self, index: int, channels: int = 0
@@ -48,10 +64,6 @@ class FolderSource:
         if path.suffix.lower() not in SUFFIXES:
             raise BadExampleError(str(path), f"is not a {', '.join(SUFFIXES)} file")
         return decode(path, str(path), channels), label
-
-    def fingerprint(self) -> Fingerprint:
-        """Returns the number of files, by label, and a digest of their names and sizes."""
-        return files_fingerprint(self.root, self.files)
 
 
 def open_folder(root: Path, on_bad_example: str) -> tuple[FolderSource, FolderSource]:

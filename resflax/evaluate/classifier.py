@@ -11,6 +11,12 @@ from resflax.inference import make_predictor
 from resflax.nn import Spec
 
 
+def full_batch_size(requested: int, examples: int) -> int:
+    """Returns the next multiple of the number of devices of all processes."""
+    devices = jax.device_count()
+    return -(-min(requested, examples) // devices) * devices
+
+
 class Classifier:
     """Computes logits of batches on all local devices; each process has its own images.
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from resflax.data import EvalTransform
-from resflax.data.eval_transform import INTERPOLATIONS, MAX_SIDE
+from resflax.data.decode import to_pillow
+from resflax.data.eval_transform import MAX_SIDE
 from resflax.errors import UserError
 
 CROPS = (1, 10)
@@ -110,8 +110,7 @@ class FiveCrop(EvalTransform):
         self, pixels: UInt8[np.ndarray, "height width channels"]
     ) -> UInt8[np.ndarray, "5 out_height out_width channels"]:
         """Returns the crops: top left, top right, bottom left, bottom right, center."""
-        gray = pixels.shape[-1] == 1
-        resized = self._resize(Image.fromarray(pixels[..., 0] if gray else pixels))
+        resized = self.resize(to_pillow(pixels))
         height, width = self.size
         right, bottom = resized.width - width, resized.height - height
         corners = [
@@ -119,7 +118,7 @@ class FiveCrop(EvalTransform):
             for top in (0, bottom)
             for left in (0, right)
         ]
-        crops = np.stack([np.asarray(crop) for crop in (*corners, self._crop(resized))])
+        crops = np.stack([np.asarray(crop) for crop in (*corners, self.crop(resized))])
         return crops.reshape(5, height, width, pixels.shape[-1])
 
 
@@ -136,8 +135,6 @@ def resize_shorter_side(
     >>> resize_shorter_side(np.zeros((10, 15, 3), np.uint8), 4, "bilinear").shape
     (4, 6, 3)
     """
-    height, width, channels = pixels.shape
-    size = tuple(int(side * length / min(height, width)) for length in (width, height))
-    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    resized = image.resize((size[0], size[1]), INTERPOLATIONS[interpolation])
-    return np.asarray(resized).reshape(size[1], size[0], channels)
+    transform = EvalTransform(size=(side, side), crop_pct=1.0, interpolation=interpolation)
+    resized = transform.resize(to_pillow(pixels))
+    return np.asarray(resized).reshape(resized.height, resized.width, pixels.shape[-1])

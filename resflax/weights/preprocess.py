@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from resflax.data.decode import BadExampleError, convert_image, read_image
+from resflax.data.decode import BadExampleError, convert_image, convert_pixels, read_image
 from resflax.data.eval_transform import EvalTransform
 from resflax.errors import UserError
 from resflax.nn import Spec
@@ -84,4 +84,4 @@ def _read_pixels(image: Any, channels: int) -> UInt8[np.ndarray, "h w channels"]
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UserError(f"expected a uint8 image (h, w, 3): got {array.dtype} {array.shape}")
-    return np.asarray(Image.fromarray(array).convert("L"))[..., None] if channels == 1 else array
+    return convert_pixels(array, channels)
