@@ -21,6 +21,7 @@ LAYERS = {
     "data": 2,
     "distributed": 2,
     "kernels": 2,
+    "metrics": 2,
     "nn": 3,
     "run": 3,
     "zoo": 4,
