@@ -1,4 +1,4 @@
-"""Data-parallel engines. All sharding code is here.
+"""Data-parallel engines: one network on several devices.
 
 An engine runs the same pure step on all devices of all processes: the state is replicated (or
 sharded over a mesh, see `MeshEngine`), the batch is split. Each process provides its own rows of a
