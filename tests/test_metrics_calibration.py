@@ -20,8 +20,8 @@ def labeled_by_model(n=200_000, classes=6, seed=0):
     """Returns log-probabilities, and labels that are drawn with them."""
     rng = np.random.default_rng(seed)
     log_p = log_softmax(2 * rng.standard_normal((n, classes)))
-    draws = rng.random((n, 1)) < np.exp(log_p).cumsum(-1)
-    return log_p, np.minimum(draws.argmax(-1), classes - 1)
+    below = rng.random((n, 1)) < np.exp(log_p).cumsum(-1)
+    return log_p, np.minimum(below.argmax(-1), classes - 1)
 
 
 def nll(log_p, labels, temperature):
@@ -148,10 +148,10 @@ def test_risk_coverage_follows_its_definition():
     rng = np.random.default_rng(0)
     confidence, correct = rng.permutation(50) / 50, rng.random(50) < 0.7
     curve = risk_coverage(confidence, correct)
-    for kept in (1, 10, 50):
-        threshold = np.sort(confidence)[-kept]
+    for count in (1, 10, 50):
+        threshold = np.sort(confidence)[-count]
         expected = 1 - correct[confidence >= threshold].mean()
-        np.testing.assert_allclose(curve.risk[kept - 1], expected)
+        np.testing.assert_allclose(curve.risk[count - 1], expected)
     np.testing.assert_allclose(curve.area, np.mean(curve.risk))
 
 

@@ -28,14 +28,14 @@ def random_members(members=4, n=30, classes=5, seed=0):
     return log_softmax(3 * rng.standard_normal((members, n, classes)))
 
 
-def members_of(*probabilities):
+def log_members(*probabilities):
     """Returns the log-probabilities of members for one example."""
     with np.errstate(divide="ignore"):
         return np.log(np.array(probabilities, float))[:, None]
 
 
-DISAGREE = members_of([1e-8, 1 - 1e-8], [1 - 1e-8, 1e-8])
-AGREE = members_of([0.9, 0.1], [0.9, 0.1])
+DISAGREE = log_members([1e-8, 1 - 1e-8], [1 - 1e-8, 1e-8])
+AGREE = log_members([0.9, 0.1], [0.9, 0.1])
 
 
 def test_mutual_information_has_the_values_of_torch_uncertainty():
@@ -48,14 +48,14 @@ def test_mutual_information_has_the_values_of_torch_uncertainty():
 
 def test_disagreement_has_the_values_of_torch_uncertainty():
     """Its tests/metrics/classification/test_disagreement.py."""
-    assert disagreement(members_of([0, 1], [1, 0])) == 1
-    assert disagreement(members_of([1, 0], [1, 0])) == 0
-    np.testing.assert_allclose(disagreement(members_of([0, 1], [0, 1], [1, 0])), 2 / 3)
+    assert disagreement(log_members([0, 1], [1, 0])) == 1
+    assert disagreement(log_members([1, 0], [1, 0])) == 0
+    np.testing.assert_allclose(disagreement(log_members([0, 1], [0, 1], [1, 0])), 2 / 3)
 
 
 def test_entropy_has_the_values_of_torch_uncertainty():
     """Its tests/metrics/classification/test_entropy.py; a probability of 0 adds nothing."""
-    sure = members_of([0, 1], [1, 0])
+    sure = log_members([0, 1], [1, 0])
     assert expected_entropy(sure) == 0
     np.testing.assert_allclose(ensemble_uncertainty(sure).total_entropy, LOG_2)
     np.testing.assert_allclose(entropy(np.log([0.5, 0.5])), LOG_2)
@@ -77,7 +77,7 @@ def test_disagreement_is_the_mean_over_pairs():
 
 def test_two_opposed_members_have_closed_forms():
     """Members (p, 1 - p) and (1 - p, p): total log 2, expected H(p), KL (2p - 1) log(p/(1-p))."""
-    measures = ensemble_uncertainty(members_of([0.8, 0.2], [0.2, 0.8]))
+    measures = ensemble_uncertainty(log_members([0.8, 0.2], [0.2, 0.8]))
     h = -0.8 * np.log(0.8) - 0.2 * np.log(0.2)
     np.testing.assert_allclose(measures.total_entropy, LOG_2)
     np.testing.assert_allclose(measures.expected_entropy, h)
@@ -93,7 +93,7 @@ def test_one_member_has_no_disagreement():
 
 
 def test_impossible_class_of_all_members_is_no_error():
-    measures = ensemble_uncertainty(members_of([0.5, 0.5, 0], [0.5, 0.5, 0]))
+    measures = ensemble_uncertainty(log_members([0.5, 0.5, 0], [0.5, 0.5, 0]))
     np.testing.assert_allclose(measures.total_entropy, LOG_2)
     assert measures.pairwise_kl == 0
 

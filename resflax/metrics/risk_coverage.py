@@ -32,8 +32,8 @@ class RiskCoverage(NamedTuple):
         """
         n = len(self.risk)
         errors = round(float(self.risk[-1]) * n)
-        kept_errors = np.maximum(np.arange(1, n + 1) - (n - errors), 0)
-        return self.area - float((kept_errors / np.arange(1, n + 1)).mean())
+        covered_errors = np.maximum(np.arange(1, n + 1) - (n - errors), 0)
+        return self.area - float((covered_errors / np.arange(1, n + 1)).mean())
 
 
 def risk_coverage(
@@ -66,5 +66,5 @@ def risk_coverage(
     ordered, errors = confidence[order], np.concatenate([[0], np.cumsum(error[order])])
     # Within examples of equal confidence the number of errors rises linearly.
     ends = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(ordered)]])
-    kept = np.arange(1, len(ordered) + 1)
-    return RiskCoverage(kept / len(ordered), np.interp(kept, ends, errors[ends]) / kept)
+    covered = np.arange(1, len(ordered) + 1)
+    return RiskCoverage(covered / len(ordered), np.interp(covered, ends, errors[ends]) / covered)
