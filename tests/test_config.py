@@ -71,6 +71,8 @@ VALUES = {
     "checkpoint_every_minutes": ([-1.0], [0.0]),
     "checkpoint_max_to_keep": ([0, 1], [2]),
     "max_consecutive_nonfinite": ([0], [1]),
+    "ensemble.size": ([0, -1], [1, 5]),
+    "ensemble.member_devices": ([-1], [0, 4]),
     "data.image_size": ([4, -8, 4097], [0, 8, 4096]),
     "data.eval_size": ([4, -1, 4097], [0, 8, 4096]),
     "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
