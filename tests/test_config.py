@@ -78,6 +78,8 @@ VALUES = {
     "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
     "data.interpolation": (["hamming", "center"], ["", "nearest", "bicubic"]),
     "data.channels": ([2, 4, -1], [0, 1, 3]),
+    "data.validation": ([1.0, -0.1], [0.0, 0.5]),
+    "data.validation_seed": ([-1, 2**32], [0]),
     "data.num_workers": ([-1, 1025], [0, 1024]),
     "data.mean": ([(float("nan"),), ("a",), (1e7,)], [(), (0.5, 0.4)]),
     "data.std": ([(0.0,), (-1.0,), ("a",)], [(), (0.5,)]),

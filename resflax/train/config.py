@@ -105,6 +105,10 @@ def default_config() -> ConfigDict:
                 "interpolation": "",  # "nearest", "bilinear", "bicubic" or "lanczos"
                 "channels": 0,  # 1 or 3 converts all images; 0 keeps theirs
                 "on_bad_example": "raise",  # or "skip": count and report
+                # Share of the training split that is not trained on, the same of each class: for
+                # calibration and the selection of members by `resflax evaluate`.
+                "validation": 0.0,
+                "validation_seed": 0,  # which examples these are, whatever the run's seed
                 "placement": "auto",  # "host", "device", or "auto": small datasets on the device
                 "num_workers": 0,  # processes that decode images of any size; 0 for threads
                 "mean": (),  # of each channel, 0 to 1; (): the pretrained weights' or dataset's

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resflax.evaluate.metrics import (
+from resflax.metrics import (
     Bins,
     classification_metrics,
     equal_mass_bins,
