@@ -17,7 +17,7 @@ from helpers.processes import free_port, run_all
 from resflax import UserError, create_model
 from resflax.cli.main import main
 from resflax.data import load_dataset, normalize
-from resflax.evaluate.metrics import score_examples
+from resflax.metrics import score_examples
 from resflax.weights import load_pretrained, save_file, to_torch
 
 

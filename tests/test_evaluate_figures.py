@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from resflax.evaluate.figures import _sum_blocks, draw_confusion, draw_reliability
-from resflax.evaluate.metrics import score_examples
+from resflax.metrics import score_examples
 
 
 def test_blocks_of_classes_keep_the_number_of_examples():

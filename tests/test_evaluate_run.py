@@ -11,9 +11,9 @@ from resflax.data.array_source import ArraySource
 from resflax.data.in_memory import InMemorySplit
 from resflax.evaluate.classes import make_label_map
 from resflax.evaluate.classifier import Classifier
-from resflax.evaluate.metrics import log_softmax
 from resflax.evaluate.run import evaluate_split
 from resflax.evaluate.views import Views, resize_shorter_side
+from resflax.metrics import log_softmax
 
 CLASSES = 5
 CENTER = EvalTransform(size=(8, 8), crop_pct=0.8)

@@ -16,11 +16,11 @@ from resflax.cli.evaluate_plan import Plan, describe, make_plan
 from resflax.data import StreamingSplit
 from resflax.distributed.processes import is_main_process, lost_process_as_user_error
 from resflax.evaluate.classifier import Classifier, full_batch_size
-from resflax.evaluate.metrics import Metrics, summarize
 from resflax.evaluate.predictions import write_predictions
 from resflax.evaluate.report import results, table
 from resflax.evaluate.run import Evaluated, evaluate_split
 from resflax.files import disk_errors_as_user_error, encode_text, write_atomic
+from resflax.metrics import Metrics, summarize
 from resflax.progress import ProgressMeter
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import read_batches
 from resflax.evaluate.classifier import Classifier
-from resflax.evaluate.metrics import log_softmax
+from resflax.metrics import log_softmax
 from resflax.progress import ProgressMeter
 from resflax.weights import Pretrained
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
-from resflax.evaluate.metrics import ExampleScores, equal_width_bins
+from resflax.metrics import ExampleScores, equal_width_bins
 from resflax.plotting import SHADES, new_figure, plain_text, save
 
 # Numbers of classes up to which the confusion matrix has names, numbers and a cell per class.

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resflax.errors import UserError
-from resflax.evaluate.metrics import log_softmax, mean_log_probability
 from resflax.evaluate.views import Images, Views
+from resflax.metrics import log_softmax, mean_log_probability
 
 # Batches whose logits may wait on the devices: enough to keep them busy.
 MAX_PENDING = 2

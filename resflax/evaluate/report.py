@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from resflax.evaluate.classes import LabelMap
-from resflax.evaluate.metrics import Metrics
 from resflax.evaluate.run import Evaluated
+from resflax.metrics import Metrics
 
 # Key in `evaluation.json`, and description in the table.
 ROWS = {

@@ -12,8 +12,8 @@ from resflax.distributed.processes import all_gather_rows, all_gather_strings
 from resflax.errors import UserError
 from resflax.evaluate.classes import EXCLUDED, LabelMap
 from resflax.evaluate.log_probabilities import Rows, classify_crops, classify_whole_images
-from resflax.evaluate.metrics import ExampleScores, score_examples
 from resflax.evaluate.views import Images, Views
+from resflax.metrics import ExampleScores, score_examples
 
 Logits = Callable[[Images], Any]
 OnBatch = Callable[[int], None]

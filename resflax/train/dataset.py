@@ -1,8 +1,11 @@
 """The dataset of a config: image size, evaluation transform and normalization."""
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
+from resflax.data.held_out import without_held_out
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
@@ -14,7 +17,7 @@ EVAL_KEYS = {"eval_size": 0, "crop_pct": 0.0, "interpolation": ""}
 
 
 def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
-    """Opens the dataset of a config.
+    """Opens the dataset of a config, without the examples that `data.validation` holds out.
 
     Args:
       config: see `default_config`.
@@ -39,6 +42,9 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
     )
     if not isinstance(dataset.test, StreamingSplit):
         _check_without_eval_keys(config)
+    if data.validation:
+        train = without_held_out(dataset.train, data.validation, data.validation_seed)
+        dataset = replace(dataset, train=train)
     return dataset
 
 
