@@ -154,18 +154,18 @@ def diamond_square(u, side, decay):
     heights, scale, used, step = np.zeros((side, side)), 1.0, 0, side
     while step >= 2:
         half, count = step // 2, side // step
-        draws = scale * u[used : used + 3 * count**2].reshape(3, count, count)
+        steps = scale * u[used : used + 3 * count**2].reshape(3, count, count)
         used += 3 * count**2
         at = lambda y, x: heights[y % side, x % side]  # noqa: E731
         for i, j in np.ndindex(count, count):
             y, x = i * step, j * step
             corners = at(y, x) + at(y + step, x) + at(y, x + step) + at(y + step, x + step)
-            heights[y + half, x + half] = corners / 4 + draws[0, i, j]
+            heights[y + half, x + half] = corners / 4 + steps[0, i, j]
         for i, j in np.ndindex(count, count):
             y, x = i * step, j * step
             for plane, (v, w) in enumerate([(y, x + half), (y + half, x)], start=1):
                 ring = at(v - half, w) + at(v + half, w) + at(v, w - half) + at(v, w + half)
-                heights[v, w] = ring / 4 + draws[plane, i, j]
+                heights[v, w] = ring / 4 + steps[plane, i, j]
         step, scale = half, scale / decay**2
     heights -= heights.min()
     return heights / heights.max()

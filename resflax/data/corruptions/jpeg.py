@@ -78,12 +78,13 @@ def compress_plane(x: Float[Array, "h w"], table: Float[Array, "8 8"]) -> Float[
 
 
 def halve(x: Float[Array, "h w"]) -> Float[Array, "half_h half_w"]:
-    """Returns the means of 2x2 pixels, rounded; the last row and column are repeated if odd.
+    """Returns the means of 2x2 pixels, rounded, with whole blocks of 8 columns.
 
-    A half is rounded down in even columns and up in odd ones, as in libjpeg.
+    The last row is repeated if their number is odd, and the last column to a multiple of 16. A half
+    is rounded down in even columns and up in odd ones. All as in libjpeg.
     """
     height, width = x.shape
-    even = jnp.pad(x, ((0, height % 2), (0, width % 2)), mode="edge")
+    even = jnp.pad(x, ((0, height % 2), (0, -width % 16)), mode="edge")
     total = even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
     bias = 1 + jnp.arange(total.shape[1]) % 2
     return jnp.floor((total + bias.astype(jnp.float32)) / 4)
@@ -125,7 +126,7 @@ def jpeg(
     planes = [compress_plane(jnp.round(y), luma)]
     for plane in (blue, red):
         half = compress_plane(halve(jnp.round(plane + CENTER)), chroma)
-        planes.append(double(half, plane.shape) - CENTER)
+        planes.append(double(half[:, : -(-plane.shape[1] // 2)], plane.shape) - CENTER)
     to_rgb = jnp.asarray(TO_RGB, jnp.float32)
     rgb = jnp.einsum("ij,jhw->hwi", to_rgb, jnp.stack(planes), precision=exact)
     return jnp.clip(jnp.round(rgb), 0, 255).astype(image.dtype)
