@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
     ),
     "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
     "data.validation": LESS_THAN_ONE,
-    "data.validation_seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
+    "data.validation_seed": SEED,
     "data.num_workers": Rule("0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
     "data.std": Rule("positive numbers", lambda v: all(0 < x < 1e6 for x in v)),
