@@ -181,7 +181,7 @@ def test_states_are_split_over_the_member_axis_only():
         np.testing.assert_array_equal(on_host[name], leaf)
 
 
-def test_training_reuses_the_memory_of_states_and_evaluation_does_not():
+def test_training_reuses_the_memory_of_states():
     engine = EnsembleEngine(jax.devices()[:4], 4)
     state = engine.put_state(np.zeros((4, 100, 100), np.float32))
     batch = engine.shard_batch(np.ones(8, np.float32))

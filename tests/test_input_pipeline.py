@@ -113,7 +113,7 @@ def test_members_share_the_order_of_the_first(split, make):
         ({"share_order": True, "share_augment": True}, (3,), (3,)),
     ],
 )
-def test_random_crops_of_a_member_have_the_seed_of_its_augmentation(shared, orders, crops):
+def test_crops_of_a_member_have_the_seed_of_its_augmentation(shared, orders, crops):
     config, streamed = make_config({"size": 2, **shared}), StreamingSplit(None, 8, seed=9)
     config.seed = 3
     seeds = batch_seeds(streamed, config)
