@@ -1,5 +1,6 @@
 """A trained network as a function from uint8 images to logits, on the devices of one process."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,3 +65,35 @@ class Classifier:
         rows = -len(images) % len(self.devices)
         padded = np.pad(images, [(0, rows), *[(0, 0)] * 3])
         return self._apply(self._arrays, self._engine.shard_batch(padded))
+
+
+class EnsembleClassifier:
+    """Computes the logits of the members of an ensemble; see `Classifier`.
+
+    Args:
+      members: architecture and variables of each member.
+      mean: see `Classifier`.
+      std: see `Classifier`.
+      dtype: see `Classifier`.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[Spec, Any]],
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        dtype: str = "float32",
+    ) -> None:
+        self._members = [
+            Classifier(spec, variables, mean=mean, std=std, dtype=dtype)
+            for spec, variables in members
+        ]
+
+    def describe_backend(self) -> str:
+        """Returns one line that names what computes the logits."""
+        return self._members[0].describe_backend()
+
+    def members(self, images: UInt8[np.ndarray, "n h w c"]) -> list[Float[Array, "padded classes"]]:
+        """Returns the logits of each member, possibly before they are computed."""
+        return [member(images) for member in self._members]

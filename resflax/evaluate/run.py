@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from resflax.data import StreamingSplit, eval_batches
 from resflax.distributed.processes import all_gather_rows, all_gather_strings
@@ -13,10 +13,40 @@ from resflax.errors import UserError
 from resflax.evaluate.classes import EXCLUDED, LabelMap
 from resflax.evaluate.log_probabilities import Rows, classify_crops, classify_whole_images
 from resflax.evaluate.views import Images, Views
-from resflax.metrics import ExampleScores, score_examples
 
 Logits = Callable[[Images], Any]
 OnBatch = Callable[[int], None]
+
+
+class Reduced(NamedTuple):
+    """What remains of a batch: trees of arrays.
+
+    Attributes:
+      examples: values of each example, along the first axis.
+      sums: sums over the examples that count; () without any.
+    """
+
+    examples: Any
+    sums: Any = ()
+
+
+class Counted(NamedTuple):
+    """Rows of a batch, and which of them count.
+
+    Attributes:
+      log_p: see `Rows`.
+      log_sum_exp: see `Rows`.
+      labels: positions in `LabelMap.columns`; 0 in rows that do not count.
+      counts: whether a row counts: it is an example that was read, and its class is valid.
+    """
+
+    log_p: Float[np.ndarray, "members n classes"]
+    log_sum_exp: Float[np.ndarray, "members n"]
+    labels: Int[np.ndarray, " n"]
+    counts: Bool[np.ndarray, " n"]
+
+
+Reduce = Callable[[Counted], Reduced]
 
 
 class Evaluated(NamedTuple):
@@ -24,31 +54,33 @@ class Evaluated(NamedTuple):
 
     Attributes:
       indices: their indices in the split.
-      scores: their scores; classes are positions in `LabelMap.columns`.
+      examples: what `Reduce` returned for each of them.
+      sums: its sums over all of them.
       excluded: number of examples whose class does not count.
       skipped: one line for each example that could not be read.
     """
 
     indices: Int[np.ndarray, " n"]
-    scores: ExampleScores
+    examples: Any
+    sums: Any
     excluded: int
     skipped: list[str]
 
 
 class _Part(NamedTuple):
-    """The scores of some rows, some of which do not count.
+    """The values of some rows, some of which do not count.
 
     Attributes:
       indices: indices of the examples.
       is_read: False for padding and for the replacement of a skipped example.
       is_valid: whether the class of the example counts.
-      scores: scores; the label is 0 in rows that do not count.
+      examples: see `Reduced`.
     """
 
     indices: Int[np.ndarray, " n"]
     is_read: Bool[np.ndarray, " n"]
     is_valid: Bool[np.ndarray, " n"]
-    scores: ExampleScores
+    examples: Any
 
 
 def evaluate_split(
@@ -56,18 +88,21 @@ def evaluate_split(
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
+    reduce: Reduce,
     *,
     batch_size: int,
     num_workers: int = 0,
     on_batch: OnBatch = lambda examples: None,
 ) -> Evaluated:
-    """Scores every example of a split; with several processes, each scores its share.
+    """Reduces every example of a split; with several processes, each computes its share.
 
     Args:
-      classify: maps uint8 images `(n, h, w, c)` to logits, of which the first n rows count.
+      classify: maps uint8 images `(n, h, w, c)` to the logits of each member, of which the first n
+        rows count.
       split: read with the transform of `views`.
       views: the views of each image.
       label_map: the classes that count, and the labels.
+      reduce: maps the log-probabilities of a batch to what is kept of it.
       batch_size: images per batch of all processes together, a multiple of their number.
       num_workers: worker processes that read images; 0 for threads.
       on_batch: called after each batch with the number of its examples, of all processes.
@@ -87,13 +122,17 @@ def evaluate_split(
         num_workers=num_workers,
         with_index=True,
     )
-    parts, remaining = [], len(split)
+    parts: list[_Part] = []
+    sums: Any = None
+    remaining = len(split)
     for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
-        parts.append(_score(rows, label_map, split))
+        part, part_sums = _reduce(rows, label_map, split, reduce)
+        parts.append(part)
+        sums = part_sums if sums is None else jax.tree.map(np.add, sums, part_sums)
         done = min(len(rows.indices) * processes, remaining)
         remaining -= done
         on_batch(done)
-    return _gather(parts, split)
+    return _gather(parts, sums, split)
 
 
 def _classify(
@@ -117,7 +156,9 @@ def _classify(
     )
 
 
-def _score(rows: Rows, label_map: LabelMap, split: StreamingSplit) -> _Part:
+def _reduce(
+    rows: Rows, label_map: LabelMap, split: StreamingSplit, reduce: Reduce
+) -> tuple[_Part, Any]:
     is_read = rows.weights > 0
     label = np.where(is_read, rows.labels, 0)
     bad = np.flatnonzero(label >= len(label_map.labels))
@@ -127,14 +168,18 @@ def _score(rows: Rows, label_map: LabelMap, split: StreamingSplit) -> _Part:
             f"{location} has label {label[bad[0]]}: expected from 0 to {len(label_map.labels) - 1}"
         )
     position = label_map.labels[label]
-    scores = score_examples(rows.log_p, np.where(position == EXCLUDED, 0, position))
-    return _Part(rows.indices.astype(np.int64), is_read, position != EXCLUDED, scores)
+    is_valid = position != EXCLUDED
+    labels = np.where(is_valid, position, 0)
+    reduced = reduce(Counted(rows.log_p, rows.log_sum_exp, labels, is_read & is_valid))
+    part = _Part(rows.indices.astype(np.int64), is_read, is_valid, reduced.examples)
+    return part, reduced.sums
 
 
-def _gather(parts: list[_Part], split: StreamingSplit) -> Evaluated:
+def _gather(parts: list[_Part], sums: Any, split: StreamingSplit) -> Evaluated:
     """Joins the parts of all processes, in the order of the examples."""
     local = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     part: _Part = all_gather_rows(local)
+    sums = jax.tree.map(lambda a: a.sum(0), all_gather_rows(jax.tree.map(lambda a: a[None], sums)))
     skipped = all_gather_strings(list(split.skipped.values()))
     counts = np.flatnonzero(part.is_read & part.is_valid)
     if not len(counts):
@@ -142,4 +187,4 @@ def _gather(parts: list[_Part], split: StreamingSplit) -> Evaluated:
     order = counts[np.argsort(part.indices[counts])]
     chosen: _Part = jax.tree.map(lambda array: array[order], part)
     excluded = int((part.is_read & ~part.is_valid).sum())
-    return Evaluated(chosen.indices, chosen.scores, excluded, skipped)
+    return Evaluated(chosen.indices, chosen.examples, sums, excluded, skipped)
