@@ -1,4 +1,4 @@
-"""Data-parallel engines. All sharding code is here.
+"""Data-parallel engines: one network on several devices.
 
 An engine runs the same pure step on all devices of all processes: the state is replicated (or
 sharded over a mesh, see `MeshEngine`), the batch is split. Each process provides its own rows of a
@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from resflax.distributed.placement import all_devices, is_local, local_devices, put, put_local
 from resflax.errors import UserError, unknown
 
 Step = Callable[..., Any]
@@ -30,12 +31,14 @@ class Engine(Protocol):
 
     Attributes:
       name: "pmap" or "mesh".
-      devices: all devices that share the batch, of all processes.
+      devices: all devices, of all processes.
+      batch_devices: number of equal parts that a batch is split into; its size is a multiple.
       axis_name: the mapped axis to make the step with; None if the step sees the global batch.
     """
 
     name: str
     devices: Sequence[Any]
+    batch_devices: int
     axis_name: str | None
 
     def local_slice(self, size: int) -> slice:
@@ -99,21 +102,18 @@ def check_batch_size(batch_size: int, devices: int) -> None:
         )
 
 
-def _check_leaves(batch: Any, devices: int) -> None:
+def check_leaves(batch: Any, devices: int) -> None:
+    """Raises `UserError` if the arrays of a batch cannot be split evenly over the devices."""
     for leaf in jax.tree.leaves(batch):
         check_batch_size(len(leaf), devices)
 
 
-def _local_devices(devices: Sequence[Any]) -> list[Any]:
-    return [device for device in devices if device.process_index == jax.process_index()]
-
-
 def _local_slice(devices: Sequence[Any], size: int) -> slice:
     """Returns the rows of a batch that belong to this process, whose devices are contiguous."""
-    is_local = [device.process_index == jax.process_index() for device in devices]
+    local = [is_local(device) for device in devices]
     rows = size // len(devices)
-    first = is_local.index(True)
-    return slice(first * rows, (first + sum(is_local)) * rows)
+    first = local.index(True)
+    return slice(first * rows, (first + sum(local)) * rows)
 
 
 class PmapEngine:
@@ -123,8 +123,8 @@ class PmapEngine:
     axis_name: str | None = BATCH_AXIS
 
     def __init__(self, devices: Sequence[Any]) -> None:
-        self.devices = devices
-        local = _local_devices(devices)  # pmap takes and returns the part of each process
+        self.devices, self.batch_devices = devices, len(devices)
+        local = local_devices(devices)  # pmap takes and returns the part of each process
         self._count = len(local)
         self._sharding = NamedSharding(
             Mesh(np.array(local), (BATCH_AXIS,)), PartitionSpec(BATCH_AXIS)
@@ -149,7 +149,7 @@ class PmapEngine:
 
     def shard_batch(self, batch: Any) -> Any:
         """See `Engine`."""
-        _check_leaves(batch, self._count)
+        check_leaves(batch, self._count)
         parts = jax.tree.map(lambda x: x.reshape(self._count, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, self._sharding)
 
@@ -185,7 +185,7 @@ class MeshEngine:
             raise UserError(
                 f"config.mesh.fsdp is {fsdp}: expected a divisor of the {len(devices)} devices"
             )
-        self.devices, self._fsdp = devices, fsdp
+        self.devices, self.batch_devices, self._fsdp = devices, len(devices), fsdp
         # `Mesh` has Auto axes; `jax.make_mesh` makes Explicit ones, which linen's layers reject.
         mesh = Mesh(np.array(devices).reshape(-1, fsdp), (BATCH_AXIS, FSDP_AXIS))
         self._mesh = mesh
@@ -193,7 +193,7 @@ class MeshEngine:
         self._rows = NamedSharding(mesh, PartitionSpec((BATCH_AXIS, FSDP_AXIS)))
         self._columns = NamedSharding(mesh, PartitionSpec(None, (BATCH_AXIS, FSDP_AXIS)))
         self._gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
-        self._count = len(_local_devices(devices))
+        self._count = len(local_devices(devices))
 
     def _state_sharding(self, leaf: Any) -> NamedSharding:
         """Shards the longest divisible axis; replicates small arrays and those without one."""
@@ -210,11 +210,11 @@ class MeshEngine:
 
     def put_state(self, state: Any) -> Any:
         """See `Engine`."""
-        return jax.tree.map(lambda x: _put(x, self._state_sharding(x)), state)
+        return jax.tree.map(lambda x: put(x, self._state_sharding(x)), state)
 
     def replicate(self, tree: Any) -> Any:
         """See `Engine`."""
-        return jax.tree.map(lambda x: _put(x, self._replicated), tree)
+        return jax.tree.map(lambda x: put(x, self._replicated), tree)
 
     def to_host(self, tree: Any) -> Any:
         """See `Engine`."""
@@ -222,12 +222,12 @@ class MeshEngine:
 
     def shard_batch(self, batch: Any) -> Any:
         """See `Engine`."""
-        _check_leaves(batch, self._count)
-        return _put_local(batch, self._rows)
+        check_leaves(batch, self._count)
+        return put_local(batch, self._rows)
 
     def shard_index(self, rows: Any) -> Any:
         """See `Engine`."""
-        return _put_local(rows, self._columns)
+        return put_local(rows, self._columns)
 
     def compile_train(self, step: Step) -> Step:
         """See `Engine`."""
@@ -246,17 +246,6 @@ class MeshEngine:
     def compile_eval(self, step: Step) -> Step:
         """See `Engine`."""
         return jax.jit(step, out_shardings=self._replicated)
-
-
-def _put(leaf: Any, sharding: NamedSharding) -> Any:
-    """Puts an array on the devices; every process has all of it."""
-    array = np.asarray(leaf)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _put_local(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts arrays on the devices; each process has the part for its devices."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
 ENGINES = ("pmap", "mesh")
@@ -282,8 +271,7 @@ def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 
     if name not in ENGINES:
         raise unknown("parallel", name, ENGINES)
     check_fsdp(name, fsdp)
-    all_devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    devices = devices or all_devices
+    devices = devices or all_devices()
     return PmapEngine(devices) if name == "pmap" else MeshEngine(devices, fsdp)
 
 
