@@ -11,7 +11,7 @@ from resflax.data.array_source import ArraySource
 from resflax.data.in_memory import InMemorySplit
 from resflax.evaluate.classes import make_label_map
 from resflax.evaluate.classifier import Classifier
-from resflax.evaluate.run import Reduced, evaluate_split
+from resflax.evaluate.run import Reduction, evaluate_split
 from resflax.evaluate.views import Views, resize_shorter_side
 from resflax.metrics import log_softmax, score_examples
 
@@ -35,11 +35,11 @@ def make_source(count=23, shape=(10, 13, 3), classes=CLASSES):
     return ArraySource("noise", InMemorySplit(images, labels), tuple("abcde"[:classes]))
 
 
-def scores_of(rows):
-    """Scores the first member."""
-    return Reduced(score_examples(rows.log_p[0], rows.labels), {"rows": rows.counts.sum()})
-
-
+# Scores of the first member, and the number of examples.
+SCORES = Reduction(
+    lambda rows: score_examples(rows.log_p[0], rows.labels),
+    lambda rows: {"rows": len(rows.labels)},
+)
 CENTER_CROP = Views()
 
 
@@ -48,7 +48,7 @@ def evaluate(
 ):
     label_map = make_label_map((), CLASSES, source, valid)
     split = StreamingSplit(source, 8, 3, eval_transform=views.transform(CENTER), **options)
-    return evaluate_split(classify, split, views, label_map, scores_of, batch_size=batch_size)
+    return evaluate_split(classify, split, views, label_map, SCORES, batch_size=batch_size)
 
 
 def expected_probabilities(source, views_of):
@@ -196,7 +196,7 @@ def test_progress_counts_every_example():
             split,
             views,
             label_map,
-            scores_of,
+            SCORES,
             batch_size=6,
             on_batch=counts.append,
         )

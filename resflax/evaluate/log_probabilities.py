@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from resflax.errors import UserError
 from resflax.evaluate.views import Images, Views
@@ -34,6 +34,17 @@ class Rows(NamedTuple):
     weights: Float[np.ndarray, " n"]
     log_p: Float[np.ndarray, "members n classes"]
     log_sum_exp: Float[np.ndarray, "members n"]
+
+
+def select_rows(rows: Rows, chosen: Bool[np.ndarray, " n"] | Int[np.ndarray, " m"]) -> Rows:
+    """Returns some rows of a batch."""
+    return Rows(
+        rows.indices[chosen],
+        rows.labels[chosen],
+        rows.weights[chosen],
+        rows.log_p[:, chosen],
+        rows.log_sum_exp[:, chosen],
+    )
 
 
 class View(NamedTuple):

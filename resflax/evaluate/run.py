@@ -5,48 +5,40 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from resflax.data import StreamingSplit, eval_batches
 from resflax.distributed.processes import all_gather_rows, all_gather_strings
 from resflax.errors import UserError
 from resflax.evaluate.classes import EXCLUDED, LabelMap
-from resflax.evaluate.log_probabilities import Rows, classify_crops, classify_whole_images
+from resflax.evaluate.log_probabilities import (
+    Rows,
+    classify_crops,
+    classify_whole_images,
+    select_rows,
+)
 from resflax.evaluate.views import Images, Views
 
 Logits = Callable[[Images], Any]
 OnBatch = Callable[[int], None]
 
 
-class Reduced(NamedTuple):
-    """What remains of a batch: trees of arrays.
+def _no_sums(rows: Rows) -> tuple[()]:
+    del rows
+    return ()
+
+
+class Reduction(NamedTuple):
+    """What is kept of each batch. Labels are positions in `LabelMap.columns`.
 
     Attributes:
-      examples: values of each example, along the first axis.
-      sums: sums over the examples that count; () without any.
+      examples: maps rows to a tree of arrays whose first axis is the row. Rows that do not count,
+        whose label is 0, are dropped afterwards.
+      sums: maps rows, all of which count, to a tree of arrays, which are added over the batches.
     """
 
-    examples: Any
-    sums: Any = ()
-
-
-class Counted(NamedTuple):
-    """Rows of a batch, and which of them count.
-
-    Attributes:
-      log_p: see `Rows`.
-      log_sum_exp: see `Rows`.
-      labels: positions in `LabelMap.columns`; 0 in rows that do not count.
-      counts: whether a row counts: it is an example that was read, and its class is valid.
-    """
-
-    log_p: Float[np.ndarray, "members n classes"]
-    log_sum_exp: Float[np.ndarray, "members n"]
-    labels: Int[np.ndarray, " n"]
-    counts: Bool[np.ndarray, " n"]
-
-
-Reduce = Callable[[Counted], Reduced]
+    examples: Callable[[Rows], Any]
+    sums: Callable[[Rows], Any] = _no_sums
 
 
 class Evaluated(NamedTuple):
@@ -54,7 +46,7 @@ class Evaluated(NamedTuple):
 
     Attributes:
       indices: their indices in the split.
-      examples: what `Reduce` returned for each of them.
+      examples: what the reduction keeps of each of them.
       sums: its sums over all of them.
       excluded: number of examples whose class does not count.
       skipped: one line for each example that could not be read.
@@ -74,7 +66,7 @@ class _Part(NamedTuple):
       indices: indices of the examples.
       is_read: False for padding and for the replacement of a skipped example.
       is_valid: whether the class of the example counts.
-      examples: see `Reduced`.
+      examples: see `Reduction`.
     """
 
     indices: Int[np.ndarray, " n"]
@@ -88,7 +80,7 @@ def evaluate_split(
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
-    reduce: Reduce,
+    reduction: Reduction,
     *,
     batch_size: int,
     num_workers: int = 0,
@@ -102,7 +94,7 @@ def evaluate_split(
       split: read with the transform of `views`.
       views: the views of each image.
       label_map: the classes that count, and the labels.
-      reduce: maps the log-probabilities of a batch to what is kept of it.
+      reduction: what is kept of each batch.
       batch_size: images per batch of all processes together, a multiple of their number.
       num_workers: worker processes that read images; 0 for threads.
       on_batch: called after each batch with the number of its examples, of all processes.
@@ -126,7 +118,7 @@ def evaluate_split(
     sums: Any = None
     remaining = len(split)
     for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
-        part, part_sums = _reduce(rows, label_map, split, reduce)
+        part, part_sums = _reduce(rows, label_map, split, reduction)
         parts.append(part)
         sums = part_sums if sums is None else jax.tree.map(np.add, sums, part_sums)
         done = min(len(rows.indices) * processes, remaining)
@@ -157,7 +149,7 @@ def _classify(
 
 
 def _reduce(
-    rows: Rows, label_map: LabelMap, split: StreamingSplit, reduce: Reduce
+    rows: Rows, label_map: LabelMap, split: StreamingSplit, reduction: Reduction
 ) -> tuple[_Part, Any]:
     is_read = rows.weights > 0
     label = np.where(is_read, rows.labels, 0)
@@ -169,10 +161,13 @@ def _reduce(
         )
     position = label_map.labels[label]
     is_valid = position != EXCLUDED
-    labels = np.where(is_valid, position, 0)
-    reduced = reduce(Counted(rows.log_p, rows.log_sum_exp, labels, is_read & is_valid))
-    part = _Part(rows.indices.astype(np.int64), is_read, is_valid, reduced.examples)
-    return part, reduced.sums
+    rows = rows._replace(labels=np.where(is_valid, position, 0).astype(np.int64))
+    part = _Part(rows.indices.astype(np.int64), is_read, is_valid, reduction.examples(rows))
+    counts = is_read & is_valid
+    if counts.any():
+        return part, jax.tree.map(np.asarray, reduction.sums(select_rows(rows, counts)))
+    first = np.arange(len(counts)) == 0  # for the shapes
+    return part, jax.tree.map(np.zeros_like, reduction.sums(select_rows(rows, first)))
 
 
 def _gather(parts: list[_Part], sums: Any, split: StreamingSplit) -> Evaluated:

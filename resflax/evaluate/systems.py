@@ -3,11 +3,11 @@
 Each predicts the mean of its members' probabilities. A single network is one system.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from resflax.metrics import (
     BrierSums,
@@ -57,50 +57,41 @@ def make_systems(names: Sequence[str], selected: Sequence[int] = ()) -> tuple[Sy
     return (ensemble, *members, *selection)
 
 
-class SystemScores(NamedTuple):
-    """What the metrics of several systems need of a batch.
-
-    Attributes:
-      examples: scores of the examples, for each system.
-      brier: sums over the examples that count, for each system.
-    """
-
-    examples: tuple[ExampleScores, ...]
-    brier: tuple[BrierSums, ...]
+def scaled_log_probabilities(
+    systems: Sequence[System],
+    log_p: Float[np.ndarray, "members n classes"],
+    temperatures: Sequence[float] = (),
+) -> Iterator[Float[np.ndarray, "n classes"]]:
+    """Yields the log-probabilities of each system, divided by its temperature if there are any."""
+    for i, system in enumerate(systems):
+        own = system.log_probabilities(log_p)
+        yield apply_temperature(own, temperatures[i]) if temperatures else own
 
 
 def score_systems(
     systems: Sequence[System],
     log_p: Float[np.ndarray, "members n classes"],
     labels: Int[np.ndarray, " n"],
-    counts: Bool[np.ndarray, " n"],
     temperatures: Sequence[float] = (),
-) -> SystemScores:
-    """Reduces a batch to what the metrics need.
+) -> tuple[ExampleScores, ...]:
+    """Reduces a batch to what the metrics need of each example, for each system.
 
     Args:
       systems: see `make_systems`.
       log_p: log-probabilities of each member.
       labels: the true classes.
-      counts: which examples count.
-      temperatures: of each system, which its log-probabilities are divided by; () for 1.
+      temperatures: of each system; () for 1.
     """
-    examples, brier = [], []
-    for i, system in enumerate(systems):
-        own = system.log_probabilities(log_p)
-        if temperatures:
-            own = apply_temperature(own, temperatures[i])
-        examples.append(score_examples(own, labels))
-        brier.append(_brier_sums(own, labels, counts))
-    return SystemScores(tuple(examples), tuple(brier))
+    scaled = scaled_log_probabilities(systems, log_p, temperatures)
+    return tuple(score_examples(own, labels) for own in scaled)
 
 
-def _brier_sums(
-    log_p: Float[np.ndarray, "n classes"],
+def sum_brier(
+    systems: Sequence[System],
+    log_p: Float[np.ndarray, "members n classes"],
     labels: Int[np.ndarray, " n"],
-    counts: Bool[np.ndarray, " n"],
-) -> BrierSums:
-    if counts.any():
-        return brier_sums(log_p[counts], labels[counts])
-    sums = brier_sums(log_p[:1], labels[:1])
-    return BrierSums(*(np.zeros_like(array) for array in sums))
+    temperatures: Sequence[float] = (),
+) -> tuple[BrierSums, ...]:
+    """Sums what the decomposition of the Brier score needs; see `score_systems`."""
+    scaled = scaled_log_probabilities(systems, log_p, temperatures)
+    return tuple(brier_sums(own, labels) for own in scaled)
