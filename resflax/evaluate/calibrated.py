@@ -26,6 +26,11 @@ from resflax.metrics import (
     subset_sums,
 )
 
+# Held-out examples that are used; of more, as many that are evenly spaced.
+MAX_EXAMPLES = 10_000
+# Limit for the predictions that are kept of a whole test split.
+MAX_KEPT_BYTES = 2 * 2**30
+
 
 class Kept(NamedTuple):
     """Whole predictions of examples, 4 bytes per member, example and class.

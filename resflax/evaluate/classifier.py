@@ -98,7 +98,9 @@ class EnsembleClassifier:
             return self._predictor.predictors[0].describe_backend()
         return self._predictor.describe_backend()
 
-    def members(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[Array, "members padded classes"]:
+    def members(
+        self, images: UInt8[np.ndarray, "n h w c"]
+    ) -> Float[Array, "members padded classes"]:
         """Returns the logits of each member, possibly before they are computed.
 
         If the devices cannot share the batch evenly, images of zeros are added at its end.

@@ -1,6 +1,4 @@
-"""The metrics of each system as JSON values: members, ensemble, selection, before and after
-calibration.
-"""
+"""The metrics of each system as JSON values, before and after calibration."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +81,7 @@ def per_example(scores: ExampleScores) -> Float[np.ndarray, "n means"]:
 
 
 def bootstrap(scores: ExampleScores) -> dict[str, list[float]]:
-    """Returns 95 % percentile intervals of `MEANS` and the calibration error, from 1,000 samples."""
+    """Returns 95 % intervals of `MEANS` and the calibration error, from 1,000 samples."""
     count = len(scores.label)
     low, high = bootstrap_interval(means(per_example(scores)), count)
     ece = bootstrap_interval(calibration_error(scores), count)
@@ -106,7 +104,7 @@ def gain(scores: Sequence[ExampleScores]) -> dict[str, Any]:
     return {name: {"mean": float(m), "interval": [float(a), float(b)]} for name, m, a, b in rows}
 
 
-def mean_and_std(values: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+def mean_and_std(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the mean and the sample standard deviation of `KEYS` over the members."""
     table = np.array([[member[key] for key in KEYS] for member in values])
     std = table.std(0, ddof=1) if len(table) > 1 else np.zeros(len(KEYS))
@@ -149,7 +147,7 @@ def summarize_members(assessment: Assessment, sources: Sequence[str]) -> dict[st
         ensemble["calibrated"]["gain"] = gain(assessment.calibration.scores.scores[: count + 1])
         parts = mean_and_std([member["calibrated"] for member in members])
         mean, std = (v | {"calibrated": c} for v, c in zip((mean, std), parts, strict=True))
-    values = {
+    values: dict[str, Any] = {
         "ensemble": ensemble,
         "members": members,
         "members_mean": mean,
@@ -160,5 +158,21 @@ def summarize_members(assessment: Assessment, sources: Sequence[str]) -> dict[st
         selected = systems[-1].members
         names = [systems[1 + i].name for i in selected]
         own = summarize_system(assessment, count + 1)
-        values["selected"] = {"members": list(selected), "where": names, **own}
+        values["selected"] = {"members": list(selected), "where": join_names(names), **own}
     return values
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Returns the arguments that name some members.
+
+    >>> join_names(["runs/a#0", "runs/a#3", "runs/b"])
+    'runs/a#0,3 runs/b'
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        base, mark, member = name.rpartition("#")
+        groups.setdefault(f"{base}#" if mark and member.isdecimal() else name, []).append(member)
+    return " ".join(
+        f"{base}{','.join(members)}" if base.endswith("#") else base
+        for base, members in groups.items()
+    )

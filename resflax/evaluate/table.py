@@ -109,7 +109,7 @@ def _selection_lines(values: dict[str, Any]) -> Iterator[str]:
     if "selected" in values:
         own = values["selected"]
         nll = f"accuracy {own['accuracy']:.4f}, negative log-likelihood {own['nll']:.4f}"
-        yield f"selected on held-out training data: {own['where_arguments']} ({nll})"
+        yield f"selected on held-out training data: {own['where']} ({nll})"
 
 
 def _class_lines(values: dict[str, Any]) -> list[str]:
