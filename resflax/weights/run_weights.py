@@ -124,10 +124,10 @@ def _choose_members(
     if name.members is None:
         for member in dropped:
             report(f"{path}: left out member {member}, which diverged")
-        kept = tuple(member for member in range(size) if member not in dropped)
-        if not kept:
+        finite = tuple(member for member in range(size) if member not in dropped)
+        if not finite:
             raise UserError(f"{path}: all {size} members diverged: train the run again")
-        return kept
+        return finite
     for member in name.members:
         if member >= size:
             raise UserError(
