@@ -97,6 +97,12 @@ def _context(
     }
 
 
+def _title(args: argparse.Namespace, plan: Plan) -> str:
+    """Returns the title of the figures."""
+    model = Path(args.where[0]).name if len(args.where) == 1 else f"{len(args.where)} networks"
+    return f"{model} on {'/'.join(Path(plan.source.name).parts[-2:])}"
+
+
 def _write(
     args: argparse.Namespace, plan: Plan, assessment: Assessment, values: dict[str, Any]
 ) -> None:
@@ -107,10 +113,9 @@ def _write(
         skipped = assessment.evaluated.skipped
         if skipped:
             write_atomic(args.out / "skipped.txt", encode_text("\n".join([*skipped, ""])))
-        model, data = Path(args.where[0]).name, "/".join(Path(plan.source.name).parts[-2:])
         from resflax.evaluate.all_figures import draw_all  # Matplotlib
 
-        names = draw_all(assessment, values, args.out, f"{model} on {data}")
+        names = draw_all(assessment, values, args.out, _title(args, plan))
         print(f"saved {args.out}/evaluation.json, {', '.join(names[:-1])} and {names[-1]}")
     if args.predictions:
         write_predictions(args.predictions, assessment, plan.source, plan.label_map)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from resflax.evaluate.log_probabilities import Rows
 from resflax.evaluate.systems import System
-from resflax.metrics import detection, ood_scores
+from resflax.metrics import OOD_SCORES, detection, ood_scores
 
 Scores = dict[str, Float[np.ndarray, " n"]]
 # Of one network it is 0.
@@ -35,7 +35,7 @@ def compare(
       Each is a dict by score of "auroc", "aupr" and "fpr95".
     """
     found = [
-        {name: detection(own[name], other[name])._asdict() for name in own}
+        {name: detection(own[name], other[name])._asdict() for name in OOD_SCORES if name in own}
         for own, other in zip(inside, outside, strict=True)
     ]
     values: dict[str, Any] = {"examples": len(outside[0]["energy"]), "scores": found[0]}

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from resflax.evaluate.assess import Assessment
 from resflax.evaluate.calibrated import Sets
 from resflax.metrics import (
+    CONFORMAL_SCORES,
     BrierSums,
     ExampleScores,
     bootstrap_interval,
@@ -60,7 +61,7 @@ def summarize_system(assessment: Assessment, i: int, *, intervals: bool = False)
             values["calibrated"]["intervals"] = bootstrap(scores)
         if sets := calibration.scores.sets[i]:
             alpha = assessment.targets.alpha
-            methods = {method: _summarize_sets(own) for method, own in sets.items()}
+            methods = {method: _summarize_sets(sets[method]) for method in CONFORMAL_SCORES}
             values["conformal"] = {"alpha": alpha, **methods}
     return values
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from resflax.evaluate.deep_ensemble import OWN_MEMBERS
 from resflax.evaluate.summary import KEYS
 
 # Description of each metric.
@@ -72,13 +73,13 @@ def _calibration_lines(values: dict[str, Any]) -> Iterator[str]:
     if "calibration" in values:
         data, examples = values["calibration"]["data"], values["calibration"]["examples"]
         temperature = values["calibrated"]["temperature"]
-        yield f"calibrated with temperature {temperature:.4f}, fitted to {examples:,} examples of"
+        yield f"calibrated with temperature {temperature:.4f}, fitted to {examples:,} examples:"
         yield f"  {data}"
-    if "deep_ensemble_equivalent" in values:
-        size = values["deep_ensemble_equivalent"]["members"]
-        reference = values["deep_ensemble_equivalent"]["reference"]
+    equivalent = values.get("deep_ensemble_equivalent", {})
+    if equivalent.get("reference", OWN_MEMBERS) != OWN_MEMBERS:
+        size = equivalent["members"]
         text = "more members than it has" if size is None else f"{size:.2f} members"
-        yield f"as good, by the calibrated likelihood, as {text} of {reference}"
+        yield f"by the calibrated likelihood as good as {text} of {equivalent['reference']}"
 
 
 def _conformal_lines(values: dict[str, Any]) -> Iterator[str]:
@@ -110,6 +111,8 @@ def _selection_lines(values: dict[str, Any]) -> Iterator[str]:
         own = values["selected"]
         nll = f"accuracy {own['accuracy']:.4f}, negative log-likelihood {own['nll']:.4f}"
         yield f"selected on held-out training data: {own['where']} ({nll})"
+        if (size := values["deep_ensemble_equivalent"]["selected"]) is not None:
+            yield f"  as good, by the calibrated likelihood, as {size:.2f} of all members"
 
 
 def _class_lines(values: dict[str, Any]) -> list[str]:
