@@ -189,7 +189,7 @@ def test_detection_is_that_of_scikit_learn(assessment):
     systems = assessment.targets.systems
     reduction = Reduction(lambda rows: ood.score_rows(systems, rows))
     outside = runner(other)(reduction).examples
-    found = ood.compare(systems, assessment.kept.ood, outside)
+    found = ood.compare(systems, assessment.scored.ood, outside)
     logits = [member_logits(source.split.images) for source in (TEST, other)]
     p = [np.exp(mean_log_probability(log_softmax(part))) for part in logits]
     is_out = np.repeat([0, 1], [301, 150])
@@ -241,16 +241,16 @@ def test_memory_of_the_split_does_not_grow_with_the_classes(classes):
         "held out": Request(NAMES, held_out=evaluate, alpha=0.1, ood=True),
         "nothing": Request(NAMES),
     }.items():
-        kept = assess(evaluate, request).evaluated.examples
-        sizes[name] = sum(leaf.nbytes for leaf in jax.tree.leaves(kept)) / 64
+        found = assess(evaluate, request).evaluated.examples
+        sizes[name] = sum(leaf.nbytes for leaf in jax.tree.leaves(found)) / 64
     assert sizes["nothing"] < 800
     assert sizes["held out"] < 2000
 
 
 def test_predictions_are_kept_in_single_precision():
-    kept = runner(TEST)(Reduction(calibrated.keep)).examples
-    assert kept.log_p.dtype == np.float32
-    np.testing.assert_allclose(kept.rows().log_p, log_p_of(TEST)[0], rtol=1e-6, atol=1e-6)
+    found = runner(TEST)(Reduction(calibrated.keep)).examples
+    assert found.log_p.dtype == np.float32
+    np.testing.assert_allclose(found.rows().log_p, log_p_of(TEST)[0], rtol=1e-6, atol=1e-6)
 
 
 def test_systems_begin_with_what_was_asked_for():

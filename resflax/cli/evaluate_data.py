@@ -118,7 +118,7 @@ def _why_nothing_is_held_out(wheres: Sequence[str]) -> str:
 
 
 def open_ood(args: argparse.Namespace) -> dict[str, Source]:
-    """Opens the other datasets, whose images are to be told apart from those of the split.
+    """Opens the other datasets, whose images are to be detected among those of the split.
 
     Raises:
       UserError: if one cannot be opened.

@@ -32,7 +32,7 @@ def _ood(plan: Plan, runner: Runner, assessment: Assessment, values: dict[str, A
     systems = assessment.targets.systems
     reduction = Reduction(lambda rows: ood.score_rows(systems, rows))
     return {
-        name: ood.compare(systems, assessment.kept.ood, runner.ood(name, reduction).examples)
+        name: ood.compare(systems, assessment.scored.ood, runner.ood(name, reduction).examples)
         for name in plan.ood
     }
 

@@ -75,7 +75,7 @@ FIGURES: dict[str, Figure] = {
 
 def draw_all(assessment: Assessment, values: dict[str, Any], folder: Path, title: str) -> list[str]:
     """Draws the figures of `FIGURES` that apply; returns the names of their files."""
-    systems, scores = assessment.targets.systems, assessment.kept.scores
+    systems, scores = assessment.targets.systems, assessment.scored.scores
     count = len(systems[0].members)
     calibration = assessment.calibration
     drawn = Drawn(

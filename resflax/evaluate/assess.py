@@ -49,7 +49,7 @@ class Request(NamedTuple):
     ood: bool = False
 
 
-class Kept(NamedTuple):
+class SplitScores(NamedTuple):
     """What is kept of each example of the test split.
 
     Attributes:
@@ -64,7 +64,7 @@ class Kept(NamedTuple):
     uncertainty: Uncertainty
     ood: tuple[ood.Scores, ...]
     calibrated: cal.Calibrated | tuple[()]
-    predictions: cal.Kept | tuple[()]
+    predictions: cal.Predictions | tuple[()]
 
 
 class Sums(NamedTuple):
@@ -103,7 +103,7 @@ class Assessment(NamedTuple):
     """Results over a split.
 
     Attributes:
-      evaluated: the examples; `evaluated.examples` is `Kept`.
+      evaluated: the examples; `evaluated.examples` is `SplitScores`.
       targets: systems and subsets.
       brier: sums of each system.
       subsets: sums of each subset; None for a single network.
@@ -117,10 +117,10 @@ class Assessment(NamedTuple):
     calibration: Calibration | None
 
     @property
-    def kept(self) -> Kept:
-        """What was kept of each example."""
-        kept: Kept = self.evaluated.examples
-        return kept
+    def scored(self) -> SplitScores:
+        """What is kept of each example."""
+        scored: SplitScores = self.evaluated.examples
+        return scored
 
 
 def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessment:
@@ -133,7 +133,7 @@ def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessme
     Raises:
       UserError: as `evaluate_split`.
     """
-    held_out: cal.Kept | None = None
+    held_out: cal.Predictions | None = None
     if request.held_out:
         held_out = request.held_out(Reduction(cal.keep)).examples
     selected = _select(held_out, request.select) if held_out and request.select else ()
@@ -145,14 +145,14 @@ def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessme
     )
     fitted = cal.fit(targets, held_out.rows()) if held_out else None
     evaluated = test(_reduction(request, targets, fitted))
-    kept: Kept = evaluated.examples
+    scored: SplitScores = evaluated.examples
     sums: Sums = evaluated.sums
-    calibration = _calibration(request, targets, fitted, kept, sums, held_out)
+    calibration = _calibration(request, targets, fitted, scored, sums, held_out)
     subsets: Any = calibration.sums.subsets if calibration else sums.subsets
     return Assessment(evaluated, targets, sums.brier, subsets or None, calibration)
 
 
-def _select(held_out: cal.Kept, size: int) -> tuple[int, ...]:
+def _select(held_out: cal.Predictions, size: int) -> tuple[int, ...]:
     """Selects members greedily on held-out data."""
     rows = held_out.rows()
     label_log_p = rows.log_p[:, range(len(rows.labels)), rows.labels]
@@ -160,8 +160,8 @@ def _select(held_out: cal.Kept, size: int) -> tuple[int, ...]:
 
 
 def _reduction(request: Request, targets: cal.Targets, fitted: cal.Fitted | None) -> Reduction:
-    def examples(rows: Rows) -> Kept:
-        return Kept(
+    def examples(rows: Rows) -> SplitScores:
+        return SplitScores(
             scores=score_systems(targets.systems, rows.log_p, rows.labels),
             uncertainty=ensemble_uncertainty(rows.log_p),
             ood=ood.score_rows(targets.systems, rows) if request.ood else (),
@@ -185,20 +185,20 @@ def _calibration(
     request: Request,
     targets: cal.Targets,
     fitted: cal.Fitted | None,
-    kept: Kept,
+    scored: SplitScores,
     sums: Sums,
-    held_out: cal.Kept | None,
+    held_out: cal.Predictions | None,
 ) -> Calibration | None:
-    if held_out and fitted and kept.calibrated and sums.calibrated:
+    if held_out and fitted and scored.calibrated and sums.calibrated:
         examples = len(held_out.labels)
-        return Calibration(HELD_OUT, examples, (fitted,), kept.calibrated, sums.calibrated)
-    if not request.cross_validate or not kept.predictions:
+        return Calibration(HELD_OUT, examples, (fitted,), scored.calibrated, sums.calibrated)
+    if not request.cross_validate or not scored.predictions:
         return None
-    count = len(kept.predictions.labels)
+    count = len(scored.predictions.labels)
     if count < 2:
         raise UserError(
             "one example cannot be calibrated by another half of the split: expected"
             " --calibrate=none"
         )
-    scores, calibrated_sums, both = cal.cross_validate(targets, kept.predictions)
+    scores, calibrated_sums, both = cal.cross_validate(targets, scored.predictions)
     return Calibration(TEST_HALVES, count // 2, both, scores, calibrated_sums)

@@ -32,7 +32,7 @@ MAX_EXAMPLES = 10_000
 MAX_KEPT_BYTES = 2 * 2**30
 
 
-class Kept(NamedTuple):
+class Predictions(NamedTuple):
     """Whole predictions of examples, 4 bytes per member, example and class.
 
     Attributes:
@@ -52,10 +52,10 @@ class Kept(NamedTuple):
         return Rows(self.indices, self.labels, ones, log_p, np.zeros(log_p.shape[:2]))
 
 
-def keep(rows: Rows) -> Kept:
+def keep(rows: Rows) -> Predictions:
     """Keeps the predictions of a batch."""
     log_p = np.moveaxis(rows.log_p, 0, 1).astype(np.float32)
-    return Kept(log_p, rows.labels, rows.indices.astype(np.int64))
+    return Predictions(log_p, rows.labels, rows.indices.astype(np.int64))
 
 
 class Targets(NamedTuple):
@@ -182,16 +182,16 @@ def sum_calibrated(targets: Targets, fitted: Fitted, rows: Rows) -> CalibratedSu
 
 
 def cross_validate(
-    targets: Targets, kept: Kept
+    targets: Targets, predictions: Predictions
 ) -> tuple[Calibrated, CalibratedSums, tuple[Fitted, Fitted]]:
     """Calibrates each of two random halves by the other one.
 
     Returns:
-      The examples in the order of `kept`, their sums, and what was fitted to measure the first and
-      the second half.
+      The examples in the order of `predictions`, their sums, and what was fitted to measure the
+      first and the second half.
     """
-    rows = kept.rows()
-    order = np.random.default_rng(0).permutation(len(kept.labels))
+    rows = predictions.rows()
+    order = np.random.default_rng(0).permutation(len(predictions.labels))
     indices = np.array_split(order, 2)
     first, second = (select_rows(rows, index) for index in indices)
     fitted = (fit(targets, second), fit(targets, first))

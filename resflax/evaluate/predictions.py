@@ -55,8 +55,8 @@ def write_predictions(
     Classes are indices of the model's classes. `path` is the file, or the split and index. The
     entries of `top5` are lists in Parquet, and separated by spaces in a CSV.
     """
-    evaluated, kept = assessment.evaluated, assessment.kept
-    scores = kept.scores[0]
+    evaluated, scored = assessment.evaluated, assessment.scored
+    scores = scored.scores[0]
     columns: dict[str, Any] = {
         "index": evaluated.indices,
         "path": [source.location(int(i)) for i in evaluated.indices],
@@ -66,10 +66,10 @@ def write_predictions(
         "prediction_probability": scores.confidence,
         "top5": label_map.columns[scores.top],
         "top5_probability": scores.top_probability,
-        "entropy": kept.uncertainty.total_entropy,
+        "entropy": scored.uncertainty.total_entropy,
     }
     if len(assessment.targets.systems) > 1:
-        columns |= {name: getattr(kept.uncertainty, name) for name in ENSEMBLE_COLUMNS}
+        columns |= {name: getattr(scored.uncertainty, name) for name in ENSEMBLE_COLUMNS}
     values = {name: np.asarray(column).tolist() for name, column in columns.items()}
     write_atomic(path, _to_csv(values) if path.suffix == ".csv" else _to_parquet(values))
 

@@ -30,8 +30,8 @@ def results(
       real_labels: the correct labels of each example of the split; examples without any do not
         count for `real_accuracy`.
     """
-    evaluated, kept = assessment.evaluated, assessment.kept
-    scores = kept.scores[0]
+    evaluated, scored = assessment.evaluated, assessment.scored
+    scores = scored.scores[0]
     metrics = summarize(scores, len(label_map.columns))
     values: dict[str, Any] = {}
     if len(sources) > 1:
@@ -39,7 +39,7 @@ def results(
         own = {key: value for key, value in members["ensemble"].items() if key != "size"}
     else:
         members, own = {}, summarize_system(assessment, 0, intervals=True)
-        own["entropy"] = float(kept.uncertainty.total_entropy.mean())
+        own["entropy"] = float(scored.uncertainty.total_entropy.mean())
     values |= own
     if calibration := assessment.calibration:
         values["calibration"] = {"data": calibration.data, "examples": calibration.examples}

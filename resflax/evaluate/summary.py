@@ -49,9 +49,9 @@ def summarize_system(assessment: Assessment, i: int, *, intervals: bool = False)
       i: index of the system.
       intervals: whether to add "intervals", by the bootstrap.
     """
-    values = summarize_scores(assessment.kept.scores[i], assessment.brier[i])
+    values = summarize_scores(assessment.scored.scores[i], assessment.brier[i])
     if intervals:
-        values["intervals"] = bootstrap(assessment.kept.scores[i])
+        values["intervals"] = bootstrap(assessment.scored.scores[i])
     if calibration := assessment.calibration:
         scores = calibration.scores.scores[i]
         values["calibrated"] = summarize_scores(scores, calibration.sums.brier[i])
@@ -134,15 +134,15 @@ def summarize_members(assessment: Assessment, sources: Sequence[str]) -> dict[st
     Returns:
       "ensemble", "members", their "members_mean" and "members_std", "size_curve", and "selected".
     """
-    systems, kept = assessment.targets.systems, assessment.kept
+    systems, scored = assessment.targets.systems, assessment.scored
     count = len(systems[0].members)
     members = [
         {"where": systems[i].name, "source": source, **summarize_system(assessment, i)}
         for i, source in zip(range(1, count + 1), sources, strict=True)
     ]
-    uncertainty = {k: float(v.mean()) for k, v in kept.uncertainty._asdict().items()}
+    uncertainty = {k: float(v.mean()) for k, v in scored.uncertainty._asdict().items()}
     ensemble = {"size": count, **summarize_system(assessment, 0, intervals=True), **uncertainty}
-    ensemble["gain"] = gain(kept.scores[: count + 1])
+    ensemble["gain"] = gain(scored.scores[: count + 1])
     mean, std = mean_and_std(members)
     if assessment.calibration:
         ensemble["calibrated"]["gain"] = gain(assessment.calibration.scores.scores[: count + 1])
