@@ -81,7 +81,7 @@ def assert_metrics(values, log_p, labels):
     np.testing.assert_allclose(brier, expected.brier, rtol=1e-6)
 
 
-def test_members_and_ensemble_have_the_metrics_of_their_predictions(values):
+def test_members_and_ensemble_have_metrics_of_their_own(values):
     log_p, labels = log_p_of(TEST)
     assert_metrics(values["ensemble"], mean_log_probability(log_p), labels)
     for member, own in zip(values["members"], log_p, strict=True):
