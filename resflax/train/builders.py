@@ -151,6 +151,7 @@ def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
+        cycles=config.schedule_cycles,
     )
 
 

@@ -57,6 +57,7 @@ def default_config() -> ConfigDict:
             "decay_epochs": (),  # epochs at which the "step" schedule decays
             "decay_rate": 0.1,  # factor of the "step" schedule
             "polynomial_power": 1.0,  # exponent of the "polynomial" schedule
+            "schedule_cycles": 1,  # of "cosine_cycles"; the checkpoint at each one's end is kept
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,
