@@ -186,12 +186,7 @@ def make_stats_step(
 
 
 def recompute_state_batch_stats(
-    engine: Engine,
-    model: nn.Module,
-    step: StatsStep,
-    state: TrainState,
-    batches: Iterable[Any],
-    shard_batch: Callable[[Any], Any],
+    engine: Engine, model: nn.Module, step: StatsStep, state: TrainState, batches: Iterable[Any]
 ) -> TrainState:
     """Runs `recompute_batch_stats` on an engine's devices, for the weights that are evaluated.
 
@@ -201,7 +196,6 @@ def recompute_state_batch_stats(
       step: made by `make_stats_step`, compiled by the engine.
       state: the train state; not changed, so that training continues with its running averages.
       batches: this process's rows of batches of equal size.
-      shard_batch: puts a batch on the engine's devices.
 
     Returns:
       The state with new batch statistics, on the same devices; `state` itself if all are frozen.
@@ -211,8 +205,8 @@ def recompute_state_batch_stats(
         return state
 
     def compute(stats: BatchStats, batch: Any) -> BatchStats:
-        return step(dataclasses.replace(state, batch_stats=stats), shard_batch(batch))
+        return step(dataclasses.replace(state, batch_stats=stats), engine.shard_batch(batch))
 
-    start = engine.put_state(_start(engine.to_host(state.batch_stats), updated))
+    start = engine.replicate(_start(engine.to_host(state.batch_stats), updated))
     stats = population_stats(map(engine.to_host, per_batch_stats(compute, start, batches)))
-    return dataclasses.replace(state, batch_stats=engine.put_state(stats))
+    return dataclasses.replace(state, batch_stats=engine.replicate(stats))
