@@ -1,5 +1,6 @@
 """An architecture as data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ from resflax.errors import UserError, unknown
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+from resflax.nn.ensembles import ENSEMBLES
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
@@ -21,8 +23,16 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "antialias": ANTIALIAS,
     "norm": NORMS,
     "conv": CONVS,
+    "ensemble": ENSEMBLES,
 }
 OUTPUT_STRIDES = (8, 16, 32)
+# Fields of ensembles, with the rows of `ENSEMBLES` that use them.
+ENSEMBLE_FIELDS: dict[str, tuple[str, ...]] = {
+    "members": ("batch", "packed", "mimo"),
+    "alpha": ("packed",),
+    "batch_repetition": ("mimo",),
+    "input_repetition": ("mimo",),
+}
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 # Far above any network in use, so that a typing error does not exhaust the machine's memory.
@@ -69,7 +79,15 @@ class Spec:
       drop_path: probability with which training drops the last block's branch, drawn per example.
         It rises linearly from 0 at the first block (stochastic depth).
       dropout: probability with which training drops a feature before the head.
-      num_classes: outputs of the head. 0 for pooled features.
+      num_classes: outputs of the head, per member. 0 for pooled features.
+      ensemble: a name in `ENSEMBLES`: "none", or an efficient ensemble in one network: "batch"
+        (rank-1 factors), "packed" (grouped convolutions) or "mimo" (several inputs and heads).
+      members: number of members of the ensemble.
+      alpha: with "packed", factor of all numbers of channels, which the members share: each is a
+        network of `alpha / members` times the widths.
+      batch_repetition: with "mimo", how often training uses each example of a batch.
+      input_repetition: with "mimo", share of the training inputs that are the same image for all
+        members.
 
     Raises:
       UserError: on an unknown name or an invalid value or combination.
@@ -98,6 +116,11 @@ class Spec:
     drop_path: float = 0.0
     dropout: float = 0.0
     num_classes: int = 1000
+    ensemble: str = "none"
+    members: int = 1
+    alpha: float = 1.0
+    batch_repetition: int = 1
+    input_repetition: float = 0.0
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -111,6 +134,7 @@ class Spec:
                 " expected one of each per stage"
             )
         self._check_blocks()
+        self._check_ensemble()
         self._check_channels()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,6 +147,8 @@ class Spec:
         Where `output_stride` forbids a stride, the stage is dilated instead. As in timm and
         torchvision, its first block still reads its input at the dilation of the previous stage.
         """
+        if self.channel_groups > 1:
+            return _repeat_channels(self.member.stages, self.members)
         stages, stride, dilation = [], STEMS[self.stem].stride, 1
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             rows, stage_stride, in_dilation = BLOCKS[self.block_names[i]], 2 if i else 1, dilation
@@ -155,13 +181,47 @@ class Spec:
         return self.features[-1].stride // 2 + 1
 
     @property
+    def channel_groups(self) -> int:
+        """Number of groups of channels that belong to different members."""
+        return self.members if ENSEMBLES[self.ensemble].channels else 1
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels after the stem, of all members that have channels of their own."""
+        return self.member.stem_width * self.channel_groups
+
+    @cached_property
+    def member(self) -> "Spec":
+        """The single network that each member of the ensemble is, with the same outputs."""
+        if self.ensemble == "none":
+            return self
+        defaults = {name: getattr(Spec, name) for name in ("ensemble", *ENSEMBLE_FIELDS)}
+        if ENSEMBLES[self.ensemble].channels:
+            defaults["stem_width"] = self._member_channels("stem_width", self.stem_width)
+            defaults["widths"] = tuple(self._member_channels("widths", w) for w in self.widths)
+        return replace(self, **defaults)
+
+    @property
+    def needs_rng(self) -> bool:
+        """Whether training draws random numbers in the network."""
+        shuffles = ENSEMBLES[self.ensemble].shuffles and self.members > 1
+        return self.drop_path > 0 or self.dropout > 0 or (shuffles and self.input_repetition < 1)
+
+    def without_rng(self) -> "Spec":
+        """Returns the spec whose training draws no random numbers, as evaluation does not."""
+        same = 1.0 if ENSEMBLES[self.ensemble].shuffles else 0.0
+        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same)
+
+    @property
     def features(self) -> tuple[FeatureInfo, ...]:
         """Feature maps of the stem (before its pooling) and of every stage."""
-        stem = STEMS[self.stem]
-        features, stride = [FeatureInfo("stem", self.stem_width, stem.conv_stride)], stem.stride
+        stem, rows = STEMS[self.stem], self.members if ENSEMBLES[self.ensemble].rows else 1
+        channels = self.stem_channels * rows
+        features, stride = [FeatureInfo("stem", channels, stem.conv_stride)], stem.stride
         for i, blocks in enumerate(self.stages, start=1):
             stride *= blocks[0].geometry.stride
-            features.append(FeatureInfo(f"stage{i}", blocks[-1].channels[-1], stride))
+            channels = blocks[-1].channels[-1] * rows
+            features.append(FeatureInfo(f"stage{i}", channels, stride))
         return tuple(features)
 
     def override(self, **overrides: Any) -> "Spec":
@@ -221,6 +281,42 @@ class Spec:
                     " use groups=1 or a bottleneck"
                 )
 
+    def _check_ensemble(self) -> None:
+        _check_integer("members", self.members, 1, MAX_CHANNELS)
+        _check_integer("batch_repetition", self.batch_repetition, 1, MAX_CHANNELS)
+        for field, low, high in (("alpha", 0.0, math.inf), ("input_repetition", 0.0, 1.0)):
+            value = getattr(self, field)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high or value == math.inf:
+                raise UserError(f"{field} is {value!r}: expected a number from {low:g} to {high:g}")
+        for field, rows in ENSEMBLE_FIELDS.items():
+            value, default = getattr(self, field), getattr(Spec, field)
+            if self.ensemble not in rows and value != default:
+                names = " or ".join(map(repr, rows))
+                raise UserError(
+                    f"{field} is {value!r}, but ensemble is {self.ensemble!r}:"
+                    f" use {field}={default} or ensemble={names}"
+                )
+        if self.channel_groups > 1:
+            if self.attention != "none" or NORMS[self.norm].channel_multiple > 1:
+                raise UserError(
+                    f"ensemble 'packed' with attention {self.attention!r} and norm {self.norm!r}:"
+                    " expected attention='none', and norm='batch' or 'frn_tlu', which keep members"
+                    " apart"
+                )
+            if self.pruned is not None:
+                raise UserError("ensemble 'packed' cannot be pruned: use pruned=None")
+
+    def _member_channels(self, field: str, width: int) -> int:
+        """Returns a member's share of a width of a packed ensemble."""
+        channels = width * self.alpha / self.members
+        if channels != int(channels) or channels < 1:
+            raise UserError(
+                f"{field} has {width}, times alpha {self.alpha:g} that is {width * self.alpha:g}:"
+                f" expected a multiple of members, {self.members}"
+            )
+        return int(channels)
+
     def _check_channels(self) -> None:
         if self.pruned is not None:
             full = [[len(b.channels) for b in stage] for stage in replace(self, pruned=None).stages]
@@ -229,14 +325,14 @@ class Spec:
                     "pruned does not match depths and block: expected the number of channels of"
                     " every convolution of every block"
                 )
-        multiple = NORMS[self.norm].channel_multiple
-        stem = [int(self.stem_width * conv.width_fraction) for conv in STEMS[self.stem].convs]
+        multiple = max(NORMS[self.norm].channel_multiple, self.channel_groups)
+        stem = [int(self.stem_channels * conv.width_fraction) for conv in STEMS[self.stem].convs]
         for channels in {*stem}.union(*(b.channels for stage in self.stages for b in stage)):
             _check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
             if channels % multiple:
+                part = f"norm {self.norm!r}" if self.channel_groups == 1 else "ensemble 'packed'"
                 raise UserError(
-                    f"norm {self.norm!r} needs numbers of channels divisible by {multiple}:"
-                    f" got {channels}"
+                    f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
                 )
 
 
@@ -249,6 +345,18 @@ def _check_integer(name: str, value: object, minimum: int, maximum: int) -> None
 def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
     if not isinstance(value, str) or value not in table:
         raise unknown(field, value, table)
+
+
+def _repeat_channels(
+    stages: tuple[tuple[BlockConfig, ...], ...], times: int
+) -> tuple[tuple[BlockConfig, ...], ...]:
+    """Returns the blocks with `times` as many channels in every convolution."""
+
+    def repeat(block: BlockConfig) -> BlockConfig:
+        channels = tuple(times * number for number in block.channels)
+        return block._replace(channels=channels, width=times * block.width)
+
+    return tuple(tuple(map(repeat, stage)) for stage in stages)
 
 
 def _lengths(pruned: Any) -> Any:
