@@ -71,6 +71,8 @@ VALUES = {
     "checkpoint_every_minutes": ([-1.0], [0.0]),
     "checkpoint_max_to_keep": ([0, 1], [2]),
     "max_consecutive_nonfinite": ([0], [1]),
+    "ensemble.size": ([0, -1], [1, 5]),
+    "ensemble.member_devices": ([-1], [0, 4]),
     "data.image_size": ([4, -8, 4097], [0, 8, 4096]),
     "data.eval_size": ([4, -1, 4097], [0, 8, 4096]),
     "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
@@ -235,10 +237,10 @@ def test_values_are_checked_by_their_builders(keys, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochss": 3}, "unknown config key 'epochss': did you mean epochs"),
+        ({"epochss": 3}, "unknown config key 'config.epochss': did you mean config.epochs"),
         (
             {"data": {"data_dirr": ""}},
-            "unknown config key 'data.data_dirr': did you mean data.data_dir",
+            "unknown config key 'config.data.data_dirr': did you mean config.data.data_dir",
         ),
         ({"epochs": "3"}, "config.epochs is '3': expected int"),
         ({"epochs": True}, "config.epochs is True: expected int"),
@@ -246,7 +248,7 @@ def test_values_are_checked_by_their_builders(keys, message):
         ({"learning_rate": "0.1"}, "config.learning_rate is '0.1': expected float"),
         ({"decay_epochs": 3}, "config.decay_epochs is 3: expected tuple"),
         ({"model": 3}, "config.model is 3: expected str"),
-        ({"data": 3}, "unknown config key 'data'"),
+        ({"data": 3}, "unknown config key 'config.data'"),
     ],
 )
 def test_unknown_keys_and_wrong_types_raise_user_errors(change, message):

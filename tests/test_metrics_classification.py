@@ -162,3 +162,20 @@ def test_bins_partition_the_examples(case):
     assert equal_width_bins(scores).examples.sum() == mass.examples.sum() == case[0]
     assert np.ptp(mass.examples) <= 1
     np.testing.assert_allclose((mass.examples * mass.accuracy).sum(), scores.is_correct.sum())
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((0, 3)), np.zeros(0, int), r"shape \(0, 3\): expected \(examples, classes\)"),
+        (np.zeros(3), np.zeros(3, int), r"shape \(3,\): expected"),
+        (np.zeros((2, 3)), np.zeros(3, int), r"labels have the shape \(3,\)"),
+        (np.zeros((2, 3)), np.zeros(2), "dtype float64"),
+        (np.zeros((2, 3)), np.array([0, -1]), "example 1 has the label -1: expected from 0 to 2"),
+        (np.zeros((2, 3)), np.array([3, 0]), "example 0 has the label 3: expected from 0 to 2"),
+    ],
+)
+def test_metrics_refuse_invalid_input(logits, labels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        classification_metrics(logits, labels)
+    assert "\n" not in str(error.value)

@@ -1,7 +1,6 @@
 """The oneDNN custom call against float64."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import hypothesis.strategies as st
 import jax
@@ -99,21 +98,6 @@ def test_supports_float32_but_not_float16_or_integers():
 
 
 X, W, Y = (2, 7, 7, 8), (3, 3, 8, 24), (2, 7, 7, 24)
-
-
-@pytest.mark.slow
-@needs_onednn
-@pytest.mark.parametrize(
-    ("conv_pass", "a", "b", "shape"),
-    [("fwd", X, W, Y), ("dgrad", Y, W, X), ("wgrad", X, Y, W)],
-)
-def test_mapped_axes_give_the_same_bits_as_a_loop(conv_pass, a, b, shape):
-    lhs, rhs = normal((3, *a)), normal((3, *b))
-    run = partial(onednn.convolve, conv_pass, shape=shape, **UNIT)
-    mapped = onednn.convolve(conv_pass, lhs, rhs, (3, *shape), **UNIT)
-    looped = jnp.stack([run(lhs[i], rhs[i]) for i in range(3)])
-    np.testing.assert_array_equal(mapped, looped)
-    np.testing.assert_array_equal(jax.vmap(run)(lhs, rhs), looped)
 
 
 @needs_onednn

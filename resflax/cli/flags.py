@@ -9,9 +9,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from resflax.distributed import DistributedConfig
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import default_config
+from resflax.train.ensemble_rules import unknown_key
 from resflax.train.launch import RESUME
 
 DEFAULT_RECIPE = "configs/digits.py"
@@ -122,11 +123,11 @@ def _config_first(arguments: Sequence[str], default: str | None) -> list[str]:
 
 def _explain(error: BaseException, argv: list[str]) -> UserError:
     """Returns one line for an error while flags and recipe were read."""
-    known = [f"config.{key}" for key in flatten_config(default_config())]
+    known = flatten_config(default_config())
     for word in argv[1:]:
-        key = word.partition("=")[0].lstrip("-").removeprefix("no")
-        if word.startswith("-") and key.startswith("config.") and key not in known:
-            return unknown("config key", key, known)
+        group, _, key = word.partition("=")[0].lstrip("-").removeprefix("no").partition(".")
+        if word.startswith("-") and group == "config" and key and key not in known:
+            return unknown_key(key, known)
     recipe = argv[1].partition("=")[2]
     if not _split(recipe)[0].is_file():
         return UserError(f"there is no config file {recipe!r}")

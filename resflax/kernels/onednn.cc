@@ -4,9 +4,14 @@
 // takes (g, w) and returns the gradient for x; "wgrad" takes (x, g) and returns the gradient for w.
 // x, y and g, which has the shape of y, are NHWC; w is HWIO.
 
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,6 +23,10 @@
 
 #include "oneapi/dnnl/dnnl.hpp"
 #include "xla/ffi/api/ffi.h"
+
+// From libgomp, which oneDNN is linked with. omp.h may be that of another OpenMP library.
+extern "C" int omp_get_max_threads();
+extern "C" void omp_set_num_threads(int);
 
 namespace {
 namespace ffi = xla::ffi;
@@ -44,6 +53,69 @@ struct ConvParams {
 const dnnl::engine& Engine() {
   static const auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
   return *engine;
+}
+
+// Sets the number of threads for which oneDNN makes and runs primitives on the calling thread.
+class ThreadScope {
+ public:
+  explicit ThreadScope(int threads) : before_(omp_get_max_threads()) {
+    omp_set_num_threads(threads);
+  }
+  ~ThreadScope() { omp_set_num_threads(before_); }
+  ThreadScope(const ThreadScope&) = delete;
+
+ private:
+  const int before_;
+};
+
+// A loop that several threads run together. Each takes the next index until none is left, so a
+// thread that starts late or is interrupted does not delay the others.
+class SharedLoop {
+ public:
+  SharedLoop(int64_t count, std::function<void(int64_t)> body)
+      : count_(count), body_(std::move(body)) {}
+
+  // Runs indices until none is left. Exceptions are kept for `Wait`.
+  void Run() {
+    for (int64_t i; (i = next_++) < count_;) {
+      std::exception_ptr error;
+      try {
+        body_(i);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (error) error_ = error;
+      if (++done_ == count_) all_done_.notify_all();
+    }
+  }
+
+  // Returns when the body has returned for every index; throws one of its exceptions, if any.
+  void Wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [this] { return done_ == count_; });
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  const int64_t count_;
+  const std::function<void(int64_t)> body_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;  // of the fields below
+  std::condition_variable all_done_;
+  int64_t done_ = 0;
+  std::exception_ptr error_;
+};
+
+// Calls `body(i)` for i < count on the calling thread and others of XLA's threads. The calling thread waits only for indices that another one is running, so that calls from all of
+// XLA's threads at the same time cannot block each other.
+void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> body) {
+  // Shared, because XLA may start a helper after the loop has ended.
+  auto loop = std::make_shared<SharedLoop>(count, std::move(body));
+  for (int64_t t = 1; t < std::min(pool.num_threads(), count); ++t)
+    pool.Schedule([loop] { loop->Run(); });
+  loop->Run();
+  loop->Wait();
 }
 
 // A prepared oneDNN convolution. Threads may run it concurrently, each with its own workspace.
@@ -151,10 +223,16 @@ class PlanCache {
     return *cache;
   }
 
-  const Plan& GetOrCreate(const ConvParams& params) {
+  // Returns a plan for a number of threads.
+  const Plan& GetOrCreate(const ConvParams& params, int threads) {
+    auto key = params.Key();
+    key.push_back(threads);
     std::lock_guard<std::mutex> lock(mutex_);
-    auto& plan = plans_[params.Key()];
-    if (!plan) plan = std::make_unique<Plan>(params);
+    auto& plan = plans_[key];
+    if (!plan) {
+      const ThreadScope scope(threads);
+      plan = std::make_unique<Plan>(params);
+    }
     return *plan;
   }
 
@@ -202,9 +280,29 @@ const char* FindInvalidArgument(const ffi::AnyBuffer& lhs, const ffi::AnyBuffer&
   return groups < 1 ? "groups must be positive" : nullptr;
 }
 
+// Floating-point operations of one convolution.
+double Operations(const ConvParams& p) {
+  double operations = 2;
+  for (int64_t n : p.y) operations *= n;
+  for (int i = 0; i < 3; ++i) operations *= p.w[i];
+  return operations;
+}
+
+// Below this, starting and joining OpenMP's threads, for the convolution and for the reordering of
+// its kernel, takes longer than the threads save.
+constexpr double kMinSharedOperations = 3e7;
+
+// Returns how many of `count` convolutions run at the same time, each on one thread. The others run
+// one after another, each on all threads.
+int64_t NumConcurrent(const ConvParams& params, int64_t count, int64_t threads) {
+  if (count < 2 || threads < 2) return 0;
+  if (Operations(params) < kMinSharedOperations) return count;
+  return count - count % threads;
+}
+
 ffi::Error Convolve(ffi::AnyBuffer lhs, ffi::AnyBuffer rhs, ffi::Result<ffi::AnyBuffer> out,
-                    std::string_view conv_pass, Span strides, Span padding, Span dilation,
-                    int64_t groups) try {
+                    ffi::ThreadPool pool, std::string_view conv_pass, Span strides, Span padding,
+                    Span dilation, int64_t groups) try {
   const char* invalid = FindInvalidArgument(lhs, rhs, *out, groups);
   if (invalid) return ffi::Error::InvalidArgument(invalid);
   if (!lhs.element_count() || !rhs.element_count() || !out->element_count()) {  // empty sums
@@ -222,16 +320,26 @@ ffi::Error Convolve(ffi::AnyBuffer lhs, ffi::AnyBuffer rhs, ffi::Result<ffi::Any
                              LastFour(x), LastFour(w), LastFour(y),
                              copy(strides), copy(padding), copy(dilation), groups};
   const int64_t count = MappedCount(*out);
-  auto& cache = PlanCache::Global();
-  const Plan& plan = cache.GetOrCreate(params);
-  auto context = cache.AcquireContext();  // freed instead of released if the call throws
-  char* workspace = context->Workspace(plan.WorkspaceSize());
   const auto element = [count](const ffi::AnyBuffer& array, int64_t i) {
     return static_cast<char*>(array.untyped_data()) + i * (array.size_bytes() / count);
   };
-  for (int64_t i = 0; i < count; ++i)
+  const auto run = [&](const Plan& plan, int64_t i) {
+    auto context = PlanCache::Global().AcquireContext();  // freed, not released, if this throws
+    char* workspace = context->Workspace(plan.WorkspaceSize());
     plan.Run(context->stream, element(x, i), element(w, i), element(y, i), workspace);
-  cache.ReleaseContext(std::move(context));
+    PlanCache::Global().ReleaseContext(std::move(context));
+  };
+  const int64_t concurrent = NumConcurrent(params, count, pool.num_threads());
+  if (concurrent > 0) {
+    const Plan& plan = PlanCache::Global().GetOrCreate(params, 1);
+    ParallelFor(pool, concurrent, [&](int64_t i) {
+      const ThreadScope scope(1);
+      run(plan, i);
+    });
+  }
+  if (concurrent == count) return ffi::Error::Success();
+  const Plan& plan = PlanCache::Global().GetOrCreate(params, omp_get_max_threads());
+  for (int64_t i = concurrent; i < count; ++i) run(plan, i);
   return ffi::Error::Success();
 } catch (const std::exception& error) {
   return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
@@ -242,7 +350,7 @@ ffi::Error Convolve(ffi::AnyBuffer lhs, ffi::AnyBuffer rhs, ffi::Result<ffi::Any
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ResflaxConvolve, Convolve,
     ffi::Ffi::Bind()
-        .Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()
+        .Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ctx<ffi::ThreadPool>()
         .Attr<std::string_view>("conv_pass").Attr<Span>("strides").Attr<Span>("padding")
         .Attr<Span>("dilation").Attr<int64_t>("groups"));
 

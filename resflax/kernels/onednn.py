@@ -85,8 +85,9 @@ def convolve(
     """Computes a pass; call it only if `unavailable_reason()` is None.
 
     Operands, as in `conv_params.py`: x, g and the output are NHWC; w is HWIO with `C / groups`
-    inputs. All may have the same further axes in front, which are looped over; `vmap` adds such an
-    axis. Not differentiable: the primitive of `conv.py` is.
+    inputs. All may have the same further axes in front, one convolution each; `vmap` adds such an
+    axis. Several convolutions run at the same time, each on one thread. Not differentiable: the
+    primitive of `conv.py` is.
 
     Args:
       conv_pass: "fwd", "dgrad" or "wgrad".

@@ -32,10 +32,14 @@ class Bins(NamedTuple):
 
 def equal_width_bins(scores: ExampleScores, bins: int = BINS) -> Bins:
     """Groups examples by confidence into the intervals `(i / bins, (i + 1) / bins]`."""
+    return _group(scores, width_bin_index(scores, bins), bins)
+
+
+def width_bin_index(scores: ExampleScores, bins: int = BINS) -> Int[np.ndarray, " n"]:
+    """Returns the interval `(i / bins, (i + 1) / bins]` of each example's confidence."""
     edges = np.linspace(0, 1, bins + 1)
     # Confidences can exceed 1 by rounding.
-    index = np.clip(np.searchsorted(edges, scores.confidence, side="left") - 1, 0, bins - 1)
-    return _group(scores, index, bins)
+    return np.clip(np.searchsorted(edges, scores.confidence, side="left") - 1, 0, bins - 1)
 
 
 def equal_mass_bins(scores: ExampleScores, bins: int = BINS) -> Bins:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from resflax.metrics.checks import check_labels, check_logits
+
 TOP = 5
 
 
@@ -55,9 +57,10 @@ def log_softmax(logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*
 def mean_log_probability(
     log_probabilities: Float[np.ndarray, "views *n classes"],
 ) -> Float[np.ndarray, "*n classes"]:
-    """Returns the logarithm of the mean over the views of the probabilities."""
-    largest = log_probabilities.max(0)
-    return largest + np.log(np.exp(log_probabilities - largest).mean(0))
+    """Returns the logarithm of the mean over the views, or members, of the probabilities."""
+    largest = np.maximum(log_probabilities.max(0), np.finfo(np.float64).min)  # not -inf
+    with np.errstate(divide="ignore"):  # of a class that all exclude
+        return largest + np.log(np.exp(log_probabilities - largest).mean(0))
 
 
 def score_examples(
@@ -68,12 +71,16 @@ def score_examples(
     Args:
       log_probabilities: of any float dtype; logits also work, and are normalized here.
       labels: the true classes.
+
+    Raises:
+      ValueError: if shapes do not fit, or a label is out of range.
     """
-    log_p = log_softmax(log_probabilities)
+    log_p = log_softmax(check_logits(log_probabilities))
+    labels = check_labels(labels, *log_p.shape)
     top = np.argsort(-log_p, axis=-1, kind="stable")[:, :TOP]
     rows = np.arange(len(labels))
     return ExampleScores(
-        label=np.asarray(labels, np.int64),
+        label=labels,
         top=top,
         top_probability=np.exp(np.take_along_axis(log_p, top, -1)),
         label_log_probability=log_p[rows, labels],

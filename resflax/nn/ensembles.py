@@ -12,7 +12,7 @@ convolution reads and how the head's outputs are split.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from resflax.errors import UserError
 from resflax.nn.batch_norm import statistics_dtype
+from resflax.nn.checks import check_integer, check_number
 from resflax.nn.layers import Ops, make_ops
 from resflax.nn.shuffle import Shuffling, join_images, make_shuffle, restore_logits, shuffle_rows
 
@@ -219,6 +221,7 @@ class EnsembleRow(NamedTuple):
       rows: whether the members are rows of the batch.
       channels: whether the members are groups of channels.
       shuffles: whether training shuffles the batch for each member.
+      fields: names of the spec's fields that the row uses, of `ENSEMBLE_FIELDS`.
     """
 
     make_ops: Callable[..., Ops]
@@ -226,6 +229,7 @@ class EnsembleRow(NamedTuple):
     rows: bool = False
     channels: bool = False
     shuffles: bool = False
+    fields: tuple[str, ...] = ("members",)
 
     def head_outputs(self, members: int, classes: int) -> int:
         """Returns the outputs of the head for one row."""
@@ -244,8 +248,45 @@ def _plain_ops(members: int, **fields: Any) -> Ops:
 
 
 ENSEMBLES: dict[str, EnsembleRow] = {
-    "none": EnsembleRow(_plain_ops, _one),
+    "none": EnsembleRow(_plain_ops, _one, fields=()),
     "batch": EnsembleRow(_rank_one_ops, _repeat_rows, rows=True),
-    "packed": EnsembleRow(_grouped_ops, _share_images, channels=True),
-    "mimo": EnsembleRow(_plain_ops, _join_images, shuffles=True),
+    "packed": EnsembleRow(_grouped_ops, _share_images, channels=True, fields=("members", "alpha")),
+    "mimo": EnsembleRow(
+        _plain_ops,
+        _join_images,
+        shuffles=True,
+        fields=("members", "batch_repetition", "input_repetition"),
+    ),
 }
+# The spec's fields of ensembles, with their defaults.
+ENSEMBLE_FIELDS: dict[str, float] = {
+    "members": 1,
+    "alpha": 1.0,
+    "batch_repetition": 1,
+    "input_repetition": 0.0,
+}
+# Far above any in use, as in `resflax.nn.spec`.
+MAX_MEMBERS, MAX_ALPHA = 65_536, 65_536.0
+
+
+def check_ensemble(name: str, values: Mapping[str, Any]) -> None:
+    """Checks the fields of an ensemble.
+
+    Args:
+      name: a name in `ENSEMBLES`.
+      values: values of `ENSEMBLE_FIELDS`.
+
+    Raises:
+      UserError: if a value is invalid, or is not the default though the ensemble does not use it.
+    """
+    for field in ("members", "batch_repetition"):
+        check_integer(field, values[field], 1, MAX_MEMBERS)
+    check_number("alpha", values["alpha"], 0.0, MAX_ALPHA)
+    check_number("input_repetition", values["input_repetition"], 0.0, 1.0)
+    for field, default in ENSEMBLE_FIELDS.items():
+        if field not in ENSEMBLES[name].fields and values[field] != default:
+            users = [repr(other) for other, row in ENSEMBLES.items() if field in row.fields]
+            raise UserError(
+                f"{field} is {values[field]!r}, but ensemble is {name!r}: use {field}={default} or"
+                f" ensemble={' or '.join(users)}"
+            )

@@ -1,16 +1,16 @@
 """An architecture as data."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
-from resflax.nn.ensembles import ENSEMBLES
+from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
+from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
@@ -26,13 +26,6 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "ensemble": ENSEMBLES,
 }
 OUTPUT_STRIDES = (8, 16, 32)
-# Fields of ensembles, with the rows of `ENSEMBLES` that use them.
-ENSEMBLE_FIELDS: dict[str, tuple[str, ...]] = {
-    "members": ("batch", "packed", "mimo"),
-    "alpha": ("packed",),
-    "batch_repetition": ("mimo",),
-    "input_repetition": ("mimo",),
-}
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 # Far above any network in use, so that a typing error does not exhaust the machine's memory.
@@ -127,7 +120,7 @@ class Spec:
         self._check_rates()
         # Config files have lists; tuples keep the spec hashable.
         for field in ("depths", "widths", "block", "pruned"):
-            object.__setattr__(self, field, _to_tuples(getattr(self, field)))
+            object.__setattr__(self, field, to_tuples(getattr(self, field)))
         if len(self.depths) != len(self.widths):
             raise UserError(
                 f"depths {self.depths} and widths {self.widths} differ in length:"
@@ -195,7 +188,7 @@ class Spec:
         """The single network that each member of the ensemble is, with the same outputs."""
         if self.ensemble == "none":
             return self
-        defaults = {name: getattr(Spec, name) for name in ("ensemble", *ENSEMBLE_FIELDS)}
+        defaults: dict[str, Any] = {"ensemble": "none", **ENSEMBLE_FIELDS}
         if ENSEMBLES[self.ensemble].channels:
             defaults["stem_width"] = self._member_channels("stem_width", self.stem_width)
             defaults["widths"] = tuple(self._member_channels("widths", w) for w in self.widths)
@@ -238,7 +231,7 @@ class Spec:
 
     def _check_fields(self) -> None:
         for field, table in CHOICES.items():
-            _check_name(field, getattr(self, field), table)
+            check_name(field, getattr(self, field), table)
         for field in ("preact", "zero_init"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
@@ -247,14 +240,14 @@ class Spec:
             if not isinstance(value, list | tuple) or not value:
                 raise UserError(f"{field} is {value!r}: expected a tuple of integers")
             for i, number in enumerate(value):
-                _check_integer(f"{field}[{i}]", number, 1, maximum)
+                check_integer(f"{field}[{i}]", number, 1, maximum)
         for field, minimum, maximum in (
             ("stem_width", 1, MAX_CHANNELS),
             ("num_classes", 0, MAX_CLASSES),
             ("groups", 1, MAX_CHANNELS),
             ("base_width", 1, MAX_CHANNELS),
         ):
-            _check_integer(field, getattr(self, field), minimum, maximum)
+            check_integer(field, getattr(self, field), minimum, maximum)
         if self.output_stride not in OUTPUT_STRIDES:
             raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
 
@@ -274,7 +267,7 @@ class Spec:
         if not isinstance(self.block, str | tuple) or len(self.block_names) != len(self.depths):
             raise UserError(f"block is {self.block!r}: expected one name, or one name per stage")
         for name in self.block_names:
-            _check_name("block", name, BLOCKS)
+            check_name("block", name, BLOCKS)
             if self.groups > 1 and not any(row.grouped for row in BLOCKS[name]):
                 raise UserError(
                     f"groups is {self.groups}, but block {name!r} has no grouped convolution:"
@@ -282,21 +275,7 @@ class Spec:
                 )
 
     def _check_ensemble(self) -> None:
-        _check_integer("members", self.members, 1, MAX_CHANNELS)
-        _check_integer("batch_repetition", self.batch_repetition, 1, MAX_CHANNELS)
-        for field, low, high in (("alpha", 0.0, math.inf), ("input_repetition", 0.0, 1.0)):
-            value = getattr(self, field)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not low <= value <= high or value == math.inf:
-                raise UserError(f"{field} is {value!r}: expected a number from {low:g} to {high:g}")
-        for field, rows in ENSEMBLE_FIELDS.items():
-            value, default = getattr(self, field), getattr(Spec, field)
-            if self.ensemble not in rows and value != default:
-                names = " or ".join(map(repr, rows))
-                raise UserError(
-                    f"{field} is {value!r}, but ensemble is {self.ensemble!r}:"
-                    f" use {field}={default} or ensemble={names}"
-                )
+        check_ensemble(self.ensemble, {name: getattr(self, name) for name in ENSEMBLE_FIELDS})
         if self.channel_groups > 1:
             if self.attention != "none" or NORMS[self.norm].channel_multiple > 1:
                 raise UserError(
@@ -320,7 +299,7 @@ class Spec:
     def _check_channels(self) -> None:
         if self.pruned is not None:
             full = [[len(b.channels) for b in stage] for stage in replace(self, pruned=None).stages]
-            if _lengths(self.pruned) != full:
+            if nested_lengths(self.pruned) != full:
                 raise UserError(
                     "pruned does not match depths and block: expected the number of channels of"
                     " every convolution of every block"
@@ -328,23 +307,12 @@ class Spec:
         multiple = max(NORMS[self.norm].channel_multiple, self.channel_groups)
         stem = [int(self.stem_channels * conv.width_fraction) for conv in STEMS[self.stem].convs]
         for channels in {*stem}.union(*(b.channels for stage in self.stages for b in stage)):
-            _check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
+            check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
             if channels % multiple:
                 part = f"norm {self.norm!r}" if self.channel_groups == 1 else "ensemble 'packed'"
                 raise UserError(
                     f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
                 )
-
-
-def _check_integer(name: str, value: object, minimum: int, maximum: int) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or not minimum <= value <= maximum:  # type: ignore[operator]
-        raise UserError(f"{name} is {value!r}: expected an integer from {minimum} to {maximum}")
-
-
-def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
-    if not isinstance(value, str) or value not in table:
-        raise unknown(field, value, table)
 
 
 def _repeat_channels(
@@ -357,15 +325,3 @@ def _repeat_channels(
         return block._replace(channels=channels, width=times * block.width)
 
     return tuple(tuple(map(repeat, stage)) for stage in stages)
-
-
-def _lengths(pruned: Any) -> Any:
-    """Returns the number of convolutions of each block by stage; None if the nesting is wrong."""
-    try:
-        return [[len(channels) for channels in stage] for stage in pruned]
-    except TypeError:
-        return None
-
-
-def _to_tuples(value: Any) -> Any:
-    return tuple(_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value

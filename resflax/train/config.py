@@ -21,6 +21,8 @@ RESUMABLE_KEYS = (
     "data.num_workers",
     "data.placement",
     "checkpoint_",
+    "ensemble.member_devices",
+    "ensemble.method",
 )
 # Keys that can be raised to continue a finished run.
 INCREASABLE_KEYS = ("epochs",)
@@ -73,6 +75,24 @@ def default_config() -> ConfigDict:
             "checkpoint_max_to_keep": 3,  # the last ones; the best one is kept too
             "on_nonfinite": "stop",  # or "skip": discard the update
             "max_consecutive_nonfinite": 10,  # consecutive skipped updates that stop the run
+            "ensemble": {
+                "size": 1,  # number of networks trained as one program
+                "seeds": (),  # one per member; () for seed, seed + 1, ...
+                "share_init": False,  # the first member's initial parameters for all
+                "share_order": False,  # its order of examples; reads each example once for all
+                "share_augment": False,  # its random augmentation and dropout
+                # One value per member; () for the run's own. See resflax.train.ensemble.
+                "learning_rate": (),
+                "weight_decay": (),
+                "label_smoothing": (),
+                "mixup": (),  # of data.mixup
+                "drop_path": (),  # of spec.drop_path
+                "member_devices": 0,  # devices along the mesh's member axis; 0 chooses
+                "method": "auto",  # members on one device: "vmap", or "map", one after another
+                # A member that is not finite: "drop" leaves it out, "freeze" keeps its last finite
+                # state in the ensemble, "stop" ends the run.
+                "on_diverged": "drop",
+            },
             "data": {
                 "data_dir": "",  # directory of prepared datasets; "" for TFDS's default
                 # 0: images of one size, in memory; N: any size, resized to NxN; -1: any size,

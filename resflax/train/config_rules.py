@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,61 +13,61 @@ from resflax.errors import UserError, unknown
 from resflax.nn import BATCH_NORM_MODES, Spec
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_augment, build_mix, build_model, default_config
+from resflax.train.ensemble_rules import METHODS, ON_DIVERGED, check_ensemble, unknown_key
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
+from resflax.train.rule import (
+    COUNT,
+    COUNT_OR_ZERO,
+    LESS_THAN_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Rule,
+    check_type,
+)
 from resflax.train.schedules import SCHEDULES
 
-
-class Rule(NamedTuple):
-    """Valid values of a key, in words and as a test."""
-
-    expected: str
-    is_valid: Callable[[Any], bool]
-
-
-_POSITIVE = Rule("more than 0", lambda v: v > 0)
-_COUNT = Rule("1 to 2**31 - 1", lambda v: 0 < v < 2**31)
-_COUNT_OR_ZERO = Rule("0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
-_NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
-_LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
 RULES: dict[str, Rule] = {
     "dataset": Rule("folder:PATH, digits, or a name of TensorFlow Datasets", bool),
-    "seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
-    "epochs": _COUNT_OR_ZERO,
-    "batch_size": _COUNT,
-    "grad_accum_steps": _COUNT,
-    "learning_rate": _POSITIVE,
-    "head_learning_rate": _NOT_NEGATIVE,
+    "seed": SEED,
+    "epochs": COUNT_OR_ZERO,
+    "batch_size": COUNT,
+    "grad_accum_steps": COUNT,
+    "learning_rate": POSITIVE,
+    "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "freeze": Rule(
         "patterns of parameter names, such as 'stem*,stage[12]*'",
         lambda v: v is None or isinstance(v, str) or all(isinstance(x, str) for x in v),
     ),
-    "ghost_batch_size": _COUNT,
-    "warmup_epochs": _NOT_NEGATIVE,
+    "ghost_batch_size": COUNT,
+    "warmup_epochs": NOT_NEGATIVE,
     "decay_epochs": Rule(
         "increasing epochs",
         lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
     ),
-    "decay_rate": _POSITIVE,
-    "polynomial_power": _POSITIVE,
-    "momentum": _LESS_THAN_ONE,
-    "weight_decay": _NOT_NEGATIVE,
-    "trust_coefficient": _POSITIVE,
-    "grad_clip_norm": _NOT_NEGATIVE,
-    "label_smoothing": _LESS_THAN_ONE,
-    "ema_decay": _LESS_THAN_ONE,
-    "precise_bn_batches": _COUNT_OR_ZERO,
-    "mesh.fsdp": _COUNT,
-    "log_every_steps": _COUNT,
-    "eval_every_epochs": _COUNT,
-    "checkpoint_every_steps": _COUNT_OR_ZERO,
-    "checkpoint_every_minutes": _NOT_NEGATIVE,
+    "decay_rate": POSITIVE,
+    "polynomial_power": POSITIVE,
+    "momentum": LESS_THAN_ONE,
+    "weight_decay": NOT_NEGATIVE,
+    "trust_coefficient": POSITIVE,
+    "grad_clip_norm": NOT_NEGATIVE,
+    "label_smoothing": LESS_THAN_ONE,
+    "ema_decay": LESS_THAN_ONE,
+    "precise_bn_batches": COUNT_OR_ZERO,
+    "mesh.fsdp": COUNT,
+    "log_every_steps": COUNT,
+    "eval_every_epochs": COUNT,
+    "checkpoint_every_steps": COUNT_OR_ZERO,
+    "checkpoint_every_minutes": NOT_NEGATIVE,
     "checkpoint_max_to_keep": Rule(
         "2 or more, since the last one can be corrupt", lambda v: 2 <= v < 2**31
     ),
-    "max_consecutive_nonfinite": _COUNT,
+    "max_consecutive_nonfinite": COUNT,
+    "ensemble.size": COUNT,
+    "ensemble.member_devices": COUNT_OR_ZERO,
     "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
     "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
     "data.crop_pct": Rule("0 to 1", lambda v: 0 <= v <= 1),
@@ -75,8 +75,8 @@ RULES: dict[str, Rule] = {
         f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
     ),
     "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
-    "data.validation": _LESS_THAN_ONE,
-    "data.validation_seed": Rule("0 to 2**32 - 1", lambda v: 0 <= v < 2**32),
+    "data.validation": LESS_THAN_ONE,
+    "data.validation_seed": SEED,
     "data.num_workers": Rule("0 to 1024", lambda v: 0 <= v <= 1024),
     "data.mean": Rule("numbers", lambda v: all(abs(x) < 1e6 for x in v)),
     "data.std": Rule("positive numbers", lambda v: all(0 < x < 1e6 for x in v)),
@@ -89,6 +89,8 @@ CHOICES: dict[str, Any] = {
     "decay_mask": DECAY_MASKS,
     "parallel": ENGINES,
     "on_nonfinite": ACTIONS[1:],
+    "ensemble.method": METHODS,
+    "ensemble.on_diverged": ON_DIVERGED,
     "data.placement": PLACEMENTS,
     "data.on_bad_example": ON_BAD_EXAMPLE,
 }
@@ -162,17 +164,8 @@ CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     build_augment,
     build_mix,
     lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
+    check_ensemble,
 )
-
-
-def _check_type(key: str, value: Any, kind: type) -> None:
-    if kind is type(None):  # a placeholder, whose type ml_collections checks
-        return
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or isinstance(value, bool) != (kind is bool):
-        raise UserError(f"config.{key} is {value!r}: expected {kind.__name__}")
-    if kind is float and not abs(value) < 3e38:  # nor NaN
-        raise UserError(f"config.{key} is {value!r}: expected a number in the range of float32")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -194,18 +187,13 @@ def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
     """Checks each key and value alone."""
     for key in actual:
         if key not in known:
-            raise unknown("config key", key, known)
+            raise unknown_key(key, known)
     for key, default in known.items():
         if key not in actual:
             raise UserError(f"config.{key} is missing: start from default_config()")
-        _check_type(key, actual[key], type(default))
+        check_type(f"config.{key}", actual[key], type(default))
     for key, rule in RULES.items():
-        try:
-            valid = rule.is_valid(actual[key])
-        except TypeError:
-            valid = False
-        if not valid:
-            raise UserError(f"config.{key} is {actual[key]!r}: expected {rule.expected}")
+        rule.check(f"config.{key}", actual[key])
     for key, names in CHOICES.items():
         if actual[key] not in names:
             raise unknown(key, actual[key], names)

@@ -28,6 +28,10 @@ class TrainState:
       batch_stats: running mean and variance of each batch norm; {} if there are none.
       opt_state: the optimizer's state, for the trainable parameters.
       ema: exponential moving average of the parameters, with the same structure; {} for none.
+      member: what only members of an ensemble have; {} for a single network. float32 scalars of
+        the values that differ by member, by the names of `resflax.train.ensemble.MEMBER_KEYS`;
+        "in_row", int32, consecutive updates that were not finite; "diverged_at", int32, the step
+        after which the member was frozen, 0 while it trains.
     """
 
     step: Int[Array, ""]
@@ -36,6 +40,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any = struct.field(default_factory=dict)
+    member: dict[str, Array] = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:

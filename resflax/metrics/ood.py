@@ -1,0 +1,164 @@
+"""Detection of out-of-distribution examples by a score; out-of-distribution is the positive class.
+
+Each score is larger for examples that look less like the training data. Of a network without
+ensemble, pass one member.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from resflax.metrics.checks import check_finite, check_members
+from resflax.metrics.scores import log_softmax, mean_log_probability
+from resflax.metrics.uncertainty import entropy, mutual_information
+
+TRUE_POSITIVE_RATE = 0.95
+
+Score = Callable[
+    [Float[np.ndarray, "members n classes"], Float[np.ndarray, "members n classes"]],
+    Float[np.ndarray, " n"],
+]
+
+
+class Detection(NamedTuple):
+    """How well a score separates two sets of examples.
+
+    Attributes:
+      auroc: area under the ROC curve.
+      aupr: average precision.
+      fpr95: false positive rate at a true positive rate of 95 %.
+    """
+
+    auroc: float
+    aupr: float
+    fpr95: float
+
+
+def max_probability(
+    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
+) -> Float[np.ndarray, " n"]:
+    """Returns minus the probability of the prediction (Hendrycks and Gimpel 2017)."""
+    del logits
+    return -np.exp(mean_log_probability(log_p).max(-1))
+
+
+def energy(
+    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
+) -> Float[np.ndarray, " n"]:
+    """Returns the mean over the members of `-log(sum(exp(logits)))`.
+
+    Liu et al. 2020, arXiv:2010.03759, equation 4, at temperature 1. It needs logits: of
+    log-probabilities it is 0.
+    """
+    return -(logits[..., 0] - log_p[..., 0]).mean(0)
+
+
+def total_entropy(
+    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
+) -> Float[np.ndarray, " n"]:
+    """Returns the entropy of the mean of the members' probabilities."""
+    del logits
+    return entropy(mean_log_probability(log_p))
+
+
+def members_information(
+    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
+) -> Float[np.ndarray, " n"]:
+    """Returns the mutual information of prediction and member; 0 for one member."""
+    del logits
+    return mutual_information(log_p)
+
+
+OOD_SCORES: dict[str, Score] = {
+    "max_probability": max_probability,
+    "energy": energy,
+    "entropy": total_entropy,
+    "mutual_information": members_information,
+}
+
+
+def ood_scores(
+    logits: Float[np.ndarray, "members n classes"],
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Computes all scores of `OOD_SCORES` for each example, in float64.
+
+    Args:
+      logits: the members' logits, not normalized.
+
+    Raises:
+      ValueError: if the shape is another.
+    """
+    logits = np.asarray(check_members(logits), np.float64)
+    log_p = log_softmax(logits)
+    return {name: score(logits, log_p) for name, score in OOD_SCORES.items()}
+
+
+def detection(
+    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
+) -> Detection:
+    """Computes all metrics of detection.
+
+    Args:
+      in_scores: scores of examples of the training distribution.
+      out_scores: scores of examples of another one, which should be larger.
+
+    Raises:
+      ValueError: if one is empty, or a score is not finite.
+
+    >>> detection(np.array([0.1, 0.2, 0.3, 0.6]), np.array([0.5, 0.7]))
+    Detection(auroc=0.875, aupr=0.8333333333333333, fpr95=0.25)
+    """
+    true, false = _roc(in_scores, out_scores)
+    tpr, fpr = true / true[-1], false / false[-1]
+    precision = true[1:] / (true[1:] + false[1:])
+    return Detection(
+        auroc=float(np.trapezoid(tpr, fpr)),
+        aupr=float((np.diff(tpr) * precision).sum()),
+        fpr95=float(fpr[np.argmax(tpr >= TRUE_POSITIVE_RATE)]),
+    )
+
+
+def auroc(
+    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
+) -> float:
+    """Returns the probability that an out-of-distribution example has the larger score.
+
+    Equal scores count as one half.
+    """
+    return detection(in_scores, out_scores).auroc
+
+
+def aupr(
+    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
+) -> float:
+    """Returns the average precision, the sum of `(recall - previous recall) * precision`.
+
+    Out-of-distribution is positive. A random score has the share of out-of-distribution examples.
+    """
+    return detection(in_scores, out_scores).aupr
+
+
+def fpr95(
+    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
+) -> float:
+    """Returns the share of in-distribution examples that are taken for out-of-distribution.
+
+    At the largest threshold that detects at least 95 % of the out-of-distribution examples.
+    """
+    return detection(in_scores, out_scores).fpr95
+
+
+def _roc(
+    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
+) -> tuple[Int[np.ndarray, " thresholds"], Int[np.ndarray, " thresholds"]]:
+    """Returns the numbers of true and false positives at falling thresholds, first infinity."""
+    inside, outside = check_finite("in_scores", in_scores), check_finite("out_scores", out_scores)
+    scores = np.concatenate([inside.ravel(), outside.ravel()])
+    order = np.argsort(-scores, kind="stable")
+    is_out = order >= inside.size
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    true = np.cumsum(is_out)[ends]
+    false = ends + 1 - true
+    return np.append(0, true), np.append(0, false)

@@ -1,0 +1,136 @@
+"""Valid values of `config.ensemble`, alone and together with other keys."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resflax.data.augment.mix import MAX_ALPHA
+from resflax.errors import UserError, unknown
+from resflax.train.config import build_model
+from resflax.train.ensemble import (
+    MEMBER_KEYS,
+    SHARED,
+    is_ensemble,
+    member_config,
+    seeds_by_use,
+)
+from resflax.train.rule import (
+    LESS_THAN_ONE,
+    MAX_SEED,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Rule,
+    check_type,
+)
+
+GROUP = "ensemble."
+METHODS = ("auto", "vmap", "map")
+ON_DIVERGED = ("drop", "freeze", "stop")
+# Valid values of each member's seed and of `MEMBER_KEYS`.
+MEMBER_RULES: dict[str, Rule] = {
+    "seeds": SEED,
+    "learning_rate": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "label_smoothing": LESS_THAN_ONE,
+    "mixup": Rule("0 to 1e6", lambda v: 0 <= v <= MAX_ALPHA),
+    "drop_path": LESS_THAN_ONE,
+}
+# The invalid combinations of an ensemble with other keys, and their messages.
+COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+    (
+        lambda c: not c.epochs,
+        "config.epochs is 0 with config.ensemble.size={c.ensemble.size}, which needs training:"
+        " expected 1 epoch or more",
+    ),
+    (
+        lambda c: c.mesh.fsdp > 1,
+        "config.mesh.fsdp is {c.mesh.fsdp} with config.ensemble.size={c.ensemble.size}, whose"
+        " states are split by member: expected 1",
+    ),
+    (
+        lambda c: bool(c.ensemble.learning_rate) and c.head_learning_rate > 0,
+        "config.ensemble.learning_rate is given with config.head_learning_rate="
+        "{c.head_learning_rate}, which is the same for all members: expected one of them",
+    ),
+    (
+        lambda c: not c.ensemble.seeds and c.seed + c.ensemble.size - 1 > MAX_SEED,
+        "config.seed is {c.seed}: expected room for the seeds of {c.ensemble.size} members below"
+        " 2**32, or config.ensemble.seeds",
+    ),
+)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> UserError:
+    """Returns the error for a key that no config has; `known` are the valid keys.
+
+    >>> print(unknown_key("ensemble.batch_size", ["batch_size", "ensemble.learning_rate"]))
+    config.ensemble.batch_size: batch_size is the same for all members, which can differ in \
+learning_rate, weight_decay, label_smoothing, mixup, drop_path and seeds: set config.batch_size
+    """
+    name = key.removeprefix(GROUP)
+    same = [k for k in known if not k.startswith(GROUP) and name in (k, k.rpartition(".")[2])]
+    if not key.startswith(GROUP) or not same:
+        return unknown("config key", f"config.{key}", [f"config.{k}" for k in known])
+    return UserError(
+        f"config.{key}: {name} is the same for all members, which can differ in"
+        f" {', '.join(MEMBER_KEYS)} and seeds: set config.{same[0]}"
+    )
+
+
+def check_ensemble(config: ConfigDict) -> None:
+    """Checks `config.ensemble` for an otherwise valid config.
+
+    Raises:
+      UserError: if a list does not have one valid value per member, a key does not fit an ensemble,
+        or two members would be equal.
+    """
+    for name, rule in MEMBER_RULES.items():
+        _check_values(name, config.ensemble[name], config.ensemble.size, rule)
+    if not is_ensemble(config):
+        return
+    for is_invalid, message in COMBINATIONS:
+        if is_invalid(config):
+            raise UserError(message.format(c=config))
+    if config.ensemble.drop_path and (config.model or not config.pretrained):
+        largest = max(range(config.ensemble.size), key=config.ensemble.drop_path.__getitem__)
+        build_model(member_config(config, largest))
+    _check_distinct(config)
+
+
+def _check_values(name: str, values: Any, size: int, rule: Rule) -> None:
+    key = f"config.{GROUP}{name}"
+    if not values:
+        return
+    if size == 1:
+        alone = "seed" if name == "seeds" else MEMBER_KEYS[name]
+        raise UserError(
+            f"{key} is {values!r}, but config.ensemble.size is 1: set config.{alone}, or the size"
+        )
+    if len(values) != size:
+        raise UserError(
+            f"{key} has {len(values)} value{'s' * (len(values) > 1)}, {values!r}, but"
+            f" config.ensemble.size is {size}: expected one value per member"
+        )
+    for k, value in enumerate(values):
+        check_type(f"{key}[{k}]", value, int if name == "seeds" else float)
+        rule.check(f"{key}[{k}]", value)
+
+
+def _check_distinct(config: ConfigDict) -> None:
+    """Raises `UserError` if two members would have the same seeds and values."""
+    uses = seeds_by_use(config)
+    lists = [config.ensemble[name] for name in MEMBER_KEYS if config.ensemble[name]]
+    members = list(zip(uses.init, uses.order, uses.augment, *lists, strict=True))
+    for k, member in enumerate(members):
+        first = members.index(member)
+        if first == k:
+            continue
+        shared = [key for key in SHARED.values() if config.ensemble[key]]
+        reason = f" with {', '.join(f'config.ensemble.{key}' for key in shared)}" * bool(shared)
+        raise UserError(
+            f"members {first} and {k} would be equal{reason}: expected other"
+            " config.ensemble.seeds, a list such as config.ensemble.learning_rate, or one of"
+            f" {', '.join(SHARED.values())} set to False"
+        )

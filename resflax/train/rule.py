@@ -1,0 +1,47 @@
+"""Valid values of one key of a config, in words and as a test."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from resflax.errors import UserError
+
+MAX_FLOAT = 3e38  # of float32, and less than infinity
+MAX_SEED = 2**32 - 1
+
+
+class Rule(NamedTuple):
+    """Valid values of a key, in words and as a test."""
+
+    expected: str
+    is_valid: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises `UserError` if the value of the key `name` is not valid."""
+        try:
+            valid = self.is_valid(value)
+        except TypeError:
+            valid = False
+        if not valid:
+            raise UserError(f"{name} is {value!r}: expected {self.expected}")
+
+
+POSITIVE = Rule("more than 0", lambda v: v > 0)
+COUNT = Rule("1 to 2**31 - 1", lambda v: 0 < v < 2**31)
+COUNT_OR_ZERO = Rule("0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
+NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
+LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
+SEED = Rule("0 to 2**32 - 1", lambda v: 0 <= v <= MAX_SEED)
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raises `UserError` if the value of the key `name` has another type, or is not finite.
+
+    An int is a valid float; a bool is neither.
+    """
+    if kind is type(None):  # a placeholder, whose type ml_collections checks
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"{name} is {value!r}: expected {kind.__name__}")
+    if kind is float and not abs(value) < MAX_FLOAT:  # nor NaN
+        raise UserError(f"{name} is {value!r}: expected a number in the range of float32")
