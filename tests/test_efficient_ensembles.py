@@ -61,7 +61,7 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 @every_ensemble
-def test_logits_are_the_logarithm_of_the_mean_probability(kind):
+def test_logits_are_logarithms_of_mean_probabilities(kind):
     model = make(**ENSEMBLES[kind])
     variables, members = init(model), ENSEMBLES[kind]["members"]
     found = evaluate(model, variables)
@@ -84,7 +84,7 @@ def test_logits_are_the_logarithm_of_the_mean_probability(kind):
         ("mimo", {"stem": "deep", "attention": "se"}, True),
     ],
 )
-def test_members_equal_the_single_networks_they_fold_into(kind, overrides, scan):
+def test_members_equal_single_networks(kind, overrides, scan):
     model = make(**ENSEMBLES[kind], **overrides)
     variables = init(model)
     if scan:
@@ -98,7 +98,7 @@ def test_members_equal_the_single_networks_they_fold_into(kind, overrides, scan)
         assert_close(evaluate(single, member), expected)
 
 
-def test_batch_ensemble_with_unit_factors_equals_the_single_network():
+def test_unit_factors_equal_the_single_network():
     single, model = make(), make(**ENSEMBLES["batch"])
     plain = init(single)
 
