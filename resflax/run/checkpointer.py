@@ -30,7 +30,7 @@ METRIC = "accuracy"
 
 
 def _manager_options(max_to_keep: int, keep_steps: Sequence[int]) -> ocp.CheckpointManagerOptions:
-    """Keeps the last `max_to_keep` checkpoints, the most accurate one, and those of `keep_steps`."""
+    """Keeps the last `max_to_keep` checkpoints, the best one and those of `keep_steps`."""
 
     def accuracy(metrics: dict[str, float]) -> float:
         return metrics[METRIC]

@@ -123,8 +123,8 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     ),
     (
         lambda c: c.schedule_cycles > 1 and c.schedule != "cosine_cycles",
-        "config.schedule_cycles is {c.schedule_cycles} with config.schedule={c.schedule!r}: expected"
-        " 1, or 'cosine_cycles'",
+        "config.schedule_cycles is {c.schedule_cycles} with config.schedule={c.schedule!r}:"
+        " expected 1, or 'cosine_cycles'",
     ),
     (
         lambda c: c.data.placement == "device" and c.data.image_size,

@@ -127,10 +127,10 @@ def make_schedule(
     Args:
       name: "constant"; "step": times `decay_rate` at each boundary (He et al. 2015); "cosine": to
         zero at the last step (Loshchilov and Hutter 2017); "cosine_cycles": the same in each of
-        `cycles` parts of the run (Huang et al. 2017, arXiv:1704.00109, equation 2); "polynomial": to zero as
-        `(1 - progress)^power`; "linear_onecycle": up, down, and down to almost zero (Smith 2018,
-        arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down in two halves of a cosine.
-        One-cycle schedules start at 1/25 of the peak and end at 1/250,000.
+        `cycles` parts of the run (Huang et al. 2017, arXiv:1704.00109, equation 2);
+        "polynomial": to zero as `(1 - progress)^power`; "linear_onecycle": up, down, and down to
+        almost zero (Smith 2018, arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down in
+        two halves of a cosine. One-cycle schedules start at 1/25 of the peak and end at 1/250,000.
       peak: highest learning rate.
       steps: number of steps of the run.
       warmup_steps: linear warm-up from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section
