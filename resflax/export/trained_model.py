@@ -132,7 +132,7 @@ def networks_of(model: Exportable) -> tuple[TrainedModel, ...]:
 
 
 def output_name(model: Exportable, *, uint8: bool) -> str:
-    """Returns the name of a file's output: "probabilities" for ensembles and pixels, else logits."""
+    """Returns the name of the output: "probabilities" for ensembles and pixels, else "logits"."""
     return "probabilities" if uint8 or isinstance(model, TrainedEnsemble) else "logits"
 
 
