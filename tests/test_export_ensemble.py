@@ -21,7 +21,7 @@ MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
 SIZE = (12, 20)
 
 
-def members_of(name, count=3, **overrides):
+def random_members(name, count=3, **overrides):
     """Returns models with different random weights."""
     first = trained_model(name, size=SIZE, num_classes=5, **overrides)
     shapes = variable_shapes(first.spec)
@@ -30,7 +30,7 @@ def members_of(name, count=3, **overrides):
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return TrainedEnsemble(members_of("cifar_resnet8"), "ensemble of 3 networks: a test")
+    return TrainedEnsemble(random_members("cifar_resnet8"), "ensemble of 3 networks: a test")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,10 @@ def test_file_returns_the_mean_probabilities(ensemble, pixels, tmp_path, format,
 @pytest.mark.parametrize("format", FORMATS)
 def test_members_can_have_other_architectures(pixels, tmp_path, format):
     skip_without_onnx(format)
-    members = (members_of("cifar_resnet8", 1)[0], members_of("cifar_resnet8", 1, shortcut="B")[0])
+    members = (
+        random_members("cifar_resnet8", 1)[0],
+        random_members("cifar_resnet8", 1, shortcut="B")[0],
+    )
     report = export(TrainedEnsemble(members, "two"), tmp_path / f"net.{format}")
     images = normalized(pixels)
     expected = np.mean([expected_probabilities([member], images) for member in members], axis=0)
