@@ -37,13 +37,13 @@ def _manager_options(max_to_keep: int, keep_steps: Sequence[int]) -> ocp.Checkpo
 
     policies = checkpoint_managers
     best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
-    kept = [policies.LatestN(max_to_keep), best, policies.CustomSteps(keep_steps)]
+    rules = [policies.LatestN(max_to_keep), best, policies.CustomSteps(keep_steps)]
     return ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=True,
         save_root_metadata=False,
         best_fn=accuracy,
-        preservation_policy=policies.AnyPreservationPolicy(kept),
+        preservation_policy=policies.AnyPreservationPolicy(rules),
         multiprocessing_options=single_process(),
     )
 
@@ -185,7 +185,7 @@ class Checkpointer:
 
         Args:
           checkpoint: its arrays must not change before `wait` returns.
-          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is kept.
+          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is rules.
 
         Raises:
           UserError: if the previous checkpoint or this one cannot be written.
