@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resflax.errors import UserError as UserError
     from resflax.runtime import tune_malloc as tune_malloc
+    from resflax.weights import load_ensemble as load_ensemble
     from resflax.weights import load_pretrained as load_pretrained
     from resflax.zoo import create_model as create_model
     from resflax.zoo import get_spec as get_spec
@@ -22,6 +23,7 @@ _MODULES = {
     "create_model": "resflax.zoo",
     "get_spec": "resflax.zoo",
     "list_models": "resflax.zoo",
+    "load_ensemble": "resflax.weights",
     "load_pretrained": "resflax.weights",
     "tune_malloc": "resflax.runtime",
 }

@@ -213,3 +213,25 @@ def test_drop_path_without_shortcuts_raises():
         UserError, match="drop_path is 0.1: a network without shortcuts needs every branch"
     ):
         Spec(**TINY, shortcut="none", drop_path=0.1)
+
+
+def test_traced_rates_of_members_equal_static_ones(variables):
+    """A rate of 0 drops nothing, although the spec has drop path."""
+    net = ResNet(Spec(**TINY, drop_path=0.6))
+    keys, rates = make_keys(8), (0.0, 0.25, 0.6)
+
+    @jax.jit
+    @jax.vmap
+    def logits(rate):
+        return net.apply(
+            variables,
+            IMAGES,
+            train=True,
+            dropout_keys=keys,
+            drop_path=rate,
+            mutable=["batch_stats"],
+        )[0]
+
+    for member, rate in zip(logits(jnp.array(rates)), rates, strict=True):
+        alone = train_logits(ResNet(Spec(**TINY, drop_path=rate)), variables, IMAGES, keys)
+        np.testing.assert_allclose(member, alone, rtol=1e-5, atol=1e-6)

@@ -105,7 +105,7 @@ def test_brier_score_is_the_sum_of_its_parts(n, classes, bins, seed):
 
 
 def test_brier_parts_of_equal_forecasts_follow_murphy():
-    """Murphy 1973, equation 7, for two classes: each part is twice that of one class."""
+    """Murphy 1973, for two classes: each part is twice that of one class."""
     forecasts = np.array([0.1] * 10 + [0.5] * 6 + [0.9] * 4)
     events = np.array([1, *[0] * 9, *[1] * 3, *[0] * 3, *[1] * 4])
     expected_reliability = expected_resolution = 0.0
@@ -166,7 +166,7 @@ def test_excess_area_is_zero_for_the_best_order():
     correct = np.arange(1000) < 800
     curve = risk_coverage(np.arange(1000)[::-1] / 1000, correct)
     assert abs(curve.excess_area) < 1e-12
-    np.testing.assert_allclose(curve.area, 0.2 + 0.8 * np.log(0.8), atol=1e-3)  # equation 2
+    np.testing.assert_allclose(curve.area, 0.2 + 0.8 * np.log(0.8), atol=1e-3)
     assert risk_coverage(np.arange(1000) / 1000, correct).excess_area > 0.3
 
 

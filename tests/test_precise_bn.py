@@ -138,7 +138,7 @@ def test_state_on_eight_devices_gets_statistics_of_its_ema(name):
     state = create_state(net, optax.sgd(0.1), 0, (3, 1, 1), variables_of(net), ema=True)
     state = dataclasses.replace(state, ema=jax.tree.map(lambda w: 2 * w, state.params))
     step = make_stats_step(net, normalize=lambda images: 3 * images, axis_name=engine.axis_name)
-    batches = [{"image": batch} for batch in make_images()]
+    batches = [engine.shard_batch({"image": batch}) for batch in make_images()]
     result = recompute_state_batch_stats(
         engine, net, engine.compile_eval(step), engine.put_state(state), batches
     )

@@ -178,7 +178,7 @@ def test_head_for_imagenet_fits_its_synsets(order):
     spec = create_model("cifar_resnet8", num_classes=1000, **TINY).spec
     variables = tiny_variables(num_classes=1000)
     preprocess = Preprocess(size=(8, 8), mean=(0.3,), std=(0.2,))
-    weights = Weights(PretrainedConfig(spec, 1, preprocess, labels), variables, "w", True, {})
+    weights = Weights(PretrainedConfig(spec, 1, preprocess, labels), variables, "w", True, {}, "w")
     classes = tuple(synsets()[i] for i in order)
     dataset = dataclasses.replace(load_dataset("digits"), classes=classes)
     fitted = fit_to_dataset(weights, make_config("w", epochs=0), dataset)

@@ -177,7 +177,7 @@ def test_grayscale_model_with_a_tag_and_without_a_head(tmp_path):
 def test_read_weights_infers_channels_and_classes(tmp_path):
     spec = get_spec("cifar_resnet8").override(num_classes=4)
     save_file(tmp_path / "a.safetensors", state_of(spec, channels=1))
-    config, variables, _, is_flax, _ = read_weights(tmp_path / "a.safetensors", "cifar_resnet8")
+    config, variables, _, is_flax, *_ = read_weights(tmp_path / "a.safetensors", "cifar_resnet8")
     assert (config.spec, config.channels, is_flax) == (spec, 1, False)
     assert_same(variables, from_torch(spec, state_of(spec, channels=1), channels=1))
     with pytest.raises(UserError, match=r"cannot tell which model .* \(--model NAME"):

@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks.peers import FIXED_BATCH, ON_DEVICE
 from benchmarks.task import Task
 from resflax import create_model
-from resflax.data import InMemorySplit, Split, load_dataset, normalize
+from resflax.data import InMemorySplit, Split, load_dataset, normalize, train_batches
 from resflax.train import create_state, default_config, make_engine, make_optimizer, make_train_step
-from resflax.train.input_pipeline import limit_in_flight, make_device_step_fn, train_iterator
+from resflax.train.input_pipeline import limit_in_flight, make_device_step_fn
 
 NUM_EXAMPLES = 50_000  # as in CIFAR
 NUM_STEPS = 100_000  # more than are ever taken
@@ -87,7 +87,15 @@ class InputPaths:
             return
         self.config.data.num_workers = 2 if "2 workers" in case else 1
         rows = self.engine.local_slice(self.task.batch)
-        batches: Any = train_iterator(self.split, self.config, 0, NUM_STEPS, rows)
+        batches: Any = train_batches(
+            self.split,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            start=0,
+            stop=NUM_STEPS,
+            local_rows=rows,
+            num_workers=self.config.data.num_workers,
+        )
         try:
             if case == FIXED_BATCH:
                 batch = self.engine.shard_batch(next(batches))

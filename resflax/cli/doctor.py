@@ -85,10 +85,9 @@ class Trial:
     def run(self, state: TrainState, stop: int) -> tuple[TrainState, list[float]]:
         """Trains from a state to step `stop`; returns the state as NumPy arrays, and the losses."""
         config, start = self.case.config, int(state.step)
-        rows, on_devices = self.engine.local_slice(config.batch_size), self.engine.put_state(state)
-        losses = []
-        for batch in train_iterator(self.case.examples, config, start, stop, rows):
-            on_devices, metrics = self.step(on_devices, self.engine.shard_batch(batch))
+        on_devices, losses = self.engine.put_state(state), []
+        for batch in train_iterator(self.engine, self.case.examples, config, start, stop):
+            on_devices, metrics = self.step(on_devices, batch)
             losses.append(float(self.engine.to_host(metrics)["loss"]))
         return self.engine.to_host(on_devices), losses
 

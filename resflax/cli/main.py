@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
     "convert": Command("resflax.cli.weights:convert_main", "convert weights from and to PyTorch"),
     "evaluate": Command("resflax.cli.evaluate:main", "evaluate a trained network on a dataset"),
+    "average": Command("resflax.cli.average:main", "average the parameters of several networks"),
     "probe": Command("resflax.cli.probe:main", "fit a linear probe on a network's features"),
     "predict": Command("resflax.cli.predict:main", "predict the classes of images"),
     "export": Command("resflax.cli.export:main", "export a model for PyTorch, ONNX or StableHLO"),

@@ -54,7 +54,7 @@ def convert_main(arguments: list[str]) -> None:
     if not args.target.absolute().parent.is_dir():
         raise UserError(f"OUT is {args.target}: the folder {args.target.parent} does not exist")
     weights = read_weights(args.source, args.model, revision=args.revision)
-    config, variables, source, is_flax, _ = weights
+    config, variables, source, is_flax, *_ = weights
     print(source)
     layout = args.layout or (default_layout(config.spec) if is_flax else FLAX)
     if layout == FLAX:

@@ -1,15 +1,24 @@
 """Example order: which examples form each batch, as a function of (seed, step)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
 
+# Number of orders, as of the members of an ensemble, whose last two permutations are kept.
+MAX_CACHED_ORDERS = 64
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, " examples"]:
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+@lru_cache(maxsize=MAX_CACHED_ORDERS)
+def _permutations(seed: int, num_examples: int) -> Callable[[int], Int[np.ndarray, " examples"]]:
+    """Returns `epoch -> permutation`, which keeps its last two results."""
+
+    def permutation(epoch: int) -> Int[np.ndarray, " examples"]:
+        return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+    return lru_cache(maxsize=2)(permutation)
 
 
 def batch_indices(
@@ -26,11 +35,9 @@ def batch_indices(
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, num_examples)
+    permutation = _permutations(seed, num_examples)
     return np.concatenate(
-        [
-            _permutation(seed, int(epoch), num_examples)[offsets[epochs == epoch]]
-            for epoch in np.unique(epochs)
-        ]
+        [permutation(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
     )
 
 

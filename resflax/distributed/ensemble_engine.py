@@ -84,6 +84,11 @@ class EnsembleEngine:
     def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
+    @property
+    def state_sharding(self) -> NamedSharding:
+        """Sharding of each array of a state."""
+        return self._sharding(MEMBER_AXIS)
+
     def local_slice(self, size: int) -> slice:
         """See `Engine`."""
         rows = size // self.batch_devices
@@ -97,8 +102,7 @@ class EnsembleEngine:
 
     def put_state(self, state: Any) -> Any:
         """Puts arrays with a leading member axis on the devices, split over the member axis."""
-        sharding = self._sharding(MEMBER_AXIS)
-        return jax.tree.map(lambda x: put(x, sharding), state)
+        return jax.tree.map(lambda x: put(x, self.state_sharding), state)
 
     def replicate(self, tree: Any) -> Any:
         """See `Engine`."""

@@ -80,7 +80,7 @@ def export(
     row = FORMATS[name]
     check_options(name, options)
     row.check(model)
-    _check_target(out, row)
+    check_target(out, row)
     sample_images = read_sample_images(model, images)
     with on_cpu():
         expected = expected_outputs(model, sample_images.pixels, uint8=options.uint8)
@@ -158,7 +158,7 @@ def _load(reader: Reader, path: Path, model: TrainedModel) -> ExportedModel | No
         ) from e
 
 
-def _check_target(out: Path, row: Format) -> None:
+def check_target(out: Path, row: Format) -> None:
     """Raises `UserError` if `out` exists and is not an earlier export of this kind."""
     if not row.files:
         if out.is_dir():

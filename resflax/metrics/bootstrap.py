@@ -39,7 +39,7 @@ def bootstrap_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Returns the percentile interval of a statistic (Efron and Tibshirani 1993, section 13.3).
+    """Returns the percentile interval of a statistic (Efron and Tibshirani 1993, chapter 13).
 
     Args:
       statistic: maps how often each example is drawn, `(samples, n)` for each of `sizes`, to the

@@ -97,8 +97,8 @@ def brier_decomposition(sums: BrierSums) -> BrierDecomposition:
 
     Murphy's identity holds if the probabilities in a group are equal. Here the groups are bins of
     the probability of a class, so the within-bin variance and covariance of Stephenson et al. 2008
-    (Two extra components in the Brier score decomposition, equation 12) are part of the resolution;
-    they vanish where the probabilities in each bin are equal.
+    (Two extra components in the Brier score decomposition) are part of the resolution, which they
+    call generalized; they vanish where the probabilities in each bin are equal.
 
     Args:
       sums: made by `brier_sums`, of one or more examples.

@@ -52,7 +52,7 @@ def lac(p: Probabilities, uniform: Float[np.ndarray, "n 1"]) -> Float[np.ndarray
 def aps(p: Probabilities, uniform: Float[np.ndarray, "n 1"]) -> Float[np.ndarray, "n classes"]:
     """Returns the sum of the probabilities down to that of the class, which counts `uniform` times.
 
-    Adaptive prediction sets: Romano et al. 2020, arXiv:2006.02544, equations 5 to 8.
+    Adaptive prediction sets: Romano et al. 2020, arXiv:2006.02544.
     """
     return _sum_of_larger(p, _order(p)) + uniform * p
 
@@ -60,8 +60,8 @@ def aps(p: Probabilities, uniform: Float[np.ndarray, "n 1"]) -> Float[np.ndarray
 def raps(p: Probabilities, uniform: Float[np.ndarray, "n 1"]) -> Float[np.ndarray, "n classes"]:
     """Returns the score of `aps` plus a penalty for improbable classes, for smaller sets.
 
-    Regularized adaptive prediction sets: Angelopoulos et al. 2021, arXiv:2009.14193, equation 4,
-    with lambda 0.1 (`PENALTY`) and k_reg 1 (`FREE_CLASSES`).
+    Regularized adaptive prediction sets: Angelopoulos et al. 2021, arXiv:2009.14193, with
+    lambda 0.1 (`PENALTY`) and k_reg 1 (`FREE_CLASSES`).
     """
     order = _order(p)
     rank = np.empty_like(order)

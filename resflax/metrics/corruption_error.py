@@ -14,7 +14,7 @@ def corruption_errors(errors: Errors, reference: Errors | None = None) -> dict[s
     """Returns the corruption error of each corruption, as a ratio.
 
     CE = sum over the severities of the error, divided by that of the reference (Hendrycks and
-    Dietterich 2019, arXiv:1903.12261, section 3.2; there the reference is AlexNet, in percent).
+    Dietterich 2019, arXiv:1903.12261; there the reference is AlexNet, in percent).
     Without a reference, the mean over the severities of the error.
 
     Args:
@@ -52,7 +52,7 @@ def relative_corruption_errors(
 ) -> dict[str, float]:
     """Returns the relative corruption errors: the rise of the error over that without corruption.
 
-    Section 3.2 of the same paper.
+    Hendrycks and Dietterich 2019, arXiv:1903.12261.
 
     Args:
       errors: top-1 errors by corruption, at each severity.

@@ -49,7 +49,7 @@ def energy(
 ) -> Float[np.ndarray, " n"]:
     """Returns the mean over the members of `-log(sum(exp(logits)))`.
 
-    Liu et al. 2020, arXiv:2010.03759, equation 4, at temperature 1. It needs logits: of
+    Liu et al. 2020, arXiv:2010.03759, at temperature 1. It needs logits: of
     log-probabilities it is 0.
     """
     return -(logits[..., 0] - log_p[..., 0]).mean(0)

@@ -26,7 +26,7 @@ class RiskCoverage(NamedTuple):
 
     @property
     def excess_area(self) -> float:
-        """E-AURC: the area minus that of an order with all errors last (same source, equation 3).
+        """E-AURC: the area minus that of an order with all errors last (same source).
 
         The optimal area is computed exactly, not by its approximation `r + (1 - r) log(1 - r)`.
         """

@@ -14,6 +14,8 @@ from resflax.metrics.temperature import apply_temperature
 
 # Most subsets of one size that a size curve averages over.
 MAX_SUBSETS = 32
+# Smallest improvement, in nats, for which a member is added again: more than rounding.
+MIN_IMPROVEMENT = 1e-6
 
 Subset = tuple[int, ...]
 
@@ -161,8 +163,7 @@ def deep_ensemble_equivalent(scaled_nll: float, reference: Float[np.ndarray, " s
     """Returns how many members of a deep ensemble reach a calibrated likelihood.
 
     The smallest real number of members, at least 1, whose negative log-likelihood after temperature
-    scaling is at most `scaled_nll`, interpolated linearly (Ashukha et al. 2020, arXiv:2002.06470,
-    section 5, equation 7).
+    scaling is at most `scaled_nll`, interpolated linearly (Ashukha et al. 2020, arXiv:2002.06470).
 
     Args:
       scaled_nll: negative log-likelihood of any ensemble after temperature scaling.
@@ -193,9 +194,9 @@ def greedy_selection(
 ) -> Selection:
     """Adds one member at a time, that which gives the ensemble the lowest held-out loss.
 
-    Caruana et al. 2004, section 2, and with replacement Wenzel et al. 2020, arXiv:2006.13570,
-    algorithm 2: members can be added again, which weights them, until `size` different ones are
-    there or no addition lowers the loss. Without replacement exactly `size` members are selected.
+    Caruana et al. 2004; with replacement as for the hyper-deep ensembles of Wenzel et al. 2020,
+    arXiv:2006.13570: members can be added again, which weights them, until there are `size`
+    different ones or no addition lowers the loss. Without replacement `size` members are selected.
 
     Args:
       label_log_p: log-probability of the label of each held-out example, by member. The loss of a
@@ -225,7 +226,7 @@ def greedy_selection(
         if not replacement:
             nll[selected] = np.inf
         best = int(nll.argmin())
-        if replacement and losses and nll[best] >= losses[-1]:
+        if replacement and losses and nll[best] > losses[-1] - MIN_IMPROVEMENT:
             break
         selected.append(best)
         losses.append(float(nll[best]))

@@ -15,9 +15,9 @@ MAX_STEPS = 100
 def fit_temperature(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> float:
     """Returns the temperature that minimizes the negative log-likelihood (Guo et al. 2017).
 
-    arXiv:1706.04599, section 4.2. For an ensemble, pass the log of its mean probabilities, so that
-    one temperature scales the ensemble's prediction (Ashukha et al. 2020, arXiv:2002.06470, section
-    3); its members need other temperatures.
+    arXiv:1706.04599, section 4.2. For an ensemble, pass the log of its mean probabilities: one
+    temperature scales the ensemble's prediction, after averaging (Ashukha et al. 2020,
+    arXiv:2002.06470).
 
     The negative log-likelihood is convex in the inverse temperature b, with the derivative
     `mean(sum(p * z) - z[label])`, `p = softmax(b * z)`. Its root is found by Newton's method in

@@ -2,8 +2,8 @@
 
 The entropy of the mean prediction is the total uncertainty: the sum of the expected entropy of a
 member's prediction (aleatoric) and the mutual information of prediction and member (epistemic),
-which is large where the members disagree (Depeweg et al. 2018, arXiv:1710.07283, section 3; Smith
-and Gal 2018, arXiv:1803.08533). All are in nats, in float64.
+which is large where the members disagree (Depeweg et al. 2018, arXiv:1710.07283; Smith and Gal
+2018, arXiv:1803.08533). All are in nats, in float64.
 """
 
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def mutual_information(log_p: Float[np.ndarray, "members n classes"]) -> Float[n
 
     It is the Jensen-Shannon divergence of the members' predictions, at most the logarithm of the
     number of members (Houlsby et al. 2011, arXiv:1112.5745, equation 2; Lakshminarayanan et al.
-    2017, arXiv:1612.01474, section 2.4).
+    2017, arXiv:1612.01474).
     """
     total = entropy(mean_log_probability(np.asarray(check_members(log_p), np.float64)))
     return np.maximum(total - expected_entropy(log_p), 0)
@@ -90,7 +90,7 @@ def disagreement(log_p: Float[np.ndarray, "members n classes"]) -> Float[np.ndar
     """Returns the share of the pairs of members that predict different classes.
 
     Its mean over the examples is the mean over the pairs of the share of examples on which a pair
-    disagrees (Fort et al. 2019, arXiv:1912.02757, section 4, not divided by the error). It is 0 for
+    disagrees (Fort et al. 2019, arXiv:1912.02757, there divided by the error). It is 0 for
     one member.
     """
     predictions = check_members(log_p).argmax(-1)

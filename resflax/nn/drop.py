@@ -23,7 +23,9 @@ def _uniform(
     return jax.vmap(draw)(keys)
 
 
-def drop_path(keys: Key[Array, " n"], rate: float, blocks: int) -> Float[Array, "{blocks} n"]:
+def drop_path(
+    keys: Key[Array, " n"], rate: float | Float[Array, ""], blocks: int
+) -> Float[Array, "{blocks} n"]:
     """Returns factors for the branches of each block and example (stochastic depth).
 
     The branch of block l of L, counted from 0, is dropped (factor 0) with probability
@@ -33,13 +35,13 @@ def drop_path(keys: Key[Array, " n"], rate: float, blocks: int) -> Float[Array, 
 
     Args:
       keys: one key per example.
-      rate: drop probability of the last block.
+      rate: drop probability of the last block; it may be traced.
       blocks: number of blocks, L.
 
     >>> drop_path(jax.random.split(jax.random.key(0), 2), 0.999, 3)[0].tolist()
     [1.0, 1.0]
     """
-    rates = jnp.asarray([rate * i / max(blocks - 1, 1) for i in range(blocks)], jnp.float32)
+    rates = jnp.stack([jnp.float32(rate * i / max(blocks - 1, 1)) for i in range(blocks)])
     keep = _uniform(keys, DROP_PATH_STREAM, (blocks,)) >= rates
     return jnp.where(keep, 1 / (1 - rates), 0.0).T
 

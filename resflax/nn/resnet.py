@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
+from resflax.nn import drop
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
-from resflax.nn.drop import drop_path, dropout
 from resflax.nn.layers import Ops, make_ops
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scan_module
@@ -95,6 +95,7 @@ class ResNet(nn.Module):
         *,
         train: bool,
         dropout_keys: Key[Array, " n"] | None = None,
+        drop_path: Float[Array, ""] | None = None,
     ) -> Any:
         """Computes logits `(n, num_classes)` from images with any number of channels.
 
@@ -108,6 +109,8 @@ class ResNet(nn.Module):
           dropout_keys: one key per example, needed for training if `needs_rng`. They replace
             linen's RNG streams, which are shared by the batch: what is dropped from an example
             depends on its key only, however many devices share the batch.
+          drop_path: replaces the rate of the spec, which must be more than 0, in training. It may
+            be traced, so that members of an ensemble can have different rates.
 
         Raises:
           ValueError: if `x` does not have four axes, or keys are missing.
@@ -130,7 +133,9 @@ class ResNet(nn.Module):
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
-        branch_scales = self._branch_scales(keys)
+        branch_scales = self._branch_scales(
+            keys, spec.drop_path if drop_path is None else drop_path
+        )
         for i, blocks in enumerate(spec.stages[:last_stage]):
             x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
             maps.append(x)
@@ -140,7 +145,7 @@ class ResNet(nn.Module):
             x = ops.norm_act(x, name="head_norm")
         x = jnp.mean(x, axis=(1, 2))
         if keys is not None and spec.dropout:
-            x = dropout(keys, x, spec.dropout)
+            x = drop.dropout(keys, x, spec.dropout)
         return ops.dense(x, spec.num_classes, name="head") if spec.num_classes else x
 
     def _check_keys(self, keys: Array | None, examples: int) -> Array:
@@ -152,12 +157,14 @@ class ResNet(nn.Module):
             )
         return keys
 
-    def _branch_scales(self, keys: Array | None) -> list[Array | None]:
+    def _branch_scales(
+        self, keys: Array | None, rate: float | Float[Array, ""]
+    ) -> list[Array | None]:
         """Returns each stage's drop-path factors, `(blocks, n)`; None where nothing is dropped."""
-        depths, rate = self.spec.depths, self.spec.drop_path
-        if keys is None or not rate:
+        depths = self.spec.depths
+        if keys is None or not self.spec.drop_path:
             return [None] * len(depths)
-        return [*jnp.split(drop_path(keys, rate, sum(depths)), np.cumsum(depths)[:-1])]
+        return [*jnp.split(drop.drop_path(keys, rate, sum(depths)), np.cumsum(depths)[:-1])]
 
     def _run_stage(
         self,

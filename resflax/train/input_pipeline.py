@@ -1,24 +1,28 @@
 """Input pipeline: batches from the host, or a whole dataset on the devices."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from resflax.data import (
     Dataset,
     InMemorySplit,
     Split,
+    StreamingSplit,
     batch_epochs,
     batch_indices,
     eval_batches,
     train_batches,
 )
-from resflax.distributed import Engine
+from resflax.distributed import Engine, EnsembleEngine
 from resflax.errors import UserError
+from resflax.train.ensemble import is_ensemble, seeds_by_use
 from resflax.train.metrics import Metrics
 from resflax.train.state import TrainState
 from resflax.train.step import TrainStep
@@ -60,19 +64,71 @@ def fits_on_device(placement: str, dataset: Dataset) -> bool:
     return in_memory and placement == "device"
 
 
-def train_iterator(
-    split: Split, config: ConfigDict, start: int, stop: int, local_rows: slice
+class BatchSeeds(NamedTuple):
+    """Seeds of the batches of one network.
+
+    Attributes:
+      order: seed of the order of examples.
+      crop: seed of the random crops of a `StreamingSplit`; None if it has none.
+    """
+
+    order: int
+    crop: int | None
+
+
+def batch_seeds(split: Split, config: ConfigDict) -> tuple[BatchSeeds, ...]:
+    """Returns the seeds of each member's batches; only one if all members have the same batches."""
+    crop = split.seed if isinstance(split, StreamingSplit) else None
+    if not is_ensemble(config):
+        return (BatchSeeds(config.seed, crop),)
+    seeds = seeds_by_use(config)
+    crops = [None] * config.ensemble.size if crop is None else seeds.augment
+    members = tuple(map(BatchSeeds, seeds.order, crops))
+    return members[:1] if len(set(members)) == 1 else members
+
+
+def _host_iterator(
+    split: Split, config: ConfigDict, steps: range, rows: slice, seeds: BatchSeeds, num_workers: int
 ) -> Iterator[Any]:
-    """Yields this process's rows of the batches of steps `start` to `stop` - 1, on the host."""
-    return train_batches(
+    """Yields this process's rows of the batches of some steps, on the host."""
+    if isinstance(split, StreamingSplit):
+        split = dataclasses.replace(split, seed=seeds.crop)
+    batches = train_batches(
         split,
-        seed=config.seed,
+        seed=seeds.order,
         batch_size=config.batch_size,
-        start=start,
-        stop=stop,
-        local_rows=local_rows,
-        num_workers=config.data.num_workers,
+        start=steps.start,
+        stop=steps.stop,
+        local_rows=rows,
+        num_workers=num_workers,
     )
+    size, examples = config.batch_size, len(split)
+    for step, batch in zip(steps, batches, strict=True):
+        epoch = {"epoch": batch_epochs(step, size, examples)[rows]}
+        yield batch | epoch if config.data.alternating_flip else batch
+
+
+def train_iterator(
+    engine: Engine, split: Split, config: ConfigDict, start: int, stop: int
+) -> Iterator[Any]:
+    """Yields the batches of steps `start` to `stop` - 1 on the engine's devices.
+
+    Members with batches of their own have one iterator each and share the worker processes; each
+    has at least one, if there are any.
+    """
+    seeds, rows = batch_seeds(split, config), engine.local_slice(config.batch_size)
+    num_workers = -(-config.data.num_workers // len(seeds))
+
+    def host_iterator(seeds: BatchSeeds) -> Iterator[Any]:
+        return _host_iterator(split, config, range(start, stop), rows, seeds, num_workers)
+
+    if len(seeds) == 1:
+        yield from map(engine.shard_batch, host_iterator(seeds[0]))
+        return
+    assert isinstance(engine, EnsembleEngine)
+    members = [host_iterator(seeds[k]) for k in engine.local_members]
+    for batches in zip(*members, strict=True):
+        yield engine.shard_member_batch(jax.tree.map(lambda *arrays: np.stack(arrays), *batches))
 
 
 def eval_iterator(split: Split, config: ConfigDict, local_rows: slice) -> Iterator[Any]:
@@ -89,16 +145,9 @@ def make_host_step_fn(
     engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
 ) -> StepFn:
     """Compiles a step that gets one batch at a time from the host, from step `start` on."""
-    size, examples, rows = config.batch_size, len(split), engine.local_slice(config.batch_size)
-    batches = train_iterator(split, config, start, stop, rows)
-
-    def add_epoch(batch: Any, number: int) -> Any:
-        return batch | {"epoch": batch_epochs(number, size, examples)[rows]}
-
-    if config.data.alternating_flip:
-        batches = map(add_epoch, batches, range(start, stop))
+    batches = train_iterator(engine, split, config, start, stop)
     run = engine.compile_train(step)
-    return lambda state: run(state, engine.shard_batch(next(batches)))
+    return lambda state: run(state, next(batches))
 
 
 def make_device_step_fn(
@@ -115,20 +164,16 @@ def make_device_step_fn(
     these transfers a step transfers nothing.
     """
     run = engine.compile_train_on_device_data(gather_batch_in_step(step))
-    size, examples, rows = config.batch_size, len(split), engine.local_slice(config.batch_size)
-    steps_per_transfer = max(1, INDEX_BUFFER_BYTES // (4 * size))
+    seeds = batch_seeds(split, config)
+    steps_per_transfer = max(1, INDEX_BUFFER_BYTES // (4 * config.batch_size * len(seeds)))
     dataset = engine.replicate({"image": split.images, "label": split.labels})
     data: dict[str, Any] = {}
     current = start
 
     def transfer(steps: range) -> dict[str, Any]:
-        indices = [batch_indices(config.seed, s, size, examples)[rows] for s in steps]
-        order = {"index": np.stack(indices).astype(np.int32)}
-        if config.data.alternating_flip:
-            epochs = [batch_epochs(s, size, examples)[rows] for s in steps]
-            order["epoch"] = np.stack(epochs)
         first = engine.replicate(np.int32(steps.start))
-        return {"dataset": dataset, "first_step": first, "order": engine.shard_index(order)}
+        order = _shard_order(engine, seeds, config, steps, len(split))
+        return {"dataset": dataset, "first_step": first, "order": order}
 
     def run_step(state: TrainState) -> tuple[TrainState, Metrics]:
         nonlocal current, data
@@ -140,6 +185,32 @@ def make_device_step_fn(
     return run_step
 
 
+def _shard_order(
+    engine: Engine,
+    seeds: Sequence[BatchSeeds],
+    config: ConfigDict,
+    steps: Sequence[int],
+    examples: int,
+) -> dict[str, Any]:
+    """Puts the example indices of several batches on the devices, and their epochs if needed."""
+    size, rows = config.batch_size, engine.local_slice(config.batch_size)
+
+    def indices(seed: int) -> Int[np.ndarray, "steps rows"]:
+        batches = [batch_indices(seed, step, size, examples)[rows] for step in steps]
+        return np.stack(batches).astype(np.int32)
+
+    if len(seeds) == 1:
+        order = engine.shard_index({"index": indices(seeds[0].order)})
+    else:
+        assert isinstance(engine, EnsembleEngine)
+        members = [indices(seeds[k].order) for k in engine.local_members]
+        order = engine.shard_member_index({"index": np.stack(members, 1)})
+    if config.data.alternating_flip:  # the same for all members
+        epochs = [batch_epochs(step, size, examples)[rows] for step in steps]
+        order |= engine.shard_index({"epoch": np.stack(epochs)})
+    return order
+
+
 def gather_batch_in_step(
     step: TrainStep,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
@@ -147,7 +218,8 @@ def gather_batch_in_step(
 
     The data have "dataset", all images and labels; "order", with the example indices of several
     steps as "index", `(steps, batch)`, and other entries of a batch with that shape; and
-    "first_step", the first of these steps.
+    "first_step", the first of these steps. Under an `EnsembleEngine` the index may have an axis of
+    members.
     """
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:

@@ -195,7 +195,7 @@ def recompute_state_batch_stats(
       model: the model of `step`.
       step: made by `make_stats_step`, compiled by the engine.
       state: the train state; not changed, so that training continues with its running averages.
-      batches: this process's rows of batches of equal size.
+      batches: batches of equal size, on the engine's devices.
 
     Returns:
       The state with new batch statistics, on the same devices; `state` itself if all are frozen.
@@ -205,8 +205,8 @@ def recompute_state_batch_stats(
         return state
 
     def compute(stats: BatchStats, batch: Any) -> BatchStats:
-        return step(dataclasses.replace(state, batch_stats=stats), engine.shard_batch(batch))
+        return step(dataclasses.replace(state, batch_stats=stats), batch)
 
-    start = engine.replicate(_start(engine.to_host(state.batch_stats), updated))
+    start = engine.put_state(_start(engine.to_host(state.batch_stats), updated))
     stats = population_stats(map(engine.to_host, per_batch_stats(compute, start, batches)))
-    return dataclasses.replace(state, batch_stats=engine.replicate(stats))
+    return dataclasses.replace(state, batch_stats=engine.put_state(stats))

@@ -91,8 +91,8 @@ class Trainer:
         if isinstance(split, StreamingSplit):
             transform = self.dataset.test.eval_transform  # the same images as in evaluation
             split = dataclasses.replace(split, seed=None, eval_transform=transform)
-        rows = self.engine.local_slice(self.config.batch_size)
-        batches = train_iterator(split, self.config, 0, self.config.precise_bn_batches, rows)
+        count = self.config.precise_bn_batches
+        batches = train_iterator(self.engine, split, self.config, 0, count)
         return recompute_state_batch_stats(
             self.engine, self.run.model, self._stats_step, state, batches
         )

@@ -1,14 +1,13 @@
 """Reads weights by where they are: a run, a folder, a file, a Hub repository."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec
-from resflax.weights.adapt import convert_preprocess
 from resflax.weights.bridge import (
     Variables,
     flatten,
@@ -17,25 +16,15 @@ from resflax.weights.bridge import (
     unflatten,
     without_prefix,
 )
+from resflax.weights.complete_config import complete_config
 from resflax.weights.files import SUFFIXES, Arrays, load_file
 from resflax.weights.hub import fetch
 from resflax.weights.imagenet import imagenet_classes
-from resflax.weights.preprocess import default_preprocess
 from resflax.weights.pretrained_config import PretrainedConfig, read_config, read_json
-from resflax.weights.workdirs import is_workdir, read_workdir, split_checkpoint
+from resflax.weights.run_weights import read_run
+from resflax.weights.workdirs import is_workdir, split_checkpoint
 from resflax.zoo import get_spec
 from resflax.zoo.registry import SPECS, split_tag
-
-# Names of the arrays that give the number of image channels and of classes, in every layout.
-TORCH_STEMS = (
-    "conv1",
-    "conv1.0",
-    "stem.conv",
-    "stem.conv1",
-    "resnet.embedder.embedder.convolution",
-)
-FLAX_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
-HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
 
 Report = Callable[[str], None]
 
@@ -49,6 +38,7 @@ class Weights(NamedTuple):
       source: one line that says what was read.
       is_flax: whether the arrays had resflax's names (`flatten`), not torch's.
       evaluation: of a run's checkpoint, see `RunWeights`; {} for others.
+      where: name of this network alone: for the members of a run's ensemble, "runs/x#2".
     """
 
     config: PretrainedConfig
@@ -56,6 +46,7 @@ class Weights(NamedTuple):
     source: str
     is_flax: bool
     evaluation: dict[str, float]
+    where: str
 
 
 class _Found(NamedTuple):
@@ -64,7 +55,7 @@ class _Found(NamedTuple):
     Attributes:
       is_own_record: whether the config was written by resflax, which records the class names of
         its models: without names, 1,000 classes are not those of ImageNet.
-      evaluation: see `Weights`; None for other places than runs.
+      evaluation, where: see `Weights`; None for other places than runs.
     """
 
     arrays: Arrays
@@ -72,6 +63,7 @@ class _Found(NamedTuple):
     source: str
     is_own_record: bool = False
     evaluation: dict[str, float] | None = None
+    where: str | None = None
 
 
 class Reader(NamedTuple):
@@ -79,14 +71,16 @@ class Reader(NamedTuple):
 
     Attributes:
       matches: returns whether a name is of this kind.
-      read: reads the arrays; takes the name, the revision and a function for messages.
+      read: reads the arrays of each network; takes the name, the revision and a function for
+        messages.
     """
 
     matches: Callable[[str], Any]
-    read: Callable[[str, str | None, Report], _Found]
+    read: Callable[[str, str | None, Report], Sequence[_Found]]
 
 
-def _print_to_stderr(text: str) -> None:
+def print_to_stderr(text: str) -> None:
+    """Prints a message to stderr."""
     print(text, file=sys.stderr)
 
 
@@ -95,9 +89,9 @@ def read_weights(
     name: str | Spec | None = None,
     *,
     revision: str | None = None,
-    report: Report = _print_to_stderr,
+    report: Report = print_to_stderr,
 ) -> Weights:
-    """Reads weights, with their architecture, preprocessing and class names.
+    """Reads the weights of one network, with their architecture, preprocessing and class names.
 
     Images are normalized as `Weights.config.preprocess` says. For a run these are the run's own
     moments, for a config.json those that it has. A weights file without a config.json gets the
@@ -106,7 +100,8 @@ def read_weights(
     Args:
       where: one of
         - the workdir of a run, also with a checkpoint: "runs/x", "runs/x@best", "runs/x@last",
-          "runs/x@200"; by default the last one;
+          "runs/x@200"; by default the last one; for an ensemble with the index of a member,
+          "runs/x#2" or "runs/x@best#2";
         - a folder in timm's or Transformers' layout;
         - a weights file, with `name` or a config.json in the same folder;
         - a Hub repository, "owner/name";
@@ -117,15 +112,58 @@ def read_weights(
       report: called with messages, such as about corrupt checkpoints that are skipped.
 
     Raises:
-      UserError: if there are no weights, the model is unknown or the weights do not match it.
+      UserError: if there are no weights, they are those of several networks, the model is unknown
+        or the weights do not match it.
+    """
+    members = read_members(where, name, revision=revision, report=report)
+    if len(members) > 1:
+        raise UserError(
+            f"{where} is an ensemble of {len(members)} networks, and one network is needed:"
+            f" expected one of its members, such as {members[0].where}"
+        )
+    return members[0]
+
+
+def read_members(
+    where: str | Path,
+    name: str | Spec | None = None,
+    *,
+    revision: str | None = None,
+    report: Report = print_to_stderr,
+) -> tuple[Weights, ...]:
+    """Reads the weights of every network that `where` names.
+
+    Args:
+      where: as in `read_weights`, and also the workdir of an ensemble (all members that have not
+        diverged: "runs/x", "runs/x@best"), some of its members ("runs/x#0,2"), and several
+        checkpoints of a run ("runs/x@100,200", or "runs/x@last:3" for the last three).
+      name: as in `read_weights`.
+      revision: as in `read_weights`.
+      report: as in `read_weights`; also called for members that are left out.
+
+    Returns:
+      One entry per network, with variables of its own; by checkpoint, then by member.
+
+    Raises:
+      UserError: if there are no weights, a checkpoint or member does not exist or is named twice,
+        the model is unknown or the weights do not match it.
     """
     where, spec = str(where), None if name is None else get_spec(name)
     reader = next((reader for reader in READERS.values() if reader.matches(where)), None)
     if reader is None:
         raise UserError(_describe_invalid(where))
     found = reader.read(where, revision, report)
+    return tuple(_make_weights(network, spec, where) for network in found)
+
+
+def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
+    """Converts arrays to variables, and completes their config.
+
+    Raises:
+      UserError: if the model is unknown or the arrays do not match it.
+    """
     found = found._replace(arrays=without_prefix(found.arrays))
-    config, source = _complete_config(found, spec, where), found.source
+    config, source = complete_config(found.config, found.arrays, spec, where), found.source
     if found.config is None:
         mean, std = map(_format_moments, (config.preprocess.mean, config.preprocess.std))
         source += f"; default normalization of the architecture: mean {mean}, std {std}"
@@ -137,7 +175,7 @@ def read_weights(
     is_flax = is_flat(found.arrays)
     convert = unflatten if is_flax else _from_torch_unrolled
     variables = convert(config.spec, found.arrays, channels=config.channels)
-    return Weights(config, variables, source, is_flax, found.evaluation or {})
+    return Weights(config, variables, source, is_flax, found.evaluation or {}, found.where or where)
 
 
 def _format_moments(values: tuple[float, ...]) -> str:
@@ -148,26 +186,28 @@ def _from_torch_unrolled(spec: Spec, arrays: Arrays, *, channels: int) -> Variab
     return from_torch(spec, arrays, channels=channels, scan=False)
 
 
-def _read_run(where: str, revision: str | None, report: Report) -> _Found:
+def _read_run(where: str, revision: str | None, report: Report) -> list[_Found]:
     del revision
-    workdir = split_checkpoint(where)
-    assert workdir is not None, where
-    run = read_workdir(*workdir, report)
-    return _Found(flatten(run.variables), run.config, run.source, True, run.evaluation)
+    name = split_checkpoint(where)
+    assert name is not None, where
+    return [
+        _Found(flatten(run.variables), run.config, run.source, True, run.evaluation, run.where)
+        for run in read_run(name, report)
+    ]
 
 
-def _read_folder(where: str, revision: str | None, report: Report) -> _Found:
+def _read_folder(where: str, revision: str | None, report: Report) -> list[_Found]:
     del revision
     folder = Path(where)
-    return _read_with_config(load_file(folder, report=report), folder, where, "its config.json")
+    return [_read_with_config(load_file(folder, report=report), folder, where, "its config.json")]
 
 
-def _read_file(where: str, revision: str | None, report: Report) -> _Found:
+def _read_file(where: str, revision: str | None, report: Report) -> list[_Found]:
     del revision
     arrays, folder = load_file(where, report=report), Path(where).parent
     if is_workdir(folder):  # its config.json is that of the run
-        return _Found(arrays, None, where)
-    return _read_with_config(arrays, folder, where, "the config.json next to it")
+        return [_Found(arrays, None, where)]
+    return [_read_with_config(arrays, folder, where, "the config.json next to it")]
 
 
 def _read_with_config(arrays: Arrays, folder: Path, where: str, config_name: str) -> _Found:
@@ -178,10 +218,10 @@ def _read_with_config(arrays: Arrays, folder: Path, where: str, config_name: str
     return _Found(arrays, read_config(folder), source, is_own_record)
 
 
-def _read_repository(where: str, revision: str | None, report: Report) -> _Found:
-    found = _read_folder(str(fetch(where, revision)), None, report)
+def _read_repository(where: str, revision: str | None, report: Report) -> list[_Found]:
+    [found] = _read_folder(str(fetch(where, revision)), None, report)
     normalization = "; normalization of its config.json" if found.config else ""
-    return found._replace(source=f"{where} from the Hub{normalization}")
+    return [found._replace(source=f"{where} from the Hub{normalization}")]
 
 
 def _is_repository(where: str) -> bool:
@@ -216,61 +256,3 @@ def _describe_invalid(where: str) -> str:
     if tag and "/" not in where:
         return f"{message}, nor a tagged name: {unknown('model', architecture, SPECS)}"
     return message
-
-
-def _complete_config(found: _Found, spec: Spec | None, where: str) -> PretrainedConfig:
-    """Returns the config with the given architecture, and the arrays' channels and classes.
-
-    The number of classes in a config.json is not changed, as a mismatch is an error, unless the
-    arrays have no head.
-    """
-    config, channels, classes = found.config, *_count_channels_and_classes(found.arrays)
-    if spec is not None:
-        config = config or PretrainedConfig(spec, 3, default_preprocess(spec))
-        config = config._replace(spec=spec.override(num_classes=classes))
-    elif config is None:
-        raise UserError(
-            f"cannot tell which model {where} is for: pass its name (--model NAME, or"
-            " --config.model=NAME in training)"
-        )
-    elif not classes:
-        config = config._replace(spec=config.spec.override(num_classes=0))
-    return _check_labels(
-        config._replace(
-            channels=channels or config.channels,
-            preprocess=convert_preprocess(config.preprocess, channels or config.channels),
-        ),
-        found.config,
-        where,
-    )
-
-
-def _check_labels(
-    config: PretrainedConfig, given: PretrainedConfig | None, where: str
-) -> PretrainedConfig:
-    """Returns the config, without labels if the arrays have another number of classes than it.
-
-    Raises:
-      UserError: if the config has another number of labels than of classes.
-    """
-    if given is None or not given.labels:
-        return config
-    if len(given.labels) != given.spec.num_classes:
-        raise UserError(
-            f"{where} has {len(given.labels)} class names for {given.spec.num_classes} classes:"
-            " expected one per class"
-        )
-    return config if len(config.labels) == config.spec.num_classes else config._replace(labels=())
-
-
-def _count_channels_and_classes(arrays: Arrays) -> tuple[int, int]:
-    """Returns the numbers of image channels and classes of arrays; 0 if they do not tell."""
-    classes, channels = 0, 0
-    for key, array in arrays.items():
-        if key in HEADS and array.ndim == 1:
-            classes = array.shape[0]
-        elif key.removesuffix(".weight") in TORCH_STEMS and array.ndim == 4:
-            channels = array.shape[1]
-        elif key in FLAX_STEMS and array.ndim == 4:
-            channels = array.shape[2]
-    return channels, classes

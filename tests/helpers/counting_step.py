@@ -6,12 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resflax.train.ensemble import stack_states
 from resflax.train.state import TrainState
 
 
 def counting_step(state, batch):
     """Returns the state with one more step, and the batch."""
     return dataclasses.replace(state, step=state.step + 1), batch
+
+
+def member_counting_step(engine):
+    """Returns `counting_step` for an `EnsembleEngine`: each device returns the whole batch."""
+
+    def step(state, batch):
+        state, batch = counting_step(state, batch)
+        return state, jax.lax.all_gather(batch, engine.axis_name, tiled=True)
+
+    return step if engine.axis_name else counting_step
 
 
 def collect_batches(engine, step_fn, start, count):
@@ -24,6 +35,16 @@ def collect_batches(engine, step_fn, start, count):
     for _ in range(count):
         state, batch = step_fn(state)
         batches.append(jax.tree.map(lambda x: _local_rows(engine, x), batch))
+    return batches
+
+
+def collect_member_batches(engine, step_fn, start, count):
+    """Runs a step function made of `member_counting_step`; returns whole batches with members."""
+    states = [TrainState(jnp.int32(start), jnp.uint32(0), {}, {}, {})] * engine.size
+    state, batches = engine.put_state(stack_states(states)), []
+    for _ in range(count):
+        state, batch = step_fn(state)
+        batches.append(engine.to_host(batch))
     return batches
 
 

@@ -42,10 +42,12 @@ def variables_at(step, config=CONFIG):
     return randomized(variable_shapes(config.spec, config.channels), seed=int(2 * step))
 
 
-def write_workdir(path, *saved, config=CONFIG, scan=False, metadata=None):
+def write_workdir(path, *saved, config=CONFIG, scan=False, metadata=None, test=None, factors=None):
     """Writes the config and the checkpoints of a run; returns its path.
 
     `metadata` replaces entries of the metadata; "model" is the record of `config` by default.
+    `test` replaces the metrics of the evaluations. With `factors` the run is an ensemble, with one
+    member per factor: its weights are `variables_at` times the factor.
     """
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"dataset": "", "model": "", "epochs": 1}))
@@ -55,6 +57,8 @@ def write_workdir(path, *saved, config=CONFIG, scan=False, metadata=None):
         raw, evaluated = variables_at(row.step, config), variables_at(row.step + 0.5, config)
         if scan:
             raw, evaluated = stack_variables(raw), stack_variables(evaluated)
+        if factors is not None:
+            raw, evaluated = jax.tree.map(lambda a: np.multiply.outer(factors, a), (raw, evaluated))
         state = {
             "step": np.int32(row.step),
             **raw,
@@ -62,8 +66,8 @@ def write_workdir(path, *saved, config=CONFIG, scan=False, metadata=None):
             "opt_state": (jax.tree.map(np.zeros_like, raw["params"]), {}),
         }
         stats = evaluated["batch_stats"] if row.precise_bn else {}
-        test = {} if row.accuracy is None else {"accuracy": row.accuracy}
-        trainer_state = TrainerState(evaluated=row.step if test else 0, test=test)
+        metrics = {} if row.accuracy is None else test or {"accuracy": row.accuracy}
+        trainer_state = TrainerState(evaluated=row.step if metrics else 0, test=metrics)
         content = {"config": {"precise_bn_batches": 16 * row.ema}} | metadata
         content["trainer_state"] = trainer_state.as_dict()
         tree = {"state": state, "eval_batch_stats": stats}

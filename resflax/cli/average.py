@@ -1,0 +1,201 @@
+"""`resflax average WHERE... --out=FOLDER`: the mean of the parameters of several networks."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from resflax.cli.evaluate_flags import with_dashes
+from resflax.cli.export import training_command
+from resflax.data import StreamingSplit, load_split
+from resflax.data.array_source import ArraySource
+from resflax.data.batches import eval_batches
+from resflax.data.held_out import SourceSubset, without_held_out
+from resflax.data.in_memory import read_all
+from resflax.data.source import ON_BAD_EXAMPLE, Source
+from resflax.errors import Parser, UserError
+from resflax.export import FORMATS, ExportOptions, export
+from resflax.export.exporter import check_target
+from resflax.export.trained_model import RunRecord, TrainedModel
+from resflax.progress import progress_range
+from resflax.runtime import enable_compilation_cache
+from resflax.train.precise_bn import recompute_batch_stats
+from resflax.weights import Preprocess, Weights, adapt_weights, read_ensemble
+from resflax.weights.average import average_weights, have_same_batch_stats
+from resflax.weights.workdirs import split_checkpoint
+from resflax.zoo import create_model
+
+DESCRIPTION = """Averages the parameters of several networks: the last checkpoints of a run
+(stochastic weight averaging), the members of an ensemble, or several models. The batch statistics
+are computed for the average, on training data. The result is a folder in timm's layout, which every
+command reads. Networks that were trained from different initial parameters have no useful average:
+evaluate it with resflax evaluate."""
+EPILOG = """examples:
+  resflax average runs/x@last:3 --out=runs/x-average
+  resflax average runs/x@100,200,300 --out=runs/x-average
+  resflax average a/model.safetensors b/model.safetensors --dataset=cifar10 --out=average"""
+
+
+def main(arguments: list[str]) -> None:
+    """Averages networks, recomputes the batch statistics and writes the model to `--out`.
+
+    Raises:
+      UserError: if the models, the dataset or an argument is invalid; nothing is written then.
+    """
+    args = _parse(arguments)
+    check_target(args.out, FORMATS["timm"])
+    enable_compilation_cache()
+    networks = [adapt_weights(w) for w in read_ensemble(args.where, args.model)]
+    if not networks[0].config.spec.num_classes:
+        raise UserError(f"{networks[0].where} has no classification head: expected classes")
+    average = average_weights(networks)
+    print(average.source, flush=True)
+    if have_same_batch_stats(networks):
+        print("batch statistics: none, or the same in all networks, and kept")
+    else:
+        average = _with_own_batch_stats(average, args)
+    record = _run_record(args.where)
+    model = TrainedModel(average.config, average.variables, average.source, record)
+    options = ExportOptions(license=args.license, train_command=training_command(record))
+    report = export(model, args.out, format="timm", options=options)
+    for line in (*report.verifications, *report.notes):
+        print(line)
+    print(f"wrote {report.path} ({report.size / 1e6:.1f} MB)")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="resflax average",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("where", metavar="WHERE", nargs="+", help="two networks or more, as in resflax evaluate")
+    add("--out", type=Path, metavar="FOLDER", required=True, help="a new folder")
+    add("--model", metavar="NAME", help="model name of weights files")
+    add("--dataset", default="", metavar="NAME", help="default: the dataset of the runs")
+    add("--split", default="train", help="split for the batch statistics; default: train")
+    add("--data-dir", default="", help="directory of prepared TFDS datasets")
+    text = "random images for the batch statistics, 1 to all; default: 4096"
+    add("--images", type=int, default=4096, help=text)
+    add("--batch-size", type=int, default=128, help="images per batch; default: 128")
+    text = "processes that read images, at most 4 per CPU core; 0 for threads"
+    add("--num-workers", type=int, default=0, help=text)
+    text = "stop at an unreadable image, or skip it; default: as the run"
+    add("--on-bad-example", choices=ON_BAD_EXAMPLE, default="", help=text)
+    add("--license", default="", help="license of the weights, for the model card")
+    args = parser.parse_args([with_dashes(word) for word in arguments])
+    for name, minimum in (("images", 2), ("batch_size", 2), ("num_workers", 0)):
+        if (value := getattr(args, name)) < minimum:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: expected {minimum} or more")
+    return args
+
+
+def _with_own_batch_stats(average: Weights, args: argparse.Namespace) -> Weights:
+    """Returns the average with batch statistics of its own, of images as it is evaluated on."""
+    split, preprocess = _open_split(args, average), average.config.preprocess
+    size = min(args.batch_size, len(split))
+    count = max(1, min(args.images, len(split)) // size)
+    order = np.random.default_rng(0).permutation(len(split))[: count * size]
+    split.source = SourceSubset(split.source, order, split.source.name)
+    variables = recompute_batch_stats(
+        create_model(average.config.spec, scan=False),
+        average.variables,
+        _normalized_batches(split, preprocess, size, count, args.num_workers),
+    )
+    print(
+        f"batch statistics: of {len(order):,} images of {split.source.name}, in {count} batches of"
+        f" {size}"
+    )
+    return average._replace(variables=jax.tree.map(np.asarray, variables))
+
+
+def _normalized_batches(
+    split: StreamingSplit, preprocess: Preprocess, size: int, count: int, num_workers: int
+) -> Iterator[Float[Array, "batch height width channels"]]:
+    mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
+    batches = eval_batches(split, batch_size=size, num_workers=num_workers)
+    for _, batch in zip(progress_range(count, "batch statistics"), batches, strict=True):
+        yield jnp.asarray((batch["image"].astype(np.float32) / 255 - mean) / std)
+
+
+def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
+    """Opens the training images, without those that the run held out.
+
+    Raises:
+      UserError: if no dataset is given or known, it cannot be opened, or it is too small.
+    """
+    config = {} if args.dataset else _dataset_config(args.where)
+    if not args.dataset and not config.get("dataset"):
+        raise UserError(
+            "the batch statistics need training data, and the networks are not from runs with one"
+            " dataset: expected --dataset=NAME"
+        )
+    data = config.get("data", {})
+    on_bad_example = args.on_bad_example or data.get("on_bad_example", "raise")
+    source: Source = load_split(
+        args.dataset or config["dataset"],
+        args.split,
+        data_dir=args.data_dir or data.get("data_dir", ""),
+        on_bad_example=on_bad_example,
+        seed=config.get("seed", 0),
+    )
+    validation = data.get("validation", 0.0)
+    if validation and not data["image_size"] and not isinstance(source, ArraySource):
+        # The held-out share was chosen by the labels, which training had in memory.
+        held = read_all(source, channels=data["channels"], on_bad_example=on_bad_example)
+        source = ArraySource(source.name, held, source.classes)
+    preprocess = average.config.preprocess
+    split = StreamingSplit(
+        source,
+        max(preprocess.size),
+        preprocess.channels,
+        eval_transform=preprocess,
+        on_bad_example=on_bad_example,
+    )
+    if validation and args.split == "train":
+        trained = without_held_out(split, validation, data["validation_seed"])
+        assert isinstance(trained, StreamingSplit)
+        split = trained
+    if len(split) < 2:
+        raise UserError(f"{source.name} has {len(split)} examples: expected 2 or more")
+    return split
+
+
+def _dataset_config(wheres: Sequence[str]) -> dict[str, Any]:
+    """Returns the config of the runs if they have one dataset; else {}."""
+    configs = [_read_config(where) for where in wheres]
+    keys = {json.dumps([config.get("dataset"), config.get("data")]) for config in configs}
+    return configs[0] if len(keys) == 1 else {}
+
+
+def _read_config(where: str) -> dict[str, Any]:
+    """Returns the config of the run that a name is of; {} if it is not of a run.
+
+    Raises:
+      UserError: if a config.json cannot be read.
+    """
+    name = split_checkpoint(where)
+    if name is None:
+        return {}
+    try:
+        return dict(json.loads((name.folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f"{name.folder} has no valid config.json: {e}") from e
+
+
+def _run_record(wheres: Sequence[str]) -> RunRecord | None:
+    """Returns the config of the run that all networks are of, without results."""
+    names = [split_checkpoint(where) for where in wheres]
+    folders = {name.folder if name else None for name in names}
+    folder = folders.pop()
+    if folders or folder is None:
+        return None
+    return RunRecord(str(folder), _read_config(wheres[0]), {})

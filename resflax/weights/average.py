@@ -1,0 +1,63 @@
+"""The average of several networks' parameters: one network, without the cost of an ensemble."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from resflax.errors import UserError
+from resflax.weights.readers import Weights
+
+
+def average_weights(networks: Sequence[Weights]) -> Weights:
+    """Returns the mean of the networks' parameters, computed in float64.
+
+    Stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407) averages checkpoints of one
+    run. Networks that were trained from different initial parameters have no useful average.
+
+    The batch statistics are averaged as well, but they do not fit the averaged parameters: compute
+    them with `recompute_batch_stats`, unless all networks have the same (`have_same_batch_stats`).
+
+    Args:
+      networks: two networks or more of one architecture, with the same classes and preprocessing,
+        as `read_ensemble` returns them.
+
+    Raises:
+      UserError: if there are fewer, or their architectures differ.
+    """
+    first = networks[0]
+    if len(networks) < 2:
+        raise UserError(
+            f"{first.where} is one network, and an average needs two or more: expected the"
+            " checkpoints of a run, such as runs/x@last:3, an ensemble, or several names"
+        )
+    for network in networks[1:]:
+        if network.config.spec != first.config.spec:
+            raise UserError(
+                f"{network.where} and {first.where} have different architectures: expected one, as"
+                " their parameters are averaged"
+            )
+    names = ", ".join(network.where for network in networks)
+    return first._replace(
+        variables=jax.tree.map(_mean, *(network.variables for network in networks)),
+        source=f"average of {len(networks)} networks: {names}",
+        evaluation={},
+        where="",
+    )
+
+
+def have_same_batch_stats(networks: Sequence[Weights]) -> bool:
+    """Returns whether all networks have equal batch statistics, or none: those were frozen."""
+    first = networks[0].variables.get("batch_stats", {})
+    return all(
+        jax.tree.all(jax.tree.map(np.array_equal, first, n.variables.get("batch_stats", {})))
+        for n in networks[1:]
+    )
+
+
+def _mean(*arrays: np.ndarray) -> np.ndarray:
+    total = np.zeros(arrays[0].shape)
+    for array in arrays:
+        total += array
+    mean: np.ndarray = (total / len(arrays)).astype(arrays[0].dtype)
+    return mean

@@ -1,0 +1,177 @@
+"""Weights of the networks in a run's checkpoints, as the run evaluated them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from resflax.errors import UserError
+from resflax.weights.bridge import Variables
+from resflax.weights.pretrained_config import PretrainedConfig
+from resflax.weights.run_checkpoints import (
+    BATCH_STATS,
+    EMA,
+    EVAL_STATS,
+    PARAMS,
+    Report,
+    RunCheckpoint,
+    read_checkpoints,
+)
+from resflax.weights.workdirs import BEST, LAST, RunName
+
+
+class RunWeights(NamedTuple):
+    """Weights of one network of one checkpoint of a run.
+
+    Attributes:
+      config: architecture, preprocessing and class names.
+      variables: variables of the model.
+      source: one line that describes the weights.
+      evaluation: "steps" of the checkpoint, and the "test_accuracy" and "test_loss" of the network
+        at this step if the run evaluated there; for a member, those of its ensemble as well, as
+        "ensemble_accuracy" and "ensemble_loss".
+      where: name of this network alone, such as "runs/x@200", or "runs/x#2" for a member.
+    """
+
+    config: PretrainedConfig
+    variables: Variables
+    source: str
+    evaluation: dict[str, float]
+    where: str
+
+
+def read_run(name: RunName, report: Report) -> list[RunWeights]:
+    """Reads the weights that a run evaluated: averaged if it averages, with precise batch norm.
+
+    Args:
+      name: the workdir, its checkpoints and members. Members that diverged and were dropped are
+        read only if they are named.
+      report: called with a message for every corrupt checkpoint that is skipped for another one,
+        and for every member that is left out.
+
+    Returns:
+      The networks: by checkpoint as `read_checkpoints` does, then by member.
+
+    Raises:
+      UserError: if a checkpoint is missing, corrupt or does not record its model, or there is no
+        such member.
+    """
+    checkpoints = read_checkpoints(name, lambda found: _read(name, found, report), report)
+    return [weights for checkpoint in checkpoints for weights in checkpoint]
+
+
+def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunWeights]:
+    """Reads the networks of a verified checkpoint.
+
+    Raises:
+      CorruptCheckpointError: if an array differs from the saved one.
+      UserError: if its model is not recorded, there is no such member, or its averaged weights have
+        no batch statistics.
+    """
+    from resflax.run.checkpoint import read_subtrees  # imports Orbax
+
+    path, step = name.folder, checkpoint.step
+    config, members = _get_config(path, checkpoint), _choose_members(name, checkpoint, report)
+    params = EMA if checkpoint.has(EMA) else PARAMS
+    stats = EVAL_STATS if checkpoint.has(EVAL_STATS) else BATCH_STATS
+    if checkpoint.lacks_batch_stats:
+        raise UserError(
+            f"{path}: the checkpoint at step {step} has averaged weights without batch statistics"
+            f" for them, as the run did not evaluate there: use {path}@best, or @STEP for an"
+            " evaluated step"
+        )
+    trees = read_subtrees(path / "checkpoints", step, (params, stats), checkpoint.checksums)
+    variables = {"params": trees[params], "batch_stats": trees[stats]}
+    variables = {collection: tree for collection, tree in variables.items() if tree}
+    notes = ", averaged weights" if params == EMA else ""
+    notes += ", precise batch norm" if stats == EVAL_STATS else ""
+    return [
+        RunWeights(
+            config,
+            variables if member is None else jax.tree.map(lambda a, i=member: a[i], variables),
+            f"{path}, {_describe(checkpoint, name.checkpoint, member)}{notes}; normalization of"
+            " the run",
+            checkpoint.evaluation(member),
+            _name_alone(name, step, member),
+        )
+        for member in members
+    ]
+
+
+def _name_alone(name: RunName, step: int, member: int | None) -> str:
+    """Returns the name of one network, with the step if `name` has several checkpoints."""
+    checkpoint = f"@{step}" if name.names_several_checkpoints else f"@{name.checkpoint}"
+    index = "" if member is None else f"#{member}"
+    return f"{name.folder}{'' if name.checkpoint == LAST else checkpoint}{index}"
+
+
+def _choose_members(
+    name: RunName, checkpoint: RunCheckpoint, report: Report
+) -> tuple[int, ...] | tuple[None]:
+    """Returns the indices of the members to read; (None,) for a run of one network.
+
+    Raises:
+      UserError: if there is no such member, or all were dropped.
+    """
+    ensemble, path = checkpoint.ensemble, name.folder
+    if ensemble is None:
+        if name.members is None:
+            return (None,)
+        raise UserError(
+            f"{path} is a run of one network, and # chooses members of an ensemble: expected {path}"
+        )
+    size, dropped = ensemble["size"], ensemble["dropped"]
+    if name.members is None:
+        for member in dropped:
+            report(f"{path}: left out member {member}, which diverged")
+        finite = tuple(member for member in range(size) if member not in dropped)
+        if not finite:
+            raise UserError(f"{path}: all {size} members diverged: train the run again")
+        return finite
+    for member in name.members:
+        if member >= size:
+            raise UserError(
+                f"{path} has no member {member}: expected an index from 0 to {size - 1}"
+            )
+        if member in dropped:
+            report(f"{path}: member {member} diverged: these are its last finite weights")
+    return name.members
+
+
+def _get_config(path: Path, checkpoint: RunCheckpoint) -> PretrainedConfig:
+    """Returns the record of the model in a checkpoint.
+
+    Raises:
+      UserError: if it has none.
+    """
+    step = checkpoint.step
+    if "model" not in checkpoint.metadata:
+        raise UserError(
+            f"{path}: the checkpoint at step {step} was written by an earlier version, which did"
+            " not record its model: train the run again"
+        )
+    if checkpoint.metadata["model"] is None:
+        raise UserError(
+            f"{path} trained a module of your own, which a checkpoint does not describe: read it"
+            " with resflax.run.checkpoint.restore_latest"
+        )
+    try:
+        return PretrainedConfig.from_json_dict(checkpoint.metadata["model"])
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"{path}: the record of the model at step {step} is not valid: {e!r}"
+        ) from e
+
+
+def _describe(checkpoint: RunCheckpoint, name: str, member: int | None) -> str:
+    """Returns which checkpoint and member the weights are."""
+    text = f"{'last checkpoint' if name == LAST else 'checkpoint'} (step {checkpoint.step})"
+    if name == BEST:
+        text = (
+            f"best checkpoint (step {checkpoint.step}, accuracy {checkpoint.accuracy:.4f} on the"
+            " test split, by which it was chosen)"
+        )
+    if member is None or checkpoint.ensemble is None:
+        return text
+    size, seeds = checkpoint.ensemble["size"], checkpoint.ensemble["seeds"]
+    return f"{text}, member {member} of {size} (seed {seeds[member]})"
