@@ -49,9 +49,10 @@ def convolve(
     if lhs.ndim > 4 and _fits_im2col(conv_pass, lhs.shape[-4:], rhs.shape[-4:], params):
         return _convolve_members_by_im2col(conv_pass, lhs, rhs, params)
     if lhs.ndim > 4:
-        return lax.map(
-            lambda pair: convolve(conv_pass, pair[0], pair[1], params, chunked=chunked), (lhs, rhs)
-        )
+        run_one = partial(convolve, conv_pass, params=params, chunked=chunked)
+        if _is_pointwise(params):
+            return jax.vmap(run_one)(lhs, rhs)
+        return lax.map(lambda pair: run_one(*pair), (lhs, rhs))
     dtype = lhs.dtype
     lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
     if not _is_pointwise(params):  # XLA materializes the operands of a single product anyway
@@ -102,14 +103,16 @@ def _image_gradient(g: Array, w: Array, params: ConvParams, chunked: bool) -> Ar
         flipped = jnp.flip(w, (0, 1)).swapaxes(2, 3)
         transposed = params._replace(image_size=params.output_size, padding=(height, width))
         return _forward(g, flipped, transposed, chunked)
-    return _xla_gradient("dgrad", g, w, params, chunked)
+    run_xla = xla_convolve if chunked else xla_conv
+    return run_xla("dgrad", g, w, params)
 
 
 def _kernel_gradient(x: Array, g: Array, params: ConvParams, chunked: bool) -> Array:
     if _is_pointwise(params):
         return channel_outer_product(_subsample(x, params), g)[None, None]
     if params.crops or params.groups > 1 or x.shape[3] < MIN_WGRAD_CHANNELS:
-        return _xla_gradient("wgrad", x, g, params, chunked)
+        run_xla = xla_convolve if chunked else xla_conv
+        return run_xla("wgrad", x, g, params)
     is_narrow = min(x.shape[3], g.shape[3]) < MIN_TAP_CHANNELS
     if params.strides == params.dilation == (1, 1) and is_narrow:
         run = partial(_kernel_gradient_by_row_blocks, params=params)
@@ -157,10 +160,8 @@ def _kernel_gradient_by_row_blocks(x: Array, g: Array, params: ConvParams) -> Ar
     return jnp.stack(kernel_rows).transpose(0, 2, 3, 1)
 
 
-def _xla_gradient(
-    conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams, unpartitioned: bool
-) -> Array:
-    """Computes a gradient pass as a convolution of channels-last images.
+def xla_convolve(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams) -> Array:
+    """Computes a pass by `lax.conv_general_dilated`, gradients as convolutions of NHWC images.
 
     XLA:CPU itself rewrites gradients so, but not in the body of a loop (over members, micro-batches
     or blocks), where it computes other layouts by a slow loop over single numbers.
@@ -169,25 +170,33 @@ def _xla_gradient(
     is_within_reach = all(
         0 <= pad <= r for pads, r in zip(params.padding, reach, strict=True) for pad in pads
     )
-    if not unpartitioned or params.groups > 1 or not is_within_reach:
+    if conv_pass == "fwd" or params.groups > 1 or not is_within_reach:
         return xla_conv(conv_pass, lhs, rhs, params)
-    run = partial(
-        lax.conv_general_dilated,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=params.precision,
-    )
     # How far the last kernel position reaches, from the first padded pixel.
     sizes = zip(params.strides, params.output_size, reach, strict=True)
     ends = [s * (out - 1) + 1 + r for s, out, r in sizes]
     axes = list(zip(params.image_size, params.padding, reach, ends, strict=True))
+    layout, precision = ("NHWC", "HWIO", "NHWC"), params.precision
     if conv_pass == "dgrad":
-        padding = [(r - low, size + low + r - end) for size, (low, _), r, end in axes]
-        kernel = jnp.flip(rhs, (0, 1)).swapaxes(2, 3)
-        dilations = {"lhs_dilation": params.strides, "rhs_dilation": params.dilation}
-        return run(lhs, kernel, (1, 1), padding, **dilations)
-    padding = [(low, end - size - low) for size, (low, _), _, end in axes]
-    image, kernel = lhs.transpose(3, 1, 2, 0), rhs.transpose(1, 2, 0, 3)
-    y = run(image, kernel, params.dilation, padding, rhs_dilation=params.strides)
+        return lax.conv_general_dilated(
+            lhs,
+            jnp.flip(rhs, (0, 1)).swapaxes(2, 3),
+            (1, 1),
+            [(r - low, size + low + r - end) for size, (low, _), r, end in axes],
+            lhs_dilation=params.strides,
+            rhs_dilation=params.dilation,
+            dimension_numbers=layout,
+            precision=precision,
+        )
+    y = lax.conv_general_dilated(
+        lhs.transpose(3, 1, 2, 0),
+        rhs.transpose(1, 2, 0, 3),
+        params.dilation,
+        [(low, end - size - low) for size, (low, _), _, end in axes],
+        rhs_dilation=params.strides,
+        dimension_numbers=layout,
+        precision=precision,
+    )
     return y.transpose(1, 2, 0, 3)
 
 
