@@ -44,6 +44,18 @@ def test_average_is_the_mean_of_the_parameters(workdir):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(average.variables))
 
 
+def test_average_of_members_is_their_mean(tmp_path):
+    path = write_workdir(
+        tmp_path / "members",
+        SavedStep(1),
+        factors=(1.0, 2.0, 6.0),
+        metadata={"ensemble": {"size": 3, "seeds": [0, 1, 2], "dropped": []}},
+    )
+    average = average_weights(read_ensemble([path]))
+    expected = jax.tree.map(lambda a: 3 * a, expected_params((1,)))
+    assert_trees_close(average.variables["params"], expected)
+
+
 def test_average_refuses_one_network_and_other_architectures(tmp_path, workdir):
     with pytest.raises(UserError, match="an average needs two or more"):
         average_weights(read_ensemble([workdir]))

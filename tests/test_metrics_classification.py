@@ -179,3 +179,12 @@ def test_metrics_refuse_invalid_input(logits, labels, message):
     with pytest.raises(ValueError, match=message) as error:
         classification_metrics(logits, labels)
     assert "\n" not in str(error.value)
+
+
+def test_most_probable_classes_are_those_of_a_stable_sort():
+    """Of equally probable classes the first, also where the probability is 0."""
+    rng = np.random.default_rng(0)
+    logits = rng.integers(-2, 3, (100, 9)).astype(float)
+    logits[:, 3:8][rng.random((100, 5)) < 0.6] = -np.inf
+    expected = np.argsort(-log_softmax(logits), axis=-1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(score_examples(logits, np.zeros(100, int)).top, expected)

@@ -12,14 +12,9 @@ from jaxtyping import Float, Int
 
 from resflax.metrics.checks import check_finite, check_members
 from resflax.metrics.scores import log_softmax, mean_log_probability
-from resflax.metrics.uncertainty import entropy, mutual_information
+from resflax.metrics.uncertainty import entropy, expected_entropy
 
 TRUE_POSITIVE_RATE = 0.95
-
-Score = Callable[
-    [Float[np.ndarray, "members n classes"], Float[np.ndarray, "members n classes"]],
-    Float[np.ndarray, " n"],
-]
 
 
 class Detection(NamedTuple):
@@ -36,46 +31,50 @@ class Detection(NamedTuple):
     fpr95: float
 
 
-def max_probability(
-    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
-) -> Float[np.ndarray, " n"]:
-    """Returns minus the probability of the prediction (Hendrycks and Gimpel 2017)."""
-    del logits
-    return -np.exp(mean_log_probability(log_p).max(-1))
+class Prediction(NamedTuple):
+    """What the scores are computed from.
+
+    Attributes:
+      logits: of each member, not normalized.
+      log_p: log-probabilities of each member.
+      mean_log_p: log of the mean of the members' probabilities.
+    """
+
+    logits: Float[np.ndarray, "members n classes"]
+    log_p: Float[np.ndarray, "members n classes"]
+    mean_log_p: Float[np.ndarray, "n classes"]
 
 
-def energy(
-    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
-) -> Float[np.ndarray, " n"]:
+def max_probability(prediction: Prediction) -> Float[np.ndarray, " n"]:
+    """Returns minus the probability of the predicted class (Hendrycks and Gimpel 2017)."""
+    return -np.exp(prediction.mean_log_p.max(-1))
+
+
+def energy(prediction: Prediction) -> Float[np.ndarray, " n"]:
     """Returns the mean over the members of `-log(sum(exp(logits)))`.
 
-    Liu et al. 2020, arXiv:2010.03759, at temperature 1. It needs logits: of
-    log-probabilities it is 0.
+    Liu et al. 2020, arXiv:2010.03759, at temperature 1. It needs logits: of log-probabilities it is
+    0.
     """
-    return -(logits[..., 0] - log_p[..., 0]).mean(0)
+    return (prediction.log_p[..., 0] - prediction.logits[..., 0]).mean(0)
 
 
-def total_entropy(
-    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
-) -> Float[np.ndarray, " n"]:
+def total_entropy(prediction: Prediction) -> Float[np.ndarray, " n"]:
     """Returns the entropy of the mean of the members' probabilities."""
-    del logits
-    return entropy(mean_log_probability(log_p))
+    return entropy(prediction.mean_log_p)
 
 
-def members_information(
-    logits: Float[np.ndarray, "members n classes"], log_p: Float[np.ndarray, "members n classes"]
-) -> Float[np.ndarray, " n"]:
+def information(prediction: Prediction) -> Float[np.ndarray, " n"]:
     """Returns the mutual information of prediction and member; 0 for one member."""
-    del logits
-    return mutual_information(log_p)
+    difference = entropy(prediction.mean_log_p) - expected_entropy(prediction.log_p)
+    return np.maximum(difference, 0)
 
 
-OOD_SCORES: dict[str, Score] = {
+OOD_SCORES: dict[str, Callable[[Prediction], Float[np.ndarray, " n"]]] = {
     "max_probability": max_probability,
     "energy": energy,
     "entropy": total_entropy,
-    "mutual_information": members_information,
+    "mutual_information": information,
 }
 
 
@@ -92,7 +91,8 @@ def ood_scores(
     """
     logits = np.asarray(check_members(logits), np.float64)
     log_p = log_softmax(logits)
-    return {name: score(logits, log_p) for name, score in OOD_SCORES.items()}
+    prediction = Prediction(logits, log_p, mean_log_probability(log_p))
+    return {name: score(prediction) for name, score in OOD_SCORES.items()}
 
 
 def detection(

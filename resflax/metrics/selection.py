@@ -1,7 +1,7 @@
 """Ensembles of some members: metrics against ensemble size, and greedy selection of members."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -127,8 +127,9 @@ def subset_sums(
     if temperatures is not None and len(temperatures) != len(subsets):
         raise ValueError(f"{len(temperatures)} temperatures for {len(subsets)} subsets")
     correct, nll, scaled = np.zeros(len(subsets), np.int64), [], []
-    for i, subset in enumerate(subsets):
-        mean = mean_log_probability(log_p[list(subset)])
+    label_log_p = log_p[:, *rows]
+    for i, mean in enumerate(_subset_means(log_p, subsets)):
+        mean[rows] = mean_log_probability(label_log_p[list(subsets[i])])  # also if it underflows
         correct[i] = (mean.argmax(-1) == rows[1]).sum()
         nll.append(-mean[rows].sum())
         if temperatures is not None:
@@ -140,6 +141,20 @@ def subset_sums(
         nll=np.array(nll),
         scaled_nll=np.array(scaled) if temperatures is not None else no_scaling,
     )
+
+
+def _subset_means(
+    log_p: Float[np.ndarray, "members n classes"], subsets: Sequence[Subset]
+) -> Iterator[Float[np.ndarray, "n classes"]]:
+    """Yields `mean_log_probability` of each subset, with one exponential for all of them."""
+    largest = log_p.max(0)
+    shifted = np.exp(log_p - largest)
+    for subset in subsets:
+        total = np.zeros_like(largest)
+        for member in subset:
+            total += shifted[member]
+        mean = np.maximum(total / len(subset), np.finfo(np.float64).tiny)
+        yield largest + np.log(mean)
 
 
 def size_curve(subsets: Sequence[Subset], sums: SubsetSums) -> SizeCurve:

@@ -49,13 +49,14 @@ def ensemble_uncertainty(log_p: Float[np.ndarray, "members n classes"]) -> Uncer
     (array([0.6931]), array([1.]), array([inf]))
     """
     log_p = np.asarray(check_members(log_p), np.float64)
-    total, expected = entropy(mean_log_probability(log_p)), expected_entropy(log_p)
+    p = np.exp(log_p)
+    entropies, total = _entropy(p, log_p), entropy(mean_log_probability(log_p))
     return Uncertainty(
         total_entropy=total,
-        expected_entropy=expected,
-        mutual_information=np.maximum(total - expected, 0),  # negative by rounding only
+        expected_entropy=entropies.mean(0),
+        mutual_information=np.maximum(total - entropies.mean(0), 0),  # negative by rounding only
         disagreement=disagreement(log_p),
-        pairwise_kl=pairwise_kl(log_p),
+        pairwise_kl=_pairwise_kl(p, log_p, entropies),
     )
 
 
@@ -66,8 +67,13 @@ def entropy(log_p: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*n"]:
     array([0.6931, 0.3251])
     """
     log_p = np.asarray(log_p, np.float64)
-    p = np.exp(log_p)
-    return -np.multiply(p, log_p, out=np.zeros_like(p), where=p > 0).sum(-1)
+    return _entropy(np.exp(log_p), log_p)
+
+
+def _entropy(
+    p: Float[np.ndarray, "*n classes"], log_p: Float[np.ndarray, "*n classes"]
+) -> Float[np.ndarray, "*n"]:
+    return -np.einsum("...c,...c->...", p, np.where(p > 0, log_p, 0))
 
 
 def expected_entropy(log_p: Float[np.ndarray, "members n classes"]) -> Float[np.ndarray, " n"]:
@@ -104,15 +110,27 @@ def disagreement(log_p: Float[np.ndarray, "members n classes"]) -> Float[np.ndar
 def pairwise_kl(log_p: Float[np.ndarray, "members n classes"]) -> Float[np.ndarray, " n"]:
     """Returns the mean of KL(p, q) over all ordered pairs of different members.
 
-    With M members, the sum over the pairs is M times the sum of p log p minus the product of the
-    sums of p and of log q, so that memory and time grow with M and not with its square. It is 0 for
-    one member, and infinite if a member excludes a class that another one does not.
+    It is 0 for one member, and infinite if a member excludes a class that another one does not.
     """
     log_p = np.asarray(check_members(log_p), np.float64)
-    members = len(log_p)
+    p = np.exp(log_p)
+    return _pairwise_kl(p, log_p, _entropy(p, log_p))
+
+
+def _pairwise_kl(
+    p: Float[np.ndarray, "members n classes"],
+    log_p: Float[np.ndarray, "members n classes"],
+    entropies: Float[np.ndarray, "members n"],
+) -> Float[np.ndarray, " n"]:
+    """Returns the mean over the pairs without a loop over them.
+
+    With M members, the sum over the pairs is M times the sum of p log p minus the product of the
+    sums of p and of log q.
+    """
+    members, sum_of_p = len(p), p.sum(0)
     if members == 1:
-        return np.zeros(log_p.shape[1])
-    p, sum_of_logs = np.exp(log_p).sum(0), log_p.sum(0)
-    cross = np.multiply(p, sum_of_logs, out=np.zeros_like(p), where=p > 0).sum(-1)
-    total = -members * entropy(log_p).sum(0) - cross
+        return np.zeros(p.shape[1])
+    sum_of_logs = np.where(sum_of_p > 0, log_p.sum(0), 0)
+    cross = np.einsum("nc,nc->n", sum_of_p, sum_of_logs)
+    total = -members * entropies.sum(0) - cross
     return np.maximum(total, 0) / (members * (members - 1))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode, statistics_dtype
-from resflax.nn.norms import NORMS
+from resflax.nn.norms import NORMS, Lift
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -53,20 +53,25 @@ class Ops:
       conv: `conv(x, features, kernel, stride=1, name=..., groups=1, dilation=1, zero=False)`: a 2D
         convolution without bias, with symmetric padding. `zero` initializes its kernel to 0 instead
         of He normal.
+      image_conv: the same, for the convolution that reads the images.
       norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
       norm_act: `norm_act(x, name=...)`: the norm, then its activation.
       act: `act(x)`, the activation; makes no module.
-      dense: `dense(x, features, name=...)`: a linear layer with bias over the last axis.
+      dense: `dense(x, features, name=..., use_bias=True)`: a linear layer over the last axis.
       conv1d: `conv1d(x, kernel, name=...)`: a convolution along the last axis, one channel to one
         channel, without bias.
+      channel_groups: number of groups of channels that are networks of their own; 1 but for packed
+        ensembles.
     """
 
     conv: Callable[..., Array]
+    image_conv: Callable[..., Array]
     norm: Callable[..., Array]
     norm_act: Callable[..., Array]
     act: Callable[[Array], Array]
     dense: Callable[..., Array]
     conv1d: Callable[..., Array]
+    channel_groups: int = 1
 
 
 def make_ops(
@@ -77,6 +82,7 @@ def make_ops(
     batch_norm: BatchNormMode = GLOBAL_BATCH,
     norm: str = "batch",
     conv: str = "plain",
+    lift_norm: Lift = lambda module_class: module_class,
 ) -> Ops:
     """Returns the operations for one call of a network.
 
@@ -88,12 +94,14 @@ def make_ops(
       batch_norm: which statistics batch norms normalize by with `train=True`.
       norm: a name in `NORMS`.
       conv: a name in `CONVS`.
+      lift_norm: applied to the class of each norm, such as a linen transform.
     """
     norm_row, act = NORMS[norm], nn.relu
 
     def run_norm(x: Array, *, name: str, zero: bool = False, with_act: bool = False) -> Array:
         scale_init = nn.initializers.zeros if zero else nn.initializers.ones
         module: Any = norm_row.make(
+            lift_norm,
             train=train,
             dtype=dtype,
             axis_name=axis_name,
@@ -108,12 +116,17 @@ def make_ops(
         x = run_norm(x, name=name, with_act=True)
         return x if norm_row.has_activation else act(x)
 
+    def dense(x: Array, features: int, *, name: str, use_bias: bool = True) -> Array:
+        return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
+
+    run_conv = _make_conv(CONVS[conv], dtype)
     return Ops(
-        conv=_make_conv(CONVS[conv], dtype),
+        conv=run_conv,
+        image_conv=run_conv,
         norm=run_norm,
         norm_act=norm_act,
         act=act,
-        dense=lambda x, features, *, name: nn.Dense(features, dtype=dtype, name=name)(x),
+        dense=dense,
         conv1d=_make_conv1d(dtype),
     )
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from resflax.nn.batch_norm import BatchNorm, BatchNormMode, statistics_dtype
 
 GROUPS = 32
+# From the class of a norm to a function of its fields that returns a module or a function of `x`.
+Lift = Callable[[Any], Callable[..., Any]]
 
 
 def group_std(
@@ -81,8 +83,8 @@ class NormRow(NamedTuple):
     """Row of `NORMS`.
 
     Attributes:
-      make: `(train=, dtype=, axis_name=, mode=, scale_init=, act=, name=) -> module`, called on
-        `x`. `mode` is a `BatchNormMode`.
+      make: `(lift, train=, dtype=, axis_name=, mode=, scale_init=, act=, name=) -> module`, called
+        on `x`. `lift` is applied to the module's class. `mode` is a `BatchNormMode`.
       has_activation: whether the module made with `act=True` applies its own activation. If False,
         the network's activation follows it.
       channel_multiple: number by which the channels must be divisible.
@@ -93,9 +95,9 @@ class NormRow(NamedTuple):
     channel_multiple: int = 1
 
 
-def _batch(*, act: bool, **fields: Any) -> Any:
+def _batch(lift: Lift, *, act: bool, **fields: Any) -> Any:
     del act
-    return BatchNorm(**fields)
+    return lift(BatchNorm)(**fields)
 
 
 def _without_batch_statistics(
@@ -106,21 +108,21 @@ def _without_batch_statistics(
     return fields
 
 
-def _group(**fields: Any) -> Any:
+def _group(lift: Lift, **fields: Any) -> Any:
     fields = _without_batch_statistics(**fields)
     del fields["act"]
     dtype = fields.pop("dtype")
-    norm = nn.GroupNorm(GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
+    norm = lift(nn.GroupNorm)(num_groups=GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
     # Flax's conversion to float32 fails under strict dtype promotion.
     return lambda x: norm(x.astype(statistics_dtype(x))).astype(dtype)
 
 
-def _evonorm_s0(**fields: Any) -> Any:
-    return EvoNormS0(**_without_batch_statistics(**fields))
+def _evonorm_s0(lift: Lift, **fields: Any) -> Any:
+    return lift(EvoNormS0)(**_without_batch_statistics(**fields))
 
 
-def _frn_tlu(**fields: Any) -> Any:
-    return FilterResponseNorm(**_without_batch_statistics(**fields))
+def _frn_tlu(lift: Lift, **fields: Any) -> Any:
+    return lift(FilterResponseNorm)(**_without_batch_statistics(**fields))
 
 
 NORMS: dict[str, NormRow] = {

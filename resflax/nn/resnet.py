@@ -14,10 +14,12 @@ from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
-from resflax.nn.layers import Ops, make_ops
+from resflax.nn.ensembles import ENSEMBLES, log_mean_softmax
+from resflax.nn.layers import Ops
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scan_module
 from resflax.nn.shortcuts import SHORTCUTS
+from resflax.nn.shuffle import Shuffling
 from resflax.nn.spec import FeatureInfo, Spec
 from resflax.nn.stems import STEMS, apply_stem
 
@@ -86,7 +88,7 @@ class ResNet(nn.Module):
     @property
     def needs_rng(self) -> bool:
         """Whether calls with `train=True` need `dropout_keys`."""
-        return self.spec.drop_path > 0 or self.spec.dropout > 0
+        return self.spec.needs_rng
 
     @nn.compact
     def __call__(
@@ -96,11 +98,18 @@ class ResNet(nn.Module):
         train: bool,
         dropout_keys: Key[Array, " n"] | None = None,
         drop_path: Float[Array, ""] | None = None,
+        members: bool = False,
     ) -> Any:
         """Computes logits `(n, num_classes)` from images with any number of channels.
 
         With `num_classes=0` the result is the pooled features `(n, channels)`. With `out_indices`
         it is a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up.
+
+        If the spec has an ensemble, the logits are the logarithms of the members' mean
+        probabilities, as float32, and in training those of all members, `(members, n,
+        num_classes)`, as the loss is the mean of the members' losses. (With MIMO's batch repetition
+        the first axis has the repetitions of each member.) Features are those of all members,
+        concatenated along the channels.
 
         Args:
           x: the images.
@@ -108,9 +117,12 @@ class ResNet(nn.Module):
             "batch_stats" mutable if True.
           dropout_keys: one key per example, needed for training if `needs_rng`. They replace
             linen's RNG streams, which are shared by the batch: what is dropped from an example
-            depends on its key only, however many devices share the batch.
-          drop_path: replaces the rate of the spec, which must be more than 0, in training. It may
-            be traced, so that members of an ensemble can have different rates.
+            depends on its key only, however many devices share the batch. Given in evaluation, they
+            turn on drop path and dropout (see `resflax.nn.mc_dropout`).
+          drop_path: replaces the rate of the spec, which must be more than 0. It may be traced, so
+            that members of an ensemble can have different rates.
+          members: return the logits of all members, `(members, n, num_classes)`, in evaluation too;
+            for a spec without ensemble `(1, n, num_classes)`.
 
         Raises:
           ValueError: if `x` does not have four axes, or keys are missing.
@@ -119,9 +131,11 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"expected images of shape (n, height, width, channels): got {x.shape}"
             )
-        spec, stem = self.spec, STEMS[self.spec.stem]
-        keys = self._check_keys(dropout_keys, len(x)) if train and self.needs_rng else None
-        ops = make_ops(
+        spec, stem, ensemble = self.spec, STEMS[self.spec.stem], ENSEMBLES[self.spec.ensemble]
+        needs_keys = self.needs_rng and (train or dropout_keys is not None)
+        keys = self._check_keys(dropout_keys, len(x)) if needs_keys else None
+        ops = ensemble.make_ops(
+            spec.members,
             train=train,
             dtype=self.dtype,
             axis_name=self.axis_name,
@@ -129,7 +143,10 @@ class ResNet(nn.Module):
             norm=spec.norm,
             conv=spec.conv,
         )
-        x = apply_stem(ops, stem, jnp.asarray(x, self.dtype), spec.stem_width, preact=spec.preact)
+        x, keys, split_logits = ensemble.make_inputs(
+            jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
+        )
+        x = apply_stem(ops, stem, x, spec.stem_channels, preact=spec.preact)
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
@@ -140,13 +157,26 @@ class ResNet(nn.Module):
             x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
             maps.append(x)
         if self.out_indices is not None:
-            return tuple(maps[i] for i in self.out_indices)
+            return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
         if spec.preact:
             x = ops.norm_act(x, name="head_norm")
         x = jnp.mean(x, axis=(1, 2))
         if keys is not None and spec.dropout:
             x = drop.dropout(keys, x, spec.dropout)
-        return ops.dense(x, spec.num_classes, name="head") if spec.num_classes else x
+        if not spec.num_classes:
+            return ensemble.merge_rows(x, spec.members)
+        outputs = ensemble.head_outputs(spec.members, spec.num_classes)
+        logits = ops.dense(x, outputs, name="head")
+        if spec.ensemble == "none" and not members:
+            return logits
+        logits = split_logits(logits)
+        return logits if members or train else log_mean_softmax(logits)
+
+    def _shuffling(self, train: bool) -> Shuffling | None:
+        spec = self.spec
+        if not train:
+            return None
+        return Shuffling(spec.batch_repetition, spec.input_repetition, self.axis_name)
 
     def _check_keys(self, keys: Array | None, examples: int) -> Array:
         if keys is None or keys.shape != (examples,):

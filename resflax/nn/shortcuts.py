@@ -8,6 +8,7 @@ shapes, axis by axis, so it works for any rank.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -54,22 +55,27 @@ def subsample(
 
 
 def zero_pad(
-    h: Float[Array, "*source channels"], shape: Shape
+    h: Float[Array, "*source channels"], shape: Shape, *, groups: int = 1
 ) -> Float[Array, "*target out_channels"]:
     """Subsamples and pads the channels with zeros on both sides (option A); no parameters.
+
+    With `groups`, each group of the channels is padded on its own.
 
     Raises:
       ValueError: if `shape` has fewer channels than `h`.
 
     >>> zero_pad(jnp.ones((1, 4, 4, 2)), (1, 2, 2, 4))[0, 0, 0].tolist()
     [0.0, 1.0, 1.0, 0.0]
+    >>> zero_pad(jnp.ones((1, 4, 4, 2)), (1, 2, 2, 6), groups=2)[0, 0, 0].tolist()
+    [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     """
-    extra = shape[-1] - h.shape[-1]
+    extra = (shape[-1] - h.shape[-1]) // groups
     if extra < 0:
         raise ValueError(f"option A cannot reduce the number of channels: got {h.shape} to {shape}")
     h = subsample(h, shape)
+    h = h.reshape(*h.shape[:-1], groups, -1) if groups > 1 else h
     padding = [(0, 0)] * (h.ndim - 1) + [(extra // 2, extra - extra // 2)]
-    return jnp.pad(h, padding)
+    return jnp.pad(h, padding).reshape(shape)
 
 
 def linear_projection(
@@ -132,7 +138,7 @@ class ShortcutRow(NamedTuple):
 
 
 SHORTCUTS: dict[str, ShortcutRow] = {
-    "A": ShortcutRow(lambda ops, geometry, *, norm: zero_pad),
+    "A": ShortcutRow(lambda ops, geometry, *, norm: partial(zero_pad, groups=ops.channel_groups)),
     "B": ShortcutRow(projection),
     "B3": ShortcutRow(projection_3x3),
     "C": ShortcutRow(projection, always=True),

@@ -5,10 +5,12 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
+from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
@@ -21,6 +23,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "antialias": ANTIALIAS,
     "norm": NORMS,
     "conv": CONVS,
+    "ensemble": ENSEMBLES,
 }
 OUTPUT_STRIDES = (8, 16, 32)
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
@@ -69,7 +72,15 @@ class Spec:
       drop_path: probability with which training drops the last block's branch, drawn per example.
         It rises linearly from 0 at the first block (stochastic depth).
       dropout: probability with which training drops a feature before the head.
-      num_classes: outputs of the head. 0 for pooled features.
+      num_classes: outputs of the head, per member. 0 for pooled features.
+      ensemble: a name in `ENSEMBLES`: "none", or an efficient ensemble in one network: "batch"
+        (rank-1 factors), "packed" (grouped convolutions) or "mimo" (several inputs and heads).
+      members: number of members of the ensemble.
+      alpha: with "packed", factor of all numbers of channels, which the members share: each is a
+        network of `alpha / members` times the widths.
+      batch_repetition: with "mimo", how often training uses each example of a batch.
+      input_repetition: with "mimo", share of the training inputs that are the same image for all
+        members.
 
     Raises:
       UserError: on an unknown name or an invalid value or combination.
@@ -98,19 +109,25 @@ class Spec:
     drop_path: float = 0.0
     dropout: float = 0.0
     num_classes: int = 1000
+    ensemble: str = "none"
+    members: int = 1
+    alpha: float = 1.0
+    batch_repetition: int = 1
+    input_repetition: float = 0.0
 
     def __post_init__(self) -> None:
         self._check_fields()
         self._check_rates()
         # Config files have lists; tuples keep the spec hashable.
         for field in ("depths", "widths", "block", "pruned"):
-            object.__setattr__(self, field, _to_tuples(getattr(self, field)))
+            object.__setattr__(self, field, to_tuples(getattr(self, field)))
         if len(self.depths) != len(self.widths):
             raise UserError(
                 f"depths {self.depths} and widths {self.widths} differ in length:"
                 " expected one of each per stage"
             )
         self._check_blocks()
+        self._check_ensemble()
         self._check_channels()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,6 +140,8 @@ class Spec:
         Where `output_stride` forbids a stride, the stage is dilated instead. As in timm and
         torchvision, its first block still reads its input at the dilation of the previous stage.
         """
+        if self.channel_groups > 1:
+            return _repeat_channels(self.member.stages, self.members)
         stages, stride, dilation = [], STEMS[self.stem].stride, 1
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             rows, stage_stride, in_dilation = BLOCKS[self.block_names[i]], 2 if i else 1, dilation
@@ -155,13 +174,47 @@ class Spec:
         return self.features[-1].stride // 2 + 1
 
     @property
+    def channel_groups(self) -> int:
+        """Number of groups of channels that belong to different members."""
+        return self.members if ENSEMBLES[self.ensemble].channels else 1
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels after the stem, of all members that have channels of their own."""
+        return self.member.stem_width * self.channel_groups
+
+    @cached_property
+    def member(self) -> "Spec":
+        """The single network that each member of the ensemble is, with the same outputs."""
+        if self.ensemble == "none":
+            return self
+        defaults: dict[str, Any] = {"ensemble": "none", **ENSEMBLE_FIELDS}
+        if ENSEMBLES[self.ensemble].channels:
+            defaults["stem_width"] = self._member_channels("stem_width", self.stem_width)
+            defaults["widths"] = tuple(self._member_channels("widths", w) for w in self.widths)
+        return replace(self, **defaults)
+
+    @property
+    def needs_rng(self) -> bool:
+        """Whether training draws random numbers in the network."""
+        shuffles = ENSEMBLES[self.ensemble].shuffles and self.members > 1
+        return self.drop_path > 0 or self.dropout > 0 or (shuffles and self.input_repetition < 1)
+
+    def without_rng(self) -> "Spec":
+        """Returns the spec whose training draws no random numbers, as evaluation does not."""
+        same = 1.0 if ENSEMBLES[self.ensemble].shuffles else 0.0
+        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same)
+
+    @property
     def features(self) -> tuple[FeatureInfo, ...]:
         """Feature maps of the stem (before its pooling) and of every stage."""
-        stem = STEMS[self.stem]
-        features, stride = [FeatureInfo("stem", self.stem_width, stem.conv_stride)], stem.stride
+        stem, rows = STEMS[self.stem], self.members if ENSEMBLES[self.ensemble].rows else 1
+        channels = self.stem_channels * rows
+        features, stride = [FeatureInfo("stem", channels, stem.conv_stride)], stem.stride
         for i, blocks in enumerate(self.stages, start=1):
             stride *= blocks[0].geometry.stride
-            features.append(FeatureInfo(f"stage{i}", blocks[-1].channels[-1], stride))
+            channels = blocks[-1].channels[-1] * rows
+            features.append(FeatureInfo(f"stage{i}", channels, stride))
         return tuple(features)
 
     def override(self, **overrides: Any) -> "Spec":
@@ -178,7 +231,7 @@ class Spec:
 
     def _check_fields(self) -> None:
         for field, table in CHOICES.items():
-            _check_name(field, getattr(self, field), table)
+            check_name(field, getattr(self, field), table)
         for field in ("preact", "zero_init"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
@@ -187,14 +240,14 @@ class Spec:
             if not isinstance(value, list | tuple) or not value:
                 raise UserError(f"{field} is {value!r}: expected a tuple of integers")
             for i, number in enumerate(value):
-                _check_integer(f"{field}[{i}]", number, 1, maximum)
+                check_integer(f"{field}[{i}]", number, 1, maximum)
         for field, minimum, maximum in (
             ("stem_width", 1, MAX_CHANNELS),
             ("num_classes", 0, MAX_CLASSES),
             ("groups", 1, MAX_CHANNELS),
             ("base_width", 1, MAX_CHANNELS),
         ):
-            _check_integer(field, getattr(self, field), minimum, maximum)
+            check_integer(field, getattr(self, field), minimum, maximum)
         if self.output_stride not in OUTPUT_STRIDES:
             raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
 
@@ -214,50 +267,61 @@ class Spec:
         if not isinstance(self.block, str | tuple) or len(self.block_names) != len(self.depths):
             raise UserError(f"block is {self.block!r}: expected one name, or one name per stage")
         for name in self.block_names:
-            _check_name("block", name, BLOCKS)
+            check_name("block", name, BLOCKS)
             if self.groups > 1 and not any(row.grouped for row in BLOCKS[name]):
                 raise UserError(
                     f"groups is {self.groups}, but block {name!r} has no grouped convolution:"
                     " use groups=1 or a bottleneck"
                 )
 
+    def _check_ensemble(self) -> None:
+        check_ensemble(self.ensemble, {name: getattr(self, name) for name in ENSEMBLE_FIELDS})
+        if self.channel_groups > 1:
+            if self.attention != "none" or NORMS[self.norm].channel_multiple > 1:
+                raise UserError(
+                    f"ensemble 'packed' with attention {self.attention!r} and norm {self.norm!r}:"
+                    " expected attention='none', and norm='batch' or 'frn_tlu', which keep members"
+                    " apart"
+                )
+            if self.pruned is not None:
+                raise UserError("ensemble 'packed' cannot be pruned: use pruned=None")
+
+    def _member_channels(self, field: str, width: int) -> int:
+        """Returns a member's share of a width of a packed ensemble."""
+        channels = width * self.alpha / self.members
+        if channels != int(channels) or channels < 1:
+            raise UserError(
+                f"{field} has {width}, times alpha {self.alpha:g} that is {width * self.alpha:g}:"
+                f" expected a multiple of members, {self.members}"
+            )
+        return int(channels)
+
     def _check_channels(self) -> None:
         if self.pruned is not None:
             full = [[len(b.channels) for b in stage] for stage in replace(self, pruned=None).stages]
-            if _lengths(self.pruned) != full:
+            if nested_lengths(self.pruned) != full:
                 raise UserError(
                     "pruned does not match depths and block: expected the number of channels of"
                     " every convolution of every block"
                 )
-        multiple = NORMS[self.norm].channel_multiple
-        stem = [int(self.stem_width * conv.width_fraction) for conv in STEMS[self.stem].convs]
+        multiple = max(NORMS[self.norm].channel_multiple, self.channel_groups)
+        stem = [int(self.stem_channels * conv.width_fraction) for conv in STEMS[self.stem].convs]
         for channels in {*stem}.union(*(b.channels for stage in self.stages for b in stage)):
-            _check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
+            check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
             if channels % multiple:
+                part = f"norm {self.norm!r}" if self.channel_groups == 1 else "ensemble 'packed'"
                 raise UserError(
-                    f"norm {self.norm!r} needs numbers of channels divisible by {multiple}:"
-                    f" got {channels}"
+                    f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
                 )
 
 
-def _check_integer(name: str, value: object, minimum: int, maximum: int) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or not minimum <= value <= maximum:  # type: ignore[operator]
-        raise UserError(f"{name} is {value!r}: expected an integer from {minimum} to {maximum}")
+def _repeat_channels(
+    stages: tuple[tuple[BlockConfig, ...], ...], times: int
+) -> tuple[tuple[BlockConfig, ...], ...]:
+    """Returns the blocks with `times` as many channels in every convolution."""
 
+    def repeat(block: BlockConfig) -> BlockConfig:
+        channels = tuple(times * number for number in block.channels)
+        return block._replace(channels=channels, width=times * block.width)
 
-def _check_name(field: str, value: object, table: Mapping[str, Any]) -> None:
-    if not isinstance(value, str) or value not in table:
-        raise unknown(field, value, table)
-
-
-def _lengths(pruned: Any) -> Any:
-    """Returns the number of convolutions of each block by stage; None if the nesting is wrong."""
-    try:
-        return [[len(channels) for channels in stage] for stage in pruned]
-    except TypeError:
-        return None
-
-
-def _to_tuples(value: Any) -> Any:
-    return tuple(_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+    return tuple(tuple(map(repeat, stage)) for stage in stages)

@@ -60,7 +60,8 @@ def apply_stem(
     for i, conv in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
         features = int(width * conv.width_fraction)
-        x = ops.conv(x, features, conv.kernel, conv.stride, name=f"stem_conv{number}")
+        run_conv = ops.image_conv if i == 1 else ops.conv
+        x = run_conv(x, features, conv.kernel, conv.stride, name=f"stem_conv{number}")
         if i < last or not preact:
             x = ops.norm_act(x, name=f"stem_norm{number}")
     return x

@@ -5,18 +5,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from resflax.nn.ensembles import log_mean_softmax
+
 Metrics = dict[str, Array]
 
 
 def cross_entropy(
-    logits: Float[Array, "n classes"],
+    logits: Float[Array, "n classes"] | Float[Array, "members n classes"],
     targets: Int[Array, " n"] | Float[Array, "n classes"],
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " n"]:
     """Computes the softmax cross-entropy of each example, in nats, in float32.
 
     Args:
-      logits: logits of any float dtype.
+      logits: logits of any float dtype. With members, the result is the mean of the members'
+        cross-entropies, the loss of a network whose spec has an ensemble.
       targets: labels, or the probability of each class.
       label_smoothing: share of the target that is distributed over all classes (Szegedy et al.
         2016, section 7).
@@ -24,6 +27,9 @@ def cross_entropy(
     >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # log 4
     1.3863
     """
+    if logits.ndim == 3:
+        per_member = jax.vmap(lambda member: cross_entropy(member, targets, label_smoothing))
+        return jnp.mean(per_member(logits), axis=0)
     logits = logits.astype(jnp.float32)
     if targets.ndim == 1:
         targets = one_hot(targets, logits.shape[-1])
@@ -37,7 +43,14 @@ def one_hot(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
 
 
-def correct(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """Returns 1.0 where the largest logit is the label's, else 0.0; NaN counts as wrong."""
+def correct(
+    logits: Float[Array, "n classes"] | Float[Array, "members n classes"], labels: Int[Array, " n"]
+) -> Float[Array, " n"]:
+    """Returns 1.0 where the largest logit is the label's, else 0.0; NaN counts as wrong.
+
+    With members, it is the largest mean probability.
+    """
+    if logits.ndim == 3:
+        logits = log_mean_softmax(logits)
     matches = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
     return (matches & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

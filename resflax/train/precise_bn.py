@@ -44,7 +44,7 @@ def _with_zero_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> An
 def _without_dropout(model: Any) -> nn.Module:
     """Returns the network without stochastic depth and dropout, as it is evaluated."""
     if getattr(model, "needs_rng", False):
-        return model.clone(spec=model.spec.override(drop_path=0.0, dropout=0.0))
+        return model.clone(spec=model.spec.without_rng())
     return model
 
 

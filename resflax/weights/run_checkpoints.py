@@ -58,14 +58,18 @@ class RunCheckpoint(NamedTuple):
         return needs_own and self.has(EMA) and self.has(BATCH_STATS) and not self.has(EVAL_STATS)
 
     def evaluation(self, member: int | None) -> dict[str, float]:
-        """Returns metrics of a member, see `RunWeights`; None for a run of one network."""
+        """Returns the metrics of a member, see `RunWeights`; None for a run of one network."""
         test = self.test
-        members = test.pop("members", {})
         if member is None:
             return {"steps": self.step, **{f"test_{key}": value for key, value in test.items()}}
-        own = {f"test_{key}": v[member] for key, v in members.items() if v[member] is not None}
-        ensemble = {f"ensemble_{key}": value for key, value in test.items()}
-        return {"steps": self.step, **own, **ensemble}
+        own = {key: values[member] for key, values in test.get("members", {}).items()}
+        numbers = {f"test_{key}": value for key, value in own.items()} | {
+            f"ensemble_{key}": value for key, value in test.items()
+        }
+        return {
+            "steps": self.step,
+            **{key: value for key, value in numbers.items() if isinstance(value, int | float)},
+        }
 
 
 def read_checkpoints(name: RunName, read: Callable[[RunCheckpoint], T], report: Report) -> list[T]:
