@@ -74,7 +74,7 @@ def test_small_convolutions_of_members_are_batched_products():
     assert "stablehlo.while" in large
 
 
-def test_gradients_in_a_loop_have_the_layout_that_xla_computes_fast():
+def test_gradients_in_a_loop_are_convolutions_of_nhwc_images():
     # In a loop XLA:CPU computes any other layout by a slow loop over single numbers.
     x, w = normal((3, 4, 40, 40, 4)), normal((3, 3, 3, 4, 40))
     f = partial(conv_general_dilated, **{**SAME_3X3, "window_strides": (2, 2)})
@@ -112,7 +112,7 @@ def test_method_of_onednn_is_vmap_up_to_large_images(monkeypatch):
         assert members.choose_method("cpu", 32 * 224 * 224, dtype="bfloat16") == "map"
 
 
-def test_pointwise_members_are_one_batched_product_without_a_loop():
+def test_pointwise_members_are_one_batched_product():
     f = jax.vmap(partial(conv_general_dilated, **POINTWISE))
     with conv_backend("cpu"):
         text = lowered(f, "cpu", normal((3, 2, 4, 4, 8)), normal((3, 1, 1, 8, 8)))
