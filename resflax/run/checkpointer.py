@@ -185,7 +185,7 @@ class Checkpointer:
 
         Args:
           checkpoint: its arrays must not change before `wait` returns.
-          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is rules.
+          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is kept.
 
         Raises:
           UserError: if the previous checkpoint or this one cannot be written.

@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
             "learning_rate": 0.1,  # peak of the schedule
             "head_learning_rate": 0.0,  # peak for the head; 0 for learning_rate
             "layer_decay": 1.0,  # factor of the learning rate per block, from the head down
-            # "constant", "step", "cosine", "cosine_cycles", "polynomial", "{cosine,linear}_onecycle"
+            # Or "constant", "step", "cosine_cycles", "polynomial", "{cosine,linear}_onecycle".
             "schedule": "cosine",
             "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
             "decay_epochs": (),  # epochs at which the "step" schedule decays
