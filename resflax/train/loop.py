@@ -77,8 +77,8 @@ class TrainingLoop:
         if workdir.writes:
             # Before training, so that the fingerprint of the data is that of the start.
             self.metadata = trainer.run.metadata
-            keep = self.config.checkpoint_max_to_keep
-            self.checkpointer = Checkpointer(workdir.path / "checkpoints", keep)
+            folder, keep = workdir.path / "checkpoints", self.config.checkpoint_max_to_keep
+            self.checkpointer = Checkpointer(folder, keep, option=workdir.option)
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
