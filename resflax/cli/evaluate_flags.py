@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: if it is invalid.
     """
-    args = _parser().parse_args([with_dashes(word) for word in arguments])
+    args = _parser().parse_intermixed_args([with_dashes(word) for word in arguments])
     args.scales = _parse_numbers("--scales", args.scales, int)
     args.distributed_config = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
