@@ -101,7 +101,13 @@ def test_command_recomputes_the_batch_statistics(workdir, tmp_path, capsys):
 @pytest.mark.slow
 def test_command_leaves_out_what_the_run_held_out(workdir, tmp_path, capsys):
     data = {"validation": 0.1, "validation_seed": 0, "image_size": 0, "on_bad_example": "raise"}
-    set_config(workdir, dataset="digits", data={**data, "data_dir": "", "channels": 0}, seed=0)
+    set_config(
+        workdir,
+        dataset="digits",
+        data={**data, "data_dir": "", "channels": 0},
+        seed=0,
+        dtype="float32",
+    )
     out = tmp_path / "average"
     assert run_command("average", f"{workdir}@last:2", "--batch-size=1293", f"--out={out}") == 0
     assert "of 1,293 images" in capsys.readouterr().out
@@ -120,7 +126,7 @@ def test_command_leaves_out_what_the_run_held_out(workdir, tmp_path, capsys):
     ],
 )
 def test_command_refuses_invalid_input(workdir, tmp_path, capsys, where, options, message):
-    set_config(workdir, dataset="", data={})
+    set_config(workdir, dataset="", data={}, seed=0, dtype="float32")
     out = [] if any("--out" in option for option in options) else [f"--out={tmp_path}/average"]
     words = [option.format(run=workdir) for option in options] + out
     assert run_command("average", f"{workdir}{where}", *words) == 2

@@ -8,8 +8,10 @@ import numpy as np
 
 from resflax.cli.evaluate_plan import Plan
 from resflax.cli.evaluate_runner import Runner
+from resflax.data.corruptions import table_side
 from resflax.evaluate import ood
 from resflax.evaluate.assess import Assessment, Request
+from resflax.evaluate.corruption_report import DATASETS, corruption_results
 from resflax.evaluate.deep_ensemble import OWN_MEMBERS, Reference, describe_equivalent
 from resflax.evaluate.run import Reduction
 
@@ -50,9 +52,28 @@ def _deep_ensemble(
     return describe_equivalent(values, Reference(OWN_MEMBERS, curve, values["split"]))
 
 
+def _corruptions(plan: Plan, runner: Runner, assessment: Assessment, values: dict[str, Any]) -> Any:
+    """Evaluates corrupted images."""
+    if not plan.corruptions.conditions:
+        return None
+    systems = assessment.targets.systems
+    found = corruption_results(
+        runner.corrupted(systems),
+        systems,
+        clean_accuracy=values["accuracy"],
+        reference=plan.corruptions.reference,
+    )
+    parameters = DATASETS[table_side(plan.preprocess.size)]
+    return {"seed": plan.corruptions.seed, "parameters": parameters, **found}
+
+
 Extra = Callable[[Plan, Runner, Assessment, dict[str, Any]], Any]
 # Key in `evaluation.json`, and what computes its value; nothing is written for an empty one.
-EXTRAS: dict[str, Extra] = {"ood": _ood, "deep_ensemble_equivalent": _deep_ensemble}
+EXTRAS: dict[str, Extra] = {
+    "ood": _ood,
+    "deep_ensemble_equivalent": _deep_ensemble,
+    "corruptions": _corruptions,
+}
 
 
 def extra_results(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resflax.cli.evaluate_corruptions import CorruptionPlan, plan_corruptions
 from resflax.cli.evaluate_data import (
     HeldOutData,
     open_held_out,
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
       cross_validate: whether to calibrate on halves of the split.
       ood: other datasets, by name.
       reference: a deep ensemble to compare with; None without.
+      corruptions: the corruptions to evaluate.
     """
 
     members: tuple[Weights, ...]
@@ -64,6 +66,7 @@ class Plan(NamedTuple):
     cross_validate: bool
     ood: dict[str, Source]
     reference: Reference | None
+    corruptions: CorruptionPlan
 
     @property
     def spec(self) -> Spec:
@@ -115,6 +118,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         cross_validate=cross_validate,
         ood=open_ood(args),
         reference=reference,
+        corruptions=plan_corruptions(args, preprocess.channels),
     )
 
 

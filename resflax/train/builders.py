@@ -15,6 +15,7 @@ from resflax.distributed import Engine, make_engine
 from resflax.distributed.engines import check_batch_size
 from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.errors import UserError
+from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
 from resflax.train.accumulate import check_micro_batches
 from resflax.train.config import build_augment, build_model
@@ -90,6 +91,8 @@ def build(
     if weights:
         notes = _describe_start(fit_to_dataset(weights, config, dataset), model, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
+    if isinstance(engine, EnsembleEngine) and config.ensemble.method == "auto":
+        engine.set_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
@@ -136,6 +139,14 @@ def build_engine(config: ConfigDict) -> Engine:
             None, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
         )
     return make_engine(config.parallel, fsdp=config.mesh.fsdp)
+
+
+def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
+    """Returns how a device runs its members, for the size of a member's batch on it."""
+    height, width = dataset.image_shape[:2]
+    examples = config.batch_size // engine.batch_devices // config.grad_accum_steps
+    platform = engine.devices[0].platform
+    return choose_method(platform, examples * height * width, dtype=config.dtype)
 
 
 def _build_model_for(
@@ -195,6 +206,7 @@ def build_schedule(config: ConfigDict, examples: int, peak: Any = None) -> optax
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
+        cycles=config.schedule_cycles,
     )
 
 
