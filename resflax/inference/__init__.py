@@ -2,7 +2,6 @@
 
 from resflax.inference.build import build_graph as build_graph
 from resflax.inference.ensemble import EnsemblePredictor as EnsemblePredictor
-from resflax.inference.ensemble import log_mean_probability as log_mean_probability
 from resflax.inference.ensemble import make_ensemble_predictor as make_ensemble_predictor
 from resflax.inference.graph import OPS as OPS
 from resflax.inference.graph import Graph as Graph
@@ -10,3 +9,4 @@ from resflax.inference.graph import Node as Node
 from resflax.inference.jax_executor import apply_graph as apply_graph
 from resflax.inference.predictor import Predictor as Predictor
 from resflax.inference.predictor import make_predictor as make_predictor
+from resflax.nn.ensembles import log_mean_probability as log_mean_probability
