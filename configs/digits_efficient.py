@@ -48,4 +48,8 @@ def get_config(name: str = "batch") -> ConfigDict:
     config.spec.update(VARIANTS[name])
     if name == "deep":
         config.ensemble.size = 4
+    if config.spec.ensemble == "packed":
+        # The loss is the mean over the members: this trains each one as a network of its own.
+        config.learning_rate *= config.spec.members
+        config.weight_decay /= config.spec.members
     return config

@@ -101,7 +101,7 @@ def test_built_run_has_the_parts_of_its_config():
     assert run.steps == 45  # ceil(2 * 1437 / 64)
     assert run.engine.name == "mesh"
     assert run.engine.axis_name is None
-    assert float(run.schedule(0)) == pytest.approx(0.1)
+    assert float(run.schedules[0](0)) == pytest.approx(0.1)
     assert to_json_dict(run.config) == to_json_dict(config)
     assert run.config is not config
     run.config.epochs = 7

@@ -63,7 +63,7 @@ def test_loop_records_training_and_evaluations(run):
     assert records[-1]["loss"] == results["test_loss"]
     assert records[0]["loss"] > records[-1]["loss"]
     for record in records:
-        rate = trainer.run.schedule(record["step"] - 1)
+        rate = trainer.run.schedules[0](record["step"] - 1)
         assert record["learning_rate"] == pytest.approx(float(rate))
 
 

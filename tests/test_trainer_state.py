@@ -11,18 +11,37 @@ from resflax.run.trainer_state import TrainerState
 from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS
 
 
+def step(*losses):
+    """Returns the metrics of a step by member, and whether they are finite."""
+    members = [{"loss": loss, "accuracy": loss / 2} for loss in losses]
+    return members, [bool(np.isfinite(loss)) for loss in losses]
+
+
 def test_window_means_exclude_skipped_steps():
     state = TrainerState()
-    state.add_step({"loss": 1.0, "accuracy": 0.5}, True)
-    state.add_step({"loss": np.nan, "accuracy": 0.0}, False)
-    state.add_step({"loss": 2.0, "accuracy": 1.0}, True)
-    assert (state.dropped, state.in_row) == (1, 0)
+    for loss in (1.0, np.nan, 2.0):
+        state.add_step(*step(loss))
+    assert (state.dropped, state.in_row) == ([1], [0])
     assert TrainerState(**json.loads(json.dumps(state.as_dict()))) == state
     assert state.pop_means() == {"loss": 1.5, "accuracy": 0.75, "dropped": 1}
-    state.add_step({"loss": np.nan, "accuracy": 0.0}, False)
-    assert state.in_row == 1
+    state.add_step(*step(np.nan))
+    assert state.in_row == [1]
     assert state.pop_means() == {"loss": None, "accuracy": None, "dropped": 1}
     assert state.window == []
+
+
+def test_window_means_of_members_exclude_diverged_ones():
+    state = TrainerState.start(3)
+    state.add_step(*step(1.0, np.nan, 6.0))
+    state.diverged_at[1] = 1
+    state.add_step(*step(2.0, 9.0, np.nan))
+    assert (state.dropped, state.in_row) == ([0, 1, 1], [0, 1, 1])
+    assert state.pop_means() == {
+        "loss": 3.75,
+        "accuracy": 1.875,
+        "dropped": 2,
+        "members": {"loss": [1.5, None, 6.0], "accuracy": [0.75, None, 3.0]},
+    }
 
 
 def test_trainer_state_consists_of_json_values():

@@ -9,4 +9,3 @@ from resflax.inference.graph import Node as Node
 from resflax.inference.jax_executor import apply_graph as apply_graph
 from resflax.inference.predictor import Predictor as Predictor
 from resflax.inference.predictor import make_predictor as make_predictor
-from resflax.nn.ensembles import log_mean_probability as log_mean_probability

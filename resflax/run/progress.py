@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from resflax.progress import ProgressMeter
 
 
@@ -34,8 +36,10 @@ class RunProgress:
         self._update(record, "", remaining, force=False)
 
     def test(self, record: dict[str, Any], remaining: float) -> None:
-        """Shows the record of an evaluation."""
+        """Shows the record of an evaluation; of an ensemble, also its members' mean accuracy."""
         self.test_text = f", test {record['accuracy']:.4f}"
+        if "members" in record:
+            self.test_text += f" (members {np.mean(record['members']['accuracy']):.4f})"
         self._update(record, self.test_text, remaining, force=True)
 
     def print(self, line: str) -> None:

@@ -2,25 +2,32 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+METRICS = ("loss", "accuracy")
 
 
 @dataclass
 class TrainerState:
     """Everything that a resumed run needs in addition to the arrays, as JSON values.
 
+    Lists "by member" have one entry per member of an ensemble, and one for a single network.
+
     Attributes:
       records: number of records in `metrics.jsonl`.
       records_sha256: SHA-256 of these records.
-      window: "loss" and "accuracy" of each step since the last record; None for a skipped update.
+      window: "loss" and "accuracy" of each step since the last record, by member; None for a
+        skipped update, {} for a member that no longer trains.
       evaluated: step of the last evaluation; -1 before the first.
       test: metrics of the last evaluation.
       best: highest test accuracy so far; -1 before the first evaluation.
-      dropped: number of skipped updates.
-      in_row: number of consecutive skipped updates up to now.
+      dropped: number of skipped updates, by member.
+      in_row: number of consecutive skipped updates up to now, by member.
+      diverged_at: step at which the member stopped training; 0 if it trains, by member.
       seconds: wall time of the run, over all processes that resumed it.
       examples: number of examples trained on.
       train_seconds: time they took, without compilation and evaluation.
@@ -30,12 +37,13 @@ class TrainerState:
 
     records: int = 0
     records_sha256: str = hashlib.sha256().hexdigest()
-    window: list[dict[str, float] | None] = field(default_factory=list)
+    window: list[list[dict[str, float] | None]] = field(default_factory=list)
     evaluated: int = -1
-    test: dict[str, float] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
     best: float = -1.0
-    dropped: int = 0
-    in_row: int = 0
+    dropped: list[int] = field(default_factory=lambda: [0])
+    in_row: list[int] = field(default_factory=lambda: [0])
+    diverged_at: list[int] = field(default_factory=lambda: [0])
     seconds: float = 0.0
     examples: int = 0
     train_seconds: float = 0.0
@@ -46,24 +54,41 @@ class TrainerState:
         """Returns the fields as JSON values; `TrainerState(**values)` is the inverse."""
         return dataclasses.asdict(self)
 
-    def add_step(self, metrics: dict[str, float], finite: bool) -> None:
-        """Adds the metrics of a step; not finite means that its update was skipped."""
-        self.window.append(metrics if finite else None)
-        self.in_row = 0 if finite else self.in_row + 1
-        self.dropped += not finite
+    @classmethod
+    def start(cls, members: int) -> "TrainerState":
+        """Returns the state before the first step."""
+        return cls(dropped=[0] * members, in_row=[0] * members, diverged_at=[0] * members)
+
+    def add_step(self, metrics: Sequence[dict[str, float]], finite: Sequence[bool]) -> None:
+        """Adds the metrics of a step, by member; not finite means that its update was skipped."""
+        row: list[dict[str, float] | None] = []
+        for k, values in enumerate(metrics):
+            if self.diverged_at[k]:
+                row.append({})
+                continue
+            row.append(values if finite[k] else None)
+            self.in_row[k] = 0 if finite[k] else self.in_row[k] + 1
+            self.dropped[k] += not finite[k]
+        self.window.append(row)
 
     def pop_means(self) -> dict[str, Any]:
         """Returns the means over the window, and starts a new one.
 
         Returns:
-          "loss" and "accuracy", the means over the steps that were not skipped (None if all were),
-          and "dropped", the number of skipped steps, if there are any.
+          "loss" and "accuracy", the means over the steps that were not skipped (None if all were);
+          "dropped", the number of skipped steps, if there are any; for an ensemble also "members",
+          with the lists "loss" and "accuracy", whose means "loss" and "accuracy" are.
         """
-        applied = [metrics for metrics in self.window if metrics]
-        dropped = len(self.window) - len(applied)
-        self.window = []
-        means: dict[str, Any] = {
-            key: float(np.mean([metrics[key] for metrics in applied])) if applied else None
-            for key in ("loss", "accuracy")
-        }
-        return means | ({"dropped": dropped} if dropped else {})
+        window, self.window = self.window, []
+        members = [_means([step[k] for step in window]) for k in range(len(self.dropped))]
+        skipped = sum(values is None for step in window for values in step)
+        means: dict[str, Any] = _means(members) | ({"dropped": skipped} if skipped else {})
+        if len(members) > 1:
+            means["members"] = {key: [mean[key] for mean in members] for key in METRICS}
+        return means
+
+
+def _means(rows: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Returns the mean of each of `METRICS` over the rows that have a value; None without any."""
+    values = {key: [row[key] for row in rows if row and row[key] is not None] for key in METRICS}
+    return {key: float(np.mean(column)) if column else None for key, column in values.items()}

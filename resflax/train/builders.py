@@ -10,23 +10,40 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, Split, StreamingSplit, normalize
-from resflax.distributed import make_engine
+from resflax.data import Dataset, Split, StreamingSplit, make_mix, normalize
+from resflax.distributed import Engine, make_engine
 from resflax.distributed.engines import check_batch_size
+from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.errors import UserError
+from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
 from resflax.train.accumulate import check_micro_batches
-from resflax.train.config import build_augment, build_mix, build_model
+from resflax.train.config import build_augment, build_model
 from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
+from resflax.train.ensemble import (
+    Hyperparameters,
+    differing_values,
+    hyperparameters,
+    is_ensemble,
+    member_config,
+    shared_config,
+)
 from resflax.train.finetune import build_batch_norm, build_layer_scales, freeze_patterns
+from resflax.train.member_step import freeze_diverged, make_member_step
 from resflax.train.model_record import model_record
 from resflax.train.optim import make_optimizer
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
 from resflax.train.schedules import make_schedule
-from resflax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from resflax.train.step import (
+    EvalStep,
+    TrainStep,
+    make_eval_step,
+    make_predict_step,
+    make_train_step,
+)
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
@@ -59,9 +76,10 @@ def build(
         raise UserError(
             f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
         )
-    config = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
-    engine = make_engine(config.parallel, fsdp=config.mesh.fsdp)
-    check_devices(config, len(engine.devices))
+    given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
+    config = shared_config(given)
+    engine = build_engine(config)
+    check_devices(config, engine.batch_devices)
     weights = None
     if config.pretrained and pretrained is None:
         weights = read_pretrained(config)
@@ -69,38 +87,66 @@ def build(
     dataset = dataset or build_dataset(config, pretrained)
     check_dataset(config, dataset)
     model = model or _build_model_for(config, dataset, pretrained)
-    fitted = weights and fit_to_dataset(weights, config, dataset)
+    notes: tuple[str, ...] = ()
+    if weights:
+        notes = _describe_start(fit_to_dataset(weights, config, dataset), model, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
+    if isinstance(engine, EnsembleEngine) and config.ensemble.method == "auto":
+        engine.set_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
-        model = build_batch_norm(config, model, dataset.image_shape, len(engine.devices))
-    schedule = build_schedule(config, len(dataset.train))
-    optimizer = build_optimizer(config, schedule, model)
-    normalizer = build_normalizer(dataset.train)
+        model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
+    examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
+    optimizer = build_optimizer(config, build_schedule(config, examples), model)
     train_step, eval_step = build_steps(
         config, model, optimizer, normalizer, axis_name=engine.axis_name
     )
+    if is_ensemble(given):
+        train_step = build_member_step(
+            given, model, normalizer, examples, axis_name=engine.axis_name
+        )
 
-    def read_variables() -> Any:
-        start = fitted or fit_to_dataset(read_pretrained(config), config, dataset)
+    def read_variables(seed: int) -> Any:
+        nonlocal weights
+        weights = weights or read_pretrained(config)
+        start = fit_to_dataset(weights, config, dataset, seed)
         return stack_variables(start.variables) if model.scan else start.variables
 
     run = Run(
-        config=config,
+        config=given,
         dataset=dataset,
         model=model,
         pretrained=pretrained,
         read_variables=read_variables,
-        notes=_describe_start(fitted, model, dataset) if fitted else (),
-        steps=total_steps(config, len(dataset.train)),
-        schedule=schedule,
+        notes=notes,
+        steps=total_steps(config, examples),
+        schedules=build_schedules(given, examples),
         optimizer=optimizer,
         engine=engine,
         train_step=train_step,
         eval_step=eval_step,
+        predict_step=make_predict_step(model, normalize=normalizer),
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=engine.axis_name),
     )
     run.check_model()
     return run
+
+
+def build_engine(config: ConfigDict) -> Engine:
+    """Builds the engine of a config, on all devices of all processes."""
+    ensemble = config.ensemble
+    if is_ensemble(config):
+        return EnsembleEngine(
+            None, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
+        )
+    return make_engine(config.parallel, fsdp=config.mesh.fsdp)
+
+
+def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
+    """Returns how a device runs its members, for the size of a member's batch on it."""
+    height, width = dataset.image_shape[:2]
+    examples = config.batch_size // engine.batch_devices // config.grad_accum_steps
+    platform = engine.devices[0].platform
+    return choose_method(platform, examples * height * width, dtype=config.dtype)
 
 
 def _build_model_for(
@@ -137,33 +183,61 @@ def total_steps(config: ConfigDict, examples: int) -> int:
     return math.ceil(config.epochs * examples / config.batch_size)
 
 
-def build_schedule(config: ConfigDict, examples: int) -> optax.Schedule:
-    """Builds the learning-rate schedule of a config for a split of `examples` examples."""
+def build_schedule(config: ConfigDict, examples: int, peak: Any = None) -> optax.Schedule:
+    """Builds the learning-rate schedule of a config for a split of `examples` examples.
+
+    Args:
+      config: see `default_config`.
+      examples: size of the training split.
+      peak: replaces `config.learning_rate`; it may be a traced float32 scalar.
+    """
+    if isinstance(peak, jax.Array):
+        unit = build_schedule(config, examples, 1.0)  # optax computes with some peaks in NumPy
+        return lambda step: peak * unit(step)
 
     def steps(epochs: float) -> int:
         return round(epochs * examples / config.batch_size)
 
     return make_schedule(
         config.schedule,
-        peak=config.learning_rate,
+        peak=config.learning_rate if peak is None else peak,
         steps=total_steps(config, examples),
         warmup_steps=steps(config.warmup_epochs),
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
+        cycles=config.schedule_cycles,
     )
 
 
+def build_schedules(config: ConfigDict, examples: int) -> tuple[optax.Schedule, ...]:
+    """Builds the learning-rate schedule of each member; one for a single network."""
+    if not is_ensemble(config):
+        return (build_schedule(config, examples),)
+    members = range(config.ensemble.size)
+    return tuple(build_schedule(member_config(config, k), examples) for k in members)
+
+
 def build_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, model: nn.Module | None = None
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    model: nn.Module | None = None,
+    weight_decay: Any = None,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of a config; `model` is needed for learning rates by layer."""
+    """Builds the optimizer of a config.
+
+    Args:
+      config: see `default_config`.
+      schedule: of the learning rate.
+      model: needed for learning rates by layer.
+      weight_decay: replaces `config.weight_decay`; it may be a traced float32 scalar.
+    """
     optimizer = make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
+        weight_decay=config.weight_decay if weight_decay is None else weight_decay,
         mask=config.decay_mask,
         trust_coefficient=config.trust_coefficient,
         grad_clip_norm=config.grad_clip_norm,
@@ -185,17 +259,24 @@ def build_steps(
     normalizer: Normalizer,
     *,
     axis_name: str | None = None,
+    values: Hyperparameters | None = None,
 ) -> tuple[TrainStep, EvalStep]:
-    """Builds the pure training and evaluation steps of a config."""
+    """Builds the pure training and evaluation steps of a config.
+
+    `values` replace those of the config, except those that are in the optimizer; they may be
+    traced.
+    """
+    values = values or hyperparameters(config)
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
     train_step = make_train_step(
         model,
         optimizer,
         augment=build_augment(config),
-        mix=build_mix(config),
+        mix=make_mix(mixup=values.mixup, cutmix=config.data.cutmix),
         num_classes=num_classes,
         normalize=normalizer,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=values.label_smoothing,
+        drop_path=values.drop_path if isinstance(values.drop_path, jax.Array) else None,
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,
         on_nonfinite=config.on_nonfinite,
@@ -203,6 +284,30 @@ def build_steps(
         axis_name=axis_name,
     )
     return train_step, make_eval_step(model, normalize=normalizer, axis_name=axis_name)
+
+
+def build_member_step(
+    config: ConfigDict,
+    model: nn.Module,
+    normalizer: Normalizer,
+    examples: int,
+    *,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Builds the pure training step of one member of an ensemble; see `member_step`."""
+    shared = shared_config(config)
+    shared.on_nonfinite = "stop"  # reports only: `freeze_diverged` discards the update
+
+    def make_step(values: Hyperparameters) -> TrainStep:
+        schedule = build_schedule(shared, examples, values.learning_rate)
+        optimizer = build_optimizer(shared, schedule, model, values.weight_decay)
+        step, _ = build_steps(
+            shared, model, optimizer, normalizer, axis_name=axis_name, values=values
+        )
+        return step
+
+    step = make_member_step(make_step, hyperparameters(shared), differing_values(config))
+    return freeze_diverged(step, config)
 
 
 def check_dataset(config: ConfigDict, dataset: Dataset) -> None:

@@ -6,12 +6,17 @@ has the same losses to rounding. `share_init`, `share_order` and `share_augment`
 the first one's initial parameters, order of examples, or random augmentation instead.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
+
+from resflax.run.config_diff import flatten_config
+from resflax.train.state import TrainState
 
 Tree = TypeVar("Tree")
 
@@ -100,3 +105,82 @@ def member_config(config: ConfigDict, member: int) -> ConfigDict:
     changes |= {f"ensemble.{name}": False for name in SHARED.values()} | {"ensemble.size": 1}
     alone.update_from_flattened_dict(changes)
     return alone
+
+
+class Hyperparameters(NamedTuple):
+    """Values that can differ by member: numbers, or traced float32 scalars.
+
+    Attributes:
+      learning_rate: peak of the schedule.
+      weight_decay: see `make_optimizer`.
+      label_smoothing: see `cross_entropy`.
+      mixup: alpha of mixup.
+      drop_path: rate of the last block; None for that of the model's spec.
+    """
+
+    learning_rate: Any
+    weight_decay: Any
+    label_smoothing: Any
+    mixup: Any
+    drop_path: Any
+
+
+def hyperparameters(config: ConfigDict) -> Hyperparameters:
+    """Returns the values of a config that are the same for all members."""
+    flat = flatten_config(config)
+    return Hyperparameters(**{name: flat[key] for name, key in MEMBER_KEYS.items()})
+
+
+def differing_values(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+    """Returns the values of all members for each of `MEMBER_KEYS` in which they differ."""
+    lists = {name: tuple(config.ensemble[name]) for name in MEMBER_KEYS}
+    return {name: values for name, values in lists.items() if len({*values}) > 1}
+
+
+def shared_config(config: ConfigDict) -> ConfigDict:
+    """Returns the config that a step of all members is built from: the largest value of each list.
+
+    A value that is 0 for all members leaves its computation out.
+    """
+    shared = config.copy_and_resolve_references()
+    lists = {key: config.ensemble[name] for name, key in MEMBER_KEYS.items()}
+    largest = {key: float(max(values)) for key, values in lists.items() if values}
+    shared.update_from_flattened_dict(largest)
+    return shared
+
+
+def initial_states(config: ConfigDict, create: Callable[[int], TrainState]) -> TrainState:
+    """Creates the state of a run before its first step: one network's, or all members' stacked.
+
+    Args:
+      config: of the run.
+      create: creates the state of one network from its seed.
+
+    Returns:
+      The state; for an ensemble, NumPy arrays with a leading member axis.
+    """
+    if not is_ensemble(config):
+        return create(config.seed)
+    uses = seeds_by_use(config)
+    states = []
+    for k, (init, augment) in enumerate(zip(uses.init, uses.augment, strict=True)):
+        state, member = jax.device_get(create(init)), _member_entries(config, k)
+        states.append(dataclasses.replace(state, seed=np.uint32(augment), member=member))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+
+
+def _member_entries(config: ConfigDict, member: int) -> dict[str, Any]:
+    """Returns `TrainState.member` before the first step."""
+    values = {name: np.float32(row[member]) for name, row in differing_values(config).items()}
+    return {**values, "in_row": np.int32(0), "diverged_at": np.int32(0)}
+
+
+def abstract_states(config: ConfigDict, one: TrainState) -> TrainState:
+    """Returns the shapes and dtypes of `initial_states`, from those of one network's state."""
+    if not is_ensemble(config):
+        return one
+    size = config.ensemble.size
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype),
+        dataclasses.replace(one, member=_member_entries(config, 0)),
+    )

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from resflax.errors import UserError
 from resflax.nn import BatchNormMode, ResNet
 from resflax.nn.batch_norm import batch_norm_mode
+from resflax.train.ensemble import is_ensemble
 from resflax.train.freeze import batch_norms, frozen_batch_norms, matches_all, parse_patterns
 from resflax.train.layer_decay import HEAD, scale_by_layer
 
@@ -87,7 +88,8 @@ def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> Ba
             f" ({devices} device{'s' * (devices > 1)} * grad_accum_steps"
             f" {config.grad_accum_steps}))"
         )
-    if mode.name == "per_device" and config.parallel == "mesh":  # `jit` sees the global batch
+    under_jit = config.parallel == "mesh" and not is_ensemble(config)  # sees the global batch
+    if mode.name == "per_device" and under_jit:
         return dataclasses.replace(mode, name="ghost", ghost_batch_size=examples)
     return mode
 

@@ -23,9 +23,10 @@ from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.input_pipeline import limit_in_flight
-from resflax.train.nonfinite import describe, param_group_names, stop_reason
+from resflax.train.monitor import Monitor
+from resflax.train.nonfinite import param_group_names
 from resflax.train.restore import restore_latest
-from resflax.train.results import make_record, make_results
+from resflax.train.results import ensemble_record, make_record, make_results
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
@@ -76,8 +77,11 @@ class TrainingLoop:
         if workdir.writes:
             # Before training, so that the fingerprint of the data is that of the start.
             self.metadata = trainer.run.metadata
-            keep = self.config.checkpoint_max_to_keep
-            self.checkpointer = Checkpointer(workdir.path / "checkpoints", keep)
+            keep, snapshots = self.config.checkpoint_max_to_keep, trainer.snapshot_steps
+            self.metadata = self.metadata | {"snapshots": list(snapshots)}
+            self.checkpointer = Checkpointer(
+                workdir.path / "checkpoints", keep, keep_steps=snapshots
+            )
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
@@ -111,7 +115,8 @@ class TrainingLoop:
         """Restores the last checkpoint, or initializes; returns the state on the devices."""
         self.start_time = time.monotonic()
         restored = restore_latest(self.trainer, self.checkpointer)
-        self.state, here = TrainerState(), environment(self.engine)
+        self.state = TrainerState.start(self.trainer.run.size)
+        here = environment(self.engine)
         if restored:
             self.saved_step, self.state, state = restored
             self._print(f"resuming from the checkpoint at step {self.saved_step}")
@@ -136,7 +141,7 @@ class TrainingLoop:
     def _train(self) -> TrainState:
         """Trains to the last step; returns the state that was evaluated there, on the devices."""
         state, trainer = self._restore(), self.trainer
-        first = int(self.engine.to_host(state.step))
+        first = int(np.max(self.engine.to_host(state.step)))  # equal for all members
         if first > trainer.steps:
             raise UserError(
                 f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
@@ -146,7 +151,8 @@ class TrainingLoop:
             trainer.steps, first, self.state.examples, self.state.train_seconds
         )
         self.progress.resume(first)
-        self.group_names = param_group_names(state.params, state.batch_stats)
+        names = param_group_names(state.params, state.batch_stats)
+        self.monitor = Monitor(trainer.run, self.state, names, self._print)
         eval_state = self._evaluate(state, first) if self._should_evaluate(first) else None
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
@@ -163,7 +169,7 @@ class TrainingLoop:
 
     def _after_step(self, state: TrainState, step: int) -> TrainState | None:
         """Records, evaluates, saves; returns the state that was evaluated, if any."""
-        self.throughput.step(self.config.batch_size)
+        self.throughput.step(self.config.batch_size * self.trainer.run.size)
         self.eval_batch_stats, eval_state = {}, None
         evaluates = self._should_evaluate(step)
         stops = reached_preemption(step, bool(self.interrupt.received))
@@ -191,23 +197,8 @@ class TrainingLoop:
           UserError: if one is not finite and the run must stop.
         """
         fetched, self.pending = self.engine.to_host(self.pending), []
-        for number, metrics in enumerate(fetched, step - len(fetched) + 1):
-            finite = metrics.pop("finite").tolist()
-            rate = self._learning_rate(number)
-            self.state.add_step({k: float(v) for k, v in metrics.items()}, all(finite))
-            if all(finite):
-                continue
-            if reason := stop_reason(self.config, self.state.in_row):
-                intact = f"; the checkpoint at step {self.saved_step} is intact"
-                raise UserError(
-                    f"step {number}, learning rate {rate:.3g},"
-                    f" {describe(finite, self.group_names)}{reason}"
-                    f"{intact * (self.saved_step > 0)}"
-                )
-
-    def _learning_rate(self, step: int) -> float:
-        """Returns the learning rate of a step; skipped updates do not advance the schedule."""
-        return float(self.trainer.run.schedule(step - 1 - self.state.dropped))
+        intact = f"; the checkpoint at step {self.saved_step} is intact"
+        self.monitor.add_steps(fetched, step, intact * (self.saved_step > 0))
 
     def _record(self, step: int) -> None:
         record = self._make_record(step, "train", self.state.pop_means(), self.throughput.lap())
@@ -215,21 +206,19 @@ class TrainingLoop:
         self.progress.train(record, self.throughput.remaining(step))
 
     def _make_record(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
-        epoch, rate = self.trainer.epoch(step), self._learning_rate(step)
+        epoch, rate = self.trainer.epoch(step), float(np.mean(self.monitor.learning_rates(step)))
         return make_record(self.config, step, epoch, split, values, rate, speed)
 
     def _evaluate(self, state: TrainState, step: int) -> TrainState:
         """Evaluates and records; returns the state that was evaluated."""
         eval_state = self.trainer.eval_state(state)
         test = self.trainer.evaluate(
-            eval_state, self.trainer.dataset.test, lambda: self._stop_evaluation(state, step)
+            eval_state,
+            self.trainer.dataset.test,
+            lambda: self._stop_evaluation(state, step),
+            self.monitor.excluded,
         )
-        if not np.isfinite(test["loss"]):
-            raise UserError(
-                f"the test loss is {test['loss']} at step {step}, learning rate"
-                f" {self._learning_rate(step):.3g}: try a lower config.learning_rate or a"
-                " config.grad_clip_norm"
-            )
+        self.monitor.check_test(test, step)
         record = self._make_record(step, "test", test, test["count"] / self.throughput.pause())
         self.workdir.add_record(record)
         self.state.test, self.state.evaluated = test, step
@@ -242,6 +231,8 @@ class TrainingLoop:
         """Returns whether to save at this step, the same for all processes."""
         config, accuracy = self.config, self.state.test.get("accuracy", -1.0)
         if self.state.evaluated == step and accuracy > self.state.best:
+            return True
+        if step in self.trainer.snapshot_steps:
             return True
         if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
             return True
@@ -270,6 +261,7 @@ class TrainingLoop:
         )
         if self.checkpointer:
             metadata = self.metadata | {"trainer_state": trainer_state.as_dict()}
+            metadata["ensemble"] = ensemble_record(self.trainer.run, self.state)
             tree = {"state": arrays, "eval_batch_stats": self.eval_batch_stats}
             self.checkpointer.save(Checkpoint(step, tree, metadata), accuracy)
             self._print_warnings()

@@ -13,7 +13,7 @@ Metrics = dict[str, Array]
 def cross_entropy(
     logits: Float[Array, "n classes"] | Float[Array, "members n classes"],
     targets: Int[Array, " n"] | Float[Array, "n classes"],
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " n"]:
     """Computes the softmax cross-entropy of each example, in nats, in float32.
 

@@ -78,6 +78,11 @@ def describe(finite: list[bool], names: list[str]) -> str:
     return f"not finite: {', and '.join(parts)}"
 
 
+def max_in_row(config: ConfigDict) -> int:
+    """Returns the number of consecutive bad steps that end a run, or a member's training."""
+    return 1 if config.on_nonfinite == "stop" else int(config.max_consecutive_nonfinite)
+
+
 def stop_reason(config: ConfigDict, in_row: int) -> str:
     """Returns why a run stops after `in_row` consecutive bad steps; "" if it continues.
 
@@ -85,13 +90,13 @@ def stop_reason(config: ConfigDict, in_row: int) -> str:
     >>> stop_reason(config, 2), stop_reason(config, 3)[:31]
     ('', ' in 3 consecutive steps, the ma')
     """
+    if in_row < max_in_row(config):
+        return ""
     if config.on_nonfinite == "stop":
         return (
             ": try a lower config.learning_rate, a config.grad_clip_norm, or"
             " config.on_nonfinite=skip"
         )
-    if in_row < config.max_consecutive_nonfinite:
-        return ""
     return (
         f" in {in_row} consecutive steps, the maximum of config.max_consecutive_nonfinite:"
         " try a lower config.learning_rate"

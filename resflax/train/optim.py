@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array, Float
 
 from resflax.errors import unknown
 
 DECAY_MASKS = ("kernels", "all")
 Mask = Callable[[Any], Any]
 Chain = list[optax.GradientTransformation]
+Decay = float | Float[Array, ""]
 
 
 def decay_mask(name: str) -> Mask:
@@ -42,14 +44,15 @@ def _sgd(
     *,
     momentum: float,
     nesterov: bool,
-    weight_decay: float,
+    weight_decay: Decay,
     **_: Any,
 ) -> Chain:
-    decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
+    has_decay = isinstance(weight_decay, jax.Array) or weight_decay
+    decay = [optax.add_decayed_weights(weight_decay, mask)] if has_decay else []
     return [*decay, optax.sgd(rate, momentum or None, nesterov and momentum > 0)]
 
 
-def _adamw(rate: optax.ScalarOrSchedule, mask: Mask, *, weight_decay: float, **_: Any) -> Chain:
+def _adamw(rate: optax.ScalarOrSchedule, mask: Mask, *, weight_decay: Decay, **_: Any) -> Chain:
     return [optax.adamw(rate, weight_decay=weight_decay, mask=mask)]
 
 
@@ -59,7 +62,7 @@ def _lars(
     *,
     momentum: float,
     nesterov: bool,
-    weight_decay: float,
+    weight_decay: Decay,
     trust_coefficient: float,
 ) -> Chain:
     lars = optax.lars(
@@ -74,7 +77,7 @@ def _lars(
     return [lars]
 
 
-def _lamb(rate: optax.ScalarOrSchedule, mask: Mask, *, weight_decay: float, **_: Any) -> Chain:
+def _lamb(rate: optax.ScalarOrSchedule, mask: Mask, *, weight_decay: Decay, **_: Any) -> Chain:
     # As `optax.lamb`, whose mask applies to the weight decay only.
     return [
         optax.scale_by_adam(eps=1e-6),
@@ -99,7 +102,7 @@ def make_optimizer(
     *,
     momentum: float = 0.9,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: Decay = 0.0,
     mask: str = "kernels",
     trust_coefficient: float = 0.001,
     grad_clip_norm: float = 0.0,
@@ -116,7 +119,7 @@ def make_optimizer(
       learning_rate: a number or a schedule.
       momentum: momentum of SGD and LARS.
       nesterov: Nesterov momentum for SGD and LARS; the LARS paper does not use it.
-      weight_decay: 0 for none.
+      weight_decay: 0 for none; it may be a traced float32 scalar.
       mask: parameters that weight decay and trust ratios apply to; see `decay_mask`.
       trust_coefficient: trust coefficient of LARS.
       grad_clip_norm: clip the gradient to this global norm; 0 for no clipping.

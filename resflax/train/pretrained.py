@@ -38,11 +38,14 @@ def read_pretrained(config: ConfigDict) -> Weights:
     return weights._replace(config=old._replace(spec=spec))
 
 
-def fit_to_dataset(weights: Weights, config: ConfigDict, dataset: Dataset) -> Weights:
+def fit_to_dataset(
+    weights: Weights, config: ConfigDict, dataset: Dataset, seed: int | None = None
+) -> Weights:
     """Converts weights to the dataset's channels, and replaces a head for other classes.
 
     The head is kept if the weights have the dataset's class names, in any order, or equally many
-    classes whose names are not known (`match_classes`). `source` says which.
+    classes whose names are not known (`match_classes`). `source` says which. A new head is
+    initialized from `seed`, by default that of the config.
 
     Raises:
       UserError: if the config trains nothing and the head would be new.
@@ -66,7 +69,7 @@ def fit_to_dataset(weights: Weights, config: ConfigDict, dataset: Dataset) -> We
         num_classes=dataset.num_classes,
         channels=dataset.image_shape[2],
         reset_head=not keeps_head,
-        seed=config.seed,
+        seed=config.seed if seed is None else seed,
     )
     source = fitted.source
     if keeps_head:

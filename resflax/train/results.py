@@ -3,12 +3,15 @@
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import TrainerState
+from resflax.train.ensemble import differing_values, is_ensemble, member_seeds
 from resflax.train.finetune import freeze_patterns
 from resflax.train.freeze import count_params, split_params
+from resflax.train.monitor import excluded_members
 from resflax.train.run import Run
 from resflax.train.state import TrainState
 
@@ -29,8 +32,9 @@ def make_record(
       step: number of steps taken.
       epoch: number of passes over the training split.
       split: "train" or "test".
-      values: "loss" and "accuracy", and "dropped" if updates were skipped.
-      learning_rate: of this step.
+      values: "loss" and "accuracy"; "dropped" if updates were skipped; for an ensemble "members",
+        with the lists "loss" and "accuracy".
+      learning_rate: of this step, mean over the members.
       examples_per_second: speed of the interval or the evaluation.
     """
     return {
@@ -42,7 +46,7 @@ def make_record(
         "learning_rate": learning_rate,
         "examples_per_second": round(examples_per_second, 1),
         **({"weights": "ema"} if split == "test" and config.ema_decay else {}),
-        **({"dropped": values["dropped"]} if "dropped" in values else {}),
+        **{key: values[key] for key in ("dropped", "members") if key in values},
     }
 
 
@@ -72,8 +76,8 @@ def make_results(
         "weights": "ema" if run.config.ema_decay else "params",
         "train_examples": len(run.dataset.train),
         "skipped_examples": len(trainer_state.skipped),
-        "steps": int(final.step),
-        "dropped_steps": trainer_state.dropped,
+        "steps": int(np.max(final.step)),
+        "dropped_steps": sum(trainer_state.dropped),
         "parameters": count_params(final.params),
         "trainable_parameters": count_params(trainable),
         "params_sha256": params_sha256(final.params),
@@ -83,4 +87,28 @@ def make_results(
         "device_count": len(devices),
         "process_count": jax.process_count(),
         "jax_version": jax.__version__,
+        **_ensemble_results(run, trainer_state),
     }
+
+
+def _ensemble_results(run: Run, trainer_state: TrainerState) -> dict[str, Any]:
+    """Returns "members" and "ensemble", the metrics of an ensemble; {} for a single network."""
+    if not is_ensemble(run.config):
+        return {}
+    test, values = trainer_state.test, differing_values(run.config)
+    members = []
+    for k, seed in enumerate(member_seeds(run.config)):
+        member = {"seed": seed} | {name: row[k] for name, row in values.items()}
+        member |= {"accuracy": test["members"]["accuracy"][k], "nll": test["members"]["loss"][k]}
+        if trainer_state.diverged_at[k]:
+            member["diverged_at"] = trainer_state.diverged_at[k]
+        members.append(member)
+    return {"members": members, "ensemble": test["ensemble"]}
+
+
+def ensemble_record(run: Run, trainer_state: TrainerState) -> dict[str, Any] | None:
+    """Returns what a checkpoint says of its members; None for a single network."""
+    if not is_ensemble(run.config):
+        return None
+    seeds, dropped = member_seeds(run.config), excluded_members(run, trainer_state)
+    return {"size": run.size, "seeds": list(seeds), "dropped": dropped}

@@ -8,6 +8,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -15,6 +17,7 @@ from resflax.data import Dataset
 from resflax.distributed import Engine
 from resflax.errors import UserError
 from resflax.train.config import to_json_dict
+from resflax.train.ensemble import abstract_states, initial_states
 from resflax.train.finetune import freeze_patterns
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import StatsStep
@@ -32,14 +35,15 @@ class Run:
       dataset: training and test split, with the normalization of both.
       model: the network, without `axis_name`.
       pretrained: config of the pretrained weights; None to initialize from the seed.
-      read_variables: reads the pretrained weights, fitted to the dataset.
+      read_variables: `seed -> variables`: reads the pretrained weights, fitted to the dataset.
       notes: lines that say what was loaded.
       steps: number of training steps.
-      schedule: learning rate by step.
+      schedules: learning rate by step, of each member; one for a single network.
       optimizer: an optax transformation.
       engine: devices and how they share a batch.
       train_step: pure `(state, batch) -> (state, metrics)`.
       eval_step: pure `(state, batch) -> metrics`.
+      predict_step: pure `(state, batch) -> per-example arrays`.
       stats_step: pure `(state, batch) -> batch statistics`.
     """
 
@@ -47,14 +51,15 @@ class Run:
     dataset: Dataset
     model: nn.Module
     pretrained: PretrainedConfig | None
-    read_variables: Callable[[], Any]
+    read_variables: Callable[[int], Any]
     notes: tuple[str, ...]
     steps: int
-    schedule: optax.Schedule
+    schedules: tuple[optax.Schedule, ...]
     optimizer: optax.GradientTransformation
     engine: Engine
     train_step: TrainStep
     eval_step: EvalStep
+    predict_step: EvalStep
     stats_step: StatsStep
 
     @property
@@ -62,26 +67,34 @@ class Run:
         """Name of the model, or of the weights that say which one it is."""
         return str(self.config.model or self.config.pretrained)
 
+    @property
+    def size(self) -> int:
+        """Number of networks."""
+        return int(self.config.ensemble.size)
+
     def init(self) -> TrainState:
         """Creates the state before the first step, not yet on the engine's devices.
 
         On a CPU the program is compiled with fewer optimizations, which gives the same bits in half
-        the time: it runs once.
+        the time: it runs once per network.
 
         Raises:
           UserError: if pretrained weights are needed and cannot be read.
         """
         if self.pretrained:
-            return self._create(self.read_variables())
+            return initial_states(
+                self.config, lambda seed: self._create(seed, self.read_variables(seed))
+            )
         if jax.default_backend() != "cpu":
-            return self._create()
-        lowered = jax.jit(self._create).lower()
-        return lowered.compile({"xla_backend_optimization_level": "1"})()
+            return initial_states(self.config, self._create)
+        lowered = jax.jit(self._create).lower(jax.ShapeDtypeStruct((), jnp.uint32))
+        create = lowered.compile({"xla_backend_optimization_level": "1"})
+        return initial_states(self.config, lambda seed: create(np.uint32(seed)))
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes and dtypes of the state; computes nothing."""
-        state: TrainState = jax.eval_shape(self._create)
-        return state
+        one = jax.eval_shape(self._create, jax.ShapeDtypeStruct((), jnp.uint32))
+        return abstract_states(self.config, one)
 
     def check_model(self) -> None:
         """Raises `UserError` if the model cannot take the images; computes nothing.
@@ -107,9 +120,10 @@ class Run:
             "data": self.dataset.fingerprint(),
         }
 
-    def _create(self, variables: Any = None) -> TrainState:
+    def _create(self, seed: Any, variables: Any = None) -> TrainState:
+        """Creates the state of one network."""
         shape = self.dataset.image_shape
-        return build_state(self.config, self.model, self.optimizer, shape, variables)
+        return build_state(self.config, self.model, self.optimizer, shape, variables, seed)
 
 
 def build_state(
@@ -118,12 +132,16 @@ def build_state(
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, ...],
     variables: Any = None,
+    seed: Any = None,
 ) -> TrainState:
-    """Builds the state before the first step, from given variables or the config's seed."""
+    """Builds the state of one network before the first step, from given variables or a seed.
+
+    The seed, which may be traced, is by default that of the config.
+    """
     return create_state(
         model,
         optimizer,
-        config.seed,
+        config.seed if seed is None else seed,
         image_shape,
         variables,
         ema=config.ema_decay > 0,

@@ -27,6 +27,7 @@ from resflax.train.state import TrainState, ema_update
 Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
+Scalar = float | Float[Array, ""]
 
 
 class TrainInputs(NamedTuple):
@@ -85,7 +86,8 @@ def make_prepare_batch(
 
 def _gradient(
     model: nn.Module,
-    label_smoothing: float,
+    label_smoothing: Scalar,
+    drop_path: Float[Array, ""] | None,
     params: Any,
     frozen: Any,
     batch_stats: Any,
@@ -98,6 +100,8 @@ def _gradient(
     rng: dict[str, Any] = {}
     if batch.dropout_keys is not None:
         rng = {"dropout_keys": batch.dropout_keys}
+    if drop_path is not None:
+        rng["drop_path"] = drop_path
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, updated = model.apply(
@@ -126,7 +130,8 @@ def make_train_step(
     normalize: Callable[[Array], Array] = identity,
     mix: Mix | None = None,
     num_classes: int | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: Scalar = 0.0,
+    drop_path: Float[Array, ""] | None = None,
     grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
     on_nonfinite: str = "ignore",
@@ -156,7 +161,8 @@ def make_train_step(
         batch, or a device's part of it, before the batch is split into micro-batches. Labels are
         smoothed afterwards, which is equivalent if the weights of a mixed target add up to 1.
       num_classes: columns of the targets; required by `mix`.
-      label_smoothing: see `cross_entropy`.
+      label_smoothing: see `cross_entropy`; it may be traced.
+      drop_path: replaces the drop-path rate of a model that has one; it may be traced.
       grad_accum_steps: number of micro-batches; see `accumulate`.
       ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
@@ -180,7 +186,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)
-        gradient = partial(_gradient, model, label_smoothing, trainable, frozen)
+        gradient = partial(_gradient, model, label_smoothing, drop_path, trainable, frozen)
         grads, batch_stats, metrics = accumulate(
             gradient, trainable, state.batch_stats, prepare(state, batch), grad_accum_steps
         )
@@ -237,5 +243,29 @@ def make_eval_step(
             "count": jnp.sum(batch["weight"]),
         }
         return lax.psum(sums, axis_name) if axis_name else sums
+
+    return step
+
+
+def make_predict_step(
+    model: nn.Module, *, normalize: Callable[[Array], Array] = identity
+) -> EvalStep:
+    """Makes a pure `(state, batch) -> per-example arrays`, for metrics that are not sums.
+
+    The batch is that of `make_eval_step`. The results are "logits" float32 `(n, classes)`, and the
+    batch's "label" and "weight".
+
+    Args:
+      model: a linen module called as `model(x, train=False)`.
+      normalize: maps stored images to the network's input.
+    """
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
+        return {
+            "logits": logits.astype(jnp.float32),
+            "label": batch["label"],
+            "weight": batch["weight"],
+        }
 
     return step

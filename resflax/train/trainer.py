@@ -1,22 +1,24 @@
 """The compiled parts of a run: training step, evaluation, precise BN."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from resflax.data import Split, StreamingSplit
+from resflax.train.ensemble import is_ensemble
+from resflax.train.evaluation import TestMetrics, build_evaluator
 from resflax.train.input_pipeline import (
     StepFn,
     eval_iterator,
     fits_on_device,
-    limit_in_flight,
     make_device_step_fn,
     make_host_step_fn,
     train_iterator,
 )
 from resflax.train.precise_bn import recompute_state_batch_stats
 from resflax.train.run import Run
+from resflax.train.schedules import cycle_ends
 from resflax.train.state import TrainState
 
 
@@ -36,7 +38,7 @@ class Trainer:
         self.run, self.config, self.engine, self.dataset = run, run.config, run.engine, run.dataset
         self.steps = run.steps
         self.on_device = fits_on_device(self.config.data.placement, run.dataset)
-        self._eval_step = self.engine.compile_eval(run.eval_step)
+        self._evaluator = build_evaluator(run)
         self._stats_step = self.engine.compile_eval(run.stats_step)
         self._eval_batches: dict[int, list[Any]] = {}
 
@@ -47,8 +49,9 @@ class Trainer:
     def summary(self) -> str:
         """Returns one line with the model, the dataset, the number of steps and the devices."""
         config, devices = self.config, self.engine.devices
+        networks = f"{self.run.size} x " if is_ensemble(config) else ""
         return (
-            f"{self.run.name} on {self.dataset.name}: {len(self.dataset.train)} examples,"
+            f"{networks}{self.run.name} on {self.dataset.name}: {len(self.dataset.train)} examples,"
             f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
             f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
         )
@@ -60,24 +63,30 @@ class Trainer:
         return make(self.engine, run.train_step, self.dataset.train, self.config, start, self.steps)
 
     def evaluate(
-        self, state: TrainState, split: Split, before_batch: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+        self,
+        state: TrainState,
+        split: Split,
+        before_batch: Callable[[], None] = lambda: None,
+        excluded: Sequence[int] = (),
+    ) -> TestMetrics:
         """Computes loss, accuracy and count over a split, every example once.
 
         Args:
           state: on the engine's devices.
           split: a split of the run's dataset.
           before_batch: called before each batch; it may raise to stop the evaluation.
+          excluded: members to leave out of the ensemble.
+
+        Returns:
+          See `Evaluator` and `EnsembleEvaluator`.
         """
-        results: list[Any] = []
-        for batch in self._batches_of(split):
-            before_batch()
-            results.append(self._eval_step(state, batch))
-            limit_in_flight(results)
-        sums = self.engine.to_host(results)
-        total = {key: math.fsum(float(part[key]) for part in sums) for key in sums[0]}
-        count = total["count"]
-        return {"loss": total["loss"] / count, "accuracy": total["correct"] / count, "count": count}
+
+        def batches() -> Iterator[Any]:
+            for batch in self._batches_of(split):
+                before_batch()
+                yield batch
+
+        return self._evaluator(state, batches, excluded)
 
     def eval_state(self, state: TrainState) -> TrainState:
         """Returns the state to evaluate and to save as the result: with precise BN, if configured.
@@ -111,10 +120,19 @@ class Trainer:
         """Returns the number of passes over the train split after `step` steps."""
         return step * self.config.batch_size / len(self.dataset.train)
 
+    @cached_property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The ends of the cycles of the learning rate, whose checkpoints are kept."""
+        config, examples = self.config, len(self.dataset.train)
+        if config.schedule != "cosine_cycles":
+            return ()
+        warmup_steps = round(config.warmup_epochs * examples / config.batch_size)
+        return cycle_ends(self.steps, warmup_steps, config.schedule_cycles)
+
     def is_eval_step(self, step: int) -> bool:
-        """Returns whether the run evaluates after `step` steps: at epochs, and at the end."""
+        """Returns whether the run evaluates after `step` steps: at epochs, cycles and the end."""
         size, examples = self.config.batch_size, len(self.dataset.train)
-        return step == self.steps or (
+        return step in (self.steps, *self.snapshot_steps) or (
             step > 0
             and is_last_of_epochs(
                 step, batch_size=size, examples=examples * self.config.eval_every_epochs

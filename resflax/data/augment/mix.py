@@ -19,6 +19,7 @@ from resflax.data.augment.pixels import round_to_dtype
 from resflax.errors import UserError
 
 Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
+Alpha = float | Float[Array, ""]
 
 STREAM = 1000  # random stream, apart from those of `pipeline.TRANSFORMS`, which use the same keys
 MAX_ALPHA = 1e6
@@ -71,21 +72,24 @@ MIXES: dict[str, Callable[[Array, Array, Array], tuple[Array, Array]]] = {
 
 
 def check_mix(*, mixup: Any = 0.0, cutmix: Any = 0.0) -> None:
-    """Raises `UserError` if an argument of `make_mix` is invalid."""
+    """Raises `UserError` if an argument of `make_mix` is invalid; arrays are not checked."""
     for name, alpha in {"mixup": mixup, "cutmix": cutmix}.items():
+        if isinstance(alpha, jax.Array):
+            continue
         is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if not is_number or not 0 <= alpha <= MAX_ALPHA:
             raise UserError(f"{name} is {alpha!r}: expected an alpha from 0 (disabled) to 1e6")
 
 
-def make_mix(*, mixup: float = 0.0, cutmix: float = 0.0) -> Mix | None:
+def make_mix(*, mixup: Alpha = 0.0, cutmix: Alpha = 0.0) -> Mix | None:
     """Returns a function that mixes the pairs of a batch, or None if both alphas are 0.
 
     It maps `(keys, images, targets)` to `(images, targets)` of the same shapes and dtypes: `keys`
     `(n,)`, one per example; `images` `(n, h, w, c)` of any dtype, preferably normalized, since
     uint8 is rounded; `targets` float32 `(n, classes)`, probabilities. The weight of each pair is
     drawn from Beta(alpha, alpha). If both alphas are given, each pair uses one of the two methods,
-    with equal probability.
+    with equal probability. An alpha may be a traced float32 scalar; where its value is 0, the
+    result is the same as if it were not given.
 
     Args:
       mixup: alpha of mixup; 0 disables it.
@@ -101,19 +105,28 @@ def make_mix(*, mixup: float = 0.0, cutmix: float = 0.0) -> Mix | None:
     ([1.0, 1.0, 1.0, 1.0], [[0.0, 0.0], [0.0, 0.0]])
     """
     check_mix(mixup=mixup, cutmix=cutmix)
-    alphas = {"mixup": float(mixup), "cutmix": float(cutmix)}
-    active = {name: alpha for name, alpha in alphas.items() if alpha}
+    alphas = {"mixup": mixup, "cutmix": cutmix}
+    active = {k: alpha for k, alpha in alphas.items() if isinstance(alpha, jax.Array) or alpha}
     return _mix_pairs(active) if active else None
 
 
-def _mix_pairs(alphas: dict[str, float]) -> Mix:
+def _mixing_weight(key: Key[Array, ""], alpha: Float[Array, ""]) -> Float[Array, ""]:
+    """Draws from Beta(alpha, alpha); returns 1, which mixes nothing, for an alpha of 0."""
+    positive = jnp.where(alpha > 0, alpha, 1)
+    weight = jax.random.beta(key, positive, positive, dtype=jnp.float32)
+    return jnp.where(alpha > 0, weight, 1)
+
+
+def _mix_pairs(alphas: dict[str, Alpha]) -> Mix:
     branches = [MIXES[name] for name in alphas]
 
     def mix_pair(key: Array, images: Array, targets: Array) -> tuple[Array, Array]:
         method_key, weight_key, mix_key = jax.random.split(jax.random.fold_in(key, STREAM), 3)
         method = jax.random.randint(method_key, (), 0, len(branches))
-        alpha = jnp.asarray([*alphas.values()], jnp.float32)[method]
-        weight = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+        values = jnp.stack([jnp.float32(alpha) for alpha in alphas.values()])
+        method = jnp.where(jnp.all(values > 0), method, jnp.argmax(values > 0))
+        alpha = values[method]
+        weight = _mixing_weight(weight_key, alpha)
         images, weight = jax.lax.switch(method, branches, mix_key, images, weight)
         return images, blend_pair(targets, weight)
 

@@ -1,0 +1,60 @@
+"""The training step of one member of an ensemble, with values and failures of its own."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from resflax.train.ensemble import Hyperparameters
+from resflax.train.metrics import Metrics
+from resflax.train.nonfinite import max_in_row, revert_update
+from resflax.train.state import TrainState
+from resflax.train.step import Batch, TrainStep
+
+
+def make_member_step(
+    make_step: Callable[[Hyperparameters], TrainStep],
+    values: Hyperparameters,
+    differing: Iterable[str],
+) -> TrainStep:
+    """Makes a step whose hyperparameters come from the state where members differ.
+
+    Args:
+      make_step: builds a step from numbers or traced scalars.
+      values: the values that all members share.
+      differing: names of those that differ, entries of `TrainState.member`.
+    """
+    names = tuple(differing)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        own = values._replace(**{name: state.member[name] for name in names})
+        return make_step(own)(state, batch)
+
+    return step
+
+
+def freeze_diverged(step: TrainStep, config: ConfigDict) -> TrainStep:
+    """Wraps a step so that a member whose updates are not finite keeps its last finite state.
+
+    An update that is not finite is discarded. After as many consecutive ones as a run alone stops
+    at (`max_in_row`), the member has diverged: it computes on, since all members are one program,
+    but its state no longer changes, except for its step.
+
+    Args:
+      step: its metrics have "finite", see `check_finite`.
+      config: of the run.
+    """
+    limit = max_in_row(config)
+
+    def frozen_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch)
+        finite, old = jnp.all(metrics["finite"]), state.member
+        trains = old["diverged_at"] == 0
+        new = revert_update(finite & trains, new, state)
+        in_row = jnp.where(finite, 0, old["in_row"] + 1)
+        diverged_at = jnp.where(trains & (in_row >= limit), new.step, old["diverged_at"])
+        member = {**old, "in_row": in_row, "diverged_at": diverged_at}
+        return dataclasses.replace(new, member=member), metrics
+
+    return frozen_step
