@@ -78,6 +78,11 @@ def build(
         raise UserError(
             f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
         )
+    if model is not None and config.ensemble.drop_path:
+        raise UserError(
+            f"config.ensemble.drop_path is {config.ensemble.drop_path!r}, but a model is given:"
+            " expected ()"
+        )
     given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     config = shared_config(given)
     engine = build_engine(config)
