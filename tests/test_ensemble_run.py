@@ -17,7 +17,7 @@ from resflax.train.ensemble import member_config
 
 DIGITS = load_dataset("digits")
 LISTS = {
-    "learning_rate": (0.02, 0.05, 0.1),
+    "learning_rate": (0.005, 0.01, 0.02),
     "weight_decay": (0.0, 1e-4, 1e-3),
     "label_smoothing": (0.0, 0.1, 0.05),
     "mixup": (0.0, 0.2, 0.4),

@@ -119,7 +119,7 @@ CONFIGS = {
     "ensemble, from the host": {
         "ensemble__size": 2,
         "data__placement": "host",
-        "data__mixup": 0.2,
+        "data__alternating_flip": True,
         "grad_accum_steps": 2,
         "optimizer": "adamw",
     },

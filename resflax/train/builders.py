@@ -94,9 +94,7 @@ def build(
     dataset = dataset or build_dataset(config, pretrained)
     check_dataset(config, dataset)
     model = model or _build_model_for(config, dataset, pretrained)
-    notes: tuple[str, ...] = ()
-    if weights:
-        notes = _describe_start(fit_to_dataset(weights, config, dataset), model, dataset)
+    fitted = weights and fit_to_dataset(weights, config, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
@@ -122,7 +120,7 @@ def build(
         model=model,
         pretrained=pretrained,
         read_variables=read_variables,
-        notes=notes,
+        notes=_describe_start(fitted, model, dataset) if fitted else (),
         steps=total_steps(config, examples),
         schedules=build_schedules(given, examples),
         optimizer=optimizer,
