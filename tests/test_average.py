@@ -44,6 +44,18 @@ def test_average_is_the_mean_of_the_parameters(workdir):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(average.variables))
 
 
+def test_average_of_members_is_their_mean(tmp_path):
+    path = write_workdir(
+        tmp_path / "members",
+        SavedStep(1),
+        factors=(1.0, 2.0, 6.0),
+        metadata={"ensemble": {"size": 3, "seeds": [0, 1, 2], "dropped": []}},
+    )
+    average = average_weights(read_ensemble([path]))
+    expected = jax.tree.map(lambda a: 3 * a, expected_params((1,)))
+    assert_trees_close(average.variables["params"], expected)
+
+
 def test_average_refuses_one_network_and_other_architectures(tmp_path, workdir):
     with pytest.raises(UserError, match="an average needs two or more"):
         average_weights(read_ensemble([workdir]))
@@ -89,7 +101,13 @@ def test_command_recomputes_the_batch_statistics(workdir, tmp_path, capsys):
 @pytest.mark.slow
 def test_command_leaves_out_what_the_run_held_out(workdir, tmp_path, capsys):
     data = {"validation": 0.1, "validation_seed": 0, "image_size": 0, "on_bad_example": "raise"}
-    set_config(workdir, dataset="digits", data={**data, "data_dir": "", "channels": 0}, seed=0)
+    set_config(
+        workdir,
+        dataset="digits",
+        data={**data, "data_dir": "", "channels": 0},
+        seed=0,
+        dtype="float32",
+    )
     out = tmp_path / "average"
     assert run_command("average", f"{workdir}@last:2", "--batch-size=1293", f"--out={out}") == 0
     assert "of 1,293 images" in capsys.readouterr().out
@@ -108,7 +126,7 @@ def test_command_leaves_out_what_the_run_held_out(workdir, tmp_path, capsys):
     ],
 )
 def test_command_refuses_invalid_input(workdir, tmp_path, capsys, where, options, message):
-    set_config(workdir, dataset="", data={})
+    set_config(workdir, dataset="", data={}, seed=0, dtype="float32")
     out = [] if any("--out" in option for option in options) else [f"--out={tmp_path}/average"]
     words = [option.format(run=workdir) for option in options] + out
     assert run_command("average", f"{workdir}{where}", *words) == 2

@@ -21,6 +21,7 @@ COMMANDS = {
     "stablehlo": ["export", "WHERE", "{here}/out.stablehlo", "--format=stablehlo"],
     "timm": ["export", "WHERE", "{here}/out", "--format=timm"],
     "probe": ["probe", "WHERE", "--dataset=folder:{here}/data"],
+    "average": ["average", "WHERE", "--dataset=folder:{here}/data", "--out={here}/out"],
     "train": [
         "train",
         "--config.pretrained=WHERE",
@@ -49,6 +50,7 @@ CASES = {
     "other model for stablehlo": ("stablehlo", ["--model=resnet18"], "not a state dict of"),
     "other model for timm": ("timm", ["--model=resnet18"], "not a state dict of"),
     "other model for probe": ("probe", ["--model=resnet18"], "not a state dict of"),
+    "other model for average": ("average", ["--model=resnet18"], "not a state dict of"),
     "other model for train": ("train", ["--config.model=cifar_resnet14"], "not a state dict of"),
     "labels of another model": (
         "predict",

@@ -11,9 +11,9 @@ from resflax.data.array_source import ArraySource
 from resflax.data.in_memory import InMemorySplit
 from resflax.evaluate.classes import make_label_map
 from resflax.evaluate.classifier import Classifier
-from resflax.evaluate.run import evaluate_split
+from resflax.evaluate.run import Reduction, evaluate_split
 from resflax.evaluate.views import Views, resize_shorter_side
-from resflax.metrics import log_softmax
+from resflax.metrics import log_softmax, score_examples
 
 CLASSES = 5
 CENTER = EvalTransform(size=(8, 8), crop_pct=0.8)
@@ -25,7 +25,7 @@ def linear_classifier(images):
     columns = np.linspace(0, 1, pixels.shape[2])[None, None, :, None]
     features = np.concatenate([(pixels * columns).mean((1, 2)), pixels.mean((1, 2))], -1)
     weights = np.random.default_rng(1).standard_normal((features.shape[-1], CLASSES))
-    return 20 * features @ weights
+    return [20 * features @ weights]  # one member
 
 
 def make_source(count=23, shape=(10, 13, 3), classes=CLASSES):
@@ -35,6 +35,11 @@ def make_source(count=23, shape=(10, 13, 3), classes=CLASSES):
     return ArraySource("noise", InMemorySplit(images, labels), tuple("abcde"[:classes]))
 
 
+# Scores of the first member, and the number of examples.
+SCORES = Reduction(
+    lambda rows: score_examples(rows.log_p[0], rows.labels),
+    lambda rows: {"rows": len(rows.labels)},
+)
 CENTER_CROP = Views()
 
 
@@ -43,7 +48,7 @@ def evaluate(
 ):
     label_map = make_label_map((), CLASSES, source, valid)
     split = StreamingSplit(source, 8, 3, eval_transform=views.transform(CENTER), **options)
-    return evaluate_split(classify, split, views, label_map, batch_size=batch_size)
+    return evaluate_split(classify, split, views, label_map, SCORES, batch_size=batch_size)
 
 
 def expected_probabilities(source, views_of):
@@ -52,7 +57,7 @@ def expected_probabilities(source, views_of):
     for i in range(len(source)):
         views = views_of(source.read(i, 3)[0])
         means.append(
-            np.mean([np.exp(log_softmax(linear_classifier(v[None])[0])) for v in views], 0)
+            np.mean([np.exp(log_softmax(linear_classifier(v[None])[0][0])) for v in views], 0)
         )
     return np.stack(means)
 
@@ -79,7 +84,7 @@ VIEWS = {
 def test_views_average_the_probabilities(name):
     views, views_of = VIEWS[name]
     source = make_source()
-    scores = evaluate(source, views).scores
+    scores = evaluate(source, views).examples
     p = expected_probabilities(source, views_of)
     rows = np.arange(len(source))
     assert scores.prediction.tolist() == p.argmax(-1).tolist()
@@ -93,7 +98,7 @@ def test_ten_crops_average_ten_views():
     views = Views(crops=10)
     crops = views.transform(CENTER)
     p = expected_probabilities(source, lambda x: with_mirrors(list(crops.apply(x))))
-    np.testing.assert_allclose(evaluate(source, views).scores.confidence, p.max(-1), rtol=1e-9)
+    np.testing.assert_allclose(evaluate(source, views).examples.confidence, p.max(-1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 30])
@@ -102,9 +107,9 @@ def test_every_example_counts_once_for_any_batch_size(batch_size, views):
     source = make_source()
     result = evaluate(source, views, batch_size)
     assert result.indices.tolist() == list(range(23))
-    np.testing.assert_array_equal(result.scores.label, source.split.labels)
+    np.testing.assert_array_equal(result.examples.label, source.split.labels)
     reference = evaluate(source, views, 7)
-    np.testing.assert_allclose(result.scores.confidence, reference.scores.confidence, rtol=1e-9)
+    np.testing.assert_allclose(result.examples.confidence, reference.examples.confidence, rtol=1e-9)
 
 
 def test_images_of_many_shapes_are_all_evaluated(tmp_path, monkeypatch):
@@ -121,7 +126,7 @@ def test_images_of_many_shapes_are_all_evaluated(tmp_path, monkeypatch):
     p = expected_probabilities(
         source, lambda x: [resize_shorter_side(x, side, "bilinear") for side in (8, 10)]
     )
-    np.testing.assert_allclose(result.scores.confidence, p.max(-1), rtol=1e-9)
+    np.testing.assert_allclose(result.examples.confidence, p.max(-1), rtol=1e-9)
 
 
 def test_unreadable_files_are_skipped_and_counted(tmp_path):
@@ -142,8 +147,10 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path):
 
 def test_valid_labels_restrict_the_logits():
     source = make_source(classes=2)
-    scores = evaluate(source, valid=("3", "1")).scores
-    logits = linear_classifier(np.stack([CENTER.apply(x) for x in source.split.images]))[:, [3, 1]]
+    scores = evaluate(source, valid=("3", "1")).examples
+    logits = linear_classifier(np.stack([CENTER.apply(x) for x in source.split.images]))[0][
+        :, [3, 1]
+    ]
     assert scores.prediction.tolist() == logits.argmax(-1).tolist()
     np.testing.assert_allclose(scores.confidence, np.exp(log_softmax(logits)).max(-1), rtol=1e-9)
 
@@ -154,7 +161,8 @@ def test_valid_labels_exclude_examples_of_other_classes():
     labels = source.split.labels
     assert result.indices.tolist() == np.flatnonzero(np.isin(labels, (1, 3))).tolist()
     assert result.excluded == 23 - len(result.indices)
-    assert result.scores.label.tolist() == [{3: 0, 1: 1}[i] for i in labels[result.indices]]
+    assert result.sums["rows"] == len(result.indices)
+    assert result.examples.label.tolist() == [{3: 0, 1: 1}[i] for i in labels[result.indices]]
 
 
 def test_label_beyond_the_classes_is_an_error():
@@ -167,7 +175,7 @@ def test_label_beyond_the_classes_is_an_error():
 
 def test_logits_that_are_not_finite_are_an_error():
     with pytest.raises(UserError, match="logits are not finite"):
-        evaluate(make_source(), classify=lambda x: linear_classifier(x) * np.inf)
+        evaluate(make_source(), classify=lambda x: [linear_classifier(x)[0] * np.inf])
 
 
 def test_split_without_examples_that_count_is_an_error():
@@ -184,7 +192,13 @@ def test_progress_counts_every_example():
         split = StreamingSplit(source, 8, 3, eval_transform=views.transform(CENTER))
         label_map = make_label_map((), CLASSES, source)
         evaluate_split(
-            linear_classifier, split, views, label_map, batch_size=6, on_batch=counts.append
+            linear_classifier,
+            split,
+            views,
+            label_map,
+            SCORES,
+            batch_size=6,
+            on_batch=counts.append,
         )
         assert sum(counts) == 23
         counts.clear()

@@ -80,6 +80,14 @@ def test_subset_sums_add_up_over_batches():
     assert np.isnan(added.scaled_nll).all()
 
 
+def test_subset_sums_are_exact_for_impossible_labels():
+    """The label has probability exp(-2000) in one member and 1 in the other."""
+    logits = np.array([[[0.0, 2000.0]], [[2000.0, 0.0]]])
+    sums = subset_sums(logits, np.array([0]), [(0,), (1,), (0, 1)], [1.0, 1.0, 2.0])
+    np.testing.assert_allclose(sums.nll, [2000, 0, np.log(2)])
+    np.testing.assert_allclose(sums.scaled_nll, [2000, 0, np.log(2)])
+
+
 def test_equivalent_of_a_deep_ensemble_is_its_size():
     nll = np.array([0.5, 0.4, 0.35, 0.33])
     for size in range(1, 5):

@@ -1,16 +1,15 @@
 """`resflax average WHERE... --out=FOLDER`: the mean of the parameters of several networks."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from resflax.cli.evaluate_data import own_dataset
 from resflax.cli.evaluate_flags import with_dashes
 from resflax.cli.export import training_command
 from resflax.data import StreamingSplit, load_split
@@ -22,13 +21,12 @@ from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
 from resflax.export.exporter import check_target
-from resflax.export.trained_model import RunRecord, TrainedModel
+from resflax.export.trained_model import TrainedModel, read_run
 from resflax.progress import progress_range
 from resflax.runtime import enable_compilation_cache
 from resflax.train.precise_bn import recompute_batch_stats
 from resflax.weights import Preprocess, Weights, adapt_weights, read_ensemble
 from resflax.weights.average import average_weights, have_same_batch_stats
-from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
 DESCRIPTION = """Averages the parameters of several networks: the last checkpoints of a run
@@ -60,7 +58,7 @@ def main(arguments: list[str]) -> None:
         print("batch statistics: none, or the same in all networks, and kept")
     else:
         average = _with_own_batch_stats(average, args)
-    record = _run_record(args.where)
+    record = read_run(networks, whole=False)
     model = TrainedModel(average.config, average.variables, average.source, record)
     options = ExportOptions(license=args.license, train_command=training_command(record))
     report = export(model, args.out, format="timm", options=options)
@@ -132,7 +130,7 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
     Raises:
       UserError: if no dataset is given or known, it cannot be opened, or it is too small.
     """
-    config = {} if args.dataset else _dataset_config(args.where)
+    config = {} if args.dataset else own_dataset(args.where) or {}
     if not args.dataset and not config.get("dataset"):
         raise UserError(
             "the batch statistics need training data, and the networks are not from runs with one"
@@ -167,35 +165,3 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
     if len(split) < 2:
         raise UserError(f"{source.name} has {len(split)} examples: expected 2 or more")
     return split
-
-
-def _dataset_config(wheres: Sequence[str]) -> dict[str, Any]:
-    """Returns the config of the runs if they have one dataset; else {}."""
-    configs = [_read_config(where) for where in wheres]
-    keys = {json.dumps([config.get("dataset"), config.get("data")]) for config in configs}
-    return configs[0] if len(keys) == 1 else {}
-
-
-def _read_config(where: str) -> dict[str, Any]:
-    """Returns the config of the run that a name is of; {} if it is not of a run.
-
-    Raises:
-      UserError: if a config.json cannot be read.
-    """
-    name = split_checkpoint(where)
-    if name is None:
-        return {}
-    try:
-        return dict(json.loads((name.folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as e:
-        raise UserError(f"{name.folder} has no valid config.json: {e}") from e
-
-
-def _run_record(wheres: Sequence[str]) -> RunRecord | None:
-    """Returns the config of the run that all networks are of, without results."""
-    names = [split_checkpoint(where) for where in wheres]
-    folders = {name.folder if name else None for name in names}
-    folder = folders.pop()
-    if folders or folder is None:
-        return None
-    return RunRecord(str(folder), _read_config(wheres[0]), {})

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resflax.cli import evaluate_corruptions
 from resflax.cli.output_files import check_distinct
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
@@ -18,11 +19,13 @@ from resflax.nn import Spec
 from resflax.weights import Preprocess
 from resflax.zoo.registry import DTYPES
 
-DESCRIPTION = """Evaluates a trained network: accuracy, calibration, accuracy of each class.
+DESCRIPTION = """Evaluates a trained network or an ensemble: accuracy, calibration, uncertainty.
 
 WHERE is the workdir of a run (runs/x, runs/x@best, runs/x@200), a folder in timm's or
 Transformers' layout, a weights file (with --model), owner/name of the Hub, or a tagged timm name
-(resnet50.a1_in1k). A workdir alone is evaluated on the test split of its own dataset."""
+(resnet50.a1_in1k). Workdirs are evaluated on the test split of their own dataset by default.
+The run of an ensemble means all its members, runs/x#2 or runs/x#0,2 some of them, and several WHERE
+are the members of one ensemble, whose probabilities are averaged."""
 
 DATASETS = """datasets:
   digits, fashion_mnist, imagenet2012, ...  the included digits, or a prepared TFDS dataset
@@ -34,13 +37,17 @@ DATASETS = """datasets:
 Options can be spelled with - or _."""
 
 
+# The first is held-out training data if there are any, else halves of the split.
+CALIBRATE = ("auto", "held-out", "test", "none")
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses a command line and checks what needs neither the model nor the dataset.
 
     Raises:
       UserError: if it is invalid.
     """
-    args = _parser().parse_args([with_dashes(word) for word in arguments])
+    args = _parser().parse_intermixed_args([with_dashes(word) for word in arguments])
     args.scales = _parse_numbers("--scales", args.scales, int)
     args.distributed_config = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
@@ -51,8 +58,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if getattr(args, name) < minimum:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is {getattr(args, name)}: expected {minimum} or more")
+    _check_uncertainty(args)
+    evaluate_corruptions.check_flags(args)
     _check_outputs(args)
     return args
+
+
+def _check_uncertainty(args: argparse.Namespace) -> None:
+    if args.conformal and not 0 < args.conformal < 1:
+        raise UserError(f"--conformal is {args.conformal:g}: expected a number between 0 and 1")
+    if args.select < 0:
+        raise UserError(f"--select is {args.select}: expected the number of members, 1 or more")
+    if args.select and args.calibrate in ("test", "none"):
+        raise UserError(
+            f"--select needs held-out training data, not --calibrate={args.calibrate}: expected"
+            " --calibrate=held-out"
+        )
+    if args.calibrate == "none" and (args.conformal or args.deep_ensemble):
+        option = "--conformal" if args.conformal else "--deep-ensemble"
+        raise UserError(f"{option} needs calibration: expected no --calibrate=none with it")
+    if len(set(args.ood)) < len(args.ood):
+        raise UserError("--ood has a dataset twice: expected different ones")
 
 
 def _parser() -> Parser:
@@ -63,7 +89,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("where", metavar="WHERE", help="the model")
+    add("where", metavar="WHERE", nargs="+", help="the model, or the members of an ensemble")
     add("--model", metavar="NAME", help="model name of a weights file")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the run")
@@ -103,6 +129,8 @@ def _parser() -> Parser:
         metavar="N,N,...",
         help="average the probabilities of whole images with these shorter sides",
     )
+    _add_uncertainty(parser)
+    evaluate_corruptions.add_flags(parser)
     defaults = parser.add_argument_group("preprocessing; default: the model's own")
     defaults.add_argument("--size", metavar="N or HxW", help="side of the network's input")
     defaults.add_argument("--crop-pct", type=float, help="side of the crop / resized image")
@@ -126,6 +154,45 @@ def _parser() -> Parser:
     processes.add_argument("--num-processes", type=int)
     processes.add_argument("--process-id", type=int)
     return parser
+
+
+def _add_uncertainty(parser: Parser) -> None:
+    group = parser.add_argument_group("calibration and uncertainty, see docs/ensembles.md")
+    add = group.add_argument
+    add(
+        "--calibrate",
+        choices=CALIBRATE,
+        default=CALIBRATE[0],
+        help="data for temperature scaling: training data held out by config.data.validation, or"
+        " halves of the split, each for the other; default: the first if there are any",
+    )
+    add(
+        "--conformal",
+        type=float,
+        default=0.0,
+        metavar="ALPHA",
+        help="also report conformal sets, which miss the label with probability ALPHA",
+    )
+    add(
+        "--ood",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="detect the images of this dataset; can be repeated",
+    )
+    add(
+        "--select",
+        type=int,
+        default=0,
+        metavar="K",
+        help="select K members greedily on held-out training data",
+    )
+    add(
+        "--deep-ensemble",
+        type=Path,
+        metavar="FILE",
+        help="evaluation.json of an ensemble: how many of its members are as good",
+    )
 
 
 def with_dashes(word: str) -> str:

@@ -1,14 +1,21 @@
-"""Everything that `resflax evaluate` needs: the model, the examples, and how they fit."""
+"""Everything that `resflax evaluate` needs: the members, the examples, and how they fit."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resflax.cli.evaluate_corruptions import CorruptionPlan, plan_corruptions
+from resflax.cli.evaluate_data import (
+    HeldOutData,
+    open_held_out,
+    open_ood,
+    own_dataset,
+)
 from resflax.cli.evaluate_flags import check_image_size, parse_preprocess
 from resflax.data import load_split
 from resflax.data.source import Source
 from resflax.errors import UserError
+from resflax.evaluate.calibrated import MAX_KEPT_BYTES
 from resflax.evaluate.classes import (
     LabelMap,
     make_label_map,
@@ -16,8 +23,11 @@ from resflax.evaluate.classes import (
     read_valid_labels,
     real_labels_of,
 )
+from resflax.evaluate.deep_ensemble import Reference, read_reference
 from resflax.evaluate.views import Views
-from resflax.weights import Preprocess, Pretrained, load_pretrained
+from resflax.nn import Spec
+from resflax.weights import Preprocess, Weights, adapt_weights, read_ensemble
+from resflax.weights.ensemble import describe_members
 from resflax.weights.workdirs import BEST, split_checkpoint
 
 
@@ -25,9 +35,9 @@ class Plan(NamedTuple):
     """Everything that an evaluation needs, checked before anything is computed.
 
     Attributes:
-      pretrained: the network.
-      selection: one line that says by which split the checkpoint was chosen.
-      preprocess: its preprocessing, with the values of the command line.
+      members: the networks; one, or those of an ensemble.
+      selection: one line that says by which split the checkpoints were chosen.
+      preprocess: their preprocessing, with the values of the command line.
       dataset: name of the dataset.
       source: the examples.
       on_bad_example: "raise" or "skip".
@@ -35,9 +45,14 @@ class Plan(NamedTuple):
       views: the views of each image.
       label_map: the classes that count.
       real_labels: ReaL labels of each example; empty without them.
+      held_out: examples that were not trained on, for calibration and selection; None without.
+      cross_validate: whether to calibrate on halves of the split.
+      ood: other datasets, by name.
+      reference: a deep ensemble to compare with; None without.
+      corruptions: the corruptions to evaluate.
     """
 
-    pretrained: Pretrained
+    members: tuple[Weights, ...]
     selection: str
     preprocess: Preprocess
     dataset: str
@@ -47,10 +62,20 @@ class Plan(NamedTuple):
     views: Views
     label_map: LabelMap
     real_labels: list[list[int]]
+    held_out: HeldOutData | None
+    cross_validate: bool
+    ood: dict[str, Source]
+    reference: Reference | None
+    corruptions: CorruptionPlan
+
+    @property
+    def spec(self) -> Spec:
+        """The architecture of the first member."""
+        return self.members[0].config.spec
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """Loads the model and opens the dataset, and checks that they fit.
+    """Loads the members and opens the datasets, and checks that they fit.
 
     Raises:
       UserError: if something is invalid.
@@ -58,27 +83,28 @@ def make_plan(args: argparse.Namespace) -> Plan:
     views = Views(args.tta == "flip", args.crops, args.scales)
     valid_labels = read_valid_labels(args.valid_labels) if args.valid_labels else ()
     real_labels = read_real_labels(args.real_labels) if args.real_labels else []
-    own = _own_dataset(args.where)
+    reference = read_reference(args.deep_ensemble) if args.deep_ensemble else None
+    own = own_dataset(args.where)
     if not args.dataset and own is None:
-        exists = Path(args.where).exists()
-        raise UserError(
-            f"{args.where} is not the workdir of a run, whose dataset is known: expected"
-            " --dataset=NAME"
-            if exists
-            else f"{args.where} does not exist here: expected the workdir of a run, or"
-            " --dataset=NAME with a model of the Hub"
-        )
-    pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
-    spec = pretrained.model.spec
-    if not spec.num_classes:
-        raise UserError(f"{args.where} has no classification head: expected weights with classes")
-    preprocess = parse_preprocess(args, pretrained.preprocess)
-    check_image_size(views.scales or preprocess.size, spec)
+        raise _missing_dataset(args.where)
+    members = _read_members(args)
+    first = members[0].config
+    preprocess = parse_preprocess(args, first.preprocess)
+    for member in members:
+        check_image_size(views.scales or preprocess.size, member.config.spec)
     config = own if own and args.dataset in ("", own["dataset"]) else {}
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
-    source = _open_source(args, config, pretrained, on_bad_example)
+    source = _open_source(args, config, members[0], on_bad_example)
+    if reference and reference.split != source.name:
+        raise UserError(
+            f"{reference.name} is of {reference.split}, not of {source.name}: expected the"
+            " evaluation of a deep ensemble on the same split"
+        )
+    label_map = make_label_map(first.labels, first.spec.num_classes, source, valid_labels)
+    held_out = open_held_out(args, members, valid_labels)
+    cross_validate = _cross_validates(args, held_out, members, label_map, len(source))
     return Plan(
-        pretrained=pretrained,
+        members=members,
         selection=_selection(args.where, bool(config)),
         preprocess=preprocess,
         dataset=args.dataset or config["dataset"],
@@ -86,16 +112,50 @@ def make_plan(args: argparse.Namespace) -> Plan:
         on_bad_example=on_bad_example,
         dtype=args.dtype or config.get("dtype", "float32"),
         views=views,
-        label_map=make_label_map(pretrained.classes, spec.num_classes, source, valid_labels),
+        label_map=label_map,
         real_labels=real_labels and real_labels_of(source, real_labels, args.real_labels),
+        held_out=held_out,
+        cross_validate=cross_validate,
+        ood=open_ood(args),
+        reference=reference,
+        corruptions=plan_corruptions(args, preprocess.channels),
     )
 
 
+def _missing_dataset(wheres: list[str]) -> UserError:
+    where = wheres[0]
+    if len(wheres) > 1 and all(split_checkpoint(name) for name in wheres):
+        return UserError("the runs were trained on different datasets: expected --dataset=NAME")
+    where = next((name for name in wheres if not split_checkpoint(name)), where)
+    return UserError(
+        f"{where} is not the workdir of a run, whose dataset is known: expected --dataset=NAME"
+        if Path(where).exists()
+        else f"{where} does not exist here: expected the workdir of a run, or --dataset=NAME with"
+        " a model of the Hub"
+    )
+
+
+def _read_members(args: argparse.Namespace) -> tuple[Weights, ...]:
+    members = tuple(
+        adapt_weights(member)
+        for member in read_ensemble(args.where, args.model, revision=args.revision)
+    )
+    if not members[0].config.spec.num_classes:
+        raise UserError(
+            f"{args.where[0]} has no classification head: expected weights with classes"
+        )
+    if args.select and not 0 < args.select < len(members):
+        raise UserError(
+            f"--select is {args.select}: expected fewer than the {len(members)} members"
+            if len(members) > 1
+            else f"--select is {args.select}, but {args.where[0]} is one network: expected an"
+            " ensemble"
+        )
+    return members
+
+
 def _open_source(
-    args: argparse.Namespace,
-    config: dict[str, Any],
-    pretrained: Pretrained,
-    on_bad_example: str,
+    args: argparse.Namespace, config: dict[str, Any], member: Weights, on_bad_example: str
 ) -> Source:
     """Opens the split; `config` is that of the run if its own dataset is evaluated, else {}."""
     return load_split(
@@ -103,32 +163,50 @@ def _open_source(
         args.split,
         data_dir=args.data_dir or config.get("data", {}).get("data_dir", ""),
         labels_file=args.labels_file,
-        class_names=pretrained.classes,
-        num_classes=pretrained.model.spec.num_classes,
+        class_names=member.config.labels,
+        num_classes=member.config.spec.num_classes,
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
     )
 
 
-def _own_dataset(where: str) -> dict[str, Any] | None:
-    """Returns the config of the run in a workdir; None if `where` is not a workdir."""
-    found = split_checkpoint(where)
-    if found is None:
-        return None
-    try:
-        config = json.loads((found[0] / "config.json").read_text())
-        return {key: config[key] for key in ("dataset", "seed", "data", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{found[0]} has no valid config.json: {e}") from e
+def _cross_validates(
+    args: argparse.Namespace,
+    held_out: HeldOutData | None,
+    members: tuple[Weights, ...],
+    label_map: LabelMap,
+    examples: int,
+) -> bool:
+    """Returns whether to calibrate on halves of the split.
+
+    Raises:
+      UserError: if it takes too much memory and was asked for.
+    """
+    if held_out or args.calibrate == "none":
+        return False
+    size = 4 * len(members) * examples * len(label_map.columns)
+    if size <= MAX_KEPT_BYTES and examples > 1:
+        return True
+    if args.calibrate == "test" or args.conformal:
+        raise UserError(
+            f"calibration on halves of {examples:,} examples keeps {size / 2**30:.1f} GiB of"
+            f" predictions: expected 2 examples or more, and at most {MAX_KEPT_BYTES / 2**30:g}"
+            " GiB; train with --config.data.validation=0.1 to hold out training data"
+        )
+    return False
 
 
-def _selection(where: str, own_split: bool) -> str:
-    """Returns by which split the checkpoint was chosen."""
+def _selection(wheres: list[str], own_split: bool) -> str:
+    """Returns by which split the checkpoints were chosen."""
+    return "; ".join(dict.fromkeys(_selection_of(where, own_split) for where in wheres))
+
+
+def _selection_of(where: str, own_split: bool) -> str:
     found = split_checkpoint(where)
     if found is None:
         return "not known for these weights"
-    if found[1] != BEST:
-        return f"by its position in the run ({found[1]}), not by a split"
+    if found.checkpoint != BEST:
+        return f"by its position in the run ({found.checkpoint}), not by a split"
     optimistic = ", so the results below are optimistic" if own_split else ""
     return f"by the accuracy on the run's own test split{optimistic}"
 
@@ -141,7 +219,7 @@ def describe(plan: Plan) -> str:
     resize = "whole images" if plan.views.scales else resize
     mean, std = (", ".join(f"{x:.4g}" for x in v) for v in (preprocess.mean, preprocess.std))
     lines = [
-        f"weights: {plan.pretrained.source}",
+        f"weights: {describe_members(plan.members)}",
         f"checkpoint chosen: {plan.selection}",
         f"preprocessing: {resize}, {preprocess.interpolation}, mean ({mean}), std ({std})",
         f"data: {source.name}, {len(source):,} examples of {len(plan.label_map.columns)} classes;"
@@ -149,4 +227,7 @@ def describe(plan: Plan) -> str:
     ]
     if plan.views.count > 1:
         lines[-1] += f" (probabilities averaged over {plan.views.count} views)"
+    if plan.held_out:
+        held_out = plan.held_out.source
+        lines.append(f"calibration data: {held_out.name}, {len(held_out):,} examples")
     return "\n".join(lines)

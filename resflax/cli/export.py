@@ -1,4 +1,4 @@
-"""`resflax export WHERE OUT`: a trained model as a folder for torch, as ONNX or as StableHLO."""
+"""`resflax export WHERE... OUT`: a trained model as a folder for torch, as ONNX or StableHLO."""
 
 import argparse
 import shlex
@@ -49,7 +49,11 @@ def _parser() -> Parser:
         description="Exports a trained model, and verifies that the result computes the same.",
     )
     parser.add_argument(
-        "where", metavar="WHERE", help="a workdir, a folder, a file, or a Hub owner/name"
+        "where",
+        metavar="WHERE",
+        nargs="+",
+        help="a workdir, a folder, a file, or a Hub owner/name; an ensemble (a workdir of several"
+        " networks, or several WHEREs) returns the mean of the probabilities",
     )
     parser.add_argument("out", metavar="OUT", help="a new folder, or a file")
     parser.add_argument(

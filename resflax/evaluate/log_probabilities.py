@@ -1,11 +1,11 @@
-"""Log-probabilities of the images of a split, averaged over their views."""
+"""Log-probabilities of the images of a split by each member, averaged over their views."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from resflax.errors import UserError
 from resflax.evaluate.views import Images, Views
@@ -24,13 +24,34 @@ class Rows(NamedTuple):
       indices: indices of the examples in the split.
       labels: labels in the dataset.
       weights: 0 for a row that does not count; see `resflax.data.eval_batches`.
-      log_p: log-probabilities of the classes that count.
+      log_p: each member's log-probabilities of the classes that count.
+      log_sum_exp: logarithm of the sum of the exponentials of these classes' logits, which
+        `log_p` has lost; mean over the views.
     """
 
     indices: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]
-    log_p: Float[np.ndarray, "n classes"]
+    log_p: Float[np.ndarray, "members n classes"]
+    log_sum_exp: Float[np.ndarray, "members n"]
+
+
+def select_rows(rows: Rows, chosen: Bool[np.ndarray, " n"] | Int[np.ndarray, " m"]) -> Rows:
+    """Returns some rows of a batch."""
+    return Rows(
+        rows.indices[chosen],
+        rows.labels[chosen],
+        rows.weights[chosen],
+        rows.log_p[:, chosen],
+        rows.log_sum_exp[:, chosen],
+    )
+
+
+class View(NamedTuple):
+    """One view of the images of a batch; see `Rows`."""
+
+    log_p: Float[np.ndarray, "members n classes"]
+    log_sum_exp: Float[np.ndarray, "members n"]
 
 
 def classify_crops(
@@ -42,8 +63,8 @@ def classify_crops(
     """Yields the rows of batches of images of one size.
 
     Args:
-      classify: maps uint8 images `(n, h, w, c)` to logits, of which the first n rows count. It may
-        return before they are computed.
+      classify: maps uint8 images `(n, h, w, c)` to the logits of each member, of which the first n
+        rows count. It may return before they are computed.
       batches: batches of `eval_batches` with the transform of `views`.
       views: the views of each image.
       columns: the classes that count; probabilities are those among them.
@@ -52,35 +73,42 @@ def classify_crops(
     for batch in batches:
         pending.append((batch, [classify(images) for images in views.of_batch(batch["image"])]))
         if len(pending) > MAX_PENDING:
-            yield _average(*pending.popleft(), columns)
+            yield average_views(*pending.popleft(), columns)
     while pending:
-        yield _average(*pending.popleft(), columns)
+        yield average_views(*pending.popleft(), columns)
 
 
-def _average(batch: Any, logits: list[Any], columns: Int[np.ndarray, " classes"]) -> Rows:
+def average_views(batch: Any, logits: list[Any], columns: Int[np.ndarray, " classes"]) -> Rows:
+    """Returns the rows of a batch from the members' logits of each of its views."""
     count = len(batch["index"])
-    log_p = np.stack([_log_probabilities(part, count, columns) for part in logits])
-    return Rows(batch["index"], batch["label"], batch["weight"], mean_log_probability(log_p))
+    return _mean_over_views(batch, [_fetch(part, count, columns) for part in logits])
 
 
-def _log_probabilities(
-    logits: Any, count: int, columns: Int[np.ndarray, " classes"]
-) -> Float[np.ndarray, "n classes"]:
-    """Fetches logits and returns log-probabilities among `columns`, in float64."""
-    fetched = np.asarray(logits)[:count]
+def _mean_over_views(batch: Any, views: list[View]) -> Rows:
+    log_p = mean_log_probability(np.stack([view.log_p for view in views]))
+    log_sum_exp = np.mean([view.log_sum_exp for view in views], 0)
+    return Rows(batch["index"], batch["label"], batch["weight"], log_p, log_sum_exp)
+
+
+def _fetch(logits: Any, count: int, columns: Int[np.ndarray, " classes"]) -> View:
+    """Fetches the members' logits and returns log-probabilities among `columns`, in float64."""
+    fetched = np.stack([np.asarray(member)[:count] for member in logits])
     if not np.isfinite(fetched).all():
         raise UserError(
             "the model's logits are not finite: expected finite weights and, if it was trained in"
             " float32, --dtype=float32"
         )
-    return log_softmax(fetched[:, columns])
+    logits = fetched[..., columns].astype(np.float64)
+    log_p = log_softmax(logits)
+    # Any class gives the same difference.
+    return View(log_p, logits[..., 0] - log_p[..., 0])
 
 
 class _Waiting(NamedTuple):
     """An example some of whose views are not classified yet."""
 
     batch: Any
-    log_p: list[Float[np.ndarray, " classes"]]
+    views: list[View]
 
 
 def classify_whole_images(
@@ -150,11 +178,10 @@ class _ShapeGroups:
             self.full_shapes.add(shape)
         elif shape in self.full_shapes:  # compiled for full batches
             images = np.pad(images, [(0, self.batch_size - len(group)), *[(0, 0)] * 3])
-        log_p = _log_probabilities(self.classify(images), len(group), self.columns)
-        for (key, _), row in zip(group, log_p, strict=True):
-            batch, views_log_p = self.waiting[key]
-            views_log_p.append(row)
-            if len(views_log_p) == self.views.count:
+        view = _fetch(self.classify(images), len(group), self.columns)
+        for row, (key, _) in enumerate(group):
+            batch, views = self.waiting[key]
+            views.append(View(view.log_p[:, row : row + 1], view.log_sum_exp[:, row : row + 1]))
+            if len(views) == self.views.count:
                 del self.waiting[key]
-                mean = mean_log_probability(np.stack(views_log_p))[None]
-                yield Rows(batch["index"], batch["label"], batch["weight"], mean)
+                yield _mean_over_views(batch, views)

@@ -8,8 +8,8 @@ import numpy as np
 
 from resflax.data.source import Source
 from resflax.errors import UserError, unknown
+from resflax.evaluate.assess import Assessment
 from resflax.evaluate.classes import LabelMap
-from resflax.evaluate.run import Evaluated
 from resflax.files import encode_text, format_csv, replace_undecodable, write_atomic
 
 FORMATS = (".csv", ".parquet")
@@ -22,7 +22,10 @@ COLUMNS = (
     "prediction_probability",
     "top5",
     "top5_probability",
+    "entropy",
 )
+# Further columns of an ensemble.
+ENSEMBLE_COLUMNS = ("expected_entropy", "mutual_information", "disagreement", "pairwise_kl")
 
 
 def check_predictions_path(path: Path) -> None:
@@ -45,14 +48,15 @@ def require_pyarrow(flag: str, path: Path) -> None:
 
 
 def write_predictions(
-    path: Path, evaluated: Evaluated, source: Source, label_map: LabelMap
+    path: Path, assessment: Assessment, source: Source, label_map: LabelMap
 ) -> None:
-    """Writes one row per example that counts, with the columns `COLUMNS`.
+    """Writes one row per example that counts: `COLUMNS` and, of an ensemble, `ENSEMBLE_COLUMNS`.
 
     Classes are indices of the model's classes. `path` is the file, or the split and index. The
     entries of `top5` are lists in Parquet, and separated by spaces in a CSV.
     """
-    scores = evaluated.scores
+    evaluated, scored = assessment.evaluated, assessment.scored
+    scores = scored.scores[0]
     columns: dict[str, Any] = {
         "index": evaluated.indices,
         "path": [source.location(int(i)) for i in evaluated.indices],
@@ -62,8 +66,11 @@ def write_predictions(
         "prediction_probability": scores.confidence,
         "top5": label_map.columns[scores.top],
         "top5_probability": scores.top_probability,
+        "entropy": scored.uncertainty.total_entropy,
     }
-    values = {name: np.asarray(columns[name]).tolist() for name in COLUMNS}
+    if len(assessment.targets.systems) > 1:
+        columns |= {name: getattr(scored.uncertainty, name) for name in ENSEMBLE_COLUMNS}
+    values = {name: np.asarray(column).tolist() for name, column in columns.items()}
     write_atomic(path, _to_csv(values) if path.suffix == ".csv" else _to_parquet(values))
 
 

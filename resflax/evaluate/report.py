@@ -1,4 +1,4 @@
-"""The results of an evaluation as JSON values and as a table."""
+"""The results of an evaluation as JSON values, with the keys of `evaluation.json`."""
 
 import math
 from collections.abc import Sequence
@@ -6,53 +6,57 @@ from typing import Any
 
 import numpy as np
 
+from resflax.evaluate.assess import Assessment
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.run import Evaluated
-from resflax.metrics import Metrics
+from resflax.evaluate.summary import summarize_members, summarize_system
+from resflax.metrics import ExampleScores, Metrics, summarize
 
-# Key in `evaluation.json`, and description in the table.
-ROWS = {
-    "accuracy": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "nll": "negative log-likelihood, nats",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
-    "adaptive_ece": "the same, equal-mass bins",
-    "real_accuracy": "ReaL accuracy",
-}
-MAX_LISTED_CLASSES = 20
 MAX_CONFUSION_CLASSES = 100  # with more, evaluation.json has no confusion matrix
 
 
 def results(
-    metrics: Metrics,
-    evaluated: Evaluated,
+    assessment: Assessment,
     label_map: LabelMap,
+    sources: Sequence[str],
     real_labels: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
-    """Returns the results as JSON values, with the keys of `evaluation.json`.
+    """Returns the results as JSON values.
 
     Args:
-      metrics: of the examples that count.
-      evaluated: these examples.
+      assessment: the results over the split.
       label_map: the classes that count.
+      sources: one line for each member that says what was loaded.
       real_labels: the correct labels of each example of the split; examples without any do not
         count for `real_accuracy`.
     """
-    values: dict[str, Any] = {
-        "accuracy": metrics.accuracy,
-        "top5": metrics.top5,
-        "nll": metrics.nll,
-        "brier": metrics.brier,
-        "ece": metrics.ece,
-        "adaptive_ece": metrics.adaptive_ece,
+    evaluated, scored = assessment.evaluated, assessment.scored
+    scores = scored.scores[0]
+    metrics = summarize(scores, len(label_map.columns))
+    values: dict[str, Any] = {}
+    if len(sources) > 1:
+        members = summarize_members(assessment, sources)
+        own = {key: value for key, value in members["ensemble"].items() if key != "size"}
+    else:
+        members, own = {}, summarize_system(assessment, 0, intervals=True)
+        own["entropy"] = float(scored.uncertainty.total_entropy.mean())
+    values |= own
+    if calibration := assessment.calibration:
+        values["calibration"] = {"data": calibration.data, "examples": calibration.examples}
+    values |= members
+    values |= {
         "examples": metrics.examples,
         "correct": metrics.correct,
         "skipped": len(evaluated.skipped),
         "excluded": evaluated.excluded,
     }
     if real_labels:
-        values |= _real_results(evaluated, label_map, real_labels)
+        values |= _real_results(evaluated, scores, label_map, real_labels)
+    return values | _class_results(metrics, label_map)
+
+
+def _class_results(metrics: Metrics, label_map: LabelMap) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     if len(label_map.columns) <= MAX_CONFUSION_CLASSES:
         values["confusion"] = metrics.confusion.tolist()
     return values | {
@@ -63,10 +67,13 @@ def results(
 
 
 def _real_results(
-    evaluated: Evaluated, label_map: LabelMap, real_labels: Sequence[Sequence[int]]
+    evaluated: Evaluated,
+    scores: ExampleScores,
+    label_map: LabelMap,
+    real_labels: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Returns the share of the examples whose prediction is one of their ReaL labels."""
-    predictions = label_map.columns[evaluated.scores.prediction].tolist()
+    predictions = label_map.columns[scores.prediction].tolist()
     hits = [
         prediction in real_labels[index]
         for index, prediction in zip(evaluated.indices.tolist(), predictions, strict=True)
@@ -74,36 +81,3 @@ def _real_results(
     ]
     accuracy = float(np.mean(hits)) if hits else None
     return {"real_accuracy": accuracy, "real_examples": len(hits)}
-
-
-def table(values: dict[str, Any]) -> str:
-    """Returns a table of the results: the metrics, and the accuracy of the classes."""
-    counts = f"{values['correct']:,} of {values['examples']:,} correct"
-    for key in ("skipped", "excluded"):
-        counts += f", {values[key]:,} {key}" if values[key] else ""
-    lines = [
-        f"  {name:32}{values[key]:8.4f}"
-        for key, name in ROWS.items()
-        if values.get(key) is not None
-    ]
-    if values.get("real_accuracy") is not None:
-        lines[-1] += f"  of {values['real_examples']:,} examples"
-    return "\n".join([counts, *lines, "", *_class_lines(values)])
-
-
-def _class_lines(values: dict[str, Any]) -> list[str]:
-    rows = [
-        (accuracy, count, name)
-        for accuracy, count, name in zip(
-            values["per_class"], values["class_examples"], values["classes"], strict=True
-        )
-        if accuracy is not None
-    ]
-    title = "accuracy of each class"
-    if len(rows) > MAX_LISTED_CLASSES:
-        rows = sorted(rows)[: MAX_LISTED_CLASSES // 2]
-        title = f"accuracy of the {len(rows)} worst classes"
-    return [
-        f"{title}, and number of examples",
-        *(f"  {name[:30]:32}{accuracy:8.4f}{count:8,}" for accuracy, count, name in rows),
-    ]

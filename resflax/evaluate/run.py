@@ -11,12 +11,34 @@ from resflax.data import StreamingSplit, eval_batches
 from resflax.distributed.processes import all_gather_rows, all_gather_strings
 from resflax.errors import UserError
 from resflax.evaluate.classes import EXCLUDED, LabelMap
-from resflax.evaluate.log_probabilities import Rows, classify_crops, classify_whole_images
+from resflax.evaluate.log_probabilities import (
+    Rows,
+    classify_crops,
+    classify_whole_images,
+    select_rows,
+)
 from resflax.evaluate.views import Images, Views
-from resflax.metrics import ExampleScores, score_examples
 
 Logits = Callable[[Images], Any]
 OnBatch = Callable[[int], None]
+
+
+def _no_sums(rows: Rows) -> tuple[()]:
+    del rows
+    return ()
+
+
+class Reduction(NamedTuple):
+    """What is kept of each batch. Labels are positions in `LabelMap.columns`.
+
+    Attributes:
+      examples: maps rows to a tree of arrays whose first axis is the row. Rows that do not count,
+        whose label is 0, are dropped afterwards.
+      sums: maps rows, all of which count, to a tree of arrays, which are added over the batches.
+    """
+
+    examples: Callable[[Rows], Any]
+    sums: Callable[[Rows], Any] = _no_sums
 
 
 class Evaluated(NamedTuple):
@@ -24,31 +46,33 @@ class Evaluated(NamedTuple):
 
     Attributes:
       indices: their indices in the split.
-      scores: their scores; classes are positions in `LabelMap.columns`.
+      examples: what the reduction keeps of each of them.
+      sums: its sums over all of them.
       excluded: number of examples whose class does not count.
       skipped: one line for each example that could not be read.
     """
 
     indices: Int[np.ndarray, " n"]
-    scores: ExampleScores
+    examples: Any
+    sums: Any
     excluded: int
     skipped: list[str]
 
 
-class _Part(NamedTuple):
-    """The scores of some rows, some of which do not count.
+class Part(NamedTuple):
+    """The values of some rows, some of which do not count.
 
     Attributes:
       indices: indices of the examples.
       is_read: False for padding and for the replacement of a skipped example.
       is_valid: whether the class of the example counts.
-      scores: scores; the label is 0 in rows that do not count.
+      examples: see `Reduction`.
     """
 
     indices: Int[np.ndarray, " n"]
     is_read: Bool[np.ndarray, " n"]
     is_valid: Bool[np.ndarray, " n"]
-    scores: ExampleScores
+    examples: Any
 
 
 def evaluate_split(
@@ -56,18 +80,21 @@ def evaluate_split(
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
+    reduction: Reduction,
     *,
     batch_size: int,
     num_workers: int = 0,
     on_batch: OnBatch = lambda examples: None,
 ) -> Evaluated:
-    """Scores every example of a split; with several processes, each scores its share.
+    """Reduces every example of a split; with several processes, each computes its share.
 
     Args:
-      classify: maps uint8 images `(n, h, w, c)` to logits, of which the first n rows count.
+      classify: maps uint8 images `(n, h, w, c)` to the logits of each member, of which the first n
+        rows count.
       split: read with the transform of `views`.
       views: the views of each image.
       label_map: the classes that count, and the labels.
+      reduction: what is kept of each batch.
       batch_size: images per batch of all processes together, a multiple of their number.
       num_workers: worker processes that read images; 0 for threads.
       on_batch: called after each batch with the number of its examples, of all processes.
@@ -78,22 +105,31 @@ def evaluate_split(
     """
     processes = jax.process_count()
     size = processes if views.scales else batch_size
-    share = size // processes
+    batches = read_batches(split, batch_size=size, num_workers=num_workers)
+    parts: list[Part] = []
+    sums: Any = None
+    remaining = len(split)
+    for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
+        part, part_sums = reduce_rows(rows, label_map, split, reduction)
+        parts.append(part)
+        sums = part_sums if sums is None else jax.tree.map(np.add, sums, part_sums)
+        done = min(len(rows.indices) * processes, remaining)
+        remaining -= done
+        on_batch(done)
+    return gather_parts(parts, sums, split)
+
+
+def read_batches(split: StreamingSplit, *, batch_size: int, num_workers: int) -> Iterator[Any]:
+    """Yields this process's rows of each batch, with "index", "image", "label" and "weight"."""
+    share = batch_size // jax.process_count()
     first = jax.process_index() * share
-    batches = eval_batches(
+    return eval_batches(
         split,
-        batch_size=size,
+        batch_size=batch_size,
         local_rows=slice(first, first + share),
         num_workers=num_workers,
         with_index=True,
     )
-    parts, remaining = [], len(split)
-    for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
-        parts.append(_score(rows, label_map, split))
-        done = min(len(rows.indices) * processes, remaining)
-        remaining -= done
-        on_batch(done)
-    return _gather(parts, split)
 
 
 def _classify(
@@ -117,7 +153,14 @@ def _classify(
     )
 
 
-def _score(rows: Rows, label_map: LabelMap, split: StreamingSplit) -> _Part:
+def reduce_rows(
+    rows: Rows, label_map: LabelMap, split: StreamingSplit, reduction: Reduction
+) -> tuple[Part, Any]:
+    """Reduces the rows of a batch.
+
+    Raises:
+      UserError: if a label is invalid.
+    """
     is_read = rows.weights > 0
     label = np.where(is_read, rows.labels, 0)
     bad = np.flatnonzero(label >= len(label_map.labels))
@@ -127,19 +170,26 @@ def _score(rows: Rows, label_map: LabelMap, split: StreamingSplit) -> _Part:
             f"{location} has label {label[bad[0]]}: expected from 0 to {len(label_map.labels) - 1}"
         )
     position = label_map.labels[label]
-    scores = score_examples(rows.log_p, np.where(position == EXCLUDED, 0, position))
-    return _Part(rows.indices.astype(np.int64), is_read, position != EXCLUDED, scores)
+    is_valid = position != EXCLUDED
+    rows = rows._replace(labels=np.where(is_valid, position, 0).astype(np.int64))
+    part = Part(rows.indices.astype(np.int64), is_read, is_valid, reduction.examples(rows))
+    counts = is_read & is_valid
+    if counts.any():
+        return part, jax.tree.map(np.asarray, reduction.sums(select_rows(rows, counts)))
+    first = np.arange(len(counts)) == 0  # for the shapes
+    return part, jax.tree.map(np.zeros_like, reduction.sums(select_rows(rows, first)))
 
 
-def _gather(parts: list[_Part], split: StreamingSplit) -> Evaluated:
+def gather_parts(parts: list[Part], sums: Any, split: StreamingSplit) -> Evaluated:
     """Joins the parts of all processes, in the order of the examples."""
     local = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    part: _Part = all_gather_rows(local)
+    part: Part = all_gather_rows(local)
+    sums = jax.tree.map(lambda a: a.sum(0), all_gather_rows(jax.tree.map(lambda a: a[None], sums)))
     skipped = all_gather_strings(list(split.skipped.values()))
     counts = np.flatnonzero(part.is_read & part.is_valid)
     if not len(counts):
         raise UserError(f"{split.source.name} has no example that counts: expected one or more")
     order = counts[np.argsort(part.indices[counts])]
-    chosen: _Part = jax.tree.map(lambda array: array[order], part)
+    chosen: Part = jax.tree.map(lambda array: array[order], part)
     excluded = int((part.is_read & ~part.is_valid).sum())
-    return Evaluated(chosen.indices, chosen.scores, excluded, skipped)
+    return Evaluated(chosen.indices, chosen.examples, sums, excluded, skipped)

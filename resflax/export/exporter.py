@@ -19,10 +19,11 @@ from resflax.export.formats import (
     check_options,
     format_of,
     notes_of,
+    one_network,
 )
 from resflax.export.model_card import CARD, is_model_card, write_card
 from resflax.export.readers import ExportedModel
-from resflax.export.trained_model import TrainedModel
+from resflax.export.trained_model import Exportable
 from resflax.export.verify import (
     SampleImages,
     Verification,
@@ -52,7 +53,7 @@ class ExportReport(NamedTuple):
 
 
 def export(
-    model: TrainedModel,
+    model: Exportable,
     out: str | Path,
     *,
     format: str | None = None,
@@ -92,7 +93,7 @@ def export(
         )
         if row.files:
             write_card(
-                model,
+                one_network(model, name),
                 temporary,
                 name=out.name,
                 library=name,
@@ -129,7 +130,7 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
 def _load_and_verify(
     row: Format,
     path: Path,
-    model: TrainedModel,
+    model: Exportable,
     images: SampleImages,
     expected: Float[np.ndarray, "n classes"],
     *,
@@ -145,7 +146,7 @@ def _load_and_verify(
         )
 
 
-def _load(reader: Reader, path: Path, model: TrainedModel) -> ExportedModel | None:
+def _load(reader: Reader, path: Path, model: Exportable) -> ExportedModel | None:
     try:
         return reader(path, model)
     except UserError:

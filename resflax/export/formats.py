@@ -7,7 +7,7 @@ from typing import NamedTuple
 from resflax.errors import UserError, unknown
 from resflax.export import readers
 from resflax.export.model_card import CARD
-from resflax.export.onnx import DEFAULT_OPSET, check_onnx, to_onnx
+from resflax.export.onnx import DEFAULT_OPSET, check_onnx, ensemble_to_onnx, to_onnx
 from resflax.export.readers import ExportedModel
 from resflax.export.stablehlo import write_stablehlo
 from resflax.export.timm_names import find_timm_model
@@ -19,7 +19,13 @@ from resflax.export.torch_folders import (
     write_timm,
     write_transformers,
 )
-from resflax.export.trained_model import TrainedModel
+from resflax.export.trained_model import (
+    Exportable,
+    TrainedEnsemble,
+    TrainedModel,
+    describe_ensemble,
+    ensemble_record,
+)
 
 # From this size on, Transformers' image processor for ResNets does not crop.
 MAX_CROPPED_SIZE = 384
@@ -44,14 +50,41 @@ class ExportOptions(NamedTuple):
 
 
 def write_onnx(
-    model: TrainedModel, path: Path, *, uint8: bool, fold: bool, opset: int | None
+    model: Exportable, path: Path, *, uint8: bool, fold: bool, opset: int | None
 ) -> None:
     """Writes an ONNX model."""
     opset = DEFAULT_OPSET if opset is None else opset
-    path.write_bytes(to_onnx(model.config, model.variables, uint8=uint8, fold=fold, opset=opset))
+    if isinstance(model, TrainedEnsemble):
+        members = [(member.config, member.variables) for member in model.members]
+        content = ensemble_to_onnx(
+            members,
+            uint8=uint8,
+            fold=fold,
+            opset=opset,
+            description=describe_ensemble(model),
+            metadata=ensemble_record(model),
+        )
+    else:
+        content = to_onnx(model.config, model.variables, uint8=uint8, fold=fold, opset=opset)
+    path.write_bytes(content)
 
 
-Reader = Callable[[Path, TrainedModel], ExportedModel | None]
+def one_network(model: Exportable, name: str) -> TrainedModel:
+    """Returns a model, for a format that holds one network.
+
+    Raises:
+      UserError: if it is an ensemble.
+    """
+    if isinstance(model, TrainedModel):
+        return model
+    raise UserError(
+        f"--format={name} holds one network, and this is an {model.source}: export one of them,"
+        f" such as {model.members[0].where}, or the mean of their probabilities with"
+        " --format=onnx or --format=stablehlo"
+    )
+
+
+Reader = Callable[[Path, Exportable], ExportedModel | None]
 
 
 class Format(NamedTuple):
@@ -66,27 +99,28 @@ class Format(NamedTuple):
       check: raises `UserError` if the format cannot have the model, or needs a package.
     """
 
-    write: Callable[[TrainedModel, Path, ExportOptions], None]
+    write: Callable[[Exportable, Path, ExportOptions], None]
     readers: tuple[Reader, ...]
     files: tuple[str, ...] = ()
     suffix: str = ""
     options: tuple[str, ...] = ()
-    check: Callable[[TrainedModel], None] = lambda model: None
+    check: Callable[[Exportable], object] = lambda model: None
 
 
 FORMATS: dict[str, Format] = {
     "timm": Format(
-        lambda model, path, options: write_timm(model, path, options.license),
+        lambda model, path, options: write_timm(one_network(model, "timm"), path, options.license),
         (readers.read_folder, readers.read_timm),
         (CONFIG, WEIGHTS, CARD),
         options=("license", "train_command"),
+        check=lambda model: one_network(model, "timm"),
     ),
     "transformers": Format(
-        lambda model, path, options: write_transformers(model, path),
+        lambda model, path, options: write_transformers(one_network(model, "transformers"), path),
         (readers.read_folder, readers.read_transformers),
         (CONFIG, WEIGHTS, PROCESSOR, CARD),
         options=("license", "train_command"),
-        check=lambda model: check_transformers(model.spec),
+        check=lambda model: check_transformers(one_network(model, "transformers").spec),
     ),
     "onnx": Format(
         lambda model, path, options: write_onnx(
@@ -146,11 +180,11 @@ def check_options(name: str, options: ExportOptions) -> None:
             )
 
 
-def notes_of(name: str, model: TrainedModel) -> tuple[str, ...]:
+def notes_of(name: str, model: Exportable) -> tuple[str, ...]:
     """Returns what the user must know about the exported model, one line each."""
     preprocess = model.preprocess
     height, width = preprocess.size
-    if name == "timm" and find_timm_model(model.spec) is None:
+    if name == "timm" and find_timm_model(model.config.spec) is None:
         return (
             "timm has no such architecture: load the folder with resflax.load_pretrained, or"
             " export it to ONNX",

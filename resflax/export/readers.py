@@ -10,7 +10,7 @@ import numpy as np
 
 from resflax.export.stablehlo import SIDECAR
 from resflax.export.timm_names import find_timm_model
-from resflax.export.trained_model import TrainedModel, load_trained_model
+from resflax.export.trained_model import Exportable, TrainedModel, load_trained_model
 from resflax.weights import PretrainedConfig
 
 
@@ -29,7 +29,7 @@ class ExportedModel(NamedTuple):
     config: PretrainedConfig | None = None
 
 
-def read_stablehlo(path: Path, model: TrainedModel) -> ExportedModel:
+def read_stablehlo(path: Path, model: Exportable) -> ExportedModel:
     """Loads an artefact by `jax.export.deserialize`, and the JSON next to it."""
     del model
     from jax import export
@@ -43,7 +43,7 @@ def read_stablehlo(path: Path, model: TrainedModel) -> ExportedModel:
     )
 
 
-def read_onnx(path: Path, model: TrainedModel) -> ExportedModel:
+def read_onnx(path: Path, model: Exportable) -> ExportedModel:
     """Loads an ONNX model in ONNX Runtime, or without it in the evaluator of the package `onnx`."""
     del model
     import onnx
@@ -70,16 +70,17 @@ def read_onnx(path: Path, model: TrainedModel) -> ExportedModel:
     return ExportedModel(reader, call, config)
 
 
-def read_folder(path: Path, model: TrainedModel) -> ExportedModel:
+def read_folder(path: Path, model: Exportable) -> ExportedModel:
     """Loads a folder by `load_pretrained`."""
     del model
     loaded = load_trained_model(str(path))
+    assert isinstance(loaded, TrainedModel)
     return ExportedModel("resflax", lambda x: np.asarray(loaded.logits(x)), loaded.config)
 
 
-def read_timm(path: Path, model: TrainedModel) -> ExportedModel | None:
+def read_timm(path: Path, model: Exportable) -> ExportedModel | None:
     """Loads a folder by timm; None without timm, or if it does not have the architecture."""
-    if find_timm_model(model.spec) is None:
+    if find_timm_model(model.config.spec) is None:
         return None
     try:
         import timm
@@ -89,7 +90,7 @@ def read_timm(path: Path, model: TrainedModel) -> ExportedModel | None:
     return ExportedModel(f"timm {timm.__version__}", lambda x: _run_torch(net, x))
 
 
-def read_transformers(path: Path, model: TrainedModel) -> ExportedModel | None:
+def read_transformers(path: Path, model: Exportable) -> ExportedModel | None:
     """Loads a folder by Transformers; None without it."""
     del model
     try:

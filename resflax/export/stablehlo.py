@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from resflax.export.trained_model import TrainedModel
+from resflax.export.trained_model import (
+    Exportable,
+    TrainedEnsemble,
+    ensemble_record,
+    networks_of,
+    output_name,
+)
 from resflax.inference import apply_graph, build_graph
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -18,28 +23,37 @@ SIDECAR = ".json"
 
 
 def inference_function(
-    model: TrainedModel, *, uint8: bool = False, fold: bool = True
+    model: Exportable, *, uint8: bool = False, fold: bool = True
 ) -> Callable[[Array], Array]:
     """Returns the function that is exported, with the weights inside.
 
     Args:
-      model: the model.
+      model: the model; for an ensemble, the function returns the mean of its probabilities.
       uint8: take uint8 pixels and return probabilities, instead of normalized images and logits.
       fold: fold batch norm into the convolutions.
     """
-    preprocess = model.preprocess
-    graph = build_graph(
-        model.spec,
-        model.variables,
-        outputs="probabilities" if uint8 else "logits",
-        mean=preprocess.mean if uint8 else None,
-        std=preprocess.std if uint8 else None,
-        fold=fold,
-    )
-    return partial(apply_graph, graph, graph.arrays)
+    preprocess, is_ensemble = model.preprocess, isinstance(model, TrainedEnsemble)
+    graphs = [
+        build_graph(
+            member.spec,
+            member.variables,
+            outputs="probabilities" if uint8 or is_ensemble else "logits",
+            mean=preprocess.mean if uint8 else None,
+            std=preprocess.std if uint8 else None,
+            fold=fold,
+        )
+        for member in networks_of(model)
+    ]
+
+    def run(images: Array) -> Array:
+        # One by one: under `vmap`, XLA's convolutions of all members would be grouped ones.
+        outputs = [apply_graph(graph, graph.arrays, images) for graph in graphs]
+        return sum(outputs[1:], start=outputs[0]) / len(outputs) if is_ensemble else outputs[0]
+
+    return run
 
 
-def export_stablehlo(model: TrainedModel, *, uint8: bool = False, fold: bool = True) -> bytes:
+def export_stablehlo(model: Exportable, *, uint8: bool = False, fold: bool = True) -> bytes:
     """Returns a serialized `jax.export.Exported` for a symbolic batch, for cpu, cuda and tpu.
 
     Its input is `(n, height, width, channels)` of the preprocessing's size, its output
@@ -54,23 +68,24 @@ def export_stablehlo(model: TrainedModel, *, uint8: bool = False, fold: bool = T
     return bytes(export.export(function, platforms=PLATFORMS)(images).serialize())
 
 
-def stablehlo_description(model: TrainedModel, *, uint8: bool = False) -> dict[str, Any]:
-    """Returns the JSON next to an artefact: input, output, preprocessing and class names."""
+def stablehlo_description(model: Exportable, *, uint8: bool = False) -> dict[str, Any]:
+    """Returns the JSON next to an artefact: input, output, preprocessing, classes and members."""
     return {
         "input": {
             "dtype": "uint8" if uint8 else "float32",
             "shape": ["n", *model.input_shape],
             "normalized": not uint8,
         },
-        "output": "probabilities" if uint8 else "logits",
+        "output": output_name(model, uint8=uint8),
         "platforms": list(PLATFORMS),
         "jax_version": jax.__version__,
         "model": model.config.to_json_dict(),
+        **ensemble_record(model),
     }
 
 
 def write_stablehlo(
-    model: TrainedModel, path: Path, *, uint8: bool = False, fold: bool = True
+    model: Exportable, path: Path, *, uint8: bool = False, fold: bool = True
 ) -> None:
     """Writes the artefact, and its description as `PATH.json`."""
     path.write_bytes(export_stablehlo(model, uint8=uint8, fold=fold))

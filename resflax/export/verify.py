@@ -13,7 +13,7 @@ from resflax.data import normalize
 from resflax.data.decode import read_image
 from resflax.errors import UserError
 from resflax.export.readers import ExportedModel
-from resflax.export.trained_model import TrainedModel
+from resflax.export.trained_model import Exportable, TrainedEnsemble
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 NOISE_IMAGES = 4
@@ -48,7 +48,7 @@ class SampleImages(NamedTuple):
     description: str
 
 
-def read_sample_images(model: TrainedModel, paths: Sequence[str] = ()) -> SampleImages:
+def read_sample_images(model: Exportable, paths: Sequence[str] = ()) -> SampleImages:
     """Returns the images in some files, resized and cropped for the model; noise without files.
 
     Raises:
@@ -81,22 +81,29 @@ def on_cpu() -> Iterator[None]:
 
 
 def normalize_pixels(
-    model: TrainedModel, pixels: UInt8[np.ndarray, "n h w c"]
+    model: Exportable, pixels: UInt8[np.ndarray, "n h w c"]
 ) -> Float[Array, "n h w c"]:
     """Converts pixels to the images that the model takes, normalized float32."""
     return normalize(jnp.asarray(pixels), mean=model.preprocess.mean, std=model.preprocess.std)
 
 
 def expected_outputs(
-    model: TrainedModel, pixels: UInt8[np.ndarray, "n h w c"], *, uint8: bool = False
+    model: Exportable, pixels: UInt8[np.ndarray, "n h w c"], *, uint8: bool = False
 ) -> Float[np.ndarray, "n classes"]:
     """Returns the logits of `model.apply` for pixels; with `uint8`, the probabilities.
+
+    For an ensemble, returns the mean of the probabilities in both cases.
 
     Raises:
       UserError: if an output is not finite.
     """
-    outputs = jax.jit(model.logits)(normalize_pixels(model, pixels))
-    outputs = np.asarray(jax.nn.softmax(outputs) if uint8 else outputs)
+    images = normalize_pixels(model, pixels)
+    if isinstance(model, TrainedEnsemble):
+        outputs = jax.jit(model.probabilities)(images)
+    else:
+        logits = jax.jit(model.logits)(images)
+        outputs = jax.nn.softmax(logits) if uint8 else logits
+    outputs = np.asarray(outputs)
     if not np.isfinite(outputs).all():
         raise UserError("the model's outputs are NaN or infinite: nothing was written")
     return outputs
@@ -104,7 +111,7 @@ def expected_outputs(
 
 def verify(
     exported: ExportedModel,
-    model: TrainedModel,
+    model: Exportable,
     images: SampleImages,
     expected: Float[np.ndarray, "n classes"],
     *,

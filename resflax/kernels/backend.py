@@ -72,7 +72,7 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     if jax.default_backend() != "cpu":
         return "convolutions: XLA"
     dtype = jnp.dtype(dtype)
-    name = _select(default_backend, dtype, unpartitioned=not partitioned)
+    name = select(dtype, unpartitioned=not partitioned)
     line = f"convolutions: {_LABELS[name]}"
     if name == "onednn" or default_backend in ("xla", "cpu"):
         return line
@@ -96,10 +96,18 @@ def choose_backend(ctx: Any, requested: str, dtype: Any, *, onednn_fits: bool = 
     """
     if ctx.module_context.lowering_parameters.for_export:
         return "xla"
-    return _select(requested, dtype, unpartitioned=onednn_fits and is_unpartitioned(ctx))
+    return select(dtype, requested, unpartitioned=onednn_fits and is_unpartitioned(ctx))
 
 
-def _select(requested: str, dtype: Any, *, unpartitioned: bool) -> str:
+def select(dtype: Any, requested: str | None = None, *, unpartitioned: bool) -> str:
+    """Returns the backend of convolutions on the CPU: "xla", "cpu" or "onednn".
+
+    Args:
+      dtype: dtype of the operands.
+      requested: one of `BACKENDS`; None for the current default.
+      unpartitioned: whether XLA partitions nothing, see `is_unpartitioned`.
+    """
+    requested = requested or default_backend
     if requested == "xla":
         return "xla"
     if requested != "cpu" and unpartitioned and onednn.supports(dtype):

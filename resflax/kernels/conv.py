@@ -4,7 +4,8 @@ One primitive computes all three passes of a convolution (`conv_params.py`). Sin
 closed under differentiation, forward and reverse mode, `vmap`, `pmap`, `shard_map`, `remat` and
 derivatives of any order need no further rules. The implementation is chosen at lowering:
 
-- GPU, TPU and exported programs: `lax.conv_general_dilated`.
+- GPU, TPU and exported programs: `lax.conv_general_dilated`; `members.py` chooses what a mapped
+  axis becomes.
 - CPU: oneDNN where available (`onednn.py`), else matrix products in pure JAX (`cpu_conv.py`);
   `backend.py` chooses.
 """
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float
 from resflax.kernels import backend, cpu_conv, onednn
 from resflax.kernels.backend import choose_backend, is_unpartitioned
 from resflax.kernels.conv_params import PASS_OPERANDS, ConvParams, ConvPass, Pair, xla_conv
+from resflax.kernels.members import member_convolution
 
 conv_p = jax.extend.core.Primitive("resflax_conv")
 
@@ -217,8 +219,27 @@ def _lower_cpu(
         dtype, onednn_fits = ctx.avals_in[0].dtype, not params.crops
         name = choose_backend(ctx, backend, dtype, onednn_fits=onednn_fits)
         pure_jax = functools.partial(cpu_conv.convolve, chunked=is_unpartitioned(ctx))
-        run = {"xla": xla_conv, "cpu": pure_jax, "onednn": _run_onednn}[name]
+        xla = _choose_xla("cpu", ctx, cpu_conv.xla_convolve)
+        run = {"xla": xla, "cpu": pure_jax, "onednn": _run_onednn}[name]
     return _lower(ctx, lhs, rhs, params=params, backend=backend, run=run, **static)
+
+
+def _lower_gpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
+    return _lower(ctx, lhs, rhs, run=_choose_xla("gpu", ctx, xla_conv), **static)
+
+
+def _choose_xla(platform: str, ctx: Any, convolve: Any) -> Any:
+    """Returns how XLA computes a pass: a mapped axis by a loop or by one grouped convolution."""
+    in_export = ctx.module_context.lowering_parameters.for_export
+    if in_export or not is_unpartitioned(ctx) or member_convolution(platform) == "grouped":
+        return xla_conv
+
+    def loop(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams) -> Array:
+        if lhs.ndim == 4:
+            return convolve(conv_pass, lhs, rhs, params)
+        return lax.map(lambda pair: loop(conv_pass, pair[0], pair[1], params), (lhs, rhs))
+
+    return loop
 
 
 def _run_onednn(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams) -> Array:
@@ -236,3 +257,4 @@ def _run_onednn(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams)
 
 mlir.register_lowering(conv_p, _lower)
 mlir.register_lowering(conv_p, _lower_cpu, platform="cpu")
+mlir.register_lowering(conv_p, _lower_gpu, platform="gpu")

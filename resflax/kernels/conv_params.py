@@ -92,7 +92,10 @@ def xla_conv(
     rhs: Float[Array, "*mapped _ _ _ _"],
     params: ConvParams,
 ) -> Float[Array, "*mapped _ _ _ _"]:
-    """Computes a pass by `lax.conv_general_dilated` or its transpose, on any platform."""
+    """Computes a pass by `lax.conv_general_dilated` or its transpose, on any platform.
+
+    With a mapped axis, all convolutions are one grouped convolution.
+    """
     if lhs.ndim > 4:
         return jax.vmap(lambda a, b: xla_conv(conv_pass, a, b, params))(lhs, rhs)
     shape = params.result_shape(conv_pass, lhs.shape, rhs.shape)

@@ -13,13 +13,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from resflax.kernels import winograd
-from resflax.kernels.conv_params import ConvParams, ConvPass, xla_conv
+from resflax.kernels import im2col, winograd
+from resflax.kernels.conv_params import ConvParams, ConvPass, Shape, xla_conv
+from resflax.kernels.im2col import pixels_under
 from resflax.kernels.materialize import materialize_on_cpu
 from resflax.kernels.winograd import channel_outer_product
 
 # Largest chunk of a batch, so that the intermediate arrays of a chunk stay in the CPU's cache.
 CHUNK_BYTES = 4_000_000
+# Largest size of a member's patches for which members are computed as one batched product.
+MAX_PATCH_BYTES = 1_500_000
 # With fewer input channels (stems), XLA's own kernel gradient is as fast as matrix products.
 MIN_WGRAD_CHANNELS = 8
 # With fewer channels, one product per kernel position is too narrow: ROW_BLOCK pixels are joined.
@@ -40,19 +43,40 @@ def convolve(
 ) -> Float[Array, "*mapped _ _ _ _"]:
     """Computes a pass of float32 or bfloat16 arrays, in float32.
 
-    Mapped axes before the last four are looped over. `chunked` allows loops over chunks of the
-    batch, which XLA cannot partition over a mesh.
+    Axes before the last four are mapped. `chunked` allows loops over chunks of the batch, which XLA
+    cannot partition over a mesh.
     """
+    if lhs.ndim > 4 and _fits_im2col(conv_pass, lhs.shape[-4:], rhs.shape[-4:], params):
+        return _convolve_members_by_im2col(conv_pass, lhs, rhs, params)
     if lhs.ndim > 4:
-        return lax.map(
-            lambda pair: convolve(conv_pass, pair[0], pair[1], params, chunked=chunked), (lhs, rhs)
-        )
+        run_one = partial(convolve, conv_pass, params=params, chunked=chunked)
+        if _is_pointwise(params):
+            return jax.vmap(run_one)(lhs, rhs)
+        return lax.map(lambda pair: run_one(*pair), (lhs, rhs))
     dtype = lhs.dtype
     lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
     if not _is_pointwise(params):  # XLA materializes the operands of a single product anyway
         lhs, rhs = materialize_on_cpu(lhs), materialize_on_cpu(rhs) if conv_pass == "wgrad" else rhs
     run = {"fwd": _forward, "dgrad": _image_gradient, "wgrad": _kernel_gradient}[conv_pass]
     return run(lhs, rhs, params, chunked).astype(dtype)
+
+
+def _fits_im2col(conv_pass: ConvPass, lhs: Shape, rhs: Shape, params: ConvParams) -> bool:
+    x = params.result_shape("dgrad", lhs, rhs) if conv_pass == "dgrad" else lhs
+    is_small = im2col.patch_bytes(x, params) <= MAX_PATCH_BYTES
+    return is_small and params.groups == 1 and not params.crops and not _is_pointwise(params)
+
+
+def _convolve_members_by_im2col(
+    conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams
+) -> Array:
+    run = {
+        "fwd": im2col.convolve,
+        "dgrad": im2col.image_gradient,
+        "wgrad": im2col.kernel_gradient,
+    }[conv_pass]
+    operands = tuple(materialize_on_cpu(a.astype(jnp.float32)) for a in (lhs, rhs))
+    return jax.vmap(partial(run, params=params))(*operands).astype(lhs.dtype)
 
 
 def _forward(x: Array, w: Array, params: ConvParams, chunked: bool) -> Array:
@@ -79,14 +103,16 @@ def _image_gradient(g: Array, w: Array, params: ConvParams, chunked: bool) -> Ar
         flipped = jnp.flip(w, (0, 1)).swapaxes(2, 3)
         transposed = params._replace(image_size=params.output_size, padding=(height, width))
         return _forward(g, flipped, transposed, chunked)
-    return xla_conv("dgrad", g, w, params)
+    run_xla = xla_convolve if chunked else xla_conv
+    return run_xla("dgrad", g, w, params)
 
 
 def _kernel_gradient(x: Array, g: Array, params: ConvParams, chunked: bool) -> Array:
     if _is_pointwise(params):
         return channel_outer_product(_subsample(x, params), g)[None, None]
     if params.crops or params.groups > 1 or x.shape[3] < MIN_WGRAD_CHANNELS:
-        return xla_conv("wgrad", x, g, params)
+        run_xla = xla_convolve if chunked else xla_conv
+        return run_xla("wgrad", x, g, params)
     is_narrow = min(x.shape[3], g.shape[3]) < MIN_TAP_CHANNELS
     if params.strides == params.dilation == (1, 1) and is_narrow:
         run = partial(_kernel_gradient_by_row_blocks, params=params)
@@ -100,17 +126,9 @@ def _kernel_gradient(x: Array, g: Array, params: ConvParams, chunked: bool) -> A
 def _kernel_gradient_by_taps(x: Array, g: Array, params: ConvParams) -> Array:
     """Multiplies, for each kernel position, the pixels under it with the output gradient."""
     x = jnp.pad(x, ((0, 0), *params.padding, (0, 0)))
-    (stride_h, stride_w), (rows, columns) = params.strides, params.output_size
-
-    def pixels_under(i: int, j: int) -> Array:
-        top, left = i * params.dilation[0], j * params.dilation[1]
-        bottom, right = top + stride_h * (rows - 1) + 1, left + stride_w * (columns - 1) + 1
-        stop = (len(x), bottom, right, x.shape[3])
-        return lax.slice(x, (0, top, left, 0), stop, (1, stride_h, stride_w, 1))
-
     height, width = params.kernel_size
     kernel_rows = [
-        jnp.stack([channel_outer_product(pixels_under(i, j), g) for j in range(width)])
+        jnp.stack([channel_outer_product(pixels_under(x, (i, j), params), g) for j in range(width)])
         for i in range(height)
     ]
     return jnp.stack(kernel_rows)
@@ -140,6 +158,46 @@ def _kernel_gradient_by_row_blocks(x: Array, g: Array, params: ConvParams) -> Ar
         products = products.reshape(ROW_BLOCK, features, reach, channels)
         kernel_rows.append(sum(products[b, :, b:][:, :width] for b in range(ROW_BLOCK)))
     return jnp.stack(kernel_rows).transpose(0, 2, 3, 1)
+
+
+def xla_convolve(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams) -> Array:
+    """Computes a pass by `lax.conv_general_dilated`, gradients as convolutions of NHWC images.
+
+    XLA:CPU itself rewrites gradients so, but not in the body of a loop (over members, micro-batches
+    or blocks), where it computes other layouts by a slow loop over single numbers.
+    """
+    reach = [d * (k - 1) for k, d in zip(params.kernel_size, params.dilation, strict=True)]
+    is_within_reach = all(
+        0 <= pad <= r for pads, r in zip(params.padding, reach, strict=True) for pad in pads
+    )
+    if conv_pass == "fwd" or params.groups > 1 or not is_within_reach:
+        return xla_conv(conv_pass, lhs, rhs, params)
+    # How far the last kernel position reaches, from the first padded pixel.
+    sizes = zip(params.strides, params.output_size, reach, strict=True)
+    ends = [s * (out - 1) + 1 + r for s, out, r in sizes]
+    axes = list(zip(params.image_size, params.padding, reach, ends, strict=True))
+    layout, precision = ("NHWC", "HWIO", "NHWC"), params.precision
+    if conv_pass == "dgrad":
+        return lax.conv_general_dilated(
+            lhs,
+            jnp.flip(rhs, (0, 1)).swapaxes(2, 3),
+            (1, 1),
+            [(r - low, size + low + r - end) for size, (low, _), r, end in axes],
+            lhs_dilation=params.strides,
+            rhs_dilation=params.dilation,
+            dimension_numbers=layout,
+            precision=precision,
+        )
+    y = lax.conv_general_dilated(
+        lhs.transpose(3, 1, 2, 0),
+        rhs.transpose(1, 2, 0, 3),
+        params.dilation,
+        [(low, end - size - low) for size, (low, _), _, end in axes],
+        rhs_dilation=params.strides,
+        dimension_numbers=layout,
+        precision=precision,
+    )
+    return y.transpose(1, 2, 0, 3)
 
 
 def _is_pointwise(params: ConvParams) -> bool:

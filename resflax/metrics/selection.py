@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resflax.metrics.checks import check_finite, check_labels, check_members
-from resflax.metrics.scores import log_softmax
+from resflax.metrics.scores import log_softmax, mean_log_probability
 from resflax.metrics.temperature import apply_temperature
 
 # Most subsets of one size that a size curve averages over.
@@ -127,7 +127,9 @@ def subset_sums(
     if temperatures is not None and len(temperatures) != len(subsets):
         raise ValueError(f"{len(temperatures)} temperatures for {len(subsets)} subsets")
     correct, nll, scaled = np.zeros(len(subsets), np.int64), [], []
+    label_log_p = log_p[:, *rows]
     for i, mean in enumerate(_subset_means(log_p, subsets)):
+        mean[rows] = mean_log_probability(label_log_p[list(subsets[i])])  # also if it underflows
         correct[i] = (mean.argmax(-1) == rows[1]).sum()
         nll.append(-mean[rows].sum())
         if temperatures is not None:

@@ -16,6 +16,7 @@ from resflax.distributed import Engine, make_engine
 from resflax.distributed.engines import check_batch_size
 from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.errors import UserError
+from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
 from resflax.nn.drop import block_rates
 from resflax.train.accumulate import check_micro_batches
@@ -96,6 +97,8 @@ def build(
     model = model or _build_model_for(config, dataset, pretrained)
     fitted = weights and fit_to_dataset(weights, config, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
+    if isinstance(engine, EnsembleEngine) and config.ensemble.method == "auto":
+        engine.set_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
@@ -142,6 +145,14 @@ def build_engine(config: ConfigDict) -> Engine:
             None, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
         )
     return make_engine(config.parallel, fsdp=config.mesh.fsdp)
+
+
+def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
+    """Returns how a device runs its members, for the size of a member's batch on it."""
+    height, width = dataset.image_shape[:2]
+    examples = config.batch_size // engine.batch_devices // config.grad_accum_steps
+    platform = engine.devices[0].platform
+    return choose_method(platform, examples * height * width, dtype=config.dtype)
 
 
 def _build_model_for(
@@ -202,6 +213,7 @@ def build_schedule(
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
+        cycles=config.schedule_cycles,
     )
 
 

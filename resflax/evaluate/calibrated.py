@@ -1,0 +1,208 @@
+"""Temperature scaling and conformal sets: fitted to some examples, measured on others.
+
+The examples to fit to are either a held-out share of the training split, or, without one, halves
+of the test split: each half is measured with what was fitted to the other one, so that every
+example counts once (test-time cross-validation, Ashukha et al. 2020, arXiv:2002.06470, section 3).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from resflax.evaluate.log_probabilities import Rows, select_rows
+from resflax.evaluate.systems import System, score_systems, sum_brier
+from resflax.metrics import (
+    CONFORMAL_SCORES,
+    BrierSums,
+    ExampleScores,
+    SubsetSums,
+    conformal_threshold,
+    fit_temperature,
+    label_scores,
+    prediction_sets,
+    subset_sums,
+)
+
+# Held-out examples that are used; of more, as many that are evenly spaced.
+MAX_EXAMPLES = 10_000
+# Limit for the predictions that are kept of a whole test split.
+MAX_KEPT_BYTES = 2 * 2**30
+
+
+class Predictions(NamedTuple):
+    """Whole predictions of examples, 4 bytes per member, example and class.
+
+    Attributes:
+      log_p: log-probabilities of each member.
+      labels: the true classes.
+      indices: indices of the examples in the split.
+    """
+
+    log_p: Float32[np.ndarray, "n members classes"]
+    labels: Int[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"]
+
+    def rows(self) -> Rows:
+        """Returns the examples as the rows of one batch, without `Rows.log_sum_exp`."""
+        log_p = np.moveaxis(self.log_p, 1, 0).astype(np.float64)
+        ones = np.ones(len(self.labels), np.float32)
+        return Rows(self.indices, self.labels, ones, log_p, np.zeros(log_p.shape[:2]))
+
+
+def keep(rows: Rows) -> Predictions:
+    """Keeps the predictions of a batch."""
+    log_p = np.moveaxis(rows.log_p, 0, 1).astype(np.float32)
+    return Predictions(log_p, rows.labels, rows.indices.astype(np.int64))
+
+
+class Targets(NamedTuple):
+    """What is calibrated.
+
+    Attributes:
+      systems: see `make_systems`.
+      subsets: subsets of the members, for the metrics against ensemble size; () for none.
+      alpha: share of the examples whose label conformal sets may miss; 0 for no sets.
+    """
+
+    systems: tuple[System, ...]
+    subsets: tuple[tuple[int, ...], ...]
+    alpha: float
+
+
+class Fitted(NamedTuple):
+    """What is fitted for `Targets`.
+
+    Attributes:
+      temperatures: of each system. That of an ensemble divides the logarithm of its mean
+        probabilities.
+      subsets: temperature of each subset.
+      thresholds: of the conformal scores of each system, by method; of its probabilities before
+        temperature scaling, since otherwise the examples would be used twice.
+    """
+
+    temperatures: tuple[float, ...]
+    subsets: tuple[float, ...]
+    thresholds: tuple[dict[str, float], ...]
+
+
+def fit(targets: Targets, rows: Rows) -> Fitted:
+    """Fits temperatures and conformal thresholds to examples."""
+    fitted: dict[tuple[int, ...], float] = {}
+
+    def temperature(members: tuple[int, ...]) -> float:
+        key = tuple(sorted(members))
+        if key not in fitted:
+            log_p = System("", key).log_probabilities(rows.log_p)
+            fitted[key] = fit_temperature(log_p, rows.labels)
+        return fitted[key]
+
+    return Fitted(
+        tuple(temperature(system.members) for system in targets.systems),
+        tuple(temperature(subset) for subset in targets.subsets),
+        tuple(_thresholds(system, rows, targets.alpha) for system in targets.systems),
+    )
+
+
+def _thresholds(system: System, rows: Rows, alpha: float) -> dict[str, float]:
+    if not alpha:
+        return {}
+    log_p, uniform = system.log_probabilities(rows.log_p), _uniform(rows, seed=0)
+    return {
+        method: conformal_threshold(label_scores(method, log_p, rows.labels, uniform), alpha)
+        for method in CONFORMAL_SCORES
+    }
+
+
+def _uniform(rows: Rows, seed: int) -> Float[np.ndarray, " n"]:
+    """Returns a random number for each example, whatever the batch that it is in."""
+    return np.random.default_rng(seed).random(int(rows.indices.max()) + 1)[rows.indices]
+
+
+class Sets(NamedTuple):
+    """Conformal sets of examples.
+
+    Attributes:
+      covered: whether the set contains the label.
+      size: number of classes in the set.
+    """
+
+    covered: Bool[np.ndarray, " n"]
+    size: Int[np.ndarray, " n"]
+
+
+class Calibrated(NamedTuple):
+    """Examples after calibration, for each system.
+
+    Attributes:
+      scores: after temperature scaling.
+      sets: conformal sets by method; {} without `Targets.alpha`.
+    """
+
+    scores: tuple[ExampleScores, ...]
+    sets: tuple[dict[str, Sets], ...]
+
+
+class CalibratedSums(NamedTuple):
+    """Sums over examples: of each system after temperature scaling, and of each subset."""
+
+    brier: tuple[BrierSums, ...]
+    subsets: SubsetSums | tuple[()]
+
+
+def calibrate(targets: Targets, fitted: Fitted, rows: Rows) -> Calibrated:
+    """Reduces examples after calibration."""
+    scores = score_systems(targets.systems, rows.log_p, rows.labels, fitted.temperatures)
+    pairs = zip(targets.systems, fitted.thresholds, strict=True)
+    return Calibrated(scores, tuple(_sets(system, rows, values) for system, values in pairs))
+
+
+def _sets(system: System, rows: Rows, thresholds: dict[str, float]) -> dict[str, Sets]:
+    if not thresholds:
+        return {}
+    log_p, uniform = system.log_probabilities(rows.log_p), _uniform(rows, seed=1)
+    sets = {}
+    for method, threshold in thresholds.items():
+        members = prediction_sets(method, log_p, threshold, uniform)
+        covered = members[np.arange(len(members)), rows.labels]
+        sets[method] = Sets(covered, members.sum(-1))
+    return sets
+
+
+def sum_calibrated(targets: Targets, fitted: Fitted, rows: Rows) -> CalibratedSums:
+    """Sums what the Brier decomposition and the metrics against ensemble size need."""
+    brier = sum_brier(targets.systems, rows.log_p, rows.labels, fitted.temperatures)
+    if not targets.subsets:
+        return CalibratedSums(brier, ())
+    return CalibratedSums(
+        brier, subset_sums(rows.log_p, rows.labels, targets.subsets, fitted.subsets)
+    )
+
+
+def cross_validate(
+    targets: Targets, predictions: Predictions
+) -> tuple[Calibrated, CalibratedSums, tuple[Fitted, Fitted]]:
+    """Calibrates each of two random halves by the other one.
+
+    Returns:
+      The examples in the order of `predictions`, their sums, and what was fitted to measure the
+      first and the second half.
+    """
+    rows = predictions.rows()
+    order = np.random.default_rng(0).permutation(len(predictions.labels))
+    indices = np.array_split(order, 2)
+    first, second = (select_rows(rows, index) for index in indices)
+    fitted = (fit(targets, second), fit(targets, first))
+    halves = list(zip(fitted, (first, second), strict=True))
+    parts = [calibrate(targets, own, half) for own, half in halves]
+    sums = [sum_calibrated(targets, own, half) for own, half in halves]
+    calibrated: Calibrated = _join(indices, parts)
+    return calibrated, jax.tree.map(np.add, *sums), fitted
+
+
+def _join(indices: Sequence[Int[np.ndarray, " n"]], parts: Sequence[Any]) -> Any:
+    """Puts the values of the examples of two parts in their original order."""
+    order = np.argsort(np.concatenate(indices))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *parts)
