@@ -3,8 +3,7 @@
 Command::
 
     for seed in 0 5 10; do
-      python train.py --config=configs/digits_ensemble.py --config.seed=$seed \\
-        --workdir=runs/digits-ensemble-$seed
+      python train.py --config=configs/digits_ensemble.py --config.seed=$seed --workdir=runs/$seed
     done
 """
 
