@@ -18,7 +18,12 @@ from resflax.data.corruptions import corrupt_batch
 from resflax.data.in_memory import InMemorySplit
 from resflax.evaluate.classes import make_label_map
 from resflax.evaluate.corruption_report import CorruptionReference, corruption_results
-from resflax.evaluate.corruptions import Condition, CorruptedSums, evaluate_corrupted
+from resflax.evaluate.corruptions import (
+    Condition,
+    CorruptedSums,
+    corrupted_sums,
+    evaluate_corrupted,
+)
 from resflax.evaluate.systems import make_systems
 from resflax.evaluate.views import Views
 from resflax.metrics import classification_metrics, log_softmax, mean_log_probability
@@ -47,12 +52,14 @@ def test_corrupted_sums_match_all_examples_at_once(split):
     conditions = [Condition("impulse_noise", 5), Condition("contrast", 2)]
     seen = []
     sums = evaluate_corrupted(
-        member_logits, split, Views(), make_label_map((), CLASSES, split.source), SYSTEMS,
+        member_logits, split, Views(), make_label_map((), CLASSES, split.source),
+        corrupted_sums(SYSTEMS),
         conditions, seed=3, batch_size=16,
         on_batch=lambda examples, condition: seen.append((condition, examples)),
     )  # fmt: skip
     images, labels = split.source.split.images, split.source.split.labels
-    for condition, found in sums.items():
+    for condition, evaluated in sums.items():
+        found = evaluated.sums
         corrupted = corrupt_batch(
             condition.name, jnp.asarray(images), jnp.arange(COUNT), condition.severity, seed=3
         )

@@ -179,6 +179,14 @@ def test_members_on_eight_devices_equal_the_models(ensemble):
     np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_corrupted_images_are_detected(ensemble, tmp_path):
+    name = "corrupted:gaussian_noise:5"
+    evaluate(ensemble, f"--out={tmp_path}", f"--ood={name}", "--calibrate=none")
+    detected = read(tmp_path)["ood"][name]
+    assert detected["examples"] == 360
+    assert 0 < detected["scores"]["energy"]["auroc"] < 1
+
+
 # Arguments, and a regular expression for the error. {e} and {s} are the runs.
 INVALID = {
     "conformal 1": (["{e}", "--conformal=1"], "--conformal is 1: expected a number between"),
@@ -202,6 +210,8 @@ INVALID = {
     "unknown member": (["{e}#7"], "7"),
     "other dataset twice": (["{e}", "--ood=digits", "--ood=digits"], "has a dataset twice"),
     "unknown other dataset": (["{e}", "--ood=digitz"], "did you mean digits"),
+    "unknown corruption": (["{e}", "--ood=corrupted:fogg:1"], "did you mean fog"),
+    "unknown severity": (["{e}", "--ood=corrupted:fog:6"], "a severity from 1 to 5"),
     "missing reference": (["{e}", "--deep-ensemble=/none"], "cannot read the deep ensemble /none"),
     "reference that is none": (
         ["{e}", "--deep-ensemble={e}/config.json"],

@@ -1,6 +1,7 @@
 """The corruptions of `resflax evaluate`: flags, plan and evaluation."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from resflax.evaluate.corruption_report import CorruptionReference, read_corrupt
 from resflax.evaluate.corruptions import Condition
 
 ALL = "all"
+# Of names of `--ood` that mean corrupted images of the split itself.
+CORRUPTED_PREFIX = "corrupted:"
 
 
 class CorruptionPlan(NamedTuple):
@@ -89,14 +92,45 @@ def plan_corruptions(args: argparse.Namespace, channels: int) -> CorruptionPlan:
         names = [n for n, row in CORRUPTIONS.items() if channels == 3 or not row.needs_color]
     else:
         names = list(dict.fromkeys(args.corruptions.split(",")))
+    _check_color(names, channels)
+    reference = args.corruption_reference and read_corruption_reference(
+        args.corruption_reference, names, args.severities
+    )
+    conditions = tuple(Condition(name, s) for name in names for s in args.severities)
+    return CorruptionPlan(conditions, args.corruption_seed, reference or None)
+
+
+def _check_color(names: Sequence[str], channels: int) -> None:
     for name in names:
         if CORRUPTIONS[name].needs_color and channels != 3:
             raise UserError(
                 f"corruption {name!r} needs color images, and the model has {channels} channel(s):"
                 " expected --corruptions=all, which leaves it out, or others"
             )
-    reference = args.corruption_reference and read_corruption_reference(
-        args.corruption_reference, names, args.severities
-    )
-    conditions = tuple(Condition(name, s) for name in names for s in args.severities)
-    return CorruptionPlan(conditions, args.corruption_seed, reference or None)
+
+
+def parse_ood_corruptions(args: argparse.Namespace, channels: int) -> dict[str, Condition]:
+    """Returns the corruptions of the split that are to be detected, by their name in `--ood`.
+
+    Raises:
+      UserError: if one is invalid, or the images are not of the network's input size.
+    """
+    found = {}
+    for text in args.ood:
+        if text.startswith(CORRUPTED_PREFIX):
+            name, _, severity = text.removeprefix(CORRUPTED_PREFIX).partition(":")
+            if name not in CORRUPTIONS:
+                raise unknown("corruption", name, CORRUPTIONS)
+            if severity not in map(str, SEVERITIES):
+                raise UserError(
+                    f"--ood is {text!r}: expected corrupted:NAME:SEVERITY, with a severity from 1"
+                    " to 5"
+                )
+            _check_color([name], channels)
+            found[text] = Condition(name, int(severity))
+    if found and (args.crops != 1 or args.scales):
+        raise UserError(
+            "--ood=corrupted:... needs images of the network's input size: expected no --crops=10"
+            " and no --scales with it"
+        )
+    return found

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resflax.cli.evaluate_corruptions import CORRUPTED_PREFIX
 from resflax.data import load_split
 from resflax.data.array_source import ArraySource
 from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
@@ -126,7 +127,8 @@ def open_ood(args: argparse.Namespace) -> dict[str, Source]:
     Raises:
       UserError: if one cannot be opened.
     """
-    return {name: _open_unlabeled(name, args) for name in args.ood}
+    names = [name for name in args.ood if not name.startswith(CORRUPTED_PREFIX)]
+    return {name: _open_unlabeled(name, args) for name in names}
 
 
 def _open_unlabeled(name: str, args: argparse.Namespace) -> Source:

@@ -12,6 +12,7 @@ from resflax.data.corruptions import table_side
 from resflax.evaluate import ood
 from resflax.evaluate.assess import Assessment, Request
 from resflax.evaluate.corruption_report import DATASETS, corruption_results
+from resflax.evaluate.corruptions import corrupted_sums
 from resflax.evaluate.deep_ensemble import OWN_MEMBERS, Reference, describe_equivalent
 from resflax.evaluate.run import Reduction
 
@@ -24,19 +25,21 @@ def make_request(plan: Plan, args: argparse.Namespace, runner: Runner) -> Reques
         cross_validate=plan.cross_validate,
         alpha=args.conformal,
         select=args.select,
-        ood=bool(plan.ood),
+        ood=bool(plan.ood or plan.ood_corruptions),
     )
 
 
 def _ood(plan: Plan, runner: Runner, assessment: Assessment, values: dict[str, Any]) -> Any:
-    """Detects the images of other datasets."""
+    """Detects the images of other datasets, and corrupted ones of the split."""
     del values
     systems = assessment.targets.systems
     reduction = Reduction(lambda rows: ood.score_rows(systems, rows))
-    return {
-        name: ood.compare(systems, assessment.scored.ood, runner.ood(name, reduction).examples)
-        for name in plan.ood
-    }
+    found = {name: runner.ood(name, reduction).examples for name in plan.ood}
+    if plan.ood_corruptions:
+        corrupted = runner.corrupted(list(plan.ood_corruptions.values()), reduction)
+        found |= {name: corrupted[c].examples for name, c in plan.ood_corruptions.items()}
+    inside = assessment.scored.ood
+    return {name: ood.compare(systems, inside, outside) for name, outside in found.items()}
 
 
 def _deep_ensemble(
@@ -57,8 +60,9 @@ def _corruptions(plan: Plan, runner: Runner, assessment: Assessment, values: dic
     if not plan.corruptions.conditions:
         return None
     systems = assessment.targets.systems
+    corrupted = runner.corrupted(plan.corruptions.conditions, corrupted_sums(systems))
     found = corruption_results(
-        runner.corrupted(systems),
+        {condition: evaluated.sums for condition, evaluated in corrupted.items()},
         systems,
         clean_accuracy=values["accuracy"],
         reference=plan.corruptions.reference,

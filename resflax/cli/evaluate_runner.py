@@ -11,9 +11,8 @@ from resflax.data.source import Source
 from resflax.distributed.processes import is_main_process
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.classifier import EnsembleClassifier, full_batch_size
-from resflax.evaluate.corruptions import Condition, CorruptedSums, evaluate_corrupted
+from resflax.evaluate.corruptions import Condition, evaluate_corrupted
 from resflax.evaluate.run import Evaluated, Reduction, evaluate_split
-from resflax.evaluate.systems import System
 from resflax.progress import ProgressMeter
 
 
@@ -79,11 +78,12 @@ class Runner:
         on_bad_example = self.args.on_bad_example or "raise"
         return self._run(source, label_map, on_bad_example, reduction, name, Speed())
 
-    def corrupted(self, systems: Sequence[System]) -> dict[Condition, CorruptedSums]:
-        """Evaluates the split under the corruptions of the plan."""
+    def corrupted(
+        self, conditions: Sequence[Condition], reduction: Reduction
+    ) -> dict[Condition, Evaluated]:
+        """Evaluates the split under corruptions."""
         plan = self.plan
         split = self._open(plan.source, plan.on_bad_example)
-        conditions = plan.corruptions.conditions
         total = len(split) * len(conditions)
         meter = ProgressMeter(total, interval=5.0, delay=5.0, silent=not is_main_process())
         try:
@@ -92,7 +92,7 @@ class Runner:
                 split,
                 plan.views,
                 plan.label_map,
-                systems,
+                reduction,
                 conditions,
                 seed=plan.corruptions.seed,
                 batch_size=full_batch_size(self.args.batch_size, len(split)),

@@ -109,19 +109,24 @@ def sum_scores(systems: Sequence[System], rows: Rows) -> CorruptedSums:
     return CorruptedSums(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
 
+def corrupted_sums(systems: Sequence[System]) -> Reduction:
+    """Returns the reduction to `CorruptedSums`."""
+    return Reduction(lambda rows: (), partial(sum_scores, systems))
+
+
 def evaluate_corrupted(
     classify: Callable[[Images], Any],
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
-    systems: Sequence[System],
+    reduction: Reduction,
     conditions: Sequence[Condition],
     *,
     seed: int,
     batch_size: int,
     num_workers: int = 0,
     on_batch: Callable[[int, Condition], None] = lambda examples, condition: None,
-) -> dict[Condition, CorruptedSums]:
+) -> dict[Condition, Evaluated]:
     """Evaluates every example of a split under each condition; images are read once.
 
     The images are corrupted at the network's input size, after resizing and cropping, as in
@@ -132,7 +137,7 @@ def evaluate_corrupted(
       split: read with the transform of `views`.
       views: the views of each corrupted image, of one crop.
       label_map: the classes that count, and the labels.
-      systems: what is scored.
+      reduction: what is kept of each batch, such as `corrupted_sums`.
       conditions: the corruptions and their severities.
       seed: of the random corruptions.
       batch_size: see `evaluate_split`.
@@ -142,7 +147,6 @@ def evaluate_corrupted(
     Raises:
       UserError: see `evaluate_split`.
     """
-    reduction = Reduction(lambda rows: (), partial(sum_scores, systems))
     parts: dict[Condition, list[Any]] = {condition: [] for condition in conditions}
     remaining = dict.fromkeys(conditions, len(split))
     batches = read_batches(split, batch_size=batch_size, num_workers=num_workers)
@@ -153,7 +157,7 @@ def evaluate_corrupted(
         done = min(len(rows.indices) * jax.process_count(), remaining[condition])
         remaining[condition] -= done
         on_batch(done, condition)
-    return {condition: _gather(found, split).sums for condition, found in parts.items()}
+    return {condition: _gather(found, split) for condition, found in parts.items()}
 
 
 def _classify(

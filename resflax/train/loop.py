@@ -77,10 +77,11 @@ class TrainingLoop:
         if workdir.writes:
             # Before training, so that the fingerprint of the data is that of the start.
             self.metadata = trainer.run.metadata
-            keep, snapshots = self.config.checkpoint_max_to_keep, trainer.snapshot_steps
+            folder, keep = workdir.path / "checkpoints", self.config.checkpoint_max_to_keep
+            snapshots = trainer.snapshot_steps
             self.metadata = self.metadata | {"snapshots": list(snapshots)}
             self.checkpointer = Checkpointer(
-                workdir.path / "checkpoints", keep, keep_steps=snapshots
+                folder, keep, option=workdir.option, keep_steps=snapshots
             )
 
     def run(self) -> dict[str, Any]:
