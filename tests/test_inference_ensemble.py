@@ -12,7 +12,7 @@ from resflax import UserError
 from resflax.inference import make_ensemble_predictor
 from resflax.kernels import network
 from resflax.nn import Spec
-from resflax.nn.ensembles import log_mean_softmax
+from resflax.nn.ensembles import log_mean_probability
 from resflax.weights.bridge import variable_shapes
 from resflax.zoo import create_model, get_spec
 
@@ -104,8 +104,8 @@ def test_backend_of_an_ensemble_runs_all_members(members):
 
 def test_log_of_the_mean_is_finite_for_extreme_logits():
     logits = jnp.array([[[0.0, -1e4]], [[-1e4, 0.0]]], jnp.float32)
-    np.testing.assert_allclose(log_mean_softmax(logits), np.log([[0.5, 0.5]]), rtol=1e-6)
-    alone = log_mean_softmax(logits[:1])
+    np.testing.assert_allclose(log_mean_probability(logits), np.log([[0.5, 0.5]]), rtol=1e-6)
+    alone = log_mean_probability(logits[:1])
     np.testing.assert_allclose(alone, [[0.0, -1e4]], rtol=1e-6)
 
 

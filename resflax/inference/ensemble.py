@@ -13,7 +13,7 @@ from resflax.errors import UserError
 from resflax.inference.graph import Graph
 from resflax.inference.predictor import Predictor, make_predictor
 from resflax.nn import Spec
-from resflax.nn.ensembles import log_mean_softmax
+from resflax.nn.ensembles import log_mean_probability
 
 
 def has_same_structure(graph: Graph, other: Graph) -> bool:
@@ -83,7 +83,7 @@ class EnsemblePredictor:
 
         Use it with `arrays` under `jit`, over a mesh, under `vmap` and `jax.export`.
         """
-        return log_mean_softmax(self.apply_members(arrays, images))
+        return log_mean_probability(self.apply_members(arrays, images))
 
     def members(self, images: Any) -> Float[Array, "members n classes"]:
         """Returns the logits of every member, as float32 (float64 if the dtype is).
@@ -116,7 +116,7 @@ class EnsemblePredictor:
         return jax.jit(self.apply)
 
 
-_jit_log_mean = jax.jit(log_mean_softmax)
+_jit_log_mean = jax.jit(log_mean_probability)
 
 
 def make_ensemble_predictor(
