@@ -57,6 +57,7 @@ VALUES = {
     "decay_epochs": ([(3, 2), (2, 2), ("a",), (0,), (2**31,), (1, None)], [(), (1, 2.5)]),
     "decay_rate": ([0.0], [0.5]),
     "polynomial_power": ([0.0], [0.5]),
+    "schedule_cycles": ([0, -1], [1]),
     "momentum": ([1.0, -0.1], [0.0, 0.99]),
     "weight_decay": ([-1.0], [0.0]),
     "trust_coefficient": ([-1.0, 0.0], [0.1]),
@@ -152,6 +153,11 @@ COMBINED = [
         {"schedule": "step", "decay_epochs": (1, 5), "warmup_epochs": 2.0},
         "config.decay_epochs is (1, 5): expected none before warmup_epochs, 2.0",
         {"schedule": "step", "decay_epochs": (2, 5), "warmup_epochs": 2.0},
+    ),
+    (
+        {"schedule_cycles": 3},
+        "config.schedule_cycles is 3 with config.schedule='cosine': expected 1, or 'cosine_cycles'",
+        {"schedule_cycles": 3, "schedule": "cosine_cycles"},
     ),
     (
         {"data.placement": "device", "data.image_size": 32},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ def folder(tmp_path, monkeypatch):
     config = {"architecture": "test_resnet", "num_classes": 1000}
     config["pretrained_cfg"] = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
     Path("net/config.json").write_text(json.dumps(config))
+    shutil.copytree("net", "other")
     Image.fromarray(rng.integers(0, 256, (70, 80, 3), np.uint8)).save("cat.jpg")
     return tmp_path
 
@@ -42,11 +44,12 @@ def test_python_code_of_weights_page_runs(folder, capsys):
         ("timm/resnet50.a1_in1k", "net"),
         ("resnet50.safetensors", "resnet.safetensors"),
         ('"resnet50"', '"test_resnet"'),
+        ('load_ensemble("runs/x")', 'load_ensemble(["net", "other"])'),
     ):
         assert name in text
         text = text.replace(name, replacement)
     *blocks, torch_block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert "load_state_dict" in torch_block
     namespace: dict = {}
     for block in blocks:
@@ -55,6 +58,8 @@ def test_python_code_of_weights_page_runs(folder, capsys):
         "[('stage1', 32, 4), ('stage2', 48, 8), ('stage3', 192, 16), ('stage4', 96, 16)]\n"
     )
     assert namespace["logits"].shape == (1, 1000)
+    assert namespace["member_logits"].shape == (2, 1, 1000)
+    np.testing.assert_allclose(namespace["probabilities"].sum(), 1, rtol=1e-5)
     assert [m.shape[1] for m in namespace["maps"]] == [16, 8, 4, 4]
     # The file was written after one training step with a new head of 10 classes.
     before, after = load_file("net/model.safetensors"), load_file("finetuned.safetensors")

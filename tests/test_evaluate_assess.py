@@ -89,7 +89,7 @@ def test_members_and_ensemble_have_metrics_of_their_own(values):
     nll = [member["nll"] for member in values["members"]]
     np.testing.assert_allclose(values["members_mean"]["nll"], np.mean(nll))
     np.testing.assert_allclose(values["members_std"]["nll"], np.std(nll, ddof=1))
-    gain = values["ensemble"]["gain"]["nll"]
+    gain = values["ensemble"]["minus_mean_member"]["nll"]
     np.testing.assert_allclose(gain["mean"], values["ensemble"]["nll"] - np.mean(nll))
     assert gain["interval"][0] < gain["mean"] < gain["interval"][1]
 

@@ -9,9 +9,10 @@ import pytest
 from helpers.networks import randomized
 
 from resflax import UserError
-from resflax.inference import log_mean_probability, make_ensemble_predictor
+from resflax.inference import make_ensemble_predictor
 from resflax.kernels import network
 from resflax.nn import Spec
+from resflax.nn.ensembles import log_mean_probability
 from resflax.weights.bridge import variable_shapes
 from resflax.zoo import create_model, get_spec
 

@@ -183,7 +183,11 @@ def test_contact_sheet_shows_64_images_evenly(tmp_path, monkeypatch):
             indices = list(range(start, start + 32))
             pixels = np.array(indices, np.uint8).reshape(-1, 1, 1, 1)
             top = [[Prediction(1, i, f"class {i}", 0.5)] for i in indices]
-            add(OutputBatch([""] * 32, indices, pixels, np.zeros((32, 0), np.float32), top))
+            add(
+                OutputBatch(
+                    [""] * 32, indices, pixels, np.zeros((32, 0), np.float32), top, [None] * 32
+                )
+            )
     [(cells, title)] = drawn
     assert title == "64 of 256 images, 192 left out"
     assert [int(pixels[0, 0, 0]) for pixels, _ in cells] == list(range(0, 256, 4))
@@ -193,7 +197,7 @@ def test_contact_sheet_shows_64_images_evenly(tmp_path, monkeypatch):
 def test_contact_sheet_that_cannot_be_written_is_named(tmp_path):
     top = [[Prediction(1, 0, "cat", 0.5)]]
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
-    batch = OutputBatch(["a.png"], [0], pixels, np.zeros((1, 0), np.float32), top)
+    batch = OutputBatch(["a.png"], [0], pixels, np.zeros((1, 0), np.float32), top, [None])
     with (
         pytest.raises(UserError, match=r"none/s.png cannot be written: No such file.*--sheet"),
         open_predictions(tmp_path / "p.csv"),
@@ -272,7 +276,7 @@ ERRORS = {
     ),
     "unknown suffix of out": (
         ["photos", "--weights={0}/color", "--out=p.txt"],
-        "--out is p.txt: expected a name ending in .csv or .jsonl",
+        "--out is p.txt: expected a name ending in .csv or .jsonl or .parquet",
     ),
     "unknown suffix of features": (
         ["photos", "--weights={0}/color", "--features=f.npy"],

@@ -1,5 +1,7 @@
 """Learning-rate schedules against their formulas."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from resflax import UserError
 from resflax.train import make_schedule
-from resflax.train.schedules import SCHEDULES
+from resflax.train.schedules import SCHEDULES, cycle_ends
 
 
 def test_cosine_with_warmup_equals_its_formula():
@@ -17,6 +19,24 @@ def test_cosine_with_warmup_equals_its_formula():
         np.testing.assert_allclose(
             schedule(step), rise if step < 10 else fall, rtol=1e-5, atol=1e-7
         )
+
+
+@pytest.mark.parametrize(("steps", "warmup", "cycles"), [(60, 0, 3), (50, 4, 4), (7, 0, 1)])
+def test_cosine_cycles_equal_their_formula(steps, warmup, cycles):
+    schedule = make_schedule(
+        "cosine_cycles", peak=0.4, steps=steps, warmup_steps=warmup, cycles=cycles
+    )
+    length = math.ceil((steps - warmup) / cycles)
+    for t in range(1, steps - warmup + 1):  # equation 2 counts from 1
+        expected = 0.4 / 2 * (math.cos(math.pi * ((t - 1) % length) / length) + 1)
+        rate = schedule(jnp.int32(warmup + t - 1))
+        np.testing.assert_allclose(rate, expected, rtol=1e-5, atol=1e-7)
+    starts = [0.4 * (k + 1) / warmup for k in range(warmup)]
+    np.testing.assert_allclose([schedule(k) for k in range(warmup)], starts, rtol=1e-5)
+    ends = cycle_ends(steps, warmup, cycles)
+    assert (len(ends), ends[-1]) == (cycles, steps)
+    for end in ends[:-1]:  # the next cycle starts at the peak
+        np.testing.assert_allclose(schedule(end), 0.4, rtol=1e-6)
 
 
 def test_step_schedule_decays_at_its_boundaries():

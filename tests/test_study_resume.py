@@ -1,6 +1,5 @@
 """Stopped studies resume inside the network that was training, with the same bits."""
 
-import re
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -11,28 +10,31 @@ import pytest
 from resflax.data import Dataset, InMemorySplit
 from resflax.nn.batch_norm import BatchNorm
 from resflax.progress import ProgressMeter
+from resflax.run.progress import RunProgress
 from resflax.study import sweep
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import JSON, MSGPACK, StudyDir
 from resflax.study.sweep import train_networks, train_sweep
 
-STEPS = 8  # 2.5 per epoch: the batches of an epoch come from several processes
+EPOCHS = (3, 5, 8)  # steps at which an epoch ends: 2.5 batches of 16 of 40 examples each
 
 
 class Tiny(nn.Module):
     """Network with parameters and batch statistics that compiles quickly."""
 
+    axis_name: str | None = None
     spec = SimpleNamespace(depths=(1,))
 
     @nn.compact
     def __call__(self, x, *, train):
         x = nn.Dense(4)(x.reshape(len(x), -1))
-        return nn.Dense(2)(nn.relu(BatchNorm(train=train)(x)))
+        x = BatchNorm(train=train, axis_name=self.axis_name)(x)
+        return nn.Dense(2)(nn.relu(x))
 
 
 @pytest.fixture(autouse=True)
-def save_after_every_step(monkeypatch):
-    monkeypatch.setattr(sweep, "SNAPSHOT_SECONDS", 0.0)
+def save_after_every_epoch(monkeypatch):
+    monkeypatch.setattr(sweep, "CHECKPOINT_SECONDS", 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -49,150 +51,62 @@ def make_config():
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Shares the compiled steps between the trainings of this file, to save time."""
-    optimizer, compile_steps = sweep._make_optimizer(make_config(), 40), sweep._compile_steps
-    cache = {}
+class StoppingProgress(RunProgress):
+    """Interrupts at the training record of an epoch; counts the epochs that it has seen."""
 
-    def cached(model, *others):
-        if model not in cache:
-            cache[model] = compile_steps(model, *others)
-        return cache[model]
+    def __init__(self, stop):
+        super().__init__(EPOCHS[-1], silent=True)
+        self.stop, self.epochs, self.resumed = stop, 0, 0
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "_make_optimizer", lambda config, examples: optimizer)
-        patch.setattr(sweep, "_compile_steps", cached)
-        yield
+    def resume(self, step):
+        self.resumed = step
 
-
-def train(noise, checkpoints=None, *, stop=0):
-    """Trains, interrupted after `stop` steps; returns states, curves, number of steps taken."""
-    texts, skipped = [], []
-
-    def on_step(text):
-        texts.append(text)
-        if len(texts) == stop:
+    def train(self, record, remaining):
+        self.epochs += 1
+        if record["step"] == self.stop:
             raise KeyboardInterrupt
 
+
+def train(noise, workdir=None, *, stop=0, seeds=(3, 5)):
+    """Trains, interrupted at a step; returns states, curves and the progress."""
+    progress = StoppingProgress(stop)
     states, curves = train_sweep(
         Tiny(),
         noise,
         make_config(),
-        seeds=[3, 5],
+        seeds=seeds,
         rates=[0.05, 1e30],
-        checkpoints=checkpoints,
-        on_step=on_step,
-        on_resume=skipped.append,
+        workdir=workdir,
+        progress=progress,
     )
-    assert len(texts) + sum(skipped) == STEPS
-    return states, curves, len(texts)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(noise):
-    return train(noise)
-
-
-def assert_same(actual, expected):
-    assert actual[1] == expected[1]
-    for a, b in zip(jax.tree.leaves(actual[0]), jax.tree.leaves(expected[0]), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    return states, curves, progress
 
 
 @pytest.mark.slow
-def test_sweep_stopped_twice_ends_with_the_same_bits(noise, uninterrupted, tmp_path):
-    for stop in (1, 3):  # after steps 1 and 4, both inside an epoch
+def test_sweep_stopped_twice_ends_with_the_same_bits(noise, tmp_path):
+    uninterrupted = train(noise)
+    for stop in (5, 8):  # after the checkpoints at steps 3 and 5
         with pytest.raises(KeyboardInterrupt):
             train(noise, tmp_path / "a", stop=stop)
     resumed = train(noise, tmp_path / "a")
-    assert resumed[2] == STEPS - 4
-    assert_same(resumed, uninterrupted)
+    assert (resumed[2].resumed, resumed[2].epochs) == (5, 1)
+    assert resumed[1] == uninterrupted[1]
+    for a, b in zip(*map(jax.tree.leaves, (resumed[0], uninterrupted[0])), strict=True):
+        assert a.tobytes() == b.tobytes()
+    finished = train(noise, tmp_path / "a")
+    assert (finished[1], finished[2].resumed, finished[2].epochs) == (resumed[1], 8, 0)
 
 
-def corrupt(step):
-    """Flips a bit of a checkpoint's largest file."""
-    file = max((path for path in step.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(bytes(data))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_corrupt_snapshots_are_skipped(noise, uninterrupted, tmp_path, capsys, count):
-    folder = tmp_path / "a"
-    with pytest.raises(KeyboardInterrupt):
-        train(noise, folder, stop=3)
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
-    for step in ("3", "2")[:count]:
-        corrupt(folder / step)
-    capsys.readouterr()
-    resumed = train(noise, folder)
-    assert resumed[2] == (STEPS - 2 if count == 1 else STEPS)
-    assert_same(resumed, uninterrupted)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == count
-    for line, step in zip(lines, (3, 2), strict=False):
-        assert line.startswith(f"warning: the checkpoint at step {step} was skipped: ")
-        assert str(tmp_path / "damaged") in line
-
-
-def test_truncated_snapshot_starts_at_step_0(noise, uninterrupted, tmp_path, capsys):
-    folder = tmp_path / "a"
-    with pytest.raises(KeyboardInterrupt):
-        train(noise, folder, stop=1)
-    manifest = folder / "1" / "checksums.json"
-    manifest.write_bytes(manifest.read_bytes()[:20])
-    capsys.readouterr()
-    restarted = train(noise, folder)
-    assert restarted[2] == STEPS
-    assert_same(restarted, uninterrupted)
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_snapshot_of_another_network_is_deleted(noise, uninterrupted, tmp_path, capsys):
-    folder = tmp_path / "a"
-    with pytest.raises(KeyboardInterrupt):
-        train(noise, folder, stop=2)
-    other = jax.tree.map(lambda leaf: leaf[..., None], uninterrupted[0])
-    snapshots = sweep._Snapshots(folder)
-    restored = snapshots.restore(other)
-    assert restored.states is other
-    assert (restored.history, restored.window) == ([], [])
-    snapshots.close()
-    assert not any(folder.iterdir())
-    error = capsys.readouterr().err
-    assert error.startswith(f"warning: the snapshot in {folder} was deleted: ")
-    assert "belongs to another network" in error
-    assert re.search(r"mean is float32\[4, (\d)\], expected float32\[4, \1, 1\]", error)
-    assert error.count("\n") == 1
-
-
-def test_snapshot_restores_history_and_window_exactly(noise, uninterrupted, tmp_path):
-    state = uninterrupted[0]
-    rng = np.random.default_rng(0)
-    window = [{key: rng.random(4, np.float32) for key in sweep.METRICS} for _ in range(2)]
-    window[0]["loss"][1] = np.inf
-    history = [rng.random((3, 4), np.float32).tolist() for _ in range(3)]
-    snapshots = sweep._Snapshots(tmp_path / "a")
-    snapshots.save_if_due(sweep.SweepState(state, history, window))
-    snapshots.close()
-    snapshots = sweep._Snapshots(tmp_path / "a")
-    restored = snapshots.restore(state)
-    snapshots.close()
-    assert restored.history == history
-    for actual, expected in zip(restored.window, window, strict=True):
-        for key in sweep.METRICS:
-            assert actual[key].dtype == np.float32
-            np.testing.assert_array_equal(actual[key], expected[key])
-
-
-def test_snapshots_are_not_saved_after_every_step(noise, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "SNAPSHOT_SECONDS", 3600.0)
-    train(noise, tmp_path / "a")
-    assert not any((tmp_path / "a").iterdir())
+def test_diverged_members_have_an_error_of_100_percent():
+    records = []
+    for step in EPOCHS:
+        for split, accuracies in (("train", [0.5, 0.25]), ("test", [0.75, 0.5])):
+            members = {"loss": [0.125, None], "accuracy": accuracies}
+            records.append({"step": step, "split": split, "members": members})
+    train_error, test_error, loss = sweep._curves(records, np.array([np.inf, 4]))
+    np.testing.assert_array_equal(train_error, [[50, 50, 50], [75, 100, 100]])
+    np.testing.assert_array_equal(test_error, [[25, 25, 25], [50, 100, 100]])
+    np.testing.assert_array_equal(loss[:, 1:], [[0.125] * 2, [sweep.DIVERGED_LOSS] * 2])
 
 
 def test_failed_save_is_one_error_about_out(noise, tmp_path, monkeypatch):
@@ -206,16 +120,16 @@ def test_failed_save_is_one_error_about_out(noise, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("codec", "extract"),
+    ("codec", "rates", "extract"),
     [
-        (JSON, lambda states, curves: curves),
-        (MSGPACK, lambda states, curves: jax.device_get(states.variables)),
+        (JSON, [0.05, 1e30], lambda states, curves: curves),
+        (MSGPACK, [0.05], lambda states, curves: jax.device_get(states.variables)),
     ],
     ids=["json", "msgpack"],
 )
-def test_study_resumes_inside_a_network(noise, tmp_path, monkeypatch, codec, extract):
+def test_study_resumes_inside_a_network(noise, tmp_path, monkeypatch, codec, rates, extract):
     update, skip = ProgressMeter.update, ProgressMeter.skip
-    done = {"update": 0, "skip": 0, "stop": STEPS + 5}
+    done = {"update": 0, "skip": 0, "stop": 8 + 5}
 
     def count_update(self, amount, text):
         done["update"] += amount
@@ -237,8 +151,8 @@ def test_study_resumes_inside_a_network(noise, tmp_path, monkeypatch, codec, ext
                 {"one": Tiny(), "two": Tiny()},
                 noise,
                 make_config(),
-                seeds=2,
-                rates=[0.05, 1e30],
+                seeds=1,
+                rates=rates,
                 extract=extract,
                 codec=codec,
             )
@@ -248,10 +162,10 @@ def test_study_resumes_inside_a_network(noise, tmp_path, monkeypatch, codec, ext
 
     with pytest.raises(KeyboardInterrupt):
         run_study(tmp_path / "a")
-    assert part_names() == [f"one.{codec.suffix}", "two.checkpoints"]
+    assert part_names() == [f"one.{codec.suffix}", "two.run"]
     done |= {"update": 0, "skip": 0, "stop": -1}
     resumed = run_study(tmp_path / "a")
-    assert done == {"update": 4 * (STEPS - 5), "skip": 4 * (STEPS + 5), "stop": -1}
+    assert done == {"update": 4 * (8 - 3), "skip": 4 * (8 + 3), "stop": -1}
     assert part_names() == [f"one.{codec.suffix}", f"two.{codec.suffix}"]
     expected = run_study(tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)

@@ -22,6 +22,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def open_topology(args: argparse.Namespace) -> Sequence[Any]:
+    """Returns the devices of the topology."""
+    if args.platform == "tpu":
+        return topologies.get_topology_desc(args.topology, "tpu").devices
+    return topologies.get_topology_desc(
+        platform="cuda", topology=args.topology, target_config=args.target_config.read_text()
+    ).devices
+
+
 def collectives(engine: EnsembleEngine, args: argparse.Namespace) -> Counter[str]:
     """Returns how often each kind of collective occurs in the compiled step."""
     model, shape = create_model(args.model), (args.image_size, args.image_size, 3)
@@ -77,9 +87,7 @@ def collectives(engine: EnsembleEngine, args: argparse.Namespace) -> Counter[str
 def main() -> int:
     """Prints one line per layout; returns the exit status."""
     args = parse_args()
-    options = {"target_config": args.target_config.read_text()} if args.target_config else {}
-    devices = topologies.get_topology_desc(args.topology, args.platform, **options).devices
-    failed = False
+    devices, failed = open_topology(args), False
     for member_devices in range(len(devices), 0, -1):
         if args.size % member_devices or len(devices) % member_devices:
             continue

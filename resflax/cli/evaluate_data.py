@@ -3,12 +3,16 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from resflax.cli.evaluate_corruptions import CORRUPTED_PREFIX
 from resflax.data import load_split
 from resflax.data.array_source import ArraySource
+from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
+from resflax.data.flat_folder import open_unlabeled_folder
 from resflax.data.held_out import SourceSubset, held_out_source
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source
@@ -123,12 +127,20 @@ def open_ood(args: argparse.Namespace) -> dict[str, Source]:
     Raises:
       UserError: if one cannot be opened.
     """
-    return {
-        name: load_split(
-            name, data_dir=args.data_dir, on_bad_example=args.on_bad_example or "raise"
-        )
-        for name in args.ood
-    }
+    names = [name for name in args.ood if not name.startswith(CORRUPTED_PREFIX)]
+    return {name: _open_unlabeled(name, args) for name in names}
+
+
+def _open_unlabeled(name: str, args: argparse.Namespace) -> Source:
+    """Opens a dataset whose labels are not used, also a folder of images without class folders."""
+    if name.startswith(FOLDER_PREFIX):
+        path = name.removeprefix(FOLDER_PREFIX)
+        with folder_errors_as_user_error(path):
+            source = open_unlabeled_folder(Path(path).expanduser())
+        if len(source):
+            return source
+    on_bad_example = args.on_bad_example or "raise"
+    return load_split(name, data_dir=args.data_dir, on_bad_example=on_bad_example)
 
 
 def unlabeled(source: Source, columns: LabelMap) -> LabelMap:

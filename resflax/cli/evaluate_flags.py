@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resflax.cli import evaluate_corruptions
 from resflax.cli.output_files import check_distinct
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
@@ -46,7 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: if it is invalid.
     """
-    args = _parser().parse_args([with_dashes(word) for word in arguments])
+    args = _parser().parse_intermixed_args([with_dashes(word) for word in arguments])
     args.scales = _parse_numbers("--scales", args.scales, int)
     args.distributed_config = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is {getattr(args, name)}: expected {minimum} or more")
     _check_uncertainty(args)
+    evaluate_corruptions.check_flags(args)
     _check_outputs(args)
     return args
 
@@ -128,6 +130,7 @@ def _parser() -> Parser:
         help="average the probabilities of whole images with these shorter sides",
     )
     _add_uncertainty(parser)
+    evaluate_corruptions.add_flags(parser)
     defaults = parser.add_argument_group("preprocessing; default: the model's own")
     defaults.add_argument("--size", metavar="N or HxW", help="side of the network's input")
     defaults.add_argument("--crop-pct", type=float, help="side of the crop / resized image")

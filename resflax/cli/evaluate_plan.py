@@ -4,6 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resflax.cli.evaluate_corruptions import (
+    CorruptionPlan,
+    parse_ood_corruptions,
+    plan_corruptions,
+)
 from resflax.cli.evaluate_data import (
     HeldOutData,
     open_held_out,
@@ -22,6 +27,7 @@ from resflax.evaluate.classes import (
     read_valid_labels,
     real_labels_of,
 )
+from resflax.evaluate.corruptions import Condition
 from resflax.evaluate.deep_ensemble import Reference, read_reference
 from resflax.evaluate.views import Views
 from resflax.nn import Spec
@@ -47,7 +53,9 @@ class Plan(NamedTuple):
       held_out: examples that were not trained on, for calibration and selection; None without.
       cross_validate: whether to calibrate on halves of the split.
       ood: other datasets, by name.
+      ood_corruptions: corruptions of the split to detect, by name.
       reference: a deep ensemble to compare with; None without.
+      corruptions: the corruptions to evaluate.
     """
 
     members: tuple[Weights, ...]
@@ -63,7 +71,9 @@ class Plan(NamedTuple):
     held_out: HeldOutData | None
     cross_validate: bool
     ood: dict[str, Source]
+    ood_corruptions: dict[str, Condition]
     reference: Reference | None
+    corruptions: CorruptionPlan
 
     @property
     def spec(self) -> Spec:
@@ -114,7 +124,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         held_out=held_out,
         cross_validate=cross_validate,
         ood=open_ood(args),
+        ood_corruptions=parse_ood_corruptions(args, preprocess.channels),
         reference=reference,
+        corruptions=plan_corruptions(args, preprocess.channels),
     )
 
 

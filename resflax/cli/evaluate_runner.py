@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 
 from resflax.cli.evaluate_data import unlabeled
 from resflax.cli.evaluate_plan import Plan
@@ -10,6 +11,7 @@ from resflax.data.source import Source
 from resflax.distributed.processes import is_main_process
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.classifier import EnsembleClassifier, full_batch_size
+from resflax.evaluate.corruptions import Condition, evaluate_corrupted
 from resflax.evaluate.run import Evaluated, Reduction, evaluate_split
 from resflax.progress import ProgressMeter
 
@@ -76,6 +78,40 @@ class Runner:
         on_bad_example = self.args.on_bad_example or "raise"
         return self._run(source, label_map, on_bad_example, reduction, name, Speed())
 
+    def corrupted(
+        self, conditions: Sequence[Condition], reduction: Reduction
+    ) -> dict[Condition, Evaluated]:
+        """Evaluates the split under corruptions."""
+        plan = self.plan
+        split = self._open(plan.source, plan.on_bad_example)
+        total = len(split) * len(conditions)
+        meter = ProgressMeter(total, interval=5.0, delay=5.0, silent=not is_main_process())
+        try:
+            return evaluate_corrupted(
+                self.classify.members,
+                split,
+                plan.views,
+                plan.label_map,
+                reduction,
+                conditions,
+                seed=plan.corruptions.seed,
+                batch_size=full_batch_size(self.args.batch_size, len(split)),
+                num_workers=self.args.num_workers,
+                on_batch=lambda examples, condition: meter.update(examples, condition.name),
+            )
+        finally:
+            meter.close()
+
+    def _open(self, source: Source, on_bad_example: str) -> StreamingSplit:
+        preprocess = self.plan.preprocess
+        return StreamingSplit(
+            source,
+            max(preprocess.size),
+            preprocess.channels,
+            eval_transform=self.plan.views.transform(preprocess),
+            on_bad_example=on_bad_example,
+        )
+
     def _run(
         self,
         source: Source,
@@ -85,14 +121,7 @@ class Runner:
         text: str,
         speed: Speed,
     ) -> Evaluated:
-        preprocess = self.plan.preprocess
-        split = StreamingSplit(
-            source,
-            max(preprocess.size),
-            preprocess.channels,
-            eval_transform=self.plan.views.transform(preprocess),
-            on_bad_example=on_bad_example,
-        )
+        split = self._open(source, on_bad_example)
         meter = ProgressMeter(len(split), interval=5.0, delay=5.0, silent=not is_main_process())
 
         def on_batch(examples: int) -> None:

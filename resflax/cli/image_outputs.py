@@ -10,13 +10,13 @@ from jaxtyping import Float, UInt8
 
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import read_batches
-from resflax.evaluate.classifier import Classifier
-from resflax.metrics import log_softmax
+from resflax.evaluate.classifier import Classifier, EnsembleClassifier
+from resflax.metrics import log_softmax, mean_log_probability, mutual_information
 from resflax.progress import ProgressMeter
-from resflax.weights import Pretrained
+from resflax.weights import Weights
 
 PROGRESS_SECONDS = 5.0
-Outputs = tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n classes"]]
+Outputs = tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "members n classes"]]
 
 
 class Prediction(NamedTuple):
@@ -35,8 +35,23 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class ImageUncertainty(NamedTuple):
+    """How far the members of an ensemble differ about an image.
+
+    Attributes:
+      mutual_information: mutual information of prediction and member, in nats, from 0 to the log of
+        the number of members; see `resflax.metrics.mutual_information`.
+      agreeing_members: number of members whose most probable class is that of the ensemble.
+      members: number of members.
+    """
+
+    mutual_information: float
+    agreeing_members: int
+    members: int
+
+
 class OutputBatch(NamedTuple):
-    """The outputs of a network for some images.
+    """The outputs of a network or an ensemble for some images.
 
     Attributes:
       paths: the image files.
@@ -44,6 +59,7 @@ class OutputBatch(NamedTuple):
       pixels: the images after resize and crop.
       features: pooled features; d is 0 unless they were asked for.
       predictions: the most probable classes of each image; none if the network has no head.
+      uncertainties: of each image; None with one network.
     """
 
     paths: list[str]
@@ -51,10 +67,11 @@ class OutputBatch(NamedTuple):
     pixels: UInt8[np.ndarray, "n height width channels"]
     features: Float[np.ndarray, "n d"]
     predictions: list[list[Prediction]]
+    uncertainties: Sequence[ImageUncertainty | None]
 
 
 def compute_outputs(
-    pretrained: Pretrained,
+    members: Sequence[Weights],
     paths: Sequence[str],
     *,
     classes: Sequence[str],
@@ -67,19 +84,19 @@ def compute_outputs(
     """Yields the outputs for all readable images in order, and shows the progress on stderr.
 
     Args:
-      pretrained: network and preprocessing.
+      members: a network, or the members of an ensemble, whose probabilities are averaged.
       paths: image files.
       classes: names of all classes.
       top: number of predictions per image; all classes if there are fewer.
-      features: whether to return the features.
+      features: whether to return the features, of one network only.
       batch_size: largest number of images in a batch.
       num_threads: number of threads that decode images.
       on_bad: called with the error of each unreadable image, which is left out unless it raises.
     """
-    network = build_network(pretrained, features=features)
+    network = build_network(members, features=features)
     # Batches of one size, the last one padded, because XLA compiles every size.
     batch_size = math.ceil(len(paths) / math.ceil(len(paths) / batch_size))
-    transform, done = pretrained.preprocess, 0
+    transform, done = members[0].config.preprocess, 0
     meter = ProgressMeter(
         len(paths), interval=PROGRESS_SECONDS, delay=PROGRESS_SECONDS, file=sys.stderr
     )
@@ -87,45 +104,81 @@ def compute_outputs(
         paths, transform, transform.channels, batch_size, num_threads=num_threads, on_bad=on_bad
     ):
         padding = np.zeros((batch_size - len(pixels), *pixels.shape[1:]), np.uint8)
-        outputs = network(np.concatenate([pixels, padding]))
-        body, logits = (array[: len(pixels)] for array in outputs)
-        probabilities = np.exp(log_softmax(logits)) if logits.size else logits
+        body, logits = network(np.concatenate([pixels, padding]))
+        body, logits = body[: len(pixels)], logits[:, : len(pixels)]
+        has_head = logits.shape[-1] > 0
+        log_p = log_softmax(logits) if has_head else logits
+        probabilities = np.exp(mean_log_probability(log_p)) if has_head else logits[0]
         predictions = [top_predictions(row, classes, top) for row in probabilities]
-        yield OutputBatch([paths[i] for i in indices], indices, pixels, body, predictions)
+        yield OutputBatch(
+            [paths[i] for i in indices], indices, pixels, body, predictions, uncertainties(log_p)
+        )
         meter.update(indices[-1] + 1 - done, f"{indices[-1] + 1:,} images")
         done = indices[-1] + 1
     meter.close()
 
 
 def build_network(
-    pretrained: Pretrained, *, features: bool
+    members: Sequence[Weights], *, features: bool
 ) -> Callable[[UInt8[np.ndarray, "n height width channels"]], Outputs]:
-    """Returns a function from uint8 images to their features and logits.
+    """Returns a function from uint8 images to their features and the logits of each member.
 
-    The features have shape (n, 0) unless `features` is set, and the logits if there is no head. If
-    both are wanted, the head is applied to the features, so that the body is computed once. As
-    those of `Classifier`, the outputs can have more rows than there are images.
+    The features have shape (n, 0) unless `features` is set, and the logits have no classes if there
+    is no head. If both are wanted, the head is applied to the features, so that the body is
+    computed once. As those of `Classifier`, the outputs can have more rows than there are images.
     """
-    spec, preprocess = pretrained.model.spec, pretrained.preprocess
-    classify = Classifier(
-        spec,
-        pretrained.variables,
-        mean=preprocess.mean,
-        std=preprocess.std,
-        outputs="features" if features else "logits",
-    )
+    mean, std = members[0].config.preprocess.mean, members[0].config.preprocess.std
+    if features:
+        return _build_features(members[0], mean, std)
+    networks = [(weights.config.spec, weights.variables) for weights in members]
+    classify = EnsembleClassifier(networks, mean=mean, std=std)
+    print(classify.describe_backend(), flush=True)
+
+    def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
+        logits = np.asarray(classify.members(pixels))
+        return logits[0, :, :0], logits
+
+    return run
+
+
+def _build_features(
+    weights: Weights, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[UInt8[np.ndarray, "n height width channels"]], Outputs]:
+    """Returns `build_network` of one network, with features."""
+    spec, variables = weights.config.spec, weights.variables
+    classify = Classifier(spec, variables, mean=mean, std=std, outputs="features")
     print(classify.describe_backend(), flush=True)
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
         outputs = np.asarray(classify(pixels))
-        if not features:
-            return outputs[:, :0], outputs
         if not spec.num_classes:
-            return outputs, outputs[:, :0]
-        head = pretrained.variables["params"]["head"]
-        return outputs, outputs @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+            return outputs, outputs[None, :, :0]
+        head = variables["params"]["head"]
+        return outputs, (outputs @ np.asarray(head["kernel"]) + np.asarray(head["bias"]))[None]
 
     return run
+
+
+def uncertainties(
+    log_p: Float[np.ndarray, "members n classes"],
+) -> list[ImageUncertainty | None]:
+    """Returns how far the members differ about each image; None for each with one member.
+
+    >>> with np.errstate(divide="ignore"):
+    ...     sure = np.log([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> [(round(u.mutual_information, 4), u.agreeing_members) for u in uncertainties(sure)]
+    [(0.6931, 1)]
+    """
+    members, examples, _ = log_p.shape
+    if members == 1:
+        return [None] * examples
+    best = mean_log_probability(log_p).argmax(-1)
+    agreeing = (log_p.argmax(-1) == best).sum(0).tolist()
+    information = mutual_information(log_p).tolist()
+    return [
+        ImageUncertainty(mi, count, members)
+        for mi, count in zip(information, agreeing, strict=True)
+    ]
 
 
 def top_predictions(

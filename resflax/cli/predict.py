@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from resflax.cli.contact_sheet import open_contact_sheet
-from resflax.cli.image_outputs import OutputBatch, Prediction, compute_outputs
+from resflax.cli.image_outputs import (
+    ImageUncertainty,
+    OutputBatch,
+    Prediction,
+    compute_outputs,
+)
 from resflax.cli.output_files import (
     FEATURE_FORMATS,
     PREDICTION_FORMATS,
@@ -21,8 +26,9 @@ from resflax.data.image_files import check_images, find_images
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.errors import Parser, UserError
 from resflax.runtime import enable_compilation_cache
-from resflax.weights import Pretrained, load_pretrained
+from resflax.weights import Weights, adapt_weights, read_ensemble
 from resflax.weights.class_names import class_names
+from resflax.weights.ensemble import describe_members
 
 MAX_DETAILED = 10  # the table of more images has one line per image
 MAX_THREADS = 1024
@@ -44,11 +50,15 @@ def main(arguments: list[str]) -> None:
             check_images(paths, num_threads=args.num_workers)
         except BadExampleError as e:
             raise _unreadable(e) from e
-    pretrained = load_pretrained(args.weights, model=args.model, revision=args.revision, scan=False)
-    classes = _class_names(args, pretrained, labels)
-    print(pretrained.source, flush=True)
+    members = [
+        adapt_weights(weights)
+        for weights in read_ensemble(args.weights, args.model, revision=args.revision)
+    ]
+    _check_members(args, members)
+    classes = _class_names(args, members[0], labels)
+    print(describe_members(members), flush=True)
     enable_compilation_cache()
-    skipped = _write_outputs(args, pretrained, paths, classes)
+    skipped = _write_outputs(args, members, paths, classes)
     if skipped:
         print(f"skipped {len(skipped)} of {len(paths)} images:", *skipped, sep="\n  ")
 
@@ -57,7 +67,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="resflax predict",
         description="Predicts the classes of images: prints a table, or writes a file with --out."
-        " --features writes the features before the head.",
+        " --features writes the features before the head. An ensemble averages the probabilities"
+        " of its members, and says how far they differ.",
     )
     add = parser.add_argument
     add(
@@ -71,8 +82,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--weights",
         metavar="WHERE",
         required=True,
+        action="append",
         help="a workdir, a folder or file of weights, a Hub owner/name, or a name such as"
-        " resnet50.a1_in1k",
+        " resnet50.a1_in1k; an ensemble: its workdir (runs/x, runs/x#0,2), or the option repeated",
     )
     add("--model", metavar="NAME", help="model name; default: the one saved with the weights")
     add("--revision", help="branch, tag or commit of a Hub repository")
@@ -120,25 +132,36 @@ def _read_labels(path: Path | None) -> tuple[str, ...]:
         ) from e
 
 
+def _check_members(args: argparse.Namespace, members: Sequence[Weights]) -> None:
+    if args.features and len(members) > 1:
+        raise UserError(
+            f"--features needs one network, and --weights has {len(members)}: name one, such as"
+            f" --weights={members[0].where}"
+        )
+
+
 def _class_names(
-    args: argparse.Namespace, pretrained: Pretrained, labels: Sequence[str]
+    args: argparse.Namespace, weights: Weights, labels: Sequence[str]
 ) -> Sequence[str]:
     """Returns the class names, from the file of labels if there is one."""
-    num_classes = pretrained.model.spec.num_classes
+    num_classes = weights.config.spec.num_classes
     if not num_classes and (args.out or args.sheet or not args.features):
         raise UserError(
-            f"{args.weights} has no classification head: expected weights with one, or only"
+            f"{weights.where} has no classification head: expected weights with one, or only"
             " --features=FILE"
         )
     if args.labels and len(labels) != num_classes:
         raise UserError(
             f"{args.labels} has {len(labels)} labels: expected {num_classes}, one per class"
         )
-    return class_names(labels or pretrained.classes, num_classes)
+    return class_names(labels or weights.config.labels, num_classes)
 
 
 def _write_outputs(
-    args: argparse.Namespace, pretrained: Pretrained, paths: Sequence[str], classes: Sequence[str]
+    args: argparse.Namespace,
+    members: Sequence[Weights],
+    paths: Sequence[str],
+    classes: Sequence[str],
 ) -> list[BadExampleError]:
     """Writes the files, or prints the table, and returns the errors of skipped images."""
     skipped = list[BadExampleError]()
@@ -149,7 +172,7 @@ def _write_outputs(
         skipped.append(error)
 
     outputs = compute_outputs(
-        pretrained,
+        members,
         paths,
         classes=classes,
         top=args.top,
@@ -158,8 +181,9 @@ def _write_outputs(
         num_threads=args.num_workers,
         on_bad=on_bad,
     )
+    open_writers = _open_writers(args, paths, is_ensemble=len(members) > 1)
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(writer) for writer in _open_writers(args, paths)]
+        writers = [stack.enter_context(writer) for writer in open_writers]
         for batch in outputs:
             for write in writers:
                 write(batch)
@@ -171,11 +195,11 @@ def _write_outputs(
 
 
 def _open_writers(
-    args: argparse.Namespace, paths: Sequence[str]
+    args: argparse.Namespace, paths: Sequence[str], *, is_ensemble: bool
 ) -> Iterator[contextlib.AbstractContextManager[Callable[[OutputBatch], None]]]:
     """Yields the outputs that were asked for."""
     if args.out:
-        yield open_predictions(args.out)
+        yield open_predictions(args.out, is_ensemble=is_ensemble)
     if args.features:
         yield open_features(args.features)
     if args.sheet:
@@ -190,11 +214,15 @@ def _open_table(paths: Sequence[str]) -> Iterator[Callable[[OutputBatch], None]]
     width, lines = max(map(len, paths)), list[str]()
 
     def add(batch: OutputBatch) -> None:
-        for path, predictions in zip(batch.paths, batch.predictions, strict=True):
+        for path, predictions, uncertainty in zip(
+            batch.paths, batch.predictions, batch.uncertainties, strict=True
+        ):
+            note = _describe(uncertainty) if uncertainty else ""
             if len(paths) > MAX_DETAILED:
-                lines.append(f"{path:{width}}  {_cell(predictions[0])}")
+                lines.append(f"{path:{width}}  {_cell(predictions[0])}{note and f'  ({note})'}")
             else:
                 lines.extend([path, *(f"  {_cell(prediction)}" for prediction in predictions)])
+                lines.extend([f"  {note}"] if note else [])
 
     yield add
     print("\n".join(lines))
@@ -202,6 +230,13 @@ def _open_table(paths: Sequence[str]) -> Iterator[Callable[[OutputBatch], None]]
 
 def _cell(prediction: Prediction) -> str:
     return f"{prediction.probability:7.2%}  {prediction.name}"
+
+
+def _describe(uncertainty: ImageUncertainty) -> str:
+    return (
+        f"{uncertainty.agreeing_members} of {uncertainty.members} members agree, mutual information"
+        f" {uncertainty.mutual_information:.3f} nats"
+    )
 
 
 def _unreadable(error: BadExampleError) -> UserError:

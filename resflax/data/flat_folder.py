@@ -44,6 +44,13 @@ class FlatFolderSource(ImageFiles):
         return decode(self.root / name, str(self.root / name), channels), label
 
 
+def open_unlabeled_folder(root: Path) -> FlatFolderSource:
+    """Opens the images that are directly in a folder, all with label 0 of the class ""."""
+    paths = list_visible(root) if root.is_dir() else []
+    files = sorted(path.name for path in paths if path.suffix.lower() in SUFFIXES)
+    return FlatFolderSource(root, files, [0] * len(files), ("",))
+
+
 def open_flat_folder(
     root: Path, labels_file: Path, class_names: tuple[str, ...], num_classes: int = 0
 ) -> FlatFolderSource:

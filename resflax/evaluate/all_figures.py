@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resflax.evaluate.assess import Assessment
+from resflax.evaluate.corruption_figure import draw_corruptions
 from resflax.evaluate.ensemble_figures import (
     draw_ensemble_reliability,
     draw_risk_coverage,
@@ -69,6 +70,10 @@ FIGURES: dict[str, Figure] = {
     "size.png": Figure(
         lambda drawn: drawn.is_ensemble,
         lambda drawn, path, title: draw_size(drawn.values, path, title),
+    ),
+    "corruptions.png": Figure(
+        lambda drawn: "corruptions" in drawn.values,
+        lambda drawn, path, title: draw_corruptions(drawn.values, path, title),
     ),
 }
 

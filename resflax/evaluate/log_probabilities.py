@@ -73,12 +73,13 @@ def classify_crops(
     for batch in batches:
         pending.append((batch, [classify(images) for images in views.of_batch(batch["image"])]))
         if len(pending) > MAX_PENDING:
-            yield _average(*pending.popleft(), columns)
+            yield average_views(*pending.popleft(), columns)
     while pending:
-        yield _average(*pending.popleft(), columns)
+        yield average_views(*pending.popleft(), columns)
 
 
-def _average(batch: Any, logits: list[Any], columns: Int[np.ndarray, " classes"]) -> Rows:
+def average_views(batch: Any, logits: list[Any], columns: Int[np.ndarray, " classes"]) -> Rows:
+    """Returns the rows of a batch from the members' logits of each of its views."""
     count = len(batch["index"])
     return _mean_over_views(batch, [_fetch(part, count, columns) for part in logits])
 

@@ -59,7 +59,7 @@ class Evaluated(NamedTuple):
     skipped: list[str]
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """The values of some rows, some of which do not count.
 
     Attributes:
@@ -105,26 +105,31 @@ def evaluate_split(
     """
     processes = jax.process_count()
     size = processes if views.scales else batch_size
-    share = size // processes
-    first = jax.process_index() * share
-    batches = eval_batches(
-        split,
-        batch_size=size,
-        local_rows=slice(first, first + share),
-        num_workers=num_workers,
-        with_index=True,
-    )
-    parts: list[_Part] = []
+    batches = read_batches(split, batch_size=size, num_workers=num_workers)
+    parts: list[Part] = []
     sums: Any = None
     remaining = len(split)
     for rows in _classify(classify, batches, split, views, label_map.columns, batch_size):
-        part, part_sums = _reduce(rows, label_map, split, reduction)
+        part, part_sums = reduce_rows(rows, label_map, split, reduction)
         parts.append(part)
         sums = part_sums if sums is None else jax.tree.map(np.add, sums, part_sums)
         done = min(len(rows.indices) * processes, remaining)
         remaining -= done
         on_batch(done)
-    return _gather(parts, sums, split)
+    return gather_parts(parts, sums, split)
+
+
+def read_batches(split: StreamingSplit, *, batch_size: int, num_workers: int) -> Iterator[Any]:
+    """Yields this process's rows of each batch, with "index", "image", "label" and "weight"."""
+    share = batch_size // jax.process_count()
+    first = jax.process_index() * share
+    return eval_batches(
+        split,
+        batch_size=batch_size,
+        local_rows=slice(first, first + share),
+        num_workers=num_workers,
+        with_index=True,
+    )
 
 
 def _classify(
@@ -148,9 +153,14 @@ def _classify(
     )
 
 
-def _reduce(
+def reduce_rows(
     rows: Rows, label_map: LabelMap, split: StreamingSplit, reduction: Reduction
-) -> tuple[_Part, Any]:
+) -> tuple[Part, Any]:
+    """Reduces the rows of a batch.
+
+    Raises:
+      UserError: if a label is invalid.
+    """
     is_read = rows.weights > 0
     label = np.where(is_read, rows.labels, 0)
     bad = np.flatnonzero(label >= len(label_map.labels))
@@ -162,7 +172,7 @@ def _reduce(
     position = label_map.labels[label]
     is_valid = position != EXCLUDED
     rows = rows._replace(labels=np.where(is_valid, position, 0).astype(np.int64))
-    part = _Part(rows.indices.astype(np.int64), is_read, is_valid, reduction.examples(rows))
+    part = Part(rows.indices.astype(np.int64), is_read, is_valid, reduction.examples(rows))
     counts = is_read & is_valid
     if counts.any():
         return part, jax.tree.map(np.asarray, reduction.sums(select_rows(rows, counts)))
@@ -170,16 +180,16 @@ def _reduce(
     return part, jax.tree.map(np.zeros_like, reduction.sums(select_rows(rows, first)))
 
 
-def _gather(parts: list[_Part], sums: Any, split: StreamingSplit) -> Evaluated:
+def gather_parts(parts: list[Part], sums: Any, split: StreamingSplit) -> Evaluated:
     """Joins the parts of all processes, in the order of the examples."""
     local = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    part: _Part = all_gather_rows(local)
+    part: Part = all_gather_rows(local)
     sums = jax.tree.map(lambda a: a.sum(0), all_gather_rows(jax.tree.map(lambda a: a[None], sums)))
     skipped = all_gather_strings(list(split.skipped.values()))
     counts = np.flatnonzero(part.is_read & part.is_valid)
     if not len(counts):
         raise UserError(f"{split.source.name} has no example that counts: expected one or more")
     order = counts[np.argsort(part.indices[counts])]
-    chosen: _Part = jax.tree.map(lambda array: array[order], part)
+    chosen: Part = jax.tree.map(lambda array: array[order], part)
     excluded = int((part.is_read & ~part.is_valid).sum())
     return Evaluated(chosen.indices, chosen.examples, sums, excluded, skipped)

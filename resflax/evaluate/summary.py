@@ -90,7 +90,7 @@ def bootstrap(scores: ExampleScores) -> dict[str, list[float]]:
     return {name: [float(a), float(b)] for name, a, b in bounds}
 
 
-def gain(scores: Sequence[ExampleScores]) -> dict[str, Any]:
+def minus_mean_member(scores: Sequence[ExampleScores]) -> dict[str, Any]:
     """Returns how much the ensemble differs from its mean member, and 95 % intervals.
 
     Each sample of the bootstrap has the same examples for both.
@@ -142,10 +142,12 @@ def summarize_members(assessment: Assessment, sources: Sequence[str]) -> dict[st
     ]
     uncertainty = {k: float(v.mean()) for k, v in scored.uncertainty._asdict().items()}
     ensemble = {"size": count, **summarize_system(assessment, 0, intervals=True), **uncertainty}
-    ensemble["gain"] = gain(scored.scores[: count + 1])
+    ensemble["minus_mean_member"] = minus_mean_member(scored.scores[: count + 1])
     mean, std = mean_and_std(members)
     if assessment.calibration:
-        ensemble["calibrated"]["gain"] = gain(assessment.calibration.scores.scores[: count + 1])
+        ensemble["calibrated"]["minus_mean_member"] = minus_mean_member(
+            assessment.calibration.scores.scores[: count + 1]
+        )
         parts = mean_and_std([member["calibrated"] for member in members])
         mean, std = (v | {"calibrated": c} for v, c in zip((mean, std), parts, strict=True))
     values: dict[str, Any] = {

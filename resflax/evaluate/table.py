@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from resflax.evaluate.corruption_report import corruption_lines
 from resflax.evaluate.deep_ensemble import OWN_MEMBERS
 from resflax.evaluate.summary import KEYS
 
@@ -44,7 +45,9 @@ def table(values: dict[str, Any]) -> str:
     if "ensemble" in values:
         lines += [f"  {name:32}{values[key]:8.4f}" for key, name in UNCERTAINTY.items()]
     lines += [*_calibration_lines(values), *_conformal_lines(values), *_ood_lines(values)]
-    return "\n".join([*lines, *_selection_lines(values), "", *_class_lines(values)])
+    lines += _selection_lines(values)
+    lines += corruption_lines(values["corruptions"]) if "corruptions" in values else []
+    return "\n".join([*lines, "", *_class_lines(values)])
 
 
 def _header(values: dict[str, Any]) -> str:

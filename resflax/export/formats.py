@@ -78,9 +78,9 @@ def one_network(model: Exportable, name: str) -> TrainedModel:
     if isinstance(model, TrainedModel):
         return model
     raise UserError(
-        f"--format={name} holds one network, and this is an {model.source}: export one of them,"
-        f" such as {model.members[0].where}, or the mean of their probabilities with"
-        " --format=onnx or --format=stablehlo"
+        f"--format={name} holds one network, and this is an ensemble of {len(model.members)}"
+        f" networks: export one of them, such as {model.members[0].where}, or the mean of their"
+        " probabilities with --format=onnx or --format=stablehlo"
     )
 
 

@@ -80,6 +80,8 @@ def inference_spec(spec: Spec) -> Spec:
 
 def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
+    if spec.ensemble != "none":
+        return False
     if spec.stem not in (STEM_TYPES_V2 if spec.preact else STEM_TYPES):
         return False
     if spec.shortcut not in DOWNSAMPLE_KERNELS or "bottleneck_v1" in spec.block_names:

@@ -2,7 +2,6 @@
 
 from resflax.inference.build import build_graph as build_graph
 from resflax.inference.ensemble import EnsemblePredictor as EnsemblePredictor
-from resflax.inference.ensemble import log_mean_probability as log_mean_probability
 from resflax.inference.ensemble import make_ensemble_predictor as make_ensemble_predictor
 from resflax.inference.graph import OPS as OPS
 from resflax.inference.graph import Graph as Graph

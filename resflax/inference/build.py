@@ -44,8 +44,9 @@ def build_graph(
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
-      UserError: if the variables are not those of the spec, `outputs` is unknown, the network has
-        no head and `outputs` needs one, or `mean` and `std` do not fit the images' channels.
+      UserError: if the spec has an ensemble, the variables are not those of the spec, `outputs` is
+        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
+        images' channels.
 
     >>> import jax
     >>> from resflax.zoo import create_model
@@ -59,6 +60,11 @@ def build_graph(
     >>> node.op, node.inputs, node.attributes["activation"], sorted(node.arrays)
     ('conv', ('stage1_block1/conv1', 'stem_conv'), 'relu', ['bias', 'kernel'])
     """
+    if spec.ensemble != "none":
+        raise UserError(
+            f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
+            " build one per member, from spec.member and resflax.nn.split_members"
+        )
     if outputs not in OUTPUTS:
         raise unknown("outputs", outputs, OUTPUTS)
     if outputs != "features" and not spec.num_classes:

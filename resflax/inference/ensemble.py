@@ -13,21 +13,7 @@ from resflax.errors import UserError
 from resflax.inference.graph import Graph
 from resflax.inference.predictor import Predictor, make_predictor
 from resflax.nn import Spec
-
-
-def log_mean_probability(
-    logits: Float[Array, "members n classes"],
-) -> Float[Array, "n classes"]:
-    """Returns the log of the mean over the members of their class probabilities.
-
-    Lakshminarayanan et al. 2017 (arXiv:1612.01474), section 2.4.
-
-    >>> even, certain = jnp.log(jnp.array([0.5, 0.5])), jnp.array([0.0, -1e9])
-    >>> jnp.exp(log_mean_probability(jnp.stack([even, certain])[:, None])).tolist()
-    [[0.75, 0.25]]
-    """
-    log_probabilities = jax.nn.log_softmax(logits)
-    return jax.nn.logsumexp(log_probabilities, axis=0) - np.log(len(logits))
+from resflax.nn.ensembles import log_mean_probability
 
 
 def has_same_structure(graph: Graph, other: Graph) -> bool:

@@ -9,8 +9,11 @@ from resflax.nn.blocks import BlockConfig as BlockConfig
 from resflax.nn.blocks import BlockGeometry as BlockGeometry
 from resflax.nn.blocks import ConvRow as ConvRow
 from resflax.nn.blocks import apply_branch as apply_branch
+from resflax.nn.ensembles import ENSEMBLES as ENSEMBLES
 from resflax.nn.layers import Ops as Ops
 from resflax.nn.layers import make_ops as make_ops
+from resflax.nn.mc_dropout import sample_logits as sample_logits
+from resflax.nn.members import split_members as split_members
 from resflax.nn.residual import Residual as Residual
 from resflax.nn.residual import identity as identity
 from resflax.nn.resnet import ResNet as ResNet

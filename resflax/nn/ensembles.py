@@ -35,16 +35,16 @@ def random_signs(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     return jax.random.rademacher(key, shape, dtype)
 
 
-def log_mean_softmax(
+def log_mean_probability(
     logits: Float[Array, "members n classes"],
 ) -> Float[Array, "n classes"]:
-    """Returns the logarithm of the mean over the members of their probabilities.
+    """Returns the logarithm of the mean over the members of their class probabilities.
 
-    In float32 (float64 for float64 logits). They are logits of the ensemble: their softmax is the
-    mean probability.
+    Lakshminarayanan et al. 2017 (arXiv:1612.01474), section 2.4. In float32 (float64 for float64
+    logits). The results are logits of the ensemble: their softmax is the mean probability.
 
     >>> logits = jnp.log(jnp.array([[[0.5, 0.5]], [[0.25, 0.75]]]))
-    >>> [round(float(p), 3) for p in jnp.exp(log_mean_softmax(logits)[0])]
+    >>> [round(float(p), 3) for p in jnp.exp(log_mean_probability(logits)[0])]
     [0.375, 0.625]
     """
     log_probability = jax.nn.log_softmax(logits.astype(statistics_dtype(logits)))

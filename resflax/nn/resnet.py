@@ -14,7 +14,7 @@ from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
-from resflax.nn.ensembles import ENSEMBLES, log_mean_softmax
+from resflax.nn.ensembles import ENSEMBLES, log_mean_probability
 from resflax.nn.layers import Ops
 from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scan_module
@@ -170,7 +170,7 @@ class ResNet(nn.Module):
         if spec.ensemble == "none" and not members:
             return logits
         logits = split_logits(logits)
-        return logits if members or train else log_mean_softmax(logits)
+        return logits if members or train else log_mean_probability(logits)
 
     def _shuffling(self, train: bool) -> Shuffling | None:
         spec = self.spec

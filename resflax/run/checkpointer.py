@@ -29,26 +29,29 @@ from resflax.run.manifest import (
 METRIC = "accuracy"
 
 
-def _manager_options(max_to_keep: int) -> ocp.CheckpointManagerOptions:
-    """Keeps the last `max_to_keep` checkpoints and the one with the best accuracy."""
+def _manager_options(max_to_keep: int, keep_steps: Sequence[int]) -> ocp.CheckpointManagerOptions:
+    """Keeps the last `max_to_keep` checkpoints, the best one and those of `keep_steps`."""
 
     def accuracy(metrics: dict[str, float]) -> float:
         return metrics[METRIC]
 
     policies = checkpoint_managers
     best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
+    rules = [policies.LatestN(max_to_keep), best, policies.CustomSteps(keep_steps)]
     return ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=True,
         save_root_metadata=False,
         best_fn=accuracy,
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max_to_keep), best]),
+        preservation_policy=policies.AnyPreservationPolicy(rules),
         multiprocessing_options=single_process(),
     )
 
 
 class Checkpointer:
-    """Saves and restores the checkpoints of a run: the last `max_to_keep`, and the best.
+    """Saves and restores the checkpoints of a run.
+
+    Keeps the last `max_to_keep`, the best, and those at `keep_steps`.
 
     Saving is asynchronous: the directory has a temporary name until it is complete, then gets its
     manifest. On opening, the latest checkpoint is verified in full, the array data of older ones in
@@ -59,7 +62,14 @@ class Checkpointer:
       UserError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, max_to_keep: int, *, option: str = "--workdir") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_to_keep: int,
+        *,
+        keep_steps: Sequence[int] = (),
+        option: str = "--workdir",
+    ) -> None:
         self.folder, self.option, self.warnings = folder.absolute(), option, list[str]()
         self.latest: int | None = None
         self._thread: threading.Thread | None = None
@@ -68,7 +78,7 @@ class Checkpointer:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._checksums = self._find_latest()
             self._manager = ocp.CheckpointManager(
-                self.folder, options=_manager_options(max_to_keep)
+                self.folder, options=_manager_options(max_to_keep, keep_steps)
             )
         self._start_verification()
 

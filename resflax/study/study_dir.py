@@ -1,4 +1,4 @@
-"""The directory of a study: settings, finished parts, snapshots, result and figures."""
+"""The directory of a study: settings, finished parts, runs in progress, result and figures."""
 
 import contextlib
 import json
@@ -36,8 +36,8 @@ MSGPACK = Codec("msgpack", serialization.msgpack_serialize, serialization.msgpac
 class StudyDir:
     """Directory of a study, which resumes a stopped study without repeating finished parts.
 
-    `config.json` has the settings. `parts/` has a file for each finished part, and a directory of
-    checkpoints for each training in progress. One process at a time can use it.
+    `config.json` has the settings. `parts/` has a file for each finished part, and the workdir of
+    each training in progress. One process at a time can use it.
 
     Attributes:
       path: path of the directory.
@@ -80,7 +80,7 @@ class StudyDir:
         file = self._part_file(name, codec)
         if not file.exists():
             self._write(file, codec.encode(compute()))
-        shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+        shutil.rmtree(self.workdir(name), ignore_errors=True)
         try:
             return codec.decode(file.read_bytes())
         except ValueError as e:
@@ -106,9 +106,9 @@ class StudyDir:
                     meter.update(cost[name], name)
         return results
 
-    def checkpoints(self, name: str) -> Path:
-        """Returns the directory for checkpoints of a training; removed when its part is done."""
-        return self.path / "parts" / f"{name}.checkpoints"
+    def workdir(self, name: str) -> Path:
+        """Returns the workdir of a training in progress; removed when its part is done."""
+        return self.path / "parts" / f"{name}.run"
 
     def write_result(self, name: str, values: dict[str, Any]) -> None:
         """Writes the settings and `values` to `name.json`."""

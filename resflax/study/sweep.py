@@ -1,60 +1,37 @@
-"""Trains a network with several seeds and learning rates at once, in one `vmap`."""
+"""Trains a network with several seeds and learning rates at once, as one ensemble."""
 
 import contextlib
-import dataclasses
-import math
-import shutil
-import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, batch_indices, eval_batches
-from resflax.errors import UserError
+from resflax.data import Dataset
 from resflax.progress import ProgressMeter
-from resflax.run.checkpoint import Checkpoint
-from resflax.run.checkpointer import Checkpointer
+from resflax.run.checkpoint import restore_latest
+from resflax.run.progress import RunProgress
+from resflax.run.workdir import Workdir
 from resflax.study.study_dir import JSON, OPTION, Codec, StudyDir
-from resflax.train import TrainState, create_state, stack_states
-from resflax.train.builders import (
-    build_normalizer,
-    build_optimizer,
-    build_schedule,
-    build_steps,
-    total_steps,
-)
-from resflax.train.input_pipeline import limit_in_flight
-from resflax.train.trainer import is_last_of_epochs
+from resflax.train import TrainState
+from resflax.train.builders import build, total_steps
+from resflax.train.config import RESUMABLE_KEYS, to_json_dict
+from resflax.train.loop import fit
+from resflax.train.run import Run
+from resflax.train.trainer import Trainer
 
-# Minimum seconds between two snapshots: a stopped study loses the work since the last one.
-SNAPSHOT_SECONDS = 20.0
-METRICS = ("accuracy", "loss")
+# Minimum seconds between two checkpoints: a stopped study loses the work since the last one.
+CHECKPOINT_SECONDS = 20.0
+# Loss of a member that diverged, in nats: JSON has no infinity.
+DIVERGED_LOSS = 9.21  # a probability of one in ten thousand
 Curves = dict[str, Any]
-
-
-class SweepState(NamedTuple):
-    """Progress of a sweep after a training step.
-
-    Attributes:
-      states: train states of all members, stacked.
-      history: training error, test error and loss, `(3, members)`, for each finished epoch.
-      window: `METRICS` of each step since then, float32 `(members,)`.
-    """
-
-    states: TrainState
-    history: list[Any]
-    window: list[dict[str, Any]]
 
 
 def train_sweep(
@@ -64,58 +41,128 @@ def train_sweep(
     *,
     seeds: Sequence[int],
     rates: Sequence[float],
-    checkpoints: Path | None = None,
-    on_step: Callable[[str], None] = lambda text: None,
-    on_resume: Callable[[int], None] = lambda steps: None,
+    workdir: Path | None = None,
+    progress: RunProgress | None = None,
 ) -> tuple[TrainState, Curves]:
-    """Trains one member for each learning rate and seed, all of them in one `vmap`.
+    """Trains one member for each learning rate and seed, all of them as one ensemble.
 
     Each member equals, to rounding, a network trained alone with the same `config`, seed and
-    learning rate: the same initialization, the same examples in the same order.
+    learning rate.
 
     Args:
       model: the network.
-      dataset: a dataset in memory; the training split is put on the device.
+      dataset: a dataset in memory.
       config: see `resflax.train.default_config`; its seed and learning rate are not used.
       seeds: seeds of initialization and example order.
       rates: peak learning rates.
-      checkpoints: directory for snapshots. A stopped sweep resumes from the last one, and ends with
-        the same bits as one that was not stopped.
-      on_step: called after each step with the number of finished epochs, as text.
-      on_resume: called once, with the number of steps that an earlier process took.
+      workdir: directory of the run. A stopped sweep resumes from its last checkpoint, and ends with
+        the same bits as one that was not stopped. By default a temporary one.
+      progress: shows the progress; by default nothing is shown.
 
     Returns:
       The final states, with a leading axis of members (rates x seeds), and the curves: "train" and
       "test" error in percent and the training "loss" in nats, each a nested list (rate, seed,
       epoch). The training error of an epoch is the mean over its batches, each before its update. A
-      member whose loss is not finite has an error of 100 %.
+      member whose loss is not finite has an error of 100 % from then on.
+
+    Raises:
+      UserError: if the losses of all members are not finite, or the directory cannot be written.
     """
-    members, examples = list(product(rates, seeds)), len(dataset.train)
-    steps = total_steps(config, examples)
-    optimizer = _make_optimizer(config, examples)
-    initial = stack_states([_init(model, optimizer, dataset, *member) for member in members])
-    step_fn, eval_fn = _compile_steps(model, dataset, config, optimizer)
-    with contextlib.closing(_Snapshots(checkpoints)) as snapshots:
-        states, history, window = snapshots.restore(initial)
-        first = int(states.step[0])
-        on_resume(first)
-        for step in range(first + 1, steps + 1):
-            order = {
-                seed: batch_indices(seed, step - 1, config.batch_size, examples) for seed in seeds
-            }
-            index = np.stack([order[seed] for _, seed in members]).astype(np.int32)
-            states, metrics = step_fn(states, index)
-            window.append({key: metrics[key] for key in METRICS})
-            limit_in_flight(window)
-            if step == steps or is_last_of_epochs(
-                step, batch_size=config.batch_size, examples=examples
-            ):
-                history.append(_summarize_epoch(window, eval_fn(states)).tolist())
-                window = []
-            snapshots.save_if_due(SweepState(states, history, window))
-            on_step(f"epoch {len(history)} of {config.epochs}")
-    values = np.stack(history, -1).reshape(3, len(rates), len(seeds), -1)
+    run = build(_sweep_config(config, seeds, rates), model=model, dataset=dataset)
+    progress = progress or RunProgress(run.steps, silent=True)
+    with contextlib.ExitStack() as stack:
+        path = workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        opened = stack.enter_context(
+            Workdir.open(path, to_json_dict(run.config), resumable=RESUMABLE_KEYS, option=OPTION)
+        )
+        results = fit(Trainer(run), opened, progress)
+        states, records = _final_states(run, path), opened.records.all()
+    if run.size == 1:
+        states = jax.tree.map(lambda leaf: leaf[None], states)
+    values = _curves(records, _diverged_at(results, run.size))
+    values = values.reshape(3, len(rates), len(seeds), -1)
     return states, dict(zip(("train", "test", "loss"), values.tolist(), strict=True))
+
+
+def _sweep_config(config: ConfigDict, seeds: Sequence[int], rates: Sequence[float]) -> ConfigDict:
+    """Returns the config of the ensemble of all seeds and rates, with one record per epoch."""
+    config = config.copy_and_resolve_references()
+    members = list(product(rates, seeds))
+    if len(members) == 1:
+        (config.learning_rate, config.seed) = members[0]
+    else:
+        config.ensemble.update(
+            size=len(members),
+            seeds=tuple(seed for _, seed in members),
+            learning_rate=tuple(rate for rate, _ in members),
+        )
+    config.eval_every_epochs = 1
+    config.log_every_steps = 2**31 - 1  # evaluations write a record of the steps before them
+    config.checkpoint_every_minutes = CHECKPOINT_SECONDS / 60
+    return config
+
+
+def _final_states(run: Run, workdir: Path) -> TrainState:
+    """Reads the states at the end of a run."""
+    start = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract_state())
+    template = {"state": start, "eval_batch_stats": start.batch_stats}
+    states: TrainState = restore_latest(workdir / "checkpoints", template).tree["state"]
+    return states
+
+
+def _diverged_at(results: dict[str, Any], size: int) -> Float[np.ndarray, " members"]:
+    """Returns the step at which each member diverged; infinity if it did not."""
+    members = results.get("members", [{}] * size)
+    return np.array([member.get("diverged_at", np.inf) for member in members])
+
+
+def _curves(
+    records: list[dict[str, Any]], diverged_at: Float[np.ndarray, " members"]
+) -> Float[np.ndarray, "3 members epochs"]:
+    """Returns training error, test error and loss of every member, by epoch."""
+
+    def column(split: str, key: str) -> Float[np.ndarray, "epochs members"]:
+        rows = [record for record in records if record["split"] == split]
+        values = [row["members"][key] if "members" in row else [row[key]] for row in rows]
+        return np.array(values, float)  # NaN where there is none
+
+    steps = np.array([record["step"] for record in records if record["split"] == "test"])
+    diverged = steps[:, None] >= diverged_at
+    errors = [
+        np.where(diverged, 100.0, 100 * (1 - column(s, "accuracy"))) for s in ("train", "test")
+    ]
+    loss = np.where(diverged, DIVERGED_LOSS, column("train", "loss"))
+    return np.stack([*errors, loss]).swapaxes(1, 2)
+
+
+class _NetworkProgress(RunProgress):
+    """Progress of one network of a study, on the meter of all networks."""
+
+    def __init__(self, meter: ProgressMeter, name: str, cost: float, config: ConfigDict) -> None:
+        self.meter, self._name, self._cost, self._epochs = meter, name, cost, config.epochs
+        self.step = 0
+
+    def resume(self, step: int) -> None:
+        """Counts the steps that earlier processes took."""
+        self.meter.skip(self._cost * (step - self.step))
+        self.step = step
+
+    def train(self, record: dict[str, Any], remaining: float) -> None:
+        """Shows the number of finished epochs."""
+        del remaining
+        text = f"{self._name}, epoch {record['epoch']:.0f} of {self._epochs}"
+        self.meter.update(self._cost * (record["step"] - self.step), text)
+        self.step = record["step"]
+
+    def test(self, record: dict[str, Any], remaining: float) -> None:
+        """Shows nothing: an evaluation follows each training record."""
+
+    def print(self, line: str) -> None:
+        """Prints a line about the network."""
+        self.meter.print(f"{self._name}: {line}")
+
+    def close(self) -> None:
+        """Does nothing: the meter goes on with the next network."""
 
 
 def train_networks(
@@ -135,144 +182,24 @@ def train_networks(
     """
     steps = total_steps(config, len(dataset.train))
     cost = {name: sum(model.spec.depths) + 3 for name, model in models.items()}  # of a step
-
-    def train(name: str) -> Any:
-        trained = train_sweep(
-            models[name],
-            dataset,
-            config,
-            seeds=range(seeds),
-            rates=rates,
-            checkpoints=study.checkpoints(name),
-            on_step=lambda text: meter.update(cost[name], f"{name}, {text}"),
-            on_resume=lambda done: meter.skip(done * cost[name]),
-        )
-        return extract(*trained)
-
     parts = {}
     with contextlib.closing(ProgressMeter(steps * sum(cost.values()))) as meter:
+
+        def train(name: str) -> Any:
+            progress = _NetworkProgress(meter, name, cost[name], config)
+            trained = train_sweep(
+                models[name],
+                dataset,
+                config,
+                seeds=range(seeds),
+                rates=rates,
+                workdir=study.workdir(name),
+                progress=progress,
+            )
+            return extract(*trained)
+
         for name in models:
             if study.has_part(name, codec):
                 meter.skip(steps * cost[name])
             parts[name] = study.part(name, partial(train, name), codec)
     return parts
-
-
-class _Snapshots:
-    """Checkpoints of a sweep, at most one every `SNAPSHOT_SECONDS`; none without a folder."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder, self._saved_at = folder, time.monotonic()
-        self._checkpointer = self._open() if folder else None
-
-    def _open(self) -> Checkpointer:
-        assert self._folder
-        return Checkpointer(self._folder, max_to_keep=2, option=OPTION)
-
-    def restore(self, initial: TrainState) -> SweepState:
-        """Returns the last snapshot, or the start of the sweep if there is none.
-
-        A snapshot that is corrupt, or of another network, is skipped with a warning on stderr.
-        """
-        start = SweepState(initial, [], [])
-        if not self._checkpointer:
-            return start
-        warnings = self._checkpointer.warnings
-        try:
-            saved = self._checkpointer.restore({"states": initial})
-        except UserError as e:
-            saved = None
-            warnings.append(f"the snapshot in {self._folder} was deleted: {e}")
-            self._clear()
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if saved is None:
-            return start
-        states = jax.tree.map(jnp.array, saved.tree["states"])
-        window = [
-            {key: np.asarray(values, np.float32) for key, values in metrics.items()}
-            for metrics in saved.metadata["window"]
-        ]
-        return SweepState(states, saved.metadata["history"], window)
-
-    def _clear(self) -> None:
-        """Deletes all snapshots, so that their steps can be saved again."""
-        if self._checkpointer and self._folder:
-            self._checkpointer.close(cancel_verification=True)
-            shutil.rmtree(self._folder)
-            self._checkpointer = self._open()
-
-    def save_if_due(self, sweep: SweepState) -> None:
-        """Starts to save, unless the last snapshot is less than `SNAPSHOT_SECONDS` old."""
-        if not self._checkpointer or time.monotonic() - self._saved_at < SNAPSHOT_SECONDS:
-            return
-        states, window = jax.device_get((sweep.states, sweep.window))
-        # Python writes and reads floats without rounding.
-        metadata = {
-            "history": list(sweep.history),
-            "window": [{key: m[key].tolist() for key in METRICS} for m in window],
-        }
-        self._checkpointer.save(Checkpoint(int(states.step[0]), {"states": states}, metadata))
-        self._saved_at = time.monotonic()
-
-    def close(self) -> None:
-        """Waits for the last snapshot."""
-        if self._checkpointer:
-            self._checkpointer.close(cancel_verification=True)
-
-
-def _make_optimizer(config: ConfigDict, examples: int) -> optax.GradientTransformation:
-    """Makes the config's optimizer, with the learning rate in its state, one per member."""
-    unit = ConfigDict(config)
-    unit.learning_rate = 1.0
-    return optax.chain(
-        build_optimizer(config, build_schedule(unit, examples)),
-        optax.inject_hyperparams(optax.scale)(step_size=1.0),
-    )
-
-
-def _init(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    dataset: Dataset,
-    rate: float,
-    seed: int,
-) -> TrainState:
-    state = create_state(model, optimizer, seed, dataset.image_shape)
-    opt_state = optax.tree_utils.tree_set(state.opt_state, step_size=jnp.asarray(rate, jnp.float32))
-    return dataclasses.replace(state, opt_state=opt_state)
-
-
-def _compile_steps(
-    model: nn.Module, dataset: Dataset, config: ConfigDict, optimizer: optax.GradientTransformation
-) -> tuple[Callable[..., Any], Callable[[TrainState], np.ndarray]]:
-    """Returns `(states, index) -> (states, metrics)` and `states -> test errors in percent`."""
-    train_step, eval_step = build_steps(config, model, optimizer, build_normalizer(dataset.train))
-    images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(states: TrainState, index: Any, images: Any, labels: Any) -> tuple[TrainState, Any]:
-        batch = {"image": images[index], "label": labels[index], "index": index}
-        return jax.vmap(train_step)(states, batch)
-
-    eval_all = jax.jit(jax.vmap(eval_step, in_axes=(0, None)))
-
-    def evaluate(states: TrainState) -> np.ndarray:
-        batches = eval_batches(dataset.test, batch_size=config.batch_size)
-        sums = [jax.device_get(eval_all(states, batch)) for batch in batches]
-        correct = sum(part["correct"] for part in sums)
-        return 100 * (1 - correct / sum(part["count"] for part in sums))
-
-    return lambda states, index: step(states, index, images, labels), evaluate
-
-
-def _summarize_epoch(
-    window: list[Any], test_error: Float[np.ndarray, " members"]
-) -> Float[np.ndarray, "3 members"]:
-    """Returns training error, test error and loss of every member."""
-    fetched = jax.device_get(window)
-    accuracy, loss = (np.mean([m[key] for m in fetched], 0) for key in METRICS)
-    diverged = ~np.isfinite(loss)
-    train_error = np.where(diverged, 100.0, 100 * (1 - accuracy))
-    loss = np.where(diverged, math.log(1e4), loss)  # JSON has no infinity
-    return np.stack([train_error, np.where(diverged, 100.0, test_error), loss])

@@ -206,6 +206,7 @@ def build_schedule(config: ConfigDict, examples: int, peak: Any = None) -> optax
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
+        cycles=config.schedule_cycles,
     )
 
 

@@ -52,11 +52,13 @@ def default_config() -> ConfigDict:
             "learning_rate": 0.1,  # peak of the schedule
             "head_learning_rate": 0.0,  # peak for the head; 0 for learning_rate
             "layer_decay": 1.0,  # factor of the learning rate per block, from the head down
-            "schedule": "cosine",  # or "constant", "step", "polynomial", "{cosine,linear}_onecycle"
+            # Or "constant", "step", "cosine_cycles", "polynomial", "{cosine,linear}_onecycle".
+            "schedule": "cosine",
             "warmup_epochs": 0.0,  # for one-cycle: the epoch of the peak; 0 for 0.3 of the run
             "decay_epochs": (),  # epochs at which the "step" schedule decays
             "decay_rate": 0.1,  # factor of the "step" schedule
             "polynomial_power": 1.0,  # exponent of the "polynomial" schedule
+            "schedule_cycles": 1,  # of "cosine_cycles"; the checkpoint at each one's end is kept
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 1e-4,

@@ -50,6 +50,7 @@ RULES: dict[str, Rule] = {
     ),
     "decay_rate": POSITIVE,
     "polynomial_power": POSITIVE,
+    "schedule_cycles": COUNT,
     "momentum": LESS_THAN_ONE,
     "weight_decay": NOT_NEGATIVE,
     "trust_coefficient": POSITIVE,
@@ -119,6 +120,11 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.schedule == "step" and min(c.decay_epochs, default=math.inf) < c.warmup_epochs,
         "config.decay_epochs is {c.decay_epochs}: expected none before warmup_epochs,"
         " {c.warmup_epochs}",
+    ),
+    (
+        lambda c: c.schedule_cycles > 1 and c.schedule != "cosine_cycles",
+        "config.schedule_cycles is {c.schedule_cycles} with config.schedule={c.schedule!r}:"
+        " expected 1, or 'cosine_cycles'",
     ),
     (
         lambda c: c.data.placement == "device" and c.data.image_size,

@@ -77,8 +77,12 @@ class TrainingLoop:
         if workdir.writes:
             # Before training, so that the fingerprint of the data is that of the start.
             self.metadata = trainer.run.metadata
-            keep = self.config.checkpoint_max_to_keep
-            self.checkpointer = Checkpointer(workdir.path / "checkpoints", keep)
+            folder, keep = workdir.path / "checkpoints", self.config.checkpoint_max_to_keep
+            snapshots = trainer.snapshot_steps
+            self.metadata = self.metadata | {"snapshots": list(snapshots)}
+            self.checkpointer = Checkpointer(
+                folder, keep, option=workdir.option, keep_steps=snapshots
+            )
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
@@ -228,6 +232,8 @@ class TrainingLoop:
         """Returns whether to save at this step, the same for all processes."""
         config, accuracy = self.config, self.state.test.get("accuracy", -1.0)
         if self.state.evaluated == step and accuracy > self.state.best:
+            return True
+        if step in self.trainer.snapshot_steps:
             return True
         if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
             return True

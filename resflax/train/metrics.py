@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from resflax.nn.ensembles import log_mean_softmax
+from resflax.nn.ensembles import log_mean_probability
 
 Metrics = dict[str, Array]
 
@@ -51,6 +51,6 @@ def correct(
     With members, it is the largest mean probability.
     """
     if logits.ndim == 3:
-        logits = log_mean_softmax(logits)
+        logits = log_mean_probability(logits)
     matches = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
     return (matches & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

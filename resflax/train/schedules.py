@@ -1,9 +1,11 @@
 """Learning-rate schedules: optax's, as rows of a table, with linear warm-up."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from resflax.errors import unknown
@@ -13,8 +15,8 @@ class ScheduleRow(NamedTuple):
     """A row of `SCHEDULES`.
 
     Attributes:
-      make: `(peak=, steps=, warmup_steps=, boundaries=, decay_rate=, power=) -> schedule`, with
-        step 0 at the end of the warm-up.
+      make: `(peak=, steps=, warmup_steps=, boundaries=, decay_rate=, power=, cycles=) -> schedule`,
+        with step 0 at the end of the warm-up.
       has_warmup: the curve includes its warm-up, and step 0 is the start of the run.
     """
 
@@ -38,6 +40,34 @@ def _step(
 
 def _cosine(*, peak: float, steps: int, warmup_steps: int, **_: Any) -> optax.Schedule:
     return optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))
+
+
+def _cosine_cycles(
+    *, peak: float, steps: int, warmup_steps: int, cycles: int, **_: Any
+) -> optax.Schedule:
+    length = cycle_length(steps, warmup_steps, cycles)
+
+    def schedule(step: Any) -> Any:
+        progress = (jnp.asarray(step, jnp.int32) % length).astype(jnp.float32) / length
+        return peak / 2 * (jnp.cos(jnp.pi * progress) + 1)
+
+    return schedule
+
+
+def cycle_length(steps: int, warmup_steps: int, cycles: int) -> int:
+    """Returns the number of steps of each cycle after the warm-up; the last can be shorter."""
+    return max(1, math.ceil((steps - warmup_steps) / cycles))
+
+
+def cycle_ends(steps: int, warmup_steps: int, cycles: int) -> tuple[int, ...]:
+    """Returns the number of steps after which each cycle of "cosine_cycles" ends.
+
+    >>> cycle_ends(100, 10, 3), cycle_ends(10, 0, 3)
+    ((40, 70, 100), (4, 8, 10))
+    """
+    length = cycle_length(steps, warmup_steps, cycles)
+    ends = (min(steps, warmup_steps + length * (i + 1)) for i in range(cycles))
+    return tuple(dict.fromkeys(ends))
 
 
 def _polynomial(
@@ -74,6 +104,7 @@ SCHEDULES: dict[str, ScheduleRow] = {
     "constant": ScheduleRow(_constant),
     "step": ScheduleRow(_step),
     "cosine": ScheduleRow(_cosine),
+    "cosine_cycles": ScheduleRow(_cosine_cycles),
     "polynomial": ScheduleRow(_polynomial),
     "cosine_onecycle": ScheduleRow(_cosine_onecycle, has_warmup=True),
     "linear_onecycle": ScheduleRow(_linear_onecycle, has_warmup=True),
@@ -89,15 +120,17 @@ def make_schedule(
     boundaries: Sequence[int] = (),
     decay_rate: float = 0.1,
     power: float = 1.0,
+    cycles: int = 1,
 ) -> optax.Schedule:
     """Makes a schedule, from step to learning rate.
 
     Args:
       name: "constant"; "step": times `decay_rate` at each boundary (He et al. 2015); "cosine": to
-        zero at the last step (Loshchilov and Hutter 2017); "polynomial": to zero as
-        `(1 - progress)^power`; "linear_onecycle": up, down, and down to almost zero (Smith 2018,
-        arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down in two halves of a cosine.
-        One-cycle schedules start at 1/25 of the peak and end at 1/250,000.
+        zero at the last step (Loshchilov and Hutter 2017); "cosine_cycles": the same in each of
+        `cycles` parts of the run (Huang et al. 2017, arXiv:1704.00109, equation 2);
+        "polynomial": to zero as `(1 - progress)^power`; "linear_onecycle": up, down, and down to
+        almost zero (Smith 2018, arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down in
+        two halves of a cosine. One-cycle schedules start at 1/25 of the peak and end at 1/250,000.
       peak: highest learning rate.
       steps: number of steps of the run.
       warmup_steps: linear warm-up from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section
@@ -106,6 +139,7 @@ def make_schedule(
         warm-up.
       decay_rate: factor of the "step" schedule.
       power: exponent of the "polynomial" schedule.
+      cycles: number of cycles of the "cosine_cycles" schedule, of equal length.
 
     Raises:
       UserError: on an unknown name.
@@ -124,6 +158,7 @@ def make_schedule(
         boundaries=boundaries,
         decay_rate=decay_rate,
         power=power,
+        cycles=cycles,
     )
     if warmup_steps and not curve.has_warmup:
         # Not from 0, where the first step would have no effect.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from resflax.data import Split, StreamingSplit
@@ -17,6 +18,7 @@ from resflax.train.input_pipeline import (
 )
 from resflax.train.precise_bn import recompute_state_batch_stats
 from resflax.train.run import Run
+from resflax.train.schedules import cycle_ends
 from resflax.train.state import TrainState
 
 
@@ -118,10 +120,19 @@ class Trainer:
         """Returns the number of passes over the train split after `step` steps."""
         return step * self.config.batch_size / len(self.dataset.train)
 
+    @cached_property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The ends of the cycles of the learning rate, whose checkpoints are kept."""
+        config, examples = self.config, len(self.dataset.train)
+        if config.schedule != "cosine_cycles":
+            return ()
+        warmup_steps = round(config.warmup_epochs * examples / config.batch_size)
+        return cycle_ends(self.steps, warmup_steps, config.schedule_cycles)
+
     def is_eval_step(self, step: int) -> bool:
-        """Returns whether the run evaluates after `step` steps: at epochs, and at the end."""
+        """Returns whether the run evaluates after `step` steps: at epochs, cycles and the end."""
         size, examples = self.config.batch_size, len(self.dataset.train)
-        return step == self.steps or (
+        return step in (self.steps, *self.snapshot_steps) or (
             step > 0
             and is_last_of_epochs(
                 step, batch_size=size, examples=examples * self.config.eval_every_epochs

@@ -68,6 +68,7 @@ def from_torch(
     """
     spec = get_spec(name).override(**overrides)
     arrays = without_prefix(state_dict)
+    _check_single(spec)
     shapes = variable_shapes(spec, channels)
     specs = _best_layout(spec, shapes, arrays)
     counts = _count_specs(specs)
@@ -113,6 +114,7 @@ def to_torch(
     spec = get_spec(name).override(**overrides)
     if "num_classes" not in overrides:
         spec = spec.override(num_classes=_num_classes(variables))
+    _check_single(spec)
     layout = layout or default_layout(spec)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
@@ -183,6 +185,14 @@ def without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _num_classes(variables: Variables) -> int:
     head = variables.get("params", {}).get("head")
     return int(head["kernel"].shape[-1]) if head else 0
+
+
+def _check_single(spec: Spec) -> None:
+    if spec.ensemble != "none":
+        raise UserError(
+            f"spec.ensemble is {spec.ensemble!r}, and torch has single networks: convert each"
+            " member, from spec.member and resflax.nn.split_members"
+        )
 
 
 def _display_name(name: str | Spec) -> str:

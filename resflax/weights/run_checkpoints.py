@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from resflax.errors import UserError
 from resflax.run.manifest import CorruptCheckpointError, verify_manifest
-from resflax.weights.workdirs import BEST, LAST, RunName, check_unique
+from resflax.weights.workdirs import BEST, CYCLES, LAST, RunName, check_unique
 
 # Paths of the trees in a checkpoint; a tree that is empty was not saved.
 PARAMS, EMA = "state/params", "state/ema"
@@ -148,6 +148,9 @@ def _choose_steps(name: RunName) -> _Choice:
                 f" got @{checkpoint}"
             )
         return _Choice(steps, count)
+    if checkpoint == CYCLES:
+        ends = _cycle_ends(path, steps)
+        return _Choice(ends, len(ends), is_strict=True)
     for word in checkpoint.split(","):
         if word not in map(str, steps):
             existing = ", ".join(map(str, sorted(steps)))
@@ -158,6 +161,24 @@ def _choose_steps(name: RunName) -> _Choice:
     chosen = tuple(int(word) for word in checkpoint.split(","))
     check_unique(f"{path}@{checkpoint}", "step", chosen)
     return _Choice([*chosen], len(chosen), is_strict=True)
+
+
+def _cycle_ends(path: Path, steps: list[int]) -> list[int]:
+    """Returns the steps at which the cycles of the learning rate have ended.
+
+    Raises:
+      UserError: if the run has no cycles, or the first one has not ended.
+    """
+    from resflax.run.checkpoint import latest_valid_metadata
+
+    metadata = latest_valid_metadata(path / "checkpoints") or {}
+    ends = [step for step in metadata.get("snapshots", []) if step in steps]
+    if not ends:
+        raise UserError(
+            f"{path} has no checkpoint at the end of a cycle: expected a run with"
+            " config.schedule='cosine_cycles', or @ with last, best or steps"
+        )
+    return ends
 
 
 def _sort_by_accuracy(path: Path, steps: list[int], skip: Skip) -> list[int]:

@@ -1,11 +1,13 @@
 """Weights of the networks in a run's checkpoints, as the run evaluated them."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from resflax.errors import UserError
+from resflax.nn import Spec
+from resflax.nn.members import split_members
 from resflax.weights.bridge import Variables
 from resflax.weights.pretrained_config import PretrainedConfig
 from resflax.weights.run_checkpoints import (
@@ -43,6 +45,8 @@ class RunWeights(NamedTuple):
 def read_run(name: RunName, report: Report) -> list[RunWeights]:
     """Reads the weights that a run evaluated: averaged if it averages, with precise batch norm.
 
+    An efficient ensemble (`Spec.ensemble`) is read as the single networks that its members are.
+
     Args:
       name: the workdir, its checkpoints and members. Members that diverged and were dropped are
         read only if they are named.
@@ -71,7 +75,9 @@ def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunW
     from resflax.run.checkpoint import read_subtrees  # imports Orbax
 
     path, step = name.folder, checkpoint.step
-    config, members = _get_config(path, checkpoint), _choose_members(name, checkpoint, report)
+    config = _get_config(path, checkpoint)
+    ensemble = _get_ensemble(path, config.spec, checkpoint)
+    members = _choose_members(path, name.members, ensemble, report)
     params = EMA if checkpoint.has(EMA) else PARAMS
     stats = EVAL_STATS if checkpoint.has(EVAL_STATS) else BATCH_STATS
     if checkpoint.lacks_batch_stats:
@@ -85,12 +91,20 @@ def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunW
     variables = {collection: tree for collection, tree in variables.items() if tree}
     notes = ", averaged weights" if params == EMA else ""
     notes += ", precise batch norm" if stats == EVAL_STATS else ""
+    networks = [variables]
+    if config.spec.ensemble != "none":
+        networks = split_members(config.spec, variables)
+        config = config._replace(spec=config.spec.member)
+    elif ensemble is not None:
+        networks = [
+            jax.tree.map(lambda array, i=i: array[i], variables) for i in range(ensemble["size"])
+        ]
     return [
         RunWeights(
             config,
-            variables if member is None else jax.tree.map(lambda a, i=member: a[i], variables),
-            f"{path}, {_describe(checkpoint, name.checkpoint, member)}{notes}; normalization of"
-            " the run",
+            networks[member or 0],
+            f"{path}, {_describe(checkpoint, name.checkpoint, ensemble, member)}{notes};"
+            " normalization of the run",
             checkpoint.evaluation(member),
             _name_alone(name, step, member),
         )
@@ -105,37 +119,53 @@ def _name_alone(name: RunName, step: int, member: int | None) -> str:
     return f"{name.folder}{'' if name.checkpoint == LAST else checkpoint}{index}"
 
 
+def _get_ensemble(path: Path, spec: Spec, checkpoint: RunCheckpoint) -> dict[str, Any] | None:
+    """Returns size, seeds (if the members have any) and dropped members; None for one network.
+
+    Raises:
+      UserError: if the members of the run are efficient ensembles themselves.
+    """
+    if spec.members == 1:
+        return checkpoint.ensemble
+    if checkpoint.ensemble is not None:
+        raise UserError(
+            f"{path} is an ensemble of networks that are ensembles (spec.ensemble is"
+            f" {spec.ensemble!r}): expected a run with config.ensemble.size=1 or spec.ensemble"
+            " 'none'"
+        )
+    return {"size": spec.members, "dropped": []}
+
+
 def _choose_members(
-    name: RunName, checkpoint: RunCheckpoint, report: Report
+    path: Path, chosen: tuple[int, ...] | None, ensemble: dict[str, Any] | None, report: Report
 ) -> tuple[int, ...] | tuple[None]:
     """Returns the indices of the members to read; (None,) for a run of one network.
 
     Raises:
       UserError: if there is no such member, or all were dropped.
     """
-    ensemble, path = checkpoint.ensemble, name.folder
     if ensemble is None:
-        if name.members is None:
+        if chosen is None:
             return (None,)
         raise UserError(
             f"{path} is a run of one network, and # chooses members of an ensemble: expected {path}"
         )
     size, dropped = ensemble["size"], ensemble["dropped"]
-    if name.members is None:
+    if chosen is None:
         for member in dropped:
             report(f"{path}: left out member {member}, which diverged")
         finite = tuple(member for member in range(size) if member not in dropped)
         if not finite:
             raise UserError(f"{path}: all {size} members diverged: train the run again")
         return finite
-    for member in name.members:
+    for member in chosen:
         if member >= size:
             raise UserError(
                 f"{path} has no member {member}: expected an index from 0 to {size - 1}"
             )
         if member in dropped:
             report(f"{path}: member {member} diverged: these are its last finite weights")
-    return name.members
+    return chosen
 
 
 def _get_config(path: Path, checkpoint: RunCheckpoint) -> PretrainedConfig:
@@ -163,7 +193,9 @@ def _get_config(path: Path, checkpoint: RunCheckpoint) -> PretrainedConfig:
         ) from e
 
 
-def _describe(checkpoint: RunCheckpoint, name: str, member: int | None) -> str:
+def _describe(
+    checkpoint: RunCheckpoint, name: str, ensemble: dict[str, Any] | None, member: int | None
+) -> str:
     """Returns which checkpoint and member the weights are."""
     text = f"{'last checkpoint' if name == LAST else 'checkpoint'} (step {checkpoint.step})"
     if name == BEST:
@@ -171,7 +203,7 @@ def _describe(checkpoint: RunCheckpoint, name: str, member: int | None) -> str:
             f"best checkpoint (step {checkpoint.step}, accuracy {checkpoint.accuracy:.4f} on the"
             " test split, by which it was chosen)"
         )
-    if member is None or checkpoint.ensemble is None:
+    if member is None or ensemble is None:
         return text
-    size, seeds = checkpoint.ensemble["size"], checkpoint.ensemble["seeds"]
-    return f"{text}, member {member} of {size} (seed {seeds[member]})"
+    seed = f" (seed {ensemble['seeds'][member]})" if "seeds" in ensemble else ""
+    return f"{text}, member {member} of {ensemble['size']}{seed}"

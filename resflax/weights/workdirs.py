@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from resflax.errors import UserError
 
-LAST, BEST = "last", "best"
+LAST, BEST, CYCLES = "last", "best", "cycles"
 
 
 class RunName(NamedTuple):
@@ -15,8 +15,8 @@ class RunName(NamedTuple):
 
     Attributes:
       folder: the workdir.
-      checkpoint: "last", "best", a step ("200"), several steps ("100,200"), or the last few
-        checkpoints ("last:3").
+      checkpoint: "last", "best", a step ("200"), several steps ("100,200"), the last few
+        checkpoints ("last:3"), or the ends of the cycles of the learning rate ("cycles").
       members: indices of members of an ensemble, from 0; None for all.
     """
 
@@ -26,8 +26,8 @@ class RunName(NamedTuple):
 
     @property
     def names_several_checkpoints(self) -> bool:
-        """Whether the checkpoint is a list of steps or the last few checkpoints."""
-        return "," in self.checkpoint or ":" in self.checkpoint
+        """Whether the checkpoint is a list of steps, the last few checkpoints or cycles."""
+        return "," in self.checkpoint or ":" in self.checkpoint or self.checkpoint == CYCLES
 
 
 def is_workdir(path: Path) -> bool:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.nn import ResNet
+from resflax.nn.ensembles import GroupedDense
 
 
 class PartCost(NamedTuple):
@@ -19,7 +20,8 @@ class PartCost(NamedTuple):
       blocks: number of residual blocks.
       output_shape: shape of the output for one image, without the batch axis.
       parameters: number of trainable parameters.
-      multiply_adds: multiply-adds of convolutions and matrix products, for one image.
+      multiply_adds: multiply-adds of convolutions and matrix products, for one image; of all
+        members of an efficient ensemble.
     """
 
     name: str
@@ -59,7 +61,7 @@ def part_costs(model: ResNet, image_shape: tuple[int, int, int]) -> list[PartCos
         if len(path) == 1:
             name = add(path[0], blocks=int(path[0].startswith("stage")))
             parts[name] = parts[name]._replace(output_shape=y.shape[1:])
-        if isinstance(module, nn.Conv | nn.Dense):
+        if isinstance(module, nn.Conv | nn.Dense | GroupedDense):
             kernel = module.variables["params"]["kernel"]
             add(path[0], multiply_adds=prod(y.shape) * prod(kernel.shape[:-1]))
         return y

@@ -1,0 +1,232 @@
+"""`resflax evaluate` on ensembles: members, several runs, held-out data, selection, detection."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers.image_folders import write_folder
+from helpers.workdirs import PREPROCESS, SavedStep, write_workdir
+
+from resflax.cli.main import main
+from resflax.data import load_dataset, normalize
+from resflax.evaluate.classifier import EnsembleClassifier
+from resflax.metrics import classification_metrics, log_softmax, mean_log_probability
+from resflax.weights import PretrainedConfig, load_ensemble
+from resflax.zoo import get_spec
+
+MEMBERS = 3
+CONFIG = PretrainedConfig(get_spec("cifar_resnet8"), 1, PREPROCESS, tuple("0123456789"))
+DATA = {
+    "data_dir": "",
+    "image_size": 0,
+    "channels": 0,
+    "on_bad_example": "raise",
+    "validation": 0.2,
+    "validation_seed": 0,
+}
+
+
+def set_config(path, **data):
+    """Writes the config of a run on the digits, as `data.validation` holds out examples."""
+    run = {"dataset": "digits", "model": "", "epochs": 1, "seed": 0, "dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(run | {"data": DATA | data}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory):
+    """The run of an ensemble of three, with weights of random numbers."""
+    path = tmp_path_factory.mktemp("runs") / "e"
+    metadata = {"ensemble": {"size": MEMBERS, "seeds": [0, 1, 2], "dropped": []}}
+    write_workdir(
+        path,
+        SavedStep(5, 0.5),
+        config=CONFIG,
+        metadata=metadata,
+        factors=np.float32([1, 1.1, 1.3]),
+    )
+    return set_config(path)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A run that held out nothing."""
+    path = tmp_path_factory.mktemp("runs") / "s"
+    write_workdir(path, SavedStep(7, 0.5), config=CONFIG)
+    return set_config(path, validation=0.0)
+
+
+@pytest.fixture(scope="module")
+def evaluation(ensemble, tmp_path_factory):
+    """The ensemble evaluated with every option."""
+    out = tmp_path_factory.mktemp("evaluation")
+    options = ("--conformal=0.1", "--select=2", "--ood=fake:9x7x3:2:160")
+    evaluate(ensemble, f"--out={out}", f"--predictions={out}/p.csv", *options)
+    return out
+
+
+def evaluate(*arguments):
+    assert main(["evaluate", *map(str, arguments)]) == 0
+
+
+def read(out):
+    return json.loads((out / "evaluation.json").read_text())
+
+
+def predictions_of(where):
+    """Returns the log-probabilities of `model.apply`, by member, on the digits, and the labels."""
+    networks, test = load_ensemble(where), load_dataset("digits").test
+    x = normalize(test.images, mean=networks.preprocess.mean, std=networks.preprocess.std)
+    logits = [
+        networks.model.apply(jax_index(networks.variables, i), x, train=False)
+        for i in range(networks.size)
+    ]
+    return log_softmax(np.stack(logits)), test.labels
+
+
+def jax_index(tree, i):
+    if isinstance(tree, dict):
+        return {key: jax_index(value, i) for key, value in tree.items()}
+    return tree[i]
+
+
+def test_ensemble_has_the_metrics_of_its_mean_probabilities(ensemble, evaluation):
+    values = read(evaluation)
+    log_p, labels = predictions_of(ensemble)
+    expected = classification_metrics(mean_log_probability(log_p), labels)
+    for key in ("accuracy", "nll", "brier", "ece"):
+        np.testing.assert_allclose(values["ensemble"][key], getattr(expected, key), rtol=1e-3)
+        assert values[key] == values["ensemble"][key]
+    for k, member in enumerate(values["members"]):
+        own = classification_metrics(log_p[k], labels)
+        np.testing.assert_allclose(member["nll"], own.nll, rtol=1e-3)
+        assert member["where"] == f"{ensemble}#{k}"
+    assert values["ensemble"]["nll"] < values["members_mean"]["nll"]
+    assert values["calibration"] == {"data": "held-out training data", "examples": 286}
+
+
+def test_member_alone_has_its_metrics_in_the_ensemble(ensemble, evaluation, tmp_path):
+    evaluate(f"{ensemble}#1", f"--out={tmp_path}")
+    values, member = read(tmp_path), read(evaluation)["members"][1]
+    assert "members" not in values
+    for key in ("accuracy", "nll", "brier", "aurc"):
+        np.testing.assert_allclose(values[key], member[key], rtol=1e-5)
+        np.testing.assert_allclose(values["calibrated"][key], member["calibrated"][key], rtol=1e-4)
+
+
+def test_several_runs_form_an_ensemble(ensemble, single, tmp_path):
+    evaluate(f"{ensemble}#0", f"--out={tmp_path}", single, "--calibrate=test")
+    values = read(tmp_path)
+    assert [m["where"] for m in values["members"]] == [f"{ensemble}#0", str(single)]
+    assert values["calibration"]["data"] == "the other half of the test split"
+    log_p, labels = predictions_of([f"{ensemble}#0", single])
+    expected = classification_metrics(mean_log_probability(log_p), labels)
+    np.testing.assert_allclose(values["nll"], expected.nll, rtol=1e-3)
+
+
+def test_selection_names_the_members_for_other_commands(ensemble, evaluation, tmp_path):
+    selected = read(evaluation)["selected"]
+    assert re.fullmatch(rf"{re.escape(str(ensemble))}#[012],[012]", selected["where"])
+    evaluate(selected["where"], f"--out={tmp_path}", "--calibrate=none")
+    values = read(tmp_path)
+    np.testing.assert_allclose(values["nll"], selected["nll"], rtol=1e-5)
+    assert "calibrated" not in values
+
+
+def test_reports_have_every_part(evaluation, ensemble, capsys):
+    values = read(evaluation)
+    assert set(values["conformal"]) == {"alpha", "lac", "aps", "raps"}
+    detected = values["ood"]["fake:9x7x3:2:160"]
+    assert detected["examples"] == 20
+    assert set(detected["scores"]) == {"max_probability", "energy", "entropy", "mutual_information"}
+    assert values["deep_ensemble_equivalent"]["reference"] == "its own members"
+    for name in ("reliability", "confusion", "risk_coverage", "size"):
+        assert (evaluation / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with (evaluation / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    information = [float(row["mutual_information"]) for row in rows]
+    np.testing.assert_allclose(np.mean(information), values["ensemble"]["mutual_information"])
+
+
+def test_deep_ensemble_is_a_reference_for_other_networks(single, evaluation, tmp_path, capsys):
+    file = evaluation / "evaluation.json"
+    evaluate(single, f"--out={tmp_path}", f"--deep-ensemble={file}")
+    found = read(tmp_path)["deep_ensemble_equivalent"]
+    assert found["reference"] == str(file)
+    assert found["members"] is None or 1 <= found["members"] <= MEMBERS
+    assert "by the calibrated likelihood as good as" in capsys.readouterr().out
+
+
+def test_unlabeled_folder_is_another_dataset(ensemble, tmp_path):
+    rng = np.random.default_rng(0)
+    files = {f"{i}.png": rng.integers(0, 256, (12, 15, 3), np.uint8) for i in range(5)}
+    folder = write_folder(tmp_path / "images", files)
+    evaluate(ensemble, f"--out={tmp_path}/out", f"--ood={folder}", "--calibrate=none")
+    assert read(tmp_path / "out")["ood"][folder]["examples"] == 5
+
+
+def test_members_on_eight_devices_equal_the_models(ensemble):
+    networks = load_ensemble(ensemble)
+    pre = networks.preprocess
+    members = [(CONFIG.spec, jax_index(networks.variables, i)) for i in range(MEMBERS)]
+    classify = EnsembleClassifier(members, mean=pre.mean, std=pre.std)
+    assert len(classify.devices) == 8
+    images = load_dataset("digits").test.images[:11]
+    logits = np.asarray(classify.members(images))[:, :11]
+    expected = predictions_of(ensemble)[0][:, :11]
+    np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_corrupted_images_are_detected(ensemble, tmp_path):
+    name = "corrupted:gaussian_noise:5"
+    evaluate(ensemble, f"--out={tmp_path}", f"--ood={name}", "--calibrate=none")
+    detected = read(tmp_path)["ood"][name]
+    assert detected["examples"] == 360
+    assert 0 < detected["scores"]["energy"]["auroc"] < 1
+
+
+# Arguments, and a regular expression for the error. {e} and {s} are the runs.
+INVALID = {
+    "conformal 1": (["{e}", "--conformal=1"], "--conformal is 1: expected a number between"),
+    "conformal without calibration": (
+        ["{e}", "--conformal=0.1", "--calibrate=none"],
+        "--conformal needs calibration",
+    ),
+    "no held-out data": (
+        ["{s}", "--calibrate=held-out"],
+        "data.validation 0: train with --config.data.validation=0.1",
+    ),
+    "selection without held-out data": (
+        ["{e}", "{s}", "--select=1"],
+        "--select=1 needs held-out training data",
+    ),
+    "selection of all members": (["{e}", "--select=3"], "expected fewer than the 3 members"),
+    "selection of one network": (["{e}#0", "--select=1"], "is one network: expected an ensemble"),
+    "selection of no member": (["{e}", "--select=-1"], "expected the number of members"),
+    "selection on test data": (["{e}", "--select=1", "--calibrate=test"], "held-out training data"),
+    "member twice": (["{e}", "{e}#1"], "is given twice"),
+    "unknown member": (["{e}#7"], "7"),
+    "other dataset twice": (["{e}", "--ood=digits", "--ood=digits"], "has a dataset twice"),
+    "unknown other dataset": (["{e}", "--ood=digitz"], "did you mean digits"),
+    "unknown corruption": (["{e}", "--ood=corrupted:fogg:1"], "did you mean fog"),
+    "unknown severity": (["{e}", "--ood=corrupted:fog:6"], "a severity from 1 to 5"),
+    "missing reference": (["{e}", "--deep-ensemble=/none"], "cannot read the deep ensemble /none"),
+    "reference that is none": (
+        ["{e}", "--deep-ensemble={e}/config.json"],
+        "is not the evaluation of a calibrated ensemble",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_options_are_one_line(name, ensemble, single, tmp_path, capsys):
+    arguments, message = INVALID[name]
+    words = [argument.format(e=ensemble, s=single) for argument in arguments]
+    out = tmp_path / "out"
+    assert main(["evaluate", *words, f"--out={out}"]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert re.search(message, captured.err), captured.err
+    assert not out.exists()
