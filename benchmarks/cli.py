@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def _required_modules(command: str) -> dict[str, str]:
     """Returns, for each implementation of a command, the module that must be installed."""
     if command == "ensemble":
-        return {name: AUXILIARY[way.worker].requires for name, way in ensemble.WAYS.items()}
+        return {name: AUXILIARY[row.worker].requires for name, row in ensemble.CONTENDERS.items()}
     if command == "decode":
         return {name: decoder.requires for name, decoder in DECODERS.items()}
     if command == "loader":

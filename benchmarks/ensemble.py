@@ -1,8 +1,8 @@
 """`ensemble`: one program of several members against their steps one after another.
 
-All ways take one step of every member per call, and are timed in turn, in several rounds. Ratios
-are medians over the rounds of a round's ratio, so that a change of the machine's speed between
-rounds does not matter.
+All contenders take one step of every member per call, and are timed in turn, in several rounds.
+Ratios are medians over the rounds of a round's ratio, so that a change of the machine's speed
+between rounds does not matter.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ COMPILED = (f"{SEPARATE}:1", "auto:8")
 Result = dict[str, Any]
 
 
-class Way(NamedTuple):
-    """A row of `WAYS`.
+class Contender(NamedTuple):
+    """A row of `CONTENDERS`.
 
     Attributes:
       worker: implementation of the worker process, see `benchmarks.peers.AUXILIARY`.
       method: method of its cases.
       processes: whether each member has a process of its own.
-      baseline: the way that its ratios are relative to, which then runs too.
+      baseline: the contender that its ratios are relative to, which then runs too.
     """
 
     worker: str
@@ -50,16 +50,16 @@ class Way(NamedTuple):
 
 
 # The names of --peers; the first two always run.
-WAYS = {
-    "one after another": Way("ensembles", SEPARATE),
-    "resflax": Way("ensembles", "auto"),
-    "vmap": Way("ensembles", "vmap"),
-    "map": Way("ensembles", "map"),
-    "processes": Way("ensembles", SEPARATE, processes=True),
-    "torch": Way("torch ensembles", "vmap"),
-    "torch:separate": Way("torch ensembles", SEPARATE),
-    "resflax:cpu": Way("ensembles:cpu", "auto", baseline="one after another:cpu"),
-    "one after another:cpu": Way("ensembles:cpu", SEPARATE, baseline="one after another:cpu"),
+CONTENDERS = {
+    "one after another": Contender("ensembles", SEPARATE),
+    "resflax": Contender("ensembles", "auto"),
+    "vmap": Contender("ensembles", "vmap"),
+    "map": Contender("ensembles", "map"),
+    "processes": Contender("ensembles", SEPARATE, processes=True),
+    "torch": Contender("torch ensembles", "vmap"),
+    "torch:separate": Contender("torch ensembles", SEPARATE),
+    "resflax:cpu": Contender("ensembles:cpu", "auto", baseline="one after another:cpu"),
+    "one after another:cpu": Contender("ensembles:cpu", SEPARATE, baseline="one after another:cpu"),
 }
 ALWAYS = ("one after another", "resflax")
 
@@ -111,19 +111,21 @@ class _Session:
         self.processes: list[Worker] = []
         self.workers: dict[str, Worker] = {}
         names = [n for n in names if not (task.spec["preact"] and n.startswith("torch"))]
-        self.names = sorted({*names, *(WAYS[n].baseline for n in names)}, key=list(WAYS).index)
+        self.names = sorted(
+            {*names, *(CONTENDERS[n].baseline for n in names)}, key=list(CONTENDERS).index
+        )
         for name in self.names:
-            worker = WAYS[name].worker
+            worker = CONTENDERS[name].worker
             if worker not in self.workers:
                 self.workers[worker] = opened.start(worker, task, "ensemble", no_caches=True)
 
     def timers(self, members: int, seconds: float) -> dict[str, Callable[[], Result]]:
-        """Returns a function for each way that times it for about `seconds`."""
+        """Returns a function for each contender that times it for about `seconds`."""
         timers: dict[str, Callable[[], Result]] = {}
         for name in self.names:
-            way = WAYS[name]
-            worker, case = self.workers[way.worker], f"{way.method}:{members}"
-            if not way.processes:
+            contender = CONTENDERS[name]
+            worker, case = self.workers[contender.worker], f"{contender.method}:{members}"
+            if not contender.processes:
                 timers[name] = partial(_time_call, worker, case, seconds)
             elif members <= MAX_PROCESSES:
                 while len(self.processes) < members:
@@ -132,13 +134,13 @@ class _Session:
         return timers
 
     def check(self, members: int) -> None:
-        """Checks that all ways compute the same losses from the same states."""
+        """Checks that all contenders compute the same losses from the same states."""
         outputs = {}
         for name in self.names:
-            way = WAYS[name]
-            if not way.processes:
-                losses = self.workers[way.worker].call(
-                    "member_losses", case=f"{way.method}:{members}", steps=CHECKED_STEPS
+            contender = CONTENDERS[name]
+            if not contender.processes:
+                losses = self.workers[contender.worker].call(
+                    "member_losses", case=f"{contender.method}:{members}", steps=CHECKED_STEPS
                 )
                 outputs[name] = {"losses": losses["losses"]}
         platform = self.workers["ensembles"].info["platform"]
@@ -157,7 +159,7 @@ class _Session:
 def _time_rounds(
     timers: dict[str, Callable[[], Result]], rounds: int, label: str, meter: ProgressMeter
 ) -> dict[str, Result]:
-    """Times every way in turn, in several rounds; returns medians and all timings by way."""
+    """Times every contender in turn, in several rounds; returns medians and all timings."""
     timings: dict[str, list[Result]] = {name: [] for name in timers}
     for r in range(-1, rounds):  # the first round is not recorded
         for name in list(timers)[:: 1 if r % 2 == 0 else -1]:
@@ -168,8 +170,8 @@ def _time_rounds(
     return {
         name: {
             "seconds": float(np.median([t["seconds"] / t["calls"] for t in values])),
-            "time_ratio": _ratio(values, timings[WAYS[name].baseline], "seconds"),
-            "cpu_ratio": _ratio(values, timings[WAYS[name].baseline], "cpu_seconds"),
+            "time_ratio": _ratio(values, timings[CONTENDERS[name].baseline], "seconds"),
+            "cpu_ratio": _ratio(values, timings[CONTENDERS[name].baseline], "cpu_seconds"),
             "timings": values,
         }
         for name, values in timings.items()
@@ -179,14 +181,14 @@ def _time_rounds(
 def measure(
     task: Task, names: Sequence[str], members: Sequence[int], rounds: int, seconds: float
 ) -> Result:
-    """Times every way for each number of members.
+    """Times every contender for each number of members.
 
     Args:
       task: network and batch of a member.
-      names: keys of `WAYS`.
+      names: keys of `CONTENDERS`.
       members: numbers of members.
       rounds: number of rounds.
-      seconds: approximate duration of one way's part of a round.
+      seconds: approximate duration of one contender's part of a round.
     """
     sizes: dict[int, dict[str, Result]] = {}
     start, label = time.monotonic(), task.name
@@ -209,7 +211,7 @@ def measure(
 
 
 def ensemble_table(result: Result) -> str:
-    """Formats one row per number of members and way; ratios are to one after another."""
+    """Formats one row per number of members and contender; ratios are to one after another."""
     rows = [
         [
             f"{members}",
@@ -218,8 +220,8 @@ def ensemble_table(result: Result) -> str:
             number(values["time_ratio"]),
             number(values["cpu_ratio"]),
         ]
-        for members, ways in result["members"].items()
-        for name, values in ways.items()
+        for members, contenders in result["members"].items()
+        for name, values in contenders.items()
     ]
     one, eight = (result["compile_seconds"][case] for case in COMPILED)
     header = ["members", "implementation", "ms per step of all", "time", "CPU time"]

@@ -79,8 +79,8 @@ def test_ensemble_writes_a_table_and_a_json_file(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(path.read_text())["results"]
-    ways = result["members"]["2"]
-    assert list(ways) == ["one after another", "resflax", "processes"]
-    assert ways["one after another"]["time_ratio"] == 1
+    times = result["members"]["2"]
+    assert list(times) == ["one after another", "resflax", "processes"]
+    assert times["one after another"]["time_ratio"] == 1
     assert all(f"| {name} |" in done.stdout.replace("  ", "") for name in ("resflax", "processes"))
     assert "Compilation: " in done.stdout

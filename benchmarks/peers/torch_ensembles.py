@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from benchmarks.peers.torch_net import TorchModel
+from benchmarks.peers.torch_net import Images, TorchModel
 from benchmarks.task import Task
 from benchmarks.weights import make_weights
 
@@ -21,11 +22,19 @@ SEPARATE = "separate"
 Tensors = dict[str, torch.Tensor]
 
 
+class GlobalMean(nn.Module):
+    """Mean over pixels. Under `vmap`, PyTorch's pooling layers run once for each member."""
+
+    def forward(self, x: Images) -> Images:
+        return x.mean((2, 3), keepdim=True)
+
+
 class FunctionalEnsemble:
     """The members' networks as one set of stacked tensors."""
 
     def __init__(self, task: Task, models: list[TorchModel]) -> None:
         self.net = models[0].net
+        self.net.avgpool = GlobalMean()
         self.params, self.buffers = stack_module_state([model.net for model in models])
         self.images = torch.stack([model.images for model in models])
         self.labels = torch.stack([model.labels for model in models])
