@@ -1,4 +1,11 @@
-"""Five networks on the embedded handwritten digits, trained as one program."""
+"""Five networks on the embedded handwritten digits, trained as one program.
+
+Command::
+
+    for seed in 0 5 10; do
+      python train.py --config=configs/digits_ensemble.py --config.seed=$seed --workdir=runs/$seed
+    done
+"""
 
 from ml_collections import ConfigDict
 

@@ -11,7 +11,7 @@ import pytest
 
 from resflax import UserError
 from resflax.nn import Residual, ResNet, Spec, identity, stack_params
-from resflax.nn.drop import drop_path, dropout
+from resflax.nn.drop import block_rates, drop_path, dropout
 
 # FRN normalizes each example on its own, so a batch can be split.
 TINY = {
@@ -68,7 +68,7 @@ def logits(net, variables):
 @pytest.mark.slow
 def test_drop_path_has_linear_rates_and_keeps_the_mean():
     n, blocks = 20_000, 5
-    scales = np.asarray(jax.jit(lambda k: drop_path(k, 0.8, blocks))(make_keys(n)))
+    scales = np.asarray(jax.jit(lambda k: drop_path(k, block_rates(0.8, blocks)))(make_keys(n)))
     assert scales.shape == (blocks, n)
     assert scales.dtype == np.float32
     for scale, p in zip(scales, 0.8 * np.arange(blocks) / (blocks - 1), strict=True):
@@ -83,7 +83,7 @@ def test_drop_path_has_linear_rates_and_keeps_the_mean():
 
 @pytest.mark.slow
 def test_drop_path_never_drops_a_single_block():
-    assert drop_path(make_keys(4), 0.9, 1).tolist() == [[1.0] * 4]
+    assert drop_path(make_keys(4), block_rates(0.9, 1)).tolist() == [[1.0] * 4]
 
 
 @pytest.mark.slow
@@ -228,10 +228,12 @@ def test_traced_rates_of_members_equal_static_ones(variables):
             IMAGES,
             train=True,
             dropout_keys=keys,
-            drop_path=rate,
+            drop_path_rates=rate,
             mutable=["batch_stats"],
         )[0]
 
-    for member, rate in zip(logits(jnp.array(rates)), rates, strict=True):
+    for member, rate in zip(
+        logits(jnp.array([block_rates(r, 4) for r in rates])), rates, strict=True
+    ):
         alone = train_logits(ResNet(Spec(**TINY, drop_path=rate)), variables, IMAGES, keys)
         np.testing.assert_allclose(member, alone, rtol=1e-5, atol=1e-6)

@@ -41,7 +41,7 @@ def test_unknown_campaigns_and_counts_are_errors():
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("pipeline", "runs"), [("device", 8), ("workers", 2)])
+@pytest.mark.parametrize(("pipeline", "runs"), [("device", 8), ("workers", 2), ("ensemble", 2)])
 def test_killed_runs_finish_bit_identically(pipeline, runs):
     """There are enough runs for each of `kill.MOMENTS`."""
     report = kill.campaign(runs, pipeline, max_kills=2)

@@ -64,12 +64,12 @@ class CountingTrainer(Trainer):
 
         return counting_step_fn
 
-    def evaluate(self, state, split, before_batch=lambda: None):
+    def evaluate(self, state, split, before_batch=lambda: None, excluded=()):
         def count():
             self.interrupt.batches += 1
             before_batch()
 
-        return super().evaluate(state, split, count)
+        return super().evaluate(state, split, count, excluded)
 
 
 def open_workdir(path, config):
@@ -109,6 +109,20 @@ CONFIGS = {
     "averaged": {"ema_decay": 0.9, "precise_bn_batches": 3, "optimizer": "adamw"},
     "augmented": {"data__pad_crop": 1, "data__alternating_flip": True, "grad_accum_steps": 2},
     "sharded": {"parallel": "mesh", "mesh__fsdp": 2, "schedule": "cosine_onecycle"},
+    "ensemble": {
+        "ensemble__size": 2,
+        "ensemble__learning_rate": (0.05, 0.1),
+        "ema_decay": 0.9,
+        "precise_bn_batches": 3,
+        "data__pad_crop": 1,
+    },
+    "ensemble, from the host": {
+        "ensemble__size": 2,
+        "data__placement": "host",
+        "data__alternating_flip": True,
+        "grad_accum_steps": 2,
+        "optimizer": "adamw",
+    },
 }
 
 

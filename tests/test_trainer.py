@@ -53,13 +53,13 @@ def test_evaluation_calls_before_batch_and_can_be_stopped(placement):
 
     trainer = make_trainer(data__placement=placement)
     state = trainer.engine.put_state(trainer.init())
-    eval_step, events = trainer._eval_step, []
+    eval_step, events = trainer._evaluator._step, []
 
     def spy(state, batch):
         events.append("batch")
         return eval_step(state, batch)
 
-    trainer._eval_step = spy
+    trainer._evaluator._step = spy
     trainer.evaluate(state, DIGITS.test, lambda: events.append("callback"))
     assert events == ["callback", "batch"] * 8  # ceil(360 / 48)
     events.clear()

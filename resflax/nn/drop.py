@@ -4,6 +4,8 @@ What is dropped from an example depends only on its key, not on its position in 
 number of devices.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -23,26 +25,34 @@ def _uniform(
     return jax.vmap(draw)(keys)
 
 
+def block_rates(rate: float, blocks: int) -> list[float]:
+    """Returns the drop probability of each block: `rate * l / (L - 1)` for block l of L.
+
+    >>> block_rates(0.5, 3)
+    [0.0, 0.25, 0.5]
+    """
+    return [rate * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
 def drop_path(
-    keys: Key[Array, " n"], rate: float | Float[Array, ""], blocks: int
-) -> Float[Array, "{blocks} n"]:
+    keys: Key[Array, " n"], rates: Float[Array, " blocks"] | Sequence[float]
+) -> Float[Array, "{len(rates)} n"]:
     """Returns factors for the branches of each block and example (stochastic depth).
 
-    The branch of block l of L, counted from 0, is dropped (factor 0) with probability
-    p = rate * l / (L - 1), and otherwise multiplied by 1 / (1 - p), so that its expectation equals
-    its value in evaluation. Huang et al. 2016 (arXiv:1603.09382), section 3, with timm's rates and
-    scaling, drawn per example instead of per batch.
+    The branch of a block with rate p is dropped (factor 0) with probability p, and otherwise
+    multiplied by 1 / (1 - p), so that its expectation equals its value in evaluation. Huang et al.
+    2016 (arXiv:1603.09382), section 3, with timm's rates and scaling, drawn per example instead of
+    per batch.
 
     Args:
       keys: one key per example.
-      rate: drop probability of the last block; it may be traced.
-      blocks: number of blocks, L.
+      rates: drop probability of each block, see `block_rates`; they may be traced.
 
-    >>> drop_path(jax.random.split(jax.random.key(0), 2), 0.999, 3)[0].tolist()
+    >>> drop_path(jax.random.split(jax.random.key(0), 2), block_rates(0.999, 3))[0].tolist()
     [1.0, 1.0]
     """
-    rates = jnp.stack([jnp.float32(rate * i / max(blocks - 1, 1)) for i in range(blocks)])
-    keep = _uniform(keys, DROP_PATH_STREAM, (blocks,)) >= rates
+    rates = jnp.asarray(rates, jnp.float32)
+    keep = _uniform(keys, DROP_PATH_STREAM, rates.shape) >= rates
     return jnp.where(keep, 1 / (1 - rates), 0.0).T
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
-from resflax.nn import drop
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
+from resflax.nn.drop import block_rates, drop_path, dropout
 from resflax.nn.ensembles import ENSEMBLES, log_mean_probability
 from resflax.nn.layers import Ops
 from resflax.nn.residual import Residual, identity
@@ -97,7 +97,7 @@ class ResNet(nn.Module):
         *,
         train: bool,
         dropout_keys: Key[Array, " n"] | None = None,
-        drop_path: Float[Array, ""] | None = None,
+        drop_path_rates: Float[Array, " blocks"] | None = None,
         members: bool = False,
     ) -> Any:
         """Computes logits `(n, num_classes)` from images with any number of channels.
@@ -119,8 +119,8 @@ class ResNet(nn.Module):
             linen's RNG streams, which are shared by the batch: what is dropped from an example
             depends on its key only, however many devices share the batch. Given in evaluation, they
             turn on drop path and dropout (see `resflax.nn.mc_dropout`).
-          drop_path: replaces the rate of the spec, which must be more than 0. It may be traced, so
-            that members of an ensemble can have different rates.
+          drop_path_rates: rates of all blocks, instead of those of `spec.drop_path`, which must be
+            more than 0. They may be traced, so that members of an ensemble can have different ones.
           members: return the logits of all members, `(members, n, num_classes)`, in evaluation too;
             for a spec without ensemble `(1, n, num_classes)`.
 
@@ -150,9 +150,7 @@ class ResNet(nn.Module):
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
-        branch_scales = self._branch_scales(
-            keys, spec.drop_path if drop_path is None else drop_path
-        )
+        branch_scales = self._branch_scales(keys, drop_path_rates)
         for i, blocks in enumerate(spec.stages[:last_stage]):
             x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
             maps.append(x)
@@ -162,7 +160,7 @@ class ResNet(nn.Module):
             x = ops.norm_act(x, name="head_norm")
         x = jnp.mean(x, axis=(1, 2))
         if keys is not None and spec.dropout:
-            x = drop.dropout(keys, x, spec.dropout)
+            x = dropout(keys, x, spec.dropout)
         if not spec.num_classes:
             return ensemble.merge_rows(x, spec.members)
         outputs = ensemble.head_outputs(spec.members, spec.num_classes)
@@ -188,13 +186,14 @@ class ResNet(nn.Module):
         return keys
 
     def _branch_scales(
-        self, keys: Array | None, rate: float | Float[Array, ""]
+        self, keys: Array | None, rates: Float[Array, " blocks"] | None
     ) -> list[Array | None]:
         """Returns each stage's drop-path factors, `(blocks, n)`; None where nothing is dropped."""
-        depths = self.spec.depths
-        if keys is None or not self.spec.drop_path:
+        depths, rate = self.spec.depths, self.spec.drop_path
+        if keys is None or not rate:
             return [None] * len(depths)
-        return [*jnp.split(drop.drop_path(keys, rate, sum(depths)), np.cumsum(depths)[:-1])]
+        scales = drop_path(keys, block_rates(rate, sum(depths)) if rates is None else rates)
+        return [*jnp.split(scales, np.cumsum(depths)[:-1])]
 
     def _run_stage(
         self,

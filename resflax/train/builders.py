@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -17,7 +18,9 @@ from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.errors import UserError
 from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
+from resflax.nn.drop import block_rates
 from resflax.train.accumulate import check_micro_batches
+from resflax.train.choice import Choice
 from resflax.train.config import build_augment, build_model
 from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
@@ -76,6 +79,11 @@ def build(
         raise UserError(
             f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
         )
+    if model is not None and config.ensemble.drop_path:
+        raise UserError(
+            f"config.ensemble.drop_path is {config.ensemble.drop_path!r}, but a model is given:"
+            " expected ()"
+        )
     given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     config = shared_config(given)
     engine = build_engine(config)
@@ -87,9 +95,7 @@ def build(
     dataset = dataset or build_dataset(config, pretrained)
     check_dataset(config, dataset)
     model = model or _build_model_for(config, dataset, pretrained)
-    notes: tuple[str, ...] = ()
-    if weights:
-        notes = _describe_start(fit_to_dataset(weights, config, dataset), model, dataset)
+    fitted = weights and fit_to_dataset(weights, config, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
     if isinstance(engine, EnsembleEngine) and config.ensemble.method == "auto":
         engine.set_method(_choose_method(config, engine, dataset))
@@ -117,7 +123,7 @@ def build(
         model=model,
         pretrained=pretrained,
         read_variables=read_variables,
-        notes=notes,
+        notes=_describe_start(fitted, model, dataset) if fitted else (),
         steps=total_steps(config, examples),
         schedules=build_schedules(given, examples),
         optimizer=optimizer,
@@ -183,17 +189,18 @@ def total_steps(config: ConfigDict, examples: int) -> int:
     return math.ceil(config.epochs * examples / config.batch_size)
 
 
-def build_schedule(config: ConfigDict, examples: int, peak: Any = None) -> optax.Schedule:
+def build_schedule(
+    config: ConfigDict, examples: int, peak: float | Choice | None = None
+) -> optax.Schedule:
     """Builds the learning-rate schedule of a config for a split of `examples` examples.
 
     Args:
       config: see `default_config`.
       examples: size of the training split.
-      peak: replaces `config.learning_rate`; it may be a traced float32 scalar.
+      peak: replaces `config.learning_rate`.
     """
-    if isinstance(peak, jax.Array):
-        unit = build_schedule(config, examples, 1.0)  # optax computes with some peaks in NumPy
-        return lambda step: peak * unit(step)
+    if isinstance(peak, Choice):
+        return lambda step: peak.map(lambda value: build_schedule(config, examples, value)(step))
 
     def steps(epochs: float) -> int:
         return round(epochs * examples / config.batch_size)
@@ -222,7 +229,7 @@ def build_optimizer(
     config: ConfigDict,
     schedule: optax.Schedule,
     model: nn.Module | None = None,
-    weight_decay: Any = None,
+    weight_decay: float | Choice | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of a config.
 
@@ -230,14 +237,15 @@ def build_optimizer(
       config: see `default_config`.
       schedule: of the learning rate.
       model: needed for learning rates by layer.
-      weight_decay: replaces `config.weight_decay`; it may be a traced float32 scalar.
+      weight_decay: replaces `config.weight_decay`.
     """
+    weight_decay = config.weight_decay if weight_decay is None else weight_decay
     optimizer = make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        weight_decay=config.weight_decay if weight_decay is None else weight_decay,
+        weight_decay=_scalar(weight_decay),
         mask=config.decay_mask,
         trust_coefficient=config.trust_coefficient,
         grad_clip_norm=config.grad_clip_norm,
@@ -263,8 +271,7 @@ def build_steps(
 ) -> tuple[TrainStep, EvalStep]:
     """Builds the pure training and evaluation steps of a config.
 
-    `values` replace those of the config, except those that are in the optimizer; they may be
-    traced.
+    `values` replace those of the config, except those that are in the optimizer.
     """
     values = values or hyperparameters(config)
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
@@ -272,11 +279,11 @@ def build_steps(
         model,
         optimizer,
         augment=build_augment(config),
-        mix=make_mix(mixup=values.mixup, cutmix=config.data.cutmix),
+        mix=make_mix(mixup=_scalar(values.mixup), cutmix=config.data.cutmix),
         num_classes=num_classes,
         normalize=normalizer,
         label_smoothing=values.label_smoothing,
-        drop_path=values.drop_path if isinstance(values.drop_path, jax.Array) else None,
+        drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,
         on_nonfinite=config.on_nonfinite,
@@ -284,6 +291,19 @@ def build_steps(
         axis_name=axis_name,
     )
     return train_step, make_eval_step(model, normalize=normalizer, axis_name=axis_name)
+
+
+def _scalar(value: float | Choice) -> Any:
+    """Returns a number, or the traced scalar of a `Choice`."""
+    return value.value if isinstance(value, Choice) else value
+
+
+def _drop_path_rates(model: nn.Module, rate: float | Choice | None) -> Any:
+    """Returns the rates of all blocks if they differ by member; None for those of the spec."""
+    if not isinstance(rate, Choice):
+        return None
+    blocks = sum(model.spec.depths)
+    return rate.map(lambda value: jnp.asarray(block_rates(value, blocks), jnp.float32))
 
 
 def build_member_step(

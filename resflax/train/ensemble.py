@@ -108,7 +108,7 @@ def member_config(config: ConfigDict, member: int) -> ConfigDict:
 
 
 class Hyperparameters(NamedTuple):
-    """Values that can differ by member: numbers, or traced float32 scalars.
+    """Values that can differ by member: numbers, or each a `Choice`.
 
     Attributes:
       learning_rate: peak of the schedule.

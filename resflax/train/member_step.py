@@ -1,11 +1,12 @@
 """The training step of one member of an ensemble, with values and failures of its own."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from resflax.train.choice import Choice
 from resflax.train.ensemble import Hyperparameters
 from resflax.train.metrics import Metrics
 from resflax.train.nonfinite import max_in_row, revert_update
@@ -16,20 +17,22 @@ from resflax.train.step import Batch, TrainStep
 def make_member_step(
     make_step: Callable[[Hyperparameters], TrainStep],
     values: Hyperparameters,
-    differing: Iterable[str],
+    differing: Mapping[str, tuple[float, ...]],
 ) -> TrainStep:
     """Makes a step whose hyperparameters come from the state where members differ.
 
     Args:
-      make_step: builds a step from numbers or traced scalars.
+      make_step: builds a step from numbers or from `Choice`s.
       values: the values that all members share.
-      differing: names of those that differ, entries of `TrainState.member`.
+      differing: values of all members where they differ, by their name in `TrainState.member`.
     """
-    names = tuple(differing)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        own = values._replace(**{name: state.member[name] for name in names})
-        return make_step(own)(state, batch)
+        own = {
+            name: Choice(state.member[name], tuple(dict.fromkeys(row)))
+            for name, row in differing.items()
+        }
+        return make_step(values._replace(**own))(state, batch)
 
     return step
 

@@ -1,11 +1,14 @@
 """Loss and accuracy of each example."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from resflax.nn.ensembles import log_mean_probability
+from resflax.train.choice import Choice, map_value
 
 Metrics = dict[str, Array]
 
@@ -13,7 +16,7 @@ Metrics = dict[str, Array]
 def cross_entropy(
     logits: Float[Array, "n classes"] | Float[Array, "members n classes"],
     targets: Int[Array, " n"] | Float[Array, "n classes"],
-    label_smoothing: float | Float[Array, ""] = 0.0,
+    label_smoothing: float | Choice = 0.0,
 ) -> Float[Array, " n"]:
     """Computes the softmax cross-entropy of each example, in nats, in float32.
 
@@ -33,9 +36,8 @@ def cross_entropy(
     logits = logits.astype(jnp.float32)
     if targets.ndim == 1:
         targets = one_hot(targets, logits.shape[-1])
-    return optax.softmax_cross_entropy(
-        logits, optax.smooth_labels(targets.astype(jnp.float32), label_smoothing)
-    )
+    smooth = partial(optax.smooth_labels, targets.astype(jnp.float32))
+    return optax.softmax_cross_entropy(logits, map_value(smooth, label_smoothing))
 
 
 def one_hot(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from resflax.data.augment import Augment, Mix, flip_parity
 from resflax.nn import identity
 from resflax.train.accumulate import accumulate
+from resflax.train.choice import Choice
 from resflax.train.freeze import merge_params, split_params
 from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
@@ -27,7 +28,6 @@ from resflax.train.state import TrainState, ema_update
 Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
-Scalar = float | Float[Array, ""]
 
 
 class TrainInputs(NamedTuple):
@@ -86,8 +86,8 @@ def make_prepare_batch(
 
 def _gradient(
     model: nn.Module,
-    label_smoothing: Scalar,
-    drop_path: Float[Array, ""] | None,
+    label_smoothing: float | Choice,
+    drop_path_rates: Float[Array, " blocks"] | None,
     params: Any,
     frozen: Any,
     batch_stats: Any,
@@ -100,8 +100,8 @@ def _gradient(
     rng: dict[str, Any] = {}
     if batch.dropout_keys is not None:
         rng = {"dropout_keys": batch.dropout_keys}
-    if drop_path is not None:
-        rng["drop_path"] = drop_path
+    if drop_path_rates is not None:
+        rng["drop_path_rates"] = drop_path_rates
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, updated = model.apply(
@@ -130,8 +130,8 @@ def make_train_step(
     normalize: Callable[[Array], Array] = identity,
     mix: Mix | None = None,
     num_classes: int | None = None,
-    label_smoothing: Scalar = 0.0,
-    drop_path: Float[Array, ""] | None = None,
+    label_smoothing: float | Choice = 0.0,
+    drop_path_rates: Float[Array, " blocks"] | None = None,
     grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
     on_nonfinite: str = "ignore",
@@ -161,8 +161,8 @@ def make_train_step(
         batch, or a device's part of it, before the batch is split into micro-batches. Labels are
         smoothed afterwards, which is equivalent if the weights of a mixed target add up to 1.
       num_classes: columns of the targets; required by `mix`.
-      label_smoothing: see `cross_entropy`; it may be traced.
-      drop_path: replaces the drop-path rate of a model that has one; it may be traced.
+      label_smoothing: see `cross_entropy`.
+      drop_path_rates: replace those of a `ResNet` whose spec has drop path; they may be traced.
       grad_accum_steps: number of micro-batches; see `accumulate`.
       ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
@@ -186,7 +186,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)
-        gradient = partial(_gradient, model, label_smoothing, drop_path, trainable, frozen)
+        gradient = partial(_gradient, model, label_smoothing, drop_path_rates, trainable, frozen)
         grads, batch_stats, metrics = accumulate(
             gradient, trainable, state.batch_stats, prepare(state, batch), grad_accum_steps
         )

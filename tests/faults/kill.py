@@ -130,9 +130,10 @@ def campaign(runs: int, pipeline: str, max_kills: int = 4, parallel: int = 2) ->
 
 
 def main(runs: int) -> bool:
-    """Prints the reports of both input pipelines; returns whether all is well."""
-    passed = True
-    for pipeline, count in (("device", runs - runs // 4), ("workers", runs // 4)):
+    """Prints the reports of all pipelines; returns whether all is well."""
+    passed, quarter = True, runs // 4
+    counts = {"device": runs - 2 * quarter, "workers": quarter, "ensemble": quarter}
+    for pipeline, count in counts.items():
         report = campaign(count, pipeline)
         print(
             f"kill, {pipeline}: {report.identical} of {count} bit-identical,"

@@ -24,7 +24,7 @@ SMALL = [
     "--config.log_every_steps=4",
     "--config.checkpoint_every_steps=3",
 ]
-# The two input pipelines: examples on the device, and images read by worker processes.
+# Examples on the device, images read by worker processes, and an ensemble.
 PIPELINES = {
     "device": [*SMALL, "--config.epochs=6"],
     "workers": [
@@ -33,6 +33,13 @@ PIPELINES = {
         "--config.data.image_size=8",
         "--config.data.num_workers=1",
         "--config.eval_every_epochs=3",
+    ],
+    "ensemble": [
+        *SMALL,
+        "--config.epochs=4",
+        "--config.data.pad_crop=1",
+        "--config.ensemble.size=3",
+        "--config.ensemble.learning_rate=(0.05, 0.1, 0.2)",
     ],
 }
 # Results that differ between two identical runs.
