@@ -59,7 +59,7 @@ ARGUMENTS = {
     "missing recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
     "unknown variant": (
         ["--config=configs/digits_efficient.py:nosuch"],
-        "error: unknown variant of configs/digits_efficient.py 'nosuch'",
+        "(?<=^error: )unknown variant of configs/digits_efficient.py 'nosuch'",
     ),
     "more cycles than steps": (
         ["--config.schedule=cosine_cycles", "--config.schedule_cycles=10000000"],
