@@ -75,6 +75,21 @@ def test_resumed_snapshots_have_the_same_bits(workdir, tmp_path, number):
         np.testing.assert_equal(one.variables, other.variables)
 
 
+def test_missing_snapshot_is_an_error(tmp_path):
+    """Of the ends 1, 2, 3 and 5, the second is missing, and the last one is not reached."""
+    steps = [SavedStep(step) for step in (1, 3, 4)]
+    path = write_workdir(tmp_path / "x", *steps, metadata={"snapshots": [1, 2, 3, 5]})
+    with pytest.raises(UserError, match=r"no checkpoint at step 2, where a cycle .* as @1,3$"):
+        read_members(f"{path}@cycles")
+
+
+def test_snapshots_so_far_are_those_of_a_run_in_progress(tmp_path):
+    steps = [SavedStep(step) for step in (1, 3, 4)]
+    path = write_workdir(tmp_path / "x", *steps, metadata={"snapshots": [1, 3, 5]})
+    names = [weights.where for weights in read_members(f"{path}@cycles")]
+    assert names == [f"{path}@1", f"{path}@3"]
+
+
 def test_run_without_cycles_has_no_snapshots(tmp_path):
     path = write_workdir(tmp_path / "x", SavedStep(1))
     with pytest.raises(UserError, match="has no checkpoint at the end of a cycle: expected a run"):

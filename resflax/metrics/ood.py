@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resflax.metrics.checks import check_finite, check_members
-from resflax.metrics.scores import log_softmax, mean_log_probability
+from resflax.metrics.scores import log_mean_probability, log_softmax
 from resflax.metrics.uncertainty import entropy, expected_entropy
 
 TRUE_POSITIVE_RATE = 0.95
@@ -91,7 +91,7 @@ def ood_scores(
     """
     logits = np.asarray(check_members(logits), np.float64)
     log_p = log_softmax(logits)
-    prediction = Prediction(logits, log_p, mean_log_probability(log_p))
+    prediction = Prediction(logits, log_p, log_mean_probability(log_p))
     return {name: score(prediction) for name, score in OOD_SCORES.items()}
 
 

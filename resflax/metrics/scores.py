@@ -54,7 +54,7 @@ def log_softmax(logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def mean_log_probability(
+def log_mean_probability(
     log_probabilities: Float[np.ndarray, "views *n classes"],
 ) -> Float[np.ndarray, "*n classes"]:
     """Returns the logarithm of the mean over the views, or members, of the probabilities."""
