@@ -57,6 +57,14 @@ ARGUMENTS = {
     "unknown flag": (["--wrokdir=x"], "wrokdir"),
     "positional argument": (["digits"], "unexpected argument 'digits'"),
     "missing recipe": (["--config=configs/none.py"], "there is no config file 'configs/none.py'"),
+    "unknown variant": (
+        ["--config=configs/digits_efficient.py:nosuch"],
+        "(?<=^error: )unknown variant of configs/digits_efficient.py 'nosuch'",
+    ),
+    "more cycles than steps": (
+        ["--config.schedule=cosine_cycles", "--config.schedule_cycles=10000000"],
+        "config.schedule_cycles is 10000000, but the run has",
+    ),
     "shortcut that narrows channels": (
         ["--config.spec.stem_width=64"],
         "cannot be built for images.*cannot reduce",

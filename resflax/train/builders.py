@@ -1,4 +1,4 @@
-"""Builds the parts of a training step that a config describes: schedule, optimizer, steps."""
+"""Builds the parts of a training step that a config describes, and the step itself."""
 
 import math
 from collections.abc import Callable
@@ -28,12 +28,7 @@ from resflax.train.finetune import build_layer_scales, freeze_patterns
 from resflax.train.member_step import freeze_diverged, make_member_step
 from resflax.train.optim import make_optimizer
 from resflax.train.schedules import make_schedule
-from resflax.train.step import (
-    EvalStep,
-    TrainStep,
-    make_eval_step,
-    make_train_step,
-)
+from resflax.train.step import TrainStep, make_train_step
 
 Normalizer = Callable[[jax.Array], jax.Array]
 
@@ -114,7 +109,7 @@ def build_normalizer(split: Split) -> Normalizer:
     return partial(normalize, mean=mean, std=std)
 
 
-def build_steps(
+def build_train_step(
     config: ConfigDict,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -122,14 +117,14 @@ def build_steps(
     *,
     axis_name: str | None = None,
     values: Hyperparameters | None = None,
-) -> tuple[TrainStep, EvalStep]:
-    """Builds the pure training and evaluation steps of a config.
+) -> TrainStep:
+    """Builds the pure training step of a config.
 
     `values` replace those of the config, except those that are in the optimizer.
     """
     values = values or hyperparameters(config)
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
-    train_step = make_train_step(
+    return make_train_step(
         model,
         optimizer,
         augment=build_augment(config),
@@ -144,7 +139,6 @@ def build_steps(
         freeze=freeze_patterns(config, model),
         axis_name=axis_name,
     )
-    return train_step, make_eval_step(model, normalize=normalizer, axis_name=axis_name)
 
 
 def _scalar(value: float | Choice) -> Any:
@@ -175,10 +169,9 @@ def build_member_step(
     def make_step(values: Hyperparameters) -> TrainStep:
         schedule = build_schedule(shared, examples, values.learning_rate)
         optimizer = build_optimizer(shared, schedule, model, values.weight_decay)
-        step, _ = build_steps(
+        return build_train_step(
             shared, model, optimizer, normalizer, axis_name=axis_name, values=values
         )
-        return step
 
     step = make_member_step(make_step, hyperparameters(shared), differing_values(config))
     return freeze_diverged(step, config)

@@ -18,7 +18,7 @@ from resflax.train.builders import (
     build_normalizer,
     build_optimizer,
     build_schedules,
-    build_steps,
+    build_train_step,
     total_steps,
 )
 from resflax.train.config import build_model
@@ -30,7 +30,7 @@ from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
-from resflax.train.step import make_predict_step
+from resflax.train.step import make_eval_step, make_predict_step
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
@@ -80,19 +80,17 @@ def build(
     fitted = weights and fit_to_dataset(weights, config, dataset)
     dataset = normalize_dataset(dataset, config, pretrained)
     if isinstance(engine, EnsembleEngine) and config.ensemble.method == "auto":
-        engine.set_method(_choose_method(config, engine, dataset))
+        engine = engine.with_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
     schedules = build_schedules(given, examples)
     optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member
-    train_step, eval_step = build_steps(
-        config, model, optimizer, normalizer, axis_name=engine.axis_name
-    )
+    axis_name = engine.axis_name
     if is_ensemble(given):
-        train_step = build_member_step(
-            given, model, normalizer, examples, axis_name=engine.axis_name
-        )
+        train_step = build_member_step(given, model, normalizer, examples, axis_name=axis_name)
+    else:
+        train_step = build_train_step(config, model, optimizer, normalizer, axis_name=axis_name)
 
     def read_variables(seed: int) -> Any:
         nonlocal weights
@@ -112,9 +110,9 @@ def build(
         optimizer=optimizer,
         engine=engine,
         train_step=train_step,
-        eval_step=eval_step,
+        eval_step=make_eval_step(model, normalize=normalizer, axis_name=axis_name),
         predict_step=make_predict_step(model, normalize=normalizer),
-        stats_step=make_stats_step(model, normalize=normalizer, axis_name=engine.axis_name),
+        stats_step=make_stats_step(model, normalize=normalizer, axis_name=axis_name),
     )
     run.check_model()
     return run
