@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import fresh_process, report, report_input, throughput
+from benchmarks import ensemble, fresh_process, report, report_input, throughput
 from benchmarks.fresh_process import FRESH_PROCESS_BENCHMARKS
 from benchmarks.input_benchmarks import INPUT_BENCHMARKS
 from benchmarks.machine import describe, machine
@@ -28,6 +28,8 @@ DESCRIPTION = """Measures resflax against a plain Flax linen ResNet and a PyTorc
   memory     peak memory of training
   decode     JPEG decoders on one thread: time, and equality of the pixels
   loader     batches of JPEGs from worker processes, against PyTorch's DataLoader
+  ensemble   training steps of several members: one program (resflax) against their steps one
+             after another, one process each (processes), and torch.func (torch)
   input      overhead of the trainer's input paths over steps on a fixed batch: small images from
              memory, large ones from JPEGs
 """
@@ -40,6 +42,8 @@ peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resf
   unset for resflax), in inference through `model.apply`. In inference also onnxruntime and openvino
   (on our ONNX export; onnxruntime always in float32), and resflax:jax (the inference form in JAX).
   resflax itself always runs. The first peer is the baseline of the ratios.
+  For ensemble: processes, torch (torch.func), torch:separate (one after another), resflax:cpu, and
+  vmap or map to name the method.
   For decode, peers are decoders: simplejpeg, opencv, imagecodecs, pillow, pillow:draft. For loader:
   torch. input has no peers.
 
@@ -49,6 +53,7 @@ examples:
     --peers=onnxruntime,openvino,torch
   python -m benchmarks compile --models=cifar_resnet110 --peers=flax
   python -m benchmarks step --models=resnet50 --layers
+  python -m benchmarks ensemble --models=cifar_resnet8@8:64 --members=1,8 --peers=processes
   python -m benchmarks input --models=cifar_resnet20,resnet50 --seconds=10
 """
 
@@ -76,6 +81,7 @@ COMMANDS = {
     "memory": Defaults(rounds=1),
     "decode": Defaults(rounds=5, models="resnet50@224:64", peers=None),
     "loader": Defaults(rounds=5, seconds=3.0, models="resnet50@224:64", peers="torch"),
+    "ensemble": Defaults(rounds=5, models=ensemble.MODELS, peers="processes,torch,torch:separate"),
     "input": Defaults(rounds=9, seconds=4.0, peers=""),
 }
 # Packages whose modules have another name.
@@ -94,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("command", metavar="COMMAND", help=", ".join(COMMANDS))
     add("--models", metavar="A,B", help="default: cifar_resnet20; decode, loader: resnet50@224:64")
     add("--peers", metavar="A,B", help="default: torch,flax; compile: flax; decode: all installed")
+    add("--members", metavar="N,M", help="for ensemble; default: 1,2,4,8,16")
     add("--batch", type=int, help="batch size of models without one; default for inference: 1")
     add(
         "--dtype",
@@ -112,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _required_modules(command: str) -> dict[str, str]:
     """Returns, for each implementation of a command, the module that must be installed."""
+    if command == "ensemble":
+        return {name: AUXILIARY[row.worker].requires for name, row in ensemble.CONTENDERS.items()}
     if command == "decode":
         return {name: decoder.requires for name, decoder in DECODERS.items()}
     if command == "loader":
@@ -129,7 +138,8 @@ def select_implementations(command: str, peers: str) -> list[str]:
       UserError: if a peer is unknown or its library is not installed.
     """
     required = _required_modules(command)
-    names = list(dict.fromkeys(["resflax", *filter(None, peers.split(","))]))
+    first = ensemble.ALWAYS if command == "ensemble" else ("resflax",)
+    names = list(dict.fromkeys([*first, *filter(None, peers.split(","))]))
     for name in names:
         if name not in required:
             raise unknown("peer", name, required)
@@ -153,6 +163,14 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--seconds is {args.seconds}: expected a number from 0 to 600")
 
 
+def _check_members(args: argparse.Namespace) -> None:
+    if args.members is None:
+        return
+    if args.command != "ensemble":
+        raise UserError(f"--members is for ensemble only, not for {args.command}")
+    ensemble.parse_members(args.members)
+
+
 def check_json_path(path: Path | None) -> None:
     """Raises `UserError` if `--json` cannot be written."""
     if path and not path.parent.is_dir():
@@ -165,10 +183,11 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
     batch = args.batch or (1 if args.command == "inference" else None)
     models = args.models if args.models is not None else COMMANDS[args.command].models
     names = [name for name in models.split(",") if name]
+    needs_peers = args.command != "ensemble"
     if not names:
         raise UserError("--models is empty: expected names, e.g. --models=resnet50,cifar_resnet20")
     return [
-        parse_task(name, batch=batch, dtype=dtype, device=args.device)
+        parse_task(name, batch=batch, needs_peers=needs_peers, dtype=dtype, device=args.device)
         for dtype in args.dtype.split(",")
         for name in names
     ]
@@ -177,6 +196,9 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
 def _measure(task: Task, args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     rounds = args.rounds or COMMANDS[args.command].rounds
     seconds = args.seconds or COMMANDS[args.command].seconds
+    if args.command == "ensemble":
+        members = ensemble.parse_members(args.members or ensemble.MEMBERS)
+        return ensemble.measure(task, names, members, rounds, seconds)
     if args.command in FRESH_PROCESS_BENCHMARKS:
         return fresh_process.measure(task, args.command, names, rounds)
     if args.command in INPUT_BENCHMARKS:
@@ -185,6 +207,8 @@ def _measure(task: Task, args: argparse.Namespace, names: list[str]) -> dict[str
 
 
 def _table(result: dict[str, Any], command: str, baseline: str) -> str:
+    if command == "ensemble":
+        return ensemble.ensemble_table(result)
     if command in FRESH_PROCESS_BENCHMARKS:
         return report.fresh_process_table(result, command)
     if command in INPUT_BENCHMARKS:
@@ -200,6 +224,7 @@ def main(argv: list[str]) -> None:
     for dtype in args.dtype.split(","):
         check_choice("dtype", dtype, DTYPES)
     _check_numbers(args)
+    _check_members(args)
     check_json_path(args.json)
     tasks = _tasks(args)
     if args.layers:

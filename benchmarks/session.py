@@ -121,6 +121,14 @@ class Session:
                 "blocked_seconds": model.blocked - blocked,
             }
 
+    def member_losses(self, case: str, steps: int) -> dict[str, list[float]]:
+        """Returns the losses of each of a case's first steps, by step and member."""
+        return {"losses": self.model.losses(case, steps)}
+
+    def member_compile(self, case: str) -> dict[str, float]:
+        """Compiles the step of a case; returns the seconds."""
+        return {"seconds": self.model.compile_seconds(case)}
+
     def compile(self) -> dict[str, float]:
         """Times the compilation of the training step."""
         self.load()

@@ -75,21 +75,25 @@ def _parse_int(text: str, description: str, maximum: int) -> int:
     return int(text)
 
 
-def parse_task(text: str, *, batch: int | None = None, **fields: Any) -> Task:
+def parse_task(
+    text: str, *, batch: int | None = None, needs_peers: bool = True, **fields: Any
+) -> Task:
     """Parses `name[@size][:batch]`.
 
     Args:
       text: the model, with optional image size and batch size.
       batch: batch size if `text` has none; None for `default_batch`.
+      needs_peers: whether the peers must implement the network.
       **fields: other fields of the task.
 
     Raises:
-      UserError: if the name, size or batch is invalid, or if the peers do not implement the model.
+      UserError: if the name, size or batch is invalid, or if the peers do not implement the model
+        although they must.
     """
     rest, _, batch_text = text.partition(":")
     model, _, size_text = rest.partition("@")
     spec = get_spec(model)
-    if spec.preact or spec.shortcut not in ("A", "B"):
+    if needs_peers and (spec.preact or spec.shortcut not in ("A", "B")):
         raise UserError(
             f"the peers do not implement {model!r}: expected a post-activation network with"
             " shortcuts A or B"

@@ -98,20 +98,32 @@ def test_command_recomputes_the_batch_statistics(workdir, tmp_path, capsys):
     assert (loaded.classes, loaded.preprocess) == (CONFIG.labels, preprocess)
 
 
+def set_validation(workdir, share):
+    data = {"validation_seed": 0, "image_size": 0, "on_bad_example": "raise", "data_dir": ""}
+    data |= {"validation": share, "channels": 0}
+    set_config(workdir, dataset="digits", data=data, seed=0, dtype="float32")
+
+
 @pytest.mark.slow
-def test_command_leaves_out_what_the_run_held_out(workdir, tmp_path, capsys):
-    data = {"validation": 0.1, "validation_seed": 0, "image_size": 0, "on_bad_example": "raise"}
-    set_config(
-        workdir,
-        dataset="digits",
-        data={**data, "data_dir": "", "channels": 0},
-        seed=0,
-        dtype="float32",
-    )
+@pytest.mark.parametrize("dataset", [[], ["--dataset=digits"]], ids=["default", "named"])
+def test_command_leaves_out_what_the_run_held_out(workdir, tmp_path, capsys, dataset):
+    set_validation(workdir, 0.1)
     out = tmp_path / "average"
-    assert run_command("average", f"{workdir}@last:2", "--batch-size=1293", f"--out={out}") == 0
+    words = [f"{workdir}@last:2", "--batch-size=1293", f"--out={out}", *dataset]
+    assert run_command("average", *words) == 0
     assert "of 1,293 images" in capsys.readouterr().out
     assert "average of 2 networks" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dataset", [[], ["--dataset=digits"]], ids=["default", "named"])
+def test_command_refuses_different_training_data(workdir, tmp_path, capsys, dataset):
+    other = write_workdir(tmp_path / "other", SavedStep(4))
+    set_validation(workdir, 0.1)
+    set_validation(other, 0.0)
+    out = tmp_path / "average"
+    assert run_command("average", str(workdir), str(other), f"--out={out}", *dataset) == 2
+    assert "the runs held out different examples" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

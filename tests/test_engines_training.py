@@ -20,7 +20,7 @@ from resflax.train.builders import (
     build_normalizer,
     build_optimizer,
     build_schedule,
-    build_steps,
+    build_train_step,
 )
 from resflax.train.input_pipeline import make_device_step_fn
 from resflax.train.run import build_state
@@ -117,7 +117,7 @@ def train_with_random_steps(digits, name, devices):
     engine = make_engine(name, jax.devices()[:devices])
     optimizer = build_optimizer(config, build_schedule(config, len(digits.train)))
     normalizer = build_normalizer(digits.train)
-    step, _ = build_steps(config, model, optimizer, normalizer, axis_name=engine.axis_name)
+    step = build_train_step(config, model, optimizer, normalizer, axis_name=engine.axis_name)
     step_fn = make_device_step_fn(engine, step, digits.train, config, 0, 3)
     state = engine.put_state(build_state(config, model, optimizer, digits.image_shape))
     losses = []

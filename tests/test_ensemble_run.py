@@ -10,6 +10,7 @@ from helpers.modules import NormNet
 from resflax import UserError
 from resflax.data import load_dataset
 from resflax.run.checkpoint import latest_valid_metadata
+from resflax.run.curves import draw_curves
 from resflax.run.progress import RunProgress
 from resflax.train import Trainer, Workdir, build, default_config, loop
 from resflax.train.config import to_json_dict
@@ -153,3 +154,58 @@ def test_member_without_finite_outputs_is_left_out(tmp_path):
     assert results["members"][1]["nll"] is None
     assert results["members"][1]["accuracy"] == 0
     assert np.isfinite(results["ensemble"]["nll"])
+
+
+def test_member_without_finite_outputs_no_longer_trains(tmp_path):
+    config = make_config(size=2, epochs=2, batch_size=64, ensemble__on_diverged="freeze")
+    trainer, states, lines = Trainer(build(config, model=NormNet(), dataset=DIGITS)), [], []
+    trainer.eval_state = lambda state: states.append(jax.device_get(state)) or state
+    evaluate = trainer.evaluate
+
+    def evaluate_as_not_finite(*args):
+        test = evaluate(*args)
+        test["members"]["loss"][1] = None
+        return test
+
+    trainer.evaluate = evaluate_as_not_finite
+    progress = RunProgress(1, silent=True)
+    progress.print = lines.append
+    with Workdir.open(tmp_path, to_json_dict(config)) as workdir:
+        results = loop.fit(trainer, workdir, progress)
+    first, last = states
+    kernels = [state.params["head"]["kernel"] for state in states]
+    np.testing.assert_array_equal(kernels[0][1], kernels[1][1])
+    assert (kernels[0][0] != kernels[1][0]).any()
+    assert last.member["diverged_at"].tolist() == [0, int(first.step[0])]
+    assert results["members"][1]["diverged_at"] == int(first.step[0])
+    assert latest_valid_metadata(tmp_path / "checkpoints")["ensemble"]["dropped"] == [1]
+    [warning] = [line for line in lines if line.startswith("warning")]
+    assert "test loss is nan at step" in warning
+    assert warning.endswith("it is left out, the others continue")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ([], ["members, test", "members' mean, train", "ensemble, test"]),
+        (["a", "b"], ["a, test", "b, test", "members' mean, train", "ensemble, test"]),
+        (["a", "b"] * 4, ["members, test", "members' mean, train", "ensemble, test"]),
+    ],
+)
+def test_curves_name_the_lines_of_an_ensemble(names, labels, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        "resflax.run.curves.save", lambda figure, path, title: figures.append(figure)
+    )
+    values = {"loss": [2.2, 2.3] * 4, "accuracy": [0.2, 0.3] * 4}
+    members = {key: row[: len(names) or 2] for key, row in values.items()}
+    rows = [{"split": split, "loss": 2.25, "accuracy": 0.2} for split in ("train", "test")]
+    records = [row | {"step": step, "members": members} for step in (1, 2) for row in rows]
+    draw_curves(records, tmp_path / "curves.png", "title", names)
+    figures[0].canvas.draw()
+    assert figures[0].axes[1].get_legend_handles_labels()[1] == labels
+    axis = figures[0].axes[0].yaxis
+    ticks = [label.get_text() for label in axis.get_ticklabels(which="both")]
+    assert any(ticks)
+    for tick in filter(None, ticks):
+        float(tick)  # no powers of ten

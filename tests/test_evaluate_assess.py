@@ -21,8 +21,8 @@ from resflax.metrics import (
     apply_temperature,
     classification_metrics,
     fit_temperature,
+    log_mean_probability,
     log_softmax,
-    mean_log_probability,
 )
 
 CLASSES, MEMBERS, SIDE = 4, 3, 2
@@ -83,7 +83,7 @@ def assert_metrics(values, log_p, labels):
 
 def test_members_and_ensemble_have_metrics_of_their_own(values):
     log_p, labels = log_p_of(TEST)
-    assert_metrics(values["ensemble"], mean_log_probability(log_p), labels)
+    assert_metrics(values["ensemble"], log_mean_probability(log_p), labels)
     for member, own in zip(values["members"], log_p, strict=True):
         assert_metrics(member, own, labels)
     nll = [member["nll"] for member in values["members"]]
@@ -109,8 +109,8 @@ def test_temperatures_are_fitted_to_held_out_data(assessment, values):
     for own, fitted_to, measured in (
         (
             values["ensemble"]["calibrated"],
-            mean_log_probability(held_out),
-            mean_log_probability(log_p),
+            log_mean_probability(held_out),
+            log_mean_probability(log_p),
         ),
         (values["members"][1]["calibrated"], held_out[1], log_p[1]),
     ):
@@ -129,7 +129,7 @@ def test_halves_of_the_split_calibrate_each_other():
     log_p, labels = log_p_of(TEST)
     order = np.random.default_rng(0).permutation(301)
     first, second = np.sort(order[:151]), np.sort(order[151:])
-    ensemble, nll = mean_log_probability(log_p), np.zeros(301)
+    ensemble, nll = log_mean_probability(log_p), np.zeros(301)
     for fitted_to, measured in ((first, second), (second, first)):
         temperature = fit_temperature(ensemble[fitted_to], labels[fitted_to])
         scaled = apply_temperature(ensemble[measured], temperature)
@@ -164,11 +164,14 @@ def test_size_curve_ends_at_the_ensemble(values):
     np.testing.assert_allclose(curve["calibrated_nll"][-1], calibrated_nll, rtol=1e-6)
 
 
+@pytest.mark.parametrize("data", [HELD_OUT, TEST_HALVES])
 @pytest.mark.parametrize("method", ["lac", "aps", "raps"])
-def test_conformal_sets_cover_the_label(method):
+def test_conformal_sets_cover_the_label(method, data):
     """Within four standard deviations: of the held-out examples and of those that are covered."""
     source, held_out = make_source(4000, 2), make_source(2000, 3)
-    request = Request(NAMES, held_out=runner(held_out, 500), alpha=0.2)
+    request = Request(NAMES, cross_validate=True, alpha=0.2)
+    if data == HELD_OUT:
+        request = Request(NAMES, held_out=runner(held_out, 500), alpha=0.2)
     sets = summarize_system(assess(runner(source, 500), request), 0)["conformal"]
     deviation = np.sqrt(0.2 * 0.8 * (1 / 4000 + 1 / 2000))
     assert abs(sets[method]["coverage"] - 0.8) < 4 * deviation
@@ -177,9 +180,9 @@ def test_conformal_sets_cover_the_label(method):
 
 def test_lac_sets_are_the_probable_classes(assessment):
     held_out, held_labels = log_p_of(HELD)
-    scores = np.sort(1 - np.exp(mean_log_probability(held_out))[np.arange(203), held_labels])
+    scores = np.sort(1 - np.exp(log_mean_probability(held_out))[np.arange(203), held_labels])
     threshold = scores[int(np.ceil(204 * 0.9)) - 1]
-    sets = 1 - np.exp(mean_log_probability(log_p_of(TEST)[0])) <= threshold + 1e-6
+    sets = 1 - np.exp(log_mean_probability(log_p_of(TEST)[0])) <= threshold + 1e-6
     np.testing.assert_array_equal(assessment.calibration.scores.sets[0]["lac"].size, sets.sum(-1))
 
 
@@ -191,7 +194,7 @@ def test_detection_is_that_of_scikit_learn(assessment):
     outside = runner(other)(reduction).examples
     found = ood.compare(systems, assessment.scored.ood, outside)
     logits = [member_logits(source.split.images) for source in (TEST, other)]
-    p = [np.exp(mean_log_probability(log_softmax(part))) for part in logits]
+    p = [np.exp(log_mean_probability(log_softmax(part))) for part in logits]
     is_out = np.repeat([0, 1], [301, 150])
     expected = {
         "max_probability": [-part.max(-1) for part in p],
@@ -212,11 +215,19 @@ def test_selected_members_are_a_system_of_their_own():
     values = summarize_members(result, NAMES)["selected"]
     assert len(values["members"]) == 2
     log_p, labels = log_p_of(TEST)
-    assert_metrics(values, mean_log_probability(log_p[values["members"]]), labels)
+    assert_metrics(values, log_mean_probability(log_p[values["members"]]), labels)
     held_out, held_labels = log_p_of(HELD)
     singles = [-own[np.arange(203), held_labels].mean() for own in held_out]
     assert int(np.argmin(singles)) in values["members"]
     assert values["where"] == f"runs/x#{values['members'][0]},{values['members'][1]}"
+
+
+def test_selected_members_have_no_conformal_sets(values):
+    """The held-out examples chose them: thresholds on the same examples miss more labels."""
+    selected = summarize_members(assess(runner(TEST), REQUEST._replace(select=2)), NAMES)
+    assert "conformal" not in selected["selected"]
+    assert "temperature" in selected["selected"]["calibrated"]
+    assert selected["ensemble"]["conformal"] == values["ensemble"]["conformal"]
 
 
 def test_single_network_is_one_system():

@@ -26,7 +26,7 @@ from resflax.evaluate.corruptions import (
 )
 from resflax.evaluate.systems import make_systems
 from resflax.evaluate.views import Views
-from resflax.metrics import classification_metrics, log_softmax, mean_log_probability
+from resflax.metrics import classification_metrics, log_mean_probability, log_softmax
 
 CLASSES, SIDE, COUNT = 3, 8, 21
 SYSTEMS = make_systems(["a", "b"])
@@ -64,7 +64,7 @@ def test_corrupted_sums_match_all_examples_at_once(split):
             condition.name, jnp.asarray(images), jnp.arange(COUNT), condition.severity, seed=3
         )
         log_p = log_softmax(member_logits(corrupted))
-        for i, own in enumerate([mean_log_probability(log_p), *log_p]):
+        for i, own in enumerate([log_mean_probability(log_p), *log_p]):
             expected = classification_metrics(own, labels)
             assert found.accuracy[i] == expected.accuracy
             np.testing.assert_allclose(found.mean_nll[i], expected.nll, rtol=1e-12)

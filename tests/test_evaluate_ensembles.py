@@ -4,15 +4,19 @@ import csv
 import json
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.image_folders import write_folder
 from helpers.workdirs import PREPROCESS, SavedStep, write_workdir
+from sklearn.metrics import roc_auc_score
 
 from resflax.cli.main import main
 from resflax.data import load_dataset, normalize
+from resflax.data.corruptions import corrupt_batch
+from resflax.data.held_out import split_labels
 from resflax.evaluate.classifier import EnsembleClassifier
-from resflax.metrics import classification_metrics, log_softmax, mean_log_probability
+from resflax.metrics import classification_metrics, log_mean_probability, log_softmax
 from resflax.weights import PretrainedConfig, load_ensemble
 from resflax.zoo import get_spec
 
@@ -59,6 +63,14 @@ def single(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """A run that streamed its images."""
+    path = tmp_path_factory.mktemp("runs") / "o"
+    write_workdir(path, SavedStep(9, 0.5), config=CONFIG)
+    return set_config(path, image_size=8)
+
+
+@pytest.fixture(scope="module")
 def evaluation(ensemble, tmp_path_factory):
     """The ensemble evaluated with every option."""
     out = tmp_path_factory.mktemp("evaluation")
@@ -75,15 +87,21 @@ def read(out):
     return json.loads((out / "evaluation.json").read_text())
 
 
-def predictions_of(where):
-    """Returns the log-probabilities of `model.apply`, by member, on the digits, and the labels."""
-    networks, test = load_ensemble(where), load_dataset("digits").test
-    x = normalize(test.images, mean=networks.preprocess.mean, std=networks.preprocess.std)
+def logits_of(where, images):
+    """Returns the logits of `model.apply`, by member."""
+    networks = load_ensemble(where)
+    x = normalize(images, mean=networks.preprocess.mean, std=networks.preprocess.std)
     logits = [
         networks.model.apply(jax_index(networks.variables, i), x, train=False)
         for i in range(networks.size)
     ]
-    return log_softmax(np.stack(logits)), test.labels
+    return np.stack(logits)
+
+
+def predictions_of(where):
+    """Returns the log-probabilities of `model.apply`, by member, on the digits, and the labels."""
+    test = load_dataset("digits").test
+    return log_softmax(logits_of(where, test.images)), test.labels
 
 
 def jax_index(tree, i):
@@ -95,7 +113,7 @@ def jax_index(tree, i):
 def test_ensemble_has_the_metrics_of_its_mean_probabilities(ensemble, evaluation):
     values = read(evaluation)
     log_p, labels = predictions_of(ensemble)
-    expected = classification_metrics(mean_log_probability(log_p), labels)
+    expected = classification_metrics(log_mean_probability(log_p), labels)
     for key in ("accuracy", "nll", "brier", "ece"):
         np.testing.assert_allclose(values["ensemble"][key], getattr(expected, key), rtol=1e-3)
         assert values[key] == values["ensemble"][key]
@@ -122,7 +140,7 @@ def test_several_runs_form_an_ensemble(ensemble, single, tmp_path):
     assert [m["where"] for m in values["members"]] == [f"{ensemble}#0", str(single)]
     assert values["calibration"]["data"] == "the other half of the test split"
     log_p, labels = predictions_of([f"{ensemble}#0", single])
-    expected = classification_metrics(mean_log_probability(log_p), labels)
+    expected = classification_metrics(log_mean_probability(log_p), labels)
     np.testing.assert_allclose(values["nll"], expected.nll, rtol=1e-3)
 
 
@@ -138,10 +156,12 @@ def test_selection_names_the_members_for_other_commands(ensemble, evaluation, tm
 def test_reports_have_every_part(evaluation, ensemble, capsys):
     values = read(evaluation)
     assert set(values["conformal"]) == {"alpha", "lac", "aps", "raps"}
+    assert "conformal" not in values["selected"]
     detected = values["ood"]["fake:9x7x3:2:160"]
     assert detected["examples"] == 20
     assert set(detected["scores"]) == {"max_probability", "energy", "entropy", "mutual_information"}
     assert values["deep_ensemble_equivalent"]["reference"] == "its own members"
+    assert values["deep_ensemble_equivalent"]["members"] == MEMBERS
     for name in ("reliability", "confusion", "risk_coverage", "size"):
         assert (evaluation / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with (evaluation / "p.csv").open() as file:
@@ -150,12 +170,18 @@ def test_reports_have_every_part(evaluation, ensemble, capsys):
     np.testing.assert_allclose(np.mean(information), values["ensemble"]["mutual_information"])
 
 
-def test_deep_ensemble_is_a_reference_for_other_networks(single, evaluation, tmp_path, capsys):
+def test_deep_ensemble_is_a_reference_for_other_networks(ensemble, evaluation, tmp_path, capsys):
+    """The best member is as good as some number of members between one and all."""
     file = evaluation / "evaluation.json"
-    evaluate(single, f"--out={tmp_path}", f"--deep-ensemble={file}")
+    members = [member["calibrated"]["nll"] for member in read(evaluation)["members"]]
+    curve = read(evaluation)["size_curve"]["calibrated_nll"]
+    best = int(np.argmin(members))
+    assert curve[0] > members[best] > curve[-1]
+    evaluate(f"{ensemble}#{best}", f"--out={tmp_path}", f"--deep-ensemble={file}")
     found = read(tmp_path)["deep_ensemble_equivalent"]
     assert found["reference"] == str(file)
-    assert found["members"] is None or 1 <= found["members"] <= MEMBERS
+    expected = np.interp(-members[best], np.negative(curve), [1, 2, 3])
+    np.testing.assert_allclose(found["members"], expected, rtol=1e-3)
     assert "by the calibrated likelihood as good as" in capsys.readouterr().out
 
 
@@ -184,10 +210,28 @@ def test_corrupted_images_are_detected(ensemble, tmp_path):
     evaluate(ensemble, f"--out={tmp_path}", f"--ood={name}", "--calibrate=none")
     detected = read(tmp_path)["ood"][name]
     assert detected["examples"] == 360
-    assert 0 < detected["scores"]["energy"]["auroc"] < 1
+    images = load_dataset("digits").test.images
+    corrupted = corrupt_batch("gaussian_noise", jnp.asarray(images), jnp.arange(360), 5, seed=0)
+    logits = [logits_of(ensemble, part) for part in (images, corrupted)]
+    energy = np.concatenate([-np.log(np.exp(part).sum(-1)).mean(0) for part in logits])
+    expected = roc_auc_score(np.repeat([0, 1], 360), energy)
+    assert abs(expected - 0.5) > 0.01  # so that the orientation matters
+    np.testing.assert_allclose(detected["scores"]["energy"]["auroc"], expected, atol=1e-3)
 
 
-# Arguments, and a regular expression for the error. {e} and {s} are the runs.
+def test_training_split_is_without_the_calibration_data(ensemble, tmp_path):
+    evaluate(ensemble, f"--out={tmp_path}", "--split=train")
+    values, train = read(tmp_path), load_dataset("digits").train
+    indices = split_labels(train.labels, DATA["validation"], DATA["validation_seed"])
+    assert (values["examples"], values["calibration"]["examples"]) == (1151, 286)
+    assert values["split"] == "digits, train, without held-out 0.2"
+    log_p = log_softmax(logits_of(ensemble, train.images[indices.train]))
+    expected = classification_metrics(log_mean_probability(log_p), train.labels[indices.train])
+    np.testing.assert_allclose(values["nll"], expected.nll, rtol=1e-3)
+    assert values["class_examples"] == np.bincount(train.labels[indices.train]).tolist()
+
+
+# Arguments, and a regular expression for the error. {e}, {s} and {o} are the runs.
 INVALID = {
     "conformal 1": (["{e}", "--conformal=1"], "--conformal is 1: expected a number between"),
     "conformal without calibration": (
@@ -207,7 +251,11 @@ INVALID = {
     "selection of no member": (["{e}", "--select=-1"], "expected the number of members"),
     "selection on test data": (["{e}", "--select=1", "--calibrate=test"], "held-out training data"),
     "member twice": (["{e}", "{e}#1"], "is given twice"),
-    "unknown member": (["{e}#7"], "7"),
+    "streamed run besides one in memory": (
+        ["{e}", "{o}", "--calibrate=held-out"],
+        "held out different examples",
+    ),
+    "unknown member": (["{e}#7"], "has no member 7"),
     "other dataset twice": (["{e}", "--ood=digits", "--ood=digits"], "has a dataset twice"),
     "unknown other dataset": (["{e}", "--ood=digitz"], "did you mean digits"),
     "unknown corruption": (["{e}", "--ood=corrupted:fogg:1"], "did you mean fog"),
@@ -221,9 +269,9 @@ INVALID = {
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_invalid_options_are_one_line(name, ensemble, single, tmp_path, capsys):
+def test_invalid_options_are_one_line(name, ensemble, single, streamed, tmp_path, capsys):
     arguments, message = INVALID[name]
-    words = [argument.format(e=ensemble, s=single) for argument in arguments]
+    words = [argument.format(e=ensemble, s=single, o=streamed) for argument in arguments]
     out = tmp_path / "out"
     assert main(["evaluate", *words, f"--out={out}"]) == 2
     captured = capsys.readouterr()

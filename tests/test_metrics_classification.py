@@ -10,8 +10,8 @@ from resflax.metrics import (
     classification_metrics,
     equal_mass_bins,
     equal_width_bins,
+    log_mean_probability,
     log_softmax,
-    mean_log_probability,
     score_examples,
 )
 
@@ -124,7 +124,7 @@ def test_log_softmax_is_finite_for_large_logits():
 
 def test_mean_of_views_is_the_mean_of_probabilities():
     views = log_softmax(np.random.default_rng(0).standard_normal((10, 4, 6)))
-    np.testing.assert_allclose(np.exp(mean_log_probability(views)), np.exp(views).mean(0))
+    np.testing.assert_allclose(np.exp(log_mean_probability(views)), np.exp(views).mean(0))
 
 
 cases = st.tuples(st.integers(1, 60), st.integers(2, 9), st.integers(0, 2**32 - 1))

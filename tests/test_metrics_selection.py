@@ -13,9 +13,9 @@ from resflax.metrics import (
     deep_ensemble_equivalent,
     fit_temperature,
     greedy_selection,
+    log_mean_probability,
     log_softmax,
     mean_corruption_error,
-    mean_log_probability,
     member_subsets,
     relative_corruption_errors,
     size_curve,
@@ -36,7 +36,7 @@ def label_log_p(log_p, labels):
 
 
 def ensemble_nll(log_p, labels, members):
-    mean = mean_log_probability(log_p[list(members)])
+    mean = log_mean_probability(log_p[list(members)])
     return classification_metrics(mean, labels).nll
 
 
@@ -52,14 +52,14 @@ def test_subsets_are_all_or_a_sample():
 def test_size_curve_is_the_mean_over_subsets():
     log_p, labels = members_and_labels()
     subsets = member_subsets(4)
-    temperatures = [fit_temperature(mean_log_probability(log_p[list(s)]), labels) for s in subsets]
+    temperatures = [fit_temperature(log_mean_probability(log_p[list(s)]), labels) for s in subsets]
     curve = size_curve(subsets, subset_sums(log_p, labels, subsets, temperatures))
     assert curve.size.tolist() == [1, 2, 3, 4]
     for k in range(1, 5):
         metrics, scaled = [], []
         for subset, t in zip(subsets, temperatures, strict=True):
             if len(subset) == k:
-                mean = mean_log_probability(log_p[list(subset)])
+                mean = log_mean_probability(log_p[list(subset)])
                 metrics.append(classification_metrics(mean, labels))
                 scaled.append(classification_metrics(apply_temperature(mean, t), labels).nll)
         np.testing.assert_allclose(curve.accuracy[k - 1], np.mean([m.accuracy for m in metrics]))
@@ -92,6 +92,14 @@ def test_equivalent_of_a_deep_ensemble_is_its_size():
     nll = np.array([0.5, 0.4, 0.35, 0.33])
     for size in range(1, 5):
         assert deep_ensemble_equivalent(nll[size - 1], nll) == size
+
+
+def test_equivalent_of_a_size_is_exact_in_spite_of_rounding():
+    """The same likelihood, summed in another order, is within 1e-12."""
+    nll = np.array([0.5, 0.4, 0.35, 0.33])
+    for size in range(1, 5):
+        for error in (-1e-12, 1e-12):
+            assert deep_ensemble_equivalent(nll[size - 1] * (1 + error), nll) == size
 
 
 def test_equivalent_is_interpolated_and_bounded():

@@ -1,5 +1,6 @@
 """Learning-rate schedules against their formulas."""
 
+import itertools
 import math
 
 import jax
@@ -21,22 +22,43 @@ def test_cosine_with_warmup_equals_its_formula():
         )
 
 
-@pytest.mark.parametrize(("steps", "warmup", "cycles"), [(60, 0, 3), (50, 4, 4), (7, 0, 1)])
+@pytest.mark.parametrize(
+    ("steps", "warmup", "cycles"), [(60, 0, 3), (50, 4, 4), (7, 0, 1), (16, 1, 7)]
+)
 def test_cosine_cycles_equal_their_formula(steps, warmup, cycles):
     schedule = make_schedule(
         "cosine_cycles", peak=0.4, steps=steps, warmup_steps=warmup, cycles=cycles
     )
-    length = math.ceil((steps - warmup) / cycles)
-    for t in range(1, steps - warmup + 1):  # equation 2 counts from 1
-        expected = 0.4 / 2 * (math.cos(math.pi * ((t - 1) % length) / length) + 1)
-        rate = schedule(jnp.int32(warmup + t - 1))
-        np.testing.assert_allclose(rate, expected, rtol=1e-5, atol=1e-7)
+    ends = cycle_ends(steps, warmup, cycles)
+    for start, end in itertools.pairwise([warmup, *ends]):
+        for step in range(start, end):
+            expected = 0.4 / 2 * (math.cos(math.pi * (step - start) / (end - start)) + 1)
+            np.testing.assert_allclose(schedule(jnp.int32(step)), expected, rtol=1e-5, atol=1e-7)
     starts = [0.4 * (k + 1) / warmup for k in range(warmup)]
     np.testing.assert_allclose([schedule(k) for k in range(warmup)], starts, rtol=1e-5)
-    ends = cycle_ends(steps, warmup, cycles)
-    assert (len(ends), ends[-1]) == (cycles, steps)
     for end in ends[:-1]:  # the next cycle starts at the peak
         np.testing.assert_allclose(schedule(end), 0.4, rtol=1e-6)
+    np.testing.assert_allclose(schedule(steps), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "cycles"), [(16, 0, 7), (100, 0, 7), (30, 0, 4), (562, 12, 4), (4, 0, 4)]
+)
+def test_every_cosine_cycle_ends_at_a_low_rate(steps, warmup, cycles):
+    ends = cycle_ends(steps, warmup, cycles)
+    lengths = np.diff([warmup, *ends])
+    assert (len(ends), ends[-1]) == (cycles, steps)
+    assert lengths.max() - lengths.min() <= 1
+    schedule = make_schedule(
+        "cosine_cycles", peak=1.0, steps=steps, warmup_steps=warmup, cycles=cycles
+    )
+    for end, length in zip(ends, lengths, strict=True):  # 1 - cos(x) <= x^2 / 2
+        assert schedule(end - 1) <= (math.pi / length) ** 2 / 4 + 1e-6
+
+
+def test_more_cycles_than_steps_raise_user_errors():
+    with pytest.raises(UserError, match="schedule_cycles is 5, but the run has 4 steps after the"):
+        make_schedule("cosine_cycles", peak=1.0, steps=6, warmup_steps=2, cycles=5)
 
 
 def test_step_schedule_decays_at_its_boundaries():

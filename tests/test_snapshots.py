@@ -12,7 +12,7 @@ from resflax.train import default_config
 from resflax.train.launch import fit
 from resflax.weights.readers import read_members
 
-ENDS = [4, 8, 12, 15]  # of four cycles of 15 steps
+ENDS = [3, 7, 11, 15]  # of four cycles of 15 steps
 
 
 class InterruptAfter(Interrupt):
@@ -53,7 +53,7 @@ def test_snapshots_are_kept_and_evaluated(workdir):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     tests = [record for record in records if record["split"] == "test"]
     assert [record["step"] for record in tests] == ENDS
-    named, listed = read_members(f"{workdir}@cycles"), read_members(f"{workdir}@4,8,12,15")
+    named, listed = read_members(f"{workdir}@cycles"), read_members(f"{workdir}@3,7,11,15")
     assert [weights.where for weights in named] == [f"{workdir}@{step}" for step in ENDS]
     for one, other in zip(named, listed, strict=True):
         np.testing.assert_equal(one.variables, other.variables)
@@ -73,6 +73,21 @@ def test_resumed_snapshots_have_the_same_bits(workdir, tmp_path, number):
     pairs = zip(read_members(f"{path}@cycles"), read_members(f"{workdir}@cycles"), strict=True)
     for one, other in pairs:
         np.testing.assert_equal(one.variables, other.variables)
+
+
+def test_missing_snapshot_is_an_error(tmp_path):
+    """Of the ends 1, 2, 3 and 5, the second is missing, and the last one is not reached."""
+    steps = [SavedStep(step) for step in (1, 3, 4)]
+    path = write_workdir(tmp_path / "x", *steps, metadata={"snapshots": [1, 2, 3, 5]})
+    with pytest.raises(UserError, match=r"no checkpoint at step 2, where a cycle .* as @1,3$"):
+        read_members(f"{path}@cycles")
+
+
+def test_snapshots_so_far_are_those_of_a_run_in_progress(tmp_path):
+    steps = [SavedStep(step) for step in (1, 3, 4)]
+    path = write_workdir(tmp_path / "x", *steps, metadata={"snapshots": [1, 3, 5]})
+    names = [weights.where for weights in read_members(f"{path}@cycles")]
+    assert names == [f"{path}@1", f"{path}@3"]
 
 
 def test_run_without_cycles_has_no_snapshots(tmp_path):

@@ -46,13 +46,16 @@ IMPLEMENTATIONS = {
     "openvino": Implementation("onnx_runtimes", "openvino", {"runtime": "openvino"}, trains=False),
 }
 
-# The reference matrix product, and the case sets (`CaseSet`) of the input benchmarks.
+# The reference matrix product, and the case sets (`CaseSet`) of the input and ensemble benchmarks.
 AUXILIARY = {
     "gemm": Implementation("gemm", "numpy"),
     "decoders": Implementation("decoders", "PIL"),
     "resflax loader": Implementation("loaders", "grain", {"library": "resflax"}),
     "torch loader": Implementation("loaders", "torch", {"library": "torch"}),
     "input paths": Implementation("input_paths", "jax"),
+    "ensembles": Implementation("ensembles", "jax"),
+    "ensembles:cpu": Implementation("ensembles", "jax", backend="cpu"),
+    "torch ensembles": Implementation("torch_ensembles", "torch"),
 }
 
 # Cases of the `input` benchmark: one batch reused in every step, and the trainer's input paths.

@@ -1,6 +1,7 @@
 """resflax through its public API."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,20 @@ from benchmarks.weights import Weights
 from resflax import create_model
 from resflax.nn import stack_params
 from resflax.train import TrainState, make_optimizer, make_train_step
+from resflax.train.step import TrainStep
 
 
-def make(task: Task) -> JaxModel:
-    """Makes the network of a task with the trainer's step and optimizer."""
+class Training(NamedTuple):
+    """The trainer's step for the network of a task, without its state."""
+
+    model: Any
+    optimizer: Any
+    step: TrainStep
+    make_state: Callable[[Weights], TrainState]
+
+
+def make_training(task: Task) -> Training:
+    """Makes the network, optimizer and step of a task."""
     # Without `remat`, the activations of 1,202 layers would be stored for the backward pass.
     remat = sum(task.spec["depths"]) > VERY_DEEP
     model = create_model(task.model, dtype=task.dtype, remat=remat, **task.overrides)
@@ -32,6 +43,13 @@ def make(task: Task) -> JaxModel:
             batch_stats=variables["batch_stats"],
             opt_state=optimizer.init(variables["params"]),
         )
+
+    return Training(model, optimizer, step, make_state)
+
+
+def make(task: Task) -> JaxModel:
+    """Makes the network of a task with the trainer's step and optimizer."""
+    model, _, step, make_state = make_training(task)
 
     def train_step(state: TrainState, images: Any, labels: Any) -> tuple[TrainState, Any]:
         state, metrics = step(state, {"image": images, "label": labels})

@@ -3,20 +3,19 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.cli.evaluate_data import own_dataset
 from resflax.cli.evaluate_flags import with_dashes
 from resflax.cli.export import training_command
+from resflax.cli.run_data import find_training_split, have_different_training_data, own_dataset
 from resflax.data import StreamingSplit, load_split
-from resflax.data.array_source import ArraySource
 from resflax.data.batches import eval_batches
-from resflax.data.held_out import SourceSubset, without_held_out
-from resflax.data.in_memory import read_all
+from resflax.data.held_out import SourceSubset
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
@@ -125,12 +124,14 @@ def _normalized_batches(
 
 
 def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
-    """Opens the training images, without those that the run held out.
+    """Opens the training images, without those that the runs held out.
 
     Raises:
-      UserError: if no dataset is given or known, it cannot be opened, or it is too small.
+      UserError: if no dataset is given or known, it cannot be opened, or it is too small; or if
+        the runs held out different examples.
     """
-    config = {} if args.dataset else own_dataset(args.where) or {}
+    own = own_dataset(args.where)
+    config = own if own and args.dataset in ("", own["dataset"]) else {}
     if not args.dataset and not config.get("dataset"):
         raise UserError(
             "the batch statistics need training data, and the networks are not from runs with one"
@@ -138,30 +139,34 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
         )
     data = config.get("data", {})
     on_bad_example = args.on_bad_example or data.get("on_bad_example", "raise")
-    source: Source = load_split(
-        args.dataset or config["dataset"],
-        args.split,
-        data_dir=args.data_dir or data.get("data_dir", ""),
-        on_bad_example=on_bad_example,
-        seed=config.get("seed", 0),
-    )
-    validation = data.get("validation", 0.0)
-    if validation and not data["image_size"] and not isinstance(source, ArraySource):
-        # The held-out share was chosen by the labels, which training had in memory.
-        held = read_all(source, channels=data["channels"], on_bad_example=on_bad_example)
-        source = ArraySource(source.name, held, source.classes)
     preprocess = average.config.preprocess
     split = StreamingSplit(
-        source,
+        _open_source(args, config, on_bad_example),
         max(preprocess.size),
         preprocess.channels,
         eval_transform=preprocess,
         on_bad_example=on_bad_example,
     )
-    if validation and args.split == "train":
-        trained = without_held_out(split, validation, data["validation_seed"])
-        assert isinstance(trained, StreamingSplit)
-        split = trained
     if len(split) < 2:
-        raise UserError(f"{source.name} has {len(split)} examples: expected 2 or more")
+        raise UserError(f"{split.source.name} has {len(split)} examples: expected 2 or more")
     return split
+
+
+def _open_source(args: argparse.Namespace, config: dict[str, Any], on_bad_example: str) -> Source:
+    """Opens the split; `config` is that of the runs if it is their dataset, else {}."""
+    if config and args.split == "train":
+        if have_different_training_data(args.where, args.data_dir):
+            raise UserError(
+                "the runs held out different examples, so that their training data differ: expected"
+                " runs with the same config.data, or another --dataset or --split"
+            )
+        training = find_training_split(args.where, args.data_dir)
+        if not isinstance(training, str):
+            return training.trained()
+    return load_split(
+        args.dataset or config["dataset"],
+        args.split,
+        data_dir=args.data_dir or config.get("data", {}).get("data_dir", ""),
+        on_bad_example=on_bad_example,
+        seed=config.get("seed", 0),
+    )

@@ -21,7 +21,7 @@ from resflax.train.builders import (
     build_normalizer,
     build_optimizer,
     build_schedule,
-    build_steps,
+    build_train_step,
 )
 from resflax.train.input_pipeline import train_iterator
 from resflax.train.run import build_state
@@ -73,7 +73,7 @@ class Trial:
     def __init__(self, case: Case, engine: str, devices: int, fsdp: int = 1) -> None:
         self.case, self.initial = case, case.initial
         self.engine: Engine = make_engine(engine, jax.devices()[:devices], fsdp=fsdp)
-        step, _ = build_steps(
+        step = build_train_step(
             case.config,
             case.model,
             case.optimizer,

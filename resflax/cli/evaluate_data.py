@@ -1,26 +1,23 @@
 """The data of `resflax evaluate` besides the split: held-out training data, other datasets."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from resflax.cli.evaluate_corruptions import CORRUPTED_PREFIX
+from resflax.cli.run_data import TrainingSplit
 from resflax.data import load_split
-from resflax.data.array_source import ArraySource
 from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
 from resflax.data.flat_folder import open_unlabeled_folder
-from resflax.data.held_out import SourceSubset, held_out_source
-from resflax.data.in_memory import read_all
+from resflax.data.held_out import SourceSubset
 from resflax.data.source import Source
 from resflax.errors import UserError
 from resflax.evaluate.calibrated import MAX_EXAMPLES
 from resflax.evaluate.classes import LabelMap, make_label_map
 from resflax.weights import Weights
-from resflax.weights.workdirs import split_checkpoint
 
 
 class HeldOutData(NamedTuple):
@@ -37,38 +34,19 @@ class HeldOutData(NamedTuple):
     on_bad_example: str
 
 
-def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
-    """Returns the part of the runs' config that describes their dataset.
-
-    Returns:
-      "dataset", "seed", "data" and "dtype" of the first run; None if one of `wheres` is not a
-      workdir, or they have different datasets.
-
-    Raises:
-      UserError: if a config.json cannot be read.
-    """
-    configs = [_read_config(where) for where in wheres]
-    first = configs[0]
-    if first is None or any(c is None or c["dataset"] != first["dataset"] for c in configs):
-        return None
-    return first
-
-
-def _read_config(where: str) -> dict[str, Any] | None:
-    found = split_checkpoint(where)
-    if found is None:
-        return None
-    try:
-        config = json.loads((found.folder / "config.json").read_text())
-        return {key: config[key] for key in ("dataset", "seed", "data", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{found.folder} has no valid config.json: {e}") from e
-
-
 def open_held_out(
-    args: argparse.Namespace, members: Sequence[Weights], valid_labels: Sequence[str]
+    args: argparse.Namespace,
+    training: TrainingSplit | str,
+    members: Sequence[Weights],
+    valid_labels: Sequence[str],
 ) -> HeldOutData | None:
     """Opens the training data that all runs held out by `data.validation`.
+
+    Args:
+      args: the arguments of the command.
+      training: made by `find_training_split`.
+      members: the networks.
+      valid_labels: see `make_label_map`.
 
     Returns:
       None if there are none, or calibration is not to use them.
@@ -76,49 +54,39 @@ def open_held_out(
     Raises:
       UserError: if there are none and they are needed; or if they cannot be opened.
     """
-    problem = _why_nothing_is_held_out(args.where)
-    if problem and (args.select or args.calibrate == "held-out"):
+    if isinstance(training, str) and (args.select or args.calibrate == "held-out"):
         option = f"--select={args.select}" if args.select else "--calibrate=held-out"
         raise UserError(
-            f"{option} needs held-out training data, but {problem}: train with"
+            f"{option} needs held-out training data, but {training}: train with"
             " --config.data.validation=0.1"
         )
-    if problem or args.calibrate in ("none", "test"):
+    if isinstance(training, str) or args.calibrate in ("none", "test"):
         return None
-    config = own_dataset(args.where)
-    assert config is not None
-    data = config["data"]
-    train = load_split(
-        config["dataset"],
-        "train",
-        data_dir=args.data_dir or data["data_dir"],
-        on_bad_example=data["on_bad_example"],
-        seed=config["seed"],
-    )
-    if not data["image_size"] and not isinstance(train, ArraySource):
-        split = read_all(train, channels=data["channels"], on_bad_example=data["on_bad_example"])
-        train = ArraySource(train.name, split, train.classes)
-    source = held_out_source(train, data["validation"], data["validation_seed"])
+    source = training.held_out()
     if len(source) > MAX_EXAMPLES:
         indices = np.linspace(0, len(source) - 1, MAX_EXAMPLES).astype(int)
         source = SourceSubset(source, indices, source.name)
     first = members[0].config
     label_map = make_label_map(first.labels, first.spec.num_classes, source, valid_labels)
-    return HeldOutData(source, label_map, data["on_bad_example"])
+    return HeldOutData(source, label_map, training.data["on_bad_example"])
 
 
-def _why_nothing_is_held_out(wheres: Sequence[str]) -> str:
-    """Returns why the runs have no common held-out data; "" if they have."""
-    configs = [_read_config(where) for where in wheres]
-    held_out = set()
-    for where, config in zip(wheres, configs, strict=True):
-        if config is None:
-            return f"{where} is not the workdir of a run"
-        data = config["data"]
-        if not data.get("validation"):
-            return f"the config of {where} has data.validation 0"
-        held_out.add((config["dataset"], data["validation"], data["validation_seed"]))
-    return "the runs held out different examples" if len(held_out) > 1 else ""
+def without_held_out_examples(
+    args: argparse.Namespace, source: Source, training: TrainingSplit | str
+) -> Source:
+    """Returns a split to evaluate; of the runs' training split, what they were trained on.
+
+    Otherwise calibration would be measured on examples that it was fitted to.
+
+    Args:
+      args: the arguments of the command.
+      source: the split.
+      training: made by `find_training_split`.
+    """
+    uses_held_out = args.calibrate not in ("none", "test")
+    if isinstance(training, str) or not (uses_held_out or args.split == "train"):
+        return source
+    return training.trained() if training.has_name(source.name) else source
 
 
 def open_ood(args: argparse.Namespace) -> dict[str, Source]:

@@ -13,9 +13,10 @@ from resflax.cli.evaluate_data import (
     HeldOutData,
     open_held_out,
     open_ood,
-    own_dataset,
+    without_held_out_examples,
 )
 from resflax.cli.evaluate_flags import check_image_size, parse_preprocess
+from resflax.cli.run_data import find_training_split, own_dataset
 from resflax.data import load_split
 from resflax.data.source import Source
 from resflax.errors import UserError
@@ -101,14 +102,16 @@ def make_plan(args: argparse.Namespace) -> Plan:
         check_image_size(views.scales or preprocess.size, member.config.spec)
     config = own if own and args.dataset in ("", own["dataset"]) else {}
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
+    training = find_training_split(args.where, args.data_dir)
     source = _open_source(args, config, members[0], on_bad_example)
+    source = without_held_out_examples(args, source, training)
     if reference and reference.split != source.name:
         raise UserError(
             f"{reference.name} is of {reference.split}, not of {source.name}: expected the"
             " evaluation of a deep ensemble on the same split"
         )
     label_map = make_label_map(first.labels, first.spec.num_classes, source, valid_labels)
-    held_out = open_held_out(args, members, valid_labels)
+    held_out = open_held_out(args, training, members, valid_labels)
     cross_validate = _cross_validates(args, held_out, members, label_map, len(source))
     return Plan(
         members=members,

@@ -136,6 +136,9 @@ def _explain(error: BaseException, argv: list[str]) -> UserError:
         return UserError(" ".join(lines))
     # ml_collections passes on whole tracebacks, with the error in the last line.
     reason = lines[-1] if "Traceback" in str(error) else f"{type(error).__name__}: {lines[0]}"
+    _, raised, message = reason.partition(f"{UserError.__name__}: ")
+    if raised:  # the recipe's own message
+        return UserError(message.strip())
     return UserError(f"cannot read the config file {recipe!r}: {reason.strip()}")
 
 

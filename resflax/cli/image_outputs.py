@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import read_batches
 from resflax.evaluate.classifier import Classifier, EnsembleClassifier
-from resflax.metrics import log_softmax, mean_log_probability, mutual_information
+from resflax.metrics import log_mean_probability, log_softmax, mutual_information
 from resflax.progress import ProgressMeter
 from resflax.weights import Weights
 
@@ -108,7 +108,7 @@ def compute_outputs(
         body, logits = body[: len(pixels)], logits[:, : len(pixels)]
         has_head = logits.shape[-1] > 0
         log_p = log_softmax(logits) if has_head else logits
-        probabilities = np.exp(mean_log_probability(log_p)) if has_head else logits[0]
+        probabilities = np.exp(log_mean_probability(log_p)) if has_head else logits[0]
         predictions = [top_predictions(row, classes, top) for row in probabilities]
         yield OutputBatch(
             [paths[i] for i in indices], indices, pixels, body, predictions, uncertainties(log_p)
@@ -172,7 +172,7 @@ def uncertainties(
     members, examples, _ = log_p.shape
     if members == 1:
         return [None] * examples
-    best = mean_log_probability(log_p).argmax(-1)
+    best = log_mean_probability(log_p).argmax(-1)
     agreeing = (log_p.argmax(-1) == best).sum(0).tolist()
     information = mutual_information(log_p).tolist()
     return [

@@ -72,6 +72,13 @@ def without_held_out(
     )
 
 
+def trained_source(source: Source, share: float, seed: int) -> Source:
+    """Returns the examples of a training split that are trained on; see `held_out_source`."""
+    indices = split_labels(_source_labels(source), share, seed)
+    _check_held_out(indices, share, source.name)
+    return SourceSubset(source, indices.train, f"{source.name}, without held-out {share:g}")
+
+
 def held_out_source(source: Source, share: float, seed: int) -> Source:
     """Returns the held-out examples of a training split.
 

@@ -62,8 +62,8 @@ class EnsembleEngine:
           size: number of members.
           member_devices: devices along the member axis; 0 for as many as possible.
           method: "vmap" runs the members of one device as one vectorized program, "map" one after
-            another; "auto" is "vmap" until `set_method` is called, since the best method depends on
-            the size of a batch: see `resflax.kernels.members.choose_method`.
+            another; "auto" is "vmap": the best method depends on the size of a batch, see
+            `with_method` and `resflax.kernels.members.choose_method`.
 
         Raises:
           UserError: if the members or the devices cannot be split that way.
@@ -74,17 +74,19 @@ class EnsembleEngine:
         self.member_devices = choose_member_devices(self.devices, size, member_devices)
         self.batch_devices = len(self.devices) // self.member_devices
         self.axis_name = BATCH_AXIS if self.batch_devices > 1 else None
-        self.set_method("vmap" if method == "auto" else method)
+        self.method = "vmap" if method == "auto" else method
+        self.name = f"ensemble {self.member_devices}x{self.batch_devices} {self.method}"
         grid = np.array(self.devices).reshape(self.member_devices, self.batch_devices)
         self.mesh = Mesh(grid, (MEMBER_AXIS, BATCH_AXIS))
         local = np.argwhere(np.vectorize(is_local, otypes=[bool])(grid))
         self._first, self._last = local.min(0), local.max(0) + 1
         self._gather = jax.jit(lambda tree: tree, out_shardings=self._sharding())
 
-    def set_method(self, method: str) -> None:
-        """Sets how a device runs its members, "vmap" or "map", before any step is compiled."""
-        self.method = method
-        self.name = f"ensemble {self.member_devices}x{self.batch_devices} {method}"
+    def with_method(self, method: str) -> "EnsembleEngine":
+        """Returns an engine with the same mesh that runs the members of a device by `method`."""
+        return EnsembleEngine(
+            self.devices, self.size, member_devices=self.member_devices, method=method
+        )
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from resflax.evaluate.log_probabilities import Rows, select_rows
-from resflax.evaluate.systems import System, score_systems, sum_brier
+from resflax.evaluate.systems import SELECTED, System, score_systems, sum_brier
 from resflax.metrics import (
     CONFORMAL_SCORES,
     BrierSums,
@@ -80,7 +80,8 @@ class Fitted(NamedTuple):
         probabilities.
       subsets: temperature of each subset.
       thresholds: of the conformal scores of each system, by method; of its probabilities before
-        temperature scaling, since otherwise the examples would be used twice.
+        temperature scaling, since otherwise the examples would be used twice. {} for `SELECTED`:
+        the examples have chosen its members, so that its sets would miss more labels than `alpha`.
     """
 
     temperatures: tuple[float, ...]
@@ -107,7 +108,7 @@ def fit(targets: Targets, rows: Rows) -> Fitted:
 
 
 def _thresholds(system: System, rows: Rows, alpha: float) -> dict[str, float]:
-    if not alpha:
+    if not alpha or system.name == SELECTED:
         return {}
     log_p, uniform = system.log_probabilities(rows.log_p), _uniform(rows, seed=0)
     return {
@@ -138,7 +139,7 @@ class Calibrated(NamedTuple):
 
     Attributes:
       scores: after temperature scaling.
-      sets: conformal sets by method; {} without `Targets.alpha`.
+      sets: conformal sets by method; {} without thresholds.
     """
 
     scores: tuple[ExampleScores, ...]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from resflax.errors import UserError
 from resflax.evaluate.views import Images, Views
-from resflax.metrics import log_softmax, mean_log_probability
+from resflax.metrics import log_mean_probability, log_softmax
 
 # Batches whose logits may wait on the devices: enough to keep them busy.
 MAX_PENDING = 2
@@ -85,7 +85,7 @@ def average_views(batch: Any, logits: list[Any], columns: Int[np.ndarray, " clas
 
 
 def _mean_over_views(batch: Any, views: list[View]) -> Rows:
-    log_p = mean_log_probability(np.stack([view.log_p for view in views]))
+    log_p = log_mean_probability(np.stack([view.log_p for view in views]))
     log_sum_exp = np.mean([view.log_sum_exp for view in views], 0)
     return Rows(batch["index"], batch["label"], batch["weight"], log_p, log_sum_exp)
 

@@ -76,9 +76,7 @@ def _summarize_sets(sets: Sets) -> dict[str, float]:
 
 def per_example(scores: ExampleScores) -> Float[np.ndarray, "n means"]:
     """Returns the values of `MEANS` for each example."""
-    # |p - onehot|^2 = sum(p^2) - 2 p[label] + 1
-    brier = scores.sum_of_squares - 2 * np.exp(scores.label_log_probability) + 1
-    return np.stack([scores.is_correct, -scores.label_log_probability, brier], 1)
+    return np.stack([scores.is_correct, -scores.label_log_probability, scores.brier], 1)
 
 
 def bootstrap(scores: ExampleScores) -> dict[str, list[float]]:

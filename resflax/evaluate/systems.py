@@ -14,7 +14,7 @@ from resflax.metrics import (
     ExampleScores,
     apply_temperature,
     brier_sums,
-    mean_log_probability,
+    log_mean_probability,
     score_examples,
 )
 
@@ -36,7 +36,7 @@ class System(NamedTuple):
         self, log_p: Float[np.ndarray, "members n classes"]
     ) -> Float[np.ndarray, "n classes"]:
         """Returns the logarithm of the mean of the probabilities of its members."""
-        return mean_log_probability(log_p[list(self.members)])
+        return log_mean_probability(log_p[list(self.members)])
 
 
 def make_systems(names: Sequence[str], selected: Sequence[int] = ()) -> tuple[System, ...]:

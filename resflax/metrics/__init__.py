@@ -45,8 +45,8 @@ from resflax.metrics.ood import fpr95 as fpr95
 from resflax.metrics.ood import ood_scores as ood_scores
 from resflax.metrics.risk_coverage import RiskCoverage as RiskCoverage
 from resflax.metrics.scores import ExampleScores as ExampleScores
+from resflax.metrics.scores import log_mean_probability as log_mean_probability
 from resflax.metrics.scores import log_softmax as log_softmax
-from resflax.metrics.scores import mean_log_probability as mean_log_probability
 from resflax.metrics.scores import score_examples as score_examples
 from resflax.metrics.selection import Selection as Selection
 from resflax.metrics.selection import SizeCurve as SizeCurve

@@ -53,15 +53,13 @@ def summarize(scores: ExampleScores, num_classes: int) -> Metrics:
     np.add.at(confusion, (scores.label, scores.prediction), 1)
     count = confusion.sum(1)
     per_class = np.where(count, confusion.diagonal() / np.maximum(count, 1), np.nan)
-    # |p - onehot|^2 = sum(p^2) - 2 p[label] + 1
-    brier = scores.sum_of_squares - 2 * np.exp(scores.label_log_probability) + 1
     return Metrics(
         examples=examples,
         correct=correct,
         accuracy=correct / examples,
         top5=float((scores.top == scores.label[:, None]).any(-1).mean()),
         nll=float(-scores.label_log_probability.mean()),
-        brier=float(brier.mean()),
+        brier=float(scores.brier.mean()),
         ece=equal_width_bins(scores).calibration_error,
         adaptive_ece=equal_mass_bins(scores).calibration_error,
         per_class=per_class,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from resflax.metrics.checks import check_members
 from resflax.metrics.classification import Metrics, summarize
 from resflax.metrics.risk_coverage import risk_coverage
-from resflax.metrics.scores import ExampleScores, log_softmax, mean_log_probability, score_examples
+from resflax.metrics.scores import ExampleScores, log_mean_probability, log_softmax, score_examples
 from resflax.metrics.uncertainty import Uncertainty, ensemble_uncertainty
 
 Tree = TypeVar("Tree")
@@ -70,7 +70,7 @@ def score_ensemble(
     log_p = log_softmax(check_members(logits))
     return EnsembleScores(
         members=tuple(score_examples(member, labels) for member in log_p),
-        ensemble=score_examples(mean_log_probability(log_p), labels),
+        ensemble=score_examples(log_mean_probability(log_p), labels),
         uncertainty=ensemble_uncertainty(log_p),
     )
 

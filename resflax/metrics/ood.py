@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resflax.metrics.checks import check_finite, check_members
-from resflax.metrics.scores import log_softmax, mean_log_probability
-from resflax.metrics.uncertainty import entropy, expected_entropy
+from resflax.metrics.scores import log_mean_probability, log_softmax
+from resflax.metrics.uncertainty import entropy, mutual_information
 
 TRUE_POSITIVE_RATE = 0.95
 
@@ -66,8 +66,7 @@ def total_entropy(prediction: Prediction) -> Float[np.ndarray, " n"]:
 
 def information(prediction: Prediction) -> Float[np.ndarray, " n"]:
     """Returns the mutual information of prediction and member; 0 for one member."""
-    difference = entropy(prediction.mean_log_p) - expected_entropy(prediction.log_p)
-    return np.maximum(difference, 0)
+    return mutual_information(prediction.log_p)
 
 
 OOD_SCORES: dict[str, Callable[[Prediction], Float[np.ndarray, " n"]]] = {
@@ -91,7 +90,7 @@ def ood_scores(
     """
     logits = np.asarray(check_members(logits), np.float64)
     log_p = log_softmax(logits)
-    prediction = Prediction(logits, log_p, mean_log_probability(log_p))
+    prediction = Prediction(logits, log_p, log_mean_probability(log_p))
     return {name: score(prediction) for name, score in OOD_SCORES.items()}
 
 

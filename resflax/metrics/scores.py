@@ -42,6 +42,12 @@ class ExampleScores(NamedTuple):
         """Whether the prediction is the label."""
         return self.prediction == self.label
 
+    @property
+    def brier(self) -> Float[np.ndarray, " n"]:
+        """The sum over the classes of the squared differences from 1 for the label, else 0."""
+        # |p - onehot|^2 = sum(p^2) - 2 p[label] + 1
+        return self.sum_of_squares - 2 * np.exp(self.label_log_probability) + 1
+
 
 def log_softmax(logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*n classes"]:
     """Returns log-probabilities in float64.
@@ -54,7 +60,7 @@ def log_softmax(logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def mean_log_probability(
+def log_mean_probability(
     log_probabilities: Float[np.ndarray, "views *n classes"],
 ) -> Float[np.ndarray, "*n classes"]:
     """Returns the logarithm of the mean over the views, or members, of the probabilities."""

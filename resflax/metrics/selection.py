@@ -9,13 +9,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resflax.metrics.checks import check_finite, check_labels, check_members
-from resflax.metrics.scores import log_softmax, mean_log_probability
+from resflax.metrics.scores import log_mean_probability, log_softmax
 from resflax.metrics.temperature import apply_temperature
 
 # Most subsets of one size that a size curve averages over.
 MAX_SUBSETS = 32
 # Smallest improvement, in nats, for which a member is added again: more than rounding.
 MIN_IMPROVEMENT = 1e-6
+# Likelihoods that differ relatively by less are equal: more than rounding.
+TOLERANCE = 1e-9
 
 Subset = tuple[int, ...]
 
@@ -129,7 +131,7 @@ def subset_sums(
     correct, nll, scaled = np.zeros(len(subsets), np.int64), [], []
     label_log_p = log_p[:, *rows]
     for i, mean in enumerate(_subset_means(log_p, subsets)):
-        mean[rows] = mean_log_probability(label_log_p[list(subsets[i])])  # also if it underflows
+        mean[rows] = log_mean_probability(label_log_p[list(subsets[i])])  # also if it underflows
         correct[i] = (mean.argmax(-1) == rows[1]).sum()
         nll.append(-mean[rows].sum())
         if temperatures is not None:
@@ -146,7 +148,7 @@ def subset_sums(
 def _subset_means(
     log_p: Float[np.ndarray, "members n classes"], subsets: Sequence[Subset]
 ) -> Iterator[Float[np.ndarray, "n classes"]]:
-    """Yields `mean_log_probability` of each subset, with one exponential for all of them."""
+    """Yields `log_mean_probability` of each subset, with one exponential for all of them."""
     largest = log_p.max(0)
     shifted = np.exp(log_p - largest)
     for subset in subsets:
@@ -195,12 +197,13 @@ def deep_ensemble_equivalent(scaled_nll: float, reference: Float[np.ndarray, " s
     """
     curve = check_finite("reference", reference)
     target = float(check_finite("scaled_nll", scaled_nll))
-    reached = np.flatnonzero(curve <= target)
+    margin = TOLERANCE * abs(target)
+    reached = np.flatnonzero(curve <= target + margin)
     if not len(reached):
         return math.inf
     i = int(reached[0])
-    if i == 0:
-        return 1.0
+    if i == 0 or target <= curve[i] + margin:
+        return float(i + 1)
     return float(i + (curve[i - 1] - target) / (curve[i - 1] - curve[i]))
 
 

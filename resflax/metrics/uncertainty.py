@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from resflax.metrics.checks import check_members
-from resflax.metrics.scores import mean_log_probability
+from resflax.metrics.scores import log_mean_probability
 
 
 class Uncertainty(NamedTuple):
@@ -50,7 +50,7 @@ def ensemble_uncertainty(log_p: Float[np.ndarray, "members n classes"]) -> Uncer
     """
     log_p = np.asarray(check_members(log_p), np.float64)
     p = np.exp(log_p)
-    entropies, total = _entropy(p, log_p), entropy(mean_log_probability(log_p))
+    entropies, total = _entropy(p, log_p), entropy(log_mean_probability(log_p))
     return Uncertainty(
         total_entropy=total,
         expected_entropy=entropies.mean(0),
@@ -88,7 +88,7 @@ def mutual_information(log_p: Float[np.ndarray, "members n classes"]) -> Float[n
     number of members (Houlsby et al. 2011, arXiv:1112.5745, equation 2; Lakshminarayanan et al.
     2017, arXiv:1612.01474).
     """
-    total = entropy(mean_log_probability(np.asarray(check_members(log_p), np.float64)))
+    total = entropy(log_mean_probability(np.asarray(check_members(log_p), np.float64)))
     return np.maximum(total - expected_entropy(log_p), 0)
 
 

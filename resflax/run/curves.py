@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from resflax.plotting import new_figure, save
+from resflax.plotting import line_style, new_figure, save
 
 # Distinguishable in grayscale print too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -22,6 +22,8 @@ STYLES: dict[str, dict[str, Any]] = {
     },
 }
 MEMBER_STYLE: dict[str, Any] = {"color": "#8db3de", "linewidth": 0.7, "linestyle": "-"}
+# More lines than this one could not tell apart: they get one style and one label.
+MAX_NAMED_MEMBERS = 6
 
 
 class _Line(NamedTuple):
@@ -30,33 +32,53 @@ class _Line(NamedTuple):
     style: dict[str, Any]
 
 
-def _lines(records: Sequence[dict[str, Any]], key: str) -> Iterator[_Line]:
+class _PlainNumbers(LogFormatter):
+    """Labels the ticks that `LogFormatter` labels with plain numbers, 2.2 and not 2.2 x 10^0."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _lines(records: Sequence[dict[str, Any]], key: str, members: Sequence[str]) -> Iterator[_Line]:
     """Yields the lines of one plot, the members' first so that they are behind the others."""
     tests = [r for r in records if r["split"] == "test" and "members" in r]
-    members = np.array([r["members"][key] for r in tests], np.float64).T
-    for k, values in enumerate(members):
-        label = {"label": "members"} if k == 0 else {}
-        yield _Line([r["step"] for r in tests], values, MEMBER_STYLE | label)
+    is_named = 0 < len(members) <= MAX_NAMED_MEMBERS
+    for k, values in enumerate(np.array([r["members"][key] for r in tests], np.float64).T):
+        style = MEMBER_STYLE | ({"label": "members, test"} if k == 0 else {})
+        if is_named:
+            style = MEMBER_STYLE | line_style(k) | {"label": f"{members[k]}, test"}
+        yield _Line([r["step"] for r in tests], values, style)
+    labels = {"train": "members' mean, train", "test": "ensemble, test"} if tests else {}
     for split, style in STYLES.items():
         rows = [r for r in records if r["split"] == split]
         values = np.array([r[key] for r in rows], np.float64)
-        yield _Line([r["step"] for r in rows], values, style | {"label": split})
+        yield _Line([r["step"] for r in rows], values, style | {"label": labels.get(split, split)})
 
 
-def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def draw_curves(
+    records: Sequence[dict[str, Any]], path: Path, title: str, members: Sequence[str] = ()
+) -> None:
     """Plots the records of a run: loss in nats on a log scale, accuracy in percent.
 
-    Of an ensemble, thin lines show the evaluations of its members.
+    Thin lines show the evaluations of an ensemble's members.
+
+    Args:
+      records: of `metrics.jsonl`.
+      path: of the figure.
+      title: of the figure.
+      members: a name for each member, which up to `MAX_NAMED_MEMBERS` of them get in the legend.
     """
     figure, axes = new_figure(2, height=3.4)
     for ax, key, label in zip(
         axes, ("loss", "accuracy"), ("loss (nats)", "accuracy (%)"), strict=True
     ):
         factor = 100.0 if key == "accuracy" else 1.0
-        for line in _lines(records, key):
+        for line in _lines(records, key, members):
             ax.plot(line.steps, factor * line.values, **line.style)
         ax.set(xlabel="step", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_yscale("log")
-    axes[1].legend(frameon=False, loc="lower right")
+    axes[0].yaxis.set_major_formatter(_PlainNumbers())
+    axes[0].yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(2, 0.5)))
+    axes[1].legend(frameon=False, loc="lower right", fontsize=8)
     save(figure, path, title)

@@ -23,10 +23,11 @@ from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.input_pipeline import limit_in_flight
+from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
 from resflax.train.restore import restore_latest
-from resflax.train.results import ensemble_record, make_record, make_results
+from resflax.train.results import ensemble_record, make_record, make_results, member_labels
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
@@ -154,7 +155,9 @@ class TrainingLoop:
         self.progress.resume(first)
         names = param_group_names(state.params, state.batch_stats)
         self.monitor = Monitor(trainer.run, self.state, names, self._print)
-        eval_state = self._evaluate(state, first) if self._should_evaluate(first) else None
+        eval_state = None
+        if self._should_evaluate(first):
+            state, eval_state = self._evaluate(state, first)
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
             assert step_fn
@@ -163,13 +166,13 @@ class TrainingLoop:
             limit_in_flight(self.pending)
             if step == first + 1:  # compilation: the throughput is measured from its end
                 jax.block_until_ready(metrics)
-            eval_state = self._after_step(state, step)
+            state, eval_state = self._after_step(state, step)
         if self.saved_step != trainer.steps:
             self._save(state, trainer.steps)
         return eval_state or trainer.eval_state(state)
 
-    def _after_step(self, state: TrainState, step: int) -> TrainState | None:
-        """Records, evaluates, saves; returns the state that was evaluated, if any."""
+    def _after_step(self, state: TrainState, step: int) -> tuple[TrainState, TrainState | None]:
+        """Records, evaluates, saves; returns the results of `_evaluate`, if it evaluates."""
         self.throughput.step(self.config.batch_size * self.trainer.run.size)
         self.eval_batch_stats, eval_state = {}, None
         evaluates = self._should_evaluate(step)
@@ -182,10 +185,10 @@ class TrainingLoop:
         if stops:
             self._stop(state, step)
         if evaluates:
-            eval_state = self._evaluate(state, step)
+            state, eval_state = self._evaluate(state, step)
         if self._should_save(step, records):
             self._save(state, step)
-        return eval_state
+        return state, eval_state
 
     def _should_evaluate(self, step: int) -> bool:
         """Returns whether the run evaluates at this step, and has not done so before a resume."""
@@ -210,8 +213,8 @@ class TrainingLoop:
         epoch, rate = self.trainer.epoch(step), float(np.mean(self.monitor.learning_rates(step)))
         return make_record(self.config, step, epoch, split, values, rate, speed)
 
-    def _evaluate(self, state: TrainState, step: int) -> TrainState:
-        """Evaluates and records; returns the state that was evaluated."""
+    def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, TrainState]:
+        """Evaluates and records; returns the states to train from and that was evaluated."""
         eval_state = self.trainer.eval_state(state)
         test = self.trainer.evaluate(
             eval_state,
@@ -219,14 +222,15 @@ class TrainingLoop:
             lambda: self._stop_evaluation(state, step),
             self.monitor.excluded,
         )
-        self.monitor.check_test(test, step)
+        if self.monitor.check_test(test, step):
+            state = mark_diverged(state, self.engine, self.state.diverged_at)
         record = self._make_record(step, "test", test, test["count"] / self.throughput.pause())
         self.workdir.add_record(record)
         self.state.test, self.state.evaluated = test, step
         if self.config.precise_bn_batches:
             self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
         self.progress.test(record, self.throughput.remaining(step))
-        return eval_state
+        return state, eval_state
 
     def _should_save(self, step: int, metrics_drained: bool) -> bool:
         """Returns whether to save at this step, the same for all processes."""
@@ -292,9 +296,9 @@ class TrainingLoop:
         final: TrainState = self.engine.to_host(eval_state)
         if self.checkpointer:
             self.checkpointer.wait()
-            accuracy = f"test accuracy {self.state.test['accuracy']:.4f}"
-            title = f"{self.trainer.run.name} on {self.trainer.dataset.name}, {accuracy}"
-            draw_curves(self.workdir.records.all(), self.workdir.path / "curves.png", title)
+            title = f"{self.trainer.title}, test accuracy {self.state.test['accuracy']:.4f}"
+            path, labels = self.workdir.path / "curves.png", member_labels(self.config)
+            draw_curves(self.workdir.records.all(), path, title, labels)
         results = make_results(
             self.trainer.run,
             self.state,

@@ -1,11 +1,13 @@
 """The training step of one member of an ensemble, with values and failures of its own."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from resflax.distributed import Engine
 from resflax.train.choice import Choice
 from resflax.train.ensemble import Hyperparameters
 from resflax.train.metrics import Metrics
@@ -61,3 +63,17 @@ def freeze_diverged(step: TrainStep, config: ConfigDict) -> TrainStep:
         return dataclasses.replace(new, member=member), metrics
 
     return frozen_step
+
+
+def mark_diverged(state: TrainState, engine: Engine, diverged_at: Sequence[int]) -> TrainState:
+    """Returns the state of all members with the steps at which they diverged; 0 if they train.
+
+    For members that an evaluation finds: `freeze_diverged` then keeps their states.
+
+    Args:
+      state: on the devices of `engine`.
+      engine: the engine of the run.
+      diverged_at: step of each member.
+    """
+    steps = engine.put_state(np.array(diverged_at, np.int32))
+    return dataclasses.replace(state, member={**state.member, "diverged_at": steps})

@@ -61,12 +61,17 @@ class Monitor:
                     where = f"step {step}, learning rate {rates[k]:.3g}, {what}"
                     self._end_training(k, step, where, f"{reason}{note}")
 
-    def check_test(self, test: dict[str, Any], step: int) -> None:
+    def check_test(self, test: dict[str, Any], step: int) -> bool:
         """Checks the losses of an evaluation.
 
+        Returns:
+          Whether a member has diverged since the last evaluation: the state on the devices does not
+          have it yet, see `mark_diverged`.
+
         Raises:
-          UserError: if one is not finite and the run must stop.
+          UserError: if a loss is not finite and the run must stop.
         """
+        before = list(self._state.diverged_at)
         losses = test["members"]["loss"] if "members" in test else [test["loss"]]
         for k, loss in enumerate(losses):
             if (loss is None or not np.isfinite(loss)) and not self._state.diverged_at[k]:
@@ -75,15 +80,19 @@ class Monitor:
                     f" rate {self.learning_rates(step)[k]:.3g}"
                 )
                 advice = ": try a lower config.learning_rate or a config.grad_clip_norm"
-                self._end_training(k, step, what, advice)
+                self._end_training(k, step, what, advice, is_left_out=True)
+        return before != self._state.diverged_at
 
-    def _end_training(self, member: int, step: int, what: str, advice: str) -> None:
+    def _end_training(
+        self, member: int, step: int, what: str, advice: str, *, is_left_out: bool = False
+    ) -> None:
         """Marks a member as diverged and reports it, or ends the run."""
         self._state.diverged_at[member] = step
         action = self._config.ensemble.on_diverged
         if action == "stop" or all(self._state.diverged_at):
             raise UserError(f"{self._prefix(member)}{what}{advice}")
-        outcome = "keeps its last finite state" if action == "freeze" else "is left out"
+        keeps = action == "freeze" and not is_left_out
+        outcome = "keeps its last finite state" if keeps else "is left out"
         self._report(f"warning: {self._prefix(member)}{what}: it {outcome}, the others continue")
 
     def _prefix(self, member: int) -> str:
@@ -93,8 +102,8 @@ class Monitor:
 
     @property
     def excluded(self) -> list[int]:
-        """Indices of the members that are not part of the ensemble."""
-        return excluded_members(self._run, self._state)
+        """Indices of the members to leave out of the next evaluation."""
+        return _left_out(self._run, self._state)
 
     def learning_rates(self, step: int) -> list[float]:
         """Returns each member's learning rate; skipped updates do not advance the schedule."""
@@ -106,9 +115,15 @@ def excluded_members(run: Run, state: TrainerState) -> list[int]:
     """Returns the indices of the members that are not part of the ensemble.
 
     They are those that diverged, unless their last finite state is kept, and those whose outputs
-    were not finite in the last evaluation.
+    were not finite in the last evaluation. The latter no longer train, so that every later
+    evaluation leaves them out as well.
     """
-    losses = state.test.get("members", {}).get("loss", [0.0] * run.size)
+    losses = state.test.get("members", {}).get("loss", [])
+    not_finite = {k for k, loss in enumerate(losses) if loss is None}
+    return sorted(not_finite.union(_left_out(run, state)))
+
+
+def _left_out(run: Run, state: TrainerState) -> list[int]:
+    """Returns the members that diverged; none if their last finite states are kept."""
     keeps = run.config.ensemble.on_diverged == "freeze"
-    diverged = [bool(step) and not keeps for step in state.diverged_at]
-    return [k for k, loss in enumerate(losses) if diverged[k] or loss is None]
+    return [k for k, step in enumerate(state.diverged_at) if step and not keeps]

@@ -106,6 +106,20 @@ def _ensemble_results(run: Run, trainer_state: TrainerState) -> dict[str, Any]:
     return {"members": members, "ensemble": test["ensemble"]}
 
 
+def member_labels(config: ConfigDict) -> list[str]:
+    """Returns a name for each member from the values in which they differ; [] without any.
+
+    >>> from resflax.train import default_config
+    >>> config = default_config()
+    >>> config.ensemble.size, config.ensemble.learning_rate = 2, (0.1, 0.02)
+    >>> member_labels(config)
+    ['learning_rate 0.1', 'learning_rate 0.02']
+    """
+    values = differing_values(config)
+    rows = zip(*values.values(), strict=True)
+    return [", ".join(f"{k} {v:g}" for k, v in zip(values, row, strict=True)) for row in rows]
+
+
 def ensemble_record(run: Run, trainer_state: TrainerState) -> dict[str, Any] | None:
     """Returns what a checkpoint says of its members; None for a single network."""
     if not is_ensemble(run.config):

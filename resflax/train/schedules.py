@@ -1,14 +1,14 @@
 """Learning-rate schedules: optax's, as rows of a table, with linear warm-up."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from resflax.errors import unknown
+from resflax.errors import UserError, unknown
 
 
 class ScheduleRow(NamedTuple):
@@ -45,29 +45,38 @@ def _cosine(*, peak: float, steps: int, warmup_steps: int, **_: Any) -> optax.Sc
 def _cosine_cycles(
     *, peak: float, steps: int, warmup_steps: int, cycles: int, **_: Any
 ) -> optax.Schedule:
-    length = cycle_length(steps, warmup_steps, cycles)
+    ends = np.array(cycle_ends(steps, warmup_steps, cycles), np.int32) - warmup_steps
+    starts = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
+    lengths = np.maximum(1, ends - starts)
 
     def schedule(step: Any) -> Any:
-        progress = (jnp.asarray(step, jnp.int32) % length).astype(jnp.float32) / length
+        step = jnp.asarray(step, jnp.int32)
+        cycle = jnp.minimum(jnp.searchsorted(jnp.array(ends), step, side="right"), cycles - 1)
+        done = (step - jnp.array(starts)[cycle]).astype(jnp.float32)
+        progress = jnp.minimum(done / jnp.array(lengths)[cycle].astype(jnp.float32), 1.0)
         return peak / 2 * (jnp.cos(jnp.pi * progress) + 1)
 
     return schedule
 
 
-def cycle_length(steps: int, warmup_steps: int, cycles: int) -> int:
-    """Returns the number of steps of each cycle after the warm-up; the last can be shorter."""
-    return max(1, math.ceil((steps - warmup_steps) / cycles))
-
-
 def cycle_ends(steps: int, warmup_steps: int, cycles: int) -> tuple[int, ...]:
     """Returns the number of steps after which each cycle of "cosine_cycles" ends.
 
+    The cycles divide the steps after the warm-up; their lengths differ by at most one step.
+
+    Raises:
+      UserError: if there are fewer steps than cycles.
+
     >>> cycle_ends(100, 10, 3), cycle_ends(10, 0, 3)
-    ((40, 70, 100), (4, 8, 10))
+    ((40, 70, 100), (3, 6, 10))
     """
-    length = cycle_length(steps, warmup_steps, cycles)
-    ends = (min(steps, warmup_steps + length * (i + 1)) for i in range(cycles))
-    return tuple(dict.fromkeys(ends))
+    length = steps - warmup_steps
+    if cycles > max(1, length):
+        raise UserError(
+            f"config.schedule_cycles is {cycles}, but the run has {length} steps after the"
+            f" warm-up: expected at most {max(1, length)}"
+        )
+    return tuple(warmup_steps + length * i // cycles for i in range(1, cycles + 1))
 
 
 def _polynomial(
@@ -139,10 +148,11 @@ def make_schedule(
         warm-up.
       decay_rate: factor of the "step" schedule.
       power: exponent of the "polynomial" schedule.
-      cycles: number of cycles of the "cosine_cycles" schedule, of equal length.
+      cycles: number of cycles of the "cosine_cycles" schedule; their lengths differ by at most one
+        step.
 
     Raises:
-      UserError: on an unknown name.
+      UserError: on an unknown name, or if there are fewer steps than cycles.
 
     >>> schedule = make_schedule("step", peak=0.1, steps=64, boundaries=(32, 48))
     >>> [round(float(schedule(step)), 4) for step in (0, 31, 32, 48)]

@@ -46,12 +46,17 @@ class Trainer:
         """Creates the state before the first step, not yet on the engine's devices."""
         return self.run.init()
 
+    @property
+    def title(self) -> str:
+        """The number of networks, if there are several, the model and the dataset."""
+        networks = f"{self.run.size} x " if is_ensemble(self.config) else ""
+        return f"{networks}{self.run.name} on {self.dataset.name}"
+
     def summary(self) -> str:
         """Returns one line with the model, the dataset, the number of steps and the devices."""
         config, devices = self.config, self.engine.devices
-        networks = f"{self.run.size} x " if is_ensemble(config) else ""
         return (
-            f"{networks}{self.run.name} on {self.dataset.name}: {len(self.dataset.train)} examples,"
+            f"{self.title}: {len(self.dataset.train)} examples,"
             f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
             f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
         )

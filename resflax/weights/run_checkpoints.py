@@ -167,16 +167,23 @@ def _cycle_ends(path: Path, steps: list[int]) -> list[int]:
     """Returns the steps at which the cycles of the learning rate have ended.
 
     Raises:
-      UserError: if the run has no cycles, or the first one has not ended.
+      UserError: if the run has no cycles, the first one has not ended, or the checkpoint at the
+        end of one is missing.
     """
     from resflax.run.checkpoint import latest_valid_metadata
 
     metadata = latest_valid_metadata(path / "checkpoints") or {}
-    ends = [step for step in metadata.get("snapshots", []) if step in steps]
+    ends = [step for step in metadata.get("snapshots", []) if step <= max(steps)]
     if not ends:
         raise UserError(
             f"{path} has no checkpoint at the end of a cycle: expected a run with"
             " config.schedule='cosine_cycles', or @ with last, best or steps"
+        )
+    if missing := [str(step) for step in ends if step not in steps]:
+        existing = ",".join(str(step) for step in ends if step in steps) or LAST
+        raise UserError(
+            f"{path} has no checkpoint at step {', '.join(missing)}, where a cycle ended: expected"
+            f" the checkpoints at the ends of all cycles, or others, such as @{existing}"
         )
     return ends
 

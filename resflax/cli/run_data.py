@@ -1,0 +1,146 @@
+"""The dataset of runs, and the training split as they divided it by `config.data.validation`."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from resflax.data import load_split
+from resflax.data.array_source import ArraySource
+from resflax.data.fake import is_fake
+from resflax.data.held_out import held_out_source, trained_source
+from resflax.data.in_memory import read_all
+from resflax.data.source import Source
+from resflax.errors import UserError
+from resflax.weights.workdirs import split_checkpoint
+
+NOT_A_RUN = "{where} is not the workdir of a run"
+NO_VALIDATION = "the config of {where} has data.validation 0"
+
+
+def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
+    """Returns the part of the runs' config that describes their dataset.
+
+    Returns:
+      "dataset", "seed", "data" and "dtype" of the first run; None if one of `wheres` is not a
+      workdir, or they have different datasets.
+
+    Raises:
+      UserError: if a config.json cannot be read.
+    """
+    configs = [_read_config(where) for where in wheres]
+    first = configs[0]
+    if first is None or any(c is None or c["dataset"] != first["dataset"] for c in configs):
+        return None
+    return first
+
+
+def _read_config(where: str) -> dict[str, Any] | None:
+    found = split_checkpoint(where)
+    if found is None:
+        return None
+    try:
+        config = json.loads((found.folder / "config.json").read_text())
+        return {key: config[key] for key in ("dataset", "seed", "data", "dtype")}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{found.folder} has no valid config.json: {e}") from e
+
+
+class TrainingSplit:
+    """The training split of runs, in the two parts that `config.data.validation` makes.
+
+    It is opened when a part is first needed, in memory if training had it there, since only then
+    are all labels known, by which the held-out examples are chosen.
+
+    Args:
+      config: made by `own_dataset`, with `data.validation` above 0.
+      data_dir: directory of prepared TFDS datasets; "" for that of the config.
+    """
+
+    def __init__(self, config: dict[str, Any], data_dir: str = "") -> None:
+        self.config, self.data, self.data_dir = config, config["data"], data_dir
+
+    @cached_property
+    def source(self) -> Source:
+        """All examples.
+
+        Raises:
+          UserError: if they cannot be opened.
+        """
+        data = self.data
+        source = load_split(
+            self.config["dataset"],
+            "train",
+            data_dir=self.data_dir or data["data_dir"],
+            on_bad_example=data["on_bad_example"],
+            seed=self.config["seed"],
+        )
+        if data["image_size"] or isinstance(source, ArraySource):
+            return source
+        split = read_all(source, channels=data["channels"], on_bad_example=data["on_bad_example"])
+        return ArraySource(source.name, split, source.classes)
+
+    def trained(self) -> Source:
+        """Returns the examples that the runs were trained on."""
+        return trained_source(self.source, self.data["validation"], self.data["validation_seed"])
+
+    def held_out(self) -> Source:
+        """Returns the examples that the runs held out."""
+        return held_out_source(self.source, self.data["validation"], self.data["validation_seed"])
+
+    def has_name(self, name: str) -> bool:
+        """Returns whether a source with this name has the same examples."""
+        # The name of a folder is its path.
+        return Path(name).resolve() == Path(self.source.name).resolve()
+
+
+def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSplit | str:
+    """Returns the training split of runs that held out the same examples.
+
+    Args:
+      wheres: the runs.
+      data_dir: see `TrainingSplit`.
+
+    Returns:
+      Why there is none, a clause that an error message can end with, where one of `wheres` is not
+      a run, held out nothing, or held out other examples than another one.
+
+    Raises:
+      UserError: if a config.json cannot be read.
+    """
+    configs = [_read_config(where) for where in wheres]
+    choices: dict[tuple[Any, ...], str] = {}
+    for where, config in zip(wheres, configs, strict=True):
+        if config is None:
+            return NOT_A_RUN.format(where=where)
+        if not config["data"].get("validation"):
+            return NO_VALIDATION.format(where=where)
+        choices.setdefault(_choice_of_examples(config, data_dir), where)
+    if len(choices) > 1:
+        first, second = list(choices.values())[:2]
+        return f"{first} and {second} held out different examples (see config.data)"
+    first_config = configs[0]
+    assert first_config is not None
+    return TrainingSplit(first_config, data_dir)
+
+
+def have_different_training_data(wheres: Sequence[str], data_dir: str = "") -> bool:
+    """Returns whether some runs were trained on examples that others held out."""
+    configs = [config for config in map(_read_config, wheres) if config]
+    held_out = [bool(config["data"].get("validation")) for config in configs]
+    return any(held_out) and len({_choice_of_examples(c, data_dir) for c in configs}) > 1
+
+
+def _choice_of_examples(config: dict[str, Any], data_dir: str) -> tuple[Any, ...]:
+    """Returns everything in a config that determines which examples are held out."""
+    data, dataset = config["data"], config["dataset"]
+    return (
+        dataset,
+        data.get("validation", 0.0),
+        data.get("validation_seed", 0),
+        data_dir or data.get("data_dir", ""),
+        data.get("on_bad_example", "raise"),
+        bool(data.get("image_size", 0)),  # streamed: TFDS labels are unknown
+        config["seed"] if is_fake(dataset) else None,  # the noise depends on the seed
+    )
