@@ -144,6 +144,73 @@ ARGUMENTS = {
         ["--config.data.mixup=0.2", "--config.batch_size=8"],
         "batch_size 8 is not a multiple of twice the 8 devices",
     ),
+    "ensemble of size 0": (["--config.ensemble.size=0"], "ensemble.size is 0: expected 1 to"),
+    "list of another length": (
+        ["--config.ensemble.size=3", "--config.ensemble.learning_rate=(0.1, 0.2)"],
+        "ensemble.learning_rate has 2 values, \\(0.1, 0.2\\), but config.ensemble.size is 3",
+    ),
+    "list for a single network": (
+        ["--config.ensemble.mixup=(0.1,)"],
+        "but config.ensemble.size is 1: set config.data.mixup, or the size",
+    ),
+    "invalid value of a member": (
+        ["--config.ensemble.size=2", "--config.ensemble.label_smoothing=(0.1, 1.0)"],
+        "ensemble.label_smoothing\\[1\\] is 1.0: expected 0 to less than 1",
+    ),
+    "text for a member": (
+        ["--config.ensemble.size=2", "--config.ensemble.learning_rate=(0.1, 'a')"],
+        "ensemble.learning_rate\\[1\\] is 'a': expected float",
+    ),
+    "batch size by member": (
+        ["--config.ensemble.batch_size=(32, 64)"],
+        "batch_size is the same for all members, which can differ in learning_rate",
+    ),
+    "model by member": (
+        ["--config.ensemble.model=('cifar_resnet8', 'cifar_resnet20')"],
+        "model is the same for all members.*: set config.model",
+    ),
+    "equal members": (
+        ["--config.ensemble.size=2", "--config.ensemble.seeds=(3, 3)"],
+        "members 0 and 1 would be equal",
+    ),
+    "members that share every seed": (
+        [
+            "--config.ensemble.size=2",
+            "--config.ensemble.share_init=True",
+            "--config.ensemble.share_order=True",
+            "--config.ensemble.share_augment=True",
+        ],
+        "would be equal with config.ensemble.share_init",
+    ),
+    "learning rates of members and head": (
+        [
+            "--config.ensemble.size=2",
+            "--config.ensemble.learning_rate=(0.1, 0.2)",
+            "--config.head_learning_rate=0.3",
+        ],
+        "expected one of them",
+    ),
+    "fsdp with an ensemble": (
+        ["--config.ensemble.size=2", "--config.parallel=mesh", "--config.mesh.fsdp=2"],
+        "config.mesh.fsdp is 2 with config.ensemble.size=2",
+    ),
+    "drop path of a member without shortcuts": (
+        [
+            "--config.ensemble.size=2",
+            "--config.ensemble.drop_path=(0.0, 0.1)",
+            "--config.spec.shortcut=none",
+        ],
+        "a network without shortcuts needs every branch",
+    ),
+    "devices that members cannot share": (
+        ["--config.ensemble.size=3", "--config.ensemble.member_devices=2"],
+        "config.ensemble.member_devices is 2: 3 members on 8 devices need 1",
+    ),
+    "unknown method": (["--config.ensemble.method=pmap"], "expected one of auto, vmap, map"),
+    "unknown on_diverged": (
+        ["--config.ensemble.on_diverged=skip"],
+        "expected one of drop, freeze, stop",
+    ),
     "fake dataset without channels": (
         ["--config.dataset=fake:1x1"],
         "expected fake:HEIGHTxWIDTHxCHANNELS",

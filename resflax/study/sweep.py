@@ -21,10 +21,11 @@ from resflax.run.progress import RunProgress
 from resflax.run.workdir import Workdir
 from resflax.study.study_dir import JSON, OPTION, Codec, StudyDir
 from resflax.train import TrainState
-from resflax.train.builders import build, total_steps
+from resflax.train.builders import total_steps
 from resflax.train.config import RESUMABLE_KEYS, to_json_dict
 from resflax.train.loop import fit
 from resflax.train.run import Run
+from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
 
 # Minimum seconds between two checkpoints: a stopped study loses the work since the last one.

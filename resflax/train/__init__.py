@@ -4,7 +4,6 @@ from resflax.distributed import make_engine as make_engine
 from resflax.run.manifest import params_sha256 as params_sha256
 from resflax.run.progress import RunProgress as RunProgress
 from resflax.run.workdir import Workdir as Workdir
-from resflax.train.builders import build as build
 from resflax.train.config import default_config as default_config
 from resflax.train.config_rules import check_config as check_config
 from resflax.train.ensemble import stack_states as stack_states
@@ -14,6 +13,7 @@ from resflax.train.metrics import cross_entropy as cross_entropy
 from resflax.train.optim import make_optimizer as make_optimizer
 from resflax.train.precise_bn import recompute_batch_stats as recompute_batch_stats
 from resflax.train.run import Run as Run
+from resflax.train.run_builder import build as build
 from resflax.train.schedules import make_schedule as make_schedule
 from resflax.train.state import TrainState as TrainState
 from resflax.train.state import create_state as create_state

@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
+from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
 from resflax.nn import BATCH_NORM_MODES, Spec
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_augment, build_mix, build_model, default_config
-from resflax.train.ensemble_rules import METHODS, ON_DIVERGED, check_ensemble, unknown_key
+from resflax.train.ensemble_rules import ON_DIVERGED, check_ensemble, unknown_key
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS

@@ -26,7 +26,6 @@ from resflax.train.rule import (
 )
 
 GROUP = "ensemble."
-METHODS = ("auto", "vmap", "map")
 ON_DIVERGED = ("drop", "freeze", "stop")
 # Valid values of each member's seed and of `MEMBER_KEYS`.
 MEMBER_RULES: dict[str, Rule] = {

@@ -19,9 +19,9 @@ from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt
 from resflax.run.workdir import ExistingRun, Workdir
 from resflax.train import loop
-from resflax.train.builders import build
 from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.config_rules import check_config
+from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
 from resflax.weights import PretrainedConfig
 

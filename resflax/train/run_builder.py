@@ -1,0 +1,197 @@
+"""Builds the run that a config describes: dataset, model, weights, engine and steps."""
+
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from resflax.data import Dataset, StreamingSplit
+from resflax.distributed import Engine, make_engine
+from resflax.distributed.engines import check_batch_size
+from resflax.distributed.ensemble_engine import EnsembleEngine
+from resflax.errors import UserError
+from resflax.kernels.members import choose_method
+from resflax.nn import ResNet
+from resflax.train.accumulate import check_micro_batches
+from resflax.train.builders import (
+    build_member_step,
+    build_normalizer,
+    build_optimizer,
+    build_schedules,
+    build_steps,
+    total_steps,
+)
+from resflax.train.config import build_model
+from resflax.train.config_rules import check_averaging, check_config
+from resflax.train.dataset import build_dataset, normalize_dataset
+from resflax.train.ensemble import is_ensemble, shared_config
+from resflax.train.finetune import build_batch_norm
+from resflax.train.model_record import model_record
+from resflax.train.precise_bn import make_stats_step
+from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
+from resflax.train.run import Run, model_errors
+from resflax.train.step import make_predict_step
+from resflax.weights import PretrainedConfig
+from resflax.weights.bridge import stack_variables
+from resflax.weights.readers import Weights
+from resflax.zoo import create_model
+
+
+def build(
+    config: ConfigDict,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    pretrained: PretrainedConfig | None = None,
+) -> Run:
+    """Builds a run from its config.
+
+    Args:
+      config: see `default_config`.
+      model: a linen module to train instead of the config's model.
+      dataset: a dataset to train on instead of the config's dataset.
+      pretrained: config of the weights `config.pretrained`, as a checkpoint of the run has it:
+        the weights themselves are then read only if the run has to start again.
+
+    Raises:
+      UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
+    """
+    check_config(config)
+    if model is not None and config.pretrained:
+        raise UserError(
+            f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
+        )
+    if model is not None and config.ensemble.drop_path:
+        raise UserError(
+            f"config.ensemble.drop_path is {config.ensemble.drop_path!r}, but a model is given:"
+            " expected ()"
+        )
+    given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
+    config = shared_config(given)
+    engine = build_engine(config)
+    check_devices(config, engine.batch_devices)
+    weights = None
+    if config.pretrained and pretrained is None:
+        weights = read_pretrained(config)
+        pretrained = weights.config
+    dataset = dataset or build_dataset(config, pretrained)
+    check_dataset(config, dataset)
+    model = model or _build_model_for(config, dataset, pretrained)
+    fitted = weights and fit_to_dataset(weights, config, dataset)
+    dataset = normalize_dataset(dataset, config, pretrained)
+    if isinstance(engine, EnsembleEngine) and config.ensemble.method == "auto":
+        engine.set_method(_choose_method(config, engine, dataset))
+    with model_errors(config, dataset):
+        model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
+    examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
+    schedules = build_schedules(given, examples)
+    optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member
+    train_step, eval_step = build_steps(
+        config, model, optimizer, normalizer, axis_name=engine.axis_name
+    )
+    if is_ensemble(given):
+        train_step = build_member_step(
+            given, model, normalizer, examples, axis_name=engine.axis_name
+        )
+
+    def read_variables(seed: int) -> Any:
+        nonlocal weights
+        weights = weights or read_pretrained(config)
+        start = fit_to_dataset(weights, config, dataset, seed)
+        return stack_variables(start.variables) if model.scan else start.variables
+
+    run = Run(
+        config=given,
+        dataset=dataset,
+        model=model,
+        pretrained=pretrained,
+        read_variables=read_variables,
+        notes=_describe_start(fitted, model, dataset) if fitted else (),
+        steps=total_steps(config, examples),
+        schedules=schedules,
+        optimizer=optimizer,
+        engine=engine,
+        train_step=train_step,
+        eval_step=eval_step,
+        predict_step=make_predict_step(model, normalize=normalizer),
+        stats_step=make_stats_step(model, normalize=normalizer, axis_name=engine.axis_name),
+    )
+    run.check_model()
+    return run
+
+
+def build_engine(config: ConfigDict) -> Engine:
+    """Builds the engine of a config, on all devices of all processes."""
+    ensemble = config.ensemble
+    if is_ensemble(config):
+        return EnsembleEngine(
+            None, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
+        )
+    return make_engine(config.parallel, fsdp=config.mesh.fsdp)
+
+
+def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
+    """Returns how a device runs its members, for the size of a member's batch on it."""
+    height, width = dataset.image_shape[:2]
+    examples = config.batch_size // engine.batch_devices // config.grad_accum_steps
+    platform = engine.devices[0].platform
+    return choose_method(platform, examples * height * width, dtype=config.dtype)
+
+
+def _build_model_for(
+    config: ConfigDict, dataset: Dataset, pretrained: PretrainedConfig | None
+) -> ResNet:
+    """Builds the model, pretrained or by its name, for a dataset's images and classes."""
+    if pretrained:
+        spec = pretrained.spec.override(num_classes=dataset.num_classes)
+    else:
+        spec = build_model(config, dataset.num_classes).spec
+    check_averaging(config, spec)
+    minimum = spec.min_image_size
+    for split in (dataset.train, dataset.test):
+        height, width = split.image_shape[:2]
+        if min(height, width) < minimum:
+            raise UserError(
+                f"the images of {config.dataset} are {height}x{width}, too small for"
+                f" {config.model or config.pretrained} with the {spec.stem} stem, which needs"
+                f" {minimum}x{minimum}: try --config.spec.stem=cifar"
+            )
+    return create_model(spec, dtype=config.dtype, scan=config.scan, remat=config.remat)
+
+
+def _describe_start(weights: Weights, model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+    """Returns lines on the weights that a run starts from, and on its preprocessing."""
+    record = model_record(model, dataset)
+    assert record, "pretrained weights are those of a ResNet"
+    cropped = isinstance(dataset.test, StreamingSplit)
+    return weights.source, describe_input(record.preprocess, cropped=cropped)
+
+
+def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises `UserError` if the batch size or the crop does not fit the dataset."""
+    examples, batch_size = len(dataset.train), config.batch_size
+    if batch_size > examples:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the train split of {dataset.name!r},"
+            f" {examples} examples: use {examples} or less"
+        )
+    side, padding = min(dataset.image_shape[:2]), config.data.pad_crop
+    if padding > side:
+        raise UserError(
+            f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
+        )
+    if total_steps(config, examples) >= 2**31:
+        raise UserError(
+            f"{total_steps(config, examples)} steps are more than 2**31 - 1: lower config.epochs"
+        )
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raises `UserError` if the batch cannot be split over the devices."""
+    check_batch_size(config.batch_size, devices)
+    check_micro_batches(config.batch_size, devices, config.grad_accum_steps)
+    if (config.data.mixup or config.data.cutmix) and config.batch_size % (2 * devices):
+        raise UserError(
+            f"mixup and CutMix need pairs of examples: batch_size {config.batch_size} is not a"
+            f" multiple of twice the {devices} devices"
+        )
