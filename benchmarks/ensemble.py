@@ -25,7 +25,7 @@ from resflax.progress import ProgressMeter
 SEPARATE = "separate"
 MEMBERS = "1,2,4,8,16"
 MODELS = "cifar_resnet8@8:64,cifar_resnet20@32:128,wrn16_4@32:32,resnet18@32:32"
-# Every process compiles a program of its own and holds the memory of a whole run.
+# Every process compiles its own program and holds the memory of a whole run.
 MAX_PROCESSES = 8
 CHECKED_STEPS = 2
 # Cases whose compilation is timed: a single run, and 8 members.
@@ -39,7 +39,7 @@ class Contender(NamedTuple):
     Attributes:
       worker: implementation of the worker process, see `benchmarks.peers.AUXILIARY`.
       method: method of its cases.
-      processes: whether each member has a process of its own.
+      processes: whether each member runs in a separate process.
       baseline: the contender that its ratios are relative to, which then runs too.
     """
 

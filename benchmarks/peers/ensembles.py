@@ -43,7 +43,7 @@ class Ensembles:
         self._programs: dict[str, Program] = {}
 
     def set_dataset(self, dataset: str) -> None:
-        """See `CaseSet`; members have random images of their own."""
+        """See `CaseSet`; each member has different random images."""
 
     def method(self, case: str) -> str:
         """Returns the method of a case, with the choice of "auto"."""

@@ -74,7 +74,7 @@ class TorchEnsembles:
         self.platform, self.library = model.platform, model.library
 
     def set_dataset(self, dataset: str) -> None:
-        """See `CaseSet`; members have random images of their own."""
+        """See `CaseSet`; each member has different random images."""
 
     def _make(self, case: str) -> Callable[[], Any]:
         method, _, members = case.partition(":")

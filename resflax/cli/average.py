@@ -96,7 +96,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _with_own_batch_stats(average: Weights, args: argparse.Namespace) -> Weights:
-    """Returns the average with batch statistics of its own, of images as it is evaluated on."""
+    """Returns the average with batch statistics recomputed on images as for evaluation."""
     split, preprocess = _open_split(args, average), average.config.preprocess
     size = min(args.batch_size, len(split))
     count = max(1, min(args.images, len(split)) // size)

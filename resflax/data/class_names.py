@@ -27,7 +27,7 @@ def name_tables(
     """Returns the names under which a dataset may have the classes of a model.
 
     These are the model's own names, if they are known, and for a model of 1,000 classes the sorted
-    synsets of ImageNet if the dataset has synsets and the model has none of its own.
+    synsets of ImageNet if the dataset has synsets and the model has none.
 
     Args:
       model_classes: class names of the model; () if unknown.

@@ -1,6 +1,6 @@
 """A share of the training split that is held out: for calibration and the selection of members.
 
-It depends on the data, the share and a seed of its own, not on the seed of the run, so that runs
+It depends on the data, the share and a separate seed, not on the seed of the run, so that runs
 with different seeds hold out the same examples and can form one ensemble.
 """
 

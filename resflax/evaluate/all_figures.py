@@ -18,7 +18,7 @@ from resflax.metrics import ExampleScores
 
 
 class Drawn(NamedTuple):
-    """What the figures show.
+    """Data of the figures.
 
     Attributes:
       members: scores of each member; none of a single network.

@@ -25,12 +25,12 @@ from resflax.metrics import (
 )
 
 # Subsets of members of each size that are averaged.
-MAX_SUBSETS = 8
+MAX_CURVE_SUBSETS = 8
 HELD_OUT, TEST_HALVES = "held-out training data", "the other half of the test split"
 
 
 class Request(NamedTuple):
-    """What to assess.
+    """Arguments of `assess`.
 
     Attributes:
       names: the WHERE of each member.
@@ -50,7 +50,7 @@ class Request(NamedTuple):
 
 
 class SplitScores(NamedTuple):
-    """What is kept of each example of the test split.
+    """Values of each example of the test split that the results are computed from.
 
     Attributes:
       scores: of each system.
@@ -118,7 +118,7 @@ class Assessment(NamedTuple):
 
     @property
     def scored(self) -> SplitScores:
-        """What is kept of each example."""
+        """Values of each example of the test split."""
         scored: SplitScores = self.evaluated.examples
         return scored
 
@@ -140,7 +140,7 @@ def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessme
     members = len(request.names)
     targets = cal.Targets(
         make_systems(request.names, selected),
-        tuple(member_subsets(members, max_subsets=MAX_SUBSETS)) if members > 1 else (),
+        tuple(member_subsets(members, max_subsets=MAX_CURVE_SUBSETS)) if members > 1 else (),
         request.alpha,
     )
     fitted = cal.fit(targets, held_out.rows()) if held_out else None

@@ -59,7 +59,7 @@ def keep(rows: Rows) -> Predictions:
 
 
 class Targets(NamedTuple):
-    """What is calibrated.
+    """Systems and subsets of members to calibrate.
 
     Attributes:
       systems: see `make_systems`.
@@ -73,7 +73,7 @@ class Targets(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What is fitted for `Targets`.
+    """Temperatures and conformal thresholds fitted for `Targets`.
 
     Attributes:
       temperatures: of each system. That of an ensemble divides the logarithm of its mean

@@ -11,7 +11,7 @@ from resflax.evaluate.systems import System
 from resflax.metrics import OOD_SCORES, detection, ood_scores
 
 Scores = dict[str, Float[np.ndarray, " n"]]
-# Of one network it is 0.
+# Zero for a single network, so it is reported for ensembles only.
 ENSEMBLE_SCORES = ("mutual_information",)
 
 

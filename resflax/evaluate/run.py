@@ -29,7 +29,7 @@ def _no_sums(rows: Rows) -> tuple[()]:
 
 
 class Reduction(NamedTuple):
-    """What is kept of each batch. Labels are positions in `LabelMap.columns`.
+    """Reduces each batch to per-example arrays. Labels are positions in `LabelMap.columns`.
 
     Attributes:
       examples: maps rows to a tree of arrays whose first axis is the row. Rows that do not count,

@@ -24,7 +24,7 @@ from resflax.export.trained_model import (
     TrainedEnsemble,
     TrainedModel,
     describe_ensemble,
-    ensemble_record,
+    ensemble_metadata,
 )
 
 # From this size on, Transformers' image processor for ResNets does not crop.
@@ -62,7 +62,7 @@ def write_onnx(
             fold=fold,
             opset=opset,
             description=describe_ensemble(model),
-            metadata=ensemble_record(model),
+            metadata=ensemble_metadata(model),
         )
     else:
         content = to_onnx(model.config, model.variables, uint8=uint8, fold=fold, opset=opset)

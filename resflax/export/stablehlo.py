@@ -12,7 +12,7 @@ from jaxtyping import Array
 from resflax.export.trained_model import (
     Exportable,
     TrainedEnsemble,
-    ensemble_record,
+    ensemble_metadata,
     networks_of,
     output_name,
 )
@@ -80,7 +80,7 @@ def stablehlo_description(model: Exportable, *, uint8: bool = False) -> dict[str
         "platforms": list(PLATFORMS),
         "jax_version": jax.__version__,
         "model": model.config.to_json_dict(),
-        **ensemble_record(model),
+        **ensemble_metadata(model),
     }
 
 

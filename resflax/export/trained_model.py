@@ -1,4 +1,4 @@
-"""A trained model, or an ensemble, and what is known about its training, as all formats take it."""
+"""A trained model or ensemble with the record of its training: the input of all formats."""
 
 import json
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def output_name(model: Exportable, *, uint8: bool) -> str:
     return "probabilities" if uint8 or isinstance(model, TrainedEnsemble) else "logits"
 
 
-def ensemble_record(model: Exportable) -> dict[str, Any]:
+def ensemble_metadata(model: Exportable) -> dict[str, Any]:
     """Returns what a file says about an ensemble, under "ensemble"; {} for one network."""
     if not isinstance(model, TrainedEnsemble):
         return {}

@@ -1,9 +1,9 @@
 """How the members of an ensemble run on one device: vectorized, or one after another.
 
-There are two choices, both tables of measurements (docs/performance.md, "Ensembles"): that of the
-whole step (`choose_method`), and that of XLA's convolutions in a vectorized step
-(`member_convolution`). The convolutions of oneDNN and pure JAX have rules of their own for members,
-in `onednn.cc` and `cpu_conv.py`.
+`MEMBER_TABLE` makes two choices: how the whole step runs (`choose_method`), and how XLA computes
+convolutions in a vectorized step (`member_convolution`). Its rows of CPUs follow the measurements
+of docs/performance.md, "Ensembles"; its rows of GPUs and TPUs have not been measured. The
+convolutions of oneDNN and pure JAX choose separately, in `onednn.cc` and `cpu_conv.py`.
 """
 
 import os

@@ -198,7 +198,7 @@ def _find_compiler(*, needs_gnu: bool) -> str:
     """Returns the path of a C++ compiler: $CXX if it is set and suitable.
 
     With `needs_gnu`, only one of GNU is: clang's OpenMP is another library than libgomp, which
-    oneDNN uses, so that each would start threads of its own.
+    oneDNN uses, so that each would start its own threads.
 
     Raises:
       UnavailableError: if there is none.

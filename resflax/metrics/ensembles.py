@@ -22,7 +22,7 @@ Tree = TypeVar("Tree")
 
 
 class EnsembleScores(NamedTuple):
-    """What the metrics of an ensemble need of each example.
+    """Per-example values that the metrics of an ensemble are computed from.
 
     Attributes:
       members: the scores of each member.

@@ -1,7 +1,7 @@
 """Detection of out-of-distribution examples by a score; out-of-distribution is the positive class.
 
-Each score is larger for examples that look less like the training data. Of a network without
-ensemble, pass one member.
+Each score is larger for examples that look less like the training data. A single network
+is passed as one member.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Detection(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the scores are computed from.
+    """Logits and log-probabilities that the scores are computed from.
 
     Attributes:
       logits: of each member, not normalized.

@@ -11,7 +11,7 @@ TOP = 5
 
 
 class ExampleScores(NamedTuple):
-    """What the metrics need of each example.
+    """Per-example values that the metrics are computed from.
 
     Attributes:
       label: the true class.

@@ -85,7 +85,8 @@ def member_subsets(members: int, *, max_subsets: int = MAX_SUBSETS, seed: int = 
 
     Args:
       members: number of members.
-      max_subsets: at most so many of each size; if there are more, as many different random ones.
+      max_subsets: maximum number of subsets of each size; if there are more, they are a random
+        sample without repetition.
       seed: of the random subsets.
 
     >>> member_subsets(3)

@@ -5,7 +5,7 @@ those of a single network: a row replaces the operations that they call, and def
 convolution reads and how the head's outputs are split.
 
 - BatchEnsemble (Wen et al. 2020, arXiv:2002.06715): rows of the batch. A kernel is shared; member i
-  has `W * outer(r_i, s_i)`, computed as `((x * r_i) W) * s_i`, and norms and biases of its own.
+  has `W * outer(r_i, s_i)`, computed as `((x * r_i) W) * s_i`, and separate norms and biases.
 - Packed ensemble (Laurent et al. 2023, arXiv:2210.09184, with gamma = 1): groups of channels.
 - MIMO (Havasi et al. 2021, arXiv:2010.06610): only the first convolution, which reads several
   images, and the head, which classifies each of them.
@@ -59,7 +59,7 @@ def _split_rows(x: Array, members: int) -> Array:
 
 
 class MemberScale(nn.Module):
-    """Multiplies the channels of each member by a vector of its own, and may add another.
+    """Multiplies the channels of each member by its vector, and may add another one.
 
     Attributes:
       members: number of members; row `i * members + m` of the input is member m's of example i.
@@ -269,7 +269,7 @@ ENSEMBLE_FIELDS: dict[str, float] = {
 MAX_MEMBERS, MAX_ALPHA = 65_536, 65_536.0
 
 
-def check_ensemble(name: str, values: Mapping[str, Any]) -> None:
+def check_ensemble_fields(name: str, values: Mapping[str, Any]) -> None:
     """Checks the fields of an ensemble.
 
     Args:

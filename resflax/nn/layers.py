@@ -60,7 +60,7 @@ class Ops:
       dense: `dense(x, features, name=..., use_bias=True)`: a linear layer over the last axis.
       conv1d: `conv1d(x, kernel, name=...)`: a convolution along the last axis, one channel to one
         channel, without bias.
-      channel_groups: number of groups of channels that are networks of their own; 1 but for packed
+      channel_groups: number of groups of channels that are separate networks; 1 except for packed
         ensembles.
     """
 

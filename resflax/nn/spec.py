@@ -10,7 +10,7 @@ from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
 from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
-from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble
+from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble_fields
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
@@ -180,7 +180,7 @@ class Spec:
 
     @property
     def stem_channels(self) -> int:
-        """Channels after the stem, of all members that have channels of their own."""
+        """Channels after the stem, of all members that have separate channels."""
         return self.member.stem_width * self.channel_groups
 
     @cached_property
@@ -275,7 +275,9 @@ class Spec:
                 )
 
     def _check_ensemble(self) -> None:
-        check_ensemble(self.ensemble, {name: getattr(self, name) for name in ENSEMBLE_FIELDS})
+        check_ensemble_fields(
+            self.ensemble, {name: getattr(self, name) for name in ENSEMBLE_FIELDS}
+        )
         if self.channel_groups > 1:
             if self.attention != "none" or NORMS[self.norm].channel_multiple > 1:
                 raise UserError(

@@ -19,7 +19,7 @@ FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.
 
 
 class ExistingRun(NamedTuple):
-    """What the files in a workdir say about its run.
+    """Results and latest checkpoint metadata of the run in a workdir.
 
     Attributes:
       results: results of the finished run; None if there are none, or its epochs were raised.

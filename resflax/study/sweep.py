@@ -163,7 +163,7 @@ class _NetworkProgress(RunProgress):
         self.meter.print(f"{self._name}: {line}")
 
     def close(self) -> None:
-        """Does nothing: the meter goes on with the next network."""
+        """Does nothing: the next network uses the same meter."""
 
 
 def train_networks(

@@ -155,7 +155,7 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def check_averaging(config: ConfigDict, spec: Spec) -> None:
-    """Raises `UserError` if averaged weights have no batch statistics of their own."""
+    """Raises `UserError` if averaged weights have no separate batch statistics."""
     is_frozen = config.freeze_batch_norm or config.batch_norm == "frozen"
     has_own = config.precise_bn_batches or is_frozen or spec.norm != "batch"
     if config.ema_decay and not has_own:

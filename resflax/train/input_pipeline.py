@@ -113,7 +113,7 @@ def train_iterator(
 ) -> Iterator[Any]:
     """Yields the batches of steps `start` to `stop` - 1 on the engine's devices.
 
-    Members with batches of their own have one iterator each and share the worker processes; each
+    Members with separate batches have one iterator each and share the worker processes; each
     has at least one, if there are any.
     """
     seeds, rows = batch_seeds(split, config), engine.local_slice(config.batch_size)

@@ -1,4 +1,4 @@
-"""The training step of one member of an ensemble, with values and failures of its own."""
+"""The training step of one member of an ensemble, with separate hyperparameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

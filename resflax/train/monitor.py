@@ -1,4 +1,4 @@
-"""Watches the losses of a run: averages them, and ends the training of what diverges."""
+"""Averages the losses of a run, and stops the training of members that diverge."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

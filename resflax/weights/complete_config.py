@@ -1,4 +1,4 @@
-"""The config of weights, completed by what their arrays tell."""
+"""Completes the config of weights from the shapes of their arrays."""
 
 from resflax.errors import UserError
 from resflax.nn import Spec

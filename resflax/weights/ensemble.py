@@ -103,8 +103,8 @@ def read_ensemble(
       report: called with messages.
 
     Returns:
-      One entry per network, in the order of the names. The class names of those that have none are
-      those of the others.
+      One entry per network, in the order of the names. Networks without class names get those of
+      the others.
 
     Raises:
       UserError: as `read_members`, or if a network occurs twice, or the classes, image channels or

@@ -142,7 +142,7 @@ def read_members(
       report: as in `read_weights`; also called for members that are left out.
 
     Returns:
-      One entry per network, with variables of its own; by checkpoint, then by member.
+      One entry per network, with its variables; by checkpoint, then by member.
 
     Raises:
       UserError: if there are no weights, a checkpoint or member does not exist or is named twice,

@@ -214,5 +214,5 @@ def _verify(path: Path, step: int, *, only_metadata: bool = False) -> RunCheckpo
     checksums = verify_manifest(folder / str(step), skip=f"{ARRAYS}/" if only_metadata else "")
     try:
         return RunCheckpoint(step, checksums, read_metadata(folder, step))
-    except OSError as e:  # a run that goes on has deleted it
+    except OSError as e:  # deleted by a run that is still training
         raise CorruptCheckpointError(f"it cannot be read: {e.strerror}") from e
