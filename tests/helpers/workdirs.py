@@ -10,6 +10,7 @@ from helpers.networks import randomized
 from resflax.run.checkpoint import Checkpoint
 from resflax.run.checkpointer import Checkpointer
 from resflax.run.trainer_state import TrainerState
+from resflax.train.config import default_config, to_json_dict
 from resflax.weights import Preprocess, PretrainedConfig
 from resflax.weights.bridge import stack_variables, variable_shapes
 from resflax.zoo import get_spec
@@ -50,7 +51,8 @@ def write_workdir(path, *saved, config=CONFIG, scan=False, metadata=None, test=N
     member per factor: its weights are `variables_at` times the factor.
     """
     path.mkdir()
-    (path / "config.json").write_text(json.dumps({"dataset": "", "model": "", "epochs": 1}))
+    run = to_json_dict(default_config()) | {"dataset": "", "model": "", "epochs": 1}
+    (path / "config.json").write_text(json.dumps(run))
     metadata = {"model": config.to_json_dict()} | (metadata or {})
     checkpointer = Checkpointer(path / "checkpoints", len(saved) + 1)
     for row in saved:
