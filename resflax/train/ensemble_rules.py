@@ -121,9 +121,9 @@ def _check_distinct(config: ConfigDict) -> None:
     """Raises `UserError` if two members would have the same seeds and values."""
     uses = seeds_by_use(config)
     lists = [config.ensemble[name] for name in MEMBER_KEYS if config.ensemble[name]]
-    members = list(zip(uses.init, uses.order, uses.augment, *lists, strict=True))
-    for k, member in enumerate(members):
-        first = members.index(member)
+    seen: dict[tuple[Any, ...], int] = {}
+    for k, member in enumerate(zip(uses.init, uses.order, uses.augment, *lists, strict=True)):
+        first = seen.setdefault(member, k)
         if first == k:
             continue
         shared = [key for key in SHARED.values() if config.ensemble[key]]
