@@ -153,6 +153,18 @@ ARGUMENTS = {
         "batch_size 8 is not a multiple of twice the 8 devices",
     ),
     "ensemble of size 0": (["--config.ensemble.size=0"], "ensemble.size is 0: expected 1 to"),
+    "ensemble of a million": (
+        ["--config.ensemble.size=1000000"],
+        "ensemble.size is 1000000: expected 1 to 1024",
+    ),
+    "member's value that is 0 in float32": (
+        ["--config.ensemble.size=2", "--config.ensemble.learning_rate=(1e-60, 0.1)"],
+        "learning_rate\\[0\\] is 1e-60: expected a number in the range of float32",
+    ),
+    "shared start of one network": (
+        ["--config.ensemble.share_init=True"],
+        "share_init is True, but config.ensemble.size is 1: set the size",
+    ),
     "list of another length": (
         ["--config.ensemble.size=3", "--config.ensemble.learning_rate=(0.1, 0.2)"],
         "ensemble.learning_rate has 2 values, \\(0.1, 0.2\\), but config.ensemble.size is 3",

@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
         "2 or more, since the last one can be corrupt", lambda v: 2 <= v < 2**31
     ),
     "max_consecutive_nonfinite": COUNT,
-    "ensemble.size": COUNT,
+    "ensemble.size": Rule("1 to 1024", lambda v: 1 <= v <= 1024),
     "ensemble.member_devices": COUNT_OR_ZERO,
     "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
     "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),

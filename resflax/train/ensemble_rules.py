@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data.augment.mix import MAX_ALPHA
@@ -88,6 +89,7 @@ def check_ensemble(config: ConfigDict) -> None:
     for name, rule in MEMBER_RULES.items():
         _check_values(name, config.ensemble[name], config.ensemble.size, rule)
     if not is_ensemble(config):
+        _check_not_shared(config)
         return
     for is_invalid, message in COMBINATIONS:
         if is_invalid(config):
@@ -96,6 +98,15 @@ def check_ensemble(config: ConfigDict) -> None:
         largest = max(range(config.ensemble.size), key=config.ensemble.drop_path.__getitem__)
         build_model(member_config(config, largest))
     _check_distinct(config)
+
+
+def _check_not_shared(config: ConfigDict) -> None:
+    """Raises `UserError` if one network is given what only members can share."""
+    for key in SHARED.values():
+        if config.ensemble[key]:
+            raise UserError(
+                f"config.ensemble.{key} is True, but config.ensemble.size is 1: set the size"
+            )
 
 
 def _check_values(name: str, values: Any, size: int, rule: Rule) -> None:
@@ -120,7 +131,7 @@ def _check_values(name: str, values: Any, size: int, rule: Rule) -> None:
 def _check_distinct(config: ConfigDict) -> None:
     """Raises `UserError` if two members would have the same seeds and values."""
     uses = seeds_by_use(config)
-    lists = [config.ensemble[name] for name in MEMBER_KEYS if config.ensemble[name]]
+    lists = [np.float32(config.ensemble[name]) for name in MEMBER_KEYS if config.ensemble[name]]
     seen: dict[tuple[Any, ...], int] = {}
     for k, member in enumerate(zip(uses.init, uses.order, uses.augment, *lists, strict=True)):
         first = seen.setdefault(member, k)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from resflax.errors import UserError
 
 MAX_FLOAT = 3e38  # of float32, and less than infinity
+MIN_FLOAT = 1.2e-38  # smaller numbers lose precision or become 0 in float32
 MAX_SEED = 2**32 - 1
 
 
@@ -34,7 +35,7 @@ SEED = Rule("0 to 2**32 - 1", lambda v: 0 <= v <= MAX_SEED)
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
-    """Raises `UserError` if the value of the key `name` has another type, or is not finite.
+    """Raises `UserError` if the value of the key `name` has another type, or is not in float32.
 
     An int is a valid float; a bool is neither.
     """
@@ -43,5 +44,5 @@ def check_type(name: str, value: Any, kind: type) -> None:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool) != (kind is bool):
         raise UserError(f"{name} is {value!r}: expected {kind.__name__}")
-    if kind is float and not abs(value) < MAX_FLOAT:  # nor NaN
+    if kind is float and value and not MIN_FLOAT < abs(value) < MAX_FLOAT:  # nor NaN
         raise UserError(f"{name} is {value!r}: expected a number in the range of float32")
