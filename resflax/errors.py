@@ -32,6 +32,15 @@ def suggest(name: object, known: Iterable[str]) -> str:
     return f"did you mean {', '.join(similar)}?"
 
 
+def quantity(number: int, noun: str) -> str:
+    """Returns a number and a noun, which gets an s unless the number is 1.
+
+    >>> quantity(1, "device"), quantity(8, "device")
+    ('1 device', '8 devices')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` that raises `UserError` instead of exiting."""
 

@@ -183,7 +183,8 @@ class MeshEngine:
     def __init__(self, devices: Sequence[Any], fsdp: int = 1) -> None:
         if len(devices) % fsdp:
             raise UserError(
-                f"config.mesh.fsdp is {fsdp}: expected a divisor of the {len(devices)} devices"
+                f"config.mesh.fsdp is {fsdp}: expected a divisor of the number of devices,"
+                f" {len(devices)}"
             )
         self.devices, self.batch_devices, self._fsdp = devices, len(devices), fsdp
         # `Mesh` has Auto axes; `jax.make_mesh` makes Explicit ones, which linen's layers reject.

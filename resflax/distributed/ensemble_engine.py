@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resflax.distributed.engines import BATCH_AXIS, Step, check_leaves
 from resflax.distributed.placement import all_devices, is_local, put, put_local
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError, quantity, unknown
 
 MEMBER_AXIS = "member"
 # How a device runs its members: as one vectorized program, or one after another.
@@ -287,8 +287,9 @@ def choose_member_devices(devices: Sequence[Any], size: int, requested: int = 0)
     ]
     if requested and requested not in possible:
         raise UserError(
-            f"config.ensemble.member_devices is {requested}: {size} members on {count} devices"
-            f" need {' or '.join(map(str, possible))} (0 chooses {possible[-1]})"
+            f"config.ensemble.member_devices is {requested}: {quantity(size, 'member')} on"
+            f" {quantity(count, 'device')} need {' or '.join(map(str, possible))} (0 chooses"
+            f" {possible[-1]})"
         )
     return requested or possible[-1]
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resflax.errors import UserError
+from resflax.errors import UserError, quantity
 
 Tree = TypeVar("Tree")
 # `(batch_stats, batch) -> (gradients, batch_stats, metrics)`.
@@ -34,8 +34,8 @@ def check_micro_batches(batch_size: int, devices: int, count: int) -> None:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
         valid = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"batch_size {batch_size} is not a multiple of {devices} devices times grad_accum_steps"
-            f" {count}: use {valid}"
+            f"batch_size {batch_size} is not a multiple of {quantity(devices, 'device')} times"
+            f" grad_accum_steps {count}: use {valid}"
         )
 
 

@@ -41,7 +41,11 @@ RULES: dict[str, Rule] = {
     "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "freeze": Rule(
         "patterns of parameter names, such as 'stem*,stage[12]*'",
-        lambda v: v is None or isinstance(v, str) or all(isinstance(x, str) for x in v),
+        lambda v: (
+            v is None
+            or isinstance(v, str)
+            or (isinstance(v, tuple | list) and all(isinstance(x, str) for x in v))
+        ),
     ),
     "ghost_batch_size": COUNT,
     "warmup_epochs": NOT_NEGATIVE,
@@ -170,8 +174,8 @@ CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     _check_model,
     build_augment,
     build_mix,
+    check_ensemble,  # whose rule for mesh.fsdp holds with every engine
     lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
-    check_ensemble,
 )
 
 

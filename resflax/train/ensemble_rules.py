@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data.augment.mix import MAX_ALPHA
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError, quantity, unknown
 from resflax.train.config import build_model
 from resflax.train.ensemble import (
     MEMBER_KEYS,
@@ -120,7 +120,7 @@ def _check_values(name: str, values: Any, size: int, rule: Rule) -> None:
         )
     if len(values) != size:
         raise UserError(
-            f"{key} has {len(values)} value{'s' * (len(values) > 1)}, {values!r}, but"
+            f"{key} has {quantity(len(values), 'value')}, {values!r}, but"
             f" config.ensemble.size is {size}: expected one value per member"
         )
     for k, value in enumerate(values):

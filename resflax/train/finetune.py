@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from resflax.errors import UserError
+from resflax.errors import UserError, quantity
 from resflax.nn import BatchNormMode, ResNet
 from resflax.nn.batch_norm import batch_norm_mode
 from resflax.train.ensemble import is_ensemble
@@ -85,7 +85,7 @@ def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> Ba
         raise UserError(
             f"config.ghost_batch_size is {mode.ghost_batch_size}: expected a divisor of {examples},"
             f" the examples per device and micro-batch (batch_size {config.batch_size} /"
-            f" ({devices} device{'s' * (devices > 1)} * grad_accum_steps"
+            f" ({quantity(devices, 'device')} * grad_accum_steps"
             f" {config.grad_accum_steps}))"
         )
     under_jit = config.parallel == "mesh" and not is_ensemble(config)  # sees the global batch

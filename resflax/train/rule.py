@@ -8,6 +8,13 @@ from resflax.errors import UserError
 MAX_FLOAT = 3e38  # of float32, and less than infinity
 MIN_FLOAT = 1.2e-38  # smaller numbers lose precision or become 0 in float32
 MAX_SEED = 2**32 - 1
+TYPE_NAMES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple",
+}
 
 
 class Rule(NamedTuple):
@@ -43,6 +50,6 @@ def check_type(name: str, value: Any, kind: type) -> None:
         return
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool) != (kind is bool):
-        raise UserError(f"{name} is {value!r}: expected {kind.__name__}")
+        raise UserError(f"{name} is {value!r}: expected {TYPE_NAMES[kind]}")
     if kind is float and value and not MIN_FLOAT < abs(value) < MAX_FLOAT:  # nor NaN
         raise UserError(f"{name} is {value!r}: expected a number in the range of float32")

@@ -1,0 +1,74 @@
+"""Recipes: Python files with a function `get_config` that returns the config of a run."""
+
+import importlib.util
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resflax.errors import UserError
+
+# Name of the recipe's module while it is read.
+MODULE = "resflax_recipe"
+
+
+def split_recipe(recipe: str) -> tuple[Path, str]:
+    """Splits `FILE.py:ARGUMENT`; the argument is "" without one.
+
+    >>> split_recipe("digits_efficient.py:packed")
+    (PosixPath('digits_efficient.py'), 'packed')
+    """
+    path, separator, argument = recipe.rpartition(".py:")
+    return (Path(f"{path}.py"), argument) if separator else (Path(recipe), "")
+
+
+def find_recipe(path: Path) -> Path:
+    """Returns the recipe's file, in the current directory or among those shipped with resflax."""
+    package = Path(__file__).parents[1]
+    # The wheel has the recipes inside the package; a checkout has them next to it.
+    found = (root / path for root in (Path(), package, package.parent))
+    return next((file for file in found if file.is_file()), path)
+
+
+def load_recipe(recipe: str) -> ConfigDict:
+    """Returns the config of a recipe, `FILE.py` or `FILE.py:ARGUMENT`.
+
+    Raises:
+      UserError: if there is no such file, it does not return a config, or raises an error.
+    """
+    path, argument = split_recipe(recipe)
+    path = find_recipe(path)
+    if not path.is_file():
+        raise UserError(f"there is no config file {recipe!r}")
+    try:
+        get_config = _import_file(path).get_config
+        config = get_config(argument) if argument else get_config()
+    except UserError:  # the recipe's own message
+        raise
+    except (Exception, SystemExit) as e:  # a recipe is the user's code: it may raise anything
+        # The errors of `ConfigDict` list all keys.
+        lines = str(e).split("Other fields present")[0].strip().splitlines() or ["no message"]
+        reason = f"{type(e).__name__}: {lines[0]}"
+        raise UserError(f"cannot read the config file {recipe!r}: {reason}") from e
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"cannot read the config file {recipe!r}: get_config returns {type(config).__name__}:"
+            " expected a ConfigDict, such as default_config()"
+        )
+    return config.lock()
+
+
+def _import_file(path: Path) -> Any:
+    """Imports a file as a module of its own, whatever was imported from other files before."""
+    spec = importlib.util.spec_from_loader(MODULE, SourceFileLoader(MODULE, str(path)))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE] = module  # dataclasses look up their module there
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[MODULE]
+    return module
