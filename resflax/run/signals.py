@@ -10,7 +10,11 @@ from typing import Any
 
 # Time to finish the current step and save it after a signal.
 GRACE_SECONDS = 12.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The signals that stop a run, and what ends the process at once after each.
+HOW_TO_EXIT = {
+    signal.SIGTERM: "send SIGINT to exit now",
+    signal.SIGINT: "press Ctrl-C again to exit now",
+}
 
 
 class InterruptedRunError(Exception):
@@ -45,7 +49,7 @@ class Interrupt:
         writer.setblocking(False)
         self._writer = writer  # must stay open as long as signals may be written to it
         self._old_wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, _ignore) for number in SIGNALS}
+        self._old_handlers = {number: signal.signal(number, _ignore) for number in HOW_TO_EXIT}
         self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._watcher.start()
         return self
@@ -61,14 +65,14 @@ class Interrupt:
     def _watch(self) -> None:
         while data := self._reader.recv(1):
             number = data[0]
-            if number not in SIGNALS:
+            if number not in HOW_TO_EXIT:
                 continue
             if self.received and number == signal.SIGINT:
                 os._exit(128 + number)
             if not self.received:
                 self.received = number
                 line = f"{signal.Signals(number).name}: stopping after this step"
-                print(f"\n{line}; press Ctrl-C again to exit now", file=sys.stderr, flush=True)
+                print(f"\n{line}; {HOW_TO_EXIT[number]}", file=sys.stderr, flush=True)
                 timer = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
                 timer.daemon = True
                 timer.start()
