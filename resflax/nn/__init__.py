@@ -24,8 +24,8 @@ from resflax.nn.shortcuts import linear_projection as linear_projection
 from resflax.nn.shortcuts import projection as projection
 from resflax.nn.shortcuts import subsample as subsample
 from resflax.nn.shortcuts import zero_pad as zero_pad
-from resflax.nn.spec import FeatureInfo as FeatureInfo
 from resflax.nn.spec import Spec as Spec
+from resflax.nn.stages import FeatureInfo as FeatureInfo
 from resflax.nn.stems import STEMS as STEMS
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scan_module
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.shuffle import Shuffling
-from resflax.nn.spec import FeatureInfo, Spec
+from resflax.nn.spec import Spec
+from resflax.nn.stages import FeatureInfo
 from resflax.nn.stems import STEMS, apply_stem
 
 

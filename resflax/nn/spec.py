@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from resflax.errors import UserError
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
-from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+from resflax.nn.blocks import BLOCKS
 from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble_fields
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
+from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 from resflax.nn.stems import STEMS
 
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -26,19 +27,10 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "ensemble": ENSEMBLES,
 }
 OUTPUT_STRIDES = (8, 16, 32)
-Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 # Far above any network in use, so that a typing error does not exhaust the machine's memory.
 MAX_BLOCKS, MAX_CHANNELS, MAX_CLASSES = 10_000, 65_536, 10_000_000
 MAX_INNER_CHANNELS = 2**31 - 1
-
-
-class FeatureInfo(NamedTuple):
-    """Name, channels and stride (image size over map size) of a feature map."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 @dataclass(frozen=True)
@@ -134,34 +126,20 @@ class Spec:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # without the cached `stages`
 
     @cached_property
-    def stages(self) -> tuple[tuple[BlockConfig, ...], ...]:
-        """Blocks of each stage, with channels, strides and dilations resolved.
-
-        Where `output_stride` forbids a stride, the stage is dilated instead. As in timm and
-        torchvision, its first block still reads its input at the dilation of the previous stage.
-        """
+    def stages(self) -> Stages:
+        """Blocks of each stage, with channels, strides and dilations resolved."""
         if self.channel_groups > 1:
-            return _repeat_channels(self.member.stages, self.members)
-        stages, stride, dilation = [], STEMS[self.stem].stride, 1
-        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
-            rows, stage_stride, in_dilation = BLOCKS[self.block_names[i]], 2 if i else 1, dilation
-            if stride >= self.output_stride:
-                stage_stride, dilation = 1, dilation * stage_stride
-            stride *= stage_stride
-            inner = width * self.base_width // 64 * self.groups
-            channels = tuple(
-                (inner if row.expansion is None else width * row.expansion) // row.divisor
-                for row in rows
-            )
-            rest = BlockConfig(rows, channels, channels[-1], BlockGeometry(1, dilation, dilation))
-            first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
-            stages.append((first, *[rest] * (depth - 1)))
-        if self.pruned is None:
-            return tuple(stages)
-        return tuple(
-            tuple(block._replace(channels=channels) for block, channels in zip(*stage, strict=True))
-            for stage in zip(stages, self.pruned, strict=True)
+            return repeat_channels(self.member.stages, self.members)
+        stages = make_stages(
+            self.depths,
+            self.widths,
+            self.block_names,
+            groups=self.groups,
+            base_width=self.base_width,
+            stem_stride=STEMS[self.stem].stride,
+            output_stride=self.output_stride,
         )
+        return stages if self.pruned is None else prune(stages, self.pruned)
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -315,15 +293,3 @@ class Spec:
                 raise UserError(
                     f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
                 )
-
-
-def _repeat_channels(
-    stages: tuple[tuple[BlockConfig, ...], ...], times: int
-) -> tuple[tuple[BlockConfig, ...], ...]:
-    """Returns the blocks with `times` as many channels in every convolution."""
-
-    def repeat(block: BlockConfig) -> BlockConfig:
-        channels = tuple(times * number for number in block.channels)
-        return block._replace(channels=channels, width=times * block.width)
-
-    return tuple(tuple(map(repeat, stage)) for stage in stages)

@@ -3,7 +3,7 @@
 Each stage has its output channels, shared by its blocks, and a pair of inner channels per block.
 """
 
-from resflax.nn.spec import Pruned
+from resflax.nn.stages import Pruned
 
 
 def _stages(*stages: tuple[int, tuple[tuple[int, int], ...]]) -> Pruned:

@@ -1,0 +1,76 @@
+"""Blocks and feature maps of each stage: channels, strides and dilations from a spec's fields."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+
+Stages = tuple[tuple[BlockConfig, ...], ...]
+Pruned = tuple[tuple[tuple[int, ...], ...], ...]
+
+
+class FeatureInfo(NamedTuple):
+    """Name, channels and stride (image size over map size) of a feature map."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+def make_stages(
+    depths: Sequence[int],
+    widths: Sequence[int],
+    blocks: Sequence[str],
+    *,
+    groups: int,
+    base_width: int,
+    stem_stride: int,
+    output_stride: int,
+) -> Stages:
+    """Returns the blocks of each stage.
+
+    Where `output_stride` forbids a stride, the stage is dilated instead. As in timm and
+    torchvision, its first block still reads its input at the dilation of the previous stage.
+
+    Args:
+      depths: number of blocks in each stage.
+      widths: channels of each stage's blocks before expansion.
+      blocks: name in `BLOCKS` of each stage's branch.
+      groups: see `Spec`.
+      base_width: see `Spec`.
+      stem_stride: stride of the stem's output.
+      output_stride: largest stride of a feature map.
+    """
+    stages, stride, dilation = [], stem_stride, 1
+    for i, (depth, width, name) in enumerate(zip(depths, widths, blocks, strict=True)):
+        rows, stage_stride, in_dilation = BLOCKS[name], 2 if i else 1, dilation
+        if stride >= output_stride:
+            stage_stride, dilation = 1, dilation * stage_stride
+        stride *= stage_stride
+        inner = width * base_width // 64 * groups
+        channels = tuple(
+            (inner if row.expansion is None else width * row.expansion) // row.divisor
+            for row in rows
+        )
+        rest = BlockConfig(rows, channels, channels[-1], BlockGeometry(1, dilation, dilation))
+        first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
+        stages.append((first, *[rest] * (depth - 1)))
+    return tuple(stages)
+
+
+def prune(stages: Stages, pruned: Pruned) -> Stages:
+    """Returns the blocks with other numbers of channels, those of each convolution."""
+    return tuple(
+        tuple(block._replace(channels=channels) for block, channels in zip(*stage, strict=True))
+        for stage in zip(stages, pruned, strict=True)
+    )
+
+
+def repeat_channels(stages: Stages, times: int) -> Stages:
+    """Returns the blocks with `times` as many channels in every convolution."""
+
+    def repeat(block: BlockConfig) -> BlockConfig:
+        channels = tuple(times * number for number in block.channels)
+        return block._replace(channels=channels, width=times * block.width)
+
+    return tuple(tuple(map(repeat, stage)) for stage in stages)
