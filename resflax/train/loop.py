@@ -14,20 +14,18 @@ from resflax.distributed.processes import (
     reached_preemption,
 )
 from resflax.errors import UserError
-from resflax.run.checkpoint import Checkpoint
-from resflax.run.checkpointer import Checkpointer
 from resflax.run.curves import draw_curves
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
+from resflax.train.checkpoints import RunCheckpoints, restore_run
 from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
-from resflax.train.restore import restore_latest
-from resflax.train.results import ensemble_record, make_record, make_results, member_labels
+from resflax.train.results import make_record, make_results, member_labels
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
@@ -74,16 +72,8 @@ class TrainingLoop:
         self.pending: list[Any] = []  # metrics on the devices
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
-        self.checkpointer = None
-        if workdir.writes:
-            # Before training, so that the fingerprint of the data is that of the start.
-            self.metadata = trainer.run.metadata
-            folder, keep = workdir.path / "checkpoints", self.config.checkpoint_max_to_keep
-            snapshots = trainer.snapshot_steps
-            self.metadata = self.metadata | {"snapshots": list(snapshots)}
-            self.checkpointer = Checkpointer(
-                folder, keep, option=workdir.option, keep_steps=snapshots
-            )
+        self.checkpoints = RunCheckpoints(trainer, workdir) if workdir.writes else None
+        self.checkpointer = self.checkpoints and self.checkpoints.checkpointer
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
@@ -116,7 +106,7 @@ class TrainingLoop:
     def _restore(self) -> TrainState:
         """Restores the last checkpoint, or initializes; returns the state on the devices."""
         self.start_time = time.monotonic()
-        restored = restore_latest(self.trainer, self.checkpointer)
+        restored = restore_run(self.trainer, self.checkpoints)
         self.state = TrainerState.start(self.trainer.run.size)
         here = environment(self.engine)
         if restored:
@@ -264,11 +254,8 @@ class TrainingLoop:
             examples=self.throughput.examples,
             train_seconds=self.throughput.seconds,
         )
-        if self.checkpointer:
-            metadata = self.metadata | {"trainer_state": trainer_state.as_dict()}
-            metadata["ensemble"] = ensemble_record(self.trainer.run, self.state)
-            tree = {"state": arrays, "eval_batch_stats": self.eval_batch_stats}
-            self.checkpointer.save(Checkpoint(step, tree, metadata), accuracy)
+        if self.checkpoints:
+            self.checkpoints.save(step, arrays, self.eval_batch_stats, trainer_state, accuracy)
             self._print_warnings()
         self.saved_step, self.saved_at = step, time.monotonic()
 
