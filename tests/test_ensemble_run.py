@@ -1,5 +1,6 @@
 """A run of an ensemble: its members equal runs alone, and its files describe all of them."""
 
+import itertools
 import json
 
 import jax
@@ -9,12 +10,14 @@ from helpers.modules import NormNet
 
 from resflax import UserError
 from resflax.data import load_dataset
-from resflax.run.checkpoint import latest_valid_metadata
+from resflax.run.checkpoint import latest_valid_metadata, read_subtrees
 from resflax.run.curves import draw_curves
+from resflax.run.manifest import verify_manifest
 from resflax.run.progress import RunProgress
 from resflax.train import Trainer, Workdir, build, default_config, loop
 from resflax.train.config import to_json_dict
 from resflax.train.ensemble import member_config
+from resflax.train.monitor import DivergedError
 
 DIGITS = load_dataset("digits")
 LISTS = {
@@ -57,15 +60,35 @@ def test_members_equal_the_runs_alone():
     assert len(np.unique(losses[-1])) == 3
 
 
-def fit(path, **keys):
-    """Trains two tiny members for an epoch; returns the results and the printed lines."""
-    config = make_config(size=2, epochs=1, batch_size=64, **keys)
+def fit(path, change_test=lambda test: None, **keys):
+    """Trains two tiny members for an epoch; returns the results and the printed lines.
+
+    `change_test` changes the metrics of each evaluation.
+    """
+    config = make_config(size=2, **{"epochs": 1, "batch_size": 64} | keys)
     lines = []
     progress = RunProgress(1, silent=True)
     progress.print = lines.append
     with Workdir.open(path, to_json_dict(config)) as workdir:
         trainer = Trainer(build(config, model=NormNet(), dataset=DIGITS))
+        evaluate = trainer.evaluate
+
+        def evaluate_and_change(*args):
+            test = evaluate(*args)
+            change_test(test)
+            return test
+
+        trainer.evaluate = evaluate_and_change
         return loop.fit(trainer, workdir, progress), lines
+
+
+def saved_state(path):
+    """Returns the members' part of the state in the last checkpoint, and its "ensemble"."""
+    folder = path / "checkpoints"
+    step = max(int(entry.name) for entry in folder.iterdir())
+    checksums = verify_manifest(folder / str(step))
+    tree = read_subtrees(folder, step, ("state/member",), checksums)
+    return tree["state/member"], latest_valid_metadata(folder)["ensemble"]
 
 
 def read_records(path, split):
@@ -134,11 +157,11 @@ def test_skipped_updates_are_counted_by_member(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
-        (OVERFLOW | {"ensemble__on_diverged": "stop"}, r"member 1 \(seed 1\), step 1, learning"),
+        (OVERFLOW | {"ensemble__on_diverged": "stop"}, r"^member 1 \(seed 1\), step 1, learning"),
         (
             OVERFLOW
             | {"ensemble__learning_rate": (1e38, 2e38), "ensemble__weight_decay": (1e9, 2e9)},
-            r"member 1 \(seed 1\), step 1,",
+            r"^all members have diverged, the last one is member 1 \(seed 1\), step 1,",
         ),
     ],
 )
@@ -156,32 +179,83 @@ def test_member_without_finite_outputs_is_left_out(tmp_path):
     assert np.isfinite(results["ensemble"]["nll"])
 
 
-def test_member_without_finite_outputs_no_longer_trains(tmp_path):
-    config = make_config(size=2, epochs=2, batch_size=64, ensemble__on_diverged="freeze")
-    trainer, states, lines = Trainer(build(config, model=NormNet(), dataset=DIGITS)), [], []
-    trainer.eval_state = lambda state: states.append(jax.device_get(state)) or state
-    evaluate = trainer.evaluate
+def hide_member(member, evaluations):
+    """Returns a change of evaluations with these numbers: the member's outputs are not finite."""
+    count = itertools.count()
 
-    def evaluate_as_not_finite(*args):
-        test = evaluate(*args)
-        test["members"]["loss"][1] = None
-        return test
+    def change(test):
+        if next(count) in evaluations:
+            test["members"]["loss"][member], test["members"]["accuracy"][member] = None, 0.0
 
-    trainer.evaluate = evaluate_as_not_finite
-    progress = RunProgress(1, silent=True)
-    progress.print = lines.append
-    with Workdir.open(tmp_path, to_json_dict(config)) as workdir:
-        results = loop.fit(trainer, workdir, progress)
-    first, last = states
-    kernels = [state.params["head"]["kernel"] for state in states]
-    np.testing.assert_array_equal(kernels[0][1], kernels[1][1])
-    assert (kernels[0][0] != kernels[1][0]).any()
-    assert last.member["diverged_at"].tolist() == [0, int(first.step[0])]
-    assert results["members"][1]["diverged_at"] == int(first.step[0])
-    assert latest_valid_metadata(tmp_path / "checkpoints")["ensemble"]["dropped"] == [1]
+    return change
+
+
+@pytest.mark.parametrize("action", ["drop", "freeze", "stop"])
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_files_agree_on_a_diverged_member(where, action, tmp_path):
+    keys = {"ensemble__on_diverged": action, "epochs": 2}
+    if where == "training":
+        keys, change = OVERFLOW | keys, lambda test: None
+    else:
+        change = hide_member(1, {0, 1})
+    if action == "stop":
+        expected = "step 1, learning" if where == "training" else "the test loss is nan at step 23"
+        with pytest.raises(DivergedError, match=rf"^member 1 \(seed 1\), {expected}") as error:
+            fit(tmp_path, change, **keys)
+        assert error.value.diverged_at[0] == 0
+        assert not (tmp_path / "results.json").exists()
+        return
+    results, lines = fit(tmp_path, change, **keys)
+    good, bad = results["members"]
+    dropped = action == "drop" or where == "evaluation"
+    step = 1 if where == "training" else 23
+    assert (bad["diverged_at"], bad["dropped"]) == (step, dropped)
+    assert not {"diverged_at", "dropped"} & good.keys()
+    member, metadata = saved_state(tmp_path)
+    assert member["diverged_at"].tolist() == [0, step]
+    assert metadata["dropped"] == [1] * dropped
     [warning] = [line for line in lines if line.startswith("warning")]
-    assert "test loss is nan at step" in warning
-    assert warning.endswith("it is left out, the others continue")
+    outcome = "is left out" if dropped else "keeps its last finite state"
+    assert warning.endswith(f": it {outcome}, the others continue")
+
+
+def test_member_without_finite_outputs_no_longer_trains(tmp_path):
+    """Also if its outputs are finite in a later evaluation, in which it is part again."""
+    results, lines = fit(tmp_path, hide_member(1, {0}), epochs=3, ensemble__on_diverged="freeze")
+    tests = read_records(tmp_path, "test")
+    assert tests[0]["members"]["loss"][1] is None
+    assert tests[1]["members"]["loss"][1] == tests[2]["members"]["loss"][1]  # the same parameters
+    assert tests[1]["members"]["loss"][0] != tests[2]["members"]["loss"][0]
+    member, metadata = saved_state(tmp_path)
+    assert member["diverged_at"].tolist() == [0, tests[0]["step"]]
+    assert metadata["dropped"] == []
+    assert results["members"][1]["dropped"] is False
+    mean = np.mean([member["nll"] for member in results["members"]])
+    assert results["ensemble"]["nll"] < mean
+    assert len([line for line in lines if line.startswith("warning")]) == 1
+
+
+def test_frozen_state_without_finite_outputs_is_reported(tmp_path):
+    keys = OVERFLOW | {"ensemble__on_diverged": "freeze", "epochs": 2}
+    results, lines = fit(tmp_path, hide_member(1, {0, 1}), **keys)
+    first, second = [line for line in lines if line.startswith("warning")]
+    assert first.endswith("it keeps its last finite state, the others continue")
+    assert second.endswith("with its last finite state: it is left out")
+    assert results["members"][1]["dropped"] is True
+    assert saved_state(tmp_path)[1]["dropped"] == [1]
+
+
+def test_run_ends_if_no_member_has_finite_outputs(tmp_path):
+    def hide_all(test):
+        test["members"]["loss"] = [None, None]
+
+    message = (
+        r"^all members have diverged, the last one is member 1 \(seed 1\), the test loss is nan"
+    )
+    with pytest.raises(DivergedError, match=message) as error:
+        fit(tmp_path, hide_all)
+    assert error.value.diverged_at == (23, 23)
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Stopped studies resume inside the network that was training, with the same bits."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -23,13 +24,14 @@ class Tiny(nn.Module):
     """Network with parameters and batch statistics that compiles quickly."""
 
     axis_name: str | None = None
+    scale: float = 1.0  # of the logits
     spec = SimpleNamespace(depths=(1,))
 
     @nn.compact
     def __call__(self, x, *, train):
         x = nn.Dense(4)(x.reshape(len(x), -1))
         x = BatchNorm(train=train, axis_name=self.axis_name)(x)
-        return nn.Dense(2)(nn.relu(x))
+        return nn.Dense(2)(nn.relu(x)) * self.scale
 
 
 @pytest.fixture(autouse=True)
@@ -97,16 +99,38 @@ def test_sweep_stopped_twice_ends_with_the_same_bits(noise, tmp_path):
     assert (finished[1], finished[2].resumed, finished[2].epochs) == (resumed[1], 8, 0)
 
 
-def test_diverged_members_have_an_error_of_100_percent():
+@pytest.mark.parametrize("ended", [False, True])
+def test_diverged_members_have_an_error_of_100_percent(ended):
+    """Also in the epochs after the end of a run whose other member diverged later."""
     records = []
-    for step in EPOCHS:
+    for step in EPOCHS[: 2 if ended else 3]:
         for split, accuracies in (("train", [0.5, 0.25]), ("test", [0.75, 0.5])):
             members = {"loss": [0.125, None], "accuracy": accuracies}
             records.append({"step": step, "split": split, "members": members})
-    train_error, test_error, loss = sweep._curves(records, np.array([np.inf, 4]))
-    np.testing.assert_array_equal(train_error, [[50, 50, 50], [75, 100, 100]])
-    np.testing.assert_array_equal(test_error, [[25, 25, 25], [50, 100, 100]])
-    np.testing.assert_array_equal(loss[:, 1:], [[0.125] * 2, [sweep.DIVERGED_LOSS] * 2])
+    diverged_at = [7 if ended else 0, 4]
+    train_error, test_error, loss = sweep._curves(records, EPOCHS, diverged_at)
+    last = 100 if ended else 50
+    np.testing.assert_array_equal(train_error, [[50, 50, last], [75, 100, 100]])
+    np.testing.assert_array_equal(test_error, [[25, 25, 100 if ended else 25], [50, 100, 100]])
+    last = sweep.DIVERGED_LOSS if ended else 0.125
+    np.testing.assert_array_equal(loss[:, 1:], [[0.125, last], [sweep.DIVERGED_LOSS] * 2])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_network_whose_members_all_diverge_has_errors_of_100_percent(seeds, noise, tmp_path):
+    models = {"bad": Tiny(scale=np.inf), "good": Tiny()}
+    with StudyDir.open(tmp_path, {}) as study:
+        train = partial(
+            train_networks, study, models, noise, make_config(), seeds=seeds, rates=[0.05]
+        )
+        curves = train()
+        assert train() == curves  # read from the study's directory
+    assert list(curves) == ["bad", "good"]
+    assert np.shape(curves["bad"]["loss"]) == (1, seeds, 3)
+    for split in ("train", "test"):
+        assert np.min(curves["bad"][split]) == 100
+        assert np.max(curves["good"][split]) < 100
+    assert np.isfinite(curves["bad"]["loss"]).all()
 
 
 def test_failed_save_is_one_error_about_out(noise, tmp_path, monkeypatch):

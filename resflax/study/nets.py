@@ -179,7 +179,9 @@ def train_nets(
     ]
 
 
-def _only_member_variables(states: TrainState, curves: Curves) -> Any:
+def _only_member_variables(states: TrainState | None, curves: Curves) -> Any:
+    if states is None:
+        raise UserError("a network has no finite loss: use a lower value of --learning_rates")
     return jax.device_get(jax.tree.map(lambda leaf: leaf[0], states.variables))
 
 

@@ -24,6 +24,7 @@ from resflax.train import TrainState
 from resflax.train.builders import total_steps
 from resflax.train.config import RESUMABLE_KEYS, to_json_dict
 from resflax.train.loop import fit
+from resflax.train.monitor import DivergedError
 from resflax.train.run import Run
 from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
@@ -44,7 +45,7 @@ def train_sweep(
     rates: Sequence[float],
     workdir: Path | None = None,
     progress: RunProgress | None = None,
-) -> tuple[TrainState, Curves]:
+) -> tuple[TrainState | None, Curves]:
     """Trains one member for each learning rate and seed, all of them as one ensemble.
 
     Each member equals, to rounding, a network trained alone with the same `config`, seed and
@@ -64,24 +65,32 @@ def train_sweep(
       The final states, with a leading axis of members (rates x seeds), and the curves: "train" and
       "test" error in percent and the training "loss" in nats, each a nested list (rate, seed,
       epoch). The training error of an epoch is the mean over its batches, each before its update. A
-      member whose loss is not finite has an error of 100 % from then on.
+      member whose loss is not finite has an error of 100 % from then on. If all members have
+      diverged, the training ends, and the states are None.
 
     Raises:
-      UserError: if the losses of all members are not finite, or the directory cannot be written.
+      UserError: if the directory cannot be written.
     """
     run = build(_sweep_config(config, seeds, rates), model=model, dataset=dataset)
-    progress = progress or RunProgress(run.steps, silent=True)
+    trainer, progress = Trainer(run), progress or RunProgress(run.steps, silent=True)
     with contextlib.ExitStack() as stack:
         path = workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         opened = stack.enter_context(
             Workdir.open(path, to_json_dict(run.config), resumable=RESUMABLE_KEYS, option=OPTION)
         )
-        results = fit(Trainer(run), opened, progress)
-        states, records = _final_states(run, path), opened.records.all()
-    if run.size == 1:
-        states = jax.tree.map(lambda leaf: leaf[None], states)
-    values = _curves(records, _diverged_at(results, run.size))
-    values = values.reshape(3, len(rates), len(seeds), -1)
+        states, diverged_at = None, [0] * run.size
+        try:
+            results = fit(trainer, opened, progress)
+            states = _final_states(run, path)
+            diverged_at = [m.get("diverged_at", 0) for m in results.get("members", [{}])]
+        except DivergedError as e:
+            diverged_at = list(e.diverged_at)
+            progress.print(
+                f"warning: no loss is finite after step {max(diverged_at)}: the error is 100 %"
+            )
+        records = opened.records.all()
+    steps = [step for step in range(1, run.steps + 1) if trainer.is_eval_step(step)]
+    values = _curves(records, steps, diverged_at).reshape(3, len(rates), len(seeds), -1)
     return states, dict(zip(("train", "test", "loss"), values.tolist(), strict=True))
 
 
@@ -108,32 +117,33 @@ def _final_states(run: Run, workdir: Path) -> TrainState:
     start = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract_state())
     template = {"state": start, "eval_batch_stats": start.batch_stats}
     states: TrainState = restore_latest(workdir / "checkpoints", template).tree["state"]
-    return states
-
-
-def _diverged_at(results: dict[str, Any], size: int) -> Float[np.ndarray, " members"]:
-    """Returns the step at which each member diverged; infinity if it did not."""
-    members = results.get("members", [{}] * size)
-    return np.array([member.get("diverged_at", np.inf) for member in members])
+    return states if run.size > 1 else jax.tree.map(lambda leaf: leaf[None], states)
 
 
 def _curves(
-    records: list[dict[str, Any]], diverged_at: Float[np.ndarray, " members"]
+    records: list[dict[str, Any]], steps: Sequence[int], diverged_at: Sequence[int]
 ) -> Float[np.ndarray, "3 members epochs"]:
-    """Returns training error, test error and loss of every member, by epoch."""
+    """Returns training error, test error and loss of every member, by epoch.
 
-    def column(split: str, key: str) -> Float[np.ndarray, "epochs members"]:
-        rows = [record for record in records if record["split"] == split]
-        values = [row["members"][key] if "members" in row else [row[key]] for row in rows]
-        return np.array(values, float)  # NaN where there is none
+    Args:
+      records: of the run, which may have ended before its last step.
+      steps: last step of each epoch.
+      diverged_at: step at which each member diverged; 0 if it did not.
+    """
 
-    steps = np.array([record["step"] for record in records if record["split"] == "test"])
-    diverged = steps[:, None] >= diverged_at
+    def column(split: str, key: str) -> Float[np.ndarray, "members epochs"]:
+        values = np.full((len(diverged_at), len(steps)), np.nan)
+        for row in records:
+            if row["split"] == split:
+                members = row["members"][key] if "members" in row else [row[key]]
+                values[:, steps.index(row["step"])] = np.array(members, float)  # NaN for None
+        return values
+
+    diverged = [[0 < end <= step for step in steps] for end in diverged_at]
     errors = [
         np.where(diverged, 100.0, 100 * (1 - column(s, "accuracy"))) for s in ("train", "test")
     ]
-    loss = np.where(diverged, DIVERGED_LOSS, column("train", "loss"))
-    return np.stack([*errors, loss]).swapaxes(1, 2)
+    return np.stack([*errors, np.where(diverged, DIVERGED_LOSS, column("train", "loss"))])
 
 
 class _NetworkProgress(RunProgress):
@@ -174,7 +184,7 @@ def train_networks(
     *,
     seeds: int,
     rates: Sequence[float],
-    extract: Callable[[TrainState, Curves], Any] = lambda states, curves: curves,
+    extract: Callable[[TrainState | None, Curves], Any] = lambda states, curves: curves,
     codec: Codec = JSON,
 ) -> dict[str, Any]:
     """Trains every network with seeds 0, 1, ... and returns `extract(states, curves)` of each.
@@ -197,6 +207,7 @@ def train_networks(
                 workdir=study.workdir(name),
                 progress=progress,
             )
+            progress.resume(steps)  # skips those that are left if all members have diverged
             return extract(*trained)
 
         for name in models:

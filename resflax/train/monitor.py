@@ -1,9 +1,10 @@
-"""Averages the losses of a run, and stops the training of members that diverge."""
+"""Checks that the losses of a run are finite, and leaves out members that diverge."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from resflax.errors import UserError
 from resflax.run.trainer_state import METRICS, TrainerState
@@ -12,12 +13,25 @@ from resflax.train.nonfinite import describe, stop_reason
 from resflax.train.run import Run
 
 
+class DivergedError(UserError):
+    """The losses of a run's last member, or of the one that ends it, are not finite.
+
+    Attributes:
+      diverged_at: step at which each member diverged; 0 if it did not.
+    """
+
+    def __init__(self, message: str, diverged_at: Sequence[int]) -> None:
+        super().__init__(message)
+        self.diverged_at = tuple(diverged_at)
+
+
 class Monitor:
     """Checks losses of every member; a single network is the only member of its run.
 
-    A member whose loss is not finite is reported once and no longer counts; `freeze_diverged`
-    stops its training. A run ends with the last of its members, or with the first one if
-    `config.ensemble.on_diverged` is "stop".
+    A member whose loss is not finite is reported and no longer trains: `freeze_diverged` keeps its
+    last finite state, which stays in the ensemble if `config.ensemble.on_diverged` is "freeze" and
+    its test loss is finite. A run ends with the last of its members, or with the first one if
+    `on_diverged` is "stop".
 
     Args:
       run: the run.
@@ -46,7 +60,7 @@ class Monitor:
           note: end of an error message.
 
         Raises:
-          UserError: if one is not finite and the run must stop.
+          DivergedError: if one is not finite and the run must stop.
         """
         for step, metrics in enumerate(fetched, last - len(fetched) + 1):
             finite = np.atleast_2d(metrics["finite"])
@@ -69,18 +83,20 @@ class Monitor:
           have it yet, see `mark_diverged`.
 
         Raises:
-          UserError: if a loss is not finite and the run must stop.
+          DivergedError: if a loss is not finite and the run must stop.
         """
         before = list(self._state.diverged_at)
-        losses = test["members"]["loss"] if "members" in test else [test["loss"]]
-        for k, loss in enumerate(losses):
-            if (loss is None or not np.isfinite(loss)) and not self._state.diverged_at[k]:
-                what = (
-                    f"the test loss is {np.nan if loss is None else loss} at step {step}, learning"
-                    f" rate {self.learning_rates(step)[k]:.3g}"
-                )
+        new, old = _losses(self._config, test), _losses(self._config, self._state.test)
+        for k, loss in enumerate(new):
+            if np.isfinite(loss):
+                continue
+            rate = self.learning_rates(step)[k]
+            what = f"the test loss is {loss} at step {step}, learning rate {rate:.3g}"
+            if not before[k]:
                 advice = ": try a lower config.learning_rate or a config.grad_clip_norm"
                 self._end_training(k, step, what, advice, is_left_out=True)
+            elif self._keeps_diverged and (not old or np.isfinite(old[k])):
+                self._warn(k, f"{what}, with its last finite state: it is left out")
         return before != self._state.diverged_at
 
     def _end_training(
@@ -88,12 +104,22 @@ class Monitor:
     ) -> None:
         """Marks a member as diverged and reports it, or ends the run."""
         self._state.diverged_at[member] = step
-        action = self._config.ensemble.on_diverged
-        if action == "stop" or all(self._state.diverged_at):
-            raise UserError(f"{self._prefix(member)}{what}{advice}")
-        keeps = action == "freeze" and not is_left_out
+        everyone = all(self._state.diverged_at)
+        if everyone or self._config.ensemble.on_diverged == "stop":
+            last = "all members have diverged, the last one is " * (everyone and self._run.size > 1)
+            raise DivergedError(
+                f"{last}{self._prefix(member)}{what}{advice}", self._state.diverged_at
+            )
+        keeps = self._keeps_diverged and not is_left_out
         outcome = "keeps its last finite state" if keeps else "is left out"
-        self._report(f"warning: {self._prefix(member)}{what}: it {outcome}, the others continue")
+        self._warn(member, f"{what}: it {outcome}, the others continue")
+
+    @property
+    def _keeps_diverged(self) -> bool:
+        return bool(self._config.ensemble.on_diverged == "freeze")
+
+    def _warn(self, member: int, text: str) -> None:
+        self._report(f"warning: {self._prefix(member)}{text}")
 
     def _prefix(self, member: int) -> str:
         if not is_ensemble(self._config):
@@ -118,9 +144,17 @@ def excluded_members(run: Run, state: TrainerState) -> list[int]:
     were not finite in the last evaluation. The latter no longer train, so that every later
     evaluation leaves them out as well.
     """
-    losses = state.test.get("members", {}).get("loss", [])
-    not_finite = {k for k, loss in enumerate(losses) if loss is None}
+    losses = _losses(run.config, state.test)
+    not_finite = {k for k, loss in enumerate(losses) if np.isnan(loss)}
     return sorted(not_finite.union(_left_out(run, state)))
+
+
+def _losses(config: ConfigDict, test: dict[str, Any]) -> list[float]:
+    """Returns the loss of each network in an evaluation, NaN for None; [] without evaluation."""
+    if not test:
+        return []
+    losses = test["members"]["loss"] if is_ensemble(config) else [test["loss"]]
+    return [np.nan if loss is None else float(loss) for loss in losses]
 
 
 def _left_out(run: Run, state: TrainerState) -> list[int]:

@@ -92,17 +92,22 @@ def make_results(
 
 
 def _ensemble_results(run: Run, trainer_state: TrainerState) -> dict[str, Any]:
-    """Returns "members" and "ensemble", the metrics of an ensemble; {} for a single network."""
-    if not is_ensemble(run.config):
+    """Returns "members" and "ensemble", the metrics of an ensemble; {} for a single network.
+
+    The members of one network, an efficient ensemble, have no seeds.
+    """
+    test = trainer_state.test
+    if "members" not in test:
         return {}
-    test, values = trainer_state.test, differing_values(run.config)
-    members = []
-    for k, seed in enumerate(member_seeds(run.config)):
-        member = {"seed": seed} | {name: row[k] for name, row in values.items()}
-        member |= {"accuracy": test["members"]["accuracy"][k], "nll": test["members"]["loss"][k]}
-        if trainer_state.diverged_at[k]:
-            member["diverged_at"] = trainer_state.diverged_at[k]
-        members.append(member)
+    columns = zip(test["members"]["accuracy"], test["members"]["loss"], strict=True)
+    members = [{"accuracy": accuracy, "nll": nll} for accuracy, nll in columns]
+    if is_ensemble(run.config):
+        values, dropped = differing_values(run.config), excluded_members(run, trainer_state)
+        for k, seed in enumerate(member_seeds(run.config)):
+            own = {"seed": seed} | {name: row[k] for name, row in values.items()}
+            members[k] = own | members[k]
+            if step := trainer_state.diverged_at[k]:
+                members[k] |= {"diverged_at": step, "dropped": k in dropped}
     return {"members": members, "ensemble": test["ensemble"]}
 
 
@@ -118,11 +123,3 @@ def member_labels(config: ConfigDict) -> list[str]:
     values = differing_values(config)
     rows = zip(*values.values(), strict=True)
     return [", ".join(f"{k} {v:g}" for k, v in zip(values, row, strict=True)) for row in rows]
-
-
-def ensemble_record(run: Run, trainer_state: TrainerState) -> dict[str, Any] | None:
-    """Returns what a checkpoint says of its members; None for a single network."""
-    if not is_ensemble(run.config):
-        return None
-    seeds, dropped = member_seeds(run.config), excluded_members(run, trainer_state)
-    return {"size": run.size, "seeds": list(seeds), "dropped": dropped}
