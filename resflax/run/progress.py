@@ -36,10 +36,16 @@ class RunProgress:
         self._update(record, "", remaining, force=False)
 
     def test(self, record: dict[str, Any], remaining: float) -> None:
-        """Shows the record of an evaluation; of an ensemble, also its members' mean accuracy."""
+        """Shows the record of an evaluation; of an ensemble, also its members' mean accuracy.
+
+        The mean is that of the members with a finite loss.
+        """
         self.test_text = f", test {record['accuracy']:.4f}"
         if "members" in record:
-            self.test_text += f" (members {np.mean(record['members']['accuracy']):.4f})"
+            members = zip(record["members"]["accuracy"], record["members"]["loss"], strict=True)
+            accuracies = [accuracy for accuracy, loss in members if loss is not None]
+            if accuracies:
+                self.test_text += f" (members {np.mean(accuracies):.4f})"
         self._update(record, self.test_text, remaining, force=True)
 
     def print(self, line: str) -> None:

@@ -1,7 +1,8 @@
 """Evaluation of a run's networks: loss and accuracy over a split, every example once.
 
 A single network adds up sums on the devices. An ensemble needs every member's prediction of each
-example: the logits are fetched batch by batch and reduced by `resflax.metrics` on the host.
+example: the logits are fetched batch by batch and reduced by `resflax.metrics` on the host. So are
+those of an efficient ensemble (`Spec.ensemble`), one network with several members.
 """
 
 import dataclasses
@@ -58,36 +59,44 @@ class EnsembleEvaluator:
 
     Args:
       engine: the engine that states and batches are on.
-      step: made by `make_predict_step`.
+      step: made by `make_predict_step`, and compiled.
+      members: number of members.
+      is_one_network: whether the members are those of one network, of which none can be left out.
     """
 
-    def __init__(self, engine: EnsembleEngine, step: Any) -> None:
-        self._engine, self._step = engine, engine.compile_predict(step)
+    def __init__(
+        self, engine: Engine, step: Any, members: int, *, is_one_network: bool = False
+    ) -> None:
+        self._engine, self._step, self._members = engine, step, members
+        self._is_one_network = is_one_network
 
     def __call__(
         self, state: TrainState, batches: Batches, excluded: Sequence[int] = ()
     ) -> TestMetrics:
         """Returns the metrics of the ensemble of all members but those of `excluded`.
 
-        A member with an output that is not finite is excluded too; without any other one, "loss"
-        is NaN.
+        A member with an output that is not finite is excluded too; without any other one, and if
+        the members are those of one network, "loss" is NaN.
 
         Returns:
           "loss", "accuracy" and "count"; "members", with the lists "loss" (None if it is not
           finite) and "accuracy"; "ensemble", with further metrics.
         """
-        included = np.ones(self._engine.size, bool)
+        included = np.ones(self._members, bool)
         included[list(excluded)] = False
         while True:
             result = self._evaluate(state, batches(), included)
-            if (result.is_finite | ~included).all() or not (result.is_finite & included).any():
+            is_lost = included & ~result.is_finite
+            if is_lost.any() and self._is_one_network:
+                included[:] = False
+            if not is_lost.any() or not (included & result.is_finite).any():
                 return result.as_dict(included)
             included &= result.is_finite
 
     def _evaluate(
         self, state: TrainState, batches: Iterable[Any], included: Bool[np.ndarray, " members"]
     ) -> "_Result":
-        result, pending = _Result(self._engine.size), []
+        result, pending = _Result(self._members), []
         for batch in batches:
             pending.append(self._step(state, batch))
             if len(pending) > 2:  # two batches keep the devices busy
@@ -99,9 +108,13 @@ class EnsembleEvaluator:
 
 def build_evaluator(run: Run) -> Evaluator | EnsembleEvaluator:
     """Builds the evaluator of a run."""
-    if isinstance(run.engine, EnsembleEngine):
-        return EnsembleEvaluator(run.engine, run.predict_step)
-    return Evaluator(run.engine, run.eval_step)
+    engine, members = run.engine, run.members_of_network
+    if isinstance(engine, EnsembleEngine):
+        return EnsembleEvaluator(engine, engine.compile_predict(run.predict_step), run.size)
+    if members > 1:
+        step = engine.compile_eval(run.predict_step)
+        return EnsembleEvaluator(engine, step, members, is_one_network=True)
+    return Evaluator(engine, run.eval_step)
 
 
 @dataclasses.dataclass
@@ -118,9 +131,12 @@ class _Result:
         self.is_finite = np.ones(self.size, bool)
 
     def add(self, outputs: dict[str, Any], included: Bool[np.ndarray, " members"]) -> None:
-        """Adds the outputs of a batch, "logits", "label" and "weight", each with a member axis."""
-        valid = outputs["weight"][0] > 0
-        labels: Any = outputs["label"][0, valid]
+        """Adds the outputs of a batch, "logits" with a member axis, "label" and "weight".
+
+        The latter two are those of the batch, or repeated for each member.
+        """
+        valid = outputs["weight"].reshape(-1, outputs["logits"].shape[1])[0] > 0
+        labels: Any = outputs["label"].reshape(-1, len(valid))[0, valid]
         logits: Float[np.ndarray, "members n classes"] = outputs["logits"][:, valid]
         self.is_finite &= np.isfinite(logits).all((1, 2))
         self.count, self.classes = self.count + len(labels), logits.shape[-1]

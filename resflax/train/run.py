@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from resflax.data import Dataset
 from resflax.distributed import Engine
 from resflax.errors import UserError
+from resflax.nn import ResNet
 from resflax.train.config import to_json_dict
 from resflax.train.ensemble import abstract_states, initial_states
 from resflax.train.finetune import freeze_patterns
@@ -71,6 +72,11 @@ class Run:
     def size(self) -> int:
         """Number of networks."""
         return int(self.config.ensemble.size)
+
+    @property
+    def members_of_network(self) -> int:
+        """Number of members of one network, an efficient ensemble; else 1."""
+        return self.model.spec.members if isinstance(self.model, ResNet) else 1
 
     def init(self) -> TrainState:
         """Creates the state before the first step, not yet on the engine's devices.

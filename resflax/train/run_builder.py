@@ -9,11 +9,12 @@ from resflax.data import Dataset, StreamingSplit
 from resflax.distributed import Engine, make_engine
 from resflax.distributed.engines import check_batch_size
 from resflax.distributed.ensemble_engine import EnsembleEngine
-from resflax.errors import UserError
+from resflax.errors import UserError, quantity
 from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
 from resflax.train.accumulate import check_micro_batches
 from resflax.train.builders import (
+    Normalizer,
     build_member_step,
     build_normalizer,
     build_optimizer,
@@ -30,7 +31,7 @@ from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
-from resflax.train.step import make_eval_step, make_predict_step
+from resflax.train.step import EvalStep, make_eval_step, make_predict_step
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
@@ -111,11 +112,21 @@ def build(
         engine=engine,
         train_step=train_step,
         eval_step=make_eval_step(model, normalize=normalizer, axis_name=axis_name),
-        predict_step=make_predict_step(model, normalize=normalizer),
+        predict_step=_build_predict_step(model, normalizer, engine),
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=axis_name),
     )
     run.check_model()
     return run
+
+
+def _build_predict_step(model: nn.Module, normalizer: Normalizer, engine: Engine) -> EvalStep:
+    """Builds the step that predicts with each network of an ensemble, or each member of one."""
+    if isinstance(engine, EnsembleEngine):
+        return make_predict_step(model, normalize=normalizer)
+    members = isinstance(model, ResNet) and model.spec.members > 1
+    return make_predict_step(
+        model, normalize=normalizer, members=members, axis_name=engine.axis_name
+    )
 
 
 def build_engine(config: ConfigDict) -> Engine:
@@ -191,5 +202,5 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     if (config.data.mixup or config.data.cutmix) and config.batch_size % (2 * devices):
         raise UserError(
             f"mixup and CutMix need pairs of examples: batch_size {config.batch_size} is not a"
-            f" multiple of twice the {devices} devices"
+            f" multiple of twice the {quantity(devices, 'device')}"
         )

@@ -248,7 +248,11 @@ def make_eval_step(
 
 
 def make_predict_step(
-    model: nn.Module, *, normalize: Callable[[Array], Array] = identity
+    model: nn.Module,
+    *,
+    normalize: Callable[[Array], Array] = identity,
+    members: bool = False,
+    axis_name: str | None = None,
 ) -> EvalStep:
     """Makes a pure `(state, batch) -> per-example arrays`, for metrics that are not sums.
 
@@ -258,14 +262,23 @@ def make_predict_step(
     Args:
       model: a linen module called as `model(x, train=False)`.
       normalize: maps stored images to the network's input.
+      members: return the logits of all members of a `ResNet` whose spec has an ensemble,
+        `(members, n, classes)`.
+      axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
+        None for those of this device.
     """
+    options = {"members": True} if members else {}
+
+    def gather(x: Array, axis: int = 0) -> Array:
+        return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
+        images = normalize(batch["image"])
+        logits: Any = model.apply(state.eval_variables, images, train=False, **options)
         return {
-            "logits": logits.astype(jnp.float32),
-            "label": batch["label"],
-            "weight": batch["weight"],
+            "logits": gather(logits.astype(jnp.float32), int(members)),
+            "label": gather(batch["label"]),
+            "weight": gather(batch["weight"]),
         }
 
     return step

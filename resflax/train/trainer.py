@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from resflax.data import Split, StreamingSplit
+from resflax.errors import quantity
 from resflax.train.ensemble import is_ensemble
 from resflax.train.evaluation import TestMetrics, build_evaluator
 from resflax.train.input_pipeline import (
@@ -48,9 +49,11 @@ class Trainer:
 
     @property
     def title(self) -> str:
-        """The number of networks, if there are several, the model and the dataset."""
+        """The number of networks or members, if there are several, the model and the dataset."""
         networks = f"{self.run.size} x " if is_ensemble(self.config) else ""
-        return f"{networks}{self.run.name} on {self.dataset.name}"
+        count = self.run.members_of_network
+        members = f" ({self.run.model.spec.ensemble}, {count} members)" if count > 1 else ""
+        return f"{networks}{self.run.name}{members} on {self.dataset.name}"
 
     def summary(self) -> str:
         """Returns one line with the model, the dataset, the number of steps and the devices."""
@@ -58,7 +61,7 @@ class Trainer:
         return (
             f"{self.title}: {len(self.dataset.train)} examples,"
             f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
-            f" {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}; compiling"
+            f" {quantity(len(devices), f'{devices[0].platform} device')}; compiling"
         )
 
     def make_step_fn(self, start: int) -> StepFn:

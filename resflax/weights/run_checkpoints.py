@@ -60,12 +60,12 @@ class RunCheckpoint(NamedTuple):
     def evaluation(self, member: int | None) -> dict[str, float]:
         """Returns the metrics of a member, see `RunWeights`; None for a run of one network."""
         test = self.test
-        if member is None:
-            return {"steps": self.step, **{f"test_{key}": value for key, value in test.items()}}
-        own = {key: values[member] for key, values in test.get("members", {}).items()}
-        numbers = {f"test_{key}": value for key, value in own.items()} | {
-            f"ensemble_{key}": value for key, value in test.items()
-        }
+        numbers = {f"test_{key}": value for key, value in test.items()}
+        if member is not None:
+            own = {key: values[member] for key, values in test.get("members", {}).items()}
+            numbers = {f"test_{key}": value for key, value in own.items()} | {
+                f"ensemble_{key}": value for key, value in test.items()
+            }
         return {
             "steps": self.step,
             **{key: value for key, value in numbers.items() if isinstance(value, int | float)},
