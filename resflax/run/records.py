@@ -41,6 +41,8 @@ class Records:
 
     def all(self) -> list[dict[str, Any]]:
         """Reads all records."""
+        if not self.path.exists():
+            return []
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def truncate_to(self, count: int, sha256: str, step: int) -> str:

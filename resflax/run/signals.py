@@ -11,7 +11,7 @@ from typing import Any
 # Time to finish the current step and save it after a signal.
 GRACE_SECONDS = 12.0
 # The signals that stop a run, and what ends the process at once after each.
-HOW_TO_EXIT = {
+HOW_TO_EXIT: dict[int, str] = {
     signal.SIGTERM: "send SIGINT to exit now",
     signal.SIGINT: "press Ctrl-C again to exit now",
 }
