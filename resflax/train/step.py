@@ -267,7 +267,7 @@ def make_predict_step(
       axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
         None for those of this device.
     """
-    options = {"members": True} if members else {}
+    options: dict[str, Any] = {"members": True} if members else {}
 
     def gather(x: Array, axis: int = 0) -> Array:
         return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
