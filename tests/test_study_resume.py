@@ -117,7 +117,7 @@ def test_diverged_members_have_an_error_of_100_percent(ended):
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_network_whose_members_all_diverge_has_errors_of_100_percent(seeds, noise, tmp_path):
+def test_network_without_finite_losses_has_errors_of_100_percent(seeds, noise, tmp_path):
     models = {"bad": Tiny(scale=np.inf), "good": Tiny()}
     with StudyDir.open(tmp_path, {}) as study:
         train = partial(
