@@ -38,7 +38,7 @@ def make_source(count, seed):
     return ArraySource("noise", split, tuple("abcd"[:CLASSES]))
 
 
-def member_logits(images, classes=CLASSES):
+def member_logits(images, indices=None, classes=CLASSES):
     """Returns logits of three members, too confident ones: the pixels plus errors of their own."""
     pixels = np.asarray(images, np.float64).reshape(len(images), -1) / 20
     weights = np.random.default_rng(5).normal(0, 0.3, (MEMBERS, CLASSES, CLASSES))
@@ -232,8 +232,8 @@ def test_selected_members_have_no_conformal_sets(values):
 
 def test_single_network_is_one_system():
     one = assess(
-        runner(TEST, classify=lambda x: member_logits(x)[:1]),
-        Request(("net",), held_out=runner(HELD, classify=lambda x: member_logits(x)[:1])),
+        runner(TEST, classify=lambda x, i: member_logits(x)[:1]),
+        Request(("net",), held_out=runner(HELD, classify=lambda x, i: member_logits(x)[:1])),
     )
     assert [system.name for system in one.targets.systems] == ["net"]
     assert one.subsets is None

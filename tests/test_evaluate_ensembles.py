@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,8 @@ from resflax.data.corruptions import corrupt_batch
 from resflax.data.held_out import split_labels
 from resflax.evaluate.classifier import EnsembleClassifier
 from resflax.metrics import classification_metrics, log_mean_probability, log_softmax
-from resflax.weights import PretrainedConfig, load_ensemble
-from resflax.zoo import get_spec
+from resflax.weights import PretrainedConfig, load_ensemble, read_ensemble
+from resflax.zoo import create_model, get_spec
 
 MEMBERS = 3
 CONFIG = PretrainedConfig(get_spec("cifar_resnet8"), 1, PREPROCESS, tuple("0123456789"))
@@ -58,7 +59,8 @@ def ensemble(tmp_path_factory):
 def single(tmp_path_factory):
     """A run that held out nothing."""
     path = tmp_path_factory.mktemp("runs") / "s"
-    write_workdir(path, SavedStep(7, 0.5), config=CONFIG)
+    other = replace(PREPROCESS, mean=(0.4,), std=(0.35,))  # of more training data
+    write_workdir(path, SavedStep(7, 0.5), config=CONFIG._replace(preprocess=other))
     return set_config(path, validation=0.0)
 
 
@@ -88,13 +90,13 @@ def read(out):
 
 
 def logits_of(where, images):
-    """Returns the logits of `model.apply`, by member."""
-    networks = load_ensemble(where)
-    x = normalize(images, mean=networks.preprocess.mean, std=networks.preprocess.std)
-    logits = [
-        networks.model.apply(jax_index(networks.variables, i), x, train=False)
-        for i in range(networks.size)
-    ]
+    """Returns the logits of `model.apply`, by member, each with its own normalization."""
+    wheres = where if isinstance(where, list) else [where]
+    logits = []
+    for network in read_ensemble(wheres):
+        preprocess = network.config.preprocess
+        x = normalize(images, mean=preprocess.mean, std=preprocess.std)
+        logits.append(create_model(CONFIG.spec).apply(network.variables, x, train=False))
     return np.stack(logits)
 
 
@@ -135,8 +137,13 @@ def test_member_alone_has_its_metrics_in_the_ensemble(ensemble, evaluation, tmp_
 
 
 def test_several_runs_form_an_ensemble(ensemble, single, tmp_path):
+    """Each with its own mean and standard deviation."""
     evaluate(f"{ensemble}#0", f"--out={tmp_path}", single, "--calibrate=test")
     values = read(tmp_path)
+    assert values["normalization"] == [
+        {"mean": [0.3], "std": [0.2]},
+        {"mean": [0.4], "std": [0.35]},
+    ]
     assert [m["where"] for m in values["members"]] == [f"{ensemble}#0", str(single)]
     assert values["calibration"]["data"] == "the other half of the test split"
     log_p, labels = predictions_of([f"{ensemble}#0", single])
@@ -197,7 +204,7 @@ def test_members_on_eight_devices_equal_the_models(ensemble):
     networks = load_ensemble(ensemble)
     pre = networks.preprocess
     members = [(CONFIG.spec, jax_index(networks.variables, i)) for i in range(MEMBERS)]
-    classify = EnsembleClassifier(members, mean=pre.mean, std=pre.std)
+    classify = EnsembleClassifier(members, mean=[pre.mean] * MEMBERS, std=[pre.std] * MEMBERS)
     assert len(classify.devices) == 8
     images = load_dataset("digits").test.images[:11]
     logits = np.asarray(classify.members(images))[:, :11]

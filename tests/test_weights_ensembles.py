@@ -1,5 +1,6 @@
 """Names of ensembles: members of a run, several checkpoints, several runs."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from helpers.workdirs import CLASSES, CONFIG, PREPROCESS, SavedStep, variables_a
 
 from resflax import UserError, load_ensemble, load_pretrained
 from resflax.weights import read_ensemble, read_members, read_weights
+from resflax.weights.average import average_weights
 from resflax.zoo import get_spec
 
 SEEDS = (7, 8, 9)
@@ -189,6 +191,25 @@ def test_corrupt_checkpoint_is_replaced_among_the_last(tmp_path):
     assert "step 2" in error_of(read_members, f"{path}@1,2")
 
 
+def test_members_can_normalize_images_differently(tmp_path, workdir):
+    """Each member gets the images that it was trained on."""
+    other = replace(PREPROCESS, mean=(0.45,), std=(0.6,))
+    path = write_workdir(tmp_path / "y", SavedStep(2), config=CONFIG._replace(preprocess=other))
+    loaded = load_ensemble([workdir, path])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    images = np.stack([loaded.preprocess(image) for image in pixels])
+    assert loaded.preprocess == PREPROCESS
+    run = jax.jit(jax.vmap(partial(loaded.model.apply, train=False)))
+    logits = run(loaded.variables, loaded.normalize(images))
+    for member, where in enumerate((workdir, path)):
+        model, variables, preprocess, *_ = load_pretrained(where)
+        own = np.stack([preprocess(image) for image in pixels])
+        expected = model.apply(variables, own, train=False)
+        np.testing.assert_allclose(logits[member], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="normalize images differently .* resflax evaluate"):
+        average_weights(read_ensemble([workdir, path]))
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_loaded_ensemble_runs_under_vmap(tmp_path, scan):
     config = CONFIG._replace(spec=get_spec("cifar_resnet20").override(num_classes=10))
@@ -229,8 +250,7 @@ def test_network_that_is_named_twice_is_rejected(ensemble, workdir):
 def test_members_for_other_data_are_rejected(tmp_path, workdir):
     configs = {
         "number of classes": CONFIG._replace(spec=CONFIG.spec.override(num_classes=3), labels=()),
-        "mean": CONFIG._replace(preprocess=type(PREPROCESS)(size=(8, 8), crop_pct=1.0,
-                 interpolation="bilinear", mean=(0.5,), std=(0.2,))),
+        "crop_pct": CONFIG._replace(preprocess=replace(PREPROCESS, crop_pct=0.9)),
         "class names": CONFIG._replace(labels=tuple("abcdefghji")),
     }  # fmt: skip
     for i, (text, config) in enumerate(configs.items()):

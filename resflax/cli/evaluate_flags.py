@@ -77,6 +77,12 @@ def _check_uncertainty(args: argparse.Namespace) -> None:
     if args.calibrate == "none" and (args.conformal or args.deep_ensemble):
         option = "--conformal" if args.conformal else "--deep-ensemble"
         raise UserError(f"{option} needs calibration: expected no --calibrate=none with it")
+    if args.mc_dropout is not None and args.mc_dropout < 2:
+        raise UserError(f"--mc-dropout is {args.mc_dropout}: expected the number of samples, >= 2")
+    if args.mc_dropout and args.select:
+        raise UserError(
+            "--select chooses networks, and --mc-dropout takes samples of one: expected one of them"
+        )
     if len(set(args.ood)) < len(args.ood):
         raise UserError("--ood has a dataset twice: expected different ones")
 
@@ -186,6 +192,12 @@ def _add_uncertainty(parser: Parser) -> None:
         default=0,
         metavar="K",
         help="select K members greedily on held-out training data",
+    )
+    add(
+        "--mc-dropout",
+        type=int,
+        metavar="S",
+        help="evaluate S samples of one network with its dropout and drop path as an ensemble",
     )
     add(
         "--deep-ensemble",

@@ -15,10 +15,10 @@ from resflax.data.corruptions import corrupt_batch
 from resflax.distributed import make_engine
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.classifier import pad_rows
-from resflax.evaluate.log_probabilities import MAX_PENDING, Rows, average_views
+from resflax.evaluate.log_probabilities import MAX_PENDING, Classify, Rows, average_views
 from resflax.evaluate.run import Evaluated, Reduction, gather_parts, read_batches, reduce_rows
 from resflax.evaluate.systems import System
-from resflax.evaluate.views import Images, Views
+from resflax.evaluate.views import Views
 from resflax.metrics import score_examples
 from resflax.metrics.calibration import BINS, width_bin_index
 
@@ -115,7 +115,7 @@ def corrupted_sums(systems: Sequence[System]) -> Reduction:
 
 
 def evaluate_corrupted(
-    classify: Callable[[Images], Any],
+    classify: Classify,
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
@@ -161,7 +161,7 @@ def evaluate_corrupted(
 
 
 def _classify(
-    classify: Callable[[Images], Any],
+    classify: Classify,
     batches: Iterator[Any],
     views: Views,
     conditions: Sequence[Condition],
@@ -172,7 +172,7 @@ def _classify(
     for batch in batches:
         for condition in conditions:
             images: Any = corrupt(condition, batch["image"], batch["index"])
-            logits = [classify(view) for view in views.of_batch(images)]
+            logits = [classify(view, batch["index"]) for view in views.of_batch(images)]
             pending.append((condition, batch, logits))
             if len(pending) > MAX_PENDING:
                 yield pending.popleft()

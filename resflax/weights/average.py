@@ -23,7 +23,7 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
         as `read_ensemble` returns them.
 
     Raises:
-      UserError: if there are fewer, or their architectures differ.
+      UserError: if there are fewer, or their architectures or normalizations differ.
     """
     first = networks[0]
     if len(networks) < 2:
@@ -36,6 +36,12 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
             raise UserError(
                 f"{network.where} and {first.where} have different architectures: expected one, as"
                 " their parameters are averaged"
+            )
+        if network.config.preprocess != first.config.preprocess:
+            raise UserError(
+                f"{network.where} and {first.where} normalize images differently (mean and std are"
+                " those of their training data): expected networks with one preprocessing, as"
+                " their parameters are averaged; resflax evaluate can average their probabilities"
             )
     names = ", ".join(network.where for network in networks)
     return first._replace(
