@@ -179,7 +179,7 @@ class DropoutClassifier:
             self._variables = self._engine.replicate(variables)
             self._apply = self._engine.compile_eval(apply)
         else:
-            self._variables, self._apply = jax.device_put(variables), jax.jit(apply)
+            self._variables, self._apply = jax.tree.map(jnp.asarray, variables), jax.jit(apply)
 
     def describe_backend(self) -> str:
         """Returns one line that names what computes the logits."""
