@@ -140,10 +140,12 @@ def test_evaluations_of_members_and_their_ensemble(tmp_path):
         ("@last:", "has no checkpoint 'last:': expected last, best or a step: 5, 10"),
         ("-2#0", "e-2#0: folder not found: "),
         ("/checkpoints#0", "/checkpoints is not the workdir of a run, which # needs"),
+        ("#1@best", "e#1@best: members come last: expected {0}@best#1"),
+        ("#0,2@5", "e#0,2@5: members come last: expected {0}@5#0,2"),
     ],
 )
 def test_invalid_member_or_checkpoint_is_one_line(ensemble, suffix, message):
-    assert message in error_of(read_members, f"{ensemble}{suffix}")
+    assert message.format(ensemble) in error_of(read_members, f"{ensemble}{suffix}")
 
 
 def test_members_of_a_run_of_one_network_are_rejected(workdir):
@@ -162,6 +164,20 @@ def test_one_network_is_not_read_from_an_ensemble(ensemble, workdir):
         assert message.startswith(f"{where} is an ensemble of {number} networks, and one network")
         assert message.endswith(f"expected one of its members, such as {example}")
         assert message == error_of(load_pretrained, where)
+
+
+def test_history_says_how_far_the_run_has_come(tmp_path):
+    config = {"epochs": 3, "batch_size": 10, "seed": 4}
+    metadata = {"config": config, "data": {"splits": {"train": {"examples": 41}}}}
+    path = write_workdir(tmp_path / "x", *map(SavedStep, (5, 10)), metadata=metadata)
+    first, last = (network.history for network in read_members(f"{path}@5,10"))
+    assert (str(first), str(last)) == (
+        "step 5 (unfinished: step 10 of 13)",
+        "step 10 (unfinished: step 10 of 13)",
+    )
+    path = write_workdir(tmp_path / "y", *map(SavedStep, (5, 13)), metadata=metadata)
+    [early] = read_members(f"{path}@5")
+    assert (str(early.history), early.history.is_unfinished) == ("step 5", False)
 
 
 def test_path_may_contain_a_number_sign(tmp_path):
