@@ -107,5 +107,6 @@ def _write(
         names = draw_all(assessment, values, args.out, _title(args, plan))
         print(f"saved {args.out}/evaluation.json, {', '.join(names[:-1])} and {names[-1]}")
     if args.predictions:
+        args.predictions.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(args.predictions, assessment, plan.source, plan.label_map)
         print(f"saved {args.predictions}")

@@ -58,14 +58,35 @@ class Members(NamedTuple):
             )
         return line
 
+    def describe_steps(self) -> str:
+        """Returns at which steps the networks of runs are; "" if there are none."""
+        names: dict[str, list[str]] = {}
+        for network in self.networks:
+            if network.history:
+                names.setdefault(str(network.history), []).append(network.where)
+        if len(names) == 1 and len(self.networks) == len(next(iter(names.values()))):
+            return next(iter(names))
+        return "; ".join(f"{step}: {', '.join(members)}" for step, members in names.items())
+
     def as_json(self) -> dict[str, Any]:
         """Returns entries of `evaluation.json`.
 
         Returns:
+          "checkpoints", of the networks of runs, with "where", "step" and "unfinished";
           "mc_dropout", if there are samples; "normalization", the mean and std of each network, if
           they differ.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {
+            "checkpoints": [
+                {
+                    "where": network.where,
+                    "step": network.history.step,
+                    "unfinished": network.history.is_unfinished,
+                }
+                for network in self.networks
+                if network.history
+            ]
+        }
         if self.samples:
             spec = self.spec
             rates = {"dropout": spec.dropout, "drop_path": spec.drop_path}

@@ -207,6 +207,7 @@ def describe(plan: Plan) -> str:
     normalization = " and ".join(dict.fromkeys(map(_normalization, plan.members.networks)))
     lines = [
         f"weights: {plan.members.describe()}",
+        *([f"checkpoint: {steps}"] if (steps := plan.members.describe_steps()) else []),
         f"checkpoint chosen: {plan.selection}",
         f"preprocessing: {resize}, {preprocess.interpolation}, {normalization}",
         f"data: {source.name}, {len(source):,} examples of {len(plan.label_map.columns)} classes;"
