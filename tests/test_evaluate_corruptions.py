@@ -24,9 +24,9 @@ from resflax.evaluate.corruptions import (
     corrupted_sums,
     evaluate_corrupted,
 )
-from resflax.evaluate.systems import make_systems
 from resflax.evaluate.views import Views
 from resflax.metrics import classification_metrics, log_mean_probability, log_softmax
+from resflax.metrics.systems import make_systems
 
 CLASSES, SIDE, COUNT = 3, 8, 21
 SYSTEMS = make_systems(["a", "b"])

@@ -4,11 +4,13 @@ import csv
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.image_folders import write_folder
+from helpers.networks import apply
 from helpers.workdirs import PREPROCESS, SavedStep, write_workdir
 from sklearn.metrics import roc_auc_score
 
@@ -44,7 +46,12 @@ def set_config(path, **data):
 def ensemble(tmp_path_factory):
     """The run of an ensemble of three, with weights of random numbers."""
     path = tmp_path_factory.mktemp("runs") / "e"
-    metadata = {"ensemble": {"size": MEMBERS, "seeds": [0, 1, 2], "dropped": []}}
+    config = {"epochs": 1, "batch_size": 100, "seed": 0}
+    metadata = {
+        "ensemble": {"size": MEMBERS, "seeds": [0, 1, 2], "dropped": []},
+        "config": config,
+        "data": {"splits": {"train": {"examples": 1151}}},
+    }
     write_workdir(
         path,
         SavedStep(5, 0.5),
@@ -75,9 +82,9 @@ def streamed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(ensemble, tmp_path_factory):
     """The ensemble evaluated with every option."""
-    out = tmp_path_factory.mktemp("evaluation")
+    out = tmp_path_factory.mktemp("evaluation") / "new"
     options = ("--conformal=0.1", "--select=2", "--ood=fake:9x7x3:2:160")
-    evaluate(ensemble, f"--out={out}", f"--predictions={out}/p.csv", *options)
+    evaluate(ensemble, f"--out={out}", f"--predictions={out}/tables/p.csv", *options)
     return out
 
 
@@ -96,14 +103,15 @@ def logits_of(where, images):
     for network in read_ensemble(wheres):
         preprocess = network.config.preprocess
         x = normalize(images, mean=preprocess.mean, std=preprocess.std)
-        logits.append(create_model(CONFIG.spec).apply(network.variables, x, train=False))
+        logits.append(apply(create_model(CONFIG.spec), network.variables, x))
     return np.stack(logits)
 
 
-def predictions_of(where):
+@cache
+def predictions_of(*wheres):
     """Returns the log-probabilities of `model.apply`, by member, on the digits, and the labels."""
     test = load_dataset("digits").test
-    return log_softmax(logits_of(where, test.images)), test.labels
+    return log_softmax(logits_of([*wheres], test.images)), test.labels
 
 
 def jax_index(tree, i):
@@ -124,19 +132,26 @@ def test_ensemble_has_the_metrics_of_its_mean_probabilities(ensemble, evaluation
         np.testing.assert_allclose(member["nll"], own.nll, rtol=1e-3)
         assert member["where"] == f"{ensemble}#{k}"
     assert values["ensemble"]["nll"] < values["members_mean"]["nll"]
-    assert values["calibration"] == {"data": "held-out training data", "examples": 286}
+    assert values["calibration"] == {
+        "data": "held-out training data",
+        "examples": 286,
+        "splits": 1,
+        "temperatures": 1,
+    }
 
 
-def test_member_alone_has_its_metrics_in_the_ensemble(ensemble, evaluation, tmp_path):
+def test_member_alone_has_its_metrics_in_the_ensemble(ensemble, evaluation, tmp_path, capsys):
     evaluate(f"{ensemble}#1", f"--out={tmp_path}")
     values, member = read(tmp_path), read(evaluation)["members"][1]
     assert "members" not in values
+    assert values["checkpoints"] == [{"where": f"{ensemble}#1", "step": 5, "unfinished": True}]
+    assert "checkpoint: step 5 (unfinished: step 5 of 12)\n" in capsys.readouterr().out
     for key in ("accuracy", "nll", "brier", "aurc"):
         np.testing.assert_allclose(values[key], member[key], rtol=1e-5)
         np.testing.assert_allclose(values["calibrated"][key], member["calibrated"][key], rtol=1e-4)
 
 
-def test_several_runs_form_an_ensemble(ensemble, single, tmp_path):
+def test_several_runs_form_an_ensemble(ensemble, single, tmp_path, capsys):
     """Each with its own mean and standard deviation."""
     evaluate(f"{ensemble}#0", f"--out={tmp_path}", single, "--calibrate=test")
     values = read(tmp_path)
@@ -145,8 +160,14 @@ def test_several_runs_form_an_ensemble(ensemble, single, tmp_path):
         {"mean": [0.4], "std": [0.35]},
     ]
     assert [m["where"] for m in values["members"]] == [f"{ensemble}#0", str(single)]
-    assert values["calibration"]["data"] == "the other half of the test split"
-    log_p, labels = predictions_of([f"{ensemble}#0", single])
+    assert values["calibration"] == {
+        "data": "the other half of the test split",
+        "examples": 180,
+        "splits": 5,
+        "temperatures": 10,
+    }
+    assert "calibrated with 10 temperatures, mean " in capsys.readouterr().out
+    log_p, labels = predictions_of(f"{ensemble}#0", single)
     expected = classification_metrics(log_mean_probability(log_p), labels)
     np.testing.assert_allclose(values["nll"], expected.nll, rtol=1e-3)
 
@@ -171,7 +192,7 @@ def test_reports_have_every_part(evaluation, ensemble, capsys):
     assert values["deep_ensemble_equivalent"]["members"] == MEMBERS
     for name in ("reliability", "confusion", "risk_coverage", "size"):
         assert (evaluation / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    with (evaluation / "p.csv").open() as file:
+    with (evaluation / "tables" / "p.csv").open() as file:
         rows = list(csv.DictReader(file))
     information = [float(row["mutual_information"]) for row in rows]
     np.testing.assert_allclose(np.mean(information), values["ensemble"]["mutual_information"])
@@ -190,6 +211,27 @@ def test_deep_ensemble_is_a_reference_for_other_networks(ensemble, evaluation, t
     expected = np.interp(-members[best], np.negative(curve), [1, 2, 3])
     np.testing.assert_allclose(found["members"], expected, rtol=1e-3)
     assert "by the calibrated likelihood as good as" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("packed", {"alpha": 2.0}),
+        pytest.param("batch", {}, marks=pytest.mark.slow),
+        pytest.param("mimo", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_deep_ensemble_is_a_reference_for_efficient_ones(evaluation, tmp_path, name, fields):
+    spec = CONFIG.spec.override(ensemble=name, members=2, **fields)
+    write_workdir(tmp_path / "x", SavedStep(5), config=CONFIG._replace(spec=spec))
+    run = set_config(tmp_path / "x")
+    file = evaluation / "evaluation.json"
+    evaluate(run, f"--out={tmp_path}/out", f"--deep-ensemble={file}")
+    values, curve = read(tmp_path / "out"), read(evaluation)["size_curve"]["calibrated_nll"]
+    assert [member["where"] for member in values["members"]] == [f"{run}#0", f"{run}#1"]
+    found, nll = values["deep_ensemble_equivalent"], values["calibrated"]["nll"]
+    expected = np.interp(-nll, np.negative(curve), [1, 2, 3]) if nll >= curve[-1] else None
+    assert found == {"members": pytest.approx(expected), "reference": str(file)}
 
 
 def test_unlabeled_folder_is_another_dataset(ensemble, tmp_path):
@@ -264,7 +306,16 @@ INVALID = {
     ),
     "unknown member": (["{e}#7"], "has no member 7"),
     "other dataset twice": (["{e}", "--ood=digits", "--ood=digits"], "has a dataset twice"),
-    "unknown other dataset": (["{e}", "--ood=digitz"], "did you mean digits"),
+    "unknown other dataset": (
+        ["{e}", "--ood=digitz"],
+        "did you mean digits.*; it takes digits, a prepared TFDS .* corrupted:NAME:SEVERITY or",
+    ),
+    "corruptions before WHERE": (
+        ["--corruptions", "{e}"],
+        "put WHERE first, or write --corruptions=NAMES",
+    ),
+    "unwritable predictions": (["{e}", "--predictions={e}/config.json/p.csv"], "one can write to"),
+    "predictions in a folder's place": (["{e}", "--predictions={e}"], "name of a file"),
     "unknown corruption": (["{e}", "--ood=corrupted:fogg:1"], "did you mean fog"),
     "unknown severity": (["{e}", "--ood=corrupted:fog:6"], "a severity from 1 to 5"),
     "missing reference": (["{e}", "--deep-ensemble=/none"], "cannot read the deep ensemble /none"),

@@ -17,10 +17,10 @@ from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.classifier import pad_rows
 from resflax.evaluate.log_probabilities import MAX_PENDING, Classify, Rows, average_views
 from resflax.evaluate.run import Evaluated, Reduction, gather_parts, read_batches, reduce_rows
-from resflax.evaluate.systems import System
 from resflax.evaluate.views import Views
 from resflax.metrics import score_examples
-from resflax.metrics.calibration import BINS, width_bin_index
+from resflax.metrics.calibration import BINS, expected_gap, width_bin_index
+from resflax.metrics.systems import System
 
 
 class Condition(NamedTuple):
@@ -89,7 +89,7 @@ class CorruptedSums(NamedTuple):
     @property
     def ece(self) -> Float[np.ndarray, " systems"]:
         """Expected calibration error, 15 bins (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
-        return np.abs(self.correct - self.confidence).sum(-1) / self.examples.sum(-1)
+        return expected_gap(self.correct - self.confidence, self.examples.sum(-1))
 
 
 def sum_scores(systems: Sequence[System], rows: Rows) -> CorruptedSums:
