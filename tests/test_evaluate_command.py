@@ -155,8 +155,7 @@ def test_one_device_evaluates_to_the_digits_of_the_results(workdir, evaluation, 
 @pytest.mark.slow
 def test_run_in_bfloat16_is_evaluated_in_bfloat16(tmp_path):
     workdir = tmp_path / "run"
-    # Few steps: CPUs without bfloat16 instructions are slow.
-    flags = ("model=cifar_resnet8", "epochs=0.25", "batch_size=64", "dtype=bfloat16")
+    flags = ("model=cifar_resnet8", "epochs=1", "batch_size=64", "dtype=bfloat16")
     config = [f"--config.{flag}" for flag in flags]
     assert run_train("--config=configs/digits.py", *config, f"--workdir={workdir}") == 0
     evaluate(workdir, f"--out={tmp_path}")
