@@ -179,7 +179,7 @@ def test_sharding_code_is_in_the_distributed_package():
         if (isinstance(node, ast.Attribute) and node.attr in ("pmap", "shard_map", "device_put"))
         or (isinstance(node, ast.ImportFrom) and node.module == "jax.sharding")
     }
-    expected = {"engines.py", "ensemble_engine.py", "placement.py"}
+    expected = {"engines.py", "ensemble_engine.py", "member_program.py", "placement.py"}
     assert files == {f"distributed/{name}" for name in expected}
 
 
