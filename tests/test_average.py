@@ -12,7 +12,7 @@ from resflax import load_pretrained
 from resflax.data import load_dataset
 from resflax.errors import UserError
 from resflax.weights import read_ensemble
-from resflax.weights.average import average_weights, have_same_batch_stats
+from resflax.weights.average import average_weights, check_same_origin, have_same_batch_stats
 from resflax.zoo import get_spec
 
 
@@ -124,6 +124,69 @@ def test_command_refuses_different_training_data(workdir, tmp_path, capsys, data
     assert run_command("average", str(workdir), str(other), f"--out={out}", *dataset) == 2
     assert "the runs held out different examples" in capsys.readouterr().err
     assert not out.exists()
+
+
+def write_networks(path, step, run_config, **options):
+    """Writes a run, whose checkpoint records a config."""
+    metadata = options.pop("metadata", {}) | {"config": run_config}
+    return write_workdir(path, SavedStep(step), metadata=metadata, **options)
+
+
+def ensemble_of(size):
+    return {"ensemble": {"size": size, "seeds": [*range(size)], "dropped": []}}
+
+
+def test_command_refuses_members_with_other_initial_parameters(tmp_path, capsys):
+    config = {"seed": 0, "ensemble": {"size": 2, "share_init": False}}
+    options = {"factors": np.float32([1, 2]), "metadata": ensemble_of(2)}
+    path = write_networks(tmp_path / "e", 1, config, **options)
+    words = [str(path), "--dataset=digits", f"--out={tmp_path}/average"]
+    assert run_command("average", *words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{path}#0 and {path}#1 were trained from different initial parameters" in error
+    assert "(seed 0; seed 1)" in error
+    assert f"average checkpoints of one run, such as {path}@last:3#0, or" in error
+    assert not (tmp_path / "average").exists()
+
+
+def test_networks_can_be_averaged_by_what_they_began_from(tmp_path):
+    shared = {"seed": 0, "ensemble": {"size": 2, "share_init": True}}
+    options = {"factors": np.float32([1, 2]), "metadata": ensemble_of(2)}
+    path = write_networks(tmp_path / "shared", 1, shared, **options)
+    assert check_same_origin(read_ensemble([path])) == ""
+    runs = {
+        "a": {"seed": 0},
+        "b": {"seed": 0},
+        "c": {"seed": 1},
+        "fine": {"seed": 1, "pretrained": "net"},
+        "tuned": {"seed": 2, "pretrained": "net"},
+        "unknown": {},
+    }
+    paths = {
+        name: write_networks(tmp_path / name, i, config)
+        for i, (name, config) in enumerate(runs.items(), start=2)
+    }
+    for names in ("a b", "fine tuned"):
+        assert check_same_origin(read_ensemble([paths[name] for name in names.split()])) == ""
+    for names in ("a fine", "a unknown"):
+        warning = check_same_origin(read_ensemble([paths[name] for name in names.split()]))
+        assert warning.startswith("warning: it is not recorded that the networks began from the")
+    with pytest.raises(UserError, match=r"\(seed 0; seed 1\), and the average of such parameters"):
+        check_same_origin(read_ensemble([paths["a"], paths["unknown"], paths["c"]]))
+
+
+def test_checkpoints_of_one_network_have_one_origin(workdir):
+    """Also if their config is not recorded."""
+    assert check_same_origin(read_ensemble([f"{workdir}@last:3"])) == ""
+
+
+def test_members_of_one_efficient_network_are_not_averaged(tmp_path):
+    spec = CONFIG.spec.override(ensemble="packed", members=2, alpha=2.0)
+    config = CONFIG._replace(spec=spec)
+    path = write_networks(tmp_path / "p", 1, {"seed": 0}, config=config)
+    with pytest.raises(UserError, match=r"\(seed 0, member 0; seed 0, member 1\)"):
+        check_same_origin(read_ensemble([path]))
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,16 @@ from resflax.evaluate.assess import HELD_OUT, TEST_HALVES, Request, assess
 from resflax.evaluate.classes import make_label_map
 from resflax.evaluate.run import Reduction, evaluate_split
 from resflax.evaluate.summary import join_names, summarize_members, summarize_system
-from resflax.evaluate.systems import make_systems
 from resflax.evaluate.views import Views
 from resflax.metrics import (
     apply_temperature,
+    bootstrap_interval,
     classification_metrics,
     fit_temperature,
     log_mean_probability,
     log_softmax,
+    make_systems,
+    means,
 )
 
 CLASSES, MEMBERS, SIDE = 4, 3, 2
@@ -38,7 +40,7 @@ def make_source(count, seed):
     return ArraySource("noise", split, tuple("abcd"[:CLASSES]))
 
 
-def member_logits(images, classes=CLASSES):
+def member_logits(images, indices=None, classes=CLASSES):
     """Returns logits of three members, too confident ones: the pixels plus errors of their own."""
     pixels = np.asarray(images, np.float64).reshape(len(images), -1) / 20
     weights = np.random.default_rng(5).normal(0, 0.3, (MEMBERS, CLASSES, CLASSES))
@@ -123,25 +125,50 @@ def test_temperatures_are_fitted_to_held_out_data(assessment, values):
 
 
 def test_halves_of_the_split_calibrate_each_other():
-    result = assess(runner(TEST), Request(NAMES, cross_validate=True))
+    """The metrics are means over five random splits."""
+    result = assess(runner(TEST), Request(NAMES, cross_validate=True, alpha=0.1))
     calibration = result.calibration
-    assert calibration.data == TEST_HALVES
+    assert (calibration.data, calibration.examples) == (TEST_HALVES, 150)
     log_p, labels = log_p_of(TEST)
-    order = np.random.default_rng(0).permutation(301)
-    first, second = np.sort(order[:151]), np.sort(order[151:])
-    ensemble, nll = log_mean_probability(log_p), np.zeros(301)
-    for fitted_to, measured in ((first, second), (second, first)):
-        temperature = fit_temperature(ensemble[fitted_to], labels[fitted_to])
-        scaled = apply_temperature(ensemble[measured], temperature)
-        nll[measured] = -scaled[np.arange(len(measured)), labels[measured]]
-    scores = calibration.scores.scores[0]
-    np.testing.assert_array_equal(scores.label, labels)
-    np.testing.assert_allclose(-scores.label_log_probability, nll, rtol=1e-4, atol=1e-6)
-    brier = summarize_system(result, 0)["calibrated"]
-    parts = brier["brier_decomposition"]
+    ensemble, metrics, temperatures, nll = log_mean_probability(log_p), [], [], np.zeros((5, 301))
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(301)
+        first, second = np.sort(order[:151]), np.sort(order[151:])
+        scaled = np.zeros_like(ensemble)
+        for fitted_to, measured in ((first, second), (second, first)):
+            temperatures.append(fit_temperature(ensemble[fitted_to], labels[fitted_to]))
+            scaled[measured] = apply_temperature(ensemble[measured], temperatures[-1])
+        metrics.append(classification_metrics(scaled, labels))
+        nll[seed] = -scaled[np.arange(301), labels]
+    values = summarize_system(result, 0, intervals=True)
+    own = values["calibrated"]
+    for key in ("accuracy", "nll", "brier", "ece", "adaptive_ece"):
+        expected = np.mean([getattr(m, key) for m in metrics])
+        np.testing.assert_allclose(own[key], expected, rtol=1e-5, err_msg=key)
+    np.testing.assert_allclose(own["temperature"], np.mean(temperatures), rtol=1e-5)
+    np.testing.assert_array_equal(calibration.scores(0)[3].label, labels)
+    parts = own["brier_decomposition"]
     assert parts["reliability"] - parts["resolution"] + parts["uncertainty"] == pytest.approx(
-        brier["brier"]
+        own["brier"]
     )
+    low, high = bootstrap_interval(means(nll.mean(0)), 301)
+    np.testing.assert_allclose(own["intervals"]["nll"], [low, high], rtol=1e-4)
+    for key in ("accuracy", "nll", "brier", "aurc"):
+        assert own["intervals"][key][0] < own[key] < own["intervals"][key][1], key
+    coverage = [s.scores.sets[0]["lac"].covered.mean() for s in calibration.splits]
+    np.testing.assert_allclose(values["conformal"]["lac"]["coverage"], np.mean(coverage))
+
+
+def test_large_predictions_are_split_once(monkeypatch):
+    monkeypatch.setattr(calibrated, "MAX_SPLIT_BYTES", 4 * 301 * MEMBERS * CLASSES * 2 + 1)
+    result = assess(runner(TEST), Request(NAMES, cross_validate=True))
+    assert len(result.calibration.splits) == 2
+    monkeypatch.setattr(calibrated, "MAX_SPLIT_BYTES", 1)
+    result = assess(runner(TEST), Request(NAMES, cross_validate=True))
+    assert len(result.calibration.splits) == 1
+    sizes = summarize_members(result, NAMES)
+    calibrated_nll = sizes["ensemble"]["calibrated"]["nll"]
+    np.testing.assert_allclose(sizes["size_curve"]["calibrated_nll"][-1], calibrated_nll, rtol=1e-6)
 
 
 def test_results_do_not_depend_on_the_batch_size(values):
@@ -183,7 +210,8 @@ def test_lac_sets_are_the_probable_classes(assessment):
     scores = np.sort(1 - np.exp(log_mean_probability(held_out))[np.arange(203), held_labels])
     threshold = scores[int(np.ceil(204 * 0.9)) - 1]
     sets = 1 - np.exp(log_mean_probability(log_p_of(TEST)[0])) <= threshold + 1e-6
-    np.testing.assert_array_equal(assessment.calibration.scores.sets[0]["lac"].size, sets.sum(-1))
+    [split] = assessment.calibration.splits
+    np.testing.assert_array_equal(split.scores.sets[0]["lac"].size, sets.sum(-1))
 
 
 def test_detection_is_that_of_scikit_learn(assessment):
@@ -205,6 +233,8 @@ def test_detection_is_that_of_scikit_learn(assessment):
         own, scores = found["scores"][name], np.concatenate(scores)
         np.testing.assert_allclose(own["auroc"], roc_auc_score(is_out, scores), rtol=1e-9)
         np.testing.assert_allclose(own["aupr"], average_precision_score(is_out, scores), rtol=1e-9)
+        for key, (low, high) in own["intervals"].items():
+            assert low <= own[key] <= high, (name, key)
     assert found["scores"]["entropy"]["auroc"] > 0.9
     assert "mutual_information" in found["scores"]
     assert "mutual_information" not in found["members_mean"]
@@ -232,8 +262,8 @@ def test_selected_members_have_no_conformal_sets(values):
 
 def test_single_network_is_one_system():
     one = assess(
-        runner(TEST, classify=lambda x: member_logits(x)[:1]),
-        Request(("net",), held_out=runner(HELD, classify=lambda x: member_logits(x)[:1])),
+        runner(TEST, classify=lambda x, i: member_logits(x)[:1]),
+        Request(("net",), held_out=runner(HELD, classify=lambda x, i: member_logits(x)[:1])),
     )
     assert [system.name for system in one.targets.systems] == ["net"]
     assert one.subsets is None

@@ -316,7 +316,7 @@ INVALID = {
     "unknown dtype": (["{run}", "--dtype=int8"], "invalid choice"),
     "float64 without x64": (["{run}", "--dtype=float64"], "JAX_ENABLE_X64=1"),
     "predictions format": (["{run}", "--predictions=p.xlsx"], "expected one of .csv, .parquet"),
-    "predictions folder": (["{run}", "--predictions=/none/p.csv"], "in an existing directory"),
+    "predictions folder": (["{run}", "--predictions={file}/p.csv"], "is not a directory"),
     "out below a file": (["{run}", "--out={file}/x"], "is not a directory"),
     "missing valid labels": (["{run}", "--valid-labels=/none"], "No such file"),
     "missing ReaL labels": (["{run}", "--real-labels=/none"], "No such file"),

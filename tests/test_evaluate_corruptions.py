@@ -24,15 +24,15 @@ from resflax.evaluate.corruptions import (
     corrupted_sums,
     evaluate_corrupted,
 )
-from resflax.evaluate.systems import make_systems
 from resflax.evaluate.views import Views
 from resflax.metrics import classification_metrics, log_mean_probability, log_softmax
+from resflax.metrics.systems import make_systems
 
 CLASSES, SIDE, COUNT = 3, 8, 21
 SYSTEMS = make_systems(["a", "b"])
 
 
-def member_logits(images):
+def member_logits(images, indices=None):
     """Returns logits of two members, from the means of parts of an image."""
     x = np.asarray(images, np.float64).reshape(len(images), -1, CLASSES) / 20
     return np.stack([x.mean(1), x[:, ::2].mean(1) + 0.1])

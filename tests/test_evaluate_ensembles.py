@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+from dataclasses import replace
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.image_folders import write_folder
+from helpers.networks import apply
 from helpers.workdirs import PREPROCESS, SavedStep, write_workdir
 from sklearn.metrics import roc_auc_score
 
@@ -17,8 +20,8 @@ from resflax.data.corruptions import corrupt_batch
 from resflax.data.held_out import split_labels
 from resflax.evaluate.classifier import EnsembleClassifier
 from resflax.metrics import classification_metrics, log_mean_probability, log_softmax
-from resflax.weights import PretrainedConfig, load_ensemble
-from resflax.zoo import get_spec
+from resflax.weights import PretrainedConfig, load_ensemble, read_ensemble
+from resflax.zoo import create_model, get_spec
 
 MEMBERS = 3
 CONFIG = PretrainedConfig(get_spec("cifar_resnet8"), 1, PREPROCESS, tuple("0123456789"))
@@ -43,7 +46,12 @@ def set_config(path, **data):
 def ensemble(tmp_path_factory):
     """The run of an ensemble of three, with weights of random numbers."""
     path = tmp_path_factory.mktemp("runs") / "e"
-    metadata = {"ensemble": {"size": MEMBERS, "seeds": [0, 1, 2], "dropped": []}}
+    config = {"epochs": 1, "batch_size": 100, "seed": 0}
+    metadata = {
+        "ensemble": {"size": MEMBERS, "seeds": [0, 1, 2], "dropped": []},
+        "config": config,
+        "data": {"splits": {"train": {"examples": 1151}}},
+    }
     write_workdir(
         path,
         SavedStep(5, 0.5),
@@ -58,7 +66,8 @@ def ensemble(tmp_path_factory):
 def single(tmp_path_factory):
     """A run that held out nothing."""
     path = tmp_path_factory.mktemp("runs") / "s"
-    write_workdir(path, SavedStep(7, 0.5), config=CONFIG)
+    other = replace(PREPROCESS, mean=(0.4,), std=(0.35,))  # of more training data
+    write_workdir(path, SavedStep(7, 0.5), config=CONFIG._replace(preprocess=other))
     return set_config(path, validation=0.0)
 
 
@@ -73,9 +82,9 @@ def streamed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(ensemble, tmp_path_factory):
     """The ensemble evaluated with every option."""
-    out = tmp_path_factory.mktemp("evaluation")
+    out = tmp_path_factory.mktemp("evaluation") / "new"
     options = ("--conformal=0.1", "--select=2", "--ood=fake:9x7x3:2:160")
-    evaluate(ensemble, f"--out={out}", f"--predictions={out}/p.csv", *options)
+    evaluate(ensemble, f"--out={out}", f"--predictions={out}/tables/p.csv", *options)
     return out
 
 
@@ -88,20 +97,21 @@ def read(out):
 
 
 def logits_of(where, images):
-    """Returns the logits of `model.apply`, by member."""
-    networks = load_ensemble(where)
-    x = normalize(images, mean=networks.preprocess.mean, std=networks.preprocess.std)
-    logits = [
-        networks.model.apply(jax_index(networks.variables, i), x, train=False)
-        for i in range(networks.size)
-    ]
+    """Returns the logits of `model.apply`, by member, each with its own normalization."""
+    wheres = where if isinstance(where, list) else [where]
+    logits = []
+    for network in read_ensemble(wheres):
+        preprocess = network.config.preprocess
+        x = normalize(images, mean=preprocess.mean, std=preprocess.std)
+        logits.append(apply(create_model(CONFIG.spec), network.variables, x))
     return np.stack(logits)
 
 
-def predictions_of(where):
+@cache
+def predictions_of(*wheres):
     """Returns the log-probabilities of `model.apply`, by member, on the digits, and the labels."""
     test = load_dataset("digits").test
-    return log_softmax(logits_of(where, test.images)), test.labels
+    return log_softmax(logits_of([*wheres], test.images)), test.labels
 
 
 def jax_index(tree, i):
@@ -122,24 +132,42 @@ def test_ensemble_has_the_metrics_of_its_mean_probabilities(ensemble, evaluation
         np.testing.assert_allclose(member["nll"], own.nll, rtol=1e-3)
         assert member["where"] == f"{ensemble}#{k}"
     assert values["ensemble"]["nll"] < values["members_mean"]["nll"]
-    assert values["calibration"] == {"data": "held-out training data", "examples": 286}
+    assert values["calibration"] == {
+        "data": "held-out training data",
+        "examples": 286,
+        "splits": 1,
+        "temperatures": 1,
+    }
 
 
-def test_member_alone_has_its_metrics_in_the_ensemble(ensemble, evaluation, tmp_path):
+def test_member_alone_has_its_metrics_in_the_ensemble(ensemble, evaluation, tmp_path, capsys):
     evaluate(f"{ensemble}#1", f"--out={tmp_path}")
     values, member = read(tmp_path), read(evaluation)["members"][1]
     assert "members" not in values
+    assert values["checkpoints"] == [{"where": f"{ensemble}#1", "step": 5, "unfinished": True}]
+    assert "checkpoint: step 5 (unfinished: step 5 of 12)\n" in capsys.readouterr().out
     for key in ("accuracy", "nll", "brier", "aurc"):
         np.testing.assert_allclose(values[key], member[key], rtol=1e-5)
         np.testing.assert_allclose(values["calibrated"][key], member["calibrated"][key], rtol=1e-4)
 
 
-def test_several_runs_form_an_ensemble(ensemble, single, tmp_path):
+def test_several_runs_form_an_ensemble(ensemble, single, tmp_path, capsys):
+    """Each with its own mean and standard deviation."""
     evaluate(f"{ensemble}#0", f"--out={tmp_path}", single, "--calibrate=test")
     values = read(tmp_path)
+    assert values["normalization"] == [
+        {"mean": [0.3], "std": [0.2]},
+        {"mean": [0.4], "std": [0.35]},
+    ]
     assert [m["where"] for m in values["members"]] == [f"{ensemble}#0", str(single)]
-    assert values["calibration"]["data"] == "the other half of the test split"
-    log_p, labels = predictions_of([f"{ensemble}#0", single])
+    assert values["calibration"] == {
+        "data": "the other half of the test split",
+        "examples": 180,
+        "splits": 5,
+        "temperatures": 10,
+    }
+    assert "calibrated with 10 temperatures, mean " in capsys.readouterr().out
+    log_p, labels = predictions_of(f"{ensemble}#0", single)
     expected = classification_metrics(log_mean_probability(log_p), labels)
     np.testing.assert_allclose(values["nll"], expected.nll, rtol=1e-3)
 
@@ -164,7 +192,7 @@ def test_reports_have_every_part(evaluation, ensemble, capsys):
     assert values["deep_ensemble_equivalent"]["members"] == MEMBERS
     for name in ("reliability", "confusion", "risk_coverage", "size"):
         assert (evaluation / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    with (evaluation / "p.csv").open() as file:
+    with (evaluation / "tables" / "p.csv").open() as file:
         rows = list(csv.DictReader(file))
     information = [float(row["mutual_information"]) for row in rows]
     np.testing.assert_allclose(np.mean(information), values["ensemble"]["mutual_information"])
@@ -185,6 +213,27 @@ def test_deep_ensemble_is_a_reference_for_other_networks(ensemble, evaluation, t
     assert "by the calibrated likelihood as good as" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("packed", {"alpha": 2.0}),
+        pytest.param("batch", {}, marks=pytest.mark.slow),
+        pytest.param("mimo", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_deep_ensemble_is_a_reference_for_efficient_ones(evaluation, tmp_path, name, fields):
+    spec = CONFIG.spec.override(ensemble=name, members=2, **fields)
+    write_workdir(tmp_path / "x", SavedStep(5), config=CONFIG._replace(spec=spec))
+    run = set_config(tmp_path / "x")
+    file = evaluation / "evaluation.json"
+    evaluate(run, f"--out={tmp_path}/out", f"--deep-ensemble={file}")
+    values, curve = read(tmp_path / "out"), read(evaluation)["size_curve"]["calibrated_nll"]
+    assert [member["where"] for member in values["members"]] == [f"{run}#0", f"{run}#1"]
+    found, nll = values["deep_ensemble_equivalent"], values["calibrated"]["nll"]
+    expected = np.interp(-nll, np.negative(curve), [1, 2, 3]) if nll >= curve[-1] else None
+    assert found == {"members": pytest.approx(expected), "reference": str(file)}
+
+
 def test_unlabeled_folder_is_another_dataset(ensemble, tmp_path):
     rng = np.random.default_rng(0)
     files = {f"{i}.png": rng.integers(0, 256, (12, 15, 3), np.uint8) for i in range(5)}
@@ -197,7 +246,7 @@ def test_members_on_eight_devices_equal_the_models(ensemble):
     networks = load_ensemble(ensemble)
     pre = networks.preprocess
     members = [(CONFIG.spec, jax_index(networks.variables, i)) for i in range(MEMBERS)]
-    classify = EnsembleClassifier(members, mean=pre.mean, std=pre.std)
+    classify = EnsembleClassifier(members, mean=[pre.mean] * MEMBERS, std=[pre.std] * MEMBERS)
     assert len(classify.devices) == 8
     images = load_dataset("digits").test.images[:11]
     logits = np.asarray(classify.members(images))[:, :11]
@@ -257,7 +306,16 @@ INVALID = {
     ),
     "unknown member": (["{e}#7"], "has no member 7"),
     "other dataset twice": (["{e}", "--ood=digits", "--ood=digits"], "has a dataset twice"),
-    "unknown other dataset": (["{e}", "--ood=digitz"], "did you mean digits"),
+    "unknown other dataset": (
+        ["{e}", "--ood=digitz"],
+        "did you mean digits.*; it takes digits, a prepared TFDS .* corrupted:NAME:SEVERITY or",
+    ),
+    "corruptions before WHERE": (
+        ["--corruptions", "{e}"],
+        "put WHERE first, or write --corruptions=NAMES",
+    ),
+    "unwritable predictions": (["{e}", "--predictions={e}/config.json/p.csv"], "one can write to"),
+    "predictions in a folder's place": (["{e}", "--predictions={e}"], "name of a file"),
     "unknown corruption": (["{e}", "--ood=corrupted:fogg:1"], "did you mean fog"),
     "unknown severity": (["{e}", "--ood=corrupted:fog:6"], "a severity from 1 to 5"),
     "missing reference": (["{e}", "--deep-ensemble=/none"], "cannot read the deep ensemble /none"),

@@ -19,7 +19,7 @@ CLASSES = 5
 CENTER = EvalTransform(size=(8, 8), crop_pct=0.8)
 
 
-def linear_classifier(images):
+def linear_classifier(images, indices=None):
     """Returns logits that depend on position and color, and differ for the mirror image."""
     pixels = np.asarray(images, np.float64) / 255
     columns = np.linspace(0, 1, pixels.shape[2])[None, None, :, None]
@@ -175,7 +175,7 @@ def test_label_beyond_the_classes_is_an_error():
 
 def test_logits_that_are_not_finite_are_an_error():
     with pytest.raises(UserError, match="logits are not finite"):
-        evaluate(make_source(), classify=lambda x: [linear_classifier(x)[0] * np.inf])
+        evaluate(make_source(), classify=lambda x, i: [linear_classifier(x)[0] * np.inf])
 
 
 def test_split_without_examples_that_count_is_an_error():

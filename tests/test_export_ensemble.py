@@ -106,6 +106,27 @@ def test_members_can_have_other_architectures(pixels, tmp_path, format):
     assert_same(run_file(report.path, images), expected)
 
 
+@pytest.mark.parametrize("uint8", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_members_can_normalize_images_differently(pixels, tmp_path, format, uint8):
+    """Images are normalized for the first member, and mapped to the others' normalization."""
+    skip_without_onnx(format)
+    mean, std = np.array([0.1, 0.5, 0.2]), np.array([0.4, 0.2, 0.3])
+    [first] = random_members("cifar_resnet8", 1)
+    other = {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
+    [second] = random_members("cifar_resnet8", 1, preprocess=other)
+    members = (first, second._replace(variables=randomized(second.variables, 1)))
+    path = tmp_path / f"net.{format}"
+    export(TrainedEnsemble(members, "two"), path, options=ExportOptions(uint8=uint8))
+    own = [normalized(pixels), ((pixels / 255 - mean) / std).astype(np.float32)]
+    pairs = zip(members, own, strict=True)
+    expected = np.mean([expected_probabilities([m], images) for m, images in pairs], axis=0)
+    found = run_file(path, pixels if uint8 else own[0])
+    assert_same(found, expected)
+    unmapped = expected_probabilities(members, own[0])
+    assert np.abs(unmapped - expected).max() > 0.01  # so that the map matters
+
+
 def test_batch_norm_is_in_the_model_without_folding(ensemble, pixels, tmp_path):
     onnx = pytest.importorskip("onnx")
     report = export(ensemble, tmp_path / "net.onnx", options=ExportOptions(fold=False, opset=15))

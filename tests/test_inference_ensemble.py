@@ -62,12 +62,15 @@ def test_members_and_their_mean_equal_vmap_of_the_model(members, images, backend
     np.testing.assert_allclose(predict(images), log_p, atol=1e-4)
 
 
-def test_pixels_are_normalized_for_every_member(members, backend):
-    predict = make_ensemble_predictor(members, mean=MEAN, std=STD, backend=backend)
+def test_every_member_normalizes_pixels_itself(members, backend):
+    means, stds = [MEAN, (0.1, 0.2, 0.3), MEAN], [STD, STD, (0.5, 0.5, 0.4)]
+    predict = make_ensemble_predictor(members, mean=means, std=stds, backend=backend)
     pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    normalized = ((pixels / 255 - MEAN) / STD).astype(np.float32)
-    expected = reference(members, normalized)[1]
-    np.testing.assert_allclose(np.exp(predict(pixels)), np.exp(expected), atol=1e-5)
+    expected = [
+        np.exp(reference([member], ((pixels / 255 - mean) / std).astype(np.float32))[1])
+        for member, mean, std in zip(members, means, stds, strict=True)
+    ]
+    np.testing.assert_allclose(np.exp(predict(pixels)), np.mean(expected, 0), atol=1e-5)
 
 
 def test_pure_function_works_under_jit_and_vmap(members, images):

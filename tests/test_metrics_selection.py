@@ -123,26 +123,6 @@ def test_greedy_selection_adds_the_best_member_each_time():
         assert member == min(losses, key=losses.get)
         np.testing.assert_allclose(nll, losses[member])
         so_far.append(member)
-    assert chosen.distinct == tuple(sorted(so_far))
-
-
-def test_greedy_selection_with_replacement_weights_members():
-    """One good member and bad ones: the good one is added again as long as that helps."""
-    rng = np.random.default_rng(0)
-    good, bad = np.log(rng.uniform(0.6, 1, 400)), np.log(rng.uniform(0.01, 0.7, (3, 400)))
-    chosen = greedy_selection(np.stack([good, *bad]), 2, replacement=True)
-    assert chosen.members[0] == 0
-    assert list(chosen.nll) == sorted(chosen.nll, reverse=True)
-    weights = np.bincount(chosen.members, minlength=4) / len(chosen.members)
-    expected = -np.log(weights @ np.exp(np.stack([good, *bad]))).mean()
-    np.testing.assert_allclose(chosen.nll[-1], expected)
-
-
-def test_greedy_selection_stops_where_no_member_helps():
-    """A member whose probabilities are larger everywhere is best alone, at any weight."""
-    p = np.array([[0.9, 0.8, 0.7], [0.5, 0.6, 0.3]])
-    assert greedy_selection(np.log(p), 2, replacement=True).members == (0,)
-    assert greedy_selection(np.log(p), 2).members == (0, 1)
 
 
 def test_greedy_selection_of_two_is_near_the_best_pair():

@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resflax.metrics import (
-    concatenate,
     disagreement,
     ensemble_uncertainty,
     entropy,
     expected_entropy,
     log_softmax,
+    make_systems,
     mutual_information,
     pairwise_kl,
-    score_ensemble,
-    summarize_ensemble,
+    score_systems,
 )
 
 LOG_2 = np.log(2)
@@ -111,30 +110,26 @@ def test_uncertainty_is_consistent(members, n, classes, seed):
     assert ((measures.disagreement >= 0) & (measures.disagreement <= 1)).all()
 
 
-def test_ensemble_metrics_do_not_depend_on_the_batches():
+def test_scores_of_systems_do_not_depend_on_the_batches():
     log_p, labels = random_members(), np.arange(30) % 5
-    whole = score_ensemble(log_p, labels)
-    parts = [score_ensemble(log_p[:, i : i + 7], labels[i : i + 7]) for i in range(0, 30, 7)]
-    joined = concatenate(parts)
-    np.testing.assert_array_equal(joined.members[2].top, whole.members[2].top)
-    one, other = (summarize_ensemble(scores, 5) for scores in (whole, joined))
-    assert one.uncertainty == other.uncertainty
-    assert (one.aurc, one.ensemble.nll) == (other.aurc, other.ensemble.nll)
+    systems = make_systems("abcd")
+    whole = score_systems(systems, log_p, labels)
+    parts = [score_systems(systems, log_p[:, i : i + 7], labels[i : i + 7]) for i in (0, 7, 14, 21)]
+    parts.append(score_systems(systems, log_p[:, 28:], labels[28:]))
+    for i in range(5):
+        joined = [np.concatenate(arrays) for arrays in zip(*(p[i] for p in parts), strict=True)]
+        for array, expected in zip(joined, whole[i], strict=True):
+            np.testing.assert_array_equal(array, expected)
 
 
-def test_ensemble_summary_has_mean_and_deviation_of_members():
+def test_ensemble_is_the_mean_of_its_members_probabilities():
     log_p, labels = random_members(), np.arange(30) % 5
-    metrics = summarize_ensemble(score_ensemble(log_p, labels), 5)
-    nll = -log_p[:, np.arange(30), labels].mean(-1)
-    np.testing.assert_allclose(metrics.members_mean_std("nll"), [nll.mean(), nll.std(ddof=1)])
-    expected = -np.log(np.exp(log_p).mean(0)[np.arange(30), labels]).mean()
-    np.testing.assert_allclose(metrics.ensemble.nll, expected)
-    assert metrics.ensemble.nll <= nll.mean()
-
-
-def test_concatenate_refuses_no_parts():
-    with pytest.raises(ValueError, match="no scores to concatenate"):
-        concatenate([])
+    ensemble, *members = score_systems(make_systems("abcd"), log_p, labels)
+    p = np.exp(log_p).mean(0)[np.arange(30), labels]
+    np.testing.assert_allclose(ensemble.label_log_probability, np.log(p))
+    nll = [-member.label_log_probability.mean() for member in members]
+    np.testing.assert_allclose(nll, -log_p[:, np.arange(30), labels].mean(-1))
+    assert -ensemble.label_log_probability.mean() <= np.mean(nll)  # Jensen's inequality
 
 
 @pytest.mark.parametrize("function", [ensemble_uncertainty, disagreement, pairwise_kl])

@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.commands import run_command
 from helpers.networks import apply
-from helpers.workdirs import CLASSES, SavedStep, write_workdir
+from helpers.workdirs import CLASSES, CONFIG, SavedStep, write_workdir
 from PIL import Image
 
 from resflax import load_pretrained
@@ -140,6 +141,19 @@ def test_repeated_weights_are_the_members_of_an_ensemble(root):
     assert [b["label"] for b in best] == p.mean(0).argmax(1).tolist()
     np.testing.assert_allclose([b["probability"] for b in best], p.mean(0).max(1), atol=1e-5)
     assert {o["members"] for o in objects} == {2}
+
+
+def test_members_can_normalize_images_differently(root, tmp_path):
+    other = replace(CONFIG.preprocess, mean=(0.5,), std=(0.5,))
+    write_workdir(tmp_path / "z", SavedStep(3), config=CONFIG._replace(preprocess=other))
+    wheres = [f"{root}/x", f"{tmp_path}/z"]
+    weights = [f"--weights={where}" for where in wheres]
+    assert run_command("predict", f"{root}/photos", *weights, "--out=p.jsonl", "--top=1") == 0
+    objects = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    p = member_probabilities(wheres, paths_of(root))
+    assert np.abs(p[0] - p[1]).max() > 0.01  # equal weights
+    found = [o["predictions"][0]["probability"] for o in objects]
+    np.testing.assert_allclose(found, p.mean(0).max(1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

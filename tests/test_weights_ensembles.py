@@ -1,5 +1,6 @@
 """Names of ensembles: members of a run, several checkpoints, several runs."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from helpers.workdirs import CLASSES, CONFIG, PREPROCESS, SavedStep, variables_a
 
 from resflax import UserError, load_ensemble, load_pretrained
 from resflax.weights import read_ensemble, read_members, read_weights
+from resflax.weights.average import average_weights
 from resflax.zoo import get_spec
 
 SEEDS = (7, 8, 9)
@@ -138,10 +140,12 @@ def test_evaluations_of_members_and_their_ensemble(tmp_path):
         ("@last:", "has no checkpoint 'last:': expected last, best or a step: 5, 10"),
         ("-2#0", "e-2#0: folder not found: "),
         ("/checkpoints#0", "/checkpoints is not the workdir of a run, which # needs"),
+        ("#1@best", "e#1@best: members come last: expected {0}@best#1"),
+        ("#0,2@5", "e#0,2@5: members come last: expected {0}@5#0,2"),
     ],
 )
 def test_invalid_member_or_checkpoint_is_one_line(ensemble, suffix, message):
-    assert message in error_of(read_members, f"{ensemble}{suffix}")
+    assert message.format(ensemble) in error_of(read_members, f"{ensemble}{suffix}")
 
 
 def test_members_of_a_run_of_one_network_are_rejected(workdir):
@@ -160,6 +164,20 @@ def test_one_network_is_not_read_from_an_ensemble(ensemble, workdir):
         assert message.startswith(f"{where} is an ensemble of {number} networks, and one network")
         assert message.endswith(f"expected one of its members, such as {example}")
         assert message == error_of(load_pretrained, where)
+
+
+def test_history_says_how_far_the_run_has_come(tmp_path):
+    config = {"epochs": 3, "batch_size": 10, "seed": 4}
+    metadata = {"config": config, "data": {"splits": {"train": {"examples": 41}}}}
+    path = write_workdir(tmp_path / "x", *map(SavedStep, (5, 10)), metadata=metadata)
+    first, last = (network.history for network in read_members(f"{path}@5,10"))
+    assert (str(first), str(last)) == (
+        "step 5 (unfinished: step 10 of 13)",
+        "step 10 (unfinished: step 10 of 13)",
+    )
+    path = write_workdir(tmp_path / "y", *map(SavedStep, (5, 13)), metadata=metadata)
+    [early] = read_members(f"{path}@5")
+    assert (str(early.history), early.history.is_unfinished) == ("step 5", False)
 
 
 def test_path_may_contain_a_number_sign(tmp_path):
@@ -187,6 +205,25 @@ def test_corrupt_checkpoint_is_replaced_among_the_last(tmp_path):
     message = error_of(read_members, f"{path}@last:3", report=messages.append)
     assert message.startswith("only 2 valid checkpoints in ")
     assert "step 2" in error_of(read_members, f"{path}@1,2")
+
+
+def test_members_can_normalize_images_differently(tmp_path, workdir):
+    """Each member gets the images that it was trained on."""
+    other = replace(PREPROCESS, mean=(0.45,), std=(0.6,))
+    path = write_workdir(tmp_path / "y", SavedStep(2), config=CONFIG._replace(preprocess=other))
+    loaded = load_ensemble([workdir, path])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    images = np.stack([loaded.preprocess(image) for image in pixels])
+    assert loaded.preprocess == PREPROCESS
+    run = jax.jit(jax.vmap(partial(loaded.model.apply, train=False)))
+    logits = run(loaded.variables, loaded.normalize(images))
+    for member, where in enumerate((workdir, path)):
+        model, variables, preprocess, *_ = load_pretrained(where)
+        own = np.stack([preprocess(image) for image in pixels])
+        expected = model.apply(variables, own, train=False)
+        np.testing.assert_allclose(logits[member], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="normalize images differently .* resflax evaluate"):
+        average_weights(read_ensemble([workdir, path]))
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -229,8 +266,7 @@ def test_network_that_is_named_twice_is_rejected(ensemble, workdir):
 def test_members_for_other_data_are_rejected(tmp_path, workdir):
     configs = {
         "number of classes": CONFIG._replace(spec=CONFIG.spec.override(num_classes=3), labels=()),
-        "mean": CONFIG._replace(preprocess=type(PREPROCESS)(size=(8, 8), crop_pct=1.0,
-                 interpolation="bilinear", mean=(0.5,), std=(0.2,))),
+        "crop_pct": CONFIG._replace(preprocess=replace(PREPROCESS, crop_pct=0.9)),
         "class names": CONFIG._replace(labels=tuple("abcdefghji")),
     }  # fmt: skip
     for i, (text, config) in enumerate(configs.items()):

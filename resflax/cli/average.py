@@ -25,14 +25,19 @@ from resflax.progress import progress_range
 from resflax.runtime import enable_compilation_cache
 from resflax.train.precise_bn import recompute_batch_stats
 from resflax.weights import Preprocess, Weights, adapt_weights, read_ensemble
-from resflax.weights.average import average_weights, have_same_batch_stats
+from resflax.weights.average import (
+    average_weights,
+    check_same_origin,
+    have_same_batch_stats,
+)
+from resflax.weights.readers import print_to_stderr
 from resflax.zoo import create_model
 
 DESCRIPTION = """Averages the parameters of several networks: the last checkpoints of a run
-(stochastic weight averaging), the members of an ensemble, or several models. The batch statistics
-are computed for the average, on training data. The result is a folder in timm's layout, which every
-command reads. Networks that were trained from different initial parameters have no useful average:
-evaluate it with resflax evaluate."""
+(stochastic weight averaging), the members of an ensemble with share_init, or several models that
+were trained from the same weights. The batch statistics are computed for the average, on training
+data. The result is a folder in timm's layout, which every command reads. Networks that were trained
+from different initial parameters have no useful average: evaluate them as an ensemble."""
 EPILOG = """examples:
   resflax average runs/x@last:3 --out=runs/x-average
   resflax average runs/x@100,200,300 --out=runs/x-average
@@ -51,6 +56,8 @@ def main(arguments: list[str]) -> None:
     networks = [adapt_weights(w) for w in read_ensemble(args.where, args.model)]
     if not networks[0].config.spec.num_classes:
         raise UserError(f"{networks[0].where} has no classification head: expected classes")
+    if warning := check_same_origin(networks):
+        print_to_stderr(warning)
     average = average_weights(networks)
     print(average.source, flush=True)
     if have_same_batch_stats(networks):

@@ -16,14 +16,12 @@ from resflax.cli.evaluate_plan import Plan, describe, make_plan
 from resflax.cli.evaluate_runner import Runner, Speed
 from resflax.distributed.processes import is_main_process, lost_process_as_user_error
 from resflax.evaluate.assess import Assessment, assess
-from resflax.evaluate.classifier import EnsembleClassifier
 from resflax.evaluate.predictions import write_predictions
 from resflax.evaluate.report import results
 from resflax.evaluate.table import table
 from resflax.files import disk_errors_as_user_error, encode_text, write_atomic
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
-from resflax.weights.ensemble import describe_members
 
 
 def main(arguments: list[str]) -> None:
@@ -46,23 +44,13 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     plan = make_plan(args)
-    classify = EnsembleClassifier(
-        [(member.config.spec, member.variables) for member in plan.members],
-        mean=plan.preprocess.mean,
-        std=plan.preprocess.std,
-        dtype=plan.dtype,
-    )
+    classify = plan.members.classifier(plan.dtype)
     if is_main_process():
         print(describe(plan))
         print(classify.describe_backend(), flush=True)
     runner = Runner(plan, args, classify)
     assessment = assess(runner.test, make_request(plan, args, runner))
-    values = results(
-        assessment,
-        plan.label_map,
-        [member.source for member in plan.members],
-        plan.real_labels,
-    )
+    values = results(assessment, plan.label_map, plan.members.sources, plan.real_labels)
     values |= _context(plan, args, arguments, runner.speed)
     values |= extra_results(plan, runner, assessment, values)
     if not is_main_process():
@@ -80,9 +68,10 @@ def _context(
     """Returns the entries of `evaluation.json` that say what was evaluated, and how."""
     return {
         "model": " ".join(args.where),
-        "source": describe_members(plan.members),
+        "source": plan.members.describe(),
         "checkpoint_chosen": plan.selection,
-        "spec": dataclasses.asdict(plan.spec),
+        "spec": dataclasses.asdict(plan.members.spec),
+        **plan.members.as_json(),
         "dataset": plan.dataset,
         "split": plan.source.name,
         "preprocess": dataclasses.asdict(plan.preprocess),
@@ -118,5 +107,6 @@ def _write(
         names = draw_all(assessment, values, args.out, _title(args, plan))
         print(f"saved {args.out}/evaluation.json, {', '.join(names[:-1])} and {names[-1]}")
     if args.predictions:
+        args.predictions.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(args.predictions, assessment, plan.source, plan.label_map)
         print(f"saved {args.predictions}")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,17 @@ def add_flags(parser: Parser) -> None:
         metavar="FILE",
         help="evaluation.json of a network whose errors are the unit of the mean corruption error",
     )
+
+
+def check_order(words: Sequence[str]) -> None:
+    """Raises `UserError` if the word after `--corruptions`, its value, is meant as WHERE."""
+    for option, value in pairwise(words):
+        is_where = set(value) & set("/@#.") or Path(value).exists()
+        if option == "--corruptions" and not value.startswith("-") and is_where:
+            raise UserError(
+                f"--corruptions takes {value!r} for the names of corruptions: put WHERE first, or"
+                " write --corruptions=NAMES"
+            )
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -19,6 +19,12 @@ from resflax.evaluate.calibrated import MAX_EXAMPLES
 from resflax.evaluate.classes import LabelMap, make_label_map
 from resflax.weights import Weights
 
+# Names that `--ood` takes.
+OOD_NAMES = (
+    "digits, a prepared TFDS dataset, folder:PATH, corrupted:NAME:SEVERITY or"
+    " fake:HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"
+)
+
 
 class HeldOutData(NamedTuple):
     """Examples of the training split that no member was trained on.
@@ -108,7 +114,12 @@ def _open_unlabeled(name: str, args: argparse.Namespace) -> Source:
         if len(source):
             return source
     on_bad_example = args.on_bad_example or "raise"
-    return load_split(name, data_dir=args.data_dir, on_bad_example=on_bad_example)
+    try:
+        return load_split(name, data_dir=args.data_dir, on_bad_example=on_bad_example)
+    except UserError as e:
+        if ":" in name:
+            raise
+        raise UserError(f"--ood: {e}; it takes {OOD_NAMES}") from e
 
 
 def unlabeled(source: Source, columns: LabelMap) -> LabelMap:

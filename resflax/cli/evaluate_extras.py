@@ -20,7 +20,7 @@ from resflax.evaluate.run import Reduction
 def make_request(plan: Plan, args: argparse.Namespace, runner: Runner) -> Request:
     """Returns what to assess."""
     return Request(
-        names=[member.where for member in plan.members],
+        names=plan.members.names,
         held_out=runner.held_out if plan.held_out else None,
         cross_validate=plan.cross_validate,
         alpha=args.conformal,
@@ -45,12 +45,14 @@ def _ood(plan: Plan, runner: Runner, assessment: Assessment, values: dict[str, A
 def _deep_ensemble(
     plan: Plan, runner: Runner, assessment: Assessment, values: dict[str, Any]
 ) -> Any:
-    """Compares with a deep ensemble: by default, the members themselves."""
+    """Compares with a deep ensemble: by default the members, unless they are samples."""
     del runner, assessment
-    if "calibrated" not in values or not (plan.reference or "size_curve" in values):
+    if "calibrated" not in values:
         return None
     if plan.reference:
         return describe_equivalent(values, plan.reference)
+    if "size_curve" not in values or plan.members.samples:
+        return None
     curve = np.array(values["size_curve"]["calibrated_nll"])
     return describe_equivalent(values, Reference(OWN_MEMBERS, curve, values["split"]))
 

@@ -47,7 +47,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: if it is invalid.
     """
-    args = _parser().parse_intermixed_args([with_dashes(word) for word in arguments])
+    words = [with_dashes(word) for word in arguments]
+    evaluate_corruptions.check_order(words)
+    args = _parser().parse_intermixed_args(words)
     args.scales = _parse_numbers("--scales", args.scales, int)
     args.distributed_config = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
@@ -77,6 +79,12 @@ def _check_uncertainty(args: argparse.Namespace) -> None:
     if args.calibrate == "none" and (args.conformal or args.deep_ensemble):
         option = "--conformal" if args.conformal else "--deep-ensemble"
         raise UserError(f"{option} needs calibration: expected no --calibrate=none with it")
+    if args.mc_dropout is not None and args.mc_dropout < 2:
+        raise UserError(f"--mc-dropout is {args.mc_dropout}: expected the number of samples, >= 2")
+    if args.mc_dropout and args.select:
+        raise UserError(
+            "--select chooses networks, and --mc-dropout takes samples of one: expected one of them"
+        )
     if len(set(args.ood)) < len(args.ood):
         raise UserError("--ood has a dataset twice: expected different ones")
 
@@ -188,6 +196,12 @@ def _add_uncertainty(parser: Parser) -> None:
         help="select K members greedily on held-out training data",
     )
     add(
+        "--mc-dropout",
+        type=int,
+        metavar="S",
+        help="evaluate S samples of one network with its dropout and drop path as an ensemble",
+    )
+    add(
         "--deep-ensemble",
         type=Path,
         metavar="FILE",
@@ -262,15 +276,16 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_distinct({"--predictions": args.predictions}, inputs)
     if args.predictions:
         check_predictions_path(args.predictions)
-        folder = args.predictions.absolute().parent
-        if not folder.is_dir() and not (args.out and folder == args.out.absolute()):
-            raise UserError(
-                f"--predictions is {args.predictions}: expected a file in an existing directory"
-            )
+        _check_can_create("--predictions", args.predictions, args.predictions.absolute().parent)
 
 
 def check_out_dir(out: Path) -> None:
     """Raises `UserError` if `--out` is not a directory that can be written to or created."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    _check_can_create("--out", out, out)
+
+
+def _check_can_create(option: str, value: Path, folder: Path) -> None:
+    """Raises `UserError` if a folder, of the value of an option, cannot be written or created."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--out is {out}: {existing} is not a directory one can write to")
+        raise UserError(f"{option} is {value}: {existing} is not a directory one can write to")

@@ -15,7 +15,8 @@ from resflax.cli.evaluate_data import (
     open_ood,
     without_held_out_examples,
 )
-from resflax.cli.evaluate_flags import check_image_size, parse_preprocess
+from resflax.cli.evaluate_flags import check_image_size
+from resflax.cli.evaluate_members import Members, read_evaluated_members
 from resflax.cli.run_data import find_training_split, own_dataset
 from resflax.data import load_split
 from resflax.data.source import Source
@@ -31,9 +32,7 @@ from resflax.evaluate.classes import (
 from resflax.evaluate.corruptions import Condition
 from resflax.evaluate.deep_ensemble import Reference, read_reference
 from resflax.evaluate.views import Views
-from resflax.nn import Spec
-from resflax.weights import Preprocess, Weights, adapt_weights, read_ensemble
-from resflax.weights.ensemble import describe_members
+from resflax.weights import Preprocess, Weights
 from resflax.weights.workdirs import BEST, split_checkpoint
 
 
@@ -41,9 +40,8 @@ class Plan(NamedTuple):
     """Everything that an evaluation needs, checked before anything is computed.
 
     Attributes:
-      members: the networks; one, or those of an ensemble.
+      members: the networks, or samples of one.
       selection: one line that says by which split the checkpoints were chosen.
-      preprocess: their preprocessing, with the values of the command line.
       dataset: name of the dataset.
       source: the examples.
       on_bad_example: "raise" or "skip".
@@ -59,9 +57,8 @@ class Plan(NamedTuple):
       corruptions: the corruptions to evaluate.
     """
 
-    members: tuple[Weights, ...]
+    members: Members
     selection: str
-    preprocess: Preprocess
     dataset: str
     source: Source
     on_bad_example: str
@@ -77,9 +74,9 @@ class Plan(NamedTuple):
     corruptions: CorruptionPlan
 
     @property
-    def spec(self) -> Spec:
-        """The architecture of the first member."""
-        return self.members[0].config.spec
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of the first member; others can differ in `mean` and `std`."""
+        return self.members.networks[0].config.preprocess
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -95,15 +92,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
     own = own_dataset(args.where)
     if not args.dataset and own is None:
         raise _missing_dataset(args.where)
-    members = _read_members(args)
-    first = members[0].config
-    preprocess = parse_preprocess(args, first.preprocess)
-    for member in members:
-        check_image_size(views.scales or preprocess.size, member.config.spec)
+    members = read_evaluated_members(args)
+    networks, first = members.networks, members.networks[0].config
+    for network in networks:
+        check_image_size(views.scales or first.preprocess.size, network.config.spec)
     config = own if own and args.dataset in ("", own["dataset"]) else {}
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
     training = find_training_split(args.where, args.data_dir)
-    source = _open_source(args, config, members[0], on_bad_example)
+    source = _open_source(args, config, networks[0], on_bad_example)
     source = without_held_out_examples(args, source, training)
     if reference and reference.split != source.name:
         raise UserError(
@@ -111,12 +107,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
             " evaluation of a deep ensemble on the same split"
         )
     label_map = make_label_map(first.labels, first.spec.num_classes, source, valid_labels)
-    held_out = open_held_out(args, training, members, valid_labels)
-    cross_validate = _cross_validates(args, held_out, members, label_map, len(source))
+    held_out = open_held_out(args, training, networks, valid_labels)
+    cross_validate = _cross_validates(args, held_out, len(members.names), label_map, len(source))
     return Plan(
         members=members,
         selection=_selection(args.where, bool(config)),
-        preprocess=preprocess,
         dataset=args.dataset or config["dataset"],
         source=source,
         on_bad_example=on_bad_example,
@@ -127,9 +122,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         held_out=held_out,
         cross_validate=cross_validate,
         ood=open_ood(args),
-        ood_corruptions=parse_ood_corruptions(args, preprocess.channels),
+        ood_corruptions=parse_ood_corruptions(args, first.preprocess.channels),
         reference=reference,
-        corruptions=plan_corruptions(args, preprocess.channels),
+        corruptions=plan_corruptions(args, first.preprocess.channels),
     )
 
 
@@ -144,25 +139,6 @@ def _missing_dataset(wheres: list[str]) -> UserError:
         else f"{where} does not exist here: expected the workdir of a run, or --dataset=NAME with"
         " a model of the Hub"
     )
-
-
-def _read_members(args: argparse.Namespace) -> tuple[Weights, ...]:
-    members = tuple(
-        adapt_weights(member)
-        for member in read_ensemble(args.where, args.model, revision=args.revision)
-    )
-    if not members[0].config.spec.num_classes:
-        raise UserError(
-            f"{args.where[0]} has no classification head: expected weights with classes"
-        )
-    if args.select and not 0 < args.select < len(members):
-        raise UserError(
-            f"--select is {args.select}: expected fewer than the {len(members)} members"
-            if len(members) > 1
-            else f"--select is {args.select}, but {args.where[0]} is one network: expected an"
-            " ensemble"
-        )
-    return members
 
 
 def _open_source(
@@ -184,7 +160,7 @@ def _open_source(
 def _cross_validates(
     args: argparse.Namespace,
     held_out: HeldOutData | None,
-    members: tuple[Weights, ...],
+    members: int,
     label_map: LabelMap,
     examples: int,
 ) -> bool:
@@ -195,7 +171,7 @@ def _cross_validates(
     """
     if held_out or args.calibrate == "none":
         return False
-    size = 4 * len(members) * examples * len(label_map.columns)
+    size = 4 * members * examples * len(label_map.columns)
     if size <= MAX_KEPT_BYTES and examples > 1:
         return True
     if args.calibrate == "test" or args.conformal:
@@ -228,11 +204,12 @@ def describe(plan: Plan) -> str:
     height, width = preprocess.size
     resize = f"{height}x{width}, crop_pct {preprocess.crop_pct:g}, {preprocess.crop_mode} crop"
     resize = "whole images" if plan.views.scales else resize
-    mean, std = (", ".join(f"{x:.4g}" for x in v) for v in (preprocess.mean, preprocess.std))
+    normalization = " and ".join(dict.fromkeys(map(_normalization, plan.members.networks)))
     lines = [
-        f"weights: {describe_members(plan.members)}",
+        f"weights: {plan.members.describe()}",
+        *([f"checkpoint: {steps}"] if (steps := plan.members.describe_steps()) else []),
         f"checkpoint chosen: {plan.selection}",
-        f"preprocessing: {resize}, {preprocess.interpolation}, mean ({mean}), std ({std})",
+        f"preprocessing: {resize}, {preprocess.interpolation}, {normalization}",
         f"data: {source.name}, {len(source):,} examples of {len(plan.label_map.columns)} classes;"
         f" {plan.views}; {plan.dtype}",
     ]
@@ -242,3 +219,9 @@ def describe(plan: Plan) -> str:
         held_out = plan.held_out.source
         lines.append(f"calibration data: {held_out.name}, {len(held_out):,} examples")
     return "\n".join(lines)
+
+
+def _normalization(network: Weights) -> str:
+    preprocess = network.config.preprocess
+    mean, std = (", ".join(f"{x:.4g}" for x in v) for v in (preprocess.mean, preprocess.std))
+    return f"mean ({mean}), std ({std})"

@@ -10,7 +10,7 @@ from resflax.data import StreamingSplit
 from resflax.data.source import Source
 from resflax.distributed.processes import is_main_process
 from resflax.evaluate.classes import LabelMap
-from resflax.evaluate.classifier import EnsembleClassifier, full_batch_size
+from resflax.evaluate.classifier import MemberClassifier, full_batch_size
 from resflax.evaluate.corruptions import Condition, evaluate_corrupted
 from resflax.evaluate.run import Evaluated, Reduction, evaluate_split
 from resflax.progress import ProgressMeter
@@ -51,7 +51,7 @@ class Runner:
       speed: of the passes over the split itself.
     """
 
-    def __init__(self, plan: Plan, args: argparse.Namespace, classify: EnsembleClassifier) -> None:
+    def __init__(self, plan: Plan, args: argparse.Namespace, classify: MemberClassifier) -> None:
         self.plan, self.args, self.classify = plan, args, classify
         self.speed = Speed()
 

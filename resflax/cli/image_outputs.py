@@ -127,11 +127,13 @@ def build_network(
     is no head. If both are wanted, the head is applied to the features, so that the body is
     computed once. As those of `Classifier`, the outputs can have more rows than there are images.
     """
-    mean, std = members[0].config.preprocess.mean, members[0].config.preprocess.std
     if features:
-        return _build_features(members[0], mean, std)
-    networks = [(weights.config.spec, weights.variables) for weights in members]
-    classify = EnsembleClassifier(networks, mean=mean, std=std)
+        return _build_features(members[0])
+    classify = EnsembleClassifier(
+        [(weights.config.spec, weights.variables) for weights in members],
+        mean=[weights.config.preprocess.mean for weights in members],
+        std=[weights.config.preprocess.std for weights in members],
+    )
     print(classify.describe_backend(), flush=True)
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
@@ -142,11 +144,13 @@ def build_network(
 
 
 def _build_features(
-    weights: Weights, mean: tuple[float, ...], std: tuple[float, ...]
+    weights: Weights,
 ) -> Callable[[UInt8[np.ndarray, "n height width channels"]], Outputs]:
     """Returns `build_network` of one network, with features."""
-    spec, variables = weights.config.spec, weights.variables
-    classify = Classifier(spec, variables, mean=mean, std=std, outputs="features")
+    spec, variables, preprocess = weights.config.spec, weights.variables, weights.config.preprocess
+    classify = Classifier(
+        spec, variables, mean=preprocess.mean, std=preprocess.std, outputs="features"
+    )
     print(classify.describe_backend(), flush=True)
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:

@@ -20,11 +20,11 @@ NO_VALIDATION = "the config of {where} has data.validation 0"
 
 
 def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
-    """Returns the part of the runs' config that describes their dataset.
+    """Returns the config of runs with one dataset.
 
     Returns:
-      "dataset", "seed", "data" and "dtype" of the first run; None if one of `wheres` is not a
-      workdir, or they have different datasets.
+      The config of the first run, with "dataset", "seed", "data" and "dtype" at least; None if one
+      of `wheres` is not a workdir, or they have different datasets.
 
     Raises:
       UserError: if a config.json cannot be read.
@@ -38,13 +38,20 @@ def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
 
 def _read_config(where: str) -> dict[str, Any] | None:
     found = split_checkpoint(where)
-    if found is None:
-        return None
+    return None if found is None else read_run_config(found.folder)
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """Reads the config.json of a run.
+
+    Raises:
+      UserError: if it cannot be read, or lacks "dataset", "seed", "data" or "dtype".
+    """
     try:
-        config = json.loads((found.folder / "config.json").read_text())
-        return {key: config[key] for key in ("dataset", "seed", "data", "dtype")}
+        config = json.loads((folder / "config.json").read_text())
+        return dict(config) | {key: config[key] for key in ("dataset", "seed", "data", "dtype")}
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{found.folder} has no valid config.json: {e}") from e
+        raise UserError(f"{folder} has no valid config.json: {e}") from e
 
 
 class TrainingSplit:

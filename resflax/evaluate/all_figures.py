@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from resflax.evaluate.assess import Assessment
@@ -78,6 +79,12 @@ FIGURES: dict[str, Figure] = {
 }
 
 
+def _pooled(splits: Sequence[ExampleScores]) -> ExampleScores:
+    """Returns the examples of all random splits together."""
+    pooled: ExampleScores = jax.tree.map(lambda *arrays: np.concatenate(arrays), *splits)
+    return pooled
+
+
 def draw_all(assessment: Assessment, values: dict[str, Any], folder: Path, title: str) -> list[str]:
     """Draws the figures of `FIGURES` that apply; returns the names of their files."""
     systems, scores = assessment.targets.systems, assessment.scored.scores
@@ -86,7 +93,7 @@ def draw_all(assessment: Assessment, values: dict[str, Any], folder: Path, title
     drawn = Drawn(
         members=scores[1 : count + 1] if count > 1 else (),
         scores=scores[0],
-        calibrated=calibration.scores.scores[0] if calibration else None,
+        calibrated=_pooled(calibration.scores(0)) if calibration else None,
         values=values,
     )
     title = f"{title}\naccuracy {values['accuracy']:.4f}"

@@ -7,12 +7,14 @@ reduced at once, so that memory does not grow with the number of classes.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from resflax.errors import UserError
 from resflax.evaluate import calibrated as cal
 from resflax.evaluate import ood
 from resflax.evaluate.log_probabilities import Rows
 from resflax.evaluate.run import Evaluated, Reduction
-from resflax.evaluate.systems import make_systems, score_systems, sum_brier
 from resflax.metrics import (
     BrierSums,
     ExampleScores,
@@ -23,9 +25,11 @@ from resflax.metrics import (
     member_subsets,
     subset_sums,
 )
+from resflax.metrics.systems import make_systems, score_systems, sum_brier
 
-# Subsets of members of each size that are averaged.
-MAX_CURVE_SUBSETS = 8
+# Subsets of members of each size that are averaged, and of all sizes together where there are many
+# members.
+MAX_CURVE_SUBSETS, MAX_SUBSETS = 8, 64
 HELD_OUT, TEST_HALVES = "held-out training data", "the other half of the test split"
 
 
@@ -86,17 +90,30 @@ class Calibration(NamedTuple):
 
     Attributes:
       data: `HELD_OUT` or `TEST_HALVES`.
-      examples: number of examples that it was fitted to.
-      fitted: what was fitted: once, or to each half of the test split.
-      scores: the examples after calibration.
-      sums: sums over them.
+      examples: number of examples that each temperature was fitted to.
+      splits: the result with held-out data; or of each random split of the test split into halves,
+        over which metrics are averaged.
     """
 
     data: str
     examples: int
-    fitted: tuple[cal.Fitted, ...]
-    scores: cal.Calibrated
-    sums: cal.CalibratedSums
+    splits: tuple[cal.CalibratedSplit, ...]
+
+    def temperatures(self, i: int) -> list[float]:
+        """Returns all temperatures of a system."""
+        return [fitted.temperatures[i] for split in self.splits for fitted in split.fitted]
+
+    def scores(self, i: int) -> list[ExampleScores]:
+        """Returns the examples after calibration in each split, for a system."""
+        return [split.scores.scores[i] for split in self.splits]
+
+    @property
+    def subsets(self) -> SubsetSums | tuple[()]:
+        """Sums over the examples of all splits, of each subset of members."""
+        total: SubsetSums | tuple[()] = jax.tree.map(
+            lambda *sums: np.sum(sums, 0), *(split.sums.subsets for split in self.splits)
+        )
+        return total
 
 
 class Assessment(NamedTuple):
@@ -140,7 +157,7 @@ def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessme
     members = len(request.names)
     targets = cal.Targets(
         make_systems(request.names, selected),
-        tuple(member_subsets(members, max_subsets=MAX_CURVE_SUBSETS)) if members > 1 else (),
+        _curve_subsets(members) if members > 1 else (),
         request.alpha,
     )
     fitted = cal.fit(targets, held_out.rows()) if held_out else None
@@ -148,15 +165,21 @@ def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessme
     scored: SplitScores = evaluated.examples
     sums: Sums = evaluated.sums
     calibration = _calibration(request, targets, fitted, scored, sums, held_out)
-    subsets: Any = calibration.sums.subsets if calibration else sums.subsets
+    subsets: Any = calibration.subsets if calibration else sums.subsets
     return Assessment(evaluated, targets, sums.brier, subsets or None, calibration)
+
+
+def _curve_subsets(members: int) -> tuple[tuple[int, ...], ...]:
+    """Returns subsets of every size, whose metrics are those against ensemble size."""
+    count = max(1, min(MAX_CURVE_SUBSETS, MAX_SUBSETS // members))
+    return tuple(member_subsets(members, max_subsets=count))
 
 
 def _select(held_out: cal.Predictions, size: int) -> tuple[int, ...]:
     """Selects members greedily on held-out data."""
     rows = held_out.rows()
     label_log_p = rows.log_p[:, range(len(rows.labels)), rows.labels]
-    return greedy_selection(label_log_p, size).distinct
+    return tuple(sorted(greedy_selection(label_log_p, size).members))
 
 
 def _reduction(request: Request, targets: cal.Targets, fitted: cal.Fitted | None) -> Reduction:
@@ -190,8 +213,8 @@ def _calibration(
     held_out: cal.Predictions | None,
 ) -> Calibration | None:
     if held_out and fitted and scored.calibrated and sums.calibrated:
-        examples = len(held_out.labels)
-        return Calibration(HELD_OUT, examples, (fitted,), scored.calibrated, sums.calibrated)
+        split = cal.CalibratedSplit((fitted,), scored.calibrated, sums.calibrated)
+        return Calibration(HELD_OUT, len(held_out.labels), (split,))
     if not request.cross_validate or not scored.predictions:
         return None
     count = len(scored.predictions.labels)
@@ -200,5 +223,6 @@ def _calibration(
             "one example cannot be calibrated by another half of the split: expected"
             " --calibrate=none"
         )
-    scores, calibrated_sums, both = cal.cross_validate(targets, scored.predictions)
-    return Calibration(TEST_HALVES, count // 2, both, scores, calibrated_sums)
+    seeds = range(cal.number_of_splits(scored.predictions))
+    splits = tuple(cal.cross_validate(targets, scored.predictions, seed) for seed in seeds)
+    return Calibration(TEST_HALVES, count // 2, splits)

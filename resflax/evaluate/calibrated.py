@@ -2,7 +2,8 @@
 
 The examples to fit to are either a held-out share of the training split, or, without one, halves
 of the test split: each half is measured with what was fitted to the other one, so that every
-example counts once (test-time cross-validation, Ashukha et al. 2020, arXiv:2002.06470, section 3).
+example counts once. The metrics are averaged over several such splits at random (test-time
+cross-validation, Ashukha et al. 2020, arXiv:2002.06470, section 3).
 """
 
 from collections.abc import Sequence
@@ -10,26 +11,32 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from resflax.evaluate.log_probabilities import Rows, select_rows
-from resflax.evaluate.systems import SELECTED, System, score_systems, sum_brier
 from resflax.metrics import (
     CONFORMAL_SCORES,
     BrierSums,
     ExampleScores,
+    Sets,
     SubsetSums,
     conformal_threshold,
     fit_temperature,
     label_scores,
     prediction_sets,
+    reduce_sets,
     subset_sums,
 )
+from resflax.metrics.systems import SELECTED, System, score_systems, sum_brier
 
 # Held-out examples that are used; of more, as many that are evenly spaced.
 MAX_EXAMPLES = 10_000
 # Limit for the predictions that are kept of a whole test split.
 MAX_KEPT_BYTES = 2 * 2**30
+# Random splits into halves, and the limit for the predictions of all of them: fewer splits of large
+# datasets, for time and memory.
+SPLITS = 5
+MAX_SPLIT_BYTES = 2**30
 
 
 class Predictions(NamedTuple):
@@ -122,18 +129,6 @@ def _uniform(rows: Rows, seed: int) -> Float[np.ndarray, " n"]:
     return np.random.default_rng(seed).random(int(rows.indices.max()) + 1)[rows.indices]
 
 
-class Sets(NamedTuple):
-    """Conformal sets of examples.
-
-    Attributes:
-      covered: whether the set contains the label.
-      size: number of classes in the set.
-    """
-
-    covered: Bool[np.ndarray, " n"]
-    size: Int[np.ndarray, " n"]
-
-
 class Calibrated(NamedTuple):
     """Examples after calibration, for each system.
 
@@ -153,6 +148,20 @@ class CalibratedSums(NamedTuple):
     subsets: SubsetSums | tuple[()]
 
 
+class CalibratedSplit(NamedTuple):
+    """All examples after calibration.
+
+    Attributes:
+      fitted: what was fitted to held-out data, or to each half of the examples.
+      scores: the examples.
+      sums: sums over them.
+    """
+
+    fitted: tuple[Fitted, ...]
+    scores: Calibrated
+    sums: CalibratedSums
+
+
 def calibrate(targets: Targets, fitted: Fitted, rows: Rows) -> Calibrated:
     """Reduces examples after calibration."""
     scores = score_systems(targets.systems, rows.log_p, rows.labels, fitted.temperatures)
@@ -166,9 +175,8 @@ def _sets(system: System, rows: Rows, thresholds: dict[str, float]) -> dict[str,
     log_p, uniform = system.log_probabilities(rows.log_p), _uniform(rows, seed=1)
     sets = {}
     for method, threshold in thresholds.items():
-        members = prediction_sets(method, log_p, threshold, uniform)
-        covered = members[np.arange(len(members)), rows.labels]
-        sets[method] = Sets(covered, members.sum(-1))
+        found = prediction_sets(method, log_p, threshold, uniform)
+        sets[method] = reduce_sets(found, rows.labels)
     return sets
 
 
@@ -182,17 +190,21 @@ def sum_calibrated(targets: Targets, fitted: Fitted, rows: Rows) -> CalibratedSu
     )
 
 
-def cross_validate(
-    targets: Targets, predictions: Predictions
-) -> tuple[Calibrated, CalibratedSums, tuple[Fitted, Fitted]]:
-    """Calibrates each of two random halves by the other one.
+def number_of_splits(predictions: Predictions) -> int:
+    """Returns how often to split examples at random: `SPLITS`, or less often for large data."""
+    return max(1, min(SPLITS, MAX_SPLIT_BYTES // max(1, predictions.log_p.nbytes)))
 
-    Returns:
-      The examples in the order of `predictions`, their sums, and what was fitted to measure the
-      first and the second half.
+
+def cross_validate(targets: Targets, predictions: Predictions, seed: int) -> CalibratedSplit:
+    """Calibrates each of two random halves of the examples by the other one.
+
+    Args:
+      targets: what to calibrate.
+      predictions: the examples, in the order of the result.
+      seed: seed of the split.
     """
     rows = predictions.rows()
-    order = np.random.default_rng(0).permutation(len(predictions.labels))
+    order = np.random.default_rng(seed).permutation(len(predictions.labels))
     indices = np.array_split(order, 2)
     first, second = (select_rows(rows, index) for index in indices)
     fitted = (fit(targets, second), fit(targets, first))
@@ -200,7 +212,7 @@ def cross_validate(
     parts = [calibrate(targets, own, half) for own, half in halves]
     sums = [sum_calibrated(targets, own, half) for own, half in halves]
     calibrated: Calibrated = _join(indices, parts)
-    return calibrated, jax.tree.map(np.add, *sums), fitted
+    return CalibratedSplit(fitted, calibrated, jax.tree.map(np.add, *sums))
 
 
 def _join(indices: Sequence[Int[np.ndarray, " n"]], parts: Sequence[Any]) -> Any:

@@ -10,12 +10,12 @@ from jaxtyping import Float
 
 from resflax.errors import UserError
 from resflax.evaluate.corruptions import Condition, CorruptedSums
-from resflax.evaluate.systems import System
 from resflax.metrics.corruption_error import (
     corruption_errors,
     mean_corruption_error,
     relative_corruption_errors,
 )
+from resflax.metrics.systems import System
 
 METRICS = ("accuracy", "nll", "ece")
 DATASETS = {32: "CIFAR-10-C", 224: "ImageNet-C"}

@@ -15,12 +15,12 @@ from resflax.data.corruptions import corrupt_batch
 from resflax.distributed import make_engine
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.classifier import pad_rows
-from resflax.evaluate.log_probabilities import MAX_PENDING, Rows, average_views
+from resflax.evaluate.log_probabilities import MAX_PENDING, Classify, Rows, average_views
 from resflax.evaluate.run import Evaluated, Reduction, gather_parts, read_batches, reduce_rows
-from resflax.evaluate.systems import System
-from resflax.evaluate.views import Images, Views
+from resflax.evaluate.views import Views
 from resflax.metrics import score_examples
-from resflax.metrics.calibration import BINS, width_bin_index
+from resflax.metrics.calibration import BINS, expected_gap, width_bin_index
+from resflax.metrics.systems import System
 
 
 class Condition(NamedTuple):
@@ -89,7 +89,7 @@ class CorruptedSums(NamedTuple):
     @property
     def ece(self) -> Float[np.ndarray, " systems"]:
         """Expected calibration error, 15 bins (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
-        return np.abs(self.correct - self.confidence).sum(-1) / self.examples.sum(-1)
+        return expected_gap(self.correct - self.confidence, self.examples.sum(-1))
 
 
 def sum_scores(systems: Sequence[System], rows: Rows) -> CorruptedSums:
@@ -115,7 +115,7 @@ def corrupted_sums(systems: Sequence[System]) -> Reduction:
 
 
 def evaluate_corrupted(
-    classify: Callable[[Images], Any],
+    classify: Classify,
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
@@ -161,7 +161,7 @@ def evaluate_corrupted(
 
 
 def _classify(
-    classify: Callable[[Images], Any],
+    classify: Classify,
     batches: Iterator[Any],
     views: Views,
     conditions: Sequence[Condition],
@@ -172,7 +172,7 @@ def _classify(
     for batch in batches:
         for condition in conditions:
             images: Any = corrupt(condition, batch["image"], batch["index"])
-            logits = [classify(view) for view in views.of_batch(images)]
+            logits = [classify(view, batch["index"]) for view in views.of_batch(images)]
             pending.append((condition, batch, logits))
             if len(pending) > MAX_PENDING:
                 yield pending.popleft()

@@ -11,12 +11,15 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from resflax.metrics import ExampleScores, equal_mass_bins
+from resflax.metrics.calibration import BINS
 from resflax.metrics.risk_coverage import risk_coverage
 from resflax.plotting import SHADES, legend_above, new_figure, save
 
 BOLD: dict[str, Any] = {"color": SHADES[2], "linewidth": 2.4}
 CALIBRATED: dict[str, Any] = {"color": SHADES[4], "linewidth": 1.8, "linestyle": "--"}
 THIN: dict[str, Any] = {"color": SHADES[0], "linewidth": 0.8}
+# A bin of a reliability diagram has at least so many examples, as long as there are 5 bins.
+BIN_EXAMPLES, MIN_BINS = 133, 5
 # Points of a risk-coverage curve that are drawn.
 MAX_POINTS = 1000
 
@@ -28,9 +31,10 @@ def draw_ensemble_reliability(
     path: Path,
     title: str,
 ) -> None:
-    """Draws accuracy against confidence in 15 bins of equally many examples, and its errors.
+    """Draws accuracy against confidence in bins of equally many examples, and its errors.
 
-    Bins of equal width would be almost empty below the confidence of most examples.
+    There are 15 bins from 2,000 examples on, and fewer of less, since small bins show noise. Bins
+    of equal width would be almost empty below the confidence of most examples.
 
     Args:
       members: scores of each member; of a single network, none.
@@ -43,11 +47,12 @@ def draw_ensemble_reliability(
     ax.plot([0, 1], [0, 1], color=SHADES[3], linestyle=":", linewidth=1)
     gaps.axhline(0, color=SHADES[3], linestyle=":", linewidth=1)
     name = "ensemble" if members else "network"
+    bins = number_of_bins(len(ensemble.label))
     for i, scores in enumerate(members):
-        _draw_bins(ax, gaps, scores, **THIN, label="" if i else "members")
-    _draw_bins(ax, gaps, ensemble, **BOLD, marker="o", markersize=4, label=name)
+        _draw_bins(ax, gaps, scores, bins, **THIN, label="" if i else "members")
+    _draw_bins(ax, gaps, ensemble, bins, **BOLD, marker="o", markersize=4, label=name)
     if calibrated:
-        _draw_bins(ax, gaps, calibrated, **CALIBRATED, label=f"{name}, calibrated")
+        _draw_bins(ax, gaps, calibrated, bins, **CALIBRATED, label=f"{name}, calibrated")
     lowest = min(line.get_xdata()[0] for line in ax.lines[1:])
     low = max(0.0, float(np.floor(10 * float(lowest)) / 10))
     ax.set(xlim=(low, 1.005), xlabel="mean confidence of the bin", ylabel="accuracy")
@@ -58,8 +63,17 @@ def draw_ensemble_reliability(
     save(figure, path, title)
 
 
-def _draw_bins(ax: Axes, gaps: Axes, scores: ExampleScores, **style: Any) -> None:
-    bins = equal_mass_bins(scores)
+def number_of_bins(examples: int) -> int:
+    """Returns the number of bins of a reliability diagram of an ensemble.
+
+    >>> number_of_bins(360), number_of_bins(1000), number_of_bins(10_000)
+    (5, 7, 15)
+    """
+    return min(BINS, max(MIN_BINS, examples // BIN_EXAMPLES))
+
+
+def _draw_bins(ax: Axes, gaps: Axes, scores: ExampleScores, count: int, **style: Any) -> None:
+    bins = equal_mass_bins(scores, count)
     filled = bins.examples > 0
     confidence, accuracy = bins.confidence[filled], bins.accuracy[filled]
     ax.plot(confidence, accuracy, **style)

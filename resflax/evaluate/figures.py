@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
 from resflax.metrics import ExampleScores, equal_width_bins
-from resflax.plotting import SHADES, new_figure, plain_text, save
+from resflax.plotting import SHADES, legend_above, new_figure, plain_text, save
 
 # Numbers of classes up to which the confusion matrix has names, numbers and a cell per class.
 MAX_NAMED_CLASSES = 30
@@ -33,8 +33,7 @@ def draw_reliability(scores: ExampleScores, path: Path, title: str) -> None:
         label="mean confidence of the bin",
     )  # fmt: skip
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-    ax.set_title(f"expected calibration error {bins.calibration_error:.4f}", fontsize=9)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    legend_above(ax)
     counts.bar(centers, bins.examples / bins.examples.sum(), 0.92 * width, color=SHADES[0])
     for value, style, name in (
         (float(scores.confidence.mean()), "-", "mean confidence"),
@@ -43,8 +42,8 @@ def draw_reliability(scores: ExampleScores, path: Path, title: str) -> None:
         label = f"{name} {value:.4f}"
         counts.axvline(value, color=SHADES[2], linestyle=style, linewidth=1.2, label=label)
     counts.set(xlim=(0, 1), xlabel="confidence", ylabel="share of the examples")
-    counts.legend(frameon=False, fontsize=8, loc="upper left")
-    save(figure, path, title)
+    legend_above(counts)
+    save(figure, path, f"{title}, expected calibration error {bins.calibration_error:.4f}")
 
 
 def draw_confusion(

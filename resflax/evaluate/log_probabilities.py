@@ -11,6 +11,9 @@ from resflax.errors import UserError
 from resflax.evaluate.views import Images, Views
 from resflax.metrics import log_mean_probability, log_softmax
 
+# Maps uint8 images `(n, h, w, c)` and the indices of their examples in the split to the logits of
+# each member, of which the first n rows count. It may return before they are computed.
+Classify = Callable[[Images, Int[np.ndarray, " n"]], Any]
 # Batches whose logits may wait on the devices: enough to keep them busy.
 MAX_PENDING = 2
 # Images of different shapes that may wait for others of their shape.
@@ -55,7 +58,7 @@ class View(NamedTuple):
 
 
 def classify_crops(
-    classify: Callable[[Images], Any],
+    classify: Classify,
     batches: Iterator[Any],
     views: Views,
     columns: Int[np.ndarray, " classes"],
@@ -63,15 +66,15 @@ def classify_crops(
     """Yields the rows of batches of images of one size.
 
     Args:
-      classify: maps uint8 images `(n, h, w, c)` to the logits of each member, of which the first n
-        rows count. It may return before they are computed.
+      classify: see `Classify`.
       batches: batches of `eval_batches` with the transform of `views`.
       views: the views of each image.
       columns: the classes that count; probabilities are those among them.
     """
     pending: deque[tuple[Any, list[Any]]] = deque()
     for batch in batches:
-        pending.append((batch, [classify(images) for images in views.of_batch(batch["image"])]))
+        logits = [classify(view, batch["index"]) for view in views.of_batch(batch["image"])]
+        pending.append((batch, logits))
         if len(pending) > MAX_PENDING:
             yield average_views(*pending.popleft(), columns)
     while pending:
@@ -112,7 +115,7 @@ class _Waiting(NamedTuple):
 
 
 def classify_whole_images(
-    classify: Callable[[Images], Any],
+    classify: Classify,
     batches: Iterator[Any],
     views: Views,
     columns: Int[np.ndarray, " classes"],
@@ -123,7 +126,7 @@ def classify_whole_images(
     """Yields the rows of single images at several scales.
 
     Args:
-      classify: see `classify_crops`.
+      classify: see `Classify`.
       batches: batches of one whole image, of any size.
       views: the views of each image, with scales.
       columns: see `classify_crops`.
@@ -144,7 +147,7 @@ class _ShapeGroups:
 
     def __init__(
         self,
-        classify: Callable[[Images], Any],
+        classify: Classify,
         views: Views,
         columns: Int[np.ndarray, " classes"],
         batch_size: int,
@@ -174,11 +177,13 @@ class _ShapeGroups:
     def _run(self, shape: tuple[int, ...]) -> Iterator[Rows]:
         group = self.groups.pop(shape)
         images = np.concatenate([image for _, image in group])
+        indices = np.concatenate([self.waiting[key].batch["index"] for key, _ in group])
         if len(group) == self.batch_size:
             self.full_shapes.add(shape)
         elif shape in self.full_shapes:  # compiled for full batches
-            images = np.pad(images, [(0, self.batch_size - len(group)), *[(0, 0)] * 3])
-        view = _fetch(self.classify(images), len(group), self.columns)
+            padding = (0, self.batch_size - len(group))
+            images, indices = np.pad(images, [padding, *[(0, 0)] * 3]), np.pad(indices, padding)
+        view = _fetch(self.classify(images, indices), len(group), self.columns)
         for row, (key, _) in enumerate(group):
             batch, views = self.waiting[key]
             views.append(View(view.log_p[:, row : row + 1], view.log_sum_exp[:, row : row + 1]))

@@ -7,8 +7,16 @@ import numpy as np
 from jaxtyping import Float
 
 from resflax.evaluate.log_probabilities import Rows
-from resflax.evaluate.systems import System
-from resflax.metrics import OOD_SCORES, detection, ood_scores
+from resflax.metrics import (
+    OOD_SCORES,
+    Detection,
+    bootstrap_interval,
+    bounded_samples,
+    detection,
+    detection_statistic,
+    ood_scores,
+)
+from resflax.metrics.systems import System
 
 Scores = dict[str, Float[np.ndarray, " n"]]
 # Zero for a single network, so it is reported for ensembles only.
@@ -32,13 +40,16 @@ def compare(
 
     Returns:
       "scores", of the first system; and for an ensemble "members_mean", the mean over the members.
-      Each is a dict by score of "auroc", "aupr" and "fpr95".
+      Each is a dict by score of "auroc", "aupr" and "fpr95"; in "scores" also "intervals", see
+      `intervals`.
     """
     found = [
         {name: detection(own[name], other[name])._asdict() for name in OOD_SCORES if name in own}
         for own, other in zip(inside, outside, strict=True)
     ]
-    values: dict[str, Any] = {"examples": len(outside[0]["energy"]), "scores": found[0]}
+    bounds = intervals(inside[0], outside[0])
+    scores = {name: {**own, "intervals": bounds[name]} for name, own in found[0].items()}
+    values: dict[str, Any] = {"examples": len(outside[0]["energy"]), "scores": scores}
     members = [
         own
         for system, own in zip(systems, found, strict=True)
@@ -52,3 +63,26 @@ def compare(
             for name, metrics in members[0].items()
         }
     return values
+
+
+def intervals(inside: Scores, outside: Scores) -> dict[str, dict[str, list[float]]]:
+    """Returns 95 % bootstrap intervals of "auroc", "aupr" and "fpr95", by score.
+
+    The examples inside and outside are drawn separately, and the same for all scores: 1,000 samples
+    of up to 10,000 examples together, and fewer of more, see `bounded_samples`.
+    """
+    names = [name for name in OOD_SCORES if name in inside]
+    statistics = [detection_statistic(inside[name], outside[name]) for name in names]
+    sizes = (len(inside[names[0]]), len(outside[names[0]]))
+    low, high = bootstrap_interval(
+        lambda *counts: np.stack([statistic(*counts) for statistic in statistics], 1),
+        sizes,
+        samples=bounded_samples(sum(sizes)),
+    )
+    return {
+        name: {
+            key: [float(a), float(b)]
+            for key, a, b in zip(Detection._fields, low[i], high[i], strict=True)
+        }
+        for i, name in enumerate(names)
+    }

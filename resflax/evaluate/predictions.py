@@ -29,7 +29,9 @@ ENSEMBLE_COLUMNS = ("expected_entropy", "mutual_information", "disagreement", "p
 
 
 def check_predictions_path(path: Path) -> None:
-    """Raises `UserError` if the format is unknown or its package is missing."""
+    """Raises `UserError` if it is a folder, the format is unknown or its package is missing."""
+    if path.is_dir():
+        raise UserError(f"--predictions is {path}, a folder: expected the name of a file")
     if path.suffix not in FORMATS:
         raise unknown("predictions format", path.suffix, FORMATS)
     require_pyarrow("--predictions", path)

@@ -42,7 +42,12 @@ def results(
         own["entropy"] = float(scored.uncertainty.total_entropy.mean())
     values |= own
     if calibration := assessment.calibration:
-        values["calibration"] = {"data": calibration.data, "examples": calibration.examples}
+        values["calibration"] = {
+            "data": calibration.data,
+            "examples": calibration.examples,
+            "splits": len(calibration.splits),
+            "temperatures": len(calibration.temperatures(0)),
+        }
     values |= members
     values |= {
         "examples": metrics.examples,

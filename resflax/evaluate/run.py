@@ -12,14 +12,14 @@ from resflax.distributed.processes import all_gather_rows, all_gather_strings
 from resflax.errors import UserError
 from resflax.evaluate.classes import EXCLUDED, LabelMap
 from resflax.evaluate.log_probabilities import (
+    Classify,
     Rows,
     classify_crops,
     classify_whole_images,
     select_rows,
 )
-from resflax.evaluate.views import Images, Views
+from resflax.evaluate.views import Views
 
-Logits = Callable[[Images], Any]
 OnBatch = Callable[[int], None]
 
 
@@ -76,7 +76,7 @@ class Part(NamedTuple):
 
 
 def evaluate_split(
-    classify: Logits,
+    classify: Classify,
     split: StreamingSplit,
     views: Views,
     label_map: LabelMap,
@@ -89,8 +89,7 @@ def evaluate_split(
     """Reduces every example of a split; with several processes, each computes its share.
 
     Args:
-      classify: maps uint8 images `(n, h, w, c)` to the logits of each member, of which the first n
-        rows count.
+      classify: computes the logits of each member, see `Classify`.
       split: read with the transform of `views`.
       views: the views of each image.
       label_map: the classes that count, and the labels.
@@ -133,7 +132,7 @@ def read_batches(split: StreamingSplit, *, batch_size: int, num_workers: int) ->
 
 
 def _classify(
-    classify: Logits,
+    classify: Classify,
     batches: Iterator[Any],
     split: StreamingSplit,
     views: Views,

@@ -7,17 +7,21 @@ import numpy as np
 from jaxtyping import Float
 
 from resflax.evaluate.assess import Assessment
-from resflax.evaluate.calibrated import Sets
 from resflax.metrics import (
     CONFORMAL_SCORES,
     BrierSums,
     ExampleScores,
+    Sets,
+    aurc,
     bootstrap_interval,
+    bounded_samples,
     brier_decomposition,
     calibration_error,
+    mean_statistic,
     means,
     size_curve,
     summarize,
+    summarize_sets,
 )
 from resflax.metrics.risk_coverage import risk_coverage
 
@@ -51,27 +55,32 @@ def summarize_system(assessment: Assessment, i: int, *, intervals: bool = False)
     """
     values = summarize_scores(assessment.scored.scores[i], assessment.brier[i])
     if intervals:
-        values["intervals"] = bootstrap(assessment.scored.scores[i])
+        values["intervals"] = bootstrap([assessment.scored.scores[i]])
     if calibration := assessment.calibration:
-        scores = calibration.scores.scores[i]
-        values["calibrated"] = summarize_scores(scores, calibration.sums.brier[i])
-        temperatures = [fitted.temperatures[i] for fitted in calibration.fitted]
-        values["calibrated"]["temperature"] = float(np.mean(temperatures))
+        splits = calibration.splits
+        values["calibrated"] = _mean_over_splits(
+            [summarize_scores(split.scores.scores[i], split.sums.brier[i]) for split in splits]
+        )
+        values["calibrated"]["temperature"] = float(np.mean(calibration.temperatures(i)))
         if intervals:
-            values["calibrated"]["intervals"] = bootstrap(scores)
-        if sets := calibration.scores.sets[i]:
-            alpha = assessment.targets.alpha
-            methods = {method: _summarize_sets(sets[method]) for method in CONFORMAL_SCORES}
-            values["conformal"] = {"alpha": alpha, **methods}
+            values["calibrated"]["intervals"] = bootstrap(calibration.scores(i))
+        if splits[0].scores.sets[i]:
+            sets = [_summarize_all_sets(split.scores.sets[i]) for split in splits]
+            values["conformal"] = {"alpha": assessment.targets.alpha, **_mean_over_splits(sets)}
     return values
 
 
-def _summarize_sets(sets: Sets) -> dict[str, float]:
+def _mean_over_splits(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "coverage": float(sets.covered.mean()),
-        "mean_size": float(sets.size.mean()),
-        "empty": float((sets.size == 0).mean()),
+        key: _mean_over_splits([part[key] for part in parts])
+        if isinstance(value, dict)
+        else float(np.mean([part[key] for part in parts]))
+        for key, value in parts[0].items()
     }
+
+
+def _summarize_all_sets(sets: dict[str, Sets]) -> dict[str, Any]:
+    return {method: summarize_sets(sets[method])._asdict() for method in CONFORMAL_SCORES}
 
 
 def per_example(scores: ExampleScores) -> Float[np.ndarray, "n means"]:
@@ -79,25 +88,36 @@ def per_example(scores: ExampleScores) -> Float[np.ndarray, "n means"]:
     return np.stack([scores.is_correct, -scores.label_log_probability, scores.brier], 1)
 
 
-def bootstrap(scores: ExampleScores) -> dict[str, list[float]]:
-    """Returns 95 % intervals of `MEANS` and the calibration error, from 1,000 samples."""
-    count = len(scores.label)
-    low, high = bootstrap_interval(means(per_example(scores)), count)
-    ece = bootstrap_interval(calibration_error(scores), count)
-    bounds = zip((*MEANS, "ece"), (*low, ece.low), (*high, ece.high), strict=True)
-    return {name: [float(a), float(b)] for name, a, b in bounds}
+def bootstrap(splits: Sequence[ExampleScores]) -> dict[str, list[float]]:
+    """Returns 95 % intervals of `MEANS`, the calibration error and AURC, from 1,000 samples.
+
+    AURC has fewer samples of more than 10,000 examples, see `bounded_samples`.
+
+    Args:
+      splits: the examples, in one order, in each random split, over which metrics are averaged.
+    """
+    count = len(splits[0].label)
+    low, high = bootstrap_interval(means(np.mean([per_example(s) for s in splits], 0)), count)
+    ece = bootstrap_interval(mean_statistic([calibration_error(s) for s in splits]), count)
+    area = bootstrap_interval(
+        mean_statistic([aurc(s) for s in splits]), count, samples=bounded_samples(count)
+    )
+    names = (*MEANS, "ece", "aurc")
+    rows = zip(names, (*low, ece.low, area.low), (*high, ece.high, area.high), strict=True)
+    return {name: [float(a), float(b)] for name, a, b in rows}
 
 
-def minus_mean_member(scores: Sequence[ExampleScores]) -> dict[str, Any]:
+def minus_mean_member(systems: Sequence[Sequence[ExampleScores]]) -> dict[str, Any]:
     """Returns how much the ensemble differs from its mean member, and 95 % intervals.
 
     Each sample of the bootstrap has the same examples for both.
 
     Args:
-      scores: of the ensemble, and then of each member.
+      systems: the ensemble, and then each member; the examples of each in each random split, over
+        which metrics are averaged.
     """
-    members = np.mean([per_example(member) for member in scores[1:]], 0)
-    difference = per_example(scores[0]) - members
+    ensemble, *members = (np.mean([per_example(s) for s in splits], 0) for splits in systems)
+    difference = ensemble - np.mean(members, 0)
     low, high = bootstrap_interval(means(difference), len(difference))
     rows = zip(MEANS, difference.mean(0), low, high, strict=True)
     return {name: {"mean": float(m), "interval": [float(a), float(b)]} for name, m, a, b in rows}
@@ -140,11 +160,11 @@ def summarize_members(assessment: Assessment, sources: Sequence[str]) -> dict[st
     ]
     uncertainty = {k: float(v.mean()) for k, v in scored.uncertainty._asdict().items()}
     ensemble = {"size": count, **summarize_system(assessment, 0, intervals=True), **uncertainty}
-    ensemble["minus_mean_member"] = minus_mean_member(scored.scores[: count + 1])
+    ensemble["minus_mean_member"] = minus_mean_member([[s] for s in scored.scores[: count + 1]])
     mean, std = mean_and_std(members)
     if assessment.calibration:
         ensemble["calibrated"]["minus_mean_member"] = minus_mean_member(
-            assessment.calibration.scores.scores[: count + 1]
+            [assessment.calibration.scores(i) for i in range(count + 1)]
         )
         parts = mean_and_std([member["calibrated"] for member in members])
         mean, std = (v | {"calibrated": c} for v, c in zip((mean, std), parts, strict=True))

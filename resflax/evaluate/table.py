@@ -74,15 +74,24 @@ def _metric_lines(values: dict[str, Any]) -> Iterator[str]:
 
 def _calibration_lines(values: dict[str, Any]) -> Iterator[str]:
     if "calibration" in values:
-        data, examples = values["calibration"]["data"], values["calibration"]["examples"]
-        temperature = values["calibrated"]["temperature"]
-        yield f"calibrated with temperature {temperature:.4f}, fitted to {examples:,} examples:"
-        yield f"  {data}"
+        keys = ("data", "examples", "splits", "temperatures")
+        data, examples, splits, count = (values["calibration"][key] for key in keys)
+        temperature = f"{values['calibrated']['temperature']:.4f}"
+        name = f"temperature {temperature}, fitted"
+        if count > 1:
+            name = f"{count} temperatures, mean {temperature}, each fitted"
+        yield f"calibrated with {name} to {examples:,} examples:"
+        repeated = f", in {splits} random splits, over which the metrics are averaged"
+        yield f"  {data}{repeated if splits > 1 else ''}"
     equivalent = values.get("deep_ensemble_equivalent", {})
     if equivalent.get("reference", OWN_MEMBERS) != OWN_MEMBERS:
-        size = equivalent["members"]
-        text = "more members than it has" if size is None else f"{size:.2f} members"
-        yield f"by the calibrated likelihood as good as {text} of {equivalent['reference']}"
+        yield f"by the calibrated likelihood {_equivalent(equivalent['members'])}"
+        yield f"  of {equivalent['reference']}"
+
+
+def _equivalent(size: float | None) -> str:
+    """Returns how many members of a deep ensemble are as good."""
+    return "better than all members" if size is None else f"as good as {size:.2f} members"
 
 
 def _conformal_lines(values: dict[str, Any]) -> Iterator[str]:
@@ -99,10 +108,14 @@ def _conformal_lines(values: dict[str, Any]) -> Iterator[str]:
 
 def _ood_lines(values: dict[str, Any]) -> Iterator[str]:
     for name, own in values.get("ood", {}).items():
-        yield f"detection of the {own['examples']:,} images of {name}: AUROC, AUPR, FPR95"
+        yield (
+            f"detection of the {own['examples']:,} images of {name}: AUROC with 95 % interval,"
+            " AUPR, FPR95"
+        )
         for score, found in own["scores"].items():
+            low, high = found["intervals"]["auroc"]
             line = f"  {score.replace('_', ' '):32}{found['auroc']:8.4f}"
-            line += f"{found['aupr']:9.4f}{found['fpr95']:9.4f}"
+            line += f"  {low:.4f} to {high:.4f}{found['aupr']:9.4f}{found['fpr95']:9.4f}"
             if score in (mean := own.get("members_mean", {})):
                 line += f"   members{mean[score]['auroc']:8.4f}{mean[score]['aupr']:9.4f}"
                 line += f"{mean[score]['fpr95']:9.4f}"
@@ -114,8 +127,11 @@ def _selection_lines(values: dict[str, Any]) -> Iterator[str]:
         own = values["selected"]
         nll = f"accuracy {own['accuracy']:.4f}, negative log-likelihood {own['nll']:.4f}"
         yield f"selected on held-out training data: {own['where']} ({nll})"
-        if (size := values["deep_ensemble_equivalent"]["selected"]) is not None:
-            yield f"  as good, by the calibrated likelihood, as {size:.2f} of all members"
+        equivalent = values["deep_ensemble_equivalent"]
+        reference = "of all of them"
+        if equivalent["reference"] != OWN_MEMBERS:
+            reference = f"of {equivalent['reference']}"
+        yield f"  by the calibrated likelihood {_equivalent(equivalent['selected'])} {reference}"
 
 
 def _class_lines(values: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ import jax
 
 from resflax.errors import UserError
 from resflax.export.onnx_operators import OnnxWriter, write_node
+from resflax.export.trained_model import normalization_of
 from resflax.inference import Graph, Node, build_graph
 from resflax.weights.pretrained_config import PretrainedConfig
 
@@ -82,7 +83,8 @@ def ensemble_to_onnx(
 
     Args:
       members: config and variables of each network, for the same classes and images.
-      uint8: as in `to_onnx`; pixels are normalized once.
+      uint8: as in `to_onnx`; pixels are normalized once, if all members normalize them equally.
+        Without it, images are normalized for the first member.
       fold: as in `to_onnx`.
       opset: as in `to_onnx`.
       description: text for people, the model's `doc_string`.
@@ -121,14 +123,23 @@ def _write(
     _check_size([variables for _, variables in members])
     config = members[0][0]
     preprocess = config.preprocess
-    statistics = {"mean": preprocess.mean, "std": preprocess.std} if uint8 else {}
     output = "probabilities" if uint8 or is_ensemble else "logits"
     graphs = [
-        build_graph(member.spec, variables, outputs=output, fold=fold, **statistics)
+        build_graph(
+            member.spec,
+            variables,
+            outputs=output,
+            fold=fold,
+            **normalization_of(member.preprocess, preprocess, uint8=uint8),
+        )
         for member, variables in members
     ]
     if is_ensemble:
-        graphs = [_prefix_names(graph, f"member{i}") for i, graph in enumerate(graphs)]
+        is_shared = all(member.preprocess == preprocess for member, _ in members)
+        graphs = [
+            _prefix_names(graph, f"member{i}", share_normalization=is_shared)
+            for i, graph in enumerate(graphs)
+        ]
     model = _make_model(graphs, preprocess.size, output, uint8=uint8, opset=opset)
     model.doc_string = description
     onnx.helper.set_model_props(model, _metadata(config, metadata or {}))
@@ -136,9 +147,11 @@ def _write(
     return bytes(model.SerializeToString())
 
 
-def _prefix_names(graph: Graph, prefix: str) -> Graph:
-    """Returns the graph of a member, its nodes called "PREFIX/NAME", except the normalization."""
-    shared = {graph.input, *(node.name for node in graph.nodes if node.op == "normalize")}
+def _prefix_names(graph: Graph, prefix: str, *, share_normalization: bool) -> Graph:
+    """Returns the graph of a member, its nodes called "PREFIX/NAME", except shared ones."""
+    shared = {graph.input}
+    if share_normalization:
+        shared |= {node.name for node in graph.nodes if node.op == "normalize"}
 
     def rename(name: str) -> str:
         return name if name in shared else f"{prefix}/{name}"

@@ -14,6 +14,7 @@ from resflax.export.trained_model import (
     TrainedEnsemble,
     ensemble_metadata,
     networks_of,
+    normalization_of,
     output_name,
 )
 from resflax.inference import apply_graph, build_graph
@@ -32,15 +33,14 @@ def inference_function(
       uint8: take uint8 pixels and return probabilities, instead of normalized images and logits.
       fold: fold batch norm into the convolutions.
     """
-    preprocess, is_ensemble = model.preprocess, isinstance(model, TrainedEnsemble)
+    is_ensemble = isinstance(model, TrainedEnsemble)
     graphs = [
         build_graph(
             member.spec,
             member.variables,
             outputs="probabilities" if uint8 or is_ensemble else "logits",
-            mean=preprocess.mean if uint8 else None,
-            std=preprocess.std if uint8 else None,
             fold=fold,
+            **normalization_of(member.preprocess, model.preprocess, uint8=uint8),
         )
         for member in networks_of(model)
     ]

@@ -15,6 +15,7 @@ from resflax.weights import Preprocess, PretrainedConfig, Weights, adapt_weights
 from resflax.weights.bridge import Variables
 from resflax.weights.class_names import class_names
 from resflax.weights.ensemble import describe_members
+from resflax.weights.preprocess import renormalization
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
@@ -104,7 +105,7 @@ class TrainedEnsemble(NamedTuple):
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing for evaluation."""
+        """Preprocessing for evaluation; members can differ from it in mean and std."""
         return self.config.preprocess
 
     @property
@@ -118,9 +119,17 @@ class TrainedEnsemble(NamedTuple):
         return sum(member.parameters for member in self.members)
 
     def probabilities(self, images: Float[ArrayLike, "n h w c"]) -> Float[Array, "n classes"]:
-        """Computes the mean of the probabilities that `TrainedModel.logits` gives."""
-        logits = jnp.stack([member.logits(images) for member in self.members])
-        return jax.nn.softmax(logits).mean(0)
+        """Computes the mean of the probabilities that `TrainedModel.logits` gives.
+
+        Args:
+          images: normalized as `preprocess` says, that is, for the first member.
+        """
+        x = jnp.asarray(images)
+        logits = []
+        for member in self.members:
+            scale, bias = renormalization(self.preprocess, member.preprocess)
+            logits.append(member.logits(x * scale + bias))
+        return jax.nn.softmax(jnp.stack(logits)).mean(0)
 
 
 Exportable = TrainedModel | TrainedEnsemble
@@ -129,6 +138,19 @@ Exportable = TrainedModel | TrainedEnsemble
 def networks_of(model: Exportable) -> tuple[TrainedModel, ...]:
     """Returns the members of an ensemble, or the model alone."""
     return model.members if isinstance(model, TrainedEnsemble) else (model,)
+
+
+def normalization_of(own: Preprocess, given: Preprocess, *, uint8: bool) -> dict[str, Any]:
+    """Returns the arguments of `build_graph` for the normalization of a network's images.
+
+    Args:
+      own: preprocessing of the network.
+      given: preprocessing of the images, which can have another mean and std.
+      uint8: whether the images are uint8 pixels, which are not normalized yet.
+    """
+    if uint8:
+        return {"mean": own.mean, "std": own.std}
+    return {} if own == given else {"scale_and_bias": renormalization(given, own)}
 
 
 def output_name(model: Exportable, *, uint8: bool) -> str:

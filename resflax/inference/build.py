@@ -22,6 +22,7 @@ def build_graph(
     outputs: str = "logits",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    scale_and_bias: tuple[Any, Any] | None = None,
     fold: bool = True,
     dtype: Any = np.float32,
 ) -> Graph:
@@ -40,6 +41,8 @@ def build_graph(
       mean: per-channel mean for pixel values from 0 to 1. With `mean` and `std` the graph also
         accepts raw uint8 images.
       std: per-channel standard deviation, likewise.
+      scale_and_bias: arrays `(channels,)` of an affine map of normalized images, which is applied
+        to them first, as for a network that takes images with another normalization.
       fold: whether to fold batch norm. If False, its arrays are kept in `batch_norm` nodes.
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
@@ -77,6 +80,9 @@ def build_graph(
     x, channels = Graph.input, _image_channels(spec, parameters)
     if mean is not None or std is not None:
         x = builder.normalize(x, mean, std, channels)
+    if scale_and_bias is not None:
+        arrays = dict(zip(("scale", "bias"), map(np.asarray, scale_and_bias), strict=True))
+        x = builder.emit("affine", "renormalize", x, arrays=arrays, activation="none")
     x, features = _stages(builder, _stem(builder, x))
     if spec.preact:
         x = builder.norm(x, "head_norm", act=True)

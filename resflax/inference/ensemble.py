@@ -123,8 +123,8 @@ def make_ensemble_predictor(
     members: Sequence[tuple[Spec, Any]],
     *,
     dtype: Any = "float32",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[Sequence[float]] | None = None,
+    std: Sequence[Sequence[float]] | None = None,
     backend: str = "auto",
 ) -> EnsemblePredictor:
     """Returns an ensemble ready for predictions, the batch norm of its networks folded.
@@ -134,8 +134,9 @@ def make_ensemble_predictor(
     Args:
       members: spec and variables of each network; the specs can differ, but not in their classes.
       dtype: as in `make_predictor`.
-      mean: as in `make_predictor`.
-      std: as in `make_predictor`.
+      mean: as in `make_predictor`, of each member: with `mean` and `std`, every member normalizes
+        raw uint8 images itself. Floating-point images reach all members as they are.
+      std: as in `make_predictor`, of each member.
       backend: a name in `BACKENDS`, or "auto" for the first one that can run all members here.
 
     Raises:
@@ -156,9 +157,11 @@ def make_ensemble_predictor(
         raise UserError(
             f"the members have {' and '.join(map(str, classes))} classes: expected the same number"
         )
+    means: Sequence[Any] = [None] * len(members) if mean is None else mean
+    stds: Sequence[Any] = [None] * len(members) if std is None else std
     predictors = [
-        make_predictor(spec, variables, dtype=dtype, mean=mean, std=std, backend=backend)
-        for spec, variables in members
+        make_predictor(spec, variables, dtype=dtype, mean=own_mean, std=own_std, backend=backend)
+        for (spec, variables), own_mean, own_std in zip(members, means, stds, strict=True)
     ]
     if len({predictor.backend for predictor in predictors}) > 1:
         predictors = [Predictor(p.graph, p.dtype, "jax") for p in predictors]

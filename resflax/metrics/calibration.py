@@ -26,8 +26,19 @@ class Bins(NamedTuple):
     @property
     def calibration_error(self) -> float:
         """Mean over the examples of `|accuracy - confidence|` of their bin."""
-        gap = np.abs(self.accuracy - self.confidence)
-        return float((self.examples * gap).sum() / self.examples.sum())
+        gaps = self.examples * (self.accuracy - self.confidence)
+        return float(expected_gap(gaps, self.examples.sum()))
+
+
+def expected_gap(gaps: Float[np.ndarray, "*n bins"], examples: float) -> Float[np.ndarray, "*n"]:
+    """Returns the expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    Args:
+      gaps: sum over the examples of each bin of 1 if the prediction is correct, else 0, minus the
+        confidence.
+      examples: number of examples in all bins.
+    """
+    return np.abs(gaps).sum(-1) / examples
 
 
 def equal_width_bins(scores: ExampleScores, bins: int = BINS) -> Bins:

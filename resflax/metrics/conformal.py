@@ -29,6 +29,18 @@ Probabilities = Float[np.ndarray, "n classes"]
 Score = Callable[[Probabilities, Float[np.ndarray, "n 1"]], Float[np.ndarray, "n classes"]]
 
 
+class Sets(NamedTuple):
+    """Prediction sets of examples, without the classes in them.
+
+    Attributes:
+      covered: whether the set contains the label.
+      size: number of classes in the set.
+    """
+
+    covered: Bool[np.ndarray, " n"]
+    size: Int[np.ndarray, " n"]
+
+
 class SetSummary(NamedTuple):
     """Prediction sets over a set of examples.
 
@@ -157,8 +169,6 @@ def prediction_sets(
     logits: Float[np.ndarray, "n classes"],
     threshold: float,
     uniform: Float[np.ndarray, " n"] | None = None,
-    *,
-    allow_empty: bool = True,
 ) -> Bool[np.ndarray, "n classes"]:
     """Returns which classes are in the set of each example.
 
@@ -167,27 +177,27 @@ def prediction_sets(
       logits: logits or log-probabilities.
       threshold: made by `conformal_threshold`.
       uniform: see `conformal_scores`; independent of that of the held-out examples.
-      allow_empty: False adds the most probable class to empty sets. It raises the coverage; empty
-        sets are usual where the accuracy is above `1 - alpha`.
+
+    Empty sets are usual where the accuracy is above `1 - alpha`.
     """
-    sets = conformal_scores(method, logits, uniform) <= threshold
-    if not allow_empty:
-        sets[np.arange(len(sets)), np.asarray(logits).argmax(-1)] |= ~sets.any(-1)
-    return sets
+    return conformal_scores(method, logits, uniform) <= threshold
 
 
-def summarize_sets(
-    sets: Bool[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
-) -> SetSummary:
-    """Computes coverage and size of prediction sets.
+def reduce_sets(sets: Bool[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Sets:
+    """Reduces the sets of a batch to what their summary needs of each example.
 
-    For sets of batches, average the summaries weighted by their numbers of examples.
+    Raises:
+      ValueError: if shapes do not fit, or a label is out of range.
     """
     sets = np.asarray(check_logits(sets), bool)
     labels = check_labels(labels, *sets.shape)
-    size = sets.sum(-1)
+    return Sets(sets[np.arange(len(labels)), labels], sets.sum(-1))
+
+
+def summarize_sets(sets: Sets) -> SetSummary:
+    """Computes coverage and size of prediction sets."""
     return SetSummary(
-        coverage=float(sets[np.arange(len(labels)), labels].mean()),
-        mean_size=float(size.mean()),
-        empty=float((size == 0).mean()),
+        coverage=float(sets.covered.mean()),
+        mean_size=float(sets.size.mean()),
+        empty=float((sets.size == 0).mean()),
     )

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from resflax.metrics.bootstrap import Counts, Statistic
 from resflax.metrics.checks import check_finite, check_members
 from resflax.metrics.scores import log_mean_probability, log_softmax
 from resflax.metrics.uncertainty import entropy, mutual_information
@@ -64,16 +65,11 @@ def total_entropy(prediction: Prediction) -> Float[np.ndarray, " n"]:
     return entropy(prediction.mean_log_p)
 
 
-def information(prediction: Prediction) -> Float[np.ndarray, " n"]:
-    """Returns the mutual information of prediction and member; 0 for one member."""
-    return mutual_information(prediction.log_p)
-
-
 OOD_SCORES: dict[str, Callable[[Prediction], Float[np.ndarray, " n"]]] = {
     "max_probability": max_probability,
     "energy": energy,
     "entropy": total_entropy,
-    "mutual_information": information,
+    "mutual_information": lambda prediction: mutual_information(prediction.log_p),
 }
 
 
@@ -109,14 +105,47 @@ def detection(
     >>> detection(np.array([0.1, 0.2, 0.3, 0.6]), np.array([0.5, 0.7]))
     Detection(auroc=0.875, aupr=0.8333333333333333, fpr95=0.25)
     """
-    true, false = _roc(in_scores, out_scores)
-    tpr, fpr = true / true[-1], false / false[-1]
-    precision = true[1:] / (true[1:] + false[1:])
-    return Detection(
-        auroc=float(np.trapezoid(tpr, fpr)),
-        aupr=float((np.diff(tpr) * precision).sum()),
-        fpr95=float(fpr[np.argmax(tpr >= TRUE_POSITIVE_RATE)]),
-    )
+    statistic = detection_statistic(in_scores, out_scores)
+    once = (np.ones((1, np.size(scores)), np.int64) for scores in (in_scores, out_scores))
+    return Detection(*statistic(*once)[0].tolist())
+
+
+def detection_statistic(
+    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
+) -> Statistic:
+    """Makes the statistic of `bootstrap_interval` that is `Detection`, `(samples, 3)`.
+
+    Its arguments say how often each example inside and outside is drawn.
+
+    Args:
+      in_scores: see `detection`.
+      out_scores: see `detection`.
+
+    Raises:
+      ValueError: as `detection`.
+    """
+    inside, outside = check_finite("in_scores", in_scores), check_finite("out_scores", out_scores)
+    scores = np.concatenate([inside.ravel(), outside.ravel()])
+    order = np.argsort(-scores, kind="stable")
+    is_out = order >= inside.size
+    starts = np.append(0, np.flatnonzero(np.diff(scores[order])) + 1)  # of equal scores
+
+    def statistic(in_counts: Counts, out_counts: Counts) -> Float[np.ndarray, "samples 3"]:
+        drawn = np.concatenate([in_counts, out_counts], 1)[:, order]
+        # Numbers of true and false positives at falling thresholds.
+        true = np.add.reduceat(drawn * is_out, starts, 1).cumsum(1)
+        false = np.add.reduceat(drawn * ~is_out, starts, 1).cumsum(1)
+        positives, negatives = outside.size, inside.size
+        rise, step = np.diff(true, prepend=0), np.diff(false, prepend=0)
+        precision = true / np.maximum(true + false, 1)
+        reached = (true / positives >= TRUE_POSITIVE_RATE).argmax(1)[:, None]
+        # In integers up to the division: trapezoids under the ROC curve.
+        auroc = (step * (2 * true - rise)).sum(1) / (2 * positives * negatives)
+        aupr = (rise * precision).sum(1) / positives
+        fpr95 = np.take_along_axis(false, reached, 1)[:, 0] / negatives
+        return np.stack([auroc, aupr, fpr95], 1)
+
+    return statistic
 
 
 def auroc(
@@ -147,17 +176,3 @@ def fpr95(
     At the largest threshold that detects at least 95 % of the out-of-distribution examples.
     """
     return detection(in_scores, out_scores).fpr95
-
-
-def _roc(
-    in_scores: Float[np.ndarray, " inside"], out_scores: Float[np.ndarray, " outside"]
-) -> tuple[Int[np.ndarray, " thresholds"], Int[np.ndarray, " thresholds"]]:
-    """Returns the numbers of true and false positives at falling thresholds, first infinity."""
-    inside, outside = check_finite("in_scores", in_scores), check_finite("out_scores", out_scores)
-    scores = np.concatenate([inside.ravel(), outside.ravel()])
-    order = np.argsort(-scores, kind="stable")
-    is_out = order >= inside.size
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    true = np.cumsum(is_out)[ends]
-    false = ends + 1 - true
-    return np.append(0, true), np.append(0, false)

@@ -14,8 +14,6 @@ from resflax.metrics.temperature import apply_temperature
 
 # Most subsets of one size that a size curve averages over.
 MAX_SUBSETS = 32
-# Smallest improvement, in nats, for which a member is added again: more than rounding.
-MIN_IMPROVEMENT = 1e-6
 # Likelihoods that differ relatively by less are equal: more than rounding.
 TOLERANCE = 1e-9
 
@@ -67,17 +65,12 @@ class Selection(NamedTuple):
     """Members in the order in which they were added.
 
     Attributes:
-      members: their indices; with replacement, a member that counts twice is there twice.
+      members: their indices.
       nll: negative log-likelihood of the ensemble after each addition, in nats.
     """
 
     members: Subset
     nll: tuple[float, ...]
-
-    @property
-    def distinct(self) -> Subset:
-        """The different members, in increasing order."""
-        return tuple(sorted(set(self.members)))
 
 
 def member_subsets(members: int, *, max_subsets: int = MAX_SUBSETS, seed: int = 0) -> list[Subset]:
@@ -208,20 +201,16 @@ def deep_ensemble_equivalent(scaled_nll: float, reference: Float[np.ndarray, " s
     return float(i + (curve[i - 1] - target) / (curve[i - 1] - curve[i]))
 
 
-def greedy_selection(
-    label_log_p: Float[np.ndarray, "members n"], size: int, *, replacement: bool = False
-) -> Selection:
+def greedy_selection(label_log_p: Float[np.ndarray, "members n"], size: int) -> Selection:
     """Adds one member at a time, that which gives the ensemble the lowest held-out loss.
 
-    Caruana et al. 2004; with replacement as for the hyper-deep ensembles of Wenzel et al. 2020,
-    arXiv:2006.13570: members can be added again, which weights them, until there are `size`
-    different ones or no addition lowers the loss. Without replacement `size` members are selected.
+    Caruana et al. 2004, section 2, without replacement: each member is added at most once. (The
+    hyper-deep ensembles of Wenzel et al. 2020, arXiv:2006.13570, can add one again.)
 
     Args:
       label_log_p: log-probability of the label of each held-out example, by member. The loss of a
         mean prediction needs no other class.
-      size: number of different members, from 1 to all.
-      replacement: whether a member can be added more than once.
+      size: number of members, from 1 to all.
 
     Raises:
       ValueError: if the shape is another, the size is out of range, or a value is NaN.
@@ -240,13 +229,10 @@ def greedy_selection(
         raise ValueError(f"size is {size}: expected from 1 to the {len(log_p)} members")
     selected, losses = list[int](), list[float]()
     total = np.full(log_p.shape[1], -np.inf)  # log of the sum of the selected probabilities
-    while len(set(selected)) < size:
+    while len(selected) < size:
         nll = -(np.logaddexp(total, log_p).mean(-1) - math.log(len(selected) + 1))
-        if not replacement:
-            nll[selected] = np.inf
+        nll[selected] = np.inf
         best = int(nll.argmin())
-        if replacement and losses and nll[best] > losses[-1] - MIN_IMPROVEMENT:
-            break
         selected.append(best)
         losses.append(float(nll[best]))
         total = np.logaddexp(total, log_p[best])

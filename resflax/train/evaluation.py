@@ -4,18 +4,26 @@ A single network adds up sums on the devices. An ensemble needs every member's p
 example: the logits are fetched batch by batch and reduced by `resflax.metrics` on the host.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
 from resflax.distributed import Engine
 from resflax.distributed.ensemble_engine import EnsembleEngine
-from resflax.metrics import concatenate, score_ensemble, summarize_ensemble
-from resflax.metrics.scores import log_softmax
+from resflax.metrics import (
+    ExampleScores,
+    Uncertainty,
+    ensemble_uncertainty,
+    log_softmax,
+    score_systems,
+    summarize,
+)
+from resflax.metrics.risk_coverage import risk_coverage
+from resflax.metrics.systems import ENSEMBLE, System
 from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.run import Run
 from resflax.train.state import TrainState
@@ -81,19 +89,19 @@ class EnsembleEvaluator:
         while True:
             result = self._evaluate(state, batches(), included)
             if (result.is_finite | ~included).all() or not (result.is_finite & included).any():
-                return result.as_dict(included)
+                return result.as_dict()
             included &= result.is_finite
 
     def _evaluate(
         self, state: TrainState, batches: Iterable[Any], included: Bool[np.ndarray, " members"]
     ) -> "_Result":
-        result, pending = _Result(self._engine.size), []
+        result, pending = _Result(included), []
         for batch in batches:
             pending.append(self._step(state, batch))
             if len(pending) > 2:  # two batches keep the devices busy
-                result.add(self._engine.to_host(pending.pop(0)), included)
+                result.add(self._engine.to_host(pending.pop(0)))
         for outputs in pending:
-            result.add(self._engine.to_host(outputs), included)
+            result.add(self._engine.to_host(outputs))
         return result
 
 
@@ -104,53 +112,58 @@ def build_evaluator(run: Run) -> Evaluator | EnsembleEvaluator:
     return Evaluator(run.engine, run.eval_step)
 
 
-@dataclasses.dataclass
 class _Result:
-    """Sums over the batches of one pass."""
+    """The batches of one pass, reduced to the numbers that the metrics need of each example.
 
-    size: int
-    count: int = 0
-    parts: list[Any] = dataclasses.field(default_factory=list)
-    classes: int = 0
+    Args:
+      included: the members of the ensemble.
 
-    def __post_init__(self) -> None:
-        self.loss, self.correct = np.zeros(self.size), np.zeros(self.size)
-        self.is_finite = np.ones(self.size, bool)
+    Attributes:
+      is_finite: whether all outputs of a member were finite.
+    """
 
-    def add(self, outputs: dict[str, Any], included: Bool[np.ndarray, " members"]) -> None:
+    def __init__(self, included: Bool[np.ndarray, " members"]) -> None:
+        self._included, self.is_finite = included.copy(), np.ones(len(included), bool)
+        chosen = np.flatnonzero(included) if included.any() else np.arange(len(included))
+        members = [System(str(k), (k,)) for k in range(len(included))]
+        self._systems = (System(ENSEMBLE, tuple(chosen.tolist())), *members)
+        self._parts: list[tuple[tuple[ExampleScores, ...], Uncertainty]] = []
+        self._classes = 0
+
+    def add(self, outputs: dict[str, Any]) -> None:
         """Adds the outputs of a batch, "logits", "label" and "weight", each with a member axis."""
         valid = outputs["weight"][0] > 0
         labels: Any = outputs["label"][0, valid]
         logits: Float[np.ndarray, "members n classes"] = outputs["logits"][:, valid]
         self.is_finite &= np.isfinite(logits).all((1, 2))
-        self.count, self.classes = self.count + len(labels), logits.shape[-1]
-        log_p = log_softmax(np.where(np.isfinite(logits), logits, 0))
-        self.loss -= log_p[:, np.arange(len(labels)), labels].sum(1)
-        self.correct += (log_p.argmax(-1) == labels).sum(1)
-        scored = included & self.is_finite
-        if scored.any() and len(labels):
-            self.parts.append(score_ensemble(log_p[scored], labels))
+        self._classes = logits.shape[-1]
+        if len(labels):
+            log_p = log_softmax(np.where(np.isfinite(logits), logits, 0))
+            chosen = list(self._systems[0].members)
+            scores = score_systems(self._systems, log_p, labels)
+            self._parts.append((scores, ensemble_uncertainty(log_p[chosen])))
 
-    def as_dict(self, included: Bool[np.ndarray, " members"]) -> TestMetrics:
+    def as_dict(self) -> TestMetrics:
         """Returns the metrics as JSON values."""
+        scores, uncertainty = jax.tree.map(lambda *arrays: np.concatenate(arrays), *self._parts)
+        ensemble, *own = (summarize(system, self._classes) for system in scores)
+        pairs = list(zip(own, self.is_finite, strict=True))
         members = {
-            "loss": [
-                float(loss / self.count) if finite else None
-                for loss, finite in zip(self.loss, self.is_finite, strict=True)
-            ],
-            "accuracy": (np.where(self.is_finite, self.correct, 0) / self.count).tolist(),
+            "loss": [metrics.nll if finite else None for metrics, finite in pairs],
+            "accuracy": [metrics.accuracy if finite else 0.0 for metrics, finite in pairs],
         }
-        if not (included & self.is_finite).any():
-            return {"loss": math.nan, "accuracy": 0.0, "count": self.count, "members": members}
-        metrics = summarize_ensemble(concatenate(self.parts), self.classes)
+        count = ensemble.examples
+        if not (self._included & self.is_finite).any():
+            return {"loss": math.nan, "accuracy": 0.0, "count": count, "members": members}
         names = ("accuracy", "nll", "brier", "ece", "adaptive_ece")
-        ensemble: dict[str, Any] = {name: float(getattr(metrics.ensemble, name)) for name in names}
-        ensemble |= {**metrics.uncertainty, "aurc": metrics.aurc}
-        ensemble = {k: v if math.isfinite(v) else None for k, v in ensemble.items()}
+        values: dict[str, Any] = {name: float(getattr(ensemble, name)) for name in names}
+        values |= {name: float(array.mean()) for name, array in uncertainty._asdict().items()}
+        values["aurc"] = risk_coverage(scores[0].confidence, scores[0].is_correct).area
+        values = {k: v if math.isfinite(v) else None for k, v in values.items()}
         return {
-            "loss": ensemble["nll"],
-            "accuracy": ensemble["accuracy"],
-            "count": float(self.count),
+            "loss": values["nll"],
+            "accuracy": values["accuracy"],
+            "count": float(count),
             "members": members,
-            "ensemble": ensemble,
+            "ensemble": values,
         }

@@ -7,6 +7,8 @@ import numpy as np
 
 from resflax.errors import UserError
 from resflax.weights.readers import Weights
+from resflax.weights.run_history import InitialParameters
+from resflax.weights.workdirs import split_checkpoint
 
 
 def average_weights(networks: Sequence[Weights]) -> Weights:
@@ -23,7 +25,7 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
         as `read_ensemble` returns them.
 
     Raises:
-      UserError: if there are fewer, or their architectures differ.
+      UserError: if there are fewer, or their architectures or normalizations differ.
     """
     first = networks[0]
     if len(networks) < 2:
@@ -37,13 +39,61 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
                 f"{network.where} and {first.where} have different architectures: expected one, as"
                 " their parameters are averaged"
             )
+        if network.config.preprocess != first.config.preprocess:
+            raise UserError(
+                f"{network.where} and {first.where} normalize images differently (mean and std are"
+                " those of their training data): expected networks with one preprocessing, as"
+                " their parameters are averaged; resflax evaluate can average their probabilities"
+            )
     names = ", ".join(network.where for network in networks)
     return first._replace(
         variables=jax.tree.map(_mean, *(network.variables for network in networks)),
         source=f"average of {len(networks)} networks: {names}",
         evaluation={},
         where="",
+        history=None,
     )
+
+
+def check_same_origin(networks: Sequence[Weights]) -> str:
+    """Checks that networks began from the same parameters, so that their average is useful.
+
+    Returns:
+      A warning if that is not recorded for all of them; else "".
+
+    Raises:
+      UserError: if two of them were initialized from different seeds.
+    """
+    origins = [_origin(network) for network in networks]
+    seeds: dict[InitialParameters, Weights] = {}
+    for network, origin in zip(networks, origins, strict=True):
+        if isinstance(origin, InitialParameters) and not origin.pretrained:
+            seeds.setdefault(origin, network)
+    if len(seeds) > 1:
+        (seed, first), (other_seed, other) = [*seeds.items()][:2]
+        name = split_checkpoint(first.where)
+        assert name is not None, first.where  # only runs record a seed
+        member = f"#{name.members[0]}" if name.members else ""
+        raise UserError(
+            f"{first.where} and {other.where} were trained from different initial parameters"
+            f" ({seed}; {other_seed}), and the average of such parameters is not a useful network:"
+            f" average checkpoints of one run, such as {name.folder}@last:3{member}, or the"
+            " networks' probabilities with resflax evaluate"
+        )
+    if len(set(origins)) == 1 and origins[0] is not None:
+        return ""
+    return (
+        "warning: it is not recorded that the networks began from the same parameters: the average"
+        " of others is not a useful network"
+    )
+
+
+def _origin(network: Weights) -> object:
+    """Returns what a network began from, or else its run and member; None for other places."""
+    name = split_checkpoint(network.where)
+    if network.history and network.history.initial:
+        return network.history.initial
+    return (name.folder.resolve(), name.members) if name else None
 
 
 def have_same_batch_stats(networks: Sequence[Weights]) -> bool:

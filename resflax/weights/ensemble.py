@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from resflax.errors import UserError
 from resflax.nn import ResNet, Spec
 from resflax.weights.bridge import Variables, stack_variables
-from resflax.weights.preprocess import Preprocess
+from resflax.weights.preprocess import ChannelAffine, Preprocess, renormalization
 from resflax.weights.pretrained import adapt_weights
 from resflax.weights.readers import Weights, print_to_stderr, read_members
 from resflax.weights.workdirs import split_checkpoint
@@ -22,16 +24,18 @@ Where = str | Path
 class Ensemble(NamedTuple):
     """A model, the variables of several networks, their preprocessing and their class names.
 
-    The logits of all members, `(size, n, classes)`, are
-    `jax.vmap(partial(model.apply, train=False), in_axes=(0, None))(variables, images)`.
+    The logits of all members, `(size, n, classes)`, for images that `preprocess` returned, are
+    `jax.vmap(partial(model.apply, train=False))(variables, ensemble.normalize(images))`.
 
     Attributes:
       model: the network that all members are.
       variables: float32 variables in the tree of `model`, with a leading axis of `size` members.
-      preprocess: resize, crop and normalization for evaluation.
+      preprocess: resize, crop and normalization for evaluation, those of the first member.
       classes: class names by label; empty if they are not known.
       source: one line that says what was loaded.
       size: number of members.
+      normalization: arrays `(size, channels)`: the map from images that `preprocess` has normalized
+        to those that each member takes, since members can differ in mean and standard deviation.
     """
 
     model: ResNet
@@ -40,6 +44,14 @@ class Ensemble(NamedTuple):
     classes: tuple[str, ...]
     source: str
     size: int
+    normalization: ChannelAffine
+
+    def normalize(
+        self, images: Float[Array, "n height width channels"]
+    ) -> Float[Array, "size n height width channels"]:
+        """Returns the images, as `preprocess` returns them, for each member."""
+        scale, bias = (jnp.asarray(a)[:, None, None, None] for a in self.normalization)
+        return images * scale + bias
 
 
 def load_ensemble(
@@ -77,6 +89,9 @@ def load_ensemble(
             )
     network = create_model(config.spec, **options)
     trees = [stack_variables(m.variables) if network.scan else m.variables for m in members]
+    normalizations = [
+        renormalization(config.preprocess, member.config.preprocess) for member in members
+    ]
     return Ensemble(
         network,
         jax.tree.map(lambda *arrays: np.stack(arrays), *trees),
@@ -84,6 +99,7 @@ def load_ensemble(
         config.labels,
         describe_members(members),
         len(members),
+        ChannelAffine(*map(np.stack, zip(*normalizations, strict=True))),
     )
 
 
@@ -108,7 +124,8 @@ def read_ensemble(
 
     Raises:
       UserError: as `read_members`, or if a network occurs twice, or the classes, image channels or
-        preprocessing of two networks differ.
+        preprocessing of two networks differ. Mean and standard deviation can differ: those of runs
+        are computed from their training data.
     """
     members = tuple(
         member
@@ -153,6 +170,8 @@ def _check_same_task(first: Weights, other: Weights) -> None:
         }
         for weights in (first, other)
     ]
+    for own in values:
+        del own["mean"], own["std"]
     for key, value in values[0].items():
         if values[1][key] != value:
             raise UserError(

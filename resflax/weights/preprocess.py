@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -63,6 +63,25 @@ class Preprocess(EvalTransform):
         """
         pixels = self.apply(_read_pixels(image, self.channels)).astype(np.float32) / 255
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+
+class ChannelAffine(NamedTuple):
+    """An affine map of images, `images * scale + bias`, float32 per channel."""
+
+    scale: Float[np.ndarray, " channels"]
+    bias: Float[np.ndarray, " channels"]
+
+
+def renormalization(given: Preprocess, wanted: Preprocess) -> ChannelAffine:
+    """Returns the map from images that `given` has normalized to those of `wanted`.
+
+    >>> unit, half = (Preprocess(mean=(0.0,), std=(std,)) for std in (1.0, 0.5))
+    >>> renormalization(unit, half)
+    ChannelAffine(scale=array([2.], dtype=float32), bias=array([0.], dtype=float32))
+    """
+    mean, std = np.array(given.mean), np.array(given.std)
+    bias = (mean - np.array(wanted.mean)) / np.array(wanted.std)
+    return ChannelAffine((std / wanted.std).astype(np.float32), bias.astype(np.float32))
 
 
 def default_preprocess(spec: Spec) -> Preprocess:

@@ -21,6 +21,7 @@ from resflax.weights.files import SUFFIXES, Arrays, load_file
 from resflax.weights.hub import fetch
 from resflax.weights.imagenet import imagenet_classes
 from resflax.weights.pretrained_config import PretrainedConfig, read_config, read_json
+from resflax.weights.run_history import RunHistory
 from resflax.weights.run_weights import read_run
 from resflax.weights.workdirs import is_workdir, split_checkpoint
 from resflax.zoo import get_spec
@@ -39,6 +40,7 @@ class Weights(NamedTuple):
       is_flax: whether the arrays had resflax's names (`flatten`), not torch's.
       evaluation: of a run's checkpoint, see `RunWeights`; {} for others.
       where: name of this network alone: for the members of a run's ensemble, "runs/x#2".
+      history: how a run trained it; None for others.
     """
 
     config: PretrainedConfig
@@ -47,6 +49,7 @@ class Weights(NamedTuple):
     is_flax: bool
     evaluation: dict[str, float]
     where: str
+    history: RunHistory | None = None
 
 
 class _Found(NamedTuple):
@@ -55,7 +58,7 @@ class _Found(NamedTuple):
     Attributes:
       is_own_record: whether the config was written by resflax, which records the class names of
         its models: without names, 1,000 classes are not those of ImageNet.
-      evaluation, where: see `Weights`; None for other places than runs.
+      evaluation, where, history: see `Weights`; None for other places than runs.
     """
 
     arrays: Arrays
@@ -64,6 +67,7 @@ class _Found(NamedTuple):
     is_own_record: bool = False
     evaluation: dict[str, float] | None = None
     where: str | None = None
+    history: RunHistory | None = None
 
 
 class Reader(NamedTuple):
@@ -175,7 +179,15 @@ def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
     is_flax = is_flat(found.arrays)
     convert = unflatten if is_flax else _from_torch_unrolled
     variables = convert(config.spec, found.arrays, channels=config.channels)
-    return Weights(config, variables, source, is_flax, found.evaluation or {}, found.where or where)
+    return Weights(
+        config,
+        variables,
+        source,
+        is_flax,
+        found.evaluation or {},
+        found.where or where,
+        found.history,
+    )
 
 
 def _format_moments(values: tuple[float, ...]) -> str:
@@ -191,7 +203,15 @@ def _read_run(where: str, revision: str | None, report: Report) -> list[_Found]:
     name = split_checkpoint(where)
     assert name is not None, where
     return [
-        _Found(flatten(run.variables), run.config, run.source, True, run.evaluation, run.where)
+        _Found(
+            flatten(run.variables),
+            run.config,
+            run.source,
+            True,
+            run.evaluation,
+            run.where,
+            run.history,
+        )
         for run in read_run(name, report)
     ]
 

@@ -19,6 +19,7 @@ from resflax.weights.run_checkpoints import (
     RunCheckpoint,
     read_checkpoints,
 )
+from resflax.weights.run_history import RunHistory, initial_parameters, total_steps
 from resflax.weights.workdirs import BEST, LAST, RunName
 
 
@@ -33,6 +34,7 @@ class RunWeights(NamedTuple):
         at this step if the run evaluated there; for a member, those of its ensemble as well, as
         "ensemble_accuracy" and "ensemble_loss".
       where: name of this network alone, such as "runs/x@200", or "runs/x#2" for a member.
+      history: how it was trained.
     """
 
     config: PretrainedConfig
@@ -40,6 +42,7 @@ class RunWeights(NamedTuple):
     source: str
     evaluation: dict[str, float]
     where: str
+    history: RunHistory
 
 
 def read_run(name: RunName, report: Report) -> list[RunWeights]:
@@ -72,7 +75,7 @@ def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunW
       UserError: if its model is not recorded, there is no such member, or its averaged weights have
         no batch statistics.
     """
-    from resflax.run.checkpoint import read_subtrees  # imports Orbax
+    from resflax.run.checkpoint import list_steps, read_subtrees  # imports Orbax
 
     path, step = name.folder, checkpoint.step
     config = _get_config(path, checkpoint)
@@ -91,7 +94,7 @@ def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunW
     variables = {collection: tree for collection, tree in variables.items() if tree}
     notes = ", averaged weights" if params == EMA else ""
     notes += ", precise batch norm" if stats == EVAL_STATS else ""
-    networks = [variables]
+    networks, last_step = [variables], max(list_steps(path / "checkpoints"), default=step)
     if config.spec.ensemble != "none":
         networks = split_members(config.spec, variables)
         config = config._replace(spec=config.spec.member)
@@ -107,9 +110,19 @@ def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunW
             " normalization of the run",
             checkpoint.evaluation(member),
             _name_alone(name, step, member),
+            _history(checkpoint, ensemble, member, last_step),
         )
         for member in members
     ]
+
+
+def _history(
+    checkpoint: RunCheckpoint, ensemble: dict[str, Any] | None, member: int | None, last_step: int
+) -> RunHistory:
+    metadata = checkpoint.metadata
+    seeds = ensemble.get("seeds") if ensemble else None
+    initial = initial_parameters(metadata["config"], seeds, member)
+    return RunHistory(checkpoint.step, last_step, total_steps(metadata), initial)
 
 
 def _name_alone(name: RunName, step: int, member: int | None) -> str:

@@ -63,8 +63,18 @@ def split_checkpoint(where: str) -> RunName | None:
         folder, at, checkpoint = base, "", LAST
     elif not at:
         return None
+    elif not mark and (swapped := _swapped(folder, checkpoint)):
+        raise UserError(f"{where}: members come last: expected {swapped}")
     _check_workdir(where, Path(folder), at or mark, checkpoint)
     return RunName(Path(folder), checkpoint, _parse_members(base, members) if mark else None)
+
+
+def _swapped(folder: str, checkpoint: str) -> str:
+    """Returns the name that `DIR#MEMBERS@CHECKPOINT` should be; "" if it is something else."""
+    base, _, members = folder.rpartition("#")
+    if Path(folder).exists() or not is_workdir(Path(base)) or not re.fullmatch(r"[\d,]+", members):
+        return ""
+    return f"{base}@{checkpoint}#{members}"
 
 
 def _check_workdir(where: str, folder: Path, mark: str, checkpoint: str) -> None:

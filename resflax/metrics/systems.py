@@ -1,6 +1,10 @@
 """Systems: each member of an ensemble, the whole ensemble, and a selection of its members.
 
-Each predicts the mean of its members' probabilities. A single network is one system.
+Each predicts the mean of its members' probabilities. A single network is one system. A batch of
+log-probabilities `(members, n, classes)` is reduced to a few numbers per example and system.
+
+    systems = make_systems(["runs/x#0", "runs/x#1"])  # the ensemble, and each member
+    parts = [score_systems(systems, log_p, labels) for log_p, labels in batches]
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,14 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from resflax.metrics import (
-    BrierSums,
-    ExampleScores,
-    apply_temperature,
-    brier_sums,
-    log_mean_probability,
-    score_examples,
-)
+from resflax.metrics.brier import BrierSums, brier_sums
+from resflax.metrics.scores import ExampleScores, log_mean_probability, score_examples
+from resflax.metrics.temperature import apply_temperature
 
 ENSEMBLE, SELECTED = "ensemble", "selected"
 
