@@ -194,7 +194,7 @@ def test_training_reuses_the_memory_of_states():
 
 
 @pytest.mark.slow
-def test_members_in_turn_are_updated_without_copies_of_all_states():
+def test_map_updates_states_without_copying_them():
     engine = make_engine(1, 1, "map")
     model = create_model("cifar_resnet8", num_classes=10)
     state = create_state(model, OPTIMIZER, 0, (8, 8, 3))
