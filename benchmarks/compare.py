@@ -1,6 +1,9 @@
 """Checks that all implementations compute the same function before they are timed."""
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from resflax.errors import UserError
 
@@ -13,10 +16,10 @@ TOLERANCE = {
     ("gpu", "bfloat16"): 1e-1,
 }
 
-Outputs = dict[str, list[float]]
+Outputs = Mapping[str, ArrayLike]
 
 
-def relative_difference(reference: list[float], other: list[float]) -> float:
+def relative_difference(reference: ArrayLike, other: ArrayLike) -> float:
     """Returns the largest absolute difference divided by the largest absolute reference value.
 
     The result is NaN if a value is not finite, and infinite if the lengths differ.
@@ -27,7 +30,7 @@ def relative_difference(reference: list[float], other: list[float]) -> float:
     return float(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-30))
 
 
-def check_equal(outputs: dict[str, Outputs], tolerance: float) -> dict[str, dict[str, float]]:
+def check_equal(outputs: Mapping[str, Outputs], tolerance: float) -> dict[str, dict[str, float]]:
     """Compares the outputs of every implementation with those of the first one.
 
     Args:

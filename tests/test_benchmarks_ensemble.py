@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]  # `benchmarks` is not installed
 sys.path.insert(0, str(ROOT))
-from benchmarks import cli, ensemble  # noqa: E402
+from benchmarks import cli, ensemble, member_convolutions  # noqa: E402
+from benchmarks.layers import layers  # noqa: E402
 from benchmarks.peers import ensembles  # noqa: E402
 from benchmarks.task import parse_task  # noqa: E402
 
@@ -84,3 +85,29 @@ def test_ensemble_writes_a_table_and_a_json_file(tmp_path):
     assert times["one after another"]["time_ratio"] == 1
     assert all(f"| {name} |" in done.stdout.replace("  ", "") for name in ("resflax", "processes"))
     assert "Compilation: " in done.stdout
+
+
+def test_convolutions_of_a_step_are_three_passes_of_each_layer():
+    found = member_convolutions.find_convolutions(TASK)
+    counts = {name: 0 for name in ("fwd", "dgrad", "wgrad")}
+    for convolution, count in found.items():
+        counts[convolution.conv_pass] += count
+    convolutions = len(layers(TASK.spec, TASK.size, TASK.channels)) - 1  # without the head
+    # The images need no gradient.
+    assert counts == {"fwd": convolutions, "dgrad": convolutions - 1, "wgrad": convolutions}
+
+
+@pytest.mark.slow
+def test_member_convolutions_are_equal_and_timed(tmp_path, capsys):
+    path = tmp_path / "result.json"
+    args = ["--models=cifar_resnet8@8:4", "--members=2", "--rounds=1", f"--json={path}"]
+    assert cli.run(args, member_convolutions.main) == 0
+    (rows,) = json.loads(path.read_text())["results"].values()
+    assert sum(row["count"] for row in rows) == 20
+    assert all(min(row["seconds"].values()) > 0 for row in rows)
+    assert "XLA, grouped" in capsys.readouterr().out
+
+
+def test_member_convolutions_refuse_no_members(capsys):
+    assert cli.run(["--members=0"], member_convolutions.main) == 2
+    assert "--members is 0: expected an integer from 1 to 1024" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The engine of ensembles: each member's result is that of its own step, whatever the mesh."""
 
 import inspect
+import re
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import optax
 import pytest
 from helpers.modules import NormNet
 
-from resflax import UserError
+from resflax import UserError, create_model
 from resflax.distributed import Engine, EnsembleEngine
 from resflax.distributed.ensemble_engine import choose_member_devices
 from resflax.train import create_state, make_eval_step, make_train_step, stack_states
@@ -190,6 +191,21 @@ def test_training_reuses_the_memory_of_states():
     new, _ = engine.compile_train(lambda state, batch: (state + 1, batch.sum()))(state, batch)
     assert state.is_deleted()
     np.testing.assert_array_equal(engine.to_host(new), np.ones((4, 100, 100)))
+
+
+@pytest.mark.slow
+def test_map_updates_states_without_copying_them():
+    engine = make_engine(1, 1, "map")
+    model = create_model("cifar_resnet8", num_classes=10)
+    state = create_state(model, OPTIMIZER, 0, (8, 8, 3))
+    stacked = engine.put_state(stack_states([state] * SIZE))
+    batch = {"image": np.ones((SIZE, 4, 8, 8, 3), np.float32), "label": np.ones((SIZE, 4), int)}
+    step = engine.compile_train(make_train_step(model, OPTIMIZER))
+    text = step.lower(stacked, engine.shard_member_batch(batch)).compile().as_text()
+    kernel = f"f32[{SIZE},3,3,64,64]"  # of the parameters, and of the momentum
+    updates = re.findall(rf"= {re.escape(kernel)}\S* fusion\(", text)
+    assert len(updates) == 2
+    assert not re.search(rf"= {re.escape(kernel)}\S* copy\(", text)
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,11 @@ def test_method_depends_on_platform_backend_and_pixels(platform, backend, pixels
         assert members.choose_method(platform, pixels) == expected
 
 
-def test_method_of_onednn_is_vmap_up_to_large_images(monkeypatch):
+def test_method_of_onednn_is_vmap_for_small_images(monkeypatch):
     monkeypatch.setattr(onednn, "supports", lambda dtype: True)
     with conv_backend("onednn"):
-        assert members.choose_method("cpu", 128 * 32 * 32) == "vmap"
-        assert members.choose_method("cpu", 32 * 224 * 224, dtype="bfloat16") == "map"
+        assert members.choose_method("cpu", 64 * 16 * 16) == "vmap"
+        assert members.choose_method("cpu", 128 * 32 * 32, dtype="bfloat16") == "map"
 
 
 def test_pointwise_members_are_one_batched_product():

@@ -8,20 +8,18 @@ the whole batch for the grouped convolutions of vmapped members.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resflax.distributed.engines import BATCH_AXIS, Step, check_leaves
+from resflax.distributed.member_program import MEMBER_AXIS, MemberProgram
 from resflax.distributed.placement import all_devices, is_local, put, put_local
 from resflax.errors import UserError, quantity, unknown
 
-MEMBER_AXIS = "member"
 # How a device runs its members: as one vectorized program, or one after another.
 METHODS = ("auto", "vmap", "map")
 
@@ -154,7 +152,7 @@ class EnsembleEngine:
 
         The memory of `state` is reused.
         """
-        return _MemberStep(self, step, _MEMBERS, donate=True)
+        return MemberProgram(step, self.mesh, self.method, _MEMBERS, updates_state=True)
 
     compile_train_on_device_data = compile_train
 
@@ -163,102 +161,14 @@ class EnsembleEngine:
 
         All results have a leading member axis.
         """
-        return _MemberStep(self, step, _MEMBERS)
+        return MemberProgram(step, self.mesh, self.method, _MEMBERS)
 
     def compile_predict(self, step: Step) -> Step:
         """Compiles `(state, batch) -> arrays`, one row per example.
 
         All results have leading axes of members and rows, `(members, n, ...)`.
         """
-        return _MemberStep(self, step, _MEMBERS_AND_ROWS)
-
-
-class _MemberStep:
-    """A step of one network, compiled for all members of an `EnsembleEngine`.
-
-    How the arrays of the second argument are split over the mesh says which of their axes, if any,
-    is that of the members.
-    """
-
-    def __init__(
-        self, engine: EnsembleEngine, step: Step, results: PartitionSpec, *, donate: bool = False
-    ) -> None:
-        self._engine, self._step, self._results, self._donate = engine, step, results, donate
-        self._compiled: dict[Any, Any] = {}
-
-    def __call__(self, state: Any, data: Any) -> Any:
-        return self._for(data)(state, data)
-
-    def lower(self, state: Any, data: Any) -> Any:
-        """Lowers the step; the arguments may be `jax.ShapeDtypeStruct`s with a sharding."""
-        return self._for(data).lower(state, data)
-
-    def _for(self, data: Any) -> Any:
-        leaves, structure = jax.tree.flatten(data)
-        specs = tuple(leaf.sharding.spec for leaf in leaves)
-        if (structure, specs) not in self._compiled:
-            self._compiled[structure, specs] = self._compile(structure, specs)
-        return self._compiled[structure, specs]
-
-    def _compile(self, structure: Any, specs: tuple[PartitionSpec, ...]) -> Any:
-        axes = [spec.index(MEMBER_AXIS) if MEMBER_AXIS in spec else None for spec in specs]
-
-        def run(state: Any, data: Any) -> Any:
-            def step(state: Any, leaves: list[Any]) -> Any:
-                return self._step(state, jax.tree.unflatten(structure, leaves))
-
-            return _run_members(step, state, jax.tree.leaves(data), axes, self._engine.method)
-
-        # Without `check_vma`: with it, JAX adds up the gradients of replicated parameters itself,
-        # and the step's own mean over the batch axis would be a sum.
-        mapped = jax.shard_map(
-            run,
-            mesh=self._engine.mesh,
-            in_specs=(_MEMBERS, jax.tree.unflatten(structure, specs)),
-            out_specs=self._results,
-            check_vma=False,
-        )
-        return jax.jit(mapped, donate_argnums=0 if self._donate else ())
-
-
-def _run_members(
-    step: Callable[[Any, list[Any]], Any],
-    state: Any,
-    leaves: list[Any],
-    axes: list[int | None],
-    method: str,
-) -> Any:
-    """Runs a step for each member of one device.
-
-    Args:
-      step: `(state, leaves) -> results` of one member.
-      state: states of the members, along the first axis of each array.
-      leaves: arrays of the batch.
-      axes: the member axis of each of them; None for one that the members share.
-      method: "vmap" or "map".
-
-    Returns:
-      The results, with the member axis first.
-    """
-    if len(jax.tree.leaves(state)[0]) == 1:
-        first = [
-            leaf if axis is None else lax.index_in_dim(leaf, 0, axis, keepdims=False)
-            for leaf, axis in zip(leaves, axes, strict=True)
-        ]
-        results = step(jax.tree.map(lambda x: x[0], state), first)
-        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), results)
-    if method == "vmap":
-        return jax.vmap(step, in_axes=(0, axes))(state, leaves)
-    own = [
-        None if axis is None else jnp.moveaxis(leaf, axis, 0)
-        for leaf, axis in zip(leaves, axes, strict=True)
-    ]
-
-    def run_one(member: tuple[Any, list[Any]]) -> Any:
-        state, own = member
-        return step(state, [x if y is None else y for x, y in zip(leaves, own, strict=True)])
-
-    return lax.map(run_one, (state, own))
+        return MemberProgram(step, self.mesh, self.method, _MEMBERS_AND_ROWS)
 
 
 def choose_member_devices(devices: Sequence[Any], size: int, requested: int = 0) -> int:
