@@ -20,7 +20,7 @@ from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
 from resflax.export.exporter import check_target
-from resflax.export.trained_model import TrainedModel, read_run
+from resflax.export.trained_model import TrainedModel, read_run_record
 from resflax.progress import progress_range
 from resflax.runtime import enable_compilation_cache
 from resflax.train.precise_bn import recompute_batch_stats
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
         print("batch statistics: none, or the same in all networks, and kept")
     else:
         average = _with_own_batch_stats(average, args)
-    record = read_run(networks, whole=False)
+    record = read_run_record(networks, whole=False)
     model = TrainedModel(average.config, average.variables, average.source, record)
     options = ExportOptions(license=args.license, train_command=training_command(record))
     report = export(model, args.out, format="timm", options=options)

@@ -214,7 +214,7 @@ def load_trained_model(
                 f"{weights.where} has no classification head: expected weights with classes"
             )
     models = tuple(
-        TrainedModel(w.config, w.variables, w.source, read_run([w], whole=False), w.where)
+        TrainedModel(w.config, w.variables, w.source, read_run_record([w], whole=False), w.where)
         for w in members
     )
     if len(models) == 1:
@@ -225,10 +225,10 @@ def load_trained_model(
         and name_of_run.members is None
         and not name_of_run.names_several_checkpoints
     )
-    return TrainedEnsemble(models, describe_members(members), read_run(members, whole=whole))
+    return TrainedEnsemble(models, describe_members(members), read_run_record(members, whole=whole))
 
 
-def read_run(members: Sequence[Weights], *, whole: bool) -> RunRecord | None:
+def read_run_record(members: Sequence[Weights], *, whole: bool) -> RunRecord | None:
     """Returns the records of the run that trained some networks; None if there is not one.
 
     Args:

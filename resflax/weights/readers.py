@@ -22,7 +22,7 @@ from resflax.weights.hub import fetch
 from resflax.weights.imagenet import imagenet_classes
 from resflax.weights.pretrained_config import PretrainedConfig, read_config, read_json
 from resflax.weights.run_history import RunHistory
-from resflax.weights.run_weights import read_run
+from resflax.weights.run_weights import read_networks
 from resflax.weights.workdirs import is_workdir, split_checkpoint
 from resflax.zoo import get_spec
 from resflax.zoo.registry import SPECS, split_tag
@@ -212,7 +212,7 @@ def _read_run(where: str, revision: str | None, report: Report) -> list[_Found]:
             run.where,
             run.history,
         )
-        for run in read_run(name, report)
+        for run in read_networks(name, report)
     ]
 
 

@@ -45,7 +45,7 @@ class RunWeights(NamedTuple):
     history: RunHistory
 
 
-def read_run(name: RunName, report: Report) -> list[RunWeights]:
+def read_networks(name: RunName, report: Report) -> list[RunWeights]:
     """Reads the weights that a run evaluated: averaged if it averages, with precise batch norm.
 
     An efficient ensemble (`Spec.ensemble`) is read as the single networks that its members are.
