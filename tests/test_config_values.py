@@ -19,7 +19,7 @@ TYPES = dict(_kinds(default_config()))
 LISTS = [key for key, kind in TYPES.items() if kind is tuple]
 NOT_LISTS = [
     "{1: 0.1, 2: 0.2}", "{0.1, 0.2}", "{}", "set()", "ab", "a, b", "(0.1", "(0.1,float('nan'))",
-    "(0.1, nan)", "0.1", "True", "'ab'", "b'ab'", "None", "1+2j", "", " ", "[x for x in (1, 2)]",
+    "(0.1, nan)", "True", "'ab'", "b'ab'", "None", "1+2j", "", " ", "[x for x in (1, 2)]",
     "(0.1)(0.2)", "\0", "(" * 70,
 ]  # fmt: skip
 
@@ -162,6 +162,7 @@ def test_values_of_every_type_can_be_set():
     assert (config.nesterov, config.learning_rate, config.epochs) == (False, 1.0, 7)
     assert (config.decay_epochs, config.spec.depths, config.spec.dropout) == ((), (1, 2), 0.5)
     assert (config.freeze, config.data.data_dir, command.workdir) == (("stem*",), "", "x")
+    assert parse(["--config.decay_epochs=30"]).config.decay_epochs == (30,)
     assert parse(["--config.freeze=stem*,head"]).config.freeze == "stem*,head"
 
 

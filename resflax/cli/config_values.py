@@ -50,7 +50,10 @@ def _parse_literal(text: str) -> Any:
 
 
 def _parse_list(text: str) -> tuple[Any, ...]:
+    """Returns the values of a list; a number alone is a list of one."""
     value = _parse_literal(text)
+    if type(value) in (int, float):
+        return (value,)
     if not isinstance(value, tuple | list):  # not the keys of a dict, or a set, without order
         raise ValueError(text)
     return tuple(value)
