@@ -43,7 +43,7 @@ peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resf
   (on our ONNX export; onnxruntime always in float32), and resflax:jax (the inference form in JAX).
   resflax itself always runs. The first peer is the baseline of the ratios.
   For ensemble: processes, torch (torch.func), torch:separate (one after another), resflax:cpu, and
-  vmap or map to name the method.
+  vmap, map, vmap:cpu or map:cpu to name the method.
   For decode, peers are decoders: simplejpeg, opencv, imagecodecs, pillow, pillow:draft. For loader:
   torch. input has no peers.
 

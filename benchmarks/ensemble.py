@@ -59,6 +59,8 @@ CONTENDERS = {
     "torch": Contender("torch ensembles", "vmap"),
     "torch:separate": Contender("torch ensembles", SEPARATE),
     "resflax:cpu": Contender("ensembles:cpu", "auto", baseline="one after another:cpu"),
+    "vmap:cpu": Contender("ensembles:cpu", "vmap", baseline="one after another:cpu"),
+    "map:cpu": Contender("ensembles:cpu", "map", baseline="one after another:cpu"),
     "one after another:cpu": Contender("ensembles:cpu", SEPARATE, baseline="one after another:cpu"),
 }
 ALWAYS = ("one after another", "resflax")

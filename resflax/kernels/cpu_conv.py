@@ -63,6 +63,8 @@ def convolve(
 
 def _fits_im2col(conv_pass: ConvPass, lhs: Shape, rhs: Shape, params: ConvParams) -> bool:
     x = params.result_shape("dgrad", lhs, rhs) if conv_pass == "dgrad" else lhs
+    if conv_pass == "wgrad" and x[3] < MIN_WGRAD_CHANNELS:
+        return False
     is_small = im2col.patch_bytes(x, params) <= MAX_PATCH_BYTES
     return is_small and params.groups == 1 and not params.crops and not _is_pointwise(params)
 
