@@ -151,5 +151,7 @@ def _update_in_turn(step: Step, states: Any, data: list[Any]) -> tuple[Any, Any]
 
 
 def _read(x: Array) -> Array:
-    """Returns `x`, which XLA's fusion then does not read again in each consumer."""
-    return materialize_on_cpu(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    """Returns `x`, which XLA:CPU's fusion then does not read again in each consumer."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return lax.platform_dependent(x, cpu=materialize_on_cpu, default=lambda x: x)

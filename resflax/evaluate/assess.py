@@ -27,8 +27,8 @@ from resflax.metrics import (
 )
 from resflax.metrics.systems import make_systems, score_systems, sum_brier
 
-# Subsets of members of each size that are averaged, and of all sizes together where there are many
-# members.
+# Subsets of members of each size above 1 that are averaged, and of all sizes together where there
+# are many members.
 MAX_CURVE_SUBSETS, MAX_SUBSETS = 8, 64
 HELD_OUT, TEST_HALVES = "held-out training data", "the other half of the test split"
 
@@ -172,7 +172,8 @@ def assess(test: Callable[[Reduction], Evaluated], request: Request) -> Assessme
 def _curve_subsets(members: int) -> tuple[tuple[int, ...], ...]:
     """Returns subsets of every size, whose metrics are those against ensemble size."""
     count = max(1, min(MAX_CURVE_SUBSETS, MAX_SUBSETS // members))
-    return tuple(member_subsets(members, max_subsets=count))
+    subsets = member_subsets(members, max_subsets=count)
+    return (*((k,) for k in range(members)), *(subset for subset in subsets if len(subset) > 1))
 
 
 def _select(held_out: cal.Predictions, size: int) -> tuple[int, ...]:

@@ -91,13 +91,15 @@ def _calibration_lines(values: dict[str, Any]) -> Iterator[str]:
 
 def _equivalent(size: float | None) -> str:
     """Returns how many members of a deep ensemble are as good."""
-    return "better than all members" if size is None else f"as good as {size:.2f} members"
+    if size is None:
+        return "better than the ensemble of all members"
+    return f"as good as an ensemble of {size:.2f} members"
 
 
 def _conformal_lines(values: dict[str, Any]) -> Iterator[str]:
     if "conformal" in values:
         alpha = values["conformal"]["alpha"]
-        yield f"conformal sets that contain the label with probability {1 - alpha:g}"
+        yield f"conformal sets made to contain the label with probability {1 - alpha:g}"
         for method, own in values["conformal"].items():
             if method != "alpha":
                 yield (
@@ -128,7 +130,7 @@ def _selection_lines(values: dict[str, Any]) -> Iterator[str]:
         nll = f"accuracy {own['accuracy']:.4f}, negative log-likelihood {own['nll']:.4f}"
         yield f"selected on held-out training data: {own['where']} ({nll})"
         equivalent = values["deep_ensemble_equivalent"]
-        reference = "of all of them"
+        reference = "of them"
         if equivalent["reference"] != OWN_MEMBERS:
             reference = f"of {equivalent['reference']}"
         yield f"  by the calibrated likelihood {_equivalent(equivalent['selected'])} {reference}"
