@@ -174,7 +174,7 @@ def _cross_validates(
     size = 4 * members * examples * len(label_map.columns)
     if size <= MAX_KEPT_BYTES and examples > 1:
         return True
-    if args.calibrate == "test" or args.conformal:
+    if args.calibrate == "test" or args.conformal or args.deep_ensemble:
         raise UserError(
             f"calibration on halves of {examples:,} examples keeps {size / 2**30:.1f} GiB of"
             f" predictions: expected 2 examples or more, and at most {MAX_KEPT_BYTES / 2**30:g}"

@@ -16,7 +16,7 @@ from resflax.metrics import (
     detection_statistic,
     ood_scores,
 )
-from resflax.metrics.systems import System
+from resflax.metrics.systems import SELECTED, System
 
 Scores = dict[str, Float[np.ndarray, " n"]]
 # Zero for a single network, so it is reported for ensembles only.
@@ -51,9 +51,7 @@ def compare(
     scores = {name: {**own, "intervals": bounds[name]} for name, own in found[0].items()}
     values: dict[str, Any] = {"examples": len(outside[0]["energy"]), "scores": scores}
     members = [
-        own
-        for system, own in zip(systems, found, strict=True)
-        if len(system.members) == 1 and system is not systems[0]
+        own for system, own in zip(systems[1:], found[1:], strict=True) if system.name != SELECTED
     ]
     if members:
         values["members_mean"] = {

@@ -181,7 +181,7 @@ class Checkpointer:
         return None
 
     def save(self, checkpoint: Checkpoint, accuracy: float | None = None) -> None:
-        """Starts saving, once the previous save has finished.
+        """Starts saving, once the previous save has finished; replaces a checkpoint of this step.
 
         Args:
           checkpoint: its arrays must not change before `wait` returns.
@@ -201,6 +201,8 @@ class Checkpointer:
         metrics = None if accuracy is None else {METRIC: accuracy}
         with self._disk_errors("written"):
             self._quarantine_corrupt()
+            if step in list_steps(self.folder):
+                self._manager.delete(step)
             self._manager.save(step, args=args, metrics=metrics, force=True)
         self._thread = threading.Thread(target=self._finish, args=(step, tree), name="manifest")
         self._thread.start()

@@ -148,6 +148,7 @@ class TrainingLoop:
         eval_state = None
         if self._should_evaluate(first):
             state, eval_state = self._evaluate(state, first)
+            self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
             assert step_fn
