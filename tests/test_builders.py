@@ -134,7 +134,10 @@ def test_given_model_and_dataset_replace_those_of_the_config():
         ({"data__pad_crop": 9}, "data.pad_crop is 9: expected at most the image's side, 8"),
         ({"epochs": 2**31 - 1, "batch_size": 8}, "more than 2\\*\\*31 - 1: lower config.epochs"),
         (FOUR_STAGES, "the images of digits are 8x8, too small for resnet18.*needs 17x17"),
-        ({"parallel": "mesh", "mesh__fsdp": 3}, "fsdp is 3: expected a divisor of the 8 devices"),
+        (
+            {"parallel": "mesh", "mesh__fsdp": 3},
+            "fsdp is 3: expected a divisor of the number of devices, 8",
+        ),
         ({"dataset": "digitss"}, "unknown dataset 'digitss'"),
         ({"pretrained": "/nowhere.safetensors"}, "/nowhere.safetensors"),
     ],

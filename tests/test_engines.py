@@ -227,7 +227,7 @@ def test_shard_batch_rejects_unequal_parts(name):
     [
         ("pmapp", 1, "unknown parallel 'pmapp': expected one of pmap, mesh"),
         ("pmap", 2, "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'"),
-        ("mesh", 3, "config.mesh.fsdp is 3: expected a divisor of the 8 devices"),
+        ("mesh", 3, "config.mesh.fsdp is 3: expected a divisor of the number of devices, 8"),
     ],
 )
 def test_invalid_engines_raise_user_errors(name, fsdp, message):
