@@ -16,7 +16,15 @@ from benchmarks.input_benchmarks import INPUT_BENCHMARKS
 from benchmarks.machine import describe, machine
 from benchmarks.peers import AUXILIARY, IMPLEMENTATIONS
 from benchmarks.peers.decoders import DECODERS, installed_decoders
-from benchmarks.task import DEVICES, DTYPES, MAX_BATCH, Task, check_choice, parse_task
+from benchmarks.task import (
+    DEVICES,
+    DTYPES,
+    MAX_BATCH,
+    Task,
+    check_choice,
+    check_integer,
+    parse_task,
+)
 from resflax.errors import Parser, UserError, unknown
 
 DESCRIPTION = """Measures resflax against a plain Flax linen ResNet and a PyTorch ResNet.
@@ -153,12 +161,9 @@ def select_implementations(command: str, peers: str) -> list[str]:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if args.batch is not None and not 1 <= args.batch <= MAX_BATCH:
-        raise UserError(f"--batch is {args.batch}: expected an integer from 1 to {MAX_BATCH}")
-    if args.rounds is not None and not 1 <= args.rounds <= 10_000:
-        raise UserError(f"--rounds is {args.rounds}: expected an integer from 1 to 10000")
-    if not 1 <= args.images <= 100_000:
-        raise UserError(f"--images is {args.images}: expected an integer from 1 to 100000")
+    check_integer("--batch", args.batch, MAX_BATCH)
+    check_integer("--rounds", args.rounds, 10_000)
+    check_integer("--images", args.images, 100_000)
     if args.seconds is not None and not 0 < args.seconds <= 600:
         raise UserError(f"--seconds is {args.seconds}: expected a number from 0 to 600")
 

@@ -23,10 +23,10 @@ from absl import logging
 from benchmarks.cli import check_json_path, run
 from benchmarks.machine import describe, machine
 from benchmarks.report import number, table
-from benchmarks.task import Task, parse_task
+from benchmarks.task import Task, check_integer, parse_task
 from benchmarks.weights import make_batch
 from resflax import create_model, tune_malloc
-from resflax.errors import Parser, UserError
+from resflax.errors import Parser
 from resflax.progress import ProgressMeter
 
 # Columns of the table, and keys of the results.
@@ -122,11 +122,8 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, Task]:
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--json", type=Path, metavar="PATH", help="write the results to this file")
     args = parser.parse_args(argv)
-    for name, maximum in (("devices", 1024), ("rounds", 10_000)):
-        if not 1 <= getattr(args, name) <= maximum:
-            raise UserError(
-                f"--{name} is {getattr(args, name)}: expected an integer from 1 to {maximum}"
-            )
+    check_integer("--devices", args.devices, 1024)
+    check_integer("--rounds", args.rounds, 10_000)
     check_json_path(args.json)
     return args, parse_task(f"{args.model}@{args.size}:{args.batch}", device="cpu")
 

@@ -28,10 +28,10 @@ from benchmarks.compare import TOLERANCE, check_equal
 from benchmarks.machine import describe, machine
 from benchmarks.peers.resflax_net import make_training
 from benchmarks.report import number, table
-from benchmarks.task import DTYPES, Task, check_choice, parse_task
+from benchmarks.task import DTYPES, Task, check_choice, check_integer, parse_task
 from benchmarks.weights import make_batch, make_weights
 from resflax import tune_malloc
-from resflax.errors import Parser, UserError
+from resflax.errors import Parser
 from resflax.kernels.backend import BACKENDS
 from resflax.kernels.conv import conv_p
 from resflax.kernels.conv_params import ConvParams, ConvPass, Shape, xla_conv
@@ -195,11 +195,8 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[Task]]:
     args = parser.parse_args(argv)
     check_choice("backend", args.backend, BACKENDS)
     check_choice("dtype", args.dtype, DTYPES)
-    for name, maximum in (("members", MAX_MEMBERS), ("rounds", 10_000)):
-        if not 1 <= getattr(args, name) <= maximum:
-            raise UserError(
-                f"--{name} is {getattr(args, name)}: expected an integer from 1 to {maximum}"
-            )
+    check_integer("--members", args.members, MAX_MEMBERS)
+    check_integer("--rounds", args.rounds, 10_000)
     check_json_path(args.json)
     names = [name for name in args.models.split(",") if name]
     return args, [parse_task(name, needs_peers=False, dtype=args.dtype) for name in names]

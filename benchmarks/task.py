@@ -115,6 +115,12 @@ def parse_task(
     return Task(model, overrides, spec_fields, size, batch, **fields)
 
 
+def check_integer(option: str, value: int | None, maximum: int) -> None:
+    """Raises `UserError` if `value` is neither None nor from 1 to `maximum`."""
+    if value is not None and not 1 <= value <= maximum:
+        raise UserError(f"{option} is {value}: expected an integer from 1 to {maximum}")
+
+
 def check_choice(kind: str, value: str, known: tuple[str, ...]) -> None:
     """Raises `UserError` if `value` is not in `known`."""
     if value not in known:
