@@ -1,5 +1,6 @@
 """Example order: which examples form each batch, as a function of (seed, step)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,15 @@ def _permutations(seed: int, num_examples: int) -> Callable[[int], Int[np.ndarra
         return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
     return lru_cache(maxsize=2)(permutation)
+
+
+def number_of_steps(epochs: float, num_examples: int, batch_size: int) -> int:
+    """Returns the number of batches that use every example `epochs` times, rounded up.
+
+    >>> number_of_steps(3, 100, 8)
+    38
+    """
+    return math.ceil(epochs * num_examples / batch_size)
 
 
 def batch_indices(

@@ -1,6 +1,5 @@
 """Builds the parts of a training step that a config describes, and the step itself."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from resflax.data import Split, make_mix, normalize
+from resflax.data.order import number_of_steps
 from resflax.nn import ResNet
 from resflax.nn.drop import block_rates
 from resflax.train.choice import Choice
@@ -35,7 +35,7 @@ Normalizer = Callable[[jax.Array], jax.Array]
 
 def total_steps(config: ConfigDict, examples: int) -> int:
     """Returns the number of steps that use every example `config.epochs` times, rounded up."""
-    return math.ceil(config.epochs * examples / config.batch_size)
+    return number_of_steps(config.epochs, examples, config.batch_size)
 
 
 def build_schedule(

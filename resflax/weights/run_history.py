@@ -1,7 +1,8 @@
 """How far a run has come, and which parameters its networks began from, by its checkpoints."""
 
-import math
 from typing import Any, NamedTuple
+
+from resflax.data.order import number_of_steps
 
 
 class InitialParameters(NamedTuple):
@@ -56,7 +57,7 @@ def total_steps(metadata: dict[str, Any]) -> int | None:
     """Returns the number of steps that the config in a checkpoint's metadata asks for."""
     try:
         config, examples = metadata["config"], metadata["data"]["splits"]["train"]["examples"]
-        return math.ceil(config["epochs"] * examples / config["batch_size"])
+        return number_of_steps(config["epochs"], examples, config["batch_size"])
     except (KeyError, TypeError):  # of an earlier version, or a dataset without a fingerprint
         return None
 
