@@ -48,7 +48,7 @@ class Members(NamedTuple):
         return [network.source for network in self.networks]
 
     def describe(self) -> str:
-        """Returns one line for people."""
+        """Returns one line that names the networks, and the samples if there are any."""
         line = describe_members(self.networks)
         if self.samples:
             spec = self.spec
@@ -113,12 +113,7 @@ class Members(NamedTuple):
                 dtype=dtype,
                 seed=DROPOUT_SEED,
             )
-        return EnsembleClassifier(
-            [(network.config.spec, network.variables) for network in self.networks],
-            mean=[network.config.preprocess.mean for network in self.networks],
-            std=[network.config.preprocess.std for network in self.networks],
-            dtype=dtype,
-        )
+        return EnsembleClassifier.from_weights(self.networks, dtype=dtype)
 
 
 def read_evaluated_members(args: argparse.Namespace) -> Members:

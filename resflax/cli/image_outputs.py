@@ -129,11 +129,7 @@ def build_network(
     """
     if features:
         return _build_features(members[0])
-    classify = EnsembleClassifier(
-        [(weights.config.spec, weights.variables) for weights in members],
-        mean=[weights.config.preprocess.mean for weights in members],
-        std=[weights.config.preprocess.std for weights in members],
-    )
+    classify = EnsembleClassifier.from_weights(members)
     print(classify.describe_backend(), flush=True)
 
     def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:

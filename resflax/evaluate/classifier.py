@@ -13,6 +13,7 @@ from resflax.data import normalize
 from resflax.distributed import make_engine
 from resflax.inference import make_ensemble_predictor, make_predictor
 from resflax.nn import Spec, sample_logits
+from resflax.weights import Weights
 from resflax.zoo import create_model
 
 
@@ -114,6 +115,18 @@ class EnsembleClassifier:
             self._engine = make_engine("mesh", self.devices)
             self._arrays = self._engine.replicate(self._predictor.arrays)
             self._apply = self._engine.compile_eval(self._predictor.apply_members)
+
+    @classmethod
+    def from_weights(
+        cls, networks: Sequence[Weights], *, dtype: str = "float32"
+    ) -> "EnsembleClassifier":
+        """Makes the classifier of networks with the normalization of each one."""
+        return cls(
+            [(network.config.spec, network.variables) for network in networks],
+            mean=[network.config.preprocess.mean for network in networks],
+            std=[network.config.preprocess.std for network in networks],
+            dtype=dtype,
+        )
 
     def describe_backend(self) -> str:
         """Returns one line that names what computes the logits."""
