@@ -37,8 +37,8 @@ def draw_ensemble_reliability(
     of equal width would be almost empty below the confidence of most examples.
 
     Args:
-      members: scores of each member; of a single network, none.
-      ensemble: scores of the ensemble or network.
+      members: scores of each member.
+      ensemble: scores of the ensemble.
       calibrated: its scores after temperature scaling, if there are any.
       path: where to write the figure.
       title: title of the figure.
@@ -46,13 +46,12 @@ def draw_ensemble_reliability(
     figure, (ax, gaps) = new_figure(2, width=9.0, height=4.0)
     ax.plot([0, 1], [0, 1], color=SHADES[3], linestyle=":", linewidth=1)
     gaps.axhline(0, color=SHADES[3], linestyle=":", linewidth=1)
-    name = "ensemble" if members else "network"
     bins = number_of_bins(len(ensemble.label))
     for i, scores in enumerate(members):
         _draw_bins(ax, gaps, scores, bins, **THIN, label="" if i else "members")
-    _draw_bins(ax, gaps, ensemble, bins, **BOLD, marker="o", markersize=4, label=name)
+    _draw_bins(ax, gaps, ensemble, bins, **BOLD, marker="o", markersize=4, label="ensemble")
     if calibrated:
-        _draw_bins(ax, gaps, calibrated, bins, **CALIBRATED, label=f"{name}, calibrated")
+        _draw_bins(ax, gaps, calibrated, bins, **CALIBRATED, label="ensemble, calibrated")
     lowest = min(line.get_xdata()[0] for line in ax.lines[1:])
     low = max(0.0, float(np.floor(10 * float(lowest)) / 10))
     ax.set(xlim=(low, 1.005), xlabel="mean confidence of the bin", ylabel="accuracy")
