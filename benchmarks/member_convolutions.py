@@ -29,13 +29,14 @@ from benchmarks.machine import describe, machine
 from benchmarks.peers.resflax_net import make_training
 from benchmarks.report import number, table
 from benchmarks.task import DTYPES, Task, check_choice, check_integer, parse_task
-from benchmarks.weights import make_batch, make_weights
+from benchmarks.weights import make_batch
 from resflax import tune_malloc
 from resflax.errors import Parser
 from resflax.kernels.backend import BACKENDS
 from resflax.kernels.conv import conv_p
 from resflax.kernels.conv_params import ConvParams, ConvPass, Shape, xla_conv
 from resflax.progress import ProgressMeter
+from resflax.train import create_state
 
 MAX_MEMBERS = 1024
 # A timing is the mean of as many calls as fill this time.
@@ -67,7 +68,10 @@ def find_convolutions(task: Task) -> Counter[Convolution]:
     """Returns the convolutions of the training step of one network, and how often each occurs."""
     training = make_training(task)
     images, labels = make_batch(task)
-    state = training.make_state(make_weights(task))
+    shape = (task.size, task.size, task.channels)
+    state = jax.eval_shape(
+        lambda: create_state(training.model, training.optimizer, task.seed, shape)
+    )
     jaxpr = jax.make_jaxpr(training.step)(state, {"image": images, "label": labels})
     return Counter(_walk(jaxpr.jaxpr))
 

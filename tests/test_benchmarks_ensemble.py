@@ -111,3 +111,10 @@ def test_member_convolutions_are_equal_and_timed(tmp_path, capsys):
 def test_member_convolutions_refuse_no_members(capsys):
     assert cli.run(["--members=0"], member_convolutions.main) == 2
     assert "--members is 0: expected an integer from 1 to 1024" in capsys.readouterr().err
+
+
+def test_convolutions_of_a_preactivation_network_are_found():
+    found = member_convolutions.find_convolutions(parse_task("wrn16_4@8:4", needs_peers=False))
+    passes = [convolution.conv_pass for convolution in found.elements()]
+    # 12 in the branches, 3 projections and the stem; the images need no gradient.
+    assert [passes.count(name) for name in ("fwd", "dgrad", "wgrad")] == [16, 15, 16]
