@@ -9,7 +9,8 @@ from resflax import UserError
 from resflax.data import image_files
 from resflax.data.decode import BadExampleError
 from resflax.data.eval_transform import EvalTransform
-from resflax.data.image_files import check_images, find_images, image_suffixes, read_batches
+from resflax.data.formats import image_suffixes
+from resflax.data.image_files import check_images, find_images, read_batches
 from resflax.files import open_atomic
 
 FILES = [

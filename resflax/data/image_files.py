@@ -14,24 +14,8 @@ from PIL import Image
 
 from resflax.data.decode import BadExampleError, check_header, decode
 from resflax.data.eval_transform import EvalTransform
+from resflax.data.formats import image_suffixes
 from resflax.errors import UserError
-
-# Formats that Pillow registers but reads only with other software, and video.
-UNREADABLE_FORMATS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-
-
-def image_suffixes() -> frozenset[str]:
-    """Returns the suffixes, in lower case, of the image files that Pillow reads.
-
-    >>> {".jpg", ".png", ".webp", ".tiff"} <= image_suffixes()
-    True
-    """
-    Image.init()
-    return frozenset(
-        suffix
-        for suffix, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in UNREADABLE_FORMATS
-    )
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:

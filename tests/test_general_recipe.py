@@ -1,0 +1,38 @@
+"""Tests of the recipe of runs without `--config`."""
+
+import pytest
+
+from resflax.cli.general_recipe import DatasetFacts, general_recipe
+from resflax.train import check_config, default_config
+
+FACTS = [
+    DatasetFacts(examples, size, classes)
+    for examples in (1, 4, 60, 150, 700, 3_000, 15_000, 1_300_000)
+    for size in (None, (8, 8), (32, 32), (900, 600))
+    for classes in (2, 1_000)
+]
+GIVEN = [
+    {},
+    {"epochs": 1},
+    {"data.image_size": 0},
+    {"data.image_size": 32},
+    {"optimizer": "adamw"},
+    {"pretrained": "weights"},
+]
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+def test_recipes_are_valid_and_leave_the_keys_given_alone(given):
+    for facts in FACTS:
+        changes = general_recipe(facts, given)
+        assert not set(changes) & set(given)
+        config = default_config()
+        config.update_from_flattened_dict(changes | given)
+        check_config(config)
+        assert config.batch_size <= facts.examples
+
+
+@pytest.mark.parametrize("examples", [60, 150, 500, 3_000])
+def test_small_sets_get_300_to_2000_steps(examples):
+    recipe = general_recipe(DatasetFacts(examples, None, 3))
+    assert 300 <= recipe["epochs"] * examples / recipe["batch_size"] <= 2_000
