@@ -19,7 +19,6 @@ from resflax.weights.preprocess import renormalization
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
-
 # Prefixes in `Weights.evaluation` of an ensemble's metrics, and those in `RunRecord.results`.
 ENSEMBLE_PREFIXES = {"ensemble_validation_": "validation_", "ensemble_": "test_"}
 

@@ -30,8 +30,8 @@ class Monitor:
 
     A member whose loss is not finite is reported and no longer trains: `freeze_diverged` keeps its
     last finite state, which stays in the ensemble if `config.ensemble.on_diverged` is "freeze" and
-    its loss in evaluations is finite. A run ends with the last of its members, or with the first one if
-    `on_diverged` is "stop".
+    its loss in evaluations is finite. A run ends with the last of its members, or with the first
+    one if `on_diverged` is "stop".
 
     Args:
       run: the run.
