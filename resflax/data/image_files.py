@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from resflax.data.decode import BadExampleError, check_header, decode
+from resflax.data.decode import BadExampleError, check_header, decode, ignore_pillow_warnings
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.formats import image_suffixes
 from resflax.errors import UserError
@@ -79,12 +79,13 @@ def check_images(paths: Sequence[str], *, num_threads: int) -> None:
 
 
 def _header_problem(path: str) -> BadExampleError | None:
+    ignore_pillow_warnings()
     try:
         with Image.open(path) as image:
             check_header(image, path)
     except BadExampleError as e:
         return e
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except Exception:  # as in `decode`
         try:
             decode(Path(path), path, channels=3)  # for its message
         except BadExampleError as e:

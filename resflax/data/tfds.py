@@ -32,8 +32,9 @@ class TfdsSource:
         self.has_file_names = "file_name" in builder.info.features
         self.problems: list[str] = []
         self.version = str(builder.info.version)
-        if builder.info.features[self.image].np_dtype != np.uint8:
-            raise UserError(f"dataset {name!r} has images of more than 8 bits: expected uint8")
+        dtype = np.dtype(builder.info.features[self.image].np_dtype)
+        if dtype not in (np.uint8, np.uint16):  # TFDS encodes float32 as if it were RGBA
+            raise UserError(f"dataset {name!r} has {dtype} images: expected uint8 or uint16")
         if not builder.info.splits[split].num_examples:
             raise UserError(f"the {split} split of dataset {name!r} is empty")
         try:
