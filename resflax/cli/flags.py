@@ -10,7 +10,6 @@ from resflax.cli.config_values import set_values, takes_text
 from resflax.cli.recipe import load_recipe, split_recipe
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError, unknown
-from resflax.run.config_diff import flatten_config
 from resflax.train.config import default_config
 from resflax.train.launch import RESUME
 
@@ -122,11 +121,3 @@ def _split_words(arguments: Sequence[str]) -> _Words:
         else:
             split.others.append(word)
     return split
-
-
-def usage(doc: str) -> str:
-    """Returns `doc` and every config key with its default."""
-    keys = "\n".join(
-        f"  --config.{key}={value!r}" for key, value in flatten_config(default_config()).items()
-    )
-    return f"{doc}\nConfig keys and their defaults, before those of the recipe:\n{keys}"
