@@ -10,6 +10,7 @@ from resflax.cli.config_values import set_values, takes_text
 from resflax.cli.recipe import load_recipe, split_recipe
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError, unknown
+from resflax.files import expand_path
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import default_config
 from resflax.train.launch import RESUME
@@ -92,8 +93,9 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
     distributed.validate()
     config = load_recipe(recipe)
     set_values(config, words.texts)
+    workdir = expand_path(args.workdir, "--workdir")
     path, argument = split_recipe(recipe)
-    return TrainCommand(config, f"{path.stem}{argument}", args.workdir, args.resume, distributed)
+    return TrainCommand(config, f"{path.stem}{argument}", workdir, args.resume, distributed)
 
 
 def _split_words(arguments: Sequence[str]) -> _Words:
