@@ -10,8 +10,7 @@ from resflax.cli.config_values import set_values, takes_text
 from resflax.cli.recipe import load_recipe, split_recipe
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError, unknown
-from resflax.files import expand_path
-from resflax.run.config_diff import flatten_config
+from resflax.files import where_type
 from resflax.train.config import default_config
 from resflax.train.launch import RESUME
 
@@ -65,7 +64,7 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
     """
     words = _split_words(arguments)
     parser = Parser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--workdir", default="")
+    parser.add_argument("--workdir", default="", type=where_type)
     parser.add_argument("--resume", default="auto")
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator", default="")
@@ -93,9 +92,8 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
     distributed.validate()
     config = load_recipe(recipe)
     set_values(config, words.texts)
-    workdir = expand_path(args.workdir, "--workdir")
     path, argument = split_recipe(recipe)
-    return TrainCommand(config, f"{path.stem}{argument}", workdir, args.resume, distributed)
+    return TrainCommand(config, f"{path.stem}{argument}", args.workdir, args.resume, distributed)
 
 
 def _split_words(arguments: Sequence[str]) -> _Words:
@@ -124,11 +122,3 @@ def _split_words(arguments: Sequence[str]) -> _Words:
         else:
             split.others.append(word)
     return split
-
-
-def usage(doc: str) -> str:
-    """Returns `doc` and every config key with its default."""
-    keys = "\n".join(
-        f"  --config.{key}={value!r}" for key, value in flatten_config(default_config()).items()
-    )
-    return f"{doc}\nConfig keys and their defaults, before those of the recipe:\n{keys}"

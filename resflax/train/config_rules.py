@@ -6,15 +6,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resflax.data.augment import TRANSFORMS
+from resflax.data.augment.mix import MIXES
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
-from resflax.nn import BATCH_NORM_MODES, Spec
+from resflax.nn import BATCH_NORM_MODES, BLOCKS, Spec
+from resflax.nn.spec import CHOICES as SPEC_CHOICES
+from resflax.nn.spec import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_augment, build_mix, build_model, default_config
-from resflax.train.ensemble_rules import ON_DIVERGED, check_ensemble, unknown_key
+from resflax.train.config_keys import KEYS
+from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble, unknown_key
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
@@ -25,10 +30,12 @@ from resflax.train.rule import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    TYPE_NAMES,
     Rule,
     check_type,
 )
 from resflax.train.schedules import SCHEDULES
+from resflax.zoo.registry import DTYPES
 
 RULES: dict[str, Rule] = {
     "dataset": Rule("folder:PATH, digits, or a name of TensorFlow Datasets", bool),
@@ -99,6 +106,21 @@ CHOICES: dict[str, Any] = {
     "ensemble.on_diverged": ON_DIVERGED,
     "data.placement": PLACEMENTS,
     "data.on_bad_example": ON_BAD_EXAMPLE,
+}
+# Valid values of keys that other functions check, in words.
+EXPECTED: dict[str, str] = {
+    "model": "a name of `resflax list`",
+    "dtype": f"one of {', '.join(DTYPES)}",
+    "spec.block": f"one of {', '.join(BLOCKS)}, or one of them per stage",
+    "spec.output_stride": ", ".join(map(str, OUTPUT_STRIDES)),
+    **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if name != "flip"},
+    **{f"data.{name}": MEMBER_RULES["mixup"].expected for name in MIXES},
+    **{
+        f"ensemble.{name}": f"one number per member, {r.expected}"
+        for name, r in MEMBER_RULES.items()
+    },
+    **{f"spec.{name}": f"one of {', '.join(table)}" for name, table in SPEC_CHOICES.items()},
+    **{f"spec.{name}": LESS_THAN_ONE.expected for name in ("drop_path", "dropout")},
 }
 # Rules over several keys: the invalid combination, and its message.
 COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
@@ -177,6 +199,20 @@ CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     check_ensemble,  # whose rule for mesh.fsdp holds with every engine
     lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
 )
+
+
+def expected_values(key: str) -> str:
+    """Returns the valid values of a key in words.
+
+    >>> expected_values("decay_mask"), expected_values("learning_rate"), expected_values("remat")
+    ('one of kernels, all', 'more than 0', 'True or False')
+    """
+    if key in CHOICES:
+        return f"one of {', '.join(CHOICES[key])}"
+    if key in RULES:
+        return RULES[key].expected
+    row = KEYS[key]
+    return EXPECTED.get(key) or TYPE_NAMES[row.kind or type(row.default)]
 
 
 def check_config(config: ConfigDict) -> None:
