@@ -16,6 +16,7 @@ from resflax.data.decode import BadExampleError, check_header, decode, ignore_pi
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.formats import image_suffixes
 from resflax.errors import UserError
+from resflax.files import expand_path
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -29,7 +30,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     Raises:
       UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
     """
-    return [path for pattern in patterns for path in _expand(pattern)]
+    return [path for pattern in patterns for path in _expand(expand_path(pattern, "image"))]
 
 
 def _expand(pattern: str) -> list[str]:

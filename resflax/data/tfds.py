@@ -16,6 +16,7 @@ from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
 from resflax.data.fingerprint import Fingerprint
 from resflax.errors import UserError, unknown
+from resflax.files import expand_path
 
 PREPARE = "resflax data prepare"
 
@@ -118,6 +119,8 @@ def _test_split(name: str, builder: tfds.core.DatasetBuilder) -> str:
 
 def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Finds a prepared dataset by its files only, without dataset code or network access."""
+    expand_path(name, "dataset")  # a URL, or ~/images without folder:
+    data_dir = expand_path(data_dir, "data_dir")
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError):
