@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resflax.errors import UserError
+from resflax.files import expand_path
 from resflax.train.unknown_keys import unknown_key
 
 # Name of the recipe's module while it is read.
@@ -40,7 +41,7 @@ def load_recipe(recipe: str) -> ConfigDict:
     Raises:
       UserError: if there is no such file, it does not return a config, or raises an error.
     """
-    path, argument = split_recipe(recipe)
+    path, argument = split_recipe(expand_path(recipe, "--config"))
     path = find_recipe(path)
     if not path.is_file():
         raise UserError(f"there is no config file {recipe!r}")
