@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from resflax.data.eval_transform import EvalTransform
@@ -15,6 +14,7 @@ from resflax.data.source import Source, check_on_bad_example
 from resflax.data.split_names import SplitNames
 from resflax.data.streaming import StreamingSplit
 from resflax.errors import UserError
+from resflax.files import user_path
 
 FOLDER_PREFIX = "folder:"
 
@@ -178,7 +178,7 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        return open_folder(Path(path).expanduser(), on_bad_example)
+        return open_folder(user_path(path, "dataset"), on_bad_example)
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from resflax.data.decode import BadExampleError, check_header, decode
+from resflax.data.decode import BadExampleError, check_header, decode, ignore_pillow_warnings
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.formats import image_suffixes
 from resflax.errors import UserError
+from resflax.files import expand_path
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -29,7 +30,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     Raises:
       UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
     """
-    return [path for pattern in patterns for path in _expand(pattern)]
+    return [path for pattern in patterns for path in _expand(expand_path(pattern, "image"))]
 
 
 def _expand(pattern: str) -> list[str]:
@@ -79,12 +80,13 @@ def check_images(paths: Sequence[str], *, num_threads: int) -> None:
 
 
 def _header_problem(path: str) -> BadExampleError | None:
+    ignore_pillow_warnings()
     try:
         with Image.open(path) as image:
             check_header(image, path)
     except BadExampleError as e:
         return e
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except Exception:  # as in `decode`
         try:
             decode(Path(path), path, channels=3)  # for its message
         except BadExampleError as e:

@@ -48,8 +48,8 @@ def splits_by_name(dataset: str, names: Iterable[str], chosen: Mapping[str, str]
             candidates = [kind]
         if len(candidates) > 1 and not chosen.get(kind):
             raise UserError(
-                f"dataset {dataset!r} has the splits {' and '.join(candidates)}, which could both be"
-                f" the {kind} split: choose with --config.data.{kind}_split={candidates[0]}"
+                f"dataset {dataset!r} has the splits {' and '.join(candidates)}, which could both"
+                f" be the {kind} split: choose with --config.data.{kind}_split={candidates[0]}"
             )
         found[kind] = chosen.get(kind) or (candidates[0] if candidates else "")
     if not found["train"]:
