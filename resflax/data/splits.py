@@ -7,7 +7,8 @@ from resflax.data.array_source import ArraySource
 from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
 from resflax.data.fake import is_fake, make_fake_split
 from resflax.data.flat_folder import open_flat_folder
-from resflax.data.folder import open_folder_split, split_folder
+from resflax.data.folder import open_folder_split
+from resflax.data.folder_splits import split_folder
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
 from resflax.errors import UserError
@@ -56,7 +57,7 @@ def load_split(
     with folder_errors_as_user_error(path):
         root = Path(path).expanduser()
         if labels_file:
-            folder = split_folder(root, split)
+            folder, _ = split_folder(root, split)
             return open_flat_folder(folder, Path(labels_file), class_names, num_classes)
         return open_folder_split(root, split, on_bad_example)
 
