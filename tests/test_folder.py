@@ -38,14 +38,15 @@ def test_folder_sorts_classes_and_examples_by_name(tmp_path, valid_files):
 
 CMYK = io.BytesIO()
 Image.new("CMYK", (5, 6)).save(CMYK, "jpeg")
+NEGATIVE = io.BytesIO()
+Image.fromarray(np.full((6, 5), -1, np.int32)).save(NEGATIVE, "tiff")
 NOISE = encode_png(np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8))
 BAD = {
     "truncated": (NOISE[:-40], "is not a readable image"),
     "garbage": (b"\xff\xd8 not an image at all", "is not a readable image"),
     "empty": (b"", "is empty"),
     "gray among color": (encode_png(np.zeros((6, 5), np.uint8)), r"has shape \(6, 5, 1\)"),
-    "CMYK": (CMYK.getvalue(), "has mode CMYK: expected one of"),
-    "16 bits": (encode_png(np.zeros((6, 5), np.uint16)), "has more than 8 bits"),
+    "values out of range": (NEGATIVE.getvalue(), "has pixel values from -1 to -1: expected 0 to"),
     "one pixel wide": (encode_png(constant_image(0, 6, 1)), "is 1x6 pixels: expected 2 or more"),
     "another size": (
         encode_png(constant_image(0, 7, 5)),

@@ -10,6 +10,7 @@ from resflax.cli.config_values import set_values, takes_text
 from resflax.cli.recipe import load_recipe, split_recipe
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError, unknown
+from resflax.files import where_type
 from resflax.train.config import default_config
 from resflax.train.launch import RESUME
 
@@ -63,7 +64,7 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
     """
     words = _split_words(arguments)
     parser = Parser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--workdir", default="")
+    parser.add_argument("--workdir", default="", type=where_type)
     parser.add_argument("--resume", default="auto")
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator", default="")

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resflax.errors import UserError
+from resflax.files import expand_path
 
 # Name of the recipe's module while it is read.
 MODULE = "resflax_recipe"
@@ -38,7 +39,7 @@ def load_recipe(recipe: str) -> ConfigDict:
     Raises:
       UserError: if there is no such file, it does not return a config, or raises an error.
     """
-    path, argument = split_recipe(recipe)
+    path, argument = split_recipe(expand_path(recipe, "--config"))
     path = find_recipe(path)
     if not path.is_file():
         raise UserError(f"there is no config file {recipe!r}")

@@ -15,8 +15,6 @@ others (SLURM, Open MPI, GKE, TPU pods), otherwise with
 files and prints.
 """
 
-from pathlib import Path
-
 
 def main(arguments: list[str]) -> None:
     """Trains a config from the command line."""
@@ -42,7 +40,7 @@ def train(arguments: list[str]) -> None:
         command.distributed.initialize()
         interrupt.forward = command.distributed.distributed
         enable_compilation_cache()
-        workdir = Path(command.workdir) if command.workdir else default_workdir(command.name)
+        workdir = command.workdir or default_workdir(command.name)
         fit(command.config, workdir, resume=command.resume, interrupt=interrupt)
         if interrupt.received:
             raise InterruptedRunError(interrupt.received, "the run had already finished")

@@ -1,13 +1,13 @@
 """`resflax convert IN OUT`: weights files to and from torch."""
 
 import importlib.metadata
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from resflax.errors import Parser, UserError
+from resflax.files import path_type, where_type
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, read_weights, save_file, to_torch
 from resflax.weights.bridge import Variables, flatten
@@ -34,9 +34,10 @@ def convert_main(arguments: list[str]) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
+        type=where_type,
         help="a file, a folder, a Hub owner/name, or a workdir: DIR, DIR@best or DIR@STEP",
     )
-    parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors or .pth file")
+    parser.add_argument("target", metavar="OUT", type=path_type, help="a .safetensors or .pth file")
     parser.add_argument(
         "--model", metavar="NAME", help="model name; default: from the config.json next to IN"
     )

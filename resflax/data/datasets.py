@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from resflax.data.eval_transform import EvalTransform
@@ -14,6 +13,7 @@ from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
 from resflax.data.streaming import StreamingSplit
 from resflax.errors import UserError
+from resflax.files import user_path
 
 FOLDER_PREFIX = "folder:"
 
@@ -162,7 +162,7 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        sources = open_folder(Path(path).expanduser(), on_bad_example)
+        sources = open_folder(user_path(path, "dataset"), on_bad_example)
         test = sources.test or sources.validation
         if test is None:
             raise UserError(f"{path} has only a training split: expected a folder test or val")

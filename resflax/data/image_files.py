@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from resflax.data.decode import BadExampleError, check_header, decode
+from resflax.data.decode import BadExampleError, check_header, decode, ignore_pillow_warnings
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.formats import is_image
 from resflax.data.litter import is_in_litter, walk_files
 from resflax.errors import UserError
+from resflax.files import expand_path
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -30,7 +31,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     Raises:
       UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
     """
-    return [path for pattern in patterns for path in _expand(pattern)]
+    return [path for pattern in patterns for path in _expand(expand_path(pattern, "image"))]
 
 
 def _expand(pattern: str) -> list[str]:
@@ -67,12 +68,13 @@ def check_images(paths: Sequence[str], *, num_threads: int) -> None:
 
 
 def _header_problem(path: str) -> BadExampleError | None:
+    ignore_pillow_warnings()
     try:
         with Image.open(path) as image:
             check_header(image, path)
     except BadExampleError as e:
         return e
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except Exception:  # as in `decode`
         try:
             decode(Path(path), path, channels=3)  # for its message
         except BadExampleError as e:

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from resflax.errors import UserError
-from resflax.files import write_atomic
+from resflax.files import user_path, write_atomic
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,7 +58,7 @@ def load_file(path: str | Path, *, report: Callable[[str], None] = _print_to_std
       UserError: if the file is missing, truncated, not a weights file, or contains non-finite
         values.
     """
-    path = find_weights_file(Path(path))
+    path = find_weights_file(user_path(path))
     arrays = _load_shards(path, report) if path.name.endswith(INDEX_SUFFIX) else _load(path, report)
     bad = [name for name, array in arrays.items() if not _is_finite(array)]
     if bad:
@@ -80,7 +80,7 @@ def save_file(path: str | Path, arrays: Arrays, *, metadata: dict[str, str] | No
     Raises:
       UserError: if the suffix is unknown or the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         write_atomic(path, _serialize(path, arrays, metadata))
     except (OSError, RuntimeError, TypeError, KeyError, safetensors.SafetensorError) as e:

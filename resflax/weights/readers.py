@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError, unknown
+from resflax.files import expand_path
 from resflax.nn import Spec
 from resflax.weights.bridge import (
     Variables,
@@ -152,7 +153,7 @@ def read_members(
       UserError: if there are no weights, a checkpoint or member does not exist or is named twice,
         the model is unknown or the weights do not match it.
     """
-    where, spec = str(where), None if name is None else get_spec(name)
+    where, spec = expand_path(where), None if name is None else get_spec(name)
     reader = next((reader for reader in READERS.values() if reader.matches(where)), None)
     if reader is None:
         raise UserError(_describe_invalid(where))
