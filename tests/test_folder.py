@@ -223,7 +223,7 @@ def test_streaming_split_refuses_to_lose_a_class(tmp_path, valid_files):
             pass
 
 
-def test_class_without_readable_examples_is_refused_without_labels(tmp_path):
+def test_class_without_readable_examples_is_refused(tmp_path):
     """Of a TFDS split, whose labels are known only after reading."""
 
     class Labels(list):
