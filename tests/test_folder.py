@@ -223,17 +223,17 @@ def test_streaming_split_refuses_to_lose_a_class(tmp_path, valid_files):
             pass
 
 
-def test_class_without_readable_examples_is_refused_without_labels(tmp_path):
+def test_class_without_readable_examples_is_refused(tmp_path):
     """Of a TFDS split, whose labels are known only after reading."""
 
     class Labels(list):
         classes, name = ("a", "b"), "train"
         labels = staticmethod(lambda: None)
 
-    kept = np.zeros(98, np.int32)
+    remaining = np.zeros(98, np.int32)
     with pytest.raises(UserError, match="after skipping 1 examples, class 'b' has none"):
-        check_skipped(Labels(range(99)), {3: "train[3]: is empty"}, kept)
-    check_skipped(Labels(range(99)), {3: "train[3]: is empty"}, np.append(kept, 1))
+        check_skipped(Labels(range(99)), {3: "train[3]: is empty"}, remaining)
+    check_skipped(Labels(range(99)), {3: "train[3]: is empty"}, np.append(remaining, 1))
 
 
 def test_missing_folder_is_an_error(tmp_path):

@@ -24,14 +24,14 @@ def is_too_many(skipped: int, total: int) -> bool:
 def check_skipped(
     source: Source,
     skipped: Mapping[int, str],
-    kept_labels: Int[np.ndarray, " kept"] | None = None,
+    remaining_labels: Int[np.ndarray, " remaining"] | None = None,
 ) -> None:
     """Checks that skipping leaves most of the examples of each class.
 
     Args:
       source: the split. If its labels are unknown, the examples of all classes count together.
       skipped: the skipped examples, by index: where each is, and why.
-      kept_labels: labels of all other examples, if they have been read.
+      remaining_labels: labels of all other examples, if they have been read.
 
     Raises:
       UserError: if a class has lost too many examples.
@@ -48,8 +48,8 @@ def check_skipped(
                 f"{source.name}: {lost[label]} of {total} examples{of_class} cannot be used, too"
                 f" many to skip them ({reason}): fix or remove them"
             )
-    if known is None and skipped and kept_labels is not None:
-        missing = sorted({*range(len(source.classes))} - {*kept_labels.tolist()})
+    if known is None and skipped and remaining_labels is not None:
+        missing = sorted({*range(len(source.classes))} - {*remaining_labels.tolist()})
         if missing:
             raise UserError(
                 f"{source.name}: after skipping {len(skipped)} examples, class"
