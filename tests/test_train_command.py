@@ -99,7 +99,9 @@ def test_piped_output_consists_of_complete_lines(run):
         r"step 30/30: loss [\d.]+, accuracy [\d.]+, [\d,]+ examples/s, test [\d.]+, 00:00 left",
         lines[-2],
     )
-    assert re.fullmatch(r"test accuracy [\d.]+ on 360 examples; saved in run", lines[-1])
+    assert re.fullmatch(
+        r"test accuracy [\d.]+ on 360 examples; (best .*; )?saved in run", lines[-1]
+    )
     assert done.stderr == ""
 
 

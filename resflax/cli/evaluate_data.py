@@ -60,6 +60,8 @@ def open_held_out(
     Raises:
       UserError: if there are none and they are needed; or if they cannot be opened.
     """
+    if not isinstance(training, str) and training.tests_held_out:
+        training = "the held-out examples are the test split, as there is no other one"
     if isinstance(training, str) and (args.select or args.calibrate == "held-out"):
         option = f"--select={args.select}" if args.select else "--calibrate=held-out"
         raise UserError(

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resflax.data.split_names import kind_of_split
 from resflax.errors import UserError
@@ -81,10 +81,11 @@ def _saved_splits(root: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
             if not file.is_file():
                 raise UserError(f"{file} is missing: expected every file of {folder}/state.json")
         if files:
-            yield (folder.name if listed else state.get("_split") or "train"), tuple(files)
+            name = folder.name if listed else str(state.get("_split") or "train")
+            yield name, tuple(files)
 
 
-def _read_json(path: Path) -> dict[str, list]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):

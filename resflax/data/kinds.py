@@ -133,8 +133,8 @@ def _open_digits(location: Location, chosen: Mapping[str, str]) -> SplitSources:
 
     with _digits_builder() as builder:
         sources = open_builder("digits", builder, chosen)
-        train, validation, test = (source and _read(source) for source in sources[:3])
-        return SplitSources(train, validation, test, sources.names, "")
+        validation, test = (s and _read(s) for s in (sources.validation, sources.test))
+        return SplitSources(_read(sources.train), validation, test, sources.names, "")
 
 
 def _open_digits_split(location: Location, split: str) -> Source:

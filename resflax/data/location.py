@@ -1,6 +1,6 @@
 """Where a dataset is, and how it is opened."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class FeatureKeys(NamedTuple):
@@ -8,6 +8,11 @@ class FeatureKeys(NamedTuple):
 
     image: str = ""
     label: str = ""
+
+    @classmethod
+    def from_config(cls, data: Any) -> "FeatureKeys":
+        """Returns the names that `config.data`, or "data" of a config.json, has."""
+        return cls(data.get("image_key", ""), data.get("label_key", ""))
 
 
 DEFAULT_KEYS = FeatureKeys()

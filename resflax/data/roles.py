@@ -1,6 +1,6 @@
 """Which examples of a dataset are for training, validation and testing."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resflax.data.held_out import hold_out
 from resflax.data.kinds import open_splits
@@ -29,6 +29,21 @@ class SplitChoice(NamedTuple):
     test: str = ""
     held_out: float = 0.0
     seed: int = 0
+
+    @classmethod
+    def from_config(cls, data: Any) -> "SplitChoice":
+        """Returns the choice of a config.
+
+        Args:
+          data: `config.data`, or "data" of a run's config.json, which may lack keys.
+        """
+        return cls(
+            train=data.get("train_split", ""),
+            validation=data.get("validation_split", ""),
+            test=data.get("test_split", ""),
+            held_out=data.get("validation", 0.0),
+            seed=data.get("validation_seed", 0),
+        )
 
 
 DEFAULT_CHOICE = SplitChoice()

@@ -6,13 +6,15 @@ from resflax.data.flat_folder import open_flat_folder
 from resflax.data.folder_splits import split_folder
 from resflax.data.kinds import FOLDER_PREFIX, folder_errors_as_user_error, kind_of
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys, Location
-from resflax.data.roles import SplitChoice, open_roles
+from resflax.data.roles import Roles, SplitChoice, open_roles
 from resflax.data.source import Source, check_on_bad_example
 from resflax.data.split_names import kind_of_split
 from resflax.errors import UserError
 from resflax.files import user_path
 
 HELD_OUT = "held-out"
+# Words for the examples that a run used for a purpose; other names are those of splits.
+ROLES = ("", "train", "validation", "test", HELD_OUT)
 
 
 def load_split(
@@ -57,21 +59,18 @@ def load_split(
             folder, _ = split_folder(user_path(path, "dataset"), split)
             return open_flat_folder(folder, Path(labels_file), class_names, num_classes)
     location = Location(name, data_dir, on_bad_example, seed, keys)
-    if splits is not None and (split in ("", HELD_OUT) or kind_of_split(split)):
-        return _open_role(location, splits, split)
+    if splits is not None and split in ROLES:
+        return _open_role(open_roles(location, splits), split)
     return kind_of(name).open_split(location, split)
 
 
-def _open_role(location: Location, splits: SplitChoice, split: str) -> Source:
-    """Opens examples by what a run used them for."""
-    roles = open_roles(location, splits)
-    role = roles.held_out if split == HELD_OUT else kind_of_split(split) or "test"
-    if not role:
-        raise UserError(
-            f"the run held out no examples of {location.name}: expected the split"
-            f" {'train, validation or test' if roles.validation else 'train or test'}"
-        )
-    if role == "validation" and roles.validation is None:
-        return roles.test  # the only split for evaluation is the test split, whatever its name
-    source: Source = getattr(roles, role)
+def _open_role(roles: Roles, split: str) -> Source:
+    """Returns the examples that a run used for a purpose, one of `ROLES`."""
+    role = roles.held_out if split == HELD_OUT else split or "test"
+    if role == "validation" and not roles.validation and kind_of_split(roles.names.test) == role:
+        role = "test"  # the only split for evaluation is the test split, whatever its name
+    source: Source | None = getattr(roles, role) if role else None
+    if source is None:
+        splits = ["train", *(["validation"] if roles.validation else []), "test"]
+        raise UserError(f"the run has no {split} split: expected one of {', '.join(splits)}")
     return source

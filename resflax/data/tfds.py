@@ -109,14 +109,15 @@ class TfdsSource:
         return decode(example[self.image], location, channels), label
 
     def labels(self) -> Int[np.ndarray, " examples"] | None:
-        """Returns the label of each example; None if these are more than `MAX_LABELS_READ`.
+        """Returns the label of each example; None if one is invalid, or there are too many.
 
-        All examples are read, once; the images are not decoded.
+        All examples are read, once, up to `MAX_LABELS_READ`; the images are not decoded.
         """
         if self._labels is None and len(self) <= MAX_LABELS_READ:
             steps = progress_range(len(self), f"reading labels of {self.name}")
             self._labels = np.array([int(self.data[i][self.label]) for i in steps])
-        return self._labels
+        known = self._labels is not None and np.isin(self._labels, np.arange(len(self.classes)))
+        return self._labels if np.all(known) else None
 
     def fingerprint(self) -> Fingerprint:
         """Returns the number of examples and the dataset's version."""

@@ -1,11 +1,10 @@
 """The dataset of a config: image size, evaluation transform and normalization."""
 
-from dataclasses import replace
-
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
-from resflax.data.held_out import without_held_out
+from resflax.data.location import FeatureKeys
+from resflax.data.roles import SplitChoice
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
@@ -17,7 +16,7 @@ EVAL_KEYS = {"eval_size": 0, "crop_pct": 0.0, "interpolation": ""}
 
 
 def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
-    """Opens the dataset of a config, without the examples that `data.validation` holds out.
+    """Opens the dataset of a config.
 
     Args:
       config: see `default_config`.
@@ -38,13 +37,12 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         channels=channels,
         on_bad_example=data.on_bad_example,
         seed=config.seed,
+        splits=SplitChoice.from_config(data),
+        keys=FeatureKeys.from_config(data),
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
     )
     if not isinstance(dataset.test, StreamingSplit):
         _check_without_eval_keys(config)
-    if data.validation:
-        train = without_held_out(dataset.train, data.validation, data.validation_seed)
-        dataset = replace(dataset, train=train)
     return dataset
 
 

@@ -101,7 +101,7 @@ def _train(
     trainer: Trainer, path: Path, progress: RunProgress, interrupt: Interrupt | None
 ) -> dict[str, Any]:
     with _open(path, trainer.config) as opened:
-        notes = (*opened.notes, *trainer.run.notes)
+        notes = (*opened.notes, *trainer.run.notes, trainer.dataset.describe_splits())
         for line in (*notes, _backend_line(trainer), trainer.summary()):
             progress.print(line)
         return loop.fit(trainer, opened, progress, interrupt)
@@ -124,11 +124,17 @@ def _backend_line(trainer: Trainer) -> str:
 
 
 def _summary(results: dict[str, Any], path: Path) -> str:
-    skipped = results["skipped_examples"]
-    return (
-        f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"
-        f"{f'; {skipped} skipped, see skipped.txt' if skipped else ''}; saved in {path}"
-    )
+    """Returns the results in one line: at the last step, and of the best checkpoint."""
+    skipped, by = results["skipped_examples"], results.get("best_by")
+    parts = [f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"]
+    if "validation_accuracy" in results:
+        parts[0] += f", validation accuracy {results['validation_accuracy']:.4f}"
+    if by and results["best_step"] != results["steps"]:
+        best = results[f"best_{by}_accuracy"]
+        parts.append(f"best {by} accuracy {best:.4f} at step {results['best_step']}")
+    if skipped:
+        parts.append(f"{skipped} skipped, see skipped.txt")
+    return "; ".join([*parts, f"saved in {path}"])
 
 
 def _open(path: Path, config: ConfigDict) -> Workdir:
