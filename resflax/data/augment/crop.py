@@ -74,6 +74,6 @@ def inception_crop(
       area: smallest and largest area, as shares of the image's area.
       ratio: smallest and largest ratio of width to height.
     """
-    fallback = largest_size(*image.shape[:2], ratio)
+    fallback = largest_size(image.shape[0], image.shape[1], ratio)
     _, box = sample_box(key, image.shape, area=area, ratio=ratio, fallback=fallback)
     return resized_crop(image, box)
