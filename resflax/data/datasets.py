@@ -189,7 +189,11 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        return open_folder(user_path(path, "dataset"), on_bad_example)
+        sources = open_folder(user_path(path, "dataset"), on_bad_example)
+        test = sources.test or sources.validation
+        if test is None:
+            raise UserError(f"{path} has only a training split: expected a folder test or val")
+        return sources.train, test
 
 
 @contextlib.contextmanager

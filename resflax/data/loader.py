@@ -75,7 +75,7 @@ def stream_batches(
     iterator: Any = iter(iter_dataset.mp_prefetch(options, worker_init_fn=init))
     try:
         for batch in iterator:
-            split.skipped.update(batch["skipped"])
+            split.add_skipped(batch["skipped"])
             # Copied because workers reuse the shared memory of their arrays.
             yield {key: np.array(batch[key]) for key in keys}
     finally:

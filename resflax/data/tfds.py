@@ -63,6 +63,9 @@ class TfdsSource:
         name = example.get("file_name", b"")
         return name.decode() if isinstance(name, bytes) else str(name)
 
+    def labels(self) -> None:
+        """Returns None: the labels are known only after reading the examples."""
+
     def read(
         self, index: int, channels: int = 0
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
