@@ -47,7 +47,7 @@ def windows(image, side):
     }
 
 
-def test_resize_crops_windows_of_the_image_resized_for_evaluation(folder):
+def test_resize_crops_windows_of_the_resized_image(folder):
     split = build_dataset(make_config(folder, train_crop="resize", crop_pct=0.8)).train
     # The shorter side of 30 pixels becomes 8 / 0.8 = 10, the longer one 50 / 3.
     expected = windows(resized(16, 10), 8)
@@ -81,7 +81,7 @@ def test_none_crops_training_images_as_for_evaluation(folder):
     ],
     ids=str,
 )
-def test_evaluation_squashes_if_training_does_or_it_is_asked_to(folder, keys, crop_mode, crop_pct):
+def test_evaluation_squashes_if_training_does(folder, keys, crop_mode, crop_pct):
     transform = build_dataset(make_config(folder, **keys)).test.transform
     assert (transform.crop_mode, transform.crop_pct) == (crop_mode, crop_pct)
 
@@ -120,7 +120,7 @@ def test_inception_crops_on_the_device_have_the_scale_and_ratio():
     assert (width / height).max() < 2.1
 
 
-def test_only_inception_crops_of_images_in_memory_run_on_the_device():
+def test_inception_crops_in_memory_run_on_the_device():
     assert build_augment(make_config(image_size=0)) is None
     assert build_augment(make_config(image_size=0, train_crop="none")) is None
     assert build_augment(make_config(image_size=0, train_crop="inception")) is not None
