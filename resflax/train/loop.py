@@ -1,12 +1,15 @@
 """The training loop: steps, records, evaluations, checkpoints."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from resflax.data.workers import WorkerLostError
 from resflax.distributed import environment
 from resflax.distributed.processes import (
     all_gather_strings,
@@ -152,7 +155,8 @@ class TrainingLoop:
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
             assert step_fn
-            state, metrics = step_fn(state)
+            with self._stop_at_lost_worker(state, step - 1):
+                state, metrics = step_fn(state)
             self.pending.append(metrics)
             limit_in_flight(self.pending)
             if step == first + 1:  # compilation: the throughput is measured from its end
@@ -207,12 +211,13 @@ class TrainingLoop:
     def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, TrainState]:
         """Evaluates and records; returns the states to train from and that was evaluated."""
         eval_state = self.trainer.eval_state(state)
-        test = self.trainer.evaluate(
-            eval_state,
-            self.trainer.dataset.test,
-            lambda: self._stop_evaluation(state, step),
-            self.monitor.excluded,
-        )
+        with self._stop_at_lost_worker(state, step):
+            test = self.trainer.evaluate(
+                eval_state,
+                self.trainer.dataset.test,
+                lambda: self._stop_evaluation(state, step),
+                self.monitor.excluded,
+            )
         if self.monitor.check_test(test, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
         record = self._make_record(step, "test", test, test["count"] / self.throughput.pause())
@@ -264,6 +269,15 @@ class TrainingLoop:
         """Stops the run between two batches of an evaluation; the resumed run repeats it."""
         if self.interrupt.received and jax.process_count() == 1:
             self._stop(state, step)
+
+    @contextlib.contextmanager
+    def _stop_at_lost_worker(self, state: TrainState, step: int) -> Iterator[None]:
+        """Stops the run if it loses a worker process after a signal, which the worker got too."""
+        try:
+            yield
+        except WorkerLostError:
+            self._stop_evaluation(state, step)
+            raise
 
     def _stop(self, state: TrainState, step: int) -> None:
         """Saves and raises `InterruptedRunError`."""
