@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resflax.data.eval_transform import EvalTransform
@@ -11,6 +11,7 @@ from resflax.data.fingerprint import Fingerprint
 from resflax.data.folder import open_folder
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
+from resflax.data.split_names import SplitNames
 from resflax.data.streaming import StreamingSplit
 from resflax.errors import UserError
 from resflax.files import user_path
@@ -20,7 +21,7 @@ FOLDER_PREFIX = "folder:"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with the same classes and image shape.
+    """A training, a test and perhaps a validation split, with the same classes and image shape.
 
     Attributes:
       name: the name given to `load_dataset`.
@@ -28,6 +29,9 @@ class Dataset:
       test: the test split.
       classes: class names; label `i` is `classes[i]`.
       problems: problems of the dataset's layout that were skipped.
+      validation: the validation split; None if there is none. A run that has one evaluates it
+        during training, and the test split once, at the end.
+      names: names of the splits.
     """
 
     name: str
@@ -35,6 +39,19 @@ class Dataset:
     test: Any
     classes: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    validation: Any = None
+    names: SplitNames = field(default_factory=SplitNames)
+
+    @property
+    def best_by(self) -> str:
+        """Name of the split that is evaluated during training: "validation" or "test"."""
+        return "test" if self.validation is None else "validation"
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """The splits by name: "train", "validation" if there is one, and "test"."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
     @property
     def num_classes(self) -> int:
@@ -70,18 +87,17 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "name", "classes", and "splits": the number of "examples" of the splits "train" and
-          "test", and a digest of their contents (in memory), file names and sizes (a folder), or
-          their version (TFDS).
+          "name", "classes", and "splits": the number of "examples" of each split, and a digest of
+          their contents (in memory), file names and sizes (a folder), or their version (TFDS).
         """
-        splits = {"train": self.train.fingerprint(), "test": self.test.fingerprint()}
+        splits = {name: split.fingerprint() for name, split in self.splits.items()}
         return {"name": self.name, "classes": list(self.classes), "splits": splits}
 
     @property
     def skipped(self) -> list[str]:
         """One line for each example or class skipped so far: where it is, and why."""
         lines = list(self.problems)
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             skipped = split.skipped
             lines += skipped.values() if isinstance(skipped, dict) else skipped
         return lines
@@ -162,7 +178,11 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        return open_folder(user_path(path, "dataset"), on_bad_example)
+        sources = open_folder(user_path(path, "dataset"), on_bad_example)
+        test = sources.test or sources.validation
+        if test is None:
+            raise UserError(f"{path} has only a training split: expected a folder test or val")
+        return sources.train, test
 
 
 @contextlib.contextmanager

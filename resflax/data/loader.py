@@ -95,7 +95,7 @@ def stream_batches(
                 batch = next(iterator, None)
             if batch is None:
                 return
-            split.skipped.update(batch["skipped"])
+            split.add_skipped(batch["skipped"])
             copied = {key: np.array(batch[key]) for key in keys}
             free_shared_memory(batch.values())
             yield copied

@@ -9,6 +9,7 @@ from resflax.data.crops import crop_and_resize, inception_box
 from resflax.data.decode import BadExampleError
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fingerprint import Fingerprint
+from resflax.data.skipping import check_skipped
 from resflax.data.source import MeanStd, Source, bad_example
 
 # Number of examples from which `mean_std` is estimated.
@@ -84,9 +85,19 @@ class StreamingSplit:
         """Returns the images and labels (int32) of some examples at a step."""
         examples = [self.example(int(i), step) for i in index]
         for _, _, skipped in examples:
-            self.skipped |= skipped
+            self.add_skipped(skipped)
         images = np.stack([image for image, _, _ in examples])
         return images, np.array([label for _, label, _ in examples], np.int32)
+
+    def add_skipped(self, skipped: dict[int, str]) -> None:
+        """Records skipped examples.
+
+        Raises:
+          UserError: if a class has lost so many examples that they cannot be skipped.
+        """
+        if not skipped.keys() <= self.skipped.keys():
+            self.skipped |= skipped
+            check_skipped(self.source, self.skipped)
 
     def mean_std(self) -> MeanStd:
         """Estimates mean and standard deviation of each channel, of pixels scaled to [0, 1]."""

@@ -19,7 +19,7 @@ from resflax.nn.spec import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_augment, build_mix, build_model, default_config
 from resflax.train.config_keys import KEYS
-from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble, unknown_key
+from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
@@ -35,6 +35,7 @@ from resflax.train.rule import (
     check_type,
 )
 from resflax.train.schedules import SCHEDULES
+from resflax.train.unknown_keys import unknown_key
 from resflax.zoo.registry import DTYPES
 
 RULES: dict[str, Rule] = {
@@ -234,7 +235,7 @@ def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
     """Checks each key and value alone."""
     for key in actual:
         if key not in known:
-            raise unknown_key(key, known)
+            raise unknown_key(key)
     for key, default in known.items():
         if key not in actual:
             raise UserError(f"config.{key} is missing: start from default_config()")
