@@ -36,6 +36,12 @@ def test_larger_share_contains_the_smaller_one():
     assert set(small) != set(split_labels(labels, 0.1, seed=1).held_out)
 
 
+def test_minimum_holds_out_of_small_classes_too():
+    labels = np.repeat([0, 1, 2], [4, 30, 1])
+    held_out = split_labels(labels, 0.1, seed=0, minimum=1).held_out
+    assert np.bincount(labels[held_out]).tolist() == [1, 3]
+
+
 def test_one_example_of_each_class_remains():
     assert split_labels(np.array([0, 1, 1]), 0.99, seed=0).train.tolist() == [0, 2]
 

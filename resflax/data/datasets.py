@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resflax.data.array_source import ArraySource
+from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fake import is_fake
 from resflax.data.fingerprint import Fingerprint
@@ -134,6 +135,7 @@ def load_dataset(
     eval_transform: EvalTransform | None = None,
     splits: SplitChoice = DEFAULT_CHOICE,
     keys: FeatureKeys = DEFAULT_KEYS,
+    train_crop: TrainCrop | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -145,8 +147,8 @@ def load_dataset(
       data_dir: folder of prepared TFDS datasets; "" is the default of TFDS (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
-        size are read on demand and resized to squares of this many pixels: random Inception crops
-        in training, `eval_transform` in evaluation.
+        size are read on demand and resized to squares of this many pixels: `train_crop` in
+        training, `eval_transform` in evaluation.
       channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
         share (3 if `image_size` is given).
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
@@ -155,6 +157,7 @@ def load_dataset(
         `image_size`, with the defaults of `EvalTransform`.
       splits: which examples are for training, validation and testing.
       keys: names of image and label in the examples of a TFDS or Hugging Face dataset.
+      train_crop: crop of the training split, if `image_size` is given; by default Inception crops.
 
     Raises:
       UserError: if the dataset does not exist, is not prepared, does not have images with one
@@ -177,14 +180,14 @@ def load_dataset(
             return None
         if not streams:
             return _read_into_memory(source, channels=channels, on_bad_example=on_bad_example)
-        is_train = role == "train"
         return StreamingSplit(
             source,
             image_size,
             channels or 3,
-            seed if is_train else None,
-            None if is_train else eval_transform,
+            seed if role == "train" else None,
+            eval_transform,
             on_bad_example,
+            crop=train_crop or TrainCrop(),
         )
 
     opened = {role: open_split(role, source) for role, source in sources.items()}

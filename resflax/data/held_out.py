@@ -23,7 +23,7 @@ class HeldOut(NamedTuple):
     held_out: Int[np.ndarray, " held_out"]
 
 
-def split_labels(labels: Labels, share: float, seed: int) -> HeldOut:
+def split_labels(labels: Labels, share: float, seed: int, minimum: int = 0) -> HeldOut:
     """Chooses the examples to hold out, the same share of each class.
 
     Args:
@@ -31,6 +31,7 @@ def split_labels(labels: Labels, share: float, seed: int) -> HeldOut:
       share: share of each class, 0 to less than 1, rounded to whole examples; at least one example
         of each class remains.
       seed: seed of the choice; a larger share with the same seed contains the smaller one.
+      minimum: smallest number of examples of each class, if it has more.
 
     >>> split_labels(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0).held_out.tolist()
     [0, 2, 4]
@@ -39,7 +40,8 @@ def split_labels(labels: Labels, share: float, seed: int) -> HeldOut:
     for label in np.unique(labels):
         examples = np.flatnonzero(labels == label)
         order = np.random.default_rng([seed, int(label)]).permutation(examples)
-        chosen[order[: min(round(share * len(order)), len(order) - 1)]] = True
+        count = max(round(share * len(order)), minimum)
+        chosen[order[: min(count, len(order) - 1)]] = True
     return HeldOut(np.flatnonzero(~chosen), np.flatnonzero(chosen))
 
 
@@ -50,20 +52,21 @@ class HeldOutSources(NamedTuple):
     held_out: Source
 
 
-def hold_out(source: Source, share: float, seed: int) -> HeldOutSources:
+def hold_out(source: Source, share: float, seed: int, minimum: int = 0) -> HeldOutSources:
     """Holds out examples of a training split, the same share of each class.
 
     Args:
       source: the training split. If it does not know its labels, the share is one of all examples.
       share: share of the examples.
       seed: seed of the choice.
+      minimum: see `split_labels`.
 
     Raises:
       UserError: if the share is so small that no example is held out.
     """
     labels = source.labels()
     labels = np.zeros(len(source), np.int64) if labels is None else labels
-    indices = split_labels(labels, share, seed)
+    indices = split_labels(labels, share, seed, minimum)
     if not len(indices.held_out):
         raise UserError(
             f"config.data.validation is {share:g}, which holds out none of the"

@@ -105,7 +105,7 @@ def _with_held_out(
 ) -> Roles:
     """Holds out examples for validation, or for testing if there is no test split."""
     share = choice.held_out or DEFAULT_HELD_OUT
-    train, held_out = hold_out(found.train, share, choice.seed)
+    train, held_out = hold_out(found.train, share, choice.seed, minimum=int(test is None))
     own = SplitNames(names.train + f", without held-out {share:g}", "", names.test)
     name = f"{names.train}, held-out {share:g}"
     if test is None:
