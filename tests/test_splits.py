@@ -142,6 +142,11 @@ def test_expressions_are_those_of_tfds_on_the_digits():
         load_dataset("digits", splits=SplitChoice(test="train[:5]"))
 
 
+def test_keys_without_effect_are_refused():
+    with pytest.raises(UserError, match="label_key have no effect on digits, whose images"):
+        load_dataset("digits", keys=FeatureKeys(label="label"))
+
+
 def test_noise_has_no_expressions():
     with pytest.raises(UserError, match=r"unknown split 'train\[:9\]': expected one of"):
         load_dataset("fake:4x4x1:2:64", splits=SplitChoice(train="train[:9]"))

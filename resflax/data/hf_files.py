@@ -50,7 +50,9 @@ def find_files(path: Path) -> SplitFiles:
     if saved:
         return SplitFiles(root, saved)
     groups: dict[Path, dict[str, list[Path]]] = {}
-    for file in sorted(p for s in SUFFIXES for p in root.rglob(f"*{s}") if p.is_file()):
+    for file in sorted(p for suffix in SUFFIXES for p in root.rglob(f"*{suffix}")):
+        if file.name.startswith((".", "cache-")) or not file.is_file():
+            continue  # the library `datasets` keeps results beside its files
         name, folder = _split_of(file, root)
         groups.setdefault(folder, {}).setdefault(name or "train", []).append(file)
     if not groups:
@@ -100,12 +102,10 @@ def _split_of(file: Path, root: Path) -> tuple[str, Path]:
     >>> _split_of(Path("x/default/test/0000.parquet"), Path("x"))
     ('test', PosixPath('x/default'))
     """
-    folder, split = file.parent, ""
-    if match := SHARD.match(file.stem):
-        split = match["name"]
-    else:
-        words = re.split(r"[-_. ]", file.stem)
-        split = next((word for word in words if kind_of_split(word)), "")
+    folder, match = file.parent, SHARD.match(file.stem)
+    name = match["name"] if match else file.stem
+    words = re.split(r"[-. ]" if match else r"[-_. ]", name)
+    split = next((word for word in words if kind_of_split(word)), name if match else "")
     if folder != root and kind_of_split(folder.name):
         split, folder = folder.name, folder.parent
     if folder != root and folder.name == "data":

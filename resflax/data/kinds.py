@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from resflax.data.array_source import ArraySource
 from resflax.data.fake import FORMAT, make_fake_split
 from resflax.data.folder import open_folder, open_folder_split
+from resflax.data.hf import HfDataset
 from resflax.data.in_memory import read_all
-from resflax.data.location import Location
+from resflax.data.location import DEFAULT_KEYS, Location
 from resflax.data.source import Source, SplitSources
 from resflax.data.split_expressions import overlaps, parse_expression
 from resflax.errors import UserError
@@ -30,6 +31,7 @@ class Kind(NamedTuple):
         validation split.
       overlap: `(location, first, second) -> bool`: whether two splits have common examples.
       is_in_memory: whether the images are in memory, of one size.
+      has_keys: whether images and labels have names.
     """
 
     form: str
@@ -37,6 +39,7 @@ class Kind(NamedTuple):
     open_split: Callable[[Location, str], Source]
     overlap: Callable[[Location, str, str], bool]
     is_in_memory: bool = False
+    has_keys: bool = False
 
 
 def kind_of(name: str) -> Kind:
@@ -57,6 +60,11 @@ def open_splits(location: Location, chosen: Mapping[str, str]) -> SplitSources:
         common examples.
     """
     kind, chosen = kind_of(location.name), {k: name for k, name in chosen.items() if name}
+    if location.keys != DEFAULT_KEYS and not kind.has_keys:
+        raise UserError(
+            "config.data.image_key and config.data.label_key have no effect on"
+            f" {location.name}, whose images and labels have no names: leave them out"
+        )
     sources = kind.open_splits(location, chosen)
     names = dict(sources.names)
     for role in ("validation", "test"):
@@ -105,6 +113,24 @@ def _folders_overlap(location: Location, first: str, second: str) -> bool:
     root = user_path(location.path, "dataset")
     paths = [Path(os.path.realpath(root / name)) for name in (first, second)]
     return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+
+
+def _hf(location: Location) -> HfDataset:
+    return HfDataset(location.name, user_path(location.path, "dataset"), location.keys)
+
+
+def _open_hf(location: Location, chosen: Mapping[str, str]) -> SplitSources:
+    with folder_errors_as_user_error(location.path):
+        return _hf(location).open_splits(chosen)
+
+
+def _open_hf_split(location: Location, split: str) -> Source:
+    with folder_errors_as_user_error(location.path):
+        return _hf(location).open_split(split)
+
+
+def _hf_splits_overlap(location: Location, first: str, second: str) -> bool:
+    return _hf(location).overlap(first, second)
 
 
 def _open_tfds(location: Location, chosen: Mapping[str, str]) -> SplitSources:
@@ -183,9 +209,16 @@ def _names_are_equal(location: Location, first: str, second: str) -> bool:
 
 # By name, or by prefix; the row "" is that of all other names.
 KINDS = {
-    "digits": Kind("digits", _open_digits, _open_digits_split, _digits_overlap, True),
-    "fake": Kind("fake", _open_fake, _open_fake_split, _names_are_equal, True),
-    "fake:": Kind(FORMAT, _open_fake, _open_fake_split, _names_are_equal, True),
+    "digits": Kind("digits", _open_digits, _open_digits_split, _digits_overlap, is_in_memory=True),
+    "fake": Kind("fake", _open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
+    "fake:": Kind(FORMAT, _open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
     FOLDER_PREFIX: Kind("folder:PATH", _open_folder, _open_folder_split, _folders_overlap),
-    "": Kind("a name of TensorFlow Datasets", _open_tfds, _open_tfds_split, _tfds_splits_overlap),
+    "hf:": Kind("hf:PATH", _open_hf, _open_hf_split, _hf_splits_overlap, has_keys=True),
+    "": Kind(
+        "a name of TensorFlow Datasets",
+        _open_tfds,
+        _open_tfds_split,
+        _tfds_splits_overlap,
+        has_keys=True,
+    ),
 }
