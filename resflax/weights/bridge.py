@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec, stack_params, unstack_params
-from resflax.weights.arrays import to_arrays
+from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
     BATCH_COUNT,
     LAYOUTS,
@@ -46,10 +46,10 @@ def from_torch(
 
     Args:
       name: model name or spec.
-      state_dict: names to arrays: torch tensors of any kind that have values, NumPy arrays, or
-        anything that `np.asarray` accepts. Every array of the network is required and no others are
-        accepted; only `num_batches_tracked` is optional. Also a training checkpoint that contains
-        one (`find_state_dict`).
+      state_dict: names to torch tensors, of any kind that has values, or to NumPy or JAX arrays.
+        Every array of the network is required and no others are accepted; only
+        `num_batches_tracked` is optional. Also a training checkpoint that contains one
+        (`find_state_dict`).
       channels: number of image channels.
       scan: whether the variables are for a model with `scan=True`; by default as `create_model`
         chooses.
@@ -180,10 +180,7 @@ def _state_dict(content: Any, report: Report) -> Mapping[str, Any]:
             f"the path {str(content)!r} was given: expected a state dict, such as"
             " resflax.weights.load_file returns"
         )
-    is_flat = isinstance(content, Mapping) and not any(
-        isinstance(value, Mapping) for value in content.values()
-    )
-    if not is_flat or not content:
+    if not isinstance(content, Mapping) or not content or not all(map(is_array, content.values())):
         return find_state_dict(content, "the given checkpoint", report)
     if names := [key for key in content if not isinstance(key, str)]:
         raise UserError(f"the state dict has the key {names[0]!r}: expected names of arrays")

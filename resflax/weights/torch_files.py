@@ -21,7 +21,12 @@ IGNORED_CLASSES = {
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
     "decimal": ("Decimal",),
     "fractions": ("Fraction",),
+    "numpy.random._mt19937": ("MT19937",),
+    "numpy.random._pcg64": ("PCG64", "PCG64DXSM"),
+    "numpy.random._philox": ("Philox",),
     "numpy.random._pickle": ("__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"),
+    "numpy.random._sfc64": ("SFC64",),
+    "numpy.random.bit_generator": ("SeedSequence", "__pyx_unpickle_SeedSequence"),
     "omegaconf.base": ("ContainerMetadata", "Metadata"),
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),
@@ -114,8 +119,9 @@ def load_torch(path: Path) -> Any:
         with (
             torch.serialization.safe_globals(safe_globals()),
             warnings.catch_warnings(action="ignore"),
+            open(path, "rb") as file,  # of a path, torch would look at the suffix
         ):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise UserError(_describe(path, str(e))) from e
     except Exception as e:  # truncated files raise many exception types

@@ -150,8 +150,8 @@ def _describe_none(content: Any, where: str) -> str:
 
 def _describe_several(found: list[StateDict], where: str) -> str:
     return (
-        f"{where} has {len(found)} state dicts, {_join(found)}: expected one: choose it in Python,"
-        f" torch.save(checkpoint{found[0]}, 'chosen.pth')"
+        f"{where} has {len(found)} state dicts, {_join(found)}: expected one: load the"
+        f" checkpoint in Python, and save one of them: torch.save(checkpoint{found[0]}, 'one.pth')"
     )
 
 
