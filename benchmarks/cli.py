@@ -26,6 +26,7 @@ from benchmarks.task import (
     parse_task,
 )
 from resflax.errors import Parser, UserError, unknown
+from resflax.files import path_type
 
 DESCRIPTION = """Measures resflax against a plain Flax linen ResNet and a PyTorch ResNet.
 
@@ -120,7 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, help="default: 9; compile 3, memory 1, decode and loader 5")
     add("--seconds", type=float, help="per implementation and round; default: 1; loader 3, input 4")
     add("--images", type=int, default=256, help="number of JPEGs; default: %(default)s")
-    add("--json", type=Path, metavar="PATH", help="write all results and timings to this file")
+    add(
+        "--json",
+        type=path_type,
+        metavar="PATH",
+        help="write all results and timings to this file",
+    )
     add("--layers", action="store_true", help="print the cost of every layer, and exit")
     return parser
 

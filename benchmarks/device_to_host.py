@@ -27,6 +27,7 @@ from benchmarks.task import Task, check_integer, parse_task
 from benchmarks.weights import make_batch
 from resflax import create_model, tune_malloc
 from resflax.errors import Parser
+from resflax.files import path_type
 from resflax.progress import ProgressMeter
 
 # Columns of the table, and keys of the results.
@@ -120,7 +121,7 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, Task]:
     add("--batch", type=int, default=16, help="global batch size; default: %(default)s")
     add("--engines", default="pmap,mesh", metavar="A,B", help="default: %(default)s")
     add("--rounds", type=int, default=5, help="default: %(default)s")
-    add("--json", type=Path, metavar="PATH", help="write the results to this file")
+    add("--json", type=path_type, metavar="PATH", help="write the results to this file")
     args = parser.parse_args(argv)
     check_integer("--devices", args.devices, 1024)
     check_integer("--rounds", args.rounds, 10_000)

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +31,7 @@ from benchmarks.task import DTYPES, Task, check_choice, check_integer, parse_tas
 from benchmarks.weights import make_batch
 from resflax import tune_malloc
 from resflax.errors import Parser
+from resflax.files import path_type
 from resflax.kernels.backend import BACKENDS
 from resflax.kernels.conv import conv_p
 from resflax.kernels.conv_params import ConvParams, ConvPass, Shape, xla_conv
@@ -195,7 +195,7 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[Task]]:
     add("--backend", default="auto", help=f"{', '.join(BACKENDS)}; default: %(default)s")
     add("--dtype", default="float32", help=f"{', '.join(DTYPES)}; default: %(default)s")
     add("--rounds", type=int, default=5, help="default: %(default)s")
-    add("--json", type=Path, metavar="PATH", help="write the results to this file")
+    add("--json", type=path_type, metavar="PATH", help="write the results to this file")
     args = parser.parse_args(argv)
     check_choice("backend", args.backend, BACKENDS)
     check_choice("dtype", args.dtype, DTYPES)

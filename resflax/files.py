@@ -1,10 +1,12 @@
-"""Atomic writes, text of file names, quarantine of corrupt files, and disk errors as one line."""
+"""Paths that users give, atomic writes, text of file names, quarantine, disk errors as one line."""
 
+import argparse
 import contextlib
 import csv
 import errno
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +15,68 @@ from resflax.errors import UserError
 
 # Errors of the disk or its permissions. Libraries quote their text inside longer messages.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
+# A scheme of at least two letters, since Windows has drives; `Path` leaves one slash of two.
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
+_VARIABLE = re.compile(r"\$\{?[a-zA-Z_]")
+
+
+def expand_path(given: str | Path, option: str = "") -> str:
+    """Returns the text of a path that a user gave, with a leading `~` or `~USER` expanded.
+
+    The shell expands them in words such as `~/x`, but not in `--workdir=~/x`.
+
+    Args:
+      given: the path.
+      option: what the path is for, such as "--workdir", for the error message.
+
+    Raises:
+      UserError: if it is a URL, or begins with an unknown user or a variable such as `$HOME`.
+
+    >>> expand_path("runs/a")
+    'runs/a'
+    >>> expand_path("gs://bucket/a")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    resflax.errors.UserError: 'gs://bucket/a' is a URL: expected a path on this machine; ...
+    """
+    text = os.fspath(given)
+    name = f"{option} {text!r}".strip()
+    if _URL.match(text):
+        raise UserError(
+            f"{name} is a URL: expected a path on this machine; copy or synchronize the files (such"
+            " as `gcloud storage rsync`, `aws s3 sync`), or mount the bucket"
+        )
+    expanded = os.path.expanduser(text)
+    first = text.split(os.sep)[0]
+    if expanded.startswith("~") and not Path(first).exists():
+        reason = "HOME is not set" if first == "~" else f"there is no user {first[1:]!r}"
+        raise UserError(
+            f"{name} cannot be expanded, since {reason}: give the full path; ./{text} is a local"
+            " file of this name"
+        )
+    if _VARIABLE.match(text) and not Path(first).exists():
+        raise UserError(
+            f"{name} begins with a variable, which is not expanded here: leave out the quotes, or"
+            f" give the full path; ./{text} is a local file of this name"
+        )
+    return expanded
+
+
+def user_path(given: str | Path, option: str = "") -> Path:
+    """Returns a path that a user gave; see `expand_path`."""
+    return Path(expand_path(given, option))
+
+
+def path_type(given: str) -> Path:
+    """Returns `user_path`, as the `type` of an argument of `argparse`, which names the option."""
+    return Path(where_type(given))
+
+
+def where_type(given: str) -> str:
+    """Returns `expand_path`, as `path_type` does: for names that can also be other things."""
+    try:
+        return expand_path(given)
+    except UserError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
 
 
 @contextlib.contextmanager

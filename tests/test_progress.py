@@ -85,7 +85,7 @@ def show_run(progress):
     for step in (10, 40):
         train = train_record(step, step / 20)
         progress.train(train, 3.0)
-        progress.test({**train, "split": "test", "accuracy": 0.75}, 3.0)
+        progress.evaluation({**train, "split": "test", "accuracy": 0.75}, 3.0)
     progress.close()
 
 
@@ -108,7 +108,7 @@ def test_bar_keeps_the_last_test_accuracy(open_terminal, monkeypatch):
     terminal = open_terminal(24, 80)
     monkeypatch.setattr("sys.stdout", terminal.file)
     progress = RunProgress(40)
-    progress.test({**train_record(10, 0.5), "accuracy": 0.75}, 3.0)
+    progress.evaluation({**train_record(10, 0.5), "split": "test", "accuracy": 0.75}, 3.0)
     assert "10/40" in terminal.frames()[-1]
     progress.train(train_record(20, 1.0), 3.0)
     progress.close()
@@ -201,8 +201,10 @@ def test_run_progress_prints_lines_to_a_pipe(capsys):
 def test_run_progress_counts_resumed_steps(capsys):
     progress = RunProgress(40)
     progress.resume(30)
-    progress.test(train_record(30, 1.5), 3.0)
-    assert capsys.readouterr().out == " 75%, epoch 1.5, step 30/40: test 0.5000, 00:03 left\n"
+    progress.evaluation({**train_record(30, 1.5), "split": "validation"}, 3.0)
+    assert capsys.readouterr().out == (
+        " 75%, epoch 1.5, step 30/40: validation 0.5000, 00:03 left\n"
+    )
 
 
 def test_run_progress_prints_between_evaluations(capsys, clock):

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
 from resflax.export.exporter import check_target
 from resflax.export.trained_model import TrainedModel, read_run_record
+from resflax.files import path_type, where_type
 from resflax.progress import progress_range
 from resflax.runtime import enable_compilation_cache
 from resflax.train.precise_bn import recompute_batch_stats
@@ -81,12 +81,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("where", metavar="WHERE", nargs="+", help="two networks or more, as in resflax evaluate")
-    add("--out", type=Path, metavar="FOLDER", required=True, help="a new folder")
+    text = "two networks or more, as in resflax evaluate"
+    add("where", metavar="WHERE", nargs="+", type=where_type, help=text)
+    add("--out", type=path_type, metavar="FOLDER", required=True, help="a new folder")
     add("--model", metavar="NAME", help="model name of weights files")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the runs")
     add("--split", default="train", help="split for the batch statistics; default: train")
-    add("--data-dir", default="", help="directory of prepared TFDS datasets")
+    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
     text = "random images for the batch statistics, 1 to all; default: 4096"
     add("--images", type=int, default=4096, help=text)
     add("--batch-size", type=int, default=128, help="images per batch; default: 128")

@@ -8,6 +8,7 @@ from absl import logging
 from resflax.cli.flags import parse
 from resflax.cli.show_batch import show_batch
 from resflax.errors import Parser, UserError, unknown
+from resflax.files import user_path, where_type
 from resflax.train import check_config
 
 USAGE = """usage: resflax data {prepare,show} ...
@@ -39,9 +40,13 @@ def prepare_main(arguments: list[str]) -> None:
     parser = Parser(prog="resflax data prepare")
     parser.add_argument("name", help="name of the dataset in TensorFlow Datasets")
     parser.add_argument(
-        "--data_dir", default="", help="directory of prepared datasets; default: that of TFDS"
+        "--data_dir",
+        default="",
+        type=where_type,
+        help="directory of prepared datasets; default: that of TFDS",
     )
-    parser.add_argument("--manual_dir", default="", help="directory with the dataset's archives")
+    text = "directory with the dataset's archives"
+    parser.add_argument("--manual_dir", default="", type=where_type, help=text)
     args = parser.parse_args(arguments)
     from resflax.data.prepare import prepare  # imports TensorFlow Datasets
 
@@ -59,7 +64,7 @@ def show_main(arguments: list[str]) -> None:
     for word in arguments:
         name, _, value = word.partition("=")
         if name == "--out":
-            out = Path(value)
+            out = user_path(value, name)
         else:
             rest.append(word)
     if out.suffix != ".png" or not out.absolute().parent.is_dir():

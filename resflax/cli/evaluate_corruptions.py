@@ -10,6 +10,7 @@ from resflax.data.corruptions import CORRUPTIONS, SEVERITIES
 from resflax.errors import Parser, UserError, unknown
 from resflax.evaluate.corruption_report import CorruptionReference, read_corruption_reference
 from resflax.evaluate.corruptions import Condition
+from resflax.files import path_type
 
 ALL = "all"
 # Of names of `--ood` that mean corrupted images of the split itself.
@@ -47,7 +48,7 @@ def add_flags(parser: Parser) -> None:
     add("--corruption-seed", type=int, default=0, help="seed of the corruptions; default: 0")
     add(
         "--corruption-reference",
-        type=Path,
+        type=path_type,
         metavar="FILE",
         help="evaluation.json of a network whose errors are the unit of the mean corruption error",
     )

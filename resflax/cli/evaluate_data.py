@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from resflax.data.source import Source
 from resflax.errors import UserError
 from resflax.evaluate.calibrated import MAX_EXAMPLES
 from resflax.evaluate.classes import LabelMap, make_label_map
+from resflax.files import user_path
 from resflax.weights import Weights
 
 # Names that `--ood` takes.
@@ -110,7 +110,7 @@ def _open_unlabeled(name: str, args: argparse.Namespace) -> Source:
     if name.startswith(FOLDER_PREFIX):
         path = name.removeprefix(FOLDER_PREFIX)
         with folder_errors_as_user_error(path):
-            source = open_unlabeled_folder(Path(path).expanduser())
+            source = open_unlabeled_folder(user_path(path, "--ood"))
         if len(source):
             return source
     on_bad_example = args.on_bad_example or "raise"

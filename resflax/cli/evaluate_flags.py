@@ -15,6 +15,7 @@ from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError
 from resflax.evaluate.predictions import check_predictions_path
 from resflax.evaluate.views import CROPS
+from resflax.files import path_type, where_type
 from resflax.nn import Spec
 from resflax.weights import Preprocess
 from resflax.zoo.registry import DTYPES
@@ -97,24 +98,31 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("where", metavar="WHERE", nargs="+", help="the model, or the members of an ensemble")
+    text = "the model, or the members of an ensemble"
+    add("where", metavar="WHERE", nargs="+", type=where_type, help=text)
     add("--model", metavar="NAME", help="model name of a weights file")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the run")
     add("--split", default="", help="default: the test or validation split")
-    add("--data-dir", default="", help="directory of prepared TFDS datasets")
-    add("--labels-file", default="", metavar="FILE", help="labels of images without class folders")
-    add("--out", type=Path, metavar="DIR", help="write evaluation.json and figures to DIR")
-    add("--predictions", type=Path, metavar="FILE", help="write each prediction: .csv or .parquet")
+    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    text = "labels of images without class folders"
+    add("--labels-file", default="", metavar="FILE", type=where_type, help=text)
+    add("--out", type=path_type, metavar="DIR", help="write evaluation.json and figures to DIR")
+    add(
+        "--predictions",
+        type=path_type,
+        metavar="FILE",
+        help="write each prediction: .csv or .parquet",
+    )
     add(
         "--valid-labels",
-        type=Path,
+        type=path_type,
         metavar="FILE",
         help="evaluate on these classes only: one index, name or synset per line",
     )
     add(
         "--real-labels",
-        type=Path,
+        type=path_type,
         metavar="FILE",
         help="also report ReaL accuracy: JSON list of the lists of correct labels",
     )
@@ -203,7 +211,7 @@ def _add_uncertainty(parser: Parser) -> None:
     )
     add(
         "--deep-ensemble",
-        type=Path,
+        type=path_type,
         metavar="FILE",
         help="evaluation.json of an ensemble: how many of its members are as good",
     )

@@ -10,6 +10,7 @@ from resflax.export import FORMATS, ExportOptions, export
 from resflax.export.formats import format_of
 from resflax.export.push import check_repository, push
 from resflax.export.trained_model import RunRecord, load_trained_model
+from resflax.files import where_type
 from resflax.run.config_diff import flatten_config
 
 
@@ -52,10 +53,12 @@ def _parser() -> Parser:
         "where",
         metavar="WHERE",
         nargs="+",
+        type=where_type,
         help="a workdir, a folder, a file, or a Hub owner/name; an ensemble (a workdir of several"
         " networks, or several WHEREs) returns the mean of the probabilities",
     )
-    parser.add_argument("out", metavar="OUT", help="a new folder, or a file")
+    text = "a new folder, or a file"
+    parser.add_argument("out", metavar="OUT", type=where_type, help=text)
     parser.add_argument(
         "--format", help=f"{', '.join(FORMATS)}; default: by OUT's suffix, timm for a folder"
     )

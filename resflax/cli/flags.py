@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from resflax.cli.config_values import set_values, takes_text
 from resflax.cli.recipe import load_recipe, split_recipe
 from resflax.distributed import DistributedConfig
-from resflax.errors import Parser, UserError, unknown
-from resflax.run.config_diff import flatten_config
+from resflax.errors import Parser, UserError
+from resflax.files import where_type
 from resflax.train.config import default_config
 from resflax.train.launch import RESUME
+from resflax.train.unknown_keys import unknown_flag
 
 DEFAULT_RECIPE = "configs/digits.py"
 CONFIG_FLAG = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
@@ -64,23 +65,25 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
     """
     words = _split_words(arguments)
     parser = Parser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--workdir", default="")
+    parser.add_argument("--workdir", default="", type=where_type)
     parser.add_argument("--resume", default="auto")
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--process_id", type=int)
     args, rest = parser.parse_known_args(words.others)
-    for word in rest:
+    for i, word in enumerate(rest):
         if word.startswith("-"):
-            known = ["config", *vars(args)]
-            raise unknown("flag", word, [f"--{name}" for name in known])
+            raise unknown_flag(word, next(iter(rest[i + 1 :]), None), ["config", *vars(args)])
         raise UserError(
             f"unexpected argument {word!r}: expected --config=FILE, --config.KEY=VALUE"
             " or --workdir=DIR"
         )
     if args.resume not in RESUME:
-        raise unknown("--resume", args.resume, RESUME)
+        raise UserError(
+            f"--resume is {args.resume!r}: expected {' or '.join(RESUME)} (the same --workdir"
+            " resumes a run, and --config.pretrained starts one from other weights)"
+        )
     if len(words.recipes) > 1:
         raise UserError(f"--config is given {len(words.recipes)} times: expected one file")
     if not words.recipes and default is None:
@@ -122,11 +125,3 @@ def _split_words(arguments: Sequence[str]) -> _Words:
         else:
             split.others.append(word)
     return split
-
-
-def usage(doc: str) -> str:
-    """Returns `doc` and every config key with its default."""
-    keys = "\n".join(
-        f"  --config.{key}={value!r}" for key, value in flatten_config(default_config()).items()
-    )
-    return f"{doc}\nConfig keys and their defaults, before those of the recipe:\n{keys}"

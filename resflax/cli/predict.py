@@ -25,6 +25,7 @@ from resflax.data.decode import BadExampleError
 from resflax.data.image_files import check_images, find_images
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.errors import Parser, UserError
+from resflax.files import path_type, where_type
 from resflax.runtime import enable_compilation_cache
 from resflax.weights import Weights, adapt_weights, read_ensemble
 from resflax.weights.class_names import class_names
@@ -83,12 +84,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="WHERE",
         required=True,
         action="append",
+        type=where_type,
         help="a workdir, a folder or file of weights, a Hub owner/name, or a name such as"
         " resnet50.a1_in1k; an ensemble: its workdir (runs/x, runs/x#0,2), or the option repeated",
     )
     add("--model", metavar="NAME", help="model name; default: the one saved with the weights")
     add("--revision", help="branch, tag or commit of a Hub repository")
-    add("--labels", metavar="FILE", type=Path, help="text file with one class name per line")
+    add(
+        "--labels",
+        metavar="FILE",
+        type=path_type,
+        help="text file with one class name per line",
+    )
     add(
         "--top",
         metavar="K",
@@ -96,9 +103,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         default=5,
         help="classes per image; default: 5; a table of more than 10 images has one row each",
     )
-    add("--out", metavar="FILE", type=Path, help=f"predictions: {', '.join(PREDICTION_FORMATS)}")
-    add("--features", metavar="FILE", type=Path, help=f"features: {', '.join(FEATURE_FORMATS)}")
-    add("--sheet", metavar="FILE", type=Path, help="contact sheet: .png")
+    add(
+        "--out",
+        metavar="FILE",
+        type=path_type,
+        help=f"predictions: {', '.join(PREDICTION_FORMATS)}",
+    )
+    add(
+        "--features",
+        metavar="FILE",
+        type=path_type,
+        help=f"features: {', '.join(FEATURE_FORMATS)}",
+    )
+    add("--sheet", metavar="FILE", type=path_type, help="contact sheet: .png")
     add("--batch-size", metavar="N", type=int, default=32, help="images per batch; default: 32")
     threads = os.cpu_count() or 1
     text = "threads that decode images; default: the number of CPU cores"

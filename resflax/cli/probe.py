@@ -23,7 +23,12 @@ from resflax.evaluate.probe import (
     fit_probe,
     require_sklearn,
 )
-from resflax.files import disk_errors_as_user_error, write_atomic
+from resflax.files import (
+    disk_errors_as_user_error,
+    path_type,
+    where_type,
+    write_atomic,
+)
 from resflax.progress import ProgressMeter
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
@@ -55,14 +60,14 @@ def main(arguments: list[str]) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="resflax probe", description=DESCRIPTION)
     add = parser.add_argument
-    add("where", metavar="WHERE", help="the model, as in resflax evaluate")
+    add("where", metavar="WHERE", type=where_type, help="the model, as in resflax evaluate")
     add("--dataset", metavar="NAME", required=True, help="digits, a TFDS name, or folder:PATH")
     add("--model", metavar="NAME", help="model name of a weights file")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--train-split", default="train", help="default: train")
     add("--split", default="", help="default: the test or validation split")
-    add("--data-dir", default="", help="directory of prepared TFDS datasets")
-    add("--out", type=Path, metavar="DIR", help="write probe.json to DIR")
+    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    add("--out", type=path_type, metavar="DIR", help="write probe.json to DIR")
     add("--c", type=float, metavar="C", help="inverse regularization strength; no cross validation")
     add("--batch-size", type=int, default=64, help="images per batch; default: 64")
     text = "processes that read images, at most 4 per CPU core; 0 for threads"

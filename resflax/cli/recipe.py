@@ -1,6 +1,7 @@
 """Recipes: Python files with a function `get_config` that returns the config of a run."""
 
 import importlib.util
+import re
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resflax.errors import UserError
+from resflax.files import expand_path
+from resflax.train.unknown_keys import unknown_key
 
 # Name of the recipe's module while it is read.
 MODULE = "resflax_recipe"
@@ -38,7 +41,7 @@ def load_recipe(recipe: str) -> ConfigDict:
     Raises:
       UserError: if there is no such file, it does not return a config, or raises an error.
     """
-    path, argument = split_recipe(recipe)
+    path, argument = split_recipe(expand_path(recipe, "--config"))
     path = find_recipe(path)
     if not path.is_file():
         raise UserError(f"there is no config file {recipe!r}")
@@ -50,7 +53,8 @@ def load_recipe(recipe: str) -> ConfigDict:
     except (Exception, SystemExit) as e:  # a recipe is the user's code: it may raise anything
         # The errors of `ConfigDict` list all keys.
         lines = str(e).split("Other fields present")[0].strip().splitlines() or ["no message"]
-        reason = f"{type(e).__name__}: {lines[0]}"
+        key = re.match(r"'?Key \"(.+)\" does not exist", lines[0])
+        reason = str(unknown_key(key[1])) if key else f"{type(e).__name__}: {lines[0]}"
         raise UserError(f"cannot read the config file {recipe!r}: {reason}") from e
     if not isinstance(config, ConfigDict):
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from resflax.errors import Parser, unknown
+from resflax.files import path_type
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
 
@@ -50,7 +51,9 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Path(f"runs/{name}")
-    parser.add_argument("--out", type=Path, default=default, help=f"workdir; default: {default}")
+    parser.add_argument(
+        "--out", type=path_type, default=default, help=f"workdir; default: {default}"
+    )
     module.add_arguments(parser)
     args = parser.parse_args(rest)
     logging.set_verbosity(logging.ERROR)  # Orbax logs every checkpoint

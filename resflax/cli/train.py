@@ -15,27 +15,32 @@ others (SLURM, Open MPI, GKE, TPU pods), otherwise with
 files and prints.
 """
 
-from pathlib import Path
-
-from resflax.cli.flags import parse, usage
-from resflax.run.signals import Interrupt, InterruptedRunError
-from resflax.runtime import enable_compilation_cache
-from resflax.train import check_config, fit
-from resflax.train.launch import default_workdir
-
 
 def main(arguments: list[str]) -> None:
     """Trains a config from the command line."""
     if {"-h", "--help", "--helpfull"} & set(arguments):
-        print(usage(__doc__ or ""))
+        from resflax.cli.config_help import describe_keys
+
+        print(f"{__doc__}\n{describe_keys()}")
         return
+    train(arguments)
+
+
+def train(arguments: list[str]) -> None:
+    """Trains the config of a command line."""
+    from resflax.cli.flags import parse  # a second of imports, which --help does without
+    from resflax.run.signals import Interrupt, InterruptedRunError
+    from resflax.runtime import enable_compilation_cache
+    from resflax.train import check_config, fit
+    from resflax.train.launch import default_workdir
+
     with Interrupt() as interrupt:
         command = parse(arguments)
         check_config(command.config)
         command.distributed.initialize()
         interrupt.forward = command.distributed.distributed
         enable_compilation_cache()
-        workdir = Path(command.workdir) if command.workdir else default_workdir(command.name)
+        workdir = command.workdir or default_workdir(command.name)
         fit(command.config, workdir, resume=command.resume, interrupt=interrupt)
         if interrupt.received:
             raise InterruptedRunError(interrupt.received, "the run had already finished")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from resflax.errors import Parser, UserError
+from resflax.files import path_type, where_type
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, read_weights, save_file, to_torch
 from resflax.weights.bridge import Variables, flatten
@@ -34,9 +35,10 @@ def convert_main(arguments: list[str]) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
+        type=where_type,
         help="a file, a folder, a Hub owner/name, or a workdir: DIR, DIR@best or DIR@STEP",
     )
-    parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors or .pth file")
+    parser.add_argument("target", metavar="OUT", type=path_type, help="a .safetensors or .pth file")
     parser.add_argument(
         "--model", metavar="NAME", help="model name; default: from the config.json next to IN"
     )
@@ -49,12 +51,11 @@ def convert_main(arguments: list[str]) -> None:
     )
     parser.add_argument("--verify", action="store_true", help="compare the logits with PyTorch")
     args = parser.parse_args(arguments)
-    args.target = args.target.expanduser()
     if args.target.suffix not in SUFFIXES:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
     if not args.target.absolute().parent.is_dir():
         raise UserError(f"OUT is {args.target}: the folder {args.target.parent} does not exist")
-    _check_not_input(args.target, Path(args.source).expanduser())
+    _check_not_input(args.target, Path(args.source))
     weights = read_weights(args.source, args.model, revision=args.revision)
     config, variables, source, is_flax, *_ = weights
     print(source)

@@ -2,25 +2,27 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fake import is_fake, make_fake
 from resflax.data.fingerprint import Fingerprint
 from resflax.data.folder import open_folder
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
+from resflax.data.split_names import SplitNames
 from resflax.data.streaming import StreamingSplit
 from resflax.errors import UserError
+from resflax.files import user_path
 
 FOLDER_PREFIX = "folder:"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with the same classes and image shape.
+    """A training, a test and perhaps a validation split, with the same classes and image shape.
 
     Attributes:
       name: the name given to `load_dataset`.
@@ -28,6 +30,9 @@ class Dataset:
       test: the test split.
       classes: class names; label `i` is `classes[i]`.
       problems: problems of the dataset's layout that were skipped.
+      validation: the validation split; None if there is none. A run that has one evaluates it
+        during training, and the test split once, at the end.
+      names: names of the splits.
     """
 
     name: str
@@ -35,6 +40,19 @@ class Dataset:
     test: Any
     classes: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    validation: Any = None
+    names: SplitNames = field(default_factory=SplitNames)
+
+    @property
+    def best_by(self) -> str:
+        """Name of the split that is evaluated during training: "validation" or "test"."""
+        return "test" if self.validation is None else "validation"
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """The splits by name: "train", "validation" if there is one, and "test"."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
     @property
     def num_classes(self) -> int:
@@ -70,18 +88,17 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "name", "classes", and "splits": the number of "examples" of the splits "train" and
-          "test", and a digest of their contents (in memory), file names and sizes (a folder), or
-          their version (TFDS).
+          "name", "classes", and "splits": the number of "examples" of each split, and a digest of
+          their contents (in memory), file names and sizes (a folder), or their version (TFDS).
         """
-        splits = {"train": self.train.fingerprint(), "test": self.test.fingerprint()}
+        splits = {name: split.fingerprint() for name, split in self.splits.items()}
         return {"name": self.name, "classes": list(self.classes), "splits": splits}
 
     @property
     def skipped(self) -> list[str]:
         """One line for each example or class skipped so far: where it is, and why."""
         lines = list(self.problems)
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             skipped = split.skipped
             lines += skipped.values() if isinstance(skipped, dict) else skipped
         return lines
@@ -96,6 +113,7 @@ def load_dataset(
     on_bad_example: str = "raise",
     seed: int = 0,
     eval_transform: EvalTransform | None = None,
+    train_crop: TrainCrop | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -107,14 +125,15 @@ def load_dataset(
       data_dir: folder of prepared TFDS datasets; "" is the default of TFDS (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
-        size are read on demand and resized to squares of this many pixels: random Inception crops
-        in training, `eval_transform` in evaluation.
+        size are read on demand and resized to squares of this many pixels: `train_crop` in
+        training, `eval_transform` in evaluation.
       channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
         share (3 if `image_size` is given).
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.
       eval_transform: resize and crop of the test split, if `image_size` is given; by default to
         `image_size`, with the defaults of `EvalTransform`.
+      train_crop: crop of the training split, if `image_size` is given; by default Inception crops.
 
     Raises:
       UserError: if the dataset does not exist, is not prepared, does not have images with one
@@ -135,8 +154,16 @@ def load_dataset(
     train, test = _open_sources(name, data_dir, on_bad_example)
     if image_size:
         splits = [
-            StreamingSplit(source, image_size, channels or 3, split_seed, transform, on_bad_example)
-            for source, split_seed, transform in ((train, seed, None), (test, None, eval_transform))
+            StreamingSplit(
+                source,
+                image_size,
+                channels or 3,
+                split_seed,
+                eval_transform,
+                on_bad_example,
+                crop=train_crop or TrainCrop(),
+            )
+            for source, split_seed in ((train, seed), (test, None))
         ]
         return Dataset(name, splits[0], splits[1], train.classes, _problems(train, test))
     return _read_into_memory(name, train, test, channels, on_bad_example)
@@ -162,7 +189,11 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        return open_folder(Path(path).expanduser(), on_bad_example)
+        sources = open_folder(user_path(path, "dataset"), on_bad_example)
+        test = sources.test or sources.validation
+        if test is None:
+            raise UserError(f"{path} has only a training split: expected a folder test or val")
+        return sources.train, test
 
 
 @contextlib.contextmanager

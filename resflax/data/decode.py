@@ -3,16 +3,18 @@
 import io
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
+from resflax.data.image_modes import to_gray_or_rgb
 from resflax.errors import UserError
 
-# Pillow modes that are accepted without conversion, and their numbers of channels.
-MODE_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3}
+# Warnings of Pillow, such as on corrupt EXIF data of an image that is decoded anyway.
+PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 class BadExampleError(Exception):
@@ -34,9 +36,12 @@ def decode(
       channels: 1 or 3 to convert any image, such as a CMYK JPEG, to gray or RGB; 0 to decode
         gray images to 1 channel and color images to 3.
 
+    The image is upright by its EXIF orientation, transparency is composited on white, more than 8
+    bits per channel are scaled to 8, and an animation is its first frame: see `to_gray_or_rgb`.
+
     Raises:
       BadExampleError: if the image is empty, truncated or corrupt, less than 2 pixels wide or
-        high, has more than 8 bits per channel, or, with `channels=0`, is neither gray nor RGB.
+        high, or has pixel values out of range.
 
     >>> png = io.BytesIO()
     >>> Image.new("L", (3, 2), 7).save(png, "png")
@@ -47,12 +52,12 @@ def decode(
         encoded = data.read_bytes() if isinstance(data, Path) else data
         if not encoded:
             raise BadExampleError(location, "is empty")
+        ignore_pillow_warnings()
         image = Image.open(io.BytesIO(encoded))
-        _load(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        cause = re.sub(r" <_io\.BytesIO object at \w+>", "", str(e))
-        reason = " ".join(f"is not a readable image ({cause})".split())
-        raise BadExampleError(location, reason) from e
+    except BadExampleError:
+        raise
+    except Exception as e:  # readers of formats raise errors of many types on corrupt files
+        raise _unreadable(location, e) from e
     return convert_image(image, location, channels)
 
 
@@ -60,13 +65,31 @@ def convert_image(
     image: Image.Image, location: str, channels: int = 0
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Converts an image to uint8 pixels; see `decode`."""
+    ignore_pillow_warnings()
+    try:
+        _load(image)
+    except Exception as e:
+        raise _unreadable(location, e) from e
     check_header(image, location)
-    if not channels and image.mode not in MODE_CHANNELS:
-        modes = ", ".join(MODE_CHANNELS)
-        raise BadExampleError(location, f"has mode {image.mode}: expected one of {modes}")
-    mode = "L" if (channels or MODE_CHANNELS[image.mode]) == 1 else "RGB"
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels[..., None] if mode == "L" else pixels
+    try:
+        pixels = np.asarray(to_gray_or_rgb(image, channels))
+    except ValueError as e:
+        raise BadExampleError(location, str(e)) from e
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def ignore_pillow_warnings() -> None:
+    """Adds a filter of this process that ignores the warnings of Pillow's modules.
+
+    `warnings.catch_warnings` is not an option, since images are decoded in threads.
+    """
+    if PILLOW_WARNINGS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=PILLOW_WARNINGS[3].pattern)
+
+
+def _unreadable(location: str, error: Exception) -> BadExampleError:
+    cause = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error)) or type(error).__name__
+    return BadExampleError(location, " ".join(f"is not a readable image ({cause})".split()))
 
 
 def to_pillow(pixels: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
@@ -104,13 +127,11 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "height wid
 
 
 def check_header(image: Image.Image, location: str) -> None:
-    """Raises `BadExampleError` if an image is too small or has more than 8 bits per channel."""
+    """Raises `BadExampleError` if an image is too small."""
     if min(image.size) < 2:
         raise BadExampleError(
             location, f"is {image.width}x{image.height} pixels: expected 2 or more on each side"
         )
-    if image.mode.startswith(("I", "F")):
-        raise BadExampleError(location, f"has more than 8 bits per channel (mode {image.mode})")
 
 
 def _load(image: Image.Image) -> None:

@@ -70,7 +70,12 @@ def fingerprint_diff(old: Fingerprint, new: Fingerprint) -> list[str]:
     ["2 examples added to class 'cat' of the train split"]
     """
     changes = list(_class_changes(old["classes"], new["classes"]))
+    for verb, first, second in (("added", new, old), ("removed", old, new)):
+        names = [name for name in first["splits"] if name not in second["splits"]]
+        changes += [f"the {name} split was {verb}" for name in names]
     for name, split in new["splits"].items():
+        if name not in old["splits"]:
+            continue
         before = dict(zip(old["classes"], old["splits"][name].get("per_class", ()), strict=False))
         after = dict(zip(new["classes"], split.get("per_class", ()), strict=False))
         changes += _split_changes(name, old["splits"][name], split, before, after)

@@ -12,26 +12,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from resflax.data.decode import BadExampleError, check_header, decode
+from resflax.data.decode import BadExampleError, check_header, decode, ignore_pillow_warnings
 from resflax.data.eval_transform import EvalTransform
+from resflax.data.formats import is_image
+from resflax.data.litter import is_in_litter, walk_files
 from resflax.errors import UserError
-
-# Formats that Pillow registers but reads only with other software, and video.
-UNREADABLE_FORMATS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-
-
-def image_suffixes() -> frozenset[str]:
-    """Returns the suffixes, in lower case, of the image files that Pillow reads.
-
-    >>> {".jpg", ".png", ".webp", ".tiff"} <= image_suffixes()
-    True
-    """
-    Image.init()
-    return frozenset(
-        suffix
-        for suffix, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in UNREADABLE_FORMATS
-    )
+from resflax.files import expand_path
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -39,22 +25,21 @@ def find_images(patterns: Sequence[str]) -> list[str]:
 
     Args:
       patterns: files, which are returned as they are; folders, whose files with the suffix of an
-        image are returned, subfolders included, sorted, without hidden files; and globs, in which
-        `**` matches any number of folders.
+        image are returned, subfolders included, sorted; and globs, in which `**` matches any
+        number of folders. Files and folders of systems and archives (see `litter`) are left out.
 
     Raises:
       UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
     """
-    return [path for pattern in patterns for path in _expand(pattern)]
+    return [path for pattern in patterns for path in _expand(expand_path(pattern, "image"))]
 
 
 def _expand(pattern: str) -> list[str]:
     if os.path.isdir(pattern):
-        suffixes = image_suffixes()
-        paths = sorted(
-            (p for p in _walk(pattern) if os.path.splitext(p)[1].lower() in suffixes),
-            key=lambda path: Path(path).parts,
-        )
+        try:
+            paths = sorted(filter(is_image, walk_files(pattern)), key=lambda path: Path(path).parts)
+        except OSError as e:
+            raise UserError(f"cannot read the folder {e.filename}: {e.strerror}") from e
         if not paths:
             raise UserError(f"folder {pattern} contains no images: expected .jpg, .png and others")
         return paths
@@ -62,23 +47,11 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     if not glob.has_magic(pattern):
         raise UserError(f"image not found: {pattern}")
-    matches = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    found = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    matches = [path for path in found if not is_in_litter(path)]
     if not matches:
         raise UserError(f"no file matches {pattern}: expected a glob such as 'photos/**/*.jpg'")
     return sorted(matches, key=lambda path: Path(path).parts)
-
-
-def _walk(root: str) -> Iterator[str]:
-    """Yields the files below a folder, without hidden ones, and each linked folder once."""
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
 
 
 def check_images(paths: Sequence[str], *, num_threads: int) -> None:
@@ -95,12 +68,13 @@ def check_images(paths: Sequence[str], *, num_threads: int) -> None:
 
 
 def _header_problem(path: str) -> BadExampleError | None:
+    ignore_pillow_warnings()
     try:
         with Image.open(path) as image:
             check_header(image, path)
     except BadExampleError as e:
         return e
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except Exception:  # as in `decode`
         try:
             decode(Path(path), path, channels=3)  # for its message
         except BadExampleError as e:

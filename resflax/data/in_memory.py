@@ -7,8 +7,8 @@ from jaxtyping import Int, UInt8
 
 from resflax.data.decode import BadExampleError
 from resflax.data.fingerprint import Fingerprint, arrays_fingerprint
+from resflax.data.skipping import check_skipped
 from resflax.data.source import MeanStd, Source, bad_example
-from resflax.errors import UserError
 from resflax.progress import progress_range
 
 
@@ -68,10 +68,11 @@ def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise"
     """Reads every example of a source; all must have the shape of the first readable one.
 
     Raises:
-      UserError: if an example cannot be used and `on_bad_example` is "raise"; or if none can.
+      UserError: if an example cannot be used and `on_bad_example` is "raise", or so many of a class
+        that they cannot be skipped.
     """
     images: np.ndarray | None = None
-    labels, skipped = np.empty(len(source), np.int32), []
+    labels, skipped = np.empty(len(source), np.int32), dict[int, str]()
     count = 0
     for i in progress_range(len(source), f"reading {source.name}"):
         try:
@@ -82,13 +83,13 @@ def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise"
         except BadExampleError as e:
             if on_bad_example != "skip":
                 raise bad_example(e) from e
-            skipped.append(str(e))
+            skipped[i] = str(e)
             continue
         images[count], labels[count] = image, label
         count += 1
-    if images is None:
-        raise UserError(f"{source.name} has no readable example: expected one or more")
-    return InMemorySplit(images[:count], labels[:count], tuple(skipped))
+    check_skipped(source, skipped, labels[:count])
+    assert images is not None
+    return InMemorySplit(images[:count], labels[:count], tuple(skipped.values()))
 
 
 def _check_shape(source: Source, index: int, image: np.ndarray, shape: tuple[int, ...]) -> None:

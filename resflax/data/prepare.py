@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import tensorflow_datasets as tfds
 
 from resflax.errors import UserError, unknown
+from resflax.files import expand_path
 
 
 def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> Path:
@@ -21,6 +22,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> Path:
       UserError: if TensorFlow is not installed, or the dataset does not exist or cannot be
         prepared.
     """
+    data_dir = expand_path(data_dir, "data_dir")
+    manual_dir = expand_path(manual_dir, "manual_dir")
     known = tfds.list_builders(with_community_datasets=False)
     if name.split(":")[0].split("/")[0] not in known:
         raise unknown("dataset", name, known)

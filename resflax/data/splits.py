@@ -1,16 +1,17 @@
 """One split of a dataset by name, as examples on disk, for evaluation."""
 
-from pathlib import Path
 from typing import Any
 
 from resflax.data.array_source import ArraySource
 from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
 from resflax.data.fake import is_fake, make_fake_split
 from resflax.data.flat_folder import open_flat_folder
-from resflax.data.folder import open_folder_split, split_folder
+from resflax.data.folder import open_folder_split
+from resflax.data.folder_splits import split_folder
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
 from resflax.errors import UserError
+from resflax.files import user_path
 
 
 def load_split(
@@ -54,10 +55,11 @@ def load_split(
         return open_prepared_split(name, data_dir, split)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        root = Path(path).expanduser()
+        root = user_path(path, "dataset")
         if labels_file:
-            folder = split_folder(root, split)
-            return open_flat_folder(folder, Path(labels_file), class_names, num_classes)
+            folder, _ = split_folder(root, split)
+            labels = user_path(labels_file, "labels_file")
+            return open_flat_folder(folder, labels, class_names, num_classes)
         return open_folder_split(root, split, on_bad_example)
 
 

@@ -16,6 +16,7 @@ from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
 from resflax.data.fingerprint import Fingerprint
 from resflax.errors import UserError, unknown
+from resflax.files import expand_path
 
 PREPARE = "resflax data prepare"
 
@@ -32,8 +33,9 @@ class TfdsSource:
         self.has_file_names = "file_name" in builder.info.features
         self.problems: list[str] = []
         self.version = str(builder.info.version)
-        if builder.info.features[self.image].np_dtype != np.uint8:
-            raise UserError(f"dataset {name!r} has images of more than 8 bits: expected uint8")
+        dtype = np.dtype(builder.info.features[self.image].np_dtype)
+        if dtype not in (np.uint8, np.uint16):  # TFDS encodes float32 as if it were RGBA
+            raise UserError(f"dataset {name!r} has {dtype} images: expected uint8 or uint16")
         if not builder.info.splits[split].num_examples:
             raise UserError(f"the {split} split of dataset {name!r} is empty")
         try:
@@ -60,6 +62,9 @@ class TfdsSource:
         example: Any = self.data[index] if self.has_file_names else {}
         name = example.get("file_name", b"")
         return name.decode() if isinstance(name, bytes) else str(name)
+
+    def labels(self) -> None:
+        """Returns None: the labels are known only after reading the examples."""
 
     def read(
         self, index: int, channels: int = 0
@@ -117,6 +122,8 @@ def _test_split(name: str, builder: tfds.core.DatasetBuilder) -> str:
 
 def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Finds a prepared dataset by its files only, without dataset code or network access."""
+    expand_path(name, "dataset")  # a URL, or ~/images without folder:
+    data_dir = expand_path(data_dir, "data_dir")
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError):

@@ -32,6 +32,7 @@ from resflax.export.verify import (
     read_sample_images,
     verify,
 )
+from resflax.files import user_path
 
 
 class ExportReport(NamedTuple):
@@ -76,7 +77,7 @@ def export(
       UserError: if the format cannot have the model or an option, a package is missing, `out`
         exists and is something else, the outputs differ, or the disk is full.
     """
-    out, options = Path(out), options or ExportOptions()
+    out, options = user_path(out), options or ExportOptions()
     name = format_of(out, format)
     row = FORMATS[name]
     check_options(name, options)

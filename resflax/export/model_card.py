@@ -14,6 +14,8 @@ MAX_CLASS_NAMES = 100
 RESULTS = {
     "test_accuracy": "accuracy",
     "test_loss": "loss",
+    "validation_accuracy": "accuracy on the validation split",
+    "validation_loss": "loss on the validation split",
     "test_examples": "test examples",
     "train_examples": "training examples",
     "steps": "steps",

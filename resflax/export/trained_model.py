@@ -19,6 +19,9 @@ from resflax.weights.preprocess import renormalization
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
+# Prefixes in `Weights.evaluation` of an ensemble's metrics, and those in `RunRecord.results`.
+ENSEMBLE_PREFIXES = {"ensemble_validation_": "validation_", "ensemble_": "test_"}
+
 
 class RunRecord(NamedTuple):
     """Records of the run whose checkpoint is exported.
@@ -250,17 +253,17 @@ def _choose_results(
     """Returns `RunRecord.results` of some networks from the `results.json` of their run."""
     if len(members) > 1 and not whole:
         return {}
-    prefix, evaluation = "ensemble_" if whole else "test_", members[0].evaluation
-    own = {
-        f"test_{key.removeprefix(prefix)}": value
-        for key, value in evaluation.items()
-        if key.startswith(prefix)
-    }
+    evaluation, own = members[0].evaluation, dict[str, Any]()
+    prefixes = ENSEMBLE_PREFIXES if whole else {"validation_": "validation_", "test_": "test_"}
+    for key, value in evaluation.items():
+        prefix = next((p for p in prefixes if key.startswith(p)), "")
+        if prefix:
+            own[prefixes[prefix] + key.removeprefix(prefix)] = value
     is_last = results.get("steps") == evaluation["steps"]
-    is_member = "ensemble_accuracy" in evaluation and not whole
+    is_member = any(key.startswith("ensemble_") for key in evaluation) and not whole
     if is_last and not is_member:
         return results
-    if "test_accuracy" not in own:
+    if not own:
         return {}
     about_the_run = {key: results[key] for key in results if key not in ("members", "ensemble")}
     return {**(about_the_run if is_last else {}), "steps": evaluation["steps"], **own}

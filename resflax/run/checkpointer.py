@@ -26,14 +26,17 @@ from resflax.run.manifest import (
     write_manifest,
 )
 
-METRIC = "accuracy"
+METRIC, STEP = "accuracy", "step"
 
 
 def _manager_options(max_to_keep: int, keep_steps: Sequence[int]) -> ocp.CheckpointManagerOptions:
-    """Keeps the last `max_to_keep` checkpoints, the best one and those of `keep_steps`."""
+    """Keeps the last `max_to_keep` checkpoints, the best one and those of `keep_steps`.
 
-    def accuracy(metrics: dict[str, float]) -> float:
-        return metrics[METRIC]
+    Of equally accurate checkpoints the first one is the best.
+    """
+
+    def accuracy(metrics: dict[str, float]) -> Any:
+        return metrics[METRIC], -metrics.get(STEP, 0)
 
     policies = checkpoint_managers
     best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
@@ -185,7 +188,7 @@ class Checkpointer:
 
         Args:
           checkpoint: its arrays must not change before `wait` returns.
-          accuracy: test accuracy if the run evaluated at this step; the best checkpoint is kept.
+          accuracy: of the evaluation at this step, if there was one; the best checkpoint is kept.
 
         Raises:
           UserError: if the previous checkpoint or this one cannot be written.
@@ -198,7 +201,7 @@ class Checkpointer:
                 METADATA: ocp.args.JsonSave(checkpoint.metadata),
             }
         )
-        metrics = None if accuracy is None else {METRIC: accuracy}
+        metrics = None if accuracy is None else {METRIC: accuracy, STEP: step}
         with self._disk_errors("written"):
             self._quarantine_corrupt()
             if step in list_steps(self.folder):

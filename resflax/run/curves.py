@@ -10,17 +10,21 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from resflax.plotting import line_style, new_figure, save
 
+EVALUATED: dict[str, Any] = {
+    "color": "#1f4e8c",
+    "linewidth": 2.0,
+    "linestyle": "-",
+    "marker": ".",
+    "markersize": 5,
+}
 # Distinguishable in grayscale print too.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#8a8a8a", "linewidth": 1.0, "linestyle": "-"},
-    "test": {
-        "color": "#1f4e8c",
-        "linewidth": 2.0,
-        "linestyle": "-",
-        "marker": ".",
-        "markersize": 5,
-    },
+    "validation": EVALUATED,
+    "test": EVALUATED,
 }
+# The test split of a run with a validation split, which is evaluated at the end only.
+FINAL_STYLE: dict[str, Any] = {"color": "#b4372f", "linestyle": "none", "marker": "D"}
 MEMBER_STYLE: dict[str, Any] = {"color": "#8db3de", "linewidth": 0.7, "linestyle": "-"}
 # More lines than this one could not tell apart: they get one style and one label.
 MAX_NAMED_MEMBERS = 6
@@ -41,18 +45,23 @@ class _PlainNumbers(LogFormatter):
 
 def _lines(records: Sequence[dict[str, Any]], key: str, members: Sequence[str]) -> Iterator[_Line]:
     """Yields the lines of one plot, the members' first so that they are behind the others."""
-    tests = [r for r in records if r["split"] == "test" and "members" in r]
+    by_split = {split: [r for r in records if r["split"] == split] for split in STYLES}
+    evaluated = "validation" if by_split["validation"] else "test"
+    with_members = [r for r in by_split[evaluated] if "members" in r]
     is_named = 0 < len(members) <= MAX_NAMED_MEMBERS
-    for k, values in enumerate(np.array([r["members"][key] for r in tests], np.float64).T):
-        style = MEMBER_STYLE | ({"label": "members, test"} if k == 0 else {})
+    for k, values in enumerate(np.array([r["members"][key] for r in with_members], np.float64).T):
+        style = MEMBER_STYLE | ({"label": f"members, {evaluated}"} if k == 0 else {})
         if is_named:
-            style = MEMBER_STYLE | line_style(k) | {"label": f"{members[k]}, test"}
-        yield _Line([r["step"] for r in tests], values, style)
-    labels = {"train": "members' mean, train", "test": "ensemble, test"} if tests else {}
-    for split, style in STYLES.items():
-        rows = [r for r in records if r["split"] == split]
+            style = MEMBER_STYLE | line_style(k) | {"label": f"{members[k]}, {evaluated}"}
+        yield _Line([r["step"] for r in with_members], values, style)
+    for split, rows in by_split.items():
+        if not rows and split != "train":
+            continue
         values = np.array([r[key] for r in rows], np.float64)
-        yield _Line([r["step"] for r in rows], values, style | {"label": labels.get(split, split)})
+        style = FINAL_STYLE if split != evaluated and split == "test" else STYLES[split]
+        networks = "members' mean, " if split == "train" else "ensemble, "
+        label = f"{networks if with_members else ''}{split}"
+        yield _Line([r["step"] for r in rows], values, style | {"label": label})
 
 
 def draw_curves(

@@ -19,7 +19,7 @@ class RunProgress:
     def __init__(self, steps: int, interval: float = 10.0, *, silent: bool = False) -> None:
         self.meter = ProgressMeter(steps, interval=interval, silent=silent)
         self.steps, self.step = steps, 0
-        self.train_text = self.test_text = ""
+        self.train_text = self.eval_text = ""
 
     def resume(self, step: int) -> None:
         """Counts the steps that earlier processes took."""
@@ -35,18 +35,18 @@ class RunProgress:
         self.train_text = f"loss {loss}, accuracy {accuracy}, {speed}"
         self._update(record, "", remaining, force=False)
 
-    def test(self, record: dict[str, Any], remaining: float) -> None:
+    def evaluation(self, record: dict[str, Any], remaining: float) -> None:
         """Shows the record of an evaluation; of an ensemble, also its members' mean accuracy.
 
         The mean is that of the members with a finite loss.
         """
-        self.test_text = f", test {record['accuracy']:.4f}"
+        self.eval_text = f", {record['split']} {record['accuracy']:.4f}"
         if "members" in record:
             members = zip(record["members"]["accuracy"], record["members"]["loss"], strict=True)
             accuracies = [accuracy for accuracy, loss in members if loss is not None]
             if accuracies:
-                self.test_text += f" (members {np.mean(accuracies):.4f})"
-        self._update(record, self.test_text, remaining, force=True)
+                self.eval_text += f" (members {np.mean(accuracies):.4f})"
+        self._update(record, self.eval_text, remaining, force=True)
 
     def print(self, line: str) -> None:
         """Prints a separate line."""
@@ -57,13 +57,13 @@ class RunProgress:
         self.meter.close()
 
     def _update(
-        self, record: dict[str, Any], test_text: str, remaining: float, *, force: bool
+        self, record: dict[str, Any], eval_text: str, remaining: float, *, force: bool
     ) -> None:
         steps, self.step = record["step"] - self.step, record["step"]
         place = f"epoch {record['epoch']:.1f}, step {record['step']}/{self.steps}"
-        line = f"{place}: {(self.train_text + test_text).removeprefix(', ')}"
-        # Fits into 80 columns; narrower terminals cut the last part, the test accuracy.
-        short = self.train_text.replace("examples", "ex") + self.test_text
+        line = f"{place}: {(self.train_text + eval_text).removeprefix(', ')}"
+        # Fits into 80 columns; narrower terminals cut the last part, the evaluation.
+        short = self.train_text.replace("examples", "ex") + self.eval_text
         self.meter.update(
             steps, short.removeprefix(", "), line=line, remaining=remaining, force=force
         )

@@ -22,9 +22,14 @@ class TrainerState:
       records_sha256: SHA-256 of these records.
       window: "loss" and "accuracy" of each step since the last record, by member; None for a
         skipped update, {} for a member that no longer trains.
-      evaluated: step of the last evaluation; -1 before the first.
-      test: metrics of the last evaluation.
-      best: highest test accuracy so far; -1 before the first evaluation.
+      evaluated: step of the last evaluation during training, on the validation split if there is
+        one, else on the test split; -1 before the first.
+      validation: metrics of the last evaluation of the validation split; {} without one.
+      test: metrics of the last evaluation of the test split, which a run with a validation split
+        evaluates only at its end.
+      tested: step of that evaluation at the end of a run with a validation split; -1 before it.
+      best: highest accuracy of the evaluations during training; -1 before the first.
+      best_step: step of the first evaluation with that accuracy; -1 before the first.
       dropped: number of skipped updates, by member.
       in_row: number of consecutive skipped updates up to now, by member.
       diverged_at: step at which the member stopped training; 0 if it trains, by member.
@@ -39,8 +44,11 @@ class TrainerState:
     records_sha256: str = hashlib.sha256().hexdigest()
     window: list[list[dict[str, float] | None]] = field(default_factory=list)
     evaluated: int = -1
+    validation: dict[str, Any] = field(default_factory=dict)
     test: dict[str, Any] = field(default_factory=dict)
+    tested: int = -1
     best: float = -1.0
+    best_step: int = -1
     dropped: list[int] = field(default_factory=lambda: [0])
     in_row: list[int] = field(default_factory=lambda: [0])
     diverged_at: list[int] = field(default_factory=lambda: [0])
@@ -58,6 +66,11 @@ class TrainerState:
     def start(cls, members: int) -> "TrainerState":
         """Returns the state before the first step."""
         return cls(dropped=[0] * members, in_row=[0] * members, diverged_at=[0] * members)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Metrics of the last evaluation during training; {} before the first."""
+        return self.validation or self.test
 
     def add_step(self, metrics: Sequence[dict[str, float]], finite: Sequence[bool]) -> None:
         """Adds the metrics of a step, by member; not finite means that its update was skipped."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resflax.errors import UserError
-from resflax.files import disk_errors_as_user_error, write_atomic
+from resflax.files import disk_errors_as_user_error, user_path, write_atomic
 from resflax.run.checkpoint import latest_valid_metadata
 from resflax.run.config_diff import config_diff
 from resflax.run.records import Records
@@ -91,7 +91,7 @@ class Workdir:
     @classmethod
     def inspect(
         cls,
-        path: Path,
+        path: str | Path,
         config: dict[str, Any],
         *,
         resumable: Sequence[str] = (),
@@ -104,6 +104,7 @@ class Workdir:
         Raises:
           UserError: as `open` does.
         """
+        path = user_path(path, "--workdir")
         cls.check(path)
         workdir = cls(path)
         if not (path / "config.json").exists():
@@ -118,7 +119,7 @@ class Workdir:
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: str | Path,
         config: dict[str, Any],
         *,
         resumable: Sequence[str] = (),
@@ -137,6 +138,7 @@ class Workdir:
         Raises:
           UserError: if it cannot be written, has a run with another config, or is in use.
         """
+        path = user_path(path, option)
         cls.check(path, option)
         workdir = cls(path, option=option)
         try:

@@ -6,15 +6,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resflax.data.eval_transform import INTERPOLATIONS
+from resflax.data.augment import TRANSFORMS
+from resflax.data.augment.mix import MIXES
+from resflax.data.crops import CROPS
+from resflax.data.eval_transform import CROP_MODES, INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
-from resflax.nn import BATCH_NORM_MODES, Spec
+from resflax.nn import BATCH_NORM_MODES, BLOCKS, Spec
+from resflax.nn.spec import CHOICES as SPEC_CHOICES
+from resflax.nn.spec import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_augment, build_mix, build_model, default_config
-from resflax.train.ensemble_rules import ON_DIVERGED, check_ensemble, unknown_key
+from resflax.train.config_keys import KEYS
+from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
@@ -25,10 +31,13 @@ from resflax.train.rule import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    TYPE_NAMES,
     Rule,
     check_type,
 )
 from resflax.train.schedules import SCHEDULES
+from resflax.train.unknown_keys import unknown_key
+from resflax.zoo.registry import DTYPES
 
 RULES: dict[str, Rule] = {
     "dataset": Rule("folder:PATH, digits, or a name of TensorFlow Datasets", bool),
@@ -77,6 +86,15 @@ RULES: dict[str, Rule] = {
     "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
     "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
     "data.crop_pct": Rule("0 to 1", lambda v: 0 <= v <= 1),
+    "data.crop_scale": Rule(
+        "smallest and largest share of the area, above 0, up to 1, such as (0.35, 1)",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
+    ),
+    "data.crop_ratio": Rule(
+        "smallest and largest ratio of width to height, 0.01 to 100, such as (0.75, 1.3333)",
+        lambda v: len(v) == 2 and 0.01 <= v[0] <= v[1] <= 100,
+    ),
+    "data.crop_mode": Rule(f"'', {', '.join(CROP_MODES)}", lambda v: v in ("", *CROP_MODES)),
     "data.interpolation": Rule(
         f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
     ),
@@ -97,8 +115,24 @@ CHOICES: dict[str, Any] = {
     "on_nonfinite": ACTIONS[1:],
     "ensemble.method": METHODS,
     "ensemble.on_diverged": ON_DIVERGED,
+    "data.train_crop": ("auto", *CROPS),
     "data.placement": PLACEMENTS,
     "data.on_bad_example": ON_BAD_EXAMPLE,
+}
+# Valid values of keys that other functions check, in words.
+EXPECTED: dict[str, str] = {
+    "model": "a name of `resflax list`",
+    "dtype": f"one of {', '.join(DTYPES)}",
+    "spec.block": f"one of {', '.join(BLOCKS)}, or one of them per stage",
+    "spec.output_stride": ", ".join(map(str, OUTPUT_STRIDES)),
+    **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if f"data.{name}" in KEYS},
+    **{f"data.{name}": MEMBER_RULES["mixup"].expected for name in MIXES},
+    **{
+        f"ensemble.{name}": f"one number per member, {r.expected}"
+        for name, r in MEMBER_RULES.items()
+    },
+    **{f"spec.{name}": f"one of {', '.join(table)}" for name, table in SPEC_CHOICES.items()},
+    **{f"spec.{name}": LESS_THAN_ONE.expected for name in ("drop_path", "dropout")},
 }
 # Rules over several keys: the invalid combination, and its message.
 COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
@@ -135,6 +169,11 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.data.placement == "device" and c.data.image_size,
         "config.data.placement is 'device' with config.data.image_size={c.data.image_size}, which"
         " streams images from disk: expected 'host' or 'auto'",
+    ),
+    (
+        lambda c: c.data.train_crop in ("resize", "squash") and not c.data.image_size,
+        "config.data.train_crop is {c.data.train_crop!r} with config.data.image_size=0, which reads"
+        " images of one size: expected 'auto', 'none' or 'inception', or the image size",
     ),
     (
         lambda c: c.data.flip and c.data.alternating_flip,
@@ -179,6 +218,20 @@ CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
 )
 
 
+def expected_values(key: str) -> str:
+    """Returns the valid values of a key in words.
+
+    >>> expected_values("decay_mask"), expected_values("learning_rate"), expected_values("remat")
+    ('one of kernels, all', 'more than 0', 'True or False')
+    """
+    if key in CHOICES:
+        return f"one of {', '.join(CHOICES[key])}"
+    if key in RULES:
+        return RULES[key].expected
+    row = KEYS[key]
+    return EXPECTED.get(key) or TYPE_NAMES[row.kind or type(row.default)]
+
+
 def check_config(config: ConfigDict) -> None:
     """Checks everything that depends on the config alone.
 
@@ -198,7 +251,7 @@ def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
     """Checks each key and value alone."""
     for key in actual:
         if key not in known:
-            raise unknown_key(key, known)
+            raise unknown_key(key)
     for key, default in known.items():
         if key not in actual:
             raise UserError(f"config.{key} is missing: start from default_config()")

@@ -1,13 +1,13 @@
 """Valid values of `config.ensemble`, alone and together with other keys."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data.augment.mix import MAX_ALPHA
-from resflax.errors import UserError, quantity, unknown
+from resflax.errors import UserError, quantity
 from resflax.train.config import build_model
 from resflax.train.ensemble import (
     MEMBER_KEYS,
@@ -60,23 +60,6 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         " 2**32, or config.ensemble.seeds",
     ),
 )
-
-
-def unknown_key(key: str, known: Iterable[str]) -> UserError:
-    """Returns the error for a key that no config has; `known` are the valid keys.
-
-    >>> print(unknown_key("ensemble.batch_size", ["batch_size", "ensemble.learning_rate"]))
-    config.ensemble.batch_size: batch_size is the same for all members, which can differ in \
-learning_rate, weight_decay, label_smoothing, mixup, drop_path and seeds: set config.batch_size
-    """
-    name = key.removeprefix(GROUP)
-    same = [k for k in known if not k.startswith(GROUP) and name in (k, k.rpartition(".")[2])]
-    if not key.startswith(GROUP) or not same:
-        return unknown("config key", f"config.{key}", [f"config.{k}" for k in known])
-    return UserError(
-        f"config.{key}: {name} is the same for all members, which can differ in"
-        f" {', '.join(MEMBER_KEYS)} and seeds: set config.{same[0]}"
-    )
 
 
 def check_ensemble(config: ConfigDict) -> None:

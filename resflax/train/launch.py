@@ -14,6 +14,7 @@ from resflax.distributed.processes import (
     lost_process_as_user_error,
 )
 from resflax.errors import UserError, unknown
+from resflax.files import user_path
 from resflax.kernels import describe_backend
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt
@@ -66,7 +67,7 @@ def fit(
     if resume not in RESUME:
         raise unknown("resume", resume, RESUME)
     check_config(config)
-    path = Path(workdir) if workdir else default_workdir(config.model or "pretrained")
+    path = user_path(workdir or default_workdir(config.model or "pretrained"), "workdir")
     with lost_process_as_user_error():
         existing = ExistingRun()
         if is_main_process():

@@ -1,12 +1,16 @@
 """The training loop: steps, records, evaluations, checkpoints."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from resflax.data.workers import WorkerLostError
 from resflax.distributed import environment
 from resflax.distributed.processes import (
     all_gather_strings,
@@ -25,7 +29,12 @@ from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
-from resflax.train.results import make_record, make_results, member_labels
+from resflax.train.results import (
+    describe_accuracies,
+    make_record,
+    make_results,
+    member_labels,
+)
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
@@ -70,6 +79,7 @@ class TrainingLoop:
         self.trainer, self.workdir, self.progress = trainer, workdir, progress
         self.interrupt, self.config, self.engine = interrupt, trainer.config, trainer.engine
         self.pending: list[Any] = []  # metrics on the devices
+        self.ticks = 0  # points at which the run could stop, the same for all processes
         self.saved_step, self.saved_at = -1, time.monotonic()
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
         self.checkpoints = RunCheckpoints(trainer, workdir) if workdir.writes else None
@@ -146,13 +156,14 @@ class TrainingLoop:
         names = param_group_names(state.params, state.batch_stats)
         self.monitor = Monitor(trainer.run, self.state, names, self._print)
         eval_state = None
-        if self._should_evaluate(first):
+        if self._should_evaluate(first) or self._should_test(first):
             state, eval_state = self._evaluate(state, first)
             self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
             assert step_fn
-            state, metrics = step_fn(state)
+            with self._stop_at_lost_worker(state, step - 1):
+                state, metrics = step_fn(state)
             self.pending.append(metrics)
             limit_in_flight(self.pending)
             if step == first + 1:  # compilation: the throughput is measured from its end
@@ -167,7 +178,7 @@ class TrainingLoop:
         self.throughput.step(self.config.batch_size * self.trainer.run.size)
         self.eval_batch_stats, eval_state = {}, None
         evaluates = self._should_evaluate(step)
-        stops = reached_preemption(step, bool(self.interrupt.received))
+        stops = self._must_stop()
         records = evaluates or step % self.config.log_every_steps == 0
         if records or stops or len(self.pending) >= MAX_PENDING_METRICS:
             self._drain_metrics(step)
@@ -184,6 +195,16 @@ class TrainingLoop:
     def _should_evaluate(self, step: int) -> bool:
         """Returns whether the run evaluates at this step, and has not done so before a resume."""
         return step > self.state.evaluated and self.trainer.is_eval_step(step)
+
+    def _should_test(self, step: int) -> bool:
+        """Returns whether the test split is evaluated at this step, besides a validation split."""
+        has_validation = self.trainer.dataset.validation is not None
+        return has_validation and step == self.trainer.steps and step > self.state.tested
+
+    def _must_stop(self) -> bool:
+        """Returns whether a signal stops the run here, the same for all processes."""
+        self.ticks += 1
+        return reached_preemption(self.ticks, bool(self.interrupt.received))
 
     def _drain_metrics(self, step: int) -> None:
         """Fetches the pending metrics, up to those of `step`.
@@ -205,27 +226,43 @@ class TrainingLoop:
         return make_record(self.config, step, epoch, split, values, rate, speed)
 
     def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, TrainState]:
-        """Evaluates and records; returns the states to train from and that was evaluated."""
-        eval_state = self.trainer.eval_state(state)
-        test = self.trainer.evaluate(
-            eval_state,
-            self.trainer.dataset.test,
-            lambda: self._stop_evaluation(state, step),
-            self.monitor.excluded,
-        )
-        if self.monitor.check_test(test, step):
+        """Evaluates and records; returns the states to train from and that was evaluated.
+
+        At the last step of a run with a validation split, the test split follows.
+        """
+        stop = partial(self._stop_evaluation, state, step)
+        with self._stop_at_lost_worker(state, step):
+            eval_state = self.trainer.eval_state(state, stop)
+        if self._should_evaluate(step):
+            state = self._evaluate_split(self.trainer.dataset.best_by, state, eval_state, step)
+            self.state.evaluated = step
+        if self._should_test(step):
+            state = self._evaluate_split("test", state, eval_state, step)
+            self.state.tested = step
+        return state, eval_state
+
+    def _evaluate_split(
+        self, split: str, state: TrainState, eval_state: TrainState, step: int
+    ) -> TrainState:
+        """Evaluates one split and records the metrics; returns the state to train from."""
+        stop = partial(self._stop_evaluation, state, step)
+        data = getattr(self.trainer.dataset, split)
+        with self._stop_at_lost_worker(state, step):
+            metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
+        if self.monitor.check_evaluation(split, metrics, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
-        record = self._make_record(step, "test", test, test["count"] / self.throughput.pause())
+        speed = metrics["count"] / self.throughput.pause()
+        record = self._make_record(step, split, metrics, speed)
         self.workdir.add_record(record)
-        self.state.test, self.state.evaluated = test, step
+        setattr(self.state, split, metrics)
         if self.config.precise_bn_batches:
             self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
-        self.progress.test(record, self.throughput.remaining(step))
-        return state, eval_state
+        self.progress.evaluation(record, self.throughput.remaining(step))
+        return state
 
     def _should_save(self, step: int, metrics_drained: bool) -> bool:
         """Returns whether to save at this step, the same for all processes."""
-        config, accuracy = self.config, self.state.test.get("accuracy", -1.0)
+        config, accuracy = self.config, self.state.evaluation.get("accuracy", -1.0)
         if self.state.evaluated == step and accuracy > self.state.best:
             return True
         if step in self.trainer.snapshot_steps:
@@ -241,9 +278,9 @@ class TrainingLoop:
         """Starts to save, after the previous checkpoint is on disk."""
         if self.pending:
             self._drain_metrics(step)
-        accuracy = self.state.test["accuracy"] if self.state.evaluated == step else None
-        if accuracy is not None:
-            self.state.best = max(self.state.best, accuracy)
+        accuracy = self.state.evaluation["accuracy"] if self.state.evaluated == step else None
+        if accuracy is not None and accuracy > self.state.best:
+            self.state.best, self.state.best_step = accuracy, step
         arrays: TrainState = self.engine.to_host(state)
         skipped = self.state.skipped + all_gather_strings(self.trainer.dataset.skipped)
         self.state.skipped = list(dict.fromkeys(skipped))
@@ -262,8 +299,18 @@ class TrainingLoop:
 
     def _stop_evaluation(self, state: TrainState, step: int) -> None:
         """Stops the run between two batches of an evaluation; the resumed run repeats it."""
-        if self.interrupt.received and jax.process_count() == 1:
+        if self._must_stop():
             self._stop(state, step)
+
+    @contextlib.contextmanager
+    def _stop_at_lost_worker(self, state: TrainState, step: int) -> Iterator[None]:
+        """Stops the run if it loses a worker process after a signal, which the worker got too."""
+        try:
+            yield
+        except WorkerLostError:
+            if self.interrupt.received and jax.process_count() == 1:
+                self._stop(state, step)
+            raise
 
     def _stop(self, state: TrainState, step: int) -> None:
         """Saves and raises `InterruptedRunError`."""
@@ -284,7 +331,8 @@ class TrainingLoop:
         final: TrainState = self.engine.to_host(eval_state)
         if self.checkpointer:
             self.checkpointer.wait()
-            title = f"{self.trainer.title}, test accuracy {self.state.test['accuracy']:.4f}"
+            accuracies = describe_accuracies(self.state)
+            title = f"{self.trainer.title}, {accuracies}"
             path, labels = self.workdir.path / "curves.png", member_labels(self.config)
             draw_curves(self.workdir.records.all(), path, title, labels)
         results = make_results(

@@ -30,8 +30,8 @@ class Monitor:
 
     A member whose loss is not finite is reported and no longer trains: `freeze_diverged` keeps its
     last finite state, which stays in the ensemble if `config.ensemble.on_diverged` is "freeze" and
-    its test loss is finite. A run ends with the last of its members, or with the first one if
-    `on_diverged` is "stop".
+    its loss in evaluations is finite. A run ends with the last of its members, or with the first
+    one if `on_diverged` is "stop".
 
     Args:
       run: the run.
@@ -75,8 +75,13 @@ class Monitor:
                     where = f"step {step}, learning rate {rates[k]:.3g}, {what}"
                     self._end_training(k, step, where, f"{reason}{note}")
 
-    def check_test(self, test: dict[str, Any], step: int) -> bool:
+    def check_evaluation(self, split: str, metrics: dict[str, Any], step: int) -> bool:
         """Checks the losses of an evaluation.
+
+        Args:
+          split: "validation" or "test".
+          metrics: see `TestMetrics`.
+          step: number of steps taken.
 
         Returns:
           Whether a member has diverged since the last evaluation: the state on the devices does not
@@ -86,12 +91,13 @@ class Monitor:
           DivergedError: if a loss is not finite and the run must stop.
         """
         before = list(self._state.diverged_at)
-        new, old = _losses(self._config, test), _losses(self._config, self._state.test)
+        previous = getattr(self._state, split)
+        new, old = _losses(self._config, metrics), _losses(self._config, previous)
         for k, loss in enumerate(new):
             if np.isfinite(loss):
                 continue
             rate = self.learning_rates(step)[k]
-            what = f"the test loss is {loss} at step {step}, learning rate {rate:.3g}"
+            what = f"the {split} loss is {loss} at step {step}, learning rate {rate:.3g}"
             if not before[k]:
                 advice = ": try a lower config.learning_rate or a config.grad_clip_norm"
                 self._end_training(k, step, what, advice, is_left_out=True)
@@ -144,16 +150,16 @@ def excluded_members(run: Run, state: TrainerState) -> list[int]:
     were not finite in the last evaluation. The latter no longer train, so that every later
     evaluation leaves them out as well.
     """
-    losses = _losses(run.config, state.test)
-    not_finite = {k for k, loss in enumerate(losses) if np.isnan(loss)}
+    losses = (_losses(run.config, metrics) for metrics in (state.validation, state.test))
+    not_finite = {k for values in losses for k, loss in enumerate(values) if np.isnan(loss)}
     return sorted(not_finite.union(_left_out(run, state)))
 
 
-def _losses(config: ConfigDict, test: dict[str, Any]) -> list[float]:
+def _losses(config: ConfigDict, metrics: dict[str, Any]) -> list[float]:
     """Returns the loss of each network in an evaluation, NaN for None; [] without evaluation."""
-    if not test:
+    if not metrics:
         return []
-    losses = test["members"]["loss"] if is_ensemble(config) else [test["loss"]]
+    losses = metrics["members"]["loss"] if is_ensemble(config) else [metrics["loss"]]
     return [np.nan if loss is None else float(loss) for loss in losses]
 
 

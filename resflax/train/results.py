@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.run.manifest import params_sha256
-from resflax.run.trainer_state import TrainerState
+from resflax.run.trainer_state import METRICS, TrainerState
 from resflax.train.ensemble import differing_values, is_ensemble, member_seeds
 from resflax.train.finetune import freeze_patterns
 from resflax.train.freeze import count_params, split_params
@@ -31,7 +31,7 @@ def make_record(
       config: of the run.
       step: number of steps taken.
       epoch: number of passes over the training split.
-      split: "train" or "test".
+      split: "train", "validation" or "test".
       values: "loss" and "accuracy"; "dropped" if updates were skipped; for an ensemble "members",
         with the lists "loss" and "accuracy".
       learning_rate: of this step, mean over the members.
@@ -45,7 +45,7 @@ def make_record(
         "accuracy": values["accuracy"],
         "learning_rate": learning_rate,
         "examples_per_second": round(examples_per_second, 1),
-        **({"weights": "ema"} if split == "test" and config.ema_decay else {}),
+        **({"weights": "ema"} if split != "train" and config.ema_decay else {}),
         **{key: values[key] for key in ("dropped", "members") if key in values},
     }
 
@@ -68,13 +68,19 @@ def make_results(
       examples_per_second: speed of training.
     """
     trainable, _ = split_params(final.params, freeze_patterns(run.config, run.model))
-    test, devices = trainer_state.test, run.engine.devices
+    test, validation = trainer_state.test, trainer_state.validation
+    devices, dataset = run.engine.devices, run.dataset
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "test_examples": int(test["count"]),
+        **{f"validation_{key}": validation[key] for key in METRICS if validation},
+        "best_step": trainer_state.best_step,
+        "best_by": dataset.best_by,
+        f"best_{dataset.best_by}_accuracy": trainer_state.best,
+        "splits": dataset.names._asdict() | {"validation": dataset.names.validation or None},
         "weights": "ema" if run.config.ema_decay else "params",
-        "train_examples": len(run.dataset.train),
+        "train_examples": len(dataset.train),
         "skipped_examples": len(trainer_state.skipped),
         "steps": int(np.max(final.step)),
         "dropped_steps": sum(trainer_state.dropped),
@@ -89,6 +95,12 @@ def make_results(
         "jax_version": jax.__version__,
         **_ensemble_results(run, trainer_state),
     }
+
+
+def describe_accuracies(state: TrainerState) -> str:
+    """Returns the accuracies at the end of a run, of each split that was evaluated."""
+    splits = {"validation": state.validation, "test": state.test}
+    return ", ".join(f"{k} accuracy {v['accuracy']:.4f}" for k, v in splits.items() if v)
 
 
 def _ensemble_results(run: Run, trainer_state: TrainerState) -> dict[str, Any]:

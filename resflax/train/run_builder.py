@@ -157,7 +157,7 @@ def _build_model_for(
         spec = build_model(config, dataset.num_classes).spec
     check_averaging(config, spec)
     minimum = spec.min_image_size
-    for split in (dataset.train, dataset.test):
+    for split in dataset.splits.values():
         height, width = split.image_shape[:2]
         if min(height, width) < minimum:
             raise UserError(

@@ -32,6 +32,13 @@ def is_last_of_epochs(step: int, *, batch_size: int, examples: int) -> bool:
     return step * batch_size // examples > (step - 1) * batch_size // examples
 
 
+def _call_before_each(batches: Iterable[Any], before_batch: Callable[[], None]) -> Iterator[Any]:
+    """Yields batches, each after a call of `before_batch`."""
+    for batch in batches:
+        before_batch()
+        yield batch
+
+
 class Trainer:
     """Compiled steps of a `Run` on its engine, called by `resflax.train.loop.fit`."""
 
@@ -90,17 +97,18 @@ class Trainer:
         """
 
         def batches() -> Iterator[Any]:
-            for batch in self._batches_of(split):
-                before_batch()
-                yield batch
+            return _call_before_each(self._batches_of(split), before_batch)
 
         return self._evaluator(state, batches, excluded)
 
-    def eval_state(self, state: TrainState) -> TrainState:
+    def eval_state(
+        self, state: TrainState, before_batch: Callable[[], None] = lambda: None
+    ) -> TrainState:
         """Returns the state to evaluate and to save as the result: with precise BN, if configured.
 
         Args:
           state: on the engine's devices.
+          before_batch: called before each batch of precise BN; it may raise to stop it.
         """
         if not self.config.precise_bn_batches:
             return state
@@ -111,7 +119,11 @@ class Trainer:
         count = self.config.precise_bn_batches
         batches = train_iterator(self.engine, split, self.config, 0, count)
         return recompute_state_batch_stats(
-            self.engine, self.run.model, self._stats_step, state, batches
+            self.engine,
+            self.run.model,
+            self._stats_step,
+            state,
+            _call_before_each(batches, before_batch),
         )
 
     def _batches_of(self, split: Split) -> Iterable[Any]:

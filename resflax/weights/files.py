@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from resflax.errors import UserError
-from resflax.files import write_atomic
+from resflax.files import user_path, write_atomic
 from resflax.weights.arrays import Arrays, to_arrays, to_tensor
 from resflax.weights.file_kinds import INDEX, INDEX_SUFFIX, SUFFIXES, TORCH, find_kind
 from resflax.weights.layouts import is_flax_name
@@ -51,7 +51,7 @@ def load_file(path: str | Path, *, report: Report = print_to_stderr) -> Arrays:
       UserError: if the file is missing, truncated, not a weights file, or contains non-finite
         values.
     """
-    path = find_weights_file(Path(path).expanduser())
+    path = find_weights_file(user_path(path))
     kind = _find_kind(path)
     arrays = _load_shards(path, report) if kind == INDEX else _load(path, kind, report)
     bad = [name for name, array in arrays.items() if not _is_finite(array)]
@@ -74,7 +74,7 @@ def save_file(path: str | Path, arrays: Mapping[str, Any]) -> None:
     Raises:
       UserError: if the suffix is unknown or the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         write_atomic(path, _serialize(path, to_arrays(arrays)))
     except UserError as e:

@@ -58,8 +58,8 @@ class Preprocess(EvalTransform):
           image: a path, a PIL image or a uint8 array `(h, w, 3)`.
 
         Raises:
-          UserError: if the file is missing or not a readable image, the image has more than 8 bits
-            per channel, or the array has another dtype or shape.
+          UserError: if the file is missing or not a readable image, or the array has another dtype
+            or shape.
         """
         pixels = self.apply(_read_pixels(image, self.channels)).astype(np.float32) / 255
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)

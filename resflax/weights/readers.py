@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError, unknown
+from resflax.files import expand_path
 from resflax.nn import Spec
 from resflax.weights.arrays import Arrays
 from resflax.weights.bridge import (
@@ -30,8 +31,8 @@ from resflax.weights.workdirs import is_workdir, split_checkpoint
 from resflax.zoo import get_spec
 from resflax.zoo.registry import SPECS, split_tag
 
-# How timm, and pages of the Hub, write names of repositories and folders.
-SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:", "hf://", "https://huggingface.co/")
+# How timm writes names of repositories and folders.
+SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 class Weights(NamedTuple):
@@ -271,7 +272,7 @@ def _without_scheme(where: str) -> str:
     """Returns a name without timm's prefixes of the Hub and of folders, and with "~" expanded."""
     for scheme in SCHEMES:
         where = where.removeprefix(scheme)
-    return str(Path(where).expanduser()) if where.startswith("~") else where
+    return expand_path(where)
 
 
 def _is_repository(where: str) -> bool:
@@ -299,8 +300,6 @@ READERS: dict[str, Reader] = {
 def _describe_invalid(where: str) -> str:
     if where.endswith(FILE_SUFFIXES):
         return f"file not found: {where}"
-    if "://" in where:
-        return f"{where} is a URL: expected a file: download it first"
     message = f"{where} is not an existing file or folder, nor a Hub repository (owner/name)"
     architecture, tag = split_tag(where)
     if where in SPECS:

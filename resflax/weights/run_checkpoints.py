@@ -30,15 +30,20 @@ class RunCheckpoint(NamedTuple):
         return any(name.startswith(f"{path}/") for name in self.checksums)
 
     @property
-    def test(self) -> dict[str, Any]:
-        """Metrics of the run's evaluation at this step; {} if it did not evaluate here."""
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Metrics of the run's evaluations at this step, of the splits "validation" and "test"."""
         state = self.metadata["trainer_state"]
-        return dict(state["test"]) if state["evaluated"] == self.step else {}
+        validation, has_evaluated = state.get("validation"), state["evaluated"] == self.step
+        if not validation:
+            return {"test": dict(state["test"])} if has_evaluated and state["test"] else {}
+        tested = {"test": dict(state["test"])} if state["tested"] == self.step else {}
+        return ({"validation": dict(validation)} if has_evaluated else {}) | tested
 
     @property
     def accuracy(self) -> float | None:
-        """Accuracy of the run's evaluation at this step; None if it did not evaluate here."""
-        return self.test.get("accuracy")
+        """Accuracy by which "best" is chosen; None if the run did not evaluate at this step."""
+        metrics = self.metrics
+        return metrics.get("validation", metrics.get("test", {})).get("accuracy")
 
     @property
     def ensemble(self) -> dict[str, Any] | None:
@@ -58,14 +63,19 @@ class RunCheckpoint(NamedTuple):
         return needs_own and self.has(EMA) and self.has(BATCH_STATS) and not self.has(EVAL_STATS)
 
     def evaluation(self, member: int | None) -> dict[str, float]:
-        """Returns the metrics of a member, see `RunWeights`; None for a run of one network."""
-        test = self.test
-        numbers = {f"test_{key}": value for key, value in test.items()}
-        if member is not None:
-            own = {key: values[member] for key, values in test.get("members", {}).items()}
-            numbers = {f"test_{key}": value for key, value in own.items()} | {
-                f"ensemble_{key}": value for key, value in test.items()
-            }
+        """Returns the metrics of a member, see `RunWeights`; None for a run of one network.
+
+        Their names begin with that of the split, and of a member's ensemble with "ensemble_" (test
+        split) or "ensemble_validation_".
+        """
+        numbers: dict[str, Any] = {}
+        for split, metrics in self.metrics.items():
+            own = metrics
+            if member is not None:
+                own = {key: values[member] for key, values in metrics.get("members", {}).items()}
+                prefix = "ensemble_" if split == "test" else f"ensemble_{split}_"
+                numbers |= {f"{prefix}{key}": value for key, value in metrics.items()}
+            numbers |= {f"{split}_{key}": value for key, value in own.items()}
         return {
             "steps": self.step,
             **{key: value for key, value in numbers.items() if isinstance(value, int | float)},
@@ -189,14 +199,14 @@ def _cycle_ends(path: Path, steps: list[int]) -> list[int]:
 
 
 def _sort_by_accuracy(path: Path, steps: list[int], skip: Skip) -> list[int]:
-    """Returns the steps at which the run evaluated, the highest accuracy first."""
+    """Returns the steps at which the run evaluated, the highest accuracy first, then the first."""
     accuracies = {}
     for step in steps:
         try:
             accuracies[step] = _verify(path, step, only_metadata=True).accuracy
         except CorruptCheckpointError as e:
             skip(step, e)
-    evaluated = {step: a for step, a in accuracies.items() if a is not None}
+    evaluated = {step: a for step, a in sorted(accuracies.items()) if a is not None}
     if accuracies and not evaluated:
         raise UserError(f"no checkpoint of {path} was evaluated: use {path}@last")
     return sorted(evaluated, key=lambda step: evaluated[step], reverse=True)

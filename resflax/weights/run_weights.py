@@ -32,7 +32,8 @@ class RunWeights(NamedTuple):
       source: one line that describes the weights.
       evaluation: "steps" of the checkpoint, and the "test_accuracy" and "test_loss" of the network
         at this step if the run evaluated there; for a member, those of its ensemble as well, as
-        "ensemble_accuracy" and "ensemble_loss".
+        "ensemble_accuracy" and "ensemble_loss". A run with a validation split has
+        "validation_accuracy", ..., and those of the test split at its end only.
       where: name of this network alone, such as "runs/x@200", or "runs/x#2" for a member.
       history: how it was trained.
     """

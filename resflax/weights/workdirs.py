@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resflax.errors import UserError
+from resflax.files import expand_path
 
 LAST, BEST, CYCLES = "last", "best", "cycles"
 
@@ -53,6 +54,7 @@ def split_checkpoint(where: str) -> RunName | None:
     Raises:
       UserError: if a checkpoint or members are given, but no workdir, or the members are invalid.
     """
+    where = expand_path(where)
     if Path(where).exists():
         return RunName(Path(where)) if is_workdir(Path(where)) else None
     base, mark, members = where.rpartition("#")

@@ -1,0 +1,85 @@
+"""The recipe of a run without `--config`, from a few facts about its dataset."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from resflax.cli.dataset_facts import DatasetFacts
+
+# Side of training images of other sizes, by the model's stem: "cifar" keeps the resolution.
+CIFAR_SIZE, IMAGENET_SIZE = 64, 224
+
+
+class Row(NamedTuple):
+    """A row of `BUCKETS`: batch size and epochs for training sets of at most `examples` images."""
+
+    examples: float
+    batch_size: int
+    epochs: int
+
+
+# Small sets need many epochs for the number of steps that a network needs from scratch.
+BUCKETS = (
+    Row(50, 8, 160),
+    Row(100, 16, 120),
+    Row(200, 16, 80),
+    Row(500, 32, 60),
+    Row(1_000, 32, 40),
+    Row(5_000, 64, 30),
+    Row(20_000, 128, 30),
+    Row(float("inf"), 128, 90),
+)
+WARMUP_SHARE = 0.05  # of the epochs
+EVALUATIONS = 30  # at most, during a run
+
+
+def general_recipe(
+    facts: DatasetFacts, given: Mapping[str, Any] | None = None, *, stem: str = "cifar"
+) -> dict[str, Any]:
+    """Returns the values of config keys for training on a dataset, for those not given.
+
+    Args:
+      facts: of the dataset.
+      given: the keys, such as "data.image_size", that the user sets, and their values: they are
+        not in the result, and the other values fit them.
+      stem: stem of the model, "cifar" or one for images of ImageNet's size.
+
+    >>> recipe = general_recipe(DatasetFacts(150, None, 3), {"epochs": 10})
+    >>> recipe["data.image_size"], recipe["batch_size"], recipe["warmup_epochs"]
+    (64, 16, 0.5)
+    """
+    given = given or {}
+    row = next(row for row in BUCKETS if facts.examples <= row.examples)
+    epochs = given.get("epochs", row.epochs)
+    changes = {
+        "batch_size": max(1, min(row.batch_size, facts.examples)),
+        "epochs": row.epochs,
+        "warmup_epochs": round(WARMUP_SHARE * epochs, 2),
+        "eval_every_epochs": max(1, epochs // EVALUATIONS),
+        "label_smoothing": 0.1,
+        **_optimizer_keys(given),
+        **_image_keys(facts, given, stem),
+    }
+    return {key: value for key, value in changes.items() if key not in given}
+
+
+def _optimizer_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    if given.get("pretrained"):
+        fine_tuning = {"learning_rate": 3e-4, "head_learning_rate": 3e-3, "weight_decay": 0.05}
+        return {"optimizer": "adamw", **fine_tuning} if "optimizer" not in given else {}
+    if given.get("optimizer", "sgd") == "sgd":
+        return {"learning_rate": 0.05, "weight_decay": 5e-4}
+    return {"learning_rate": 1e-3, "weight_decay": 0.05}
+
+
+def _image_keys(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> dict[str, Any]:
+    one_size = facts.image_size is not None
+    if given.get("pretrained"):
+        size = -1  # the pretrained model's
+    elif one_size:
+        size = 0
+    else:
+        size = CIFAR_SIZE if stem == "cifar" else IMAGENET_SIZE
+    if not given.get("data.image_size", size):
+        sides = facts.image_size or (CIFAR_SIZE,)
+        return {"data.image_size": size, "data.pad_crop": min(sides) // 8, "data.flip": True}
+    return {"data.image_size": size, "data.flip": True}

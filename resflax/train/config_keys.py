@@ -1,0 +1,215 @@
+"""The keys of the config, as a table: default, meaning and group of each."""
+
+import dataclasses
+import re
+import types
+import typing
+from typing import Any, NamedTuple
+
+from resflax.nn import Spec
+
+
+class Key(NamedTuple):
+    """A key of the config.
+
+    Attributes:
+      default: value before those of a recipe and of the command line; None if the key is not set.
+      meaning: what it sets, in one sentence without a period.
+      kind: type of the values, if the default is None.
+    """
+
+    default: Any
+    meaning: str
+    kind: type | None = None
+
+
+# Fields of a spec that no key sets: the number of classes is that of the dataset.
+NOT_KEYS = ("num_classes", "pruned")
+
+MODEL = {
+    "model": Key(
+        "cifar_resnet20", "name of the network (see `resflax list`); '': the pretrained one"
+    ),
+    "pretrained": Key("", "initial weights: a workdir, folder, file, or name of the Hub"),
+    "reset_head": Key(False, "use a new head even if the pretrained one has as many classes"),
+    "freeze": Key(None, "parameters that are not trained", object),
+    "freeze_batch_norm": Key(False, "freeze scales, biases and statistics of all batch norms"),
+    "batch_norm": Key("global", "examples that the statistics of batch norm are computed from"),
+    "ghost_batch_size": Key(32, "examples per group with batch_norm=ghost"),
+    "dtype": Key("float32", "dtype of the computation; parameters stay float32"),
+    "scan": Key(None, "compile the equal blocks of a stage once; unset: the model decides", bool),
+    "remat": Key(False, "store only the inputs of blocks for the backward pass, to save memory"),
+    "seed": Key(0, "seed of initial parameters, order of examples, augmentation and dropout"),
+}
+DATA = {
+    "dataset": Key("digits", "the images and their classes"),
+    "data.data_dir": Key("", "directory of prepared TensorFlow Datasets; '': the default of TFDS"),
+    "data.image_size": Key(
+        0,
+        "side in pixels that images are resized to as they are read; 0: images of one size, kept in"
+        " memory; -1: the input size of the pretrained model",
+    ),
+    "data.channels": Key(0, "convert all images to gray (1) or RGB (3); 0: as they are"),
+    "data.on_bad_example": Key("raise", "what to do with examples that cannot be used"),
+    "data.validation": Key(
+        0.0, "share of each class of the training split that is held out from training"
+    ),
+    "data.validation_seed": Key(0, "which examples are held out, whatever the seed of the run"),
+    "data.placement": Key("auto", "where a dataset in memory is kept; auto: on devices if small"),
+    "data.num_workers": Key(0, "processes that decode images as they are read; 0: threads"),
+    "data.mean": Key(
+        (), "mean of each channel, 0 to 1; (): that of the pretrained weights, or measured"
+    ),
+    "data.std": Key((), "standard deviation of each channel, 0 to 1; (): as for data.mean"),
+}
+AUGMENTATION = {
+    "data.pad_crop": Key(0, "pixels of padding before a random crop of the image's size"),
+    "data.train_crop": Key(
+        "auto",
+        "how training images are cropped: inception, a random crop that is resized; resize, the"
+        " resize of evaluation and a random crop; squash, a resize of both sides; none, the resize"
+        " and center crop of evaluation; auto: inception with data.image_size, none in memory",
+    ),
+    "data.crop_scale": Key(
+        (0.08, 1.0), "smallest and largest area of an Inception crop, as shares of the image's area"
+    ),
+    "data.crop_ratio": Key(
+        (3 / 4, 4 / 3), "smallest and largest ratio of width to height of an Inception crop"
+    ),
+    "data.flip": Key(False, "mirror images at random"),
+    "data.alternating_flip": Key(False, "mirror each image in every other epoch"),
+    "data.rand_augment": Key((), "RandAugment: number of operations and magnitude"),
+    "data.color_jitter": Key((), "ranges of random brightness, contrast, saturation and hue"),
+    "data.random_erasing": Key(0.0, "probability of erasing a random rectangle"),
+    "data.cutout": Key(0, "side in pixels of a square that is erased at random"),
+    "data.mixup": Key(0.0, "alpha of mixup; 0: none"),
+    "data.cutmix": Key(0.0, "alpha of CutMix; 0: none"),
+}
+OPTIMIZER = {
+    "optimizer": Key("sgd", "the optimizer"),
+    "learning_rate": Key(0.1, "largest learning rate of the schedule"),
+    "head_learning_rate": Key(0.0, "largest learning rate of the head; 0: learning_rate"),
+    "layer_decay": Key(1.0, "factor of the learning rate per block, from the head down"),
+    "momentum": Key(0.9, "momentum of sgd and lars"),
+    "nesterov": Key(True, "Nesterov momentum for sgd and lars"),
+    "trust_coefficient": Key(0.001, "trust coefficient of lars"),
+    "grad_clip_norm": Key(0.0, "largest global norm of the gradient; 0: no clipping"),
+    "batch_size": Key(128, "examples per step, over all devices"),
+    "grad_accum_steps": Key(1, "micro-batches that a batch is split into, to save memory"),
+    "on_nonfinite": Key("stop", "after a loss or gradient that is not finite; skip: no update"),
+    "max_consecutive_nonfinite": Key(10, "consecutive skipped updates that stop the run"),
+}
+SCHEDULE = {
+    "epochs": Key(10, "passes over the training split; 0: only evaluate the pretrained weights"),
+    "schedule": Key("cosine", "learning rate as a function of the step"),
+    "warmup_epochs": Key(
+        0.0, "epochs of linear warm-up; one-cycle: epoch of the peak, 0 for 0.3 of the run"
+    ),
+    "decay_epochs": Key((), "epochs at which schedule=step multiplies the learning rate"),
+    "decay_rate": Key(0.1, "factor of schedule=step"),
+    "polynomial_power": Key(1.0, "exponent of schedule=polynomial"),
+    "schedule_cycles": Key(
+        1, "cycles of schedule=cosine_cycles; the checkpoint at the end of each is kept"
+    ),
+}
+REGULARIZATION = {
+    "weight_decay": Key(1e-4, "weight decay; for sgd the L2 penalty of the paper"),
+    "decay_mask": Key("kernels", "parameters that weight decay and trust ratios apply to"),
+    "label_smoothing": Key(0.0, "share of the target that is distributed over all classes"),
+    "ema_decay": Key(0.0, "decay of averaged weights, which are then evaluated; 0: none"),
+}
+EVALUATION = {
+    "data.eval_size": Key(
+        0, "side in pixels of evaluated images; 0: the pretrained model's, or data.image_size"
+    ),
+    "data.crop_pct": Key(
+        0.0,
+        "side of the evaluated center crop over that of the resized image; 0: the pretrained"
+        " model's, or 1 with crop_mode=squash, or 0.875",
+    ),
+    "data.crop_mode": Key(
+        "",
+        "how evaluated images become squares: center, a resize of the shorter side and a center"
+        " crop, or squash, a resize of both sides; '': squash with train_crop=squash, or as for the"
+        " pretrained model, or center",
+    ),
+    "data.interpolation": Key(
+        "", "how evaluated images are resized; '': as for the pretrained model, or bilinear"
+    ),
+    "precise_bn_batches": Key(
+        0, "batches from which statistics of batch norm are computed before evaluation; 0: none"
+    ),
+    "log_every_steps": Key(10, "steps per record in metrics.jsonl"),
+    "eval_every_epochs": Key(1, "epochs between evaluations"),
+    "checkpoint_every_steps": Key(0, "steps between checkpoints; 0: none by steps"),
+    "checkpoint_every_minutes": Key(10.0, "minutes between checkpoints; 0: none by time"),
+    "checkpoint_max_to_keep": Key(3, "latest checkpoints that are kept, besides the best one"),
+}
+ENSEMBLES = {
+    "ensemble.size": Key(1, "networks that are trained as one program"),
+    "ensemble.seeds": Key((), "seed of each member; (): seed, seed + 1 and so on"),
+    "ensemble.share_init": Key(False, "start all members from the first one's parameters"),
+    "ensemble.share_order": Key(False, "give all members the first one's order of examples"),
+    "ensemble.share_augment": Key(
+        False, "give all members the first one's random augmentation and dropout"
+    ),
+    "ensemble.learning_rate": Key((), "learning_rate of each member; (): the same"),
+    "ensemble.weight_decay": Key((), "weight_decay of each member; (): the same"),
+    "ensemble.label_smoothing": Key((), "label_smoothing of each member; (): the same"),
+    "ensemble.mixup": Key((), "data.mixup of each member; (): the same"),
+    "ensemble.drop_path": Key((), "spec.drop_path of each member; (): the same"),
+    "ensemble.member_devices": Key(0, "devices that members are divided over; 0 chooses"),
+    "ensemble.method": Key("auto", "how a device runs its members: together, or one by one"),
+    "ensemble.on_diverged": Key(
+        "drop",
+        "for a member that is not finite: leave it out, keep its last finite state, or end the run",
+    ),
+}
+PARALLEL = {
+    "parallel": Key("pmap", "how a step runs on several devices"),
+    "mesh.fsdp": Key(1, "devices that share one copy of the state, with parallel=mesh"),
+}
+
+
+def _spec_keys() -> dict[str, Key]:
+    """Returns the keys that set fields of the model's spec, with the texts of its docstring."""
+    meanings = _documented_attributes(Spec.__doc__ or "")
+    return {
+        f"spec.{field.name}": Key(None, meanings[field.name], _flag_type(field.type))
+        for field in dataclasses.fields(Spec)
+        if field.name not in NOT_KEYS
+    }
+
+
+def _documented_attributes(doc: str) -> dict[str, str]:
+    r"""Returns the text of each row of a docstring's list of attributes.
+
+    >>> _documented_attributes("A box.\n\nAttributes:\n  width: in\n    mm.\n  depth: too.\n\n")
+    {'width': 'in mm', 'depth': 'too'}
+    """
+    section = doc.partition("Attributes:\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^ +(\w+): ((?:.|\n)*?)(?=\n +\w+: |\Z)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in rows}
+
+
+def _flag_type(annotation: Any) -> type:
+    """Returns the type of a field's flag: for a union, its first member."""
+    if isinstance(annotation, types.UnionType):
+        annotation = typing.get_args(annotation)[0]
+    return typing.get_origin(annotation) or annotation
+
+
+# All keys, by group.
+GROUPS: dict[str, dict[str, Key]] = {
+    "model": MODEL,
+    "data": DATA,
+    "augmentation": AUGMENTATION,
+    "optimizer": OPTIMIZER,
+    "schedule": SCHEDULE,
+    "regularization": REGULARIZATION,
+    "evaluation and checkpoints": EVALUATION,
+    "ensembles": ENSEMBLES,
+    "parallel": PARALLEL,
+    "architecture, instead of that of the named model": _spec_keys(),
+}
+KEYS: dict[str, Key] = {key: row for rows in GROUPS.values() for key, row in rows.items()}

@@ -1,0 +1,189 @@
+"""What other tools call the keys of the config and the flags of `resflax train`."""
+
+# Names of a key in timm, PyTorch's and torchvision's scripts, Lightning, Transformers and Keras.
+# Case and underscores do not matter.
+ALIASES: dict[str, str] = {
+    "model": "a arch architecture backbone net network model_name model_type",
+    "pretrained": (
+        "weights pretrained_weights pretrained_path initial_checkpoint init_checkpoint finetune"
+        " finetune_from load_from model_path pretrained_model model_name_or_path init_from"
+    ),
+    "freeze": "frozen freeze_layers freeze_backbone freeze_encoder trainable frozen_stages",
+    "reset_head": "new_head reset_classifier ignore_mismatched_sizes",
+    "freeze_batch_norm": "freeze_bn bn_eval freeze_norm",
+    "batch_norm": "sync_bn sync_batchnorm dist_bn split_bn bn",
+    "dtype": "amp_dtype param_dtype compute_dtype dtype_policy model_dtype",
+    "remat": "grad_checkpointing gradient_checkpointing checkpoint_activations",
+    "scan": "scan_layers scan_blocks",
+    "seed": "random_seed random_state rng_seed manual_seed",
+    "dataset": "dataset_name data_name train_data train_dataset task ds",
+    "data.image_size": (
+        "img_size imgsz resolution input_size train_crop_size crop_size image_resolution"
+        " target_size train_size resize size train_resolution"
+    ),
+    "data.eval_size": (
+        "val_crop_size test_input_size val_resize_size eval_resolution test_size eval_image_size"
+        " val_size eval_crop_size test_resolution"
+    ),
+    "data.crop_pct": "crop_ratio_eval eval_crop_ratio crop_percent center_crop",
+    "data.channels": "in_chans in_channels input_channels num_channels color_mode grayscale",
+    "data.on_bad_example": "skip_bad ignore_errors on_error",
+    "data.validation": "val_fraction val_ratio validation_ratio valid_pct holdout val_percent",
+    "data.num_workers": (
+        "workers j num_worker n_workers dataloader_num_workers data_workers num_data_workers"
+        " train_num_workers"
+    ),
+    "data.placement": "cache cache_ds cache_dataset data_on_device",
+    "data.pad_crop": "random_crop padding crop_padding random_crop_padding pad",
+    "data.flip": (
+        "hflip horizontal_flip random_flip fliplr random_horizontal_flip hflip_prob mirror"
+    ),
+    "data.rand_augment": "aa auto_augment randaug ra ra_magnitude",
+    "data.color_jitter": "jitter colour_jitter color_jitter_prob",
+    "data.random_erasing": "reprob random_erase erasing erase_prob random_erase_prob",
+    "data.mixup": "mixup_alpha mix_alpha",
+    "data.cutmix": "cutmix_alpha",
+    "data.mean": "image_mean pixel_mean norm_mean",
+    "data.std": "image_std pixel_std norm_std stddev",
+    "optimizer": "opt optim optimiser optimizer_name solver optimizer_type",
+    "learning_rate": (
+        "lr base_lr initial_lr init_lr max_lr peak_lr lr0 eta lr_max lr_init blr base_learning_rate"
+    ),
+    "head_learning_rate": "head_lr lr_head classifier_lr lr_classifier",
+    "layer_decay": "llrd layer_lr_decay layerwise_lr_decay lr_layer_decay layer_wise_decay",
+    "momentum": "sgd_momentum mom beta",
+    "nesterov": "use_nesterov",
+    "grad_clip_norm": (
+        "clip_grad clip_grad_norm gradient_clip_val grad_clip max_grad_norm clipnorm"
+        " global_clipnorm gradient_clip gradient_clipping clip"
+    ),
+    "batch_size": (
+        "bs b batch train_batch_size per_device_train_batch_size mini_batch_size"
+        " global_batch_size batch_size_per_gpu batch_size_train"
+    ),
+    "grad_accum_steps": (
+        "grad_accum gradient_accumulation_steps accumulate_grad_batches accumulation_steps"
+        " accumulate_steps accum_steps update_freq iter_size accum_iter"
+    ),
+    "on_nonfinite": "skip_nan terminate_on_nan detect_nan",
+    "epochs": "num_epochs n_epochs max_epochs num_train_epochs nb_epochs epoch ep",
+    "schedule": (
+        "sched scheduler lr_scheduler lr_schedule lr_scheduler_type lr_policy schedule_name"
+        " learning_rate_schedule"
+    ),
+    "decay_epochs": (
+        "milestones lr_steps lr_step_size decay_milestones lr_decay_epochs step_size lr_milestones"
+    ),
+    "decay_rate": "gamma lr_gamma lr_decay_rate lr_decay decay_factor lr_factor",
+    "polynomial_power": "power poly_power lr_power",
+    "schedule_cycles": "lr_cycle_limit num_cycles n_cycles snapshots lr_cycles",
+    "weight_decay": "wd l2 l2_reg decay weight_decay_rate l2_regularization regularization",
+    "decay_mask": "no_weight_decay no_decay norm_weight_decay bias_weight_decay filter_bias_and_bn",
+    "label_smoothing": "smoothing ls label_smooth lsr label_smoothing_factor smooth",
+    "ema_decay": "model_ema model_ema_decay ema use_ema ema_momentum ema_rate averaging",
+    "precise_bn_batches": "precise_bn recalibrate_batches update_bn bn_recalibration",
+    "log_every_steps": (
+        "log_interval print_freq log_every log_every_n_steps logging_steps log_freq log_steps"
+    ),
+    "eval_every_epochs": (
+        "val_interval eval_freq eval_every eval_interval check_val_every_n_epoch validation_freq"
+        " validate_every test_interval val_freq"
+    ),
+    "checkpoint_every_steps": (
+        "save_steps save_every save_freq checkpoint_freq save_interval recovery_interval ckpt_freq"
+        " checkpoint_every save_every_n_steps every_n_train_steps"
+    ),
+    "checkpoint_max_to_keep": (
+        "checkpoint_hist save_total_limit max_to_keep keep_checkpoints save_top_k keep"
+    ),
+    "ensemble.size": "num_members ensemble_size n_members num_networks num_models",
+    "parallel": "strategy engine ddp data_parallel distribution_strategy parallelism",
+    "mesh.fsdp": "zero zero_stage shard",
+    "spec.dropout": "drop drop_rate dropout_rate dropout_prob",
+    "spec.drop_path": (
+        "drop_path_rate stochastic_depth stochastic_depth_rate stochastic_depth_prob survival_prob"
+    ),
+    "spec.depths": "layers num_layers blocks depth num_blocks",
+    "spec.widths": "width channels_per_stage planes",
+    "spec.zero_init": "zero_init_residual zero_init_last zero_gamma",
+    "spec.stem": "stem_type",
+    "spec.norm": "norm_layer norm_type",
+}
+# Names of flags of the command line.
+FLAGS: dict[str, str] = {
+    "workdir": (
+        "output output_dir outdir out save_dir log_dir exp_dir save_path experiment run_name"
+        " default_root_dir results_dir model_dir work_dir run_dir checkpoint_dir ckpt_dir project"
+        " exp_name job_dir o output_folder output_path"
+    ),
+    "config": "cfg config_file recipe yaml",
+    "coordinator": "dist_url master_addr coordinator_address init_method",
+    "num_processes": "world_size num_nodes nnodes num_hosts",
+    "process_id": "rank local_rank node_rank process_index",
+}
+# Names that no key or flag corresponds to, and what to do instead.
+ADVICE: dict[str, str] = {
+    "num_classes n_classes nb_classes classes nc num_labels": (
+        "the classes are those of the dataset"
+    ),
+    "data_path data_dir root data data_root data_folder train_dir train_folder image_folder"
+    " train_path imagenet_dir image_dir dataset_path dataset_dir folder": (
+        "config.dataset=folder:PATH reads a folder of images; config.data.data_dir is where"
+        " prepared TensorFlow Datasets are"
+    ),
+    "val_dir val_path test_dir val_data validation_data eval_data": (
+        "config.dataset=folder:PATH has its splits in PATH/train and PATH/val or PATH/test"
+    ),
+    "dataset_download download": "`resflax data prepare NAME` prepares a dataset",
+    "device devices gpu gpus gpu_id gpu_ids num_gpus ngpus n_gpu cuda no_cuda use_cuda cpu use_cpu"
+    " accelerator platform tpu use_gpu": (
+        "JAX uses all devices of the fastest kind: JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES=0"
+        " choose others"
+    ),
+    "checkpoint ckpt ckpt_path resume_from resume_from_checkpoint resume resume_path auto_resume"
+    " continue restore load load_checkpoint start_epoch": (
+        "the same --workdir resumes a run, and config.pretrained starts one from other weights"
+    ),
+    "warmup_steps num_warmup_steps warmup warmup_ratio warmup_iters warmup_t lr_warmup"
+    " lr_warmup_epochs warmup_fraction pct_start warmup_proportion lr_warmup_steps": (
+        "config.warmup_epochs is the warm-up in epochs"
+    ),
+    "steps num_steps max_steps total_steps train_steps num_train_steps iterations max_iter"
+    " num_iters iters": "config.epochs is the length of a run, in epochs",
+    "steps_per_epoch": "an epoch is one pass over the training split",
+    "checkpoint_every_epochs save_every_epochs save_epoch_freq save_freq_epochs": (
+        "config.checkpoint_every_steps and config.checkpoint_every_minutes say when a run is saved"
+    ),
+    "eval_steps": "config.eval_every_epochs says how often a run is evaluated",
+    "min_lr lr_min eta_min min_learning_rate lr_end end_lr warmup_lr lr_warmup_init": (
+        "schedules start and end at fixed shares of config.learning_rate (docs/architecture.md)"
+    ),
+    "betas beta1 beta2 opt_betas eps epsilon opt_eps opt_args adam_beta1 adam_beta2 adam_epsilon"
+    " b1 b2": "these constants of the optimizers are those of optax",
+    "eval_batch_size val_batch_size test_batch_size validation_batch_size"
+    " per_device_eval_batch_size": "config.batch_size is that of the evaluation too",
+    "eval evaluate test test_only eval_only validate do_eval evaluation": (
+        "`resflax evaluate WORKDIR` evaluates a trained network"
+    ),
+    "amp fp16 bf16 precision mixed_precision half half_precision use_amp float16 bfloat16": (
+        "config.dtype=bfloat16 computes in half precision"
+    ),
+    "loss criterion loss_fn bce_loss loss_function": (
+        "the loss is the cross-entropy, with config.label_smoothing"
+    ),
+    "patience early_stopping early_stop early_stopping_patience": (
+        "a run has a fixed number of config.epochs, and its best checkpoint is kept"
+    ),
+    "wandb log_wandb use_wandb tensorboard tb logger report_to mlflow": (
+        "records are written to WORKDIR/metrics.jsonl"
+    ),
+    "compile torchcompile jit xla use_xla": "steps are always compiled",
+    "shuffle": "training examples are always shuffled, by config.seed",
+    "pin_mem pin_memory prefetch_factor prefetch channels_last persistent_workers": (
+        "there is nothing to set: leave it out"
+    ),
+    "vflip vertical_flip flipud rotation degrees rotate translate shear zoom": (
+        "config.data.rand_augment and config.data.flip are the geometric augmentations"
+    ),
+    "verbose quiet v q silent debug": "there is no such choice: leave it out",
+}
