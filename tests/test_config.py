@@ -76,7 +76,10 @@ VALUES = {
     "ensemble.member_devices": ([-1], [0, 4]),
     "data.image_size": ([4, -8, 4097], [0, 8, 4096]),
     "data.eval_size": ([4, -1, 4097], [0, 8, 4096]),
+    "data.crop_scale": ([(0.0, 1.0), (0.5, 0.1), (0.5,), ("a", 1)], [(0.35, 1), (1, 1)]),
+    "data.crop_ratio": ([(0, 1), (2, 1), (1, 101), ()], [(0.75, 1.3333), (1, 1)]),
     "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
+    "data.crop_mode": (["stretch", "resize"], ["", "center", "squash"]),
     "data.interpolation": (["hamming", "center"], ["", "nearest", "bicubic"]),
     "data.channels": ([2, 4, -1], [0, 1, 3]),
     "data.validation": ([1.0, -0.1], [0.0, 0.5]),
@@ -121,7 +124,8 @@ def test_unknown_choice_is_named_with_its_key(key, name):
 
 @pytest.mark.parametrize(("key", "name"), [(key, n) for key, row in CHOICES.items() for n in row])
 def test_known_choices_are_accepted(key, name):
-    check_config(make_config(**{key: name}))
+    shared = {"data.image_size": 32} if key == "data.train_crop" else {}
+    check_config(make_config(**shared, **{key: name}))
 
 
 # An invalid combination for each row of `COMBINATIONS`, in order, and a valid one.
@@ -164,6 +168,12 @@ COMBINED = [
         "config.data.placement is 'device' with config.data.image_size=32, which streams images"
         " from disk: expected 'host' or 'auto'",
         {"data.placement": "host", "data.image_size": 32},
+    ),
+    (
+        {"data.train_crop": "squash"},
+        "config.data.train_crop is 'squash' with config.data.image_size=0, which reads images of"
+        " one size: expected 'auto', 'none' or 'inception', or the image size",
+        {"data.train_crop": "squash", "data.image_size": 32},
     ),
     (
         {"data.flip": True, "data.alternating_flip": True},

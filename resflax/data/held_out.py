@@ -4,6 +4,7 @@ It depends on the data, the share and a separate seed, not on the seed of the ru
 with different seeds hold out the same examples and can form one ensemble.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -59,15 +60,8 @@ def without_held_out(
         return _select_in_memory(split, indices.train)
     indices = split_labels(_source_labels(split.source), share, seed)
     _check_held_out(indices, share, split.source.name)
-    return StreamingSplit(
-        SourceSubset(split.source, indices.train, split.source.name),
-        split.size,
-        split.channels,
-        split.seed,
-        split.eval_transform,
-        split.on_bad_example,
-        mean_std_override=split.mean_std_override,
-    )
+    source = SourceSubset(split.source, indices.train, split.source.name)
+    return replace(split, source=source, skipped={})
 
 
 def trained_source(source: Source, share: float, seed: int) -> Source:
