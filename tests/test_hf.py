@@ -127,6 +127,22 @@ def test_examples_in_any_order_are_those_of_their_index(tmp_path):
     assert source.fingerprint()["per_class"] == [10, 10, 10]
 
 
+def test_fingerprint_changes_with_images_and_labels(tmp_path):
+    tables = {
+        "same": make_table(range(30)),
+        "other images": make_table(range(3, 33)),
+        "other labels": make_table(range(30), labels=[(v + 1) % 3 for v in range(30)]),
+    }
+    found = {}
+    for name, table in tables.items():
+        write_parquet(tmp_path / name / "train.parquet", table)
+        found[name] = load_split(f"hf:{tmp_path / name}", "train").fingerprint()["files"]
+    assert len({*found.values()}) == 3
+    write_parquet(tmp_path / "moved" / "train.parquet", tables["same"])
+    moved = load_split(f"hf:{tmp_path / 'moved'}", "train").fingerprint()
+    assert moved["files"] == found["same"]
+
+
 def test_one_file_holds_out_a_share(tmp_path):
     write_parquet(tmp_path / "images.parquet", make_table(range(30)))
     dataset = load_dataset(f"hf:{tmp_path}/images.parquet")

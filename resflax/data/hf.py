@@ -5,6 +5,7 @@ rows, of which those read last are kept.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from resflax.data.decode import BadExampleError, decode
-from resflax.data.fingerprint import Fingerprint, files_fingerprint
+from resflax.data.fingerprint import Fingerprint
 from resflax.data.held_out import SourceSubset
 from resflax.data.hf_columns import Columns, find_columns, read_labels
 from resflax.data.hf_files import find_files
@@ -27,6 +28,8 @@ from resflax.errors import UserError
 
 # Encoded images of Parquet files that a process keeps.
 MAX_KEPT_BYTES = 512 * 2**20
+# Bytes at the end of a file that are part of the fingerprint.
+END_BYTES = 64 * 2**10
 
 
 class HfSource:
@@ -94,12 +97,22 @@ class HfSource:
         return decode(data, location, channels), label
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of examples, by label, and a digest of file names and sizes."""
-        names = [(str(file.relative_to(self.root)), 0) for file in self.files]
+        """Returns the number of examples, by label, and a digest of labels and files.
+
+        Of the files, it has names, sizes and ends, which describe all groups of rows.
+        """
+        digest = hashlib.sha256(self._labels.tobytes())
+        for file in self.files:
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(self.root)} {size}".encode())
+            with file.open("rb") as opened:
+                opened.seek(max(0, size - END_BYTES))
+                digest.update(opened.read())
         labels = np.bincount(self._labels[self._labels >= 0], minlength=len(self.classes))
-        return files_fingerprint(self.root, names) | {
+        return {
             "examples": len(self),
             "per_class": labels.tolist(),
+            "files": digest.hexdigest(),
         }
 
     def _value(self, index: int) -> Any:

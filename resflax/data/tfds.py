@@ -15,7 +15,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
-from resflax.data.fingerprint import Fingerprint
+from resflax.data.fingerprint import Fingerprint, examples_fingerprint
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys
 from resflax.data.source import SplitSources
 from resflax.data.split_expressions import parse_expression
@@ -120,8 +120,13 @@ class TfdsSource:
         return self._labels if np.all(known) else None
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of examples and the dataset's version."""
-        return {"examples": len(self), "version": self.version}
+        """Returns the dataset's version and what `examples_fingerprint` does."""
+
+        def read(index: int) -> tuple[bytes, int]:
+            example: Any = self.data[index]
+            return bytes(example[self.image]), int(example[self.label])
+
+        return examples_fingerprint(len(self), read) | {"version": self.version}
 
 
 def open_builder(
