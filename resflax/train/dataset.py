@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
+from resflax.data import Dataset, EvalTransform, load_dataset
 from resflax.data.held_out import without_held_out
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
@@ -12,8 +12,6 @@ from resflax.weights.adapt import convert_preprocess
 
 # `config.data.image_size` of the pretrained model's input size.
 PRETRAINED_SIZE = -1
-# Keys of `config.data` that only streamed images have a use for, with their neutral values.
-EVAL_KEYS = {"eval_size": 0, "crop_pct": 0.0, "interpolation": ""}
 
 
 def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
@@ -25,7 +23,7 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         to streamed images unless the config has its own.
 
     Raises:
-      UserError: if the dataset cannot be opened, or a key has no effect on it.
+      UserError: if the dataset cannot be opened.
     """
     data, size = config.data, _train_size(config, pretrained)
     channels = data.channels
@@ -40,8 +38,6 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         seed=config.seed,
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
     )
-    if not isinstance(dataset.test, StreamingSplit):
-        _check_without_eval_keys(config)
     if data.validation:
         train = without_held_out(dataset.train, data.validation, data.validation_seed)
         dataset = replace(dataset, train=train)
@@ -88,13 +84,3 @@ def _eval_transform(
         interpolation=data.interpolation or default.interpolation,
         crop_mode=default.crop_mode,
     )
-
-
-def _check_without_eval_keys(config: ConfigDict) -> None:
-    for key, neutral in EVAL_KEYS.items():
-        if config.data[key] != neutral:
-            raise UserError(
-                f"config.data.{key} is {config.data[key]!r}, but the images of {config.dataset} are"
-                " in memory and neither resized nor cropped: leave it out, or stream a dataset"
-                " with config.data.image_size"
-            )
