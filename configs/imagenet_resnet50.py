@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.decay_epochs = (30, 60, 80)
     config.weight_decay = 1e-4
     config.data.image_size = 224
+    config.data.train_crop = "inception"
     config.data.num_workers = 8
     config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.nesterov = False
     config.precise_bn_batches = 40  # 10,240 images
     config.data.image_size = 224
+    config.data.train_crop = "inception"
     config.data.num_workers = 8
     config.data.flip = True
     config.data.color_jitter = (0.4, 0.4, 0.4, 0.0)

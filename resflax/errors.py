@@ -2,12 +2,33 @@
 
 import argparse
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from typing import NoReturn
 
 
 class UserError(ValueError):
     """Invalid name, value or path. One line: what was given, what is valid, what to do."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    r"""Returns text of one line that UTF-8 can encode, as file names need not be.
+
+    Bytes that are not UTF-8 and control characters become backslash escapes.
+
+    >>> print(printable("caf\udce9\n.png"))
+    caf\xe9\n.png
+    """
+    return text if text.isprintable() else "".join(map(_printable_character, text))
+
+
+def _printable_character(c: str) -> str:
+    if "\udc80" <= c <= "\udcff":  # a byte of a file name, as `os.fsdecode` returns it
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

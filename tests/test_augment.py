@@ -12,7 +12,7 @@ from resflax.data.augment.crop_flip import crop_at
 
 ENABLED = {
     "pad_crop": 2,
-    "inception_crop": True,
+    "inception_crop": (0.08, 1.0, 3 / 4, 4 / 3),
     "flip": "alternating",
     "rand_augment": (2, 9),
     "color_jitter": (0.4, 0.4, 0.4, 0.1),
@@ -153,7 +153,8 @@ def test_transforms_are_the_settings_of_make_augment():
         ({"pad_crop": 1.5}, "pad_crop is 1.5: expected a number of pixels"),
         ({"flip": "both"}, "flip is 'both': expected one of none, random, alternating"),
         ({"flip": True}, "flip is True: expected one of none, random, alternating"),
-        ({"inception_crop": 1}, "inception_crop is 1: expected True or False"),
+        ({"inception_crop": (1, 0.5, 1, 1)}, r"inception_crop is \(1, 0.5, 1, 1\): expected small"),
+        ({"inception_crop": (0, 1, 1, 1)}, r"inception_crop is \(0, 1, 1, 1\): expected smallest"),
         ({"cutout": True}, "cutout is True: expected a number of pixels"),
         ({"random_erasing": 1.5}, "random_erasing is 1.5: expected a probability"),
         ({"random_erasing": float("nan")}, "random_erasing is nan: expected a probability"),

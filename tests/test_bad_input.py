@@ -253,7 +253,7 @@ ARGUMENTS = {
     ),
     "folder without splits": (
         ["--config.dataset=folder:configs"],
-        "configs contains .*: expected the folders train and test",
+        "configs contains .*, no training split: expected train/CLASS",
     ),
     "missing weights file": (
         ["--config.pretrained=/nowhere.safetensors"],
@@ -306,14 +306,14 @@ FILES = {
         [],
         "3.png: has shape",
     ),
-    "text file among images": ({"train/b/note.txt": b"hello"}, [], "note.txt: is not a .jpg"),
+    "video among images": ({"train/b/x.mp4": b""}, [], "x.mp4: does not have the suffix of an"),
     "class without training images": (
         {"test/c/1.png": constant_image(1, 8, 8)},
         [],
         "test/c: is a class that the training",
     ),
     "class without images": ({"train/c/.hidden": b""}, [], "train/c"),
-    "no test split": ({"test": None}, [], "expected the folders train and test"),
+    "no test split": ({"test": None}, [], "has only a training split"),
     "fewer images than a batch": ({}, ["--config.batch_size=64"], "larger than the train split"),
     "empty weights": (
         {"w.safetensors": b""},

@@ -47,7 +47,7 @@ def test_only_the_chosen_split_is_read(folder):
 
 
 def test_folder_split_without_images_of_a_class_is_refused(folder):
-    with pytest.raises(UserError, match="extra/a: is a class without images"):
+    with pytest.raises(UserError, match="extra: has no images of class 'a' of the training split"):
         load_split(f"folder:{folder}", "extra")
     source = load_split(f"folder:{folder}", "extra", on_bad_example="skip")
     assert (examples(source), source.classes) == ([(5, 1)], ("a", "b"))

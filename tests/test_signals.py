@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: time for the current step, and an immediate exit on a second Ctrl-C."""
+"""SIGTERM and SIGINT: time for the current step, and an immediate exit on a later Ctrl-C."""
 
 import signal
 import subprocess
@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from resflax.run.signals import Interrupt
+from resflax.run.signals import Interrupt, raise_at_interrupts
 
 SCRIPT = """
 import sys, time
 from resflax.run import signals
-signals.GRACE_SECONDS = {grace}
+signals.GRACE_SECONDS, signals.REPEAT_SECONDS = {grace}, {repeat}
 with signals.Interrupt() as interrupt:
     print("ready", flush=True)
     while not interrupt.received:
@@ -24,8 +24,8 @@ sys.exit(128 + interrupt.received)
 """
 
 
-def start(grace, busy):
-    script = SCRIPT.format(grace=grace, busy=busy)
+def start(grace, busy, repeat=1.0):
+    script = SCRIPT.format(grace=grace, busy=busy, repeat=repeat)
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -46,12 +46,44 @@ def test_first_signal_lets_the_step_finish(number):
 
 
 def test_second_sigint_exits_immediately():
-    process = start(grace=60, busy=60)
+    process = start(grace=60, busy=60, repeat=0.05)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "2\n"
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGINT, signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGINT, signal.SIGTERM),
+    ],
+)
+def test_signals_at_once_let_the_step_finish(numbers):
+    process = start(grace=30, busy=0.2, repeat=30.0)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.02)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + numbers[0]
+    assert out == f"{int(numbers[0])}\nstep finished\n"
+    assert err.count("stopping after this step") == 1
+
+
+def test_interrupts_at_once_raise_one_exception():
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        raise_at_interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # does not raise
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.slow

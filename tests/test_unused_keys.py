@@ -58,6 +58,8 @@ CASES = [
     ("data.image_size", 64, {}, FOLDER),
     ("data.data_dir", "D", FOLDER, {"dataset": "mnist"}),
     ("data.eval_size", 64, FOLDER, STREAMED),
+    ("data.train_crop", "squash", FOLDER, STREAMED),
+    ("data.crop_scale", (0.5, 1.0), FOLDER, {"data.train_crop": "inception"}),
     ("data.placement", "host", STREAMED, FOLDER),
     ("data.validation_seed", 3, {}, {"data.validation": 0.1}),
 ]
@@ -71,6 +73,9 @@ MORE = [
     ("data.crop_pct", 0.5, {}, STREAMED),
     ("data.interpolation", "bicubic", FOLDER, STREAMED),
     ("data.placement", "device", STREAMED, {}),
+    ("data.crop_ratio", (0.5, 2.0), {**STREAMED, "data.train_crop": "resize"}, STREAMED),
+    ("data.crop_mode", "squash", {}, STREAMED),
+    ("data.train_crop", "resize", {}, STREAMED),
     ("data.flip", True, {"epochs": 0, **WEIGHTS}, {}),
     ("grad_clip_norm", 1.0, {"epochs": 0, **WEIGHTS}, {}),
     ("ensemble.on_diverged", "stop", {}, ENSEMBLE),
@@ -210,3 +215,9 @@ def test_members_that_nothing_distinguishes_are_refused(keys):
         check_config(make_config(EQUAL))
     assert "and without random augmentation, drop path or dropout: expected" in str(e.value)
     check_config(make_config({**EQUAL, **keys}))
+
+
+@pytest.mark.parametrize("crop", ["squash", "none"])
+def test_crops_that_are_not_random_distinguish_no_members(crop):
+    with pytest.raises(UserError, match="members 0 and 1 would be equal"):
+        check_config(make_config({**EQUAL, **STREAMED, "data.train_crop": crop}))

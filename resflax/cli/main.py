@@ -1,5 +1,6 @@
 """The `resflax` command: a table of subcommands, each imported when it is called."""
 
+import codecs
 import importlib
 import io
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from resflax.errors import UserError, unknown
-from resflax.run.signals import InterruptedRunError
+from resflax.run.signals import InterruptedRunError, raise_at_interrupts
 from resflax.runtime import tune_malloc
 
 
@@ -58,6 +59,27 @@ def run_command(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def print_any_text() -> None:
+    r"""Lets stdout take any text, in any encoding.
+
+    File names that are not valid in the file system's encoding keep their bytes; other characters
+    that stdout's encoding lacks become escapes, `\xe9`.
+    """
+
+    def escape(error: UnicodeError) -> tuple[str | bytes, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        start = error.start
+        one = UnicodeEncodeError(error.encoding, error.object, start, start + 1, error.reason)
+        try:
+            return codecs.lookup_error("surrogateescape")(one)
+        except UnicodeEncodeError:
+            return codecs.backslashreplace_errors(one)
+
+    codecs.register_error("resflax_escape", escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="resflax_escape")
 
 
 def exit_on_signals() -> None:
@@ -113,9 +135,10 @@ def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     if "train" in arguments[:1]:
         exit_on_signals()
         silence_libraries()
+    else:
+        raise_at_interrupts()
     tune_malloc()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # prints file names that are not UTF-8
+    print_any_text()
     status = main(arguments)
     if status and "jax" in sys.modules:  # libraries may have threads that do not end
         from resflax.distributed.processes import exit_process

@@ -1,7 +1,7 @@
 """Examples in memory as a `Source`, for splits that are read through the data loader."""
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from resflax.data.decode import convert_pixels
 from resflax.data.fingerprint import Fingerprint
@@ -30,6 +30,10 @@ class ArraySource:
     def fingerprint(self) -> Fingerprint:
         """Returns the number of "examples" and what identifies them."""
         return self.split.fingerprint()
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        """Returns the label of each example."""
+        return self.split.labels
 
     def read(
         self, index: int, channels: int = 0

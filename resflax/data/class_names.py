@@ -1,15 +1,42 @@
 """Matches the class names of a model with those of a dataset."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from resflax.data.imagenet import synsets
+from resflax.errors import printable
 
 IMAGENET_CLASSES = 1000
 SYNSET = re.compile(r"n[0-9]{8}")
+
+
+def class_name(name: str) -> str:
+    r"""Returns the name of a class from that of its folder, or from a table.
+
+    Accents are composed (Unicode normalization NFC), since macOS decomposes those of file names.
+    Bytes that are not UTF-8 and control characters become backslash escapes.
+
+    >>> len("cafe\u0301"), len(class_name("cafe\u0301"))
+    (5, 4)
+    """
+    return unicodedata.normalize("NFC", printable(name))
+
+
+def other_spelling(name: str, names: Iterable[str]) -> str:
+    """Returns the name that differs from `name` only in case, width or spaces; "" without one.
+
+    >>> other_spelling("cat", ["Dog", "Cat"])
+    'Cat'
+    """
+    return next((other for other in names if other != name and _folded(other) == _folded(name)), "")
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def are_imagenet_synsets(names: Sequence[str], num_classes: int) -> bool:

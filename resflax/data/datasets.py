@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fake import is_fake, make_fake
 from resflax.data.fingerprint import Fingerprint
@@ -87,11 +88,11 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "name", "classes", and "splits": the number of "examples" of each split, and a digest of
+          "classes", and "splits": the number of "examples" of each split, and a digest of
           their contents (in memory), file names and sizes (a folder), or their version (TFDS).
         """
         splits = {name: split.fingerprint() for name, split in self.splits.items()}
-        return {"name": self.name, "classes": list(self.classes), "splits": splits}
+        return {"classes": list(self.classes), "splits": splits}
 
     @property
     def skipped(self) -> list[str]:
@@ -112,6 +113,7 @@ def load_dataset(
     on_bad_example: str = "raise",
     seed: int = 0,
     eval_transform: EvalTransform | None = None,
+    train_crop: TrainCrop | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -123,14 +125,15 @@ def load_dataset(
       data_dir: folder of prepared TFDS datasets; "" is the default of TFDS (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
-        size are read on demand and resized to squares of this many pixels: random Inception crops
-        in training, `eval_transform` in evaluation.
+        size are read on demand and resized to squares of this many pixels: `train_crop` in
+        training, `eval_transform` in evaluation.
       channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
         share (3 if `image_size` is given).
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.
       eval_transform: resize and crop of the test split, if `image_size` is given; by default to
         `image_size`, with the defaults of `EvalTransform`.
+      train_crop: crop of the training split, if `image_size` is given; by default Inception crops.
 
     Raises:
       UserError: if the dataset does not exist, is not prepared, does not have images with one
@@ -151,8 +154,16 @@ def load_dataset(
     train, test = _open_sources(name, data_dir, on_bad_example)
     if image_size:
         splits = [
-            StreamingSplit(source, image_size, channels or 3, split_seed, transform, on_bad_example)
-            for source, split_seed, transform in ((train, seed, None), (test, None, eval_transform))
+            StreamingSplit(
+                source,
+                image_size,
+                channels or 3,
+                split_seed,
+                eval_transform,
+                on_bad_example,
+                crop=train_crop or TrainCrop(),
+            )
+            for source, split_seed in ((train, seed), (test, None))
         ]
         return Dataset(name, splits[0], splits[1], train.classes, _problems(train, test))
     return _read_into_memory(name, train, test, channels, on_bad_example)
@@ -178,7 +189,11 @@ def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source
         return open_prepared(name, data_dir)
     path = name.removeprefix(FOLDER_PREFIX)
     with folder_errors_as_user_error(path):
-        return open_folder(user_path(path, "dataset"), on_bad_example)
+        sources = open_folder(user_path(path, "dataset"), on_bad_example)
+        test = sources.test or sources.validation
+        if test is None:
+            raise UserError(f"{path} has only a training split: expected a folder test or val")
+        return sources.train, test
 
 
 @contextlib.contextmanager

@@ -5,17 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-
-from resflax.data.decode import decode
-from resflax.data.folder import SUFFIXES, ImageFiles, list_visible
+from resflax.data.folder import ImageFiles
+from resflax.data.formats import is_image
 from resflax.data.imagenet import (
     GROUND_TRUTH,
     development_kit_synsets,
     synsets,
     validation_number,
 )
+from resflax.data.litter import list_visible
 from resflax.errors import UserError
 
 FORMS = (
@@ -36,18 +34,10 @@ class FlatFolderSource(ImageFiles):
     ) -> None:
         super().__init__(root, list(zip(files, labels, strict=True)), classes)
 
-    def read(
-        self, index: int, channels: int = 0
-    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
-        """Returns the pixels and the label of an example."""
-        name, label = self.files[index]
-        return decode(self.root / name, str(self.root / name), channels), label
-
 
 def open_unlabeled_folder(root: Path) -> FlatFolderSource:
     """Opens the images that are directly in a folder, all with label 0 of the class ""."""
-    paths = list_visible(root) if root.is_dir() else []
-    files = sorted(path.name for path in paths if path.suffix.lower() in SUFFIXES)
+    files = _image_names(root) if root.is_dir() else []
     return FlatFolderSource(root, files, [0] * len(files), ("",))
 
 
@@ -79,16 +69,18 @@ def open_flat_folder(
         if missing is not None:
             raise UserError(f"{labels_file} has the image {missing}: {root} does not")
     else:
-        files = sorted(
-            path.name for path in list_visible(root) if path.suffix.lower() in SUFFIXES
-        )  # fmt: skip
+        files = _image_names(root)
         if not files:
-            raise UserError(f"{root} contains no images: expected {', '.join(SUFFIXES)} files")
+            raise UserError(f"{root} contains no images: expected files such as .jpg or .png")
         labels = _labels_of_files(files, text.split("\n"), labels_file, root)
     if labels_file.name == GROUND_TRUTH:
         labels = [_synset_of_id(label, labels_file) for label in labels]
     indices, classes = _parse_labels(labels, class_names, num_classes, labels_file)
     return FlatFolderSource(root, files, indices, classes)
+
+
+def _image_names(root: Path) -> list[str]:
+    return [path.name for path in list_visible(root) if is_image(path) and not path.is_dir()]
 
 
 def _read_csv(text: str, path: Path) -> tuple[list[str], list[str]]:

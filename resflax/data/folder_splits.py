@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from resflax.data.formats import image_suffixes
+from resflax.data.class_names import class_name
+from resflax.data.formats import is_image
 from resflax.data.litter import list_folders, list_visible, walk_files
 from resflax.errors import UserError, unknown
 
@@ -46,14 +47,53 @@ def find_splits(root: Path, chosen: Mapping[str, str] | None = None) -> dict[str
         if not (root / name).is_dir():
             raise unknown("split", name, [f.name for f in list_folders(root)] or ["(no folder)"])
     train = chosen.get("train") or _only(root, "train", _named(root, "train"))
-    splits = {"train": train or _whole_folder(root, chosen)}
+    train = train or _whole_folder(root, chosen)
+    splits = {"train": train}
     for kind in ("validation", "test"):
-        names = _named(root, kind) if splits["train"] != WHOLE_FOLDER else []
-        labeled = [name for name in names if not is_unlabeled(root / name, root / splits["train"])]
-        splits[kind] = chosen.get(kind) or _only(root, kind, labeled)
+        found = "" if train == WHOLE_FOLDER else _labeled(root, kind, root / train)
+        splits[kind] = chosen.get(kind) or found
     if not splits["validation"] and not splits["test"]:
         _check_validation_has_labels(root)
     return splits
+
+
+def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
+    """Finds the folder of one split, for evaluation.
+
+    Args:
+      root: a folder with splits, or one split.
+      split: name of the split's folder, or a name in `SPLIT_NAMES`, which matches the folder of
+        that split whatever its name; "" for the test split, the validation split if there is none,
+        or `root` itself if it has no splits.
+
+    Returns:
+      The folder of the split, and that of the training split, None if there is none.
+
+    Raises:
+      UserError: if there is no such split, or several folders could be it.
+    """
+    if not root.is_dir():
+        raise UserError(f"folder {root} does not exist: expected one with images")
+    train = _only(root, "train", _named(root, "train"))
+    train_folder = root / train if train else None
+    if split and (root / split).is_dir():
+        return root / split, train_folder if (root / split) != root else None
+    named = {kind: _named(root, kind) for kind in SPLIT_NAMES}
+    if not any(named.values()) and (not split or split.lower() in SPLIT_NAMES["train"]):
+        return root, None
+    if split:
+        kind = next((kind for kind, names in SPLIT_NAMES.items() if split.lower() in names), "")
+        if not kind or not named[kind]:
+            raise unknown("split", split, [f.name for f in list_folders(root)] or ["(no folder)"])
+        return root / _only(root, kind, named[kind]), train_folder
+    labeled = (_labeled(root, kind, train_folder) for kind in ("test", "validation"))
+    flat = (_only(root, kind, named[kind]) for kind in ("validation", "test"))
+    if name := next(filter(None, labeled), "") or next(filter(None, flat), ""):
+        return root / name, train_folder
+    raise UserError(
+        f"{root} contains {describe_contents(root)}: expected a folder test or val; or choose a"
+        " split"
+    )
 
 
 def describe_splits(root: Path, splits: Mapping[str, str]) -> str:
@@ -81,7 +121,7 @@ def annotations_file(split: Path) -> Path:
     return split / f"{split.name}_annotations.txt"
 
 
-def is_unlabeled(split: Path, train: Path) -> bool:
+def is_unlabeled(split: Path, train: Path | None) -> bool:
     """Returns whether the images of a split have no labels: are not in folders of classes.
 
     That is the case if there are no folders, or one that is not a class of the training split.
@@ -91,16 +131,14 @@ def is_unlabeled(split: Path, train: Path) -> bool:
     folders = list_folders(split)
     if not folders:
         return has_images(split)
-    return len(folders) == 1 and not (train / folders[0].name).is_dir() and has_images(folders[0])
+    if len(folders) > 1 or train is None or not has_images(folders[0]):
+        return False
+    return class_name(folders[0].name) not in {class_name(f.name) for f in list_folders(train)}
 
 
 def has_images(folder: Path) -> bool:
     """Returns whether a folder or one below it has an image, by its suffix."""
-    return any(_is_image(path) for path in walk_files(folder))
-
-
-def _is_image(path: str | Path) -> bool:
-    return os.path.splitext(path)[1].lower() in image_suffixes()
+    return any(is_image(path) for path in walk_files(folder))
 
 
 def describe_contents(folder: Path) -> str:
@@ -117,6 +155,10 @@ def _named(root: Path, kind: str) -> list[str]:
         if path.name.lower() in SPLIT_NAMES[kind]
     }
     return sorted(found.values())
+
+
+def _labeled(root: Path, kind: str, train: Path | None) -> str:
+    return _only(root, kind, [n for n in _named(root, kind) if not is_unlabeled(root / n, train)])
 
 
 def _only(root: Path, kind: str, names: list[str]) -> str:
@@ -151,8 +193,8 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
         yield EXPECTED
     if not folders and has_images(root):
         yield (
-            "images without class folders have no labels: expected train/CLASS/*.jpg or"
-            " CLASS/*.jpg, or a table with the columns path and label (csv:FILE)"
+            f"images without class folders have no labels{_parent_hint(root)}: expected"
+            " train/CLASS/*.jpg or CLASS/*.jpg, or a table of paths and labels (csv:FILE)"
         )
     if len(folders) == 1 and len(list_folders(folders[0])) > 1:
         yield f"did you mean folder:{folders[0]}? It contains {describe_contents(folders[0])}"
@@ -165,6 +207,14 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
             f" choose them with --config.data.train_split={folders[0].name} and so on, or"
             " --config.data.train_split=. if they are the classes"
         )
+
+
+def _parent_hint(root: Path) -> str:
+    """Returns what to do if the folder is that of a class, and not of a dataset."""
+    parent = root.absolute().parent
+    siblings = [f for f in list_folders(parent) if f.name != root.name]
+    is_class = any(is_image(path) for f in siblings[:1] for path in list_visible(f))
+    return f" (did you mean folder:{parent}, one level up?)" if is_class else ""
 
 
 def _check_validation_has_labels(root: Path) -> None:

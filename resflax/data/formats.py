@@ -1,6 +1,7 @@
 """File formats of images: the one list of what training, evaluation and prediction take."""
 
 import functools
+import os
 
 from PIL import Image
 
@@ -21,3 +22,12 @@ def image_suffixes() -> frozenset[str]:
         for suffix, name in Image.registered_extensions().items()
         if name in Image.OPEN and name not in UNREADABLE_FORMATS
     )
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file has the suffix of an image, in any case.
+
+    >>> is_image("photos/cat.JPG"), is_image("photos/cat.mp4")
+    (True, False)
+    """
+    return os.path.splitext(path)[1].lower() in image_suffixes()

@@ -4,14 +4,13 @@ It depends on the data, the share and a separate seed, not on the seed of the ru
 with different seeds hold out the same examples and can form one ensemble.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resflax.data.array_source import ArraySource
 from resflax.data.fingerprint import Fingerprint
-from resflax.data.folder import ImageFiles
 from resflax.data.in_memory import InMemorySplit
 from resflax.data.source import Source
 from resflax.data.streaming import StreamingSplit
@@ -61,15 +60,8 @@ def without_held_out(
         return _select_in_memory(split, indices.train)
     indices = split_labels(_source_labels(split.source), share, seed)
     _check_held_out(indices, share, split.source.name)
-    return StreamingSplit(
-        SourceSubset(split.source, indices.train, split.source.name),
-        split.size,
-        split.channels,
-        split.seed,
-        split.eval_transform,
-        split.on_bad_example,
-        mean_std_override=split.mean_std_override,
-    )
+    source = SourceSubset(split.source, indices.train, split.source.name)
+    return replace(split, source=source, skipped={})
 
 
 def trained_source(source: Source, share: float, seed: int) -> Source:
@@ -106,17 +98,18 @@ def _check_held_out(indices: HeldOut, share: float, name: str) -> None:
 
 def _select_in_memory(split: InMemorySplit, indices: Int[np.ndarray, " n"]) -> InMemorySplit:
     return InMemorySplit(
-        split.images[indices], split.labels[indices], split.skipped, split.mean_std_override
+        split.images[indices],
+        split.labels[indices],
+        split.skipped,
+        split.mean_std_override,
+        split.source_fingerprint,
     )
 
 
 def _source_labels(source: Source) -> Labels:
     """Returns the labels of a split; zeros where they are known only after reading the images."""
-    if isinstance(source, ArraySource):
-        return source.split.labels
-    if isinstance(source, ImageFiles):
-        return np.array([label for _, label in source.files])
-    return np.zeros(len(source), np.int64)
+    labels = source.labels()
+    return np.zeros(len(source), np.int64) if labels is None else labels
 
 
 class SourceSubset:
@@ -142,6 +135,11 @@ class SourceSubset:
     def file_name(self, index: int) -> str:
         """Returns the name of the file of an example."""
         return self.source.file_name(int(self.indices[index]))
+
+    def labels(self) -> Labels | None:
+        """Returns the label of each example; None if they are unknown."""
+        labels = self.source.labels()
+        return None if labels is None else labels[self.indices]
 
     def read(
         self, index: int, channels: int = 0

@@ -14,7 +14,8 @@ from PIL import Image
 
 from resflax.data.decode import BadExampleError, check_header, decode, ignore_pillow_warnings
 from resflax.data.eval_transform import EvalTransform
-from resflax.data.formats import image_suffixes
+from resflax.data.formats import is_image
+from resflax.data.litter import is_in_litter, walk_files
 from resflax.errors import UserError
 from resflax.files import expand_path
 
@@ -24,8 +25,8 @@ def find_images(patterns: Sequence[str]) -> list[str]:
 
     Args:
       patterns: files, which are returned as they are; folders, whose files with the suffix of an
-        image are returned, subfolders included, sorted, without hidden files; and globs, in which
-        `**` matches any number of folders.
+        image are returned, subfolders included, sorted; and globs, in which `**` matches any
+        number of folders. Files and folders of systems and archives (see `litter`) are left out.
 
     Raises:
       UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
@@ -35,11 +36,10 @@ def find_images(patterns: Sequence[str]) -> list[str]:
 
 def _expand(pattern: str) -> list[str]:
     if os.path.isdir(pattern):
-        suffixes = image_suffixes()
-        paths = sorted(
-            (p for p in _walk(pattern) if os.path.splitext(p)[1].lower() in suffixes),
-            key=lambda path: Path(path).parts,
-        )
+        try:
+            paths = sorted(filter(is_image, walk_files(pattern)), key=lambda path: Path(path).parts)
+        except OSError as e:
+            raise UserError(f"cannot read the folder {e.filename}: {e.strerror}") from e
         if not paths:
             raise UserError(f"folder {pattern} contains no images: expected .jpg, .png and others")
         return paths
@@ -47,23 +47,11 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     if not glob.has_magic(pattern):
         raise UserError(f"image not found: {pattern}")
-    matches = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    found = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    matches = [path for path in found if not is_in_litter(path)]
     if not matches:
         raise UserError(f"no file matches {pattern}: expected a glob such as 'photos/**/*.jpg'")
     return sorted(matches, key=lambda path: Path(path).parts)
-
-
-def _walk(root: str) -> Iterator[str]:
-    """Yields the files below a folder, without hidden ones, and each linked folder once."""
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
 
 
 def check_images(paths: Sequence[str], *, num_threads: int) -> None:

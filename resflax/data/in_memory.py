@@ -1,14 +1,14 @@
 """Splits in memory: images of one size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from resflax.data.decode import BadExampleError
 from resflax.data.fingerprint import Fingerprint, arrays_fingerprint
+from resflax.data.skipping import check_skipped
 from resflax.data.source import MeanStd, Source, bad_example
-from resflax.errors import UserError
 from resflax.progress import progress_range
 
 
@@ -21,12 +21,14 @@ class InMemorySplit:
       labels: int32 `(n,)`, each in `range(num_classes)`.
       skipped: one line for each example that was skipped: where it is, and why.
       mean_std_override: returned by `mean_std` in place of the measured values.
+      source_fingerprint: what identifies the examples on disk that were read.
     """
 
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"]
     skipped: tuple[str, ...] = ()
     mean_std_override: MeanStd | None = None
+    source_fingerprint: Fingerprint = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,18 +62,19 @@ class InMemorySplit:
         return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of examples, by label, and a digest of images and labels."""
-        return arrays_fingerprint(self.images, self.labels)
+        """Returns the number of examples, by label, and digests of images, labels and files."""
+        return self.source_fingerprint | arrays_fingerprint(self.images, self.labels)
 
 
 def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise") -> InMemorySplit:
     """Reads every example of a source; all must have the shape of the first readable one.
 
     Raises:
-      UserError: if an example cannot be used and `on_bad_example` is "raise"; or if none can.
+      UserError: if an example cannot be used and `on_bad_example` is "raise", or so many of a class
+        that they cannot be skipped.
     """
     images: np.ndarray | None = None
-    labels, skipped = np.empty(len(source), np.int32), []
+    labels, skipped = np.empty(len(source), np.int32), dict[int, str]()
     count = 0
     for i in progress_range(len(source), f"reading {source.name}"):
         try:
@@ -82,13 +85,18 @@ def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise"
         except BadExampleError as e:
             if on_bad_example != "skip":
                 raise bad_example(e) from e
-            skipped.append(str(e))
+            skipped[i] = str(e)
             continue
         images[count], labels[count] = image, label
         count += 1
-    if images is None:
-        raise UserError(f"{source.name} has no readable example: expected one or more")
-    return InMemorySplit(images[:count], labels[:count], tuple(skipped))
+    check_skipped(source, skipped, labels[:count])
+    assert images is not None
+    return InMemorySplit(
+        images[:count],
+        labels[:count],
+        tuple(skipped.values()),
+        source_fingerprint=source.fingerprint(),
+    )
 
 
 def _check_shape(source: Source, index: int, image: np.ndarray, shape: tuple[int, ...]) -> None:

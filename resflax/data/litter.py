@@ -45,6 +45,16 @@ def is_note(name: str) -> bool:
     return suffix in NOTE_SUFFIXES or (not suffix and stem in NOTE_NAMES)
 
 
+def is_in_litter(path: str) -> bool:
+    """Returns whether a file is litter or a note, or in a folder that belongs to a system.
+
+    >>> is_in_litter("../photos/@eaDir/cat.jpg"), is_in_litter("../photos/cat.jpg")
+    (True, False)
+    """
+    *folders, name = Path(path).parts
+    return is_litter(name) or is_note(name) or not SYSTEM_NAMES.isdisjoint(map(str.lower, folders))
+
+
 def list_visible(folder: Path) -> list[Path]:
     """Returns what is in a folder, without litter and notes, sorted by name.
 

@@ -4,9 +4,8 @@ Grain runs the workers. Its own iterators cannot resume with another number of w
 order is a function of (seed, step), so a run can resume at any step with any number of workers.
 """
 
+import math
 import os
-import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +15,14 @@ from absl import flags
 
 from resflax.data.order import Order
 from resflax.data.streaming import StreamingSplit
+from resflax.data.workers import (
+    BATCHES_PER_WORKER,
+    check_shared_memory,
+    free_shared_memory,
+    isolate_workers,
+    set_up_worker,
+    worker_errors,
+)
 
 Batch = dict[str, np.ndarray]
 WORKERS_PER_CPU = 4
@@ -59,6 +66,10 @@ def stream_batches(
       num_workers: processes that read and decode; 0 for threads. At most 4 per CPU core, and one
         per batch, are started, since each takes seconds of CPU time to start. They exit with this
         process.
+
+    Raises:
+      UserError: if shared memory is too small for the workers' batches.
+      WorkerLostError: if a worker was killed.
     """
     import grain  # takes half a second
 
@@ -70,14 +81,24 @@ def stream_batches(
     threads = 1 if num_workers else 2
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iter_dataset = dataset.to_iter_dataset(read_options)
-    options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-    init = partial(_exit_with_parent, os.getpid())
-    iterator: Any = iter(iter_dataset.mp_prefetch(options, worker_init_fn=init))
+    check_shared_memory(num_workers, source.rows * math.prod(split.image_shape))
+    isolate_workers()
+    options = grain.MultiprocessingOptions(
+        num_workers=num_workers, per_worker_buffer_size=BATCHES_PER_WORKER
+    )
+    init = partial(set_up_worker, os.getpid())
+    with worker_errors():
+        iterator: Any = iter(iter_dataset.mp_prefetch(options, worker_init_fn=init))
     try:
-        for batch in iterator:
-            split.skipped.update(batch["skipped"])
-            # Copied because workers reuse the shared memory of their arrays.
-            yield {key: np.array(batch[key]) for key in keys}
+        while True:
+            with worker_errors():
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            split.add_skipped(batch["skipped"])
+            copied = {key: np.array(batch[key]) for key in keys}
+            free_shared_memory(batch.values())
+            yield copied
     finally:
         iterator.close()
 
@@ -89,15 +110,3 @@ def _stack(examples: Any) -> dict[str, Any]:
     keys = [key for key in examples[0] if key != "skipped"]
     batch = {key: np.stack([example[key] for example in examples]) for key in keys}
     return batch | {"skipped": skipped}
-
-
-def _exit_with_parent(parent: int, worker_index: int, num_workers: int) -> None:
-    """Ends this worker process when its parent dies, even if killed; else it would wait forever."""
-    del worker_index, num_workers
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -1,9 +1,9 @@
 """Interface of a split on disk with random access to its examples."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from resflax.data.fingerprint import Fingerprint
 from resflax.errors import UserError, unknown
@@ -36,6 +36,10 @@ class Source(Protocol):
         """Returns the name of the file of an example, with its folder; "" if it has none."""
         ...
 
+    def labels(self) -> Int[np.ndarray, " examples"] | None:
+        """Returns the label of each example; None if that is known only after reading it."""
+        ...
+
     def read(
         self, index: int, channels: int = 0
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
@@ -47,8 +51,26 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of "examples" and what identifies them; reads none of them."""
+        """Returns the number of "examples" and what identifies them; reads a sample of them."""
         ...
+
+
+class SplitSources(NamedTuple):
+    """The splits of a dataset on disk.
+
+    Attributes:
+      train: the training split.
+      validation: the validation split; None if there is none.
+      test: the test split; None if there is none.
+      names: names of "train", "validation" and "test" in the dataset; "" for one that is missing.
+      note: which splits were found, for the user.
+    """
+
+    train: Source
+    validation: Source | None
+    test: Source | None
+    names: dict[str, str]
+    note: str
 
 
 def check_on_bad_example(value: str) -> None:

@@ -6,7 +6,8 @@ from resflax.data.array_source import ArraySource
 from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
 from resflax.data.fake import is_fake, make_fake_split
 from resflax.data.flat_folder import open_flat_folder
-from resflax.data.folder import open_folder_split, split_folder
+from resflax.data.folder import open_folder_split
+from resflax.data.folder_splits import split_folder
 from resflax.data.in_memory import read_all
 from resflax.data.source import Source, check_on_bad_example
 from resflax.errors import UserError
@@ -56,7 +57,8 @@ def load_split(
     with folder_errors_as_user_error(path):
         root = user_path(path, "dataset")
         if labels_file:
-            folder, labels = split_folder(root, split), user_path(labels_file, "labels_file")
+            folder, _ = split_folder(root, split)
+            labels = user_path(labels_file, "labels_file")
             return open_flat_folder(folder, labels, class_names, num_classes)
         return open_folder_split(root, split, on_bad_example)
 

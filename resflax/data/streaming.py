@@ -1,14 +1,15 @@
 """Splits read from disk on demand: images of any size, cropped and resized to one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resflax.data.crops import crop_and_resize, inception_box
+from resflax.data.crops import TrainCrop
 from resflax.data.decode import BadExampleError
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fingerprint import Fingerprint
+from resflax.data.skipping import check_skipped
 from resflax.data.source import MeanStd, Source, bad_example
 
 # Number of examples from which `mean_std` is estimated.
@@ -24,10 +25,12 @@ class StreamingSplit:
       size: side of the square training images, in pixels.
       channels: number of channels that images are converted to.
       seed: seed of the random crops; None to apply `eval_transform`.
-      eval_transform: resize and crop for evaluation; None for the default at `size`.
+      eval_transform: resize and crop for evaluation; None for the default at `size`. Crops of
+        training images use its interpolation and resize, at `size`.
       on_bad_example: "raise", or "skip" to replace an unusable example by the next usable one.
       skipped: the examples skipped so far, by index: where each is, and why.
       mean_std_override: returned by `mean_std` in place of the estimate.
+      crop: how images are cropped and resized if there is a seed.
     """
 
     source: Source
@@ -38,6 +41,7 @@ class StreamingSplit:
     on_bad_example: str = "raise"
     skipped: dict[int, str] = field(default_factory=dict)
     mean_std_override: MeanStd | None = None
+    crop: TrainCrop = field(default_factory=TrainCrop)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -45,13 +49,16 @@ class StreamingSplit:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`."""
-        size = (self.size, self.size) if self.seed is not None else self.transform.size
-        return *size, self.channels
+        return *self.transform.size, self.channels
 
     @property
     def transform(self) -> EvalTransform:
-        """The resize and crop for evaluation."""
-        return self.eval_transform or EvalTransform(size=(self.size, self.size))
+        """The resize and crop for evaluation; of training images, to their size."""
+        size = (self.size, self.size)
+        if self.eval_transform is None:
+            return EvalTransform(size=size)
+        is_for_training = self.seed is not None and self.eval_transform.size != size
+        return replace(self.eval_transform, size=size) if is_for_training else self.eval_transform
 
     def example(
         self, index: int, step: int = 0
@@ -74,8 +81,7 @@ class StreamingSplit:
             if self.seed is None:
                 return self.transform.apply(image), label, skipped
             rng = np.random.default_rng([self.seed, step, index])
-            box = inception_box(rng, *image.shape[:2])
-            return crop_and_resize(image, box, self.size), label, skipped
+            return self.crop.apply(image, rng, self.transform), label, skipped
         raise bad_example(f"{self.source.name}: has no readable example")
 
     def get_batch(
@@ -84,9 +90,19 @@ class StreamingSplit:
         """Returns the images and labels (int32) of some examples at a step."""
         examples = [self.example(int(i), step) for i in index]
         for _, _, skipped in examples:
-            self.skipped |= skipped
+            self.add_skipped(skipped)
         images = np.stack([image for image, _, _ in examples])
         return images, np.array([label for _, label, _ in examples], np.int32)
+
+    def add_skipped(self, skipped: dict[int, str]) -> None:
+        """Records skipped examples.
+
+        Raises:
+          UserError: if a class has lost so many examples that they cannot be skipped.
+        """
+        if not skipped.keys() <= self.skipped.keys():
+            self.skipped |= skipped
+            check_skipped(self.source, self.skipped)
 
     def mean_std(self) -> MeanStd:
         """Estimates mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
@@ -103,5 +119,5 @@ class StreamingSplit:
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def fingerprint(self) -> Fingerprint:
-        """Returns what identifies the examples on disk; reads none of them."""
+        """Returns what identifies the examples on disk; reads a sample of them."""
         return self.source.fingerprint()

@@ -1,15 +1,20 @@
 """SIGTERM and SIGINT: the run stops after the current step and can be resumed."""
 
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 # Time to finish the current step and save it after a signal.
 GRACE_SECONDS = 12.0
+# A second SIGINT after less than this is the same Ctrl-C: a terminal sends it to each process of a
+# group, and `timeout` forwards it.
+REPEAT_SECONDS = 1.0
 # The signals that stop a run, and what ends the process at once after each.
 HOW_TO_EXIT: dict[int, str] = {
     signal.SIGTERM: "send SIGINT to exit now",
@@ -34,7 +39,7 @@ class Interrupt:
 
     The loop checks `received` after each step. A thread watches too, since Python runs no signal
     handler while the main thread compiles: it ends the process after `GRACE_SECONDS`, and at once
-    on a second SIGINT.
+    on a SIGINT that comes `REPEAT_SECONDS` or more after the first signal.
 
     Attributes:
       received: number of the first signal; 0 if there was none.
@@ -63,14 +68,16 @@ class Interrupt:
         self._reader.close()
 
     def _watch(self) -> None:
+        first = 0.0  # time of the first signal
         while data := self._reader.recv(1):
             number = data[0]
             if number not in HOW_TO_EXIT:
                 continue
-            if self.received and number == signal.SIGINT:
+            repeated = time.monotonic() - first < REPEAT_SECONDS
+            if self.received and number == signal.SIGINT and not repeated:
                 os._exit(128 + number)
             if not self.received:
-                self.received = number
+                self.received, first = number, time.monotonic()
                 line = f"{signal.Signals(number).name}: stopping after this step"
                 print(f"\n{line}; {HOW_TO_EXIT[number]}", file=sys.stderr, flush=True)
                 timer = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
@@ -82,3 +89,19 @@ class Interrupt:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Does nothing; Python writes signals to the wakeup socket only if there is a handler."""
+
+
+def raise_at_interrupts() -> None:
+    """Makes SIGINT raise `KeyboardInterrupt`, once per `REPEAT_SECONDS`.
+
+    A second one while the first is handled would keep files from being removed.
+    """
+    last = -math.inf
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        repeated, last = time.monotonic() - last < REPEAT_SECONDS, time.monotonic()
+        if not repeated:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handler)

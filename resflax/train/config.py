@@ -69,7 +69,11 @@ def build_augment(config: ConfigDict) -> Augment | None:
     data = config.data
     return make_augment(
         pad_crop=data.pad_crop,
-        inception_crop=data.inception_crop,
+        inception_crop=(
+            (*data.crop_scale, *data.crop_ratio)
+            if not data.image_size and data.train_crop == "inception"
+            else ()
+        ),
         flip="alternating" if data.alternating_flip else "random" if data.flip else "none",
         rand_augment=data.rand_augment,
         color_jitter=data.color_jitter,

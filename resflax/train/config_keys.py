@@ -64,7 +64,18 @@ DATA = {
 }
 AUGMENTATION = {
     "data.pad_crop": Key(0, "pixels of padding before a random crop of the image's size"),
-    "data.inception_crop": Key(False, "crop 8 to 100 % of the area at random, and resize it"),
+    "data.train_crop": Key(
+        "auto",
+        "how training images are cropped: inception, a random crop that is resized; resize, the"
+        " resize of evaluation and a random crop; squash, a resize of both sides; none, the resize"
+        " and center crop of evaluation; auto: inception with data.image_size, none in memory",
+    ),
+    "data.crop_scale": Key(
+        (0.08, 1.0), "smallest and largest area of an Inception crop, as shares of the image's area"
+    ),
+    "data.crop_ratio": Key(
+        (3 / 4, 4 / 3), "smallest and largest ratio of width to height of an Inception crop"
+    ),
     "data.flip": Key(False, "mirror images at random"),
     "data.alternating_flip": Key(False, "mirror each image in every other epoch"),
     "data.rand_augment": Key((), "RandAugment: number of operations and magnitude"),
@@ -114,7 +125,13 @@ EVALUATION = {
     "data.crop_pct": Key(
         0.0,
         "side of the evaluated center crop over that of the resized image; 0: the pretrained"
-        " model's, or 0.875",
+        " model's, or 1 with crop_mode=squash, or 0.875",
+    ),
+    "data.crop_mode": Key(
+        "",
+        "how evaluated images become squares: center, a resize of the shorter side and a center"
+        " crop, or squash, a resize of both sides; '': squash with train_crop=squash, or as for the"
+        " pretrained model, or center",
     ),
     "data.interpolation": Key(
         "", "how evaluated images are resized; '': as for the pretrained model, or bilinear"

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from resflax.data.augment import TRANSFORMS
 from resflax.data.augment.mix import MIXES
-from resflax.data.eval_transform import INTERPOLATIONS
+from resflax.data.crops import CROPS
+from resflax.data.eval_transform import CROP_MODES, INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
@@ -86,6 +87,15 @@ RULES: dict[str, Rule] = {
     "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
     "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
     "data.crop_pct": Rule("0 to 1", lambda v: 0 <= v <= 1),
+    "data.crop_scale": Rule(
+        "smallest and largest share of the area, above 0, up to 1, such as (0.35, 1)",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
+    ),
+    "data.crop_ratio": Rule(
+        "smallest and largest ratio of width to height, 0.01 to 100, such as (0.75, 1.3333)",
+        lambda v: len(v) == 2 and 0.01 <= v[0] <= v[1] <= 100,
+    ),
+    "data.crop_mode": Rule(f"'', {', '.join(CROP_MODES)}", lambda v: v in ("", *CROP_MODES)),
     "data.interpolation": Rule(
         f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
     ),
@@ -106,6 +116,7 @@ CHOICES: dict[str, Any] = {
     "on_nonfinite": ACTIONS[1:],
     "ensemble.method": METHODS,
     "ensemble.on_diverged": ON_DIVERGED,
+    "data.train_crop": ("auto", *CROPS),
     "data.placement": PLACEMENTS,
     "data.on_bad_example": ON_BAD_EXAMPLE,
 }
@@ -115,7 +126,7 @@ EXPECTED: dict[str, str] = {
     "dtype": f"one of {', '.join(DTYPES)}",
     "spec.block": f"one of {', '.join(BLOCKS)}",
     "spec.output_stride": ", ".join(map(str, OUTPUT_STRIDES)),
-    **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if name != "flip"},
+    **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if f"data.{name}" in KEYS},
     **{f"data.{name}": MEMBER_RULES["mixup"].expected for name in MIXES},
     **{
         f"ensemble.{name}": f"one number per member, {r.expected}"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, EvalTransform, load_dataset
+from resflax.data.crops import TrainCrop
 from resflax.data.held_out import without_held_out
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
@@ -37,6 +38,7 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         on_bad_example=data.on_bad_example,
         seed=config.seed,
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
+        train_crop=_train_crop(config),
     )
     if data.validation:
         train = without_held_out(dataset.train, data.validation, data.validation_seed)
@@ -78,9 +80,19 @@ def _eval_transform(
     """Returns the transform of the config; where it has none, that of the pretrained weights."""
     data = config.data
     default = pretrained.preprocess if pretrained else EvalTransform(size=(size, size))
+    squashes = "squash" in (data.train_crop, data.crop_mode) and data.crop_mode != "center"
+    if squashes and default.crop_mode != "squash":
+        default = replace(default, crop_mode="squash", crop_pct=1.0)
     return EvalTransform(
         size=(data.eval_size, data.eval_size) if data.eval_size else default.size,
         crop_pct=data.crop_pct or default.crop_pct,
         interpolation=data.interpolation or default.interpolation,
-        crop_mode=default.crop_mode,
+        crop_mode=data.crop_mode or default.crop_mode,
     )
+
+
+def _train_crop(config: ConfigDict) -> TrainCrop:
+    """Returns the crop of streamed training images."""
+    data = config.data
+    kind = "inception" if data.train_crop == "auto" else data.train_crop
+    return TrainCrop(kind, tuple(data.crop_scale), tuple(data.crop_ratio))

@@ -101,7 +101,8 @@ def is_random(config: ConfigDict) -> bool:
 
     With `config.model` "", the network is that of the weights, and may be.
     """
-    if config.data.image_size or config.ensemble.drop_path or config.ensemble.mixup:
+    random_crop = config.data.image_size and config.data.train_crop not in ("squash", "none")
+    if random_crop or config.ensemble.drop_path or config.ensemble.mixup:
         return True
     if build_augment(config) or build_mix(config) or not config.model:
         return True

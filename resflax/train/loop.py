@@ -1,13 +1,16 @@
 """The training loop: steps, records, evaluations, checkpoints."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from resflax.data.workers import WorkerLostError
 from resflax.distributed import environment
 from resflax.distributed.processes import (
     all_gather_strings,
@@ -159,7 +162,8 @@ class TrainingLoop:
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
             assert step_fn
-            state, metrics = step_fn(state)
+            with self._stop_at_lost_worker(state, step - 1):
+                state, metrics = step_fn(state)
             self.pending.append(metrics)
             limit_in_flight(self.pending)
             if step == first + 1:  # compilation: the throughput is measured from its end
@@ -227,7 +231,8 @@ class TrainingLoop:
         At the last step of a run with a validation split, the test split follows.
         """
         stop = partial(self._stop_evaluation, state, step)
-        eval_state = self.trainer.eval_state(state, stop)
+        with self._stop_at_lost_worker(state, step):
+            eval_state = self.trainer.eval_state(state, stop)
         if self._should_evaluate(step):
             state = self._evaluate_split(self.trainer.dataset.best_by, state, eval_state, step)
             self.state.evaluated = step
@@ -242,7 +247,8 @@ class TrainingLoop:
         """Evaluates one split and records the metrics; returns the state to train from."""
         stop = partial(self._stop_evaluation, state, step)
         data = getattr(self.trainer.dataset, split)
-        metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
+        with self._stop_at_lost_worker(state, step):
+            metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
         if self.monitor.check_evaluation(split, metrics, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
         speed = metrics["count"] / self.throughput.pause()
@@ -295,6 +301,16 @@ class TrainingLoop:
         """Stops the run between two batches of an evaluation; the resumed run repeats it."""
         if self._must_stop():
             self._stop(state, step)
+
+    @contextlib.contextmanager
+    def _stop_at_lost_worker(self, state: TrainState, step: int) -> Iterator[None]:
+        """Stops the run if it loses a worker process after a signal, which the worker got too."""
+        try:
+            yield
+        except WorkerLostError:
+            if self.interrupt.received and jax.process_count() == 1:
+                self._stop(state, step)
+            raise
 
     def _stop(self, state: TrainState, step: int) -> None:
         """Saves and raises `InterruptedRunError`."""

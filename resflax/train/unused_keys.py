@@ -22,11 +22,13 @@ FILE_PREFIXES = ("folder:", "csv:", "hf:")
 # Keys of `data` for how examples are read from a dataset on disk.
 READING_KEYS = ("data_dir", "image_size", "channels", "on_bad_example")
 # Keys of `data` for images that are resized as they are read.
-STREAMING_KEYS = ("eval_size", "crop_pct", "interpolation", "num_workers")
+STREAMING_KEYS = ("eval_size", "crop_pct", "crop_mode", "interpolation", "num_workers")
+# Values of `data.train_crop` that only images of any size have a use for.
+RESIZING = ("resize", "squash")
 # Keys of `data` that change training images at random.
 AUGMENT_KEYS = (
-    "pad_crop", "inception_crop", "flip", "alternating_flip", "rand_augment", "color_jitter",
-    "random_erasing", "cutout", "mixup", "cutmix",
+    "pad_crop", "crop_scale", "crop_ratio", "flip", "alternating_flip", "rand_augment",
+    "color_jitter", "random_erasing", "cutout", "mixup", "cutmix",
 )  # fmt: skip
 # Keys of a run that trains, besides those of `AUGMENT_KEYS`.
 TRAINING_KEYS = (
@@ -96,6 +98,11 @@ def _is_generated(c: ConfigDict) -> bool:
 
 def _is_streamed(c: ConfigDict) -> bool:
     return bool(c.data.image_size) and not _is_generated(c)
+
+
+def _crops_by_inception(c: ConfigDict) -> bool:
+    kinds = ("auto", "inception") if _is_streamed(c) else ("inception",)
+    return c.data.train_crop in kinds
 
 
 def _has_no_batch_norm(c: ConfigDict) -> bool:
@@ -211,6 +218,18 @@ ROWS: tuple[Row, ...] = (
         lambda c: not _is_streamed(c),
         "the images of {c.dataset!r} are in memory and neither resized nor cropped: leave it out,"
         " or stream a dataset with config.data.image_size",
+    ),
+    Row(
+        ("data.train_crop",),
+        lambda c: not _is_streamed(c) and c.data.train_crop in RESIZING,
+        "the images of {c.dataset!r} are in memory and not resized: leave it out, or stream a"
+        " dataset with config.data.image_size",
+    ),
+    Row(
+        _data("crop_scale", "crop_ratio"),
+        lambda c: not _crops_by_inception(c),
+        "config.data.train_crop={c.data.train_crop!r} makes no Inception crops here: leave it out,"
+        " or use inception",
     ),
     Row(
         ("data.placement",),

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from resflax.data.augment.box import Box, sample_box
 from resflax.data.augment.pixels import round_to_dtype
 
-AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+INCEPTION_AREA, INCEPTION_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def _interpolation_matrix(
@@ -41,25 +41,39 @@ def resized_crop(image: Num[Array, "h w c"], box: Box) -> Num[Array, "h w c"]:
     return round_to_dtype(y, image.dtype)
 
 
-def largest_size(height: int, width: int) -> tuple[int, int]:
-    """Returns height and width of the largest box with an aspect ratio within `RATIO`.
+def largest_size(
+    height: int, width: int, ratio: tuple[float, float] = INCEPTION_RATIO
+) -> tuple[int, int]:
+    """Returns height and width of the largest box whose width by height is within `ratio`.
 
     >>> largest_size(10, 100)
     (10, 13)
     """
     return (
-        min(height, round(width / RATIO[0])),
-        min(width, round(height * RATIO[1])),
+        max(1, min(height, round(width / ratio[0]))),
+        max(1, min(width, round(height * ratio[1]))),
     )
 
 
-def inception_crop(key: Key[Array, ""], image: Num[Array, "h w c"]) -> Num[Array, "h w c"]:
-    """Crops 8% to 100% of one image, with a ratio of 3/4 to 4/3, and resizes it to `(h, w, c)`.
+def inception_crop(
+    key: Key[Array, ""],
+    image: Num[Array, "h w c"],
+    *,
+    area: tuple[float, float] = INCEPTION_AREA,
+    ratio: tuple[float, float] = INCEPTION_RATIO,
+) -> Num[Array, "h w c"]:
+    """Crops a random part of one image and resizes it to `(h, w, c)`.
 
     Szegedy et al. 2014 (arXiv:1409.4842), section 6, sampled like torchvision's
     `RandomResizedCrop`: uniform area, log-uniform ratio, the first of ten attempts that fits, else
     the largest centered box.
+
+    Args:
+      key: a key for this image.
+      image: the image.
+      area: smallest and largest area, as shares of the image's area.
+      ratio: smallest and largest ratio of width to height.
     """
-    fallback = largest_size(*image.shape[:2])
-    _, box = sample_box(key, image.shape, area=AREA, ratio=RATIO, fallback=fallback)
+    fallback = largest_size(image.shape[0], image.shape[1], ratio)
+    _, box = sample_box(key, image.shape, area=area, ratio=ratio, fallback=fallback)
     return resized_crop(image, box)

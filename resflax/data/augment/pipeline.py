@@ -70,6 +70,11 @@ def _is_one_of(*names: Any) -> Check:
     return lambda value: isinstance(value, type(names[0])) and value in names
 
 
+def _is_inception_crop(value: Any) -> bool:
+    in_range = _are_numbers(*[_is_number(1e-6, 1)] * 2, *[_is_number(1e-3, 1e3)] * 2)
+    return in_range(value) and (not value or (value[0] <= value[1] and value[2] <= value[3]))
+
+
 def _op(run: Callable[..., Array], **settings: Any) -> Op:
     """Returns an op that ignores `parity`."""
     return lambda key, image, parity: run(key, image, **settings)
@@ -84,7 +89,11 @@ TRANSFORMS: dict[str, Transform] = {
         lambda value: _op(crop_flip.pad_crop, padding=value),
     ),
     "inception_crop": Transform(
-        2, "True or False", _is_one_of(True, False), lambda value: _op(crop.inception_crop)
+        2,
+        "smallest and largest share of the area (above 0, up to 1) and ratio of width to height"
+        " (above 0), or () to disable",
+        _is_inception_crop,
+        lambda value: _op(crop.inception_crop, area=value[:2], ratio=value[2:]),
     ),
     "flip": Transform(
         1,
@@ -130,7 +139,7 @@ def check_augment(**settings: Any) -> None:
 def make_augment(
     *,
     pad_crop: int = 0,
-    inception_crop: bool = False,
+    inception_crop: Sequence[float] = (),
     flip: str = "none",
     rand_augment: Sequence[float] = (),
     color_jitter: Sequence[float] = (),
@@ -143,7 +152,9 @@ def make_augment(
 
     Args:
       pad_crop: pixels of padding before a random crop.
-      inception_crop: whether to crop 8% to 100% at random and resize to the image size.
+      inception_crop: smallest and largest share of the area, and smallest and largest ratio of
+        width to height, of a random crop that is resized to the image size, such as
+        `(0.08, 1, 0.75, 4 / 3)`.
       flip: horizontal flip: "none", "random", or "alternating" (every other epoch).
       rand_augment: layers and magnitude of RandAugment, such as `(2, 9)`.
       color_jitter: widths of brightness, contrast, saturation and hue, such as
