@@ -279,9 +279,9 @@ def reset_unused(config: ConfigDict, before: ConfigDict, given: Collection[str])
     Returns:
       The keys that were set to their defaults.
     """
-    kept = {*given, *(key for key, _ in unused_keys(before))}
+    unchanged = {*given, *(key for key, _ in unused_keys(before))}
     reset: list[str] = []
-    while found := [key for key, _ in unused_keys(config) if key not in kept]:
+    while found := [key for key, _ in unused_keys(config) if key not in unchanged]:
         config.update_from_flattened_dict({key: KEYS[key].default for key in found})
         reset += found
     return tuple(sorted(reset))
