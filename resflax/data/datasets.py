@@ -6,7 +6,6 @@ from typing import Any
 from resflax.data.array_source import ArraySource
 from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
-from resflax.data.fake import is_fake
 from resflax.data.fingerprint import Fingerprint
 from resflax.data.held_out import SourceSubset
 from resflax.data.in_memory import InMemorySplit, read_all
@@ -166,19 +165,18 @@ def load_dataset(
     check_on_bad_example(on_bad_example)
     if channels not in (0, 1, 3):
         raise UserError(f"channels is {channels}: expected 0, 1 or 3")
-    if is_fake(name) and (image_size or channels):
+    if kind_of(name).is_in_memory and (image_size or channels):
         raise UserError(
-            f"dataset {name!r} specifies its own image size and channels: expected"
-            " image_size 0 and channels 0"
+            f"dataset {name!r} has its own image size and channels: expected image_size 0 and"
+            " channels 0"
         )
     roles = open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
     sources = {"train": roles.train, "validation": roles.validation, "test": roles.test}
-    streams = image_size > 0 and not kind_of(name).is_in_memory
 
     def open_split(role: str, source: Source | None) -> Any:
         if source is None:
             return None
-        if not streams:
+        if not image_size:
             return _read_into_memory(source, channels=channels, on_bad_example=on_bad_example)
         return StreamingSplit(
             source,
@@ -200,7 +198,7 @@ def load_dataset(
         note=roles.note,
         **opened,
     )
-    if not streams:
+    if not image_size:
         _check_shapes(dataset)
     return dataset
 
