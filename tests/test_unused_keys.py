@@ -61,11 +61,13 @@ CASES = [
     ("data.train_crop", "squash", FOLDER, STREAMED),
     ("data.crop_scale", (0.5, 1.0), FOLDER, {"data.train_crop": "inception"}),
     ("data.placement", "host", STREAMED, FOLDER),
+    ("data.image_key", "image", FOLDER, {"dataset": "mnist"}),
     ("data.validation_seed", 3, {}, {"data.validation": 0.1}),
 ]
 # Further keys of rows with several, as in `CASES`.
 MORE = [
     ("data.channels", 3, {"dataset": "digits"}, FOLDER),
+    ("data.label_key", "label", {"dataset": "digits"}, {"dataset": "hf:D"}),
     ("data.channels", 3, {"dataset": "fake:8x8x3:2:16"}, STREAMED),
     ("data.on_bad_example", "skip", {}, FOLDER),
     ("data.data_dir", "D", {}, {"dataset": "mnist:3.*.*"}),
