@@ -238,6 +238,11 @@ ROWS: tuple[Row, ...] = (
         "config.data.image_size={c.data.image_size} streams images from disk: leave it out",
     ),
     Row(
+        _data("train_split", "validation_split", "test_split"),
+        lambda c: is_fake(c.dataset),
+        "{c.dataset!r} is noise, whose splits are train and test: leave it out",
+    ),
+    Row(
         _data("image_key", "label_key"),
         lambda c: not kind_of(c.dataset).has_keys,
         "the images and labels of {c.dataset!r} have no names: leave it out",
