@@ -14,7 +14,7 @@ from resflax import get_spec
 from resflax.cli.flags import parse
 from resflax.train import check_config
 from resflax.weights import load_file, save_file, to_torch
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -13,7 +13,7 @@ from helpers.workdirs import CLASSES, CONFIG, SavedStep, write_workdir
 
 from resflax import UserError
 from resflax.export import ExportOptions, TrainedEnsemble, export, load_trained_model
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import create_model
 
 FORMATS = ["onnx", "stablehlo"]

@@ -1,14 +1,17 @@
 """Fingerprints of datasets, and what they say about changed data."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
-from helpers.image_folders import constant_image, prepare_stripes, write_folder
+from helpers.image_folders import Stripes, constant_image, prepare_stripes, write_folder
 
 from resflax.data import Dataset, InMemorySplit, load_dataset
-from resflax.data.fingerprint import fingerprint_diff
+from resflax.data.fingerprint import SAMPLE_SIZE, files_fingerprint, sample_rank
+from resflax.data.fingerprint_diff import fingerprint_diff
 from resflax.data.folder import FolderSource
+from resflax.data.held_out import without_held_out
 
 FILES = {
     f"{split}/{name}/{i}.png": constant_image(40 * i + 10 * label)
@@ -62,14 +65,98 @@ def test_missing_file_has_no_size(open_folder, tmp_path):
     assert after["files"] != before["files"]
 
 
-def test_added_and_removed_files_are_counted_by_class(open_folder, tmp_path):
+def swap(root, first, second):
+    (root / first).rename(root / "swapped")
+    (root / second).rename(root / first)
+    (root / "swapped").rename(root / second)
+
+
+# What is done to the folder, and the differences.
+CHANGES = {
+    "added and removed": (
+        lambda root: (
+            write_folder(root, {"train/bee/8.png": constant_image(1)}),
+            (root / "test" / "ant" / "0.png").unlink(),
+        ),
+        [
+            "1 example added to class 'bee' of the train split",
+            "in the train split, added: 'bee/8.png'",
+            "1 example removed from class 'ant' of the test split",
+            "in the test split, removed: 'ant/0.png'",
+        ],
+    ),
+    "swapped classes": (
+        lambda root: swap(root / "train", "ant", "bee"),
+        ["in the train split, the examples of these classes are swapped: 'ant' and 'bee'"],
+    ),
+    "swapped files of different names": (
+        lambda root: swap(root / "train", "ant/0.png", "bee/1.png"),
+        ["in the train split, the examples of these classes are swapped: 'ant' and 'bee'"],
+    ),
+    "other pixels, equal size": (
+        lambda root: write_folder(root, {"test/bee/1.png": constant_image(51)}),
+        ["in the test split, other contents: 'bee/1.png'"],
+    ),
+    "moved to another class": (
+        lambda root: (root / "train/ant/0.png").rename(root / "train/bee/7.png"),
+        [
+            "1 example removed from class 'ant' of the train split",
+            "1 example added to class 'bee' of the train split",
+            "in the train split, renamed: 'ant/0.png -> bee/7.png'",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES)
+def test_changes_of_a_folder_are_named(open_folder, tmp_path, change, expected):
     first = open_folder()
-    write_folder(tmp_path, {"train/bee/8.png": constant_image(1)})
-    (tmp_path / "test" / "ant" / "0.png").unlink()
-    assert fingerprint_diff(first, open_folder()) == [
-        "1 example added to class 'bee' of the train split",
-        "1 example removed from class 'ant' of the test split",
-    ]
+    change(tmp_path)
+    assert fingerprint_diff(first, open_folder()) == expected
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_held_out_examples_are_compared(tmp_path, size):
+    """Half of the training split is held out; one of its images gets other pixels."""
+    name = write_folder(tmp_path, FILES)
+
+    def fingerprint():
+        train = without_held_out(load_dataset(name, image_size=size).train, 0.4, 0)
+        return {"classes": ["ant", "bee"], "splits": {"train": train.fingerprint()}}
+
+    first = fingerprint()
+    assert fingerprint_diff(first, fingerprint()) == []
+    write_folder(tmp_path, {f"train/ant/{i}.png": constant_image(90 + i) for i in range(3)})
+    (change,) = fingerprint_diff(first, fingerprint())
+    assert change.startswith("in the train split, other contents: 'ant/")
+
+
+def test_renamed_file_is_named(tmp_path):
+    write_folder(tmp_path, FILES)
+    first = load_dataset(f"folder:{tmp_path}", image_size=8).fingerprint()
+    (tmp_path / "train/ant/0.png").rename(tmp_path / "train/ant/00.png")
+    changed = load_dataset(f"folder:{tmp_path}", image_size=8).fingerprint()
+    expected = ["in the train split, renamed: 'ant/0.png -> ant/00.png'"]
+    assert fingerprint_diff(first, changed) == expected
+
+
+def test_sample_of_a_large_folder_changes_with_its_files(tmp_path):
+    """Its files have the lowest ranks: an added file replaces at most one other."""
+    files = [(f"a/{i}.png", 0) for i in range(1000)]
+    write_folder(tmp_path, {name: name.encode() for name, _ in files})
+
+    def fingerprint(files):
+        split = files_fingerprint(tmp_path, files)
+        return {"classes": ["a"], "splits": {"train": split}}
+
+    whole = fingerprint(files)
+    assert len(whole["splits"]["train"]["sample"]) == SAMPLE_SIZE
+    first, last = sorted((sample_rank(name), name) for name, _ in files)[:: len(files) - 1]
+    for removed, named in ((first[1], True), (last[1], False)):
+        rest = [row for row in files if row[0] != removed]
+        (count, *others) = fingerprint_diff(whole, fingerprint(rest))
+        assert count == "1 example removed from class 'a' of the train split"
+        assert others == [f"in the train split, removed: {removed!r}"] * named
 
 
 def test_renamed_class_is_named(open_folder, tmp_path):
@@ -77,19 +164,6 @@ def test_renamed_class_is_named(open_folder, tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "bee").rename(tmp_path / split / "wasp")
     assert fingerprint_diff(first, open_folder())[0] == "classes 'bee' renamed to 'wasp'"
-
-
-def test_swapped_classes_are_found(open_folder, tmp_path):
-    """The names of all files stay the same: their contents, or their sizes, differ."""
-    write_folder(tmp_path, {"train/ant/0.png": constant_image(3, height=6, width=5)})
-    write_folder(tmp_path, {"train/bee/0.png": constant_image(0)})
-    noise = np.random.default_rng(0).integers(0, 255, (6, 5, 3), np.uint8)
-    write_folder(tmp_path, {"train/bee/1.png": noise})
-    first = open_folder()
-    for old, new in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
-        (tmp_path / "train" / old).rename(tmp_path / "train" / new)
-    (difference,) = fingerprint_diff(first, open_folder())
-    assert difference.endswith("of the train split changed")
 
 
 def test_added_class_and_order_of_classes_are_named():
@@ -118,13 +192,18 @@ def test_labels_and_pixels_are_part_of_the_contents():
     changed = ["the contents of the train split changed"]
     assert difference(images, labels) == []
     assert difference(images, labels[::-1]) == changed
-    assert difference(images + np.arange(2, dtype=np.uint8)[:, None, None, None], labels) == changed
+    other = images + np.arange(2, dtype=np.uint8)[:, None, None, None]
+    assert difference(other, labels) == ["in the train split, other contents: 'class b'"]
 
 
 def test_prepared_dataset_has_counts_and_version(tmp_path):
     prepare_stripes(tmp_path / "a")
     dataset = load_dataset("stripes", str(tmp_path / "a"), image_size=8)
     splits = dataset.fingerprint()["splits"]
+    assert {name: len(split.pop("sample")) for name, split in splits.items()} == {
+        "train": 5,
+        "test": 3,
+    }
     assert splits == {
         "train": {"examples": 5, "version": "1.0.0"},
         "test": {"examples": 3, "version": "1.0.0"},
@@ -138,3 +217,25 @@ def test_prepared_dataset_has_counts_and_version(tmp_path):
         "the train split has 7 examples instead of 5",
         "the version of the test split changed",
     ]
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_prepared_dataset_with_other_contents_is_found(tmp_path, size):
+    """The number of examples and the version are the same; labels or pixels are not."""
+
+    class Rotated(Stripes, skip_registration=True):
+        def _generate_examples(self, n):
+            for i, example in super()._generate_examples(n):
+                yield i, example | {"kind": (example["kind"] + 1) % 3}
+
+    shape = {"shape": (4, 6, 3)}
+    fingerprints = []
+    for name, base in (("a", Stripes), ("b", Rotated)):
+        cls = type("Stripes", (base,), shape, skip_registration=True)
+        cls(data_dir=tmp_path / name, file_format="array_record").download_and_prepare()
+        data = load_dataset("stripes", str(tmp_path / name), image_size=size)
+        fingerprints.append(data.fingerprint())
+    assert fingerprint_diff(fingerprints[0], fingerprints[0]) == []
+    changes = fingerprint_diff(*fingerprints)
+    pattern = r"the label of '\[0\]' is '.' before and '.' now, and . others changed labels"
+    assert any(re.search(pattern, change) for change in changes), changes

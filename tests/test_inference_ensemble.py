@@ -13,7 +13,7 @@ from resflax.inference import make_ensemble_predictor
 from resflax.kernels import network
 from resflax.nn import Spec
 from resflax.nn.ensembles import log_mean_probability
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import create_model, get_spec
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

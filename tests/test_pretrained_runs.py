@@ -304,7 +304,9 @@ def test_changed_data_are_refused_unless_the_run_is_finished(tmp_path):
     files = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     moved = tmp_path / "images" / "train" / "a" / "0.png"
     moved.rename(tmp_path / "0.png")
-    message = r"run have changed: 1 example removed from class 'a' of the train split: restore them"
+    message = (
+        r"run have changed: 1 example removed from class 'a' of the train split; .*: restore them"
+    )
     with pytest.raises(UserError, match=message) as e:
         fit(config, tmp_path / "run", silent=True)
     assert "\n" not in str(e.value)

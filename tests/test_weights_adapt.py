@@ -11,8 +11,9 @@ from resflax import UserError, create_model, load_pretrained
 from resflax.nn.stems import STEMS
 from resflax.weights import convert_channels, read_weights, replace_head, save_file, to_torch
 from resflax.weights.adapt import convert_moments, convert_preprocess
-from resflax.weights.bridge import stack_variables, variable_shapes
+from resflax.weights.bridge import stack_variables
 from resflax.weights.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from resflax import UserError
 from resflax.nn import Spec, stack_params
 from resflax.weights import from_torch, replace_head, to_torch
-from resflax.weights.bridge import flatten, is_flat, unflatten, variable_shapes
+from resflax.weights.bridge import flatten, is_flat, unflatten
 from resflax.weights.layouts import LAYOUTS, default_layout
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import create_model, get_spec
 
 SMALL = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8, "num_classes": 5}
@@ -126,7 +127,7 @@ STATE = to_torch(BASIC, variables_of(BASIC))
 
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_one_error_lists_all_missing_unexpected_and_wrong_shapes(data):
+def test_one_error_counts_missing_unexpected_and_wrong_shapes(data):
     keys = sorted(STATE)
     missing = data.draw(st.sets(st.sampled_from(keys), max_size=6))
     reshaped = data.draw(
@@ -142,13 +143,19 @@ def test_one_error_lists_all_missing_unexpected_and_wrong_shapes(data):
     with pytest.raises(UserError) as e:
         from_torch(BASIC, state)
     message = str(e.value)
-    assert message.startswith("not a state dict of this spec: ")
-    errors = message.split(": ", 1)[1].split("; ")
-    expected = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in extra]
-    expected += [
-        f"{k} has shape {(1, *STATE[k].shape)}, expected {STATE[k].shape}" for k in reshaped
-    ]
-    assert sorted(errors) == sorted(expected)
+    assert "\n" not in message
+    counts = {
+        f"{len(missing)} of {len(STATE)} missing: ": missing,
+        f"{len(extra)} unexpected: ": extra,
+        f"{len(reshaped)} of another shape: ": {
+            f"{k} has shape {(1, *STATE[k].shape)}, expected {STATE[k].shape}" for k in reshaped
+        },
+    }
+    for title, names in counts.items():
+        assert (title in message) == bool(names)
+        if names:
+            assert sum(name in message.split(title)[1] for name in names) >= min(len(names), 3)
+            assert (", ..." in message.split(title)[1].split("; ")[0]) == (len(names) > 3)
 
 
 def test_error_names_the_network_in_one_line():
@@ -158,8 +165,8 @@ def test_error_names_the_network_in_one_line():
     with pytest.raises(UserError) as e:
         from_torch("cifar_resnet8", state)
     assert str(e.value) == (
-        "not a state dict of cifar_resnet8:"
-        " missing bn1.weight; linear.bias has shape (3,), expected (10,)"
+        "not a state dict of cifar_resnet8: 1 of 37 missing: bn1.weight; 1 of another shape:"
+        " linear.bias has shape (3,), expected (10,)"
     )
 
 
@@ -230,17 +237,17 @@ def test_flatten_round_trip_is_exact(spec, layouts):
     flat["params/other"] = flat["params/head/kernel"] = np.zeros((2, 2))
     with pytest.raises(UserError) as e:
         unflatten(spec, flat)
-    expected = (
-        "missing params/head/bias; unexpected params/other; params/head/kernel has shape (2, 2)"
+    assert "missing: params/head/bias; 1 unexpected: params/other; 1 of another shape:" in str(
+        e.value
     )
-    assert expected in str(e.value)
+    assert "params/head/kernel has shape (2, 2)" in str(e.value)
 
 
 def test_variables_of_another_network_are_rejected():
     variables = variables_of(BASIC)
-    with pytest.raises(UserError, match="not variables of cifar_resnet8: missing batch"):
+    with pytest.raises(UserError, match="not variables of cifar_resnet8: .* missing: batch"):
         to_torch("cifar_resnet8", variables)
-    with pytest.raises(UserError, match="missing batch_stats/stem_norm/mean"):
+    with pytest.raises(UserError, match="16 of 42 missing: batch_stats/stage1_block1/norm1/mean"):
         to_torch(BASIC, {"params": variables["params"]})
 
 

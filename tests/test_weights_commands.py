@@ -14,7 +14,8 @@ from PIL import Image
 from resflax import UserError
 from resflax.cli.weights import convert_main
 from resflax.weights import from_torch, load_file, load_pretrained, save_file, to_torch
-from resflax.weights.bridge import flatten, variable_shapes
+from resflax.weights.bridge import flatten
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
 SPEC = get_spec("cifar_resnet8")
@@ -86,7 +87,7 @@ def test_convert_finds_the_model_in_the_config(folder, tmp_path):
             "nothing is not an existing file or",
         ),
         (["{0}", "{1}/a.safetensors", "--model", "resnet51"], "unknown model 'resnet51'"),
-        (["{0}", "{1}/a.safetensors", "--model", "resnet18"], "not a state dict of this spec"),
+        (["{0}", "{1}/a.safetensors", "--model", "resnet18"], "not a state dict of resnet18"),
         (["{0}", "{1}/a.safetensors", "--layout", "timm_v3"], "invalid choice: 'timm_v3'"),
         (["{0}", "{1}/no/a.safetensors"], "does not exist"),
     ],

@@ -26,8 +26,8 @@ from resflax.weights import (
     save_file,
     to_torch,
 )
-from resflax.weights.bridge import variable_shapes
 from resflax.weights.pretrained_config import read_config
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
 
@@ -189,11 +189,11 @@ def test_folder_without_matching_weights_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no weights in .*: expected model.safetensors"):
         load_pretrained(tmp_path)
     save_file(tmp_path / "model.safetensors", {"other": np.ones(1)})
-    with pytest.raises(UserError, match="not a state dict of .*unexpected other"):
+    with pytest.raises(UserError, match="not a state dict of .*1 unexpected: other"):
         load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "./no/folder", "/no/folder", "a/b/c", "~/x"])
+@pytest.mark.parametrize("name", ["resnet50", "./no/folder", "/no/folder", "a/b/c"])
 def test_invalid_repository_name_is_rejected(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"{name} is not an existing file or folder, nor a Hub"):

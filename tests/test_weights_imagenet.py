@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resflax.weights import imagenet_classes, load_pretrained, read_weights, save_file, to_torch
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from resflax import get_spec
 from resflax.weights import save_file, to_torch
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_images.md").read_text()

@@ -30,7 +30,7 @@ from resflax.weights.average import (
     check_same_origin,
     have_same_batch_stats,
 )
-from resflax.weights.readers import print_to_stderr
+from resflax.weights.report import print_to_stderr
 from resflax.zoo import create_model
 
 DESCRIPTION = """Averages the parameters of several networks: the last checkpoints of a run

@@ -3,24 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Images of one size, at most this many pixels high and wide, are read into memory as they are.
-MAX_IN_MEMORY_SIDE = 64
+from resflax.cli.dataset_facts import DatasetFacts
+
 # Side of training images of other sizes, by the model's stem: "cifar" keeps the resolution.
 CIFAR_SIZE, IMAGENET_SIZE = 64, 224
-
-
-class DatasetFacts(NamedTuple):
-    """What a recipe is chosen from.
-
-    Attributes:
-      examples: number of training images.
-      image_size: height and width of all images in pixels; None if they have several sizes.
-      classes: number of classes.
-    """
-
-    examples: int
-    image_size: tuple[int, int] | None
-    classes: int
 
 
 class Row(NamedTuple):
@@ -86,7 +72,7 @@ def _optimizer_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_keys(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> dict[str, Any]:
-    one_size = facts.image_size is not None and max(facts.image_size) <= MAX_IN_MEMORY_SIDE
+    one_size = facts.image_size is not None
     if given.get("pretrained"):
         size = -1  # the pretrained model's
     elif one_size:
@@ -94,6 +80,6 @@ def _image_keys(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> dic
     else:
         size = CIFAR_SIZE if stem == "cifar" else IMAGENET_SIZE
     if not given.get("data.image_size", size):
-        sides = facts.image_size or (MAX_IN_MEMORY_SIDE,)
+        sides = facts.image_size or (CIFAR_SIZE,)
         return {"data.image_size": size, "data.pad_crop": min(sides) // 8, "data.flip": True}
     return {"data.image_size": size, "data.flip": True}

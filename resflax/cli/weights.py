@@ -1,6 +1,7 @@
 """`resflax convert IN OUT`: weights files to and from torch."""
 
 import importlib.metadata
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from resflax.files import path_type, where_type
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, read_weights, save_file, to_torch
 from resflax.weights.bridge import Variables, flatten
-from resflax.weights.files import SUFFIXES, TORCH_METADATA
+from resflax.weights.file_kinds import SUFFIXES
 from resflax.weights.layouts import LAYOUTS, default_layout
 from resflax.weights.torch_reference import torch_logits
 from resflax.zoo import create_model
@@ -54,19 +55,29 @@ def convert_main(arguments: list[str]) -> None:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
     if not args.target.absolute().parent.is_dir():
         raise UserError(f"OUT is {args.target}: the folder {args.target.parent} does not exist")
+    _check_not_input(args.target, Path(args.source))
     weights = read_weights(args.source, args.model, revision=args.revision)
     config, variables, source, is_flax, *_ = weights
     print(source)
     layout = args.layout or (default_layout(config.spec) if is_flax else FLAX)
     if layout == FLAX:
-        arrays, metadata = flatten(variables), None
+        arrays = flatten(variables)
     else:
-        arrays, metadata = to_torch(config.spec, variables, layout=layout), TORCH_METADATA
+        arrays = to_torch(config.spec, variables, layout=layout)
     if args.verify:
         print(compare_with_torch(config, variables))
-    save_file(args.target, arrays, metadata=metadata)
+    save_file(args.target, arrays)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"wrote {args.target}: {len(arrays)} arrays, {count:,} parameters, names: {layout}")
+
+
+def _check_not_input(target: Path, source: Path) -> None:
+    """Raises `UserError` if OUT is a file that is read, which it would replace."""
+    if not source.exists() or not target.exists():
+        return
+    inputs = [*source.glob("*"), source] if source.is_dir() else [source]
+    if any(path.samefile(target) for path in inputs if path.exists()):
+        raise UserError(f"OUT is {target}, which is read as IN: choose another name")
 
 
 def compare_with_torch(config: PretrainedConfig, variables: Variables) -> str:

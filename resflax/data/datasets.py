@@ -88,11 +88,11 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "name", "classes", and "splits": the number of "examples" of each split, and a digest of
+          "classes", and "splits": the number of "examples" of each split, and a digest of
           their contents (in memory), file names and sizes (a folder), or their version (TFDS).
         """
         splits = {name: split.fingerprint() for name, split in self.splits.items()}
-        return {"name": self.name, "classes": list(self.classes), "splits": splits}
+        return {"classes": list(self.classes), "splits": splits}
 
     @property
     def skipped(self) -> list[str]:

@@ -98,7 +98,11 @@ def _check_held_out(indices: HeldOut, share: float, name: str) -> None:
 
 def _select_in_memory(split: InMemorySplit, indices: Int[np.ndarray, " n"]) -> InMemorySplit:
     return InMemorySplit(
-        split.images[indices], split.labels[indices], split.skipped, split.mean_std_override
+        split.images[indices],
+        split.labels[indices],
+        split.skipped,
+        split.mean_std_override,
+        split.source_fingerprint,
     )
 
 

@@ -1,6 +1,6 @@
 """Splits in memory: images of one size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -21,12 +21,14 @@ class InMemorySplit:
       labels: int32 `(n,)`, each in `range(num_classes)`.
       skipped: one line for each example that was skipped: where it is, and why.
       mean_std_override: returned by `mean_std` in place of the measured values.
+      source_fingerprint: what identifies the examples on disk that were read.
     """
 
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"]
     skipped: tuple[str, ...] = ()
     mean_std_override: MeanStd | None = None
+    source_fingerprint: Fingerprint = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,8 +62,8 @@ class InMemorySplit:
         return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of examples, by label, and a digest of images and labels."""
-        return arrays_fingerprint(self.images, self.labels)
+        """Returns the number of examples, by label, and digests of images, labels and files."""
+        return self.source_fingerprint | arrays_fingerprint(self.images, self.labels)
 
 
 def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise") -> InMemorySplit:
@@ -89,7 +91,12 @@ def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise"
         count += 1
     check_skipped(source, skipped, labels[:count])
     assert images is not None
-    return InMemorySplit(images[:count], labels[:count], tuple(skipped.values()))
+    return InMemorySplit(
+        images[:count],
+        labels[:count],
+        tuple(skipped.values()),
+        source_fingerprint=source.fingerprint(),
+    )
 
 
 def _check_shape(source: Source, index: int, image: np.ndarray, shape: tuple[int, ...]) -> None:

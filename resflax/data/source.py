@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of "examples" and what identifies them; reads none of them."""
+        """Returns the number of "examples" and what identifies them; reads a sample of them."""
         ...
 
 

@@ -119,5 +119,5 @@ class StreamingSplit:
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def fingerprint(self) -> Fingerprint:
-        """Returns what identifies the examples on disk; reads none of them."""
+        """Returns what identifies the examples on disk; reads a sample of them."""
         return self.source.fingerprint()

@@ -14,7 +14,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
-from resflax.data.fingerprint import Fingerprint
+from resflax.data.fingerprint import Fingerprint, examples_fingerprint
 from resflax.errors import UserError, unknown
 from resflax.files import expand_path
 
@@ -79,8 +79,13 @@ class TfdsSource:
         return decode(example[self.image], location, channels), label
 
     def fingerprint(self) -> Fingerprint:
-        """Returns the number of examples and the dataset's version."""
-        return {"examples": len(self), "version": self.version}
+        """Returns the dataset's version and what `examples_fingerprint` does."""
+
+        def read(index: int) -> tuple[bytes, int]:
+            example: Any = self.data[index]
+            return bytes(example[self.image]), int(example[self.label])
+
+        return examples_fingerprint(len(self), read) | {"version": self.version}
 
 
 def open_prepared(name: str, data_dir: str) -> tuple[TfdsSource, TfdsSource]:

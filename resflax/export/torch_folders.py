@@ -10,7 +10,7 @@ from resflax.export.timm_names import find_timm_model, inference_spec, zoo_name
 from resflax.export.trained_model import TrainedModel
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, to_torch
-from resflax.weights.files import TORCH_METADATA, save_file
+from resflax.weights.files import save_file
 from resflax.weights.pretrained_config import RESAMPLING, read_config
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -125,9 +125,9 @@ def write_transformers(model: TrainedModel, folder: Path) -> None:
 
 
 def write_weights(model: TrainedModel, folder: Path, layout: str) -> None:
-    """Writes model.safetensors with the metadata that torch's readers expect."""
+    """Writes model.safetensors."""
     arrays = to_torch(model.spec, model.variables, layout=layout)
-    save_file(folder / WEIGHTS, arrays, metadata=TORCH_METADATA)
+    save_file(folder / WEIGHTS, arrays)
 
 
 def write_config(values: dict[str, Any], folder: Path, config: PretrainedConfig) -> None:

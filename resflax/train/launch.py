@@ -7,7 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resflax.data.fingerprint import Fingerprint, fingerprint_diff
+from resflax.data.fingerprint import Fingerprint
+from resflax.data.fingerprint_diff import fingerprint_diff
 from resflax.distributed.processes import (
     broadcast_json,
     is_main_process,

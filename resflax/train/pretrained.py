@@ -10,9 +10,9 @@ from resflax.errors import UserError
 from resflax.train.config import build_model, spec_overrides
 from resflax.weights import Preprocess
 from resflax.weights.adapt import permute_head
-from resflax.weights.bridge import variable_shapes
 from resflax.weights.pretrained import adapt_weights
 from resflax.weights.readers import Weights, read_weights
+from resflax.weights.shapes import variable_shapes
 
 
 def read_pretrained(config: ConfigDict) -> Weights:

@@ -1,40 +1,33 @@
 """Conversion between torch state dicts and linen variables, bit for bit."""
 
 from collections.abc import Mapping
-from functools import lru_cache, reduce
+from functools import reduce
+from os import PathLike
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from resflax.errors import UserError, unknown
 from resflax.nn import Spec, stack_params, unstack_params
-from resflax.weights.layouts import BATCH_COUNT, LAYOUTS, ArraySpec, array_specs, default_layout
+from resflax.weights.arrays import is_array, to_arrays
+from resflax.weights.layouts import (
+    BATCH_COUNT,
+    LAYOUTS,
+    ArraySpec,
+    array_specs,
+    default_layout,
+    is_flax_name,
+)
+from resflax.weights.mismatch import describe_mismatch, describe_network
+from resflax.weights.prefixes import strip_prefixes
+from resflax.weights.report import Report, print_to_stderr
+from resflax.weights.shapes import variable_shapes
+from resflax.weights.unwrap import find_state_dict
 from resflax.zoo import create_model, get_spec
+from resflax.zoo.registry import SPECS
 
 Variables = dict[str, Any]
-# Prepended to every key by DataParallel and torch.compile.
-PREFIXES = ("module.", "_orig_mod.")
-
-
-@lru_cache(maxsize=16)
-def variable_shapes(spec: Spec, channels: int = 3) -> Variables:
-    """Returns shapes and dtypes of a network's variables in the tree of `scan=False`.
-
-    Args:
-      spec: the architecture.
-      channels: number of image channels.
-    """
-    # Tracing is faster with scan, which traces each stage's repeated block once.
-    model = create_model(spec, scan=spec.pruned is None)
-
-    def init() -> Any:
-        image = jnp.zeros((1, 64, 64, channels))
-        return unstack_params(model.init(jax.random.key(0), image, train=False))
-
-    return jax.eval_shape(init)
 
 
 def from_torch(
@@ -43,20 +36,24 @@ def from_torch(
     *,
     channels: int = 3,
     scan: bool | None = None,
+    report: Report = print_to_stderr,
     **overrides: Any,
 ) -> Variables:
     """Converts a torch state dict to variables for `create_model(name, **overrides).apply`.
 
-    The layout (see `LAYOUTS`) is detected from the keys. A common prefix "module." or "_orig_mod."
-    is removed. Dtypes are kept.
+    The layout (see `LAYOUTS`) is detected from the keys, after prefixes of wrappers are removed
+    (`strip_prefixes`). Dtypes are kept.
 
     Args:
       name: model name or spec.
-      state_dict: names to arrays (NumPy, or anything `np.asarray` accepts). Every array of the
-        network is required and no others are accepted; only `num_batches_tracked` is optional.
+      state_dict: names to torch tensors, of any kind that has values, or to NumPy or JAX arrays.
+        Every array of the network is required and no others are accepted; only
+        `num_batches_tracked` is optional. Also a training checkpoint that contains one
+        (`find_state_dict`).
       channels: number of image channels.
       scan: whether the variables are for a model with `scan=True`; by default as `create_model`
         chooses.
+      report: called with a message on what was taken from a checkpoint, and removed prefixes.
       **overrides: fields of the spec, such as `num_classes=10`.
 
     Returns:
@@ -64,20 +61,23 @@ def from_torch(
       counts are kept in a collection "num_batches_tracked", which no network reads.
 
     Raises:
-      UserError: listing every missing key, unexpected key and wrong shape.
+      UserError: if the arrays are not those of the network. The message has the first missing keys,
+        unexpected keys and wrong shapes, how many there are, and the network of the zoo that fits.
     """
     spec = get_spec(name).override(**overrides)
-    arrays = without_prefix(state_dict)
+    arrays, prefix = strip_prefixes(to_arrays(_state_dict(state_dict, report)))
+    if prefix:
+        report(f"removed the prefix {prefix!r} from the names of the state dict")
     _check_single(spec)
     shapes = variable_shapes(spec, channels)
     specs = _best_layout(spec, shapes, arrays)
     counts = _count_specs(specs)
-    _check_arrays(
-        f"not a state dict of {_display_name(name)}",
-        {s.key: s.shape for s in specs},
-        {s.key: s.shape for s in counts},
-        arrays,
-    )
+    if mismatch := describe_mismatch(
+        {s.key: s.shape for s in specs}, {s.key: s.shape for s in counts}, arrays
+    ):
+        raise UserError(
+            f"not a state dict of {_display_name(name)}: {mismatch}{_hint(spec, specs, arrays)}"
+        )
     flat = {s.path: _from_torch_axes(s, arrays[s.key], shapes) for s in specs}
     count_arrays = {s.path: arrays[s.key] for s in counts if s.key in arrays}
     if any(count.any() for count in count_arrays.values()):
@@ -145,7 +145,7 @@ def flatten(variables: Variables) -> dict[str, np.ndarray]:
 
 def is_flat(arrays: Mapping[str, Any]) -> bool:
     """Returns whether the names are those of `flatten`."""
-    return any(name.startswith("params/") for name in arrays)
+    return any(map(is_flax_name, arrays))
 
 
 def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3) -> Variables:
@@ -167,19 +167,24 @@ def unflatten(name: str | Spec, arrays: Mapping[str, Any], *, channels: int = 3)
     return traverse_util.unflatten_dict(flat)
 
 
-def without_prefix(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays without the prefixes of wrapped models, in the names of `LAYOUTS`.
+def _state_dict(content: Any, report: Report) -> Mapping[str, Any]:
+    """Returns the state dict in what `from_torch` was given.
 
-    Transformers' `ResNetModel`, which has no head, lacks the prefix "resnet." of
-    `ResNetForImageClassification`: it is added.
+    Raises:
+      UserError: if it is something else.
     """
-    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-    for prefix in PREFIXES:
-        if arrays and all(key.startswith(prefix) for key in arrays):
-            return without_prefix({k.removeprefix(prefix): v for k, v in arrays.items()})
-    if any(key.startswith("embedder.") for key in arrays):
-        return {f"resnet.{key}": array for key, array in arrays.items()}
-    return arrays
+    if hasattr(content, "state_dict"):
+        raise UserError(f"a {type(content).__name__} was given: pass its state_dict()")
+    if isinstance(content, str | PathLike):
+        raise UserError(
+            f"the path {str(content)!r} was given: expected a state dict, such as"
+            " resflax.weights.load_file returns"
+        )
+    if not isinstance(content, Mapping) or not content or not all(map(is_array, content.values())):
+        return find_state_dict(content, "the given checkpoint", report)
+    if names := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"the state dict has the key {names[0]!r}: expected names of arrays")
+    return content
 
 
 def _num_classes(variables: Variables) -> int:
@@ -196,7 +201,25 @@ def _check_single(spec: Spec) -> None:
 
 
 def _display_name(name: str | Spec) -> str:
-    return name if isinstance(name, str) else "this spec"
+    if isinstance(name, str):
+        return name
+    return next((key for key, spec in SPECS.items() if _same_body(spec, name)), "this spec")
+
+
+def _same_body(spec: Spec, other: Spec) -> bool:
+    return spec.override(num_classes=0) == other.override(num_classes=0)
+
+
+def _hint(spec: Spec, specs: list[ArraySpec], arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns what to do about arrays that do not fit: other classes, or another network."""
+    body = {s.key: s.shape for s in specs if s.path[1] != "head"}
+    bias = next((s.key for s in specs if s.path[1:] == ("head", "bias")), "")
+    classes = len(arrays[bias]) if bias in arrays else 0
+    given = {key: array.shape for key, array in arrays.items()}
+    if classes != spec.num_classes and body.items() <= given.items():
+        return f": pass num_classes={classes}"
+    description = describe_network(arrays, spec)
+    return description and f": {description}"
 
 
 def _best_layout(spec: Spec, shapes: Variables, arrays: Mapping[str, Any]) -> list[ArraySpec]:
@@ -226,33 +249,16 @@ def _count_specs(specs: list[ArraySpec]) -> list[ArraySpec]:
     ]
 
 
-def _check_arrays(
-    message: str,
-    required: Mapping[str, Any],
-    optional: Mapping[str, Any],
-    arrays: Mapping[str, Any],
-) -> None:
-    """Raises a `UserError` that lists all missing and unexpected names and all wrong shapes."""
-    errors = [f"missing {key}" for key in required if key not in arrays]
-    errors += [f"unexpected {key}" for key in arrays if key not in required and key not in optional]
-    errors += [
-        f"{key} has shape {arrays[key].shape}, expected {shape}"
-        for key, shape in {**required, **optional}.items()
-        if key in arrays and arrays[key].shape != shape
-    ]
-    if errors:
-        raise UserError(f"{message}: {'; '.join(errors)}")
-
-
 def _check_variables(
     name: str | Spec, counts: list[ArraySpec], flat: dict[Any, Any], shapes: Variables
 ) -> None:
-    _check_arrays(
-        f"not variables of {_display_name(name)}",
+    if mismatch := describe_mismatch(
         {key: x.shape for key, x in traverse_util.flatten_dict(shapes, sep="/").items()},
         {"/".join(s.path): s.shape for s in counts},
-        {"/".join(path): array for path, array in flat.items()},
-    )
+        arrays := {"/".join(path): array for path, array in flat.items()},
+    ):
+        hint = describe_network(arrays, get_spec(name))
+        raise UserError(f"not variables of {_display_name(name)}: {mismatch}{hint and f': {hint}'}")
 
 
 def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> np.ndarray:

@@ -3,19 +3,13 @@
 from resflax.errors import UserError
 from resflax.nn import Spec
 from resflax.weights.adapt import convert_preprocess
-from resflax.weights.files import Arrays
+from resflax.weights.arrays import Arrays
+from resflax.weights.layouts import FLAX_STEMS, STEMS
+from resflax.weights.mismatch import describe_network
 from resflax.weights.preprocess import default_preprocess
 from resflax.weights.pretrained_config import PretrainedConfig
 
-# Names of the arrays that give the number of image channels and of classes, in every layout.
-TORCH_STEMS = (
-    "conv1",
-    "conv1.0",
-    "stem.conv",
-    "stem.conv1",
-    "resnet.embedder.embedder.convolution",
-)
-FLAX_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
+# Names of the array that gives the number of classes, in every layout.
 HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
 
 
@@ -41,38 +35,33 @@ def complete_config(
         config = config or PretrainedConfig(spec, 3, default_preprocess(spec))
         config = config._replace(spec=spec.override(num_classes=classes))
     elif config is None:
+        hint = describe_network(arrays)
         raise UserError(
             f"cannot tell which model {where} is for: pass its name (--model NAME, or"
-            " --config.model=NAME in training)"
+            f" --config.model=NAME in training){hint and f': {hint}'}"
         )
     elif not classes:
         config = config._replace(spec=config.spec.override(num_classes=0))
-    return _check_labels(
-        config._replace(
-            channels=channels or config.channels,
-            preprocess=convert_preprocess(config.preprocess, channels or config.channels),
-        ),
-        given,
-        where,
+    if spec is None:
+        _check_labels(given, where)
+    channels = channels or config.channels
+    fits = len(config.labels) == config.spec.num_classes
+    return config._replace(
+        channels=channels,
+        preprocess=convert_preprocess(config.preprocess, channels),
+        labels=config.labels if fits else (),
     )
 
 
-def _check_labels(
-    config: PretrainedConfig, given: PretrainedConfig | None, where: str
-) -> PretrainedConfig:
-    """Returns the config, without labels if the arrays have another number of classes than it.
-
-    Raises:
-      UserError: if the config has another number of labels than of classes.
-    """
-    if given is None or not given.labels:
-        return config
-    if len(given.labels) != given.spec.num_classes:
+def _check_labels(config: PretrainedConfig | None, where: str) -> None:
+    """Raises `UserError` if a config has another number of labels than of classes."""
+    if config is None or not config.labels:
+        return
+    if len(config.labels) != config.spec.num_classes:
         raise UserError(
-            f"{where} has {len(given.labels)} class names for {given.spec.num_classes} classes:"
+            f"{where} has {len(config.labels)} class names for {config.spec.num_classes} classes:"
             " expected one per class"
         )
-    return config if len(config.labels) == config.spec.num_classes else config._replace(labels=())
 
 
 def _count_channels_and_classes(arrays: Arrays) -> tuple[int, int]:
@@ -81,7 +70,7 @@ def _count_channels_and_classes(arrays: Arrays) -> tuple[int, int]:
     for key, array in arrays.items():
         if key in HEADS and array.ndim == 1:
             classes = array.shape[0]
-        elif key.removesuffix(".weight") in TORCH_STEMS and array.ndim == 4:
+        elif key.removesuffix(".weight") in STEMS and array.ndim == 4:
             channels = array.shape[1]
         elif key in FLAX_STEMS and array.ndim == 4:
             channels = array.shape[2]

@@ -1,6 +1,6 @@
 """Ensembles: several trained networks for the same classes and images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from resflax.nn import ResNet, Spec
 from resflax.weights.bridge import Variables, stack_variables
 from resflax.weights.preprocess import ChannelAffine, Preprocess, renormalization
 from resflax.weights.pretrained import adapt_weights
-from resflax.weights.readers import Weights, print_to_stderr, read_members
+from resflax.weights.readers import Weights, read_members
+from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 
@@ -108,7 +109,7 @@ def read_ensemble(
     name: str | Spec | None = None,
     *,
     revision: str | None = None,
-    report: Callable[[str], None] = print_to_stderr,
+    report: Report = print_to_stderr,
 ) -> tuple[Weights, ...]:
     """Reads the weights of all networks that some names mean; architectures can differ.
 

@@ -2,9 +2,7 @@
 
 import io
 import json
-import pickle
-import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,14 @@ import safetensors.numpy
 
 from resflax.errors import UserError
 from resflax.files import user_path, write_atomic
+from resflax.weights.arrays import Arrays, to_arrays, to_tensor
+from resflax.weights.file_kinds import INDEX, INDEX_SUFFIX, SUFFIXES, TORCH, find_kind
+from resflax.weights.layouts import is_flax_name
+from resflax.weights.report import Report, print_to_stderr
+from resflax.weights.torch_files import import_torch, load_torch
+from resflax.weights.unwrap import find_state_dict
 
-Arrays = dict[str, np.ndarray]
-
-# Keys under which training scripts store the state dict, averaged weights first.
-STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
-INDEX_SUFFIX = ".index.json"
 # Transformers refuses a file whose header does not say that its arrays are those of PyTorch.
 TORCH_METADATA = {"format": "pt"}
 DTYPES: dict[str, Any] = {
@@ -40,26 +37,23 @@ DTYPES: dict[str, Any] = {
 }
 
 
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def load_file(path: str | Path, *, report: Callable[[str], None] = _print_to_stderr) -> Arrays:
+def load_file(path: str | Path, *, report: Report = print_to_stderr) -> Arrays:
     """Loads the arrays of a weights file by name, with the dtypes of the file.
 
     Args:
-      path: a `.safetensors` file; a `.pth`, `.pt`, `.th` or `.bin` file, read by `torch.load` with
-        `weights_only=True` (needs PyTorch); the `.index.json` of a sharded model; or a folder that
-        contains one of these under its standard name.
+      path: a safetensors file; a torch file, read by `torch.load` with `weights_only=True` (needs
+        PyTorch); the `.index.json` of a sharded model; or a folder that contains one of these under
+        its standard name. The content decides which, whatever the suffix is.
       report: called with a message if the file is a training checkpoint, of which only the state
-        dict is used.
+        dict is used (`find_state_dict`).
 
     Raises:
       UserError: if the file is missing, truncated, not a weights file, or contains non-finite
         values.
     """
     path = find_weights_file(user_path(path))
-    arrays = _load_shards(path, report) if path.name.endswith(INDEX_SUFFIX) else _load(path, report)
+    kind = _find_kind(path)
+    arrays = _load_shards(path, report) if kind == INDEX else _load(path, kind, report)
     bad = [name for name, array in arrays.items() if not _is_finite(array)]
     if bad:
         names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
@@ -67,22 +61,24 @@ def load_file(path: str | Path, *, report: Callable[[str], None] = _print_to_std
     return arrays
 
 
-def save_file(path: str | Path, arrays: Arrays, *, metadata: dict[str, str] | None = None) -> None:
+def save_file(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Saves arrays as a `.safetensors` or torch file (needs PyTorch), chosen by the suffix.
 
-    The write is atomic: on failure an existing file is unchanged.
+    The write is atomic: on failure an existing file is unchanged. The header of a `.safetensors`
+    file is `TORCH_METADATA`, unless the arrays have resflax's names.
 
     Args:
       path: the file.
-      arrays: arrays by name.
-      metadata: entries of the header of a `.safetensors` file; `TORCH_METADATA` for state dicts.
+      arrays: arrays or torch tensors by name.
 
     Raises:
       UserError: if the suffix is unknown or the file cannot be written.
     """
     path = user_path(path)
     try:
-        write_atomic(path, _serialize(path, arrays, metadata))
+        write_atomic(path, _serialize(path, to_arrays(arrays)))
+    except UserError as e:
+        raise UserError(f"cannot write {path}: {e}") from e
     except (OSError, RuntimeError, TypeError, KeyError, safetensors.SafetensorError) as e:
         raise UserError(f"cannot write {path}: {e}") from e
 
@@ -105,40 +101,40 @@ def find_weights_file(path: Path) -> Path:
     return path
 
 
-def _import_torch(action: str) -> Any:
-    try:
-        import torch
-    except ImportError as e:
-        raise UserError(
-            f"{action} needs PyTorch: pip install torch, or use a .safetensors file"
-        ) from e
-    return torch
-
-
-def _serialize(path: Path, arrays: Arrays, metadata: dict[str, str] | None) -> bytes:
+def _serialize(path: Path, arrays: Arrays) -> bytes:
     if path.suffix == ".safetensors":
         # safetensors writes the underlying buffer and ignores strides.
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        metadata = None if any(map(is_flax_name, arrays)) else TORCH_METADATA
         return safetensors.numpy.save(contiguous, metadata)
-    if path.suffix in TORCH_SUFFIXES:
-        torch = _import_torch(f"writing {path}")
+    if path.suffix in SUFFIXES:
+        torch = import_torch("writing it")
         buffer = io.BytesIO()
-        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, buffer)
+        torch.save({name: to_tensor(array) for name, array in arrays.items()}, buffer)
         return buffer.getvalue()
-    raise UserError(f"cannot write {path}: expected a name ending in {', '.join(SUFFIXES)}")
+    raise UserError(f"expected a name ending in {', '.join(SUFFIXES)}")
 
 
-def _load(path: Path, report: Callable[[str], None]) -> Arrays:
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return _load_torch(path, report)
-    raise UserError(
-        f"{path} is not a weights file: expected {', '.join(SUFFIXES)} or {INDEX_SUFFIX}"
-    )
+def _find_kind(path: Path) -> str:
+    try:
+        return find_kind(path)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}") from e
 
 
-def _load_shards(index: Path, report: Callable[[str], None]) -> Arrays:
+def _load(path: Path, kind: str, report: Report) -> Arrays:
+    content = load_torch(path) if kind == TORCH else _load_safetensors(path)
+    return _to_arrays(find_state_dict(content, str(path), report), path)
+
+
+def _to_arrays(arrays: Mapping[str, Any], path: Path) -> Arrays:
+    try:
+        return to_arrays(arrays)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def _load_shards(index: Path, report: Report) -> Arrays:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         shards = sorted({*map(str, weight_map.values())})
@@ -149,7 +145,8 @@ def _load_shards(index: Path, report: Callable[[str], None]) -> Arrays:
         # A shard must be in the folder of the index: no paths to elsewhere.
         if Path(shard).name != shard or not (index.parent / shard).exists():
             raise UserError(f"{index} lists {shard}, which is not in the same folder")
-        arrays |= _load(index.parent / shard, report)
+        file = index.parent / shard
+        arrays |= _load(file, _find_kind(file), report)
     missing = [name for name in weight_map if name not in arrays]
     if missing:
         raise UserError(f"{index} lists arrays that its shards lack: {', '.join(missing)}")
@@ -188,52 +185,6 @@ def _check_length(path: Path, data: bytes) -> None:
         raise UserError(
             f"{path} is truncated: {len(data)} bytes, expected at least {expected_size}"
         )
-
-
-def _load_torch(path: Path, report: Callable[[str], None]) -> Arrays:
-    torch = _import_torch(f"reading {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise UserError(
-            f"{path} is not a checkpoint of plain arrays: it is corrupt or contains pickled code,"
-            f" which is never run: {str(e).splitlines()[0][:160]}"
-        ) from e
-    except Exception as e:  # truncated files raise many exception types
-        raise UserError(
-            f"{path} is truncated or not a checkpoint ({path.stat().st_size} bytes):"
-            f" {(str(e) or type(e).__name__).splitlines()[0][:160]}"
-        ) from e
-    return _extract_state_dict(path, content, torch.Tensor, report)
-
-
-def _extract_state_dict(
-    path: Path, content: Any, tensor_type: type, report: Callable[[str], None]
-) -> Arrays:
-    if isinstance(content, dict):
-        key = next((k for k in STATE_DICT_KEYS if isinstance(content.get(k), dict)), None)
-        if key is not None:
-            report(f"{path}: using {key!r} of the checkpoint's {', '.join(map(repr, content))}")
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        kind = "an empty dict" if content == {} else f"a {type(content).__name__}"
-        raise UserError(f"{path} contains {kind}: expected a dict of arrays")
-    others = [str(name) for name, value in content.items() if not isinstance(value, tensor_type)]
-    if others:
-        raise UserError(
-            f"{path} is not a state dict: expected arrays only, but these entries are not:"
-            f" {', '.join(others[:5])}"
-        )
-    return {name: _to_numpy(value) for name, value in content.items()}
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
-    if str(tensor.dtype) == "torch.bfloat16":  # which `Tensor.numpy` does not support
-        import torch
-
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
 
 
 def _is_finite(array: np.ndarray) -> bool:

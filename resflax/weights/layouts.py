@@ -19,6 +19,15 @@ TORCH_LEAVES = {
     "tau": "tau",  # filter response norm
 }
 BATCH_COUNT = "num_batches_tracked"
+# Modules of the first convolution in every layout, and its array in the names of resflax.
+STEMS = (
+    "conv1",
+    "conv1.0",
+    "stem.conv",
+    "stem.conv1",
+    "resnet.embedder.embedder.convolution",
+)
+FLAX_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
 
 
 class Layout(NamedTuple):
@@ -67,6 +76,15 @@ class ArraySpec(NamedTuple):
 
 ATTENTION = {"se_fc1": "se.fc1", "se_fc2": "se.fc2", "eca_conv": "se.conv"}
 DIGITS = range(1, 4)
+
+
+def is_flax_name(name: str) -> bool:
+    """Returns whether an array has a name of resflax (`bridge.flatten`), not one of a layout.
+
+    >>> is_flax_name("params/head/bias"), is_flax_name("fc.bias")
+    (True, False)
+    """
+    return name.startswith(("params/", "batch_stats/"))
 
 
 def _numbered(linen: str, torch: str) -> dict[str, str]:

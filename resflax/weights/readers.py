@@ -1,7 +1,7 @@
 """Reads weights by where they are: a run, a folder, a file, a Hub repository."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,26 +9,30 @@ from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import UserError, unknown
 from resflax.files import expand_path
 from resflax.nn import Spec
+from resflax.weights.arrays import Arrays
 from resflax.weights.bridge import (
     Variables,
     flatten,
     from_torch,
     is_flat,
     unflatten,
-    without_prefix,
 )
 from resflax.weights.complete_config import complete_config
-from resflax.weights.files import SUFFIXES, Arrays, load_file
+from resflax.weights.file_kinds import FILE_SUFFIXES
+from resflax.weights.files import load_file
 from resflax.weights.hub import fetch
 from resflax.weights.imagenet import imagenet_classes
+from resflax.weights.prefixes import strip_prefixes
 from resflax.weights.pretrained_config import PretrainedConfig, read_config, read_json
+from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.run_history import RunHistory
 from resflax.weights.run_weights import read_networks
 from resflax.weights.workdirs import is_workdir, split_checkpoint
 from resflax.zoo import get_spec
 from resflax.zoo.registry import SPECS, split_tag
 
-Report = Callable[[str], None]
+# How timm writes names of repositories and folders.
+SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 class Weights(NamedTuple):
@@ -60,6 +64,7 @@ class _Found(NamedTuple):
       is_own_record: whether the config was written by resflax, which records the class names of
         its models: without names, 1,000 classes are not those of ImageNet.
       evaluation, where, history: see `Weights`; None for other places than runs.
+      problem: why the config.json next to the arrays is not read; "" if it is, or there is none.
     """
 
     arrays: Arrays
@@ -69,6 +74,7 @@ class _Found(NamedTuple):
     evaluation: dict[str, float] | None = None
     where: str | None = None
     history: RunHistory | None = None
+    problem: str = ""
 
 
 class Reader(NamedTuple):
@@ -82,11 +88,6 @@ class Reader(NamedTuple):
 
     matches: Callable[[str], Any]
     read: Callable[[str, str | None, Report], Sequence[_Found]]
-
-
-def print_to_stderr(text: str) -> None:
-    """Prints a message to stderr."""
-    print(text, file=sys.stderr)
 
 
 def read_weights(
@@ -153,7 +154,7 @@ def read_members(
       UserError: if there are no weights, a checkpoint or member does not exist or is named twice,
         the model is unknown or the weights do not match it.
     """
-    where, spec = expand_path(where), None if name is None else get_spec(name)
+    where, spec = _without_scheme(str(where)), None if name is None else get_spec(name)
     reader = next((reader for reader in READERS.values() if reader.matches(where)), None)
     if reader is None:
         raise UserError(_describe_invalid(where))
@@ -167,8 +168,21 @@ def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
     Raises:
       UserError: if the model is unknown or the arrays do not match it.
     """
-    found = found._replace(arrays=without_prefix(found.arrays))
-    config, source = complete_config(found.config, found.arrays, spec, where), found.source
+    if found.problem and spec is None:
+        raise UserError(
+            f"{found.problem}: expected the config.json of the weights, or the model's name"
+            " (--model NAME, or --config.model=NAME in training), with which it is not read"
+        )
+    with _named_errors(where):
+        arrays, prefix = strip_prefixes(found.arrays)
+        config, source = complete_config(found.config, arrays, spec, where), found.source
+        is_flax = is_flat(arrays)
+        convert = unflatten if is_flax else _from_torch_unrolled
+        variables = convert(config.spec, arrays, channels=config.channels)
+    if prefix:
+        source += f"; without the prefix {prefix!r} of their names"
+    if found.problem:
+        source += "; the config.json next to it is that of something else, and not used"
     if found.config is None:
         mean, std = map(_format_moments, (config.preprocess.mean, config.preprocess.std))
         source += f"; default normalization of the architecture: mean {mean}, std {std}"
@@ -177,9 +191,6 @@ def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
     if config.spec.num_classes == IMAGENET_CLASSES and not (config.labels or found.is_own_record):
         config = config._replace(labels=imagenet_classes())
         source += "; class names of ImageNet-1k"
-    is_flax = is_flat(found.arrays)
-    convert = unflatten if is_flax else _from_torch_unrolled
-    variables = convert(config.spec, found.arrays, channels=config.channels)
     return Weights(
         config,
         variables,
@@ -189,6 +200,15 @@ def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
         found.where or where,
         found.history,
     )
+
+
+@contextmanager
+def _named_errors(where: str) -> Iterator[None]:
+    """Adds the name of the weights to errors."""
+    try:
+        yield
+    except UserError as e:
+        raise e if where in str(e) else UserError(f"{where}: {e}") from e
 
 
 def _format_moments(values: tuple[float, ...]) -> str:
@@ -234,9 +254,12 @@ def _read_file(where: str, revision: str | None, report: Report) -> list[_Found]
 def _read_with_config(arrays: Arrays, folder: Path, where: str, config_name: str) -> _Found:
     if not (folder / "config.json").exists():
         return _Found(arrays, None, where)
-    source = f"{where}; normalization of {config_name}"
-    is_own_record = "resflax" in read_json(folder / "config.json")
-    return _Found(arrays, read_config(folder), source, is_own_record)
+    try:
+        config = read_config(folder)
+        is_own_record = "resflax" in read_json(folder / "config.json")
+    except UserError as e:
+        return _Found(arrays, None, where, problem=str(e))
+    return _Found(arrays, config, f"{where}; normalization of {config_name}", is_own_record)
 
 
 def _read_repository(where: str, revision: str | None, report: Report) -> list[_Found]:
@@ -245,15 +268,22 @@ def _read_repository(where: str, revision: str | None, report: Report) -> list[_
     return [found._replace(source=f"{where} from the Hub{normalization}")]
 
 
+def _without_scheme(where: str) -> str:
+    """Returns a name without timm's prefixes of the Hub and of folders, and with "~" expanded."""
+    for scheme in SCHEMES:
+        where = where.removeprefix(scheme)
+    return expand_path(where)
+
+
 def _is_repository(where: str) -> bool:
     # `runs/` is where runs are by default.
-    is_path = where.startswith((".", "/", "~", "runs/")) or where.endswith(SUFFIXES)
+    is_path = where.startswith((".", "/", "~", "runs/")) or where.endswith(FILE_SUFFIXES)
     return where.count("/") == 1 and not is_path
 
 
 def _is_tagged(where: str) -> bool:
     architecture, tag = split_tag(where)
-    return bool(tag) and architecture in SPECS and not where.endswith(SUFFIXES)
+    return bool(tag) and architecture in SPECS and not where.endswith(FILE_SUFFIXES)
 
 
 READERS: dict[str, Reader] = {
@@ -268,7 +298,7 @@ READERS: dict[str, Reader] = {
 
 
 def _describe_invalid(where: str) -> str:
-    if where.endswith(SUFFIXES):
+    if where.endswith(FILE_SUFFIXES):
         return f"file not found: {where}"
     message = f"{where} is not an existing file or folder, nor a Hub repository (owner/name)"
     architecture, tag = split_tag(where)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from resflax.errors import UserError
 from resflax.run.manifest import CorruptCheckpointError, verify_manifest
+from resflax.weights.report import Report
 from resflax.weights.workdirs import BEST, CYCLES, LAST, RunName, check_unique
 
 # Paths of the trees in a checkpoint; a tree that is empty was not saved.
@@ -14,7 +15,6 @@ PARAMS, EMA = "state/params", "state/ema"
 BATCH_STATS, EVAL_STATS = "state/batch_stats", "eval_batch_stats"
 # Called with the step of a corrupt checkpoint and what is wrong with it; may raise `UserError`.
 Skip = Callable[[int, CorruptCheckpointError], None]
-Report = Callable[[str], None]
 T = TypeVar("T")
 
 

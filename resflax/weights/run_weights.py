@@ -10,12 +10,12 @@ from resflax.nn import Spec
 from resflax.nn.members import split_members
 from resflax.weights.bridge import Variables
 from resflax.weights.pretrained_config import PretrainedConfig
+from resflax.weights.report import Report
 from resflax.weights.run_checkpoints import (
     BATCH_STATS,
     EMA,
     EVAL_STATS,
     PARAMS,
-    Report,
     RunCheckpoint,
     read_checkpoints,
 )

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from resflax.errors import UserError
 from resflax.nn import BlockConfig, BlockGeometry, Spec
-from resflax.weights.bridge import Variables, to_torch, variable_shapes
+from resflax.weights.bridge import Variables, to_torch
 from resflax.weights.layouts import TORCH_LEAVES, array_specs, default_layout
+from resflax.weights.shapes import variable_shapes
 
 
 def torch_logits(

@@ -3,7 +3,7 @@
 from helpers.networks import randomized
 from resflax.export import TrainedModel
 from resflax.weights import Preprocess, PretrainedConfig
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
 

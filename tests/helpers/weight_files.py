@@ -9,7 +9,7 @@ import pytest
 from helpers.networks import randomized
 from resflax import UserError, get_spec
 from resflax.weights import load_file, save_file, to_torch
-from resflax.weights.bridge import variable_shapes
+from resflax.weights.shapes import variable_shapes
 
 # As written by `timm.models.save_for_hf` (timm 1.0.31).
 TIMM = {

@@ -12,7 +12,8 @@ from resflax.run.checkpointer import Checkpointer
 from resflax.run.trainer_state import TrainerState
 from resflax.train.config import default_config, to_json_dict
 from resflax.weights import Preprocess, PretrainedConfig
-from resflax.weights.bridge import stack_variables, variable_shapes
+from resflax.weights.bridge import stack_variables
+from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
 CLASSES = tuple("abcdefghij")

@@ -1,0 +1,28 @@
+"""Shapes of a network's variables, without computing them."""
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resflax.nn import Spec, unstack_params
+from resflax.zoo import create_model
+
+
+@lru_cache(maxsize=16)
+def variable_shapes(spec: Spec, channels: int = 3) -> dict[str, Any]:
+    """Returns shapes and dtypes of a network's variables in the tree of `scan=False`.
+
+    Args:
+      spec: the architecture.
+      channels: number of image channels.
+    """
+    # Tracing is faster with scan, which traces each stage's repeated block once.
+    model = create_model(spec, scan=spec.pruned is None)
+
+    def init() -> Any:
+        image = jnp.zeros((1, 64, 64, channels))
+        return unstack_params(model.init(jax.random.key(0), image, train=False))
+
+    return jax.eval_shape(init)
