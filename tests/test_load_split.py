@@ -152,9 +152,9 @@ def test_flat_folder_takes_a_csv(flat):
         ("labels.txt", "1\n2\n", "has 2 labels for 3 images"),
         ("labels.txt", "cat\ndog\nowl\ncat\n", "label 'cat', which is not a class of the model"),
         (GROUND_TRUTH, "1\n2\n3\n1001\n", "'1001': expected an ID from 1 to 1000"),
-        ("labels.csv", "file,class\na,1\n", "columns path and label"),
+        ("labels.csv", "id,kind\na,1\n", "has the columns id, kind: expected a CSV"),
         ("labels.csv", "path,label\nnone.png,1\n", "has the image none.png"),
-        ("labels.csv", "path,label\nnone.png,\n", "a row without a path or a label"),
+        ("labels.csv", "path,label\nnone.png,\n", "has no label in row 2"),
     ],
 )
 def test_invalid_labels_file_is_an_error(flat, name, text, message):
