@@ -142,14 +142,14 @@ def load_dataset(
     check_on_bad_example(on_bad_example)
     if channels not in (0, 1, 3):
         raise UserError(f"channels is {channels}: expected 0, 1 or 3")
+    if (name == "digits" or is_fake(name)) and (image_size or channels):
+        raise UserError(
+            f"dataset {name!r} has its own image size and channels: expected image_size 0 and"
+            " channels 0"
+        )
     if name == "digits":
         return _load_digits()
     if is_fake(name):
-        if image_size or channels:
-            raise UserError(
-                f"dataset {name!r} specifies its own image size and channels: expected"
-                " image_size 0 and channels 0"
-            )
         return Dataset(name, *make_fake(name, seed))
     train, test = _open_sources(name, data_dir, on_bad_example)
     if image_size:

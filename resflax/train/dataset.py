@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
+from resflax.data import Dataset, EvalTransform, load_dataset
 from resflax.data.crops import TrainCrop
 from resflax.data.held_out import without_held_out
 from resflax.errors import UserError
@@ -13,8 +13,6 @@ from resflax.weights.adapt import convert_preprocess
 
 # `config.data.image_size` of the pretrained model's input size.
 PRETRAINED_SIZE = -1
-# Keys of `config.data` that only streamed images have a use for, with their neutral values.
-EVAL_KEYS = {"eval_size": 0, "crop_pct": 0.0, "crop_mode": "", "interpolation": ""}
 
 
 def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
@@ -26,7 +24,7 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         to streamed images unless the config has its own.
 
     Raises:
-      UserError: if the dataset cannot be opened, or a key has no effect on it.
+      UserError: if the dataset cannot be opened.
     """
     data, size = config.data, _train_size(config, pretrained)
     channels = data.channels
@@ -42,8 +40,6 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
         train_crop=_train_crop(config),
     )
-    if not isinstance(dataset.test, StreamingSplit):
-        _check_without_eval_keys(config)
     if data.validation:
         train = without_held_out(dataset.train, data.validation, data.validation_seed)
         dataset = replace(dataset, train=train)
@@ -100,13 +96,3 @@ def _train_crop(config: ConfigDict) -> TrainCrop:
     data = config.data
     kind = "inception" if data.train_crop == "auto" else data.train_crop
     return TrainCrop(kind, tuple(data.crop_scale), tuple(data.crop_ratio))
-
-
-def _check_without_eval_keys(config: ConfigDict) -> None:
-    for key, neutral in EVAL_KEYS.items():
-        if config.data[key] != neutral:
-            raise UserError(
-                f"config.data.{key} is {config.data[key]!r}, but the images of {config.dataset} are"
-                " in memory and neither resized nor cropped: leave it out, or stream a dataset"
-                " with config.data.image_size"
-            )
