@@ -184,6 +184,27 @@ def test_splits_of_folders_are_found_and_chosen(tmp_path, splits, choice, expect
     assert len(set(seen)) == len(seen) == 20 * len(splits)
 
 
+@pytest.mark.parametrize("size", [0, 8], ids=["in memory", "streamed"])
+def test_splits_of_a_table_are_those_of_its_column(tmp_path, size):
+    write_images(tmp_path, "x")
+    rows = ["path,label,split"] + [
+        f"x/{name}/{i}.png,{name},{'train' if i < 6 else 'val' if i < 8 else 'test'}"
+        for name in CLASSES
+        for i in range(10)
+    ]
+    file = tmp_path / "images.csv"
+    file.write_text("\n".join(rows))
+    dataset = load_dataset(f"csv:{file}", image_size=size)
+    assert dataset.names == ("train", "val", "test")
+    assert [len(split) for split in dataset.splits.values()] == [12, 4, 4]
+    assert values(dataset.validation) == [6, 7, 16, 17]
+    assert len(load_split(f"csv:{file}", "val")) == 4
+    file.write_text("\n".join(row.rpartition(",")[0] for row in rows))
+    dataset = load_dataset(f"csv:{file}", image_size=size)
+    assert [len(split) for split in dataset.splits.values()] == [18, 2]
+    assert dataset.names.test == "train, held-out 0.1"
+
+
 def test_overlapping_folders_are_refused(tmp_path):
     name = write_images(tmp_path, "train", "test")
     (tmp_path / "link").symlink_to(tmp_path / "train")

@@ -14,6 +14,7 @@ from resflax.data.in_memory import read_all
 from resflax.data.location import DEFAULT_KEYS, Location
 from resflax.data.source import Source, SplitSources
 from resflax.data.split_expressions import overlaps, parse_expression
+from resflax.data.table import open_table, open_table_split
 from resflax.errors import UserError
 from resflax.files import user_path
 
@@ -115,6 +116,17 @@ def _folders_overlap(location: Location, first: str, second: str) -> bool:
     return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
 
 
+def _open_table(location: Location, chosen: Mapping[str, str]) -> SplitSources:
+    with folder_errors_as_user_error(location.path):
+        return open_table(user_path(location.path, "dataset"), location.on_bad_example, chosen)
+
+
+def _open_table_split(location: Location, split: str) -> Source:
+    with folder_errors_as_user_error(location.path):
+        file = user_path(location.path, "dataset")
+        return open_table_split(file, split, location.on_bad_example)
+
+
 def _hf(location: Location) -> HfDataset:
     return HfDataset(location.name, user_path(location.path, "dataset"), location.keys)
 
@@ -213,6 +225,7 @@ KINDS = {
     "fake": Kind("fake", _open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
     "fake:": Kind(FORMAT, _open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
     FOLDER_PREFIX: Kind("folder:PATH", _open_folder, _open_folder_split, _folders_overlap),
+    "csv:": Kind("csv:FILE", _open_table, _open_table_split, _names_are_equal),
     "hf:": Kind("hf:PATH", _open_hf, _open_hf_split, _hf_splits_overlap, has_keys=True),
     "": Kind(
         "a name of TensorFlow Datasets",

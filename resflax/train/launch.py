@@ -79,13 +79,13 @@ def fit(
         )
         silent = silent or not is_main_process()
         if results:
-            progress = RunProgress(results["steps"], silent=silent)
+            progress = RunProgress(results["steps"], config.epochs, silent=silent)
             progress.print("run already finished")
         else:
             run = build(
                 config, pretrained=pretrained and PretrainedConfig.from_json_dict(pretrained)
             )
-            progress = RunProgress(run.steps, silent=silent)
+            progress = RunProgress(run.steps, config.epochs, silent=silent)
             if existing.metadata and "data" in existing.metadata:
                 _check_data(existing.metadata["data"], run.metadata["data"], path)
             elif existing.metadata:
@@ -125,17 +125,17 @@ def _backend_line(trainer: Trainer) -> str:
 
 
 def _summary(results: dict[str, Any], path: Path) -> str:
-    """Returns the results in one line: at the last step, and of the best checkpoint."""
-    skipped, by = results["skipped_examples"], results.get("best_by")
-    parts = [f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"]
-    if "validation_accuracy" in results:
-        parts[0] += f", validation accuracy {results['validation_accuracy']:.4f}"
-    if by and results["best_step"] != results["steps"]:
-        best = results[f"best_{by}_accuracy"]
-        parts.append(f"best {by} accuracy {best:.4f} at step {results['best_step']}")
-    if skipped:
-        parts.append(f"{skipped} skipped, see skipped.txt")
-    return "; ".join([*parts, f"saved in {path}"])
+    """Returns a line with the last and the best accuracy of each split."""
+    skipped, steps, best_by = results["skipped_examples"], results["steps"], results["best_by"]
+    validation, best = results.get("validation_accuracy"), results[f"best_{best_by}_accuracy"]
+    last = f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"
+    if validation is not None:
+        last += f", validation accuracy {validation:.4f}"
+    return (
+        f"{last}, at step {steps}; best {best_by} accuracy {best:.4f}, at step"
+        f" {results['best_step']}{f'; {skipped} skipped, see skipped.txt' if skipped else ''};"
+        f" saved in {path}"
+    )
 
 
 def _open(path: Path, config: ConfigDict) -> Workdir:
