@@ -124,7 +124,7 @@ def test_recipes_are_valid_configs(path):
     for arguments in [[], *([argument] for argument in ARGUMENTS.get(path.stem, []))]:
         config = module.get_config(*arguments)
         # Those of fine-tuning must be given.
-        config.dataset = config.dataset or "digits"
+        config.dataset = config.dataset or "folder:D"
         config.pretrained = "" if config.model else "runs/x"
         check_config(config)
         create_model(config.model or "resnet18")

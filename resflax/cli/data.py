@@ -74,6 +74,7 @@ def show_main(arguments: list[str]) -> None:
     if command.workdir:
         raise UserError("show takes no --workdir: it writes the picture of --out only")
     check_config(command.config)
+    print(*command.notes, sep="\n", end="\n" * bool(command.notes))
     show_batch(command.config, out)
     print(f"saved {out}")
 
