@@ -126,6 +126,18 @@ def test_flat_folder_takes_class_names_of_the_model(flat):
     assert examples(source) == [(1, 0), (2, 1), (4, 0)]
 
 
+def test_labels_of_a_flat_folder_are_matched_by_their_letters(flat):
+    """Accents can be encoded in two ways; another case is not the same name."""
+    source = load_flat(
+        flat, "labels.txt", "\ufeffcafe\u0301\ntea\ntea\ntea\n", ("caf\u00e9", "tea")
+    )
+    assert examples(source) == [(1, 0), (2, 1), (4, 1)]
+    with pytest.raises(
+        UserError, match="'Tea', .* but 'tea', which differs only in case or spaces"
+    ):
+        load_flat(flat, "labels.txt", "Tea\ntea\ntea\ntea\n", ("caf\u00e9", "tea"))
+
+
 def test_hidden_files_of_a_flat_folder_have_no_label(flat):
     (flat / "._ILSVRC2012_val_00000001.JPEG").write_bytes(b"Mac OS X")
     (flat / ".hidden.png").write_bytes(b"")
@@ -144,6 +156,8 @@ def test_index_beyond_the_classes_of_the_model_is_refused(flat):
 def test_flat_folder_takes_a_csv(flat):
     rows = "path,label\nILSVRC2012_val_00000004.JPEG,1\nILSVRC2012_val_00000001.JPEG,0\n"
     assert examples(load_flat(flat, "labels.csv", rows)) == [(4, 1), (1, 0)]
+    rows = rows.replace("path", "file").replace(",", "\t")
+    assert examples(load_flat(flat, "labels.tsv", rows)) == [(4, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(

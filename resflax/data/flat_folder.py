@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from resflax.data.class_names import class_name, other_spelling
 from resflax.data.folder import ImageFiles
 from resflax.data.formats import is_image
 from resflax.data.imagenet import (
@@ -117,7 +118,9 @@ def _parse_labels(
     labels: list[str], class_names: tuple[str, ...], num_classes: int, path: Path
 ) -> tuple[list[int], tuple[str, ...]]:
     """Returns label indices, and the class names that they index; () if unknown."""
-    if all(label.isdecimal() for label in labels) and not set(labels) <= set(class_names):
+    labels = [*map(class_name, labels)]
+    known = [*map(class_name, class_names)]
+    if all(label.isdecimal() for label in labels) and not set(labels) <= set(known):
         indices = [int(label) for label in labels]
         if num_classes and max(indices) >= num_classes:
             raise UserError(
@@ -126,8 +129,12 @@ def _parse_labels(
             )
         return indices, class_names
     for names in (class_names, synsets()):
-        index = {name: i for i, name in enumerate(names)}
+        index = {class_name(name): i for i, name in enumerate(names)}
         if set(labels) <= set(index):
             return [index[label] for label in labels], names
-    label = next(label for label in labels if label not in class_names)
-    raise UserError(f"{path} has the label {label!r}, which is not a class of the model: {FORMS}")
+    label = next(label for label in labels if label not in known)
+    other = other_spelling(label, known)
+    hint = f", but {other!r}, which differs only in case or spaces, is" if other else ""
+    raise UserError(
+        f"{path} has the label {label!r}, which is not a class of the model{hint}: {FORMS}"
+    )

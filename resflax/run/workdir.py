@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resflax.errors import UserError
-from resflax.files import disk_errors_as_user_error, user_path, write_atomic
+from resflax.files import disk_errors_as_user_error, encode_text, user_path, write_atomic
 from resflax.run.checkpoint import latest_valid_metadata
 from resflax.run.config_diff import config_diff
 from resflax.run.records import Records
@@ -237,7 +237,7 @@ class Workdir:
         """Writes `skipped.txt`, one line per skipped example; no file if there are none."""
         if examples and self.writes:
             with self._disk_errors():
-                write_atomic(self.path / "skipped.txt", ("\n".join(examples) + "\n").encode())
+                write_atomic(self.path / "skipped.txt", encode_text("\n".join([*examples, ""])))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes `results.json`."""
