@@ -91,8 +91,12 @@ def test_piped_output_consists_of_complete_lines(run):
     _, done = run
     assert "\r" not in done.stdout
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("convolutions: ")
-    assert lines[1].startswith(
+    assert lines[0] == (
+        "splits: trained on train (1437 examples); test (360 examples) evaluated during training"
+        " and chooses @best"
+    )
+    assert lines[1].startswith("convolutions: ")
+    assert lines[2].startswith(
         "cifar_resnet8 on digits: 1437 examples, 1 epochs, 30 steps of 48 on 8 cpu devices"
     )
     assert re.search(

@@ -61,11 +61,16 @@ CASES = [
     ("data.train_crop", "squash", FOLDER, STREAMED),
     ("data.crop_scale", (0.5, 1.0), FOLDER, {"data.train_crop": "inception"}),
     ("data.placement", "host", STREAMED, FOLDER),
+    ("data.train_split", "train[:9]", {"dataset": "fake"}, {}),
+    ("data.image_key", "image", FOLDER, {"dataset": "mnist"}),
     ("data.validation_seed", 3, {}, {"data.validation": 0.1}),
 ]
 # Further keys of rows with several, as in `CASES`.
 MORE = [
     ("data.channels", 3, {"dataset": "digits"}, FOLDER),
+    ("data.validation_split", "train[:9]", {"dataset": "fake"}, {"dataset": "mnist"}),
+    ("data.test_split", "train[:9]", {"dataset": "fake"}, FOLDER),
+    ("data.label_key", "label", {"dataset": "digits"}, {"dataset": "hf:D"}),
     ("data.channels", 3, {"dataset": "fake:8x8x3:2:16"}, STREAMED),
     ("data.on_bad_example", "skip", {}, FOLDER),
     ("data.data_dir", "D", {}, {"dataset": "mnist:3.*.*"}),

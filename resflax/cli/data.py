@@ -16,7 +16,8 @@ USAGE = """usage: resflax data {prepare,show} ...
   prepare NAME      prepare a dataset of TensorFlow Datasets, once (needs TensorFlow); see
                     resflax data prepare --help
   show --config=FILE [--config.KEY=VALUE ...] [--out=data.png]
-                    draw the first examples of a run before and after augmentation"""
+                    draw the first examples of a run, each as it is on disk, and below it as
+                    it is trained on, with the names of the classes"""
 
 
 def main(arguments: list[str]) -> None:

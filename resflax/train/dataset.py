@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 from resflax.data import Dataset, EvalTransform, load_dataset
 from resflax.data.crops import TrainCrop
-from resflax.data.held_out import without_held_out
+from resflax.data.location import FeatureKeys
+from resflax.data.roles import SplitChoice
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
@@ -16,7 +17,7 @@ PRETRAINED_SIZE = -1
 
 
 def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
-    """Opens the dataset of a config, without the examples that `data.validation` holds out.
+    """Opens the dataset of a config.
 
     Args:
       config: see `default_config`.
@@ -37,12 +38,11 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         channels=channels,
         on_bad_example=data.on_bad_example,
         seed=config.seed,
+        splits=SplitChoice.from_config(data),
+        keys=FeatureKeys.from_config(data),
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
         train_crop=_train_crop(config),
     )
-    if data.validation:
-        train = without_held_out(dataset.train, data.validation, data.validation_seed)
-        dataset = replace(dataset, train=train)
     return dataset
 
 

@@ -107,7 +107,7 @@ def _train(
     trainer: Trainer, path: Path, progress: RunProgress, interrupt: Interrupt | None
 ) -> dict[str, Any]:
     with _open(path, trainer.config) as opened:
-        notes = (*opened.notes, *trainer.run.notes)
+        notes = (*opened.notes, *trainer.run.notes, trainer.dataset.describe_splits())
         for line in (*notes, _backend_line(trainer), trainer.summary()):
             progress.print(line)
         return loop.fit(trainer, opened, progress, interrupt)

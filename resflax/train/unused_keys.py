@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from resflax.data.fake import is_fake
+from resflax.data.kinds import kind_of
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_model
@@ -235,6 +236,16 @@ ROWS: tuple[Row, ...] = (
         ("data.placement",),
         _is_streamed,
         "config.data.image_size={c.data.image_size} streams images from disk: leave it out",
+    ),
+    Row(
+        _data("train_split", "validation_split", "test_split"),
+        lambda c: is_fake(c.dataset),
+        "{c.dataset!r} is noise, whose splits are train and test: leave it out",
+    ),
+    Row(
+        _data("image_key", "label_key"),
+        lambda c: not kind_of(c.dataset).has_keys,
+        "the images and labels of {c.dataset!r} have no names: leave it out",
     ),
     Row(
         ("data.validation_seed",),
