@@ -232,7 +232,7 @@ class Trainer:
                 window.clear()
             if evaluates:
                 test = evaluate(self.net, self.test, config.batch_size)
-                throughput.pause()
+                throughput.pause(len(self.test.labels))
                 workdir.add_record({"step": step, "epoch": epoch, "split": "test", **test})
                 progress.update(0, f"step {step}: test accuracy {test['accuracy']:.4f}", force=True)
         results = self._results(test, time.monotonic() - start, throughput.overall)

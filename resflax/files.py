@@ -105,12 +105,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def encode_text(text: str) -> bytes:
-    r"""Returns UTF-8; file names in other encodings keep their bytes.
+    r"""Returns UTF-8, in which bytes of a file name that are not UTF-8 become `\xHH`.
 
-    >>> encode_text(os.fsdecode(b"caf\xe9.png"))
-    b'caf\xe9.png'
+    >>> print(encode_text(os.fsdecode(b"caf\xe9.png")).decode())
+    caf\xe9.png
     """
-    return text.encode(errors="surrogateescape")
+    return replace_undecodable(text).encode()
 
 
 def format_csv(rows: Iterable[Iterable[object]]) -> str:
@@ -130,7 +130,7 @@ def replace_undecodable(text: str) -> str:
     >>> print(replace_undecodable(os.fsdecode(b"caf\xe9.png")))
     caf\xe9.png
     """
-    return encode_text(text).decode(errors="backslashreplace")
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def quarantine(path: Path, folder: Path) -> Path:

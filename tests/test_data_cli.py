@@ -7,9 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.image_folders import write_folder
 from PIL import Image
 
 from resflax import UserError, create_model
+from resflax.cli import show_batch
 from resflax.cli.data import main
 from resflax.cli.show_batch import augment_batch
 from resflax.train import check_config, default_config
@@ -26,6 +28,31 @@ def test_show_draws_the_first_training_examples(tmp_path, capsys):
     assert capsys.readouterr().out == f"saved {out}\n"
     with Image.open(out) as image:
         assert min(image.size) > 300
+
+
+def test_show_draws_decoded_images_above_cropped_ones(tmp_path, monkeypatch):
+    """Landscape and portrait images of class "dog" and "cat", which are squashed to squares."""
+    images = {"cat": np.full((20, 40, 3), 50, np.uint8), "dog": np.full((30, 10, 3), 90, np.uint8)}
+    files = {
+        f"{split}/{name}/{i}.png": image
+        for split in ("train", "test")
+        for name, image in images.items()
+        for i in range(3)
+    }
+    drawn = []
+    monkeypatch.setattr(show_batch, "draw_grid", lambda cells, *rest: drawn.append((cells, rest)))
+    config = default_config()
+    config.dataset = write_folder(tmp_path, files)
+    config.data.image_size, config.data.train_crop = 16, "squash"
+    show_batch.show_batch(config, tmp_path / "x.png")
+    [(cells, (columns, *_))] = drawn
+    assert (len(cells), columns) == (32, 8)
+    for first in (0, 16):
+        for before, after in zip(cells[first : first + 8], cells[first + 8 :], strict=False):
+            pixels, name = before
+            assert pixels.tolist() == images[name].tolist()
+            assert after[0].tolist() == np.full((16, 16, 3), pixels[0, 0]).tolist()
+            assert after[1] == ""
 
 
 @pytest.mark.slow
@@ -97,7 +124,7 @@ def test_recipes_are_valid_configs(path):
     for arguments in [[], *([argument] for argument in ARGUMENTS.get(path.stem, []))]:
         config = module.get_config(*arguments)
         # Those of fine-tuning must be given.
-        config.dataset = config.dataset or "digits"
+        config.dataset = config.dataset or "folder:D"
         config.pretrained = "" if config.model else "runs/x"
         check_config(config)
         create_model(config.model or "resnet18")

@@ -42,6 +42,23 @@ def test_equal_names_are_matched_in_any_order():
     assert mapped.names == ("a", "b", "c")
 
 
+def test_accents_of_names_can_be_encoded_in_two_ways():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for model, dataset in (
+        ((composed, "tea"), ("tea", decomposed)),
+        ((decomposed, "x"), ("x", composed)),
+    ):
+        assert label_map(model, 2, dataset).labels.tolist() == [1, 0]
+        assert label_map(model, 2, dataset, dataset).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("dataset", "model"), [("Cat", "cat"), ("red  fox", "red fox")])
+def test_names_that_differ_in_case_are_named(dataset, model):
+    message = f"'{dataset}' in the dataset and '{model}' in the model differ in case or spaces"
+    with pytest.raises(UserError, match=message):
+        label_map((model, "dog"), 2, (dataset, "dog"))
+
+
 def test_unknown_names_are_matched_by_number():
     mapped = label_map("", 3, ["cat", "dog", "owl"])
     assert mapped.labels.tolist() == [0, 1, 2]

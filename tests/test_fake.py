@@ -56,9 +56,11 @@ def test_fake_name_in_another_format_raises(name, message):
         load_dataset(name)
 
 
-def test_fake_dataset_rejects_an_image_size():
-    with pytest.raises(UserError, match="specifies its own image size and channels"):
-        load_dataset("fake:4x4x3:2:64", image_size=8)
+@pytest.mark.parametrize("name", ["fake:4x4x3:2:64", "digits"])
+@pytest.mark.parametrize("keys", [{"image_size": 8}, {"channels": 3}])
+def test_dataset_of_one_size_rejects_another_one(name, keys):
+    with pytest.raises(UserError, match="has its own image size and channels"):
+        load_dataset(name, **keys)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from resflax.data import Dataset, InMemorySplit, load_dataset
 from resflax.data.fingerprint import SAMPLE_SIZE, files_fingerprint, sample_rank
 from resflax.data.fingerprint_diff import fingerprint_diff
 from resflax.data.folder import FolderSource
-from resflax.data.held_out import without_held_out
+from resflax.data.roles import SplitChoice
 
 FILES = {
     f"{split}/{name}/{i}.png": constant_image(40 * i + 10 * label)
@@ -121,7 +121,8 @@ def test_held_out_examples_are_compared(tmp_path, size):
     name = write_folder(tmp_path, FILES)
 
     def fingerprint():
-        train = without_held_out(load_dataset(name, image_size=size).train, 0.4, 0)
+        splits = SplitChoice(held_out=0.4)
+        train = load_dataset(name, image_size=size, splits=splits).train
         return {"classes": ["ant", "bee"], "splits": {"train": train.fingerprint()}}
 
     first = fingerprint()

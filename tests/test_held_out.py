@@ -6,7 +6,7 @@ from helpers.image_folders import constant_image, write_folder
 
 from resflax import UserError
 from resflax.data import load_dataset, load_split
-from resflax.data.held_out import held_out_source, split_labels
+from resflax.data.held_out import hold_out, split_labels
 from resflax.train.config import default_config
 from resflax.train.dataset import build_dataset
 
@@ -36,6 +36,12 @@ def test_larger_share_contains_the_smaller_one():
     assert set(small) != set(split_labels(labels, 0.1, seed=1).held_out)
 
 
+def test_minimum_holds_out_of_small_classes_too():
+    labels = np.repeat([0, 1, 2], [4, 30, 1])
+    held_out = split_labels(labels, 0.1, seed=0, minimum=1).held_out
+    assert np.bincount(labels[held_out]).tolist() == [1, 3]
+
+
 def test_one_example_of_each_class_remains():
     assert split_labels(np.array([0, 1, 1]), 0.99, seed=0).train.tolist() == [0, 2]
 
@@ -48,7 +54,7 @@ def test_training_and_held_out_images_are_disjoint_and_complete(size, tmp_path):
     config = config_of(dataset=folder, validation=0.2, image_size=size)
     train = build_dataset(config).train
     trained = {int(train.get_batch(np.array([i]))[0][0, 0, 0, 0]) for i in range(len(train))}
-    source = held_out_source(load_split(folder, "train"), 0.2, 0)
+    source = hold_out(load_split(folder, "train"), 0.2, 0).held_out
     held_out = {int(source.read(i)[0][0, 0, 0]) for i in range(len(source))}
     assert (len(trained), len(held_out)) == (16, 4)
     assert trained | held_out == set(range(20))
@@ -60,7 +66,7 @@ def test_runs_with_different_seeds_hold_out_the_same_examples():
     whole = load_dataset("digits").train
     first, second = (build_dataset(config_of(validation=0.1, seed=seed)).train for seed in (0, 7))
     np.testing.assert_array_equal(first.images, second.images)
-    source = held_out_source(load_split("digits", "train"), 0.1, 0)
+    source = hold_out(load_split("digits", "train"), 0.1, 0).held_out
     assert len(first) + len(source) == len(whole)
 
 

@@ -72,7 +72,10 @@ def test_finished_run_returns_its_results(run, capsys):
     assert fit(make_config(), str(path)) == results
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run already finished"
-    assert re.fullmatch(rf"test accuracy [\d.]+ on 360 examples; saved in {path}", lines[1])
+    assert re.fullmatch(
+        rf"test accuracy [\d.]+ on 360 examples, at step 6; best.*, at step 6; saved in {path}",
+        lines[1],
+    )
     assert len(lines) == 2
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == files
 

@@ -126,6 +126,18 @@ def test_flat_folder_takes_class_names_of_the_model(flat):
     assert examples(source) == [(1, 0), (2, 1), (4, 0)]
 
 
+def test_labels_of_a_flat_folder_are_matched_by_their_letters(flat):
+    """Accents can be encoded in two ways; another case is not the same name."""
+    source = load_flat(
+        flat, "labels.txt", "\ufeffcafe\u0301\ntea\ntea\ntea\n", ("caf\u00e9", "tea")
+    )
+    assert examples(source) == [(1, 0), (2, 1), (4, 1)]
+    with pytest.raises(
+        UserError, match="'Tea', .* but 'tea', which differs only in case or spaces"
+    ):
+        load_flat(flat, "labels.txt", "Tea\ntea\ntea\ntea\n", ("caf\u00e9", "tea"))
+
+
 def test_hidden_files_of_a_flat_folder_have_no_label(flat):
     (flat / "._ILSVRC2012_val_00000001.JPEG").write_bytes(b"Mac OS X")
     (flat / ".hidden.png").write_bytes(b"")
@@ -144,6 +156,8 @@ def test_index_beyond_the_classes_of_the_model_is_refused(flat):
 def test_flat_folder_takes_a_csv(flat):
     rows = "path,label\nILSVRC2012_val_00000004.JPEG,1\nILSVRC2012_val_00000001.JPEG,0\n"
     assert examples(load_flat(flat, "labels.csv", rows)) == [(4, 1), (1, 0)]
+    rows = rows.replace("path", "file").replace(",", "\t")
+    assert examples(load_flat(flat, "labels.tsv", rows)) == [(4, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -152,9 +166,9 @@ def test_flat_folder_takes_a_csv(flat):
         ("labels.txt", "1\n2\n", "has 2 labels for 3 images"),
         ("labels.txt", "cat\ndog\nowl\ncat\n", "label 'cat', which is not a class of the model"),
         (GROUND_TRUTH, "1\n2\n3\n1001\n", "'1001': expected an ID from 1 to 1000"),
-        ("labels.csv", "file,class\na,1\n", "columns path and label"),
+        ("labels.csv", "id,kind\na,1\n", "has the columns id, kind: expected a CSV"),
         ("labels.csv", "path,label\nnone.png,1\n", "has the image none.png"),
-        ("labels.csv", "path,label\nnone.png,\n", "a row without a path or a label"),
+        ("labels.csv", "path,label\nnone.png,\n", "has no label in row 2"),
     ],
 )
 def test_invalid_labels_file_is_an_error(flat, name, text, message):

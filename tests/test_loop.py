@@ -108,9 +108,9 @@ def test_loop_without_checkpoint_settings_saves_the_end(tmp_path):
 @pytest.mark.slow
 def test_progress_prints_lines_or_nothing(tmp_path, capsys):
     trainer = make_trainer(epochs=1)
-    fit(trainer, tmp_path / "a", progress=RunProgress(trainer.steps, interval=1e6))
-    line = r" *\d+%, epoch 1.0, step 30/30: loss [\d.]+, accuracy [\d.]+, [\d,]+ examples/s"
-    line += r", test [\d.]+, 00:00 left\n"
+    fit(trainer, tmp_path / "a", progress=RunProgress(trainer.steps, 1, interval=1e6))
+    line = r" *\d+%, epoch 1.0/1, step 30/30, \d\d:\d\d elapsed, 00:00 left: loss [\d.]+,"
+    line += r" accuracy [\d.]+, [\d,]+ examples/s, test [\d.]+\n"
     assert re.fullmatch(line, capsys.readouterr().out)
     fit(trainer, tmp_path / "b", progress=RunProgress(trainer.steps, silent=True))
     assert capsys.readouterr().out == ""

@@ -116,7 +116,7 @@ def make_config(**keys):
     config = default_config()
     config.epochs, config.batch_size, config.log_every_steps = 1, 48, 7
     config.checkpoint_every_steps = 4
-    config.momentum, config.nesterov, config.weight_decay = 0.0, False, 0.0
+    config.momentum, config.weight_decay = 0.0, 0.0
     config.update(keys)
     return config
 

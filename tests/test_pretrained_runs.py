@@ -75,7 +75,7 @@ def without_times(results):
 @pytest.mark.slow
 def test_zero_epochs_of_a_workdir_give_its_accuracy(digits_run, tmp_path, capsys):
     workdir, expected = digits_run
-    config = make_config(workdir, model="", epochs=0, warmup_epochs=0.5)
+    config = make_config(workdir, model="", epochs=0)
     config.spec.update(dict.fromkeys(TINY))
     results = fit(config, tmp_path / "run")
     assert results["steps"] == 0
@@ -87,10 +87,10 @@ def test_zero_epochs_of_a_workdir_give_its_accuracy(digits_run, tmp_path, capsys
     assert "mean 0.3056, std 0.3761" in out
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["0"]
     continued = fit(
-        make_config(workdir, model="", epochs=1, warmup_epochs=0.5, **dict.fromkeys(
-            f"spec__{key}" for key in TINY)),
-        tmp_path / "run", silent=True,
-    )  # fmt: skip
+        make_config(workdir, model="", epochs=1, **dict.fromkeys(f"spec__{key}" for key in TINY)),
+        tmp_path / "run",
+        silent=True,
+    )
     assert continued["steps"] == 3
 
 

@@ -84,7 +84,7 @@ def show_run(progress):
     """Shows a run of 40 steps with two evaluations."""
     for step in (10, 40):
         train = train_record(step, step / 20)
-        progress.train(train, 3.0)
+        progress.train(train, 3.0, evaluates=True)
         progress.evaluation({**train, "split": "test", "accuracy": 0.75}, 3.0)
     progress.close()
 
@@ -93,15 +93,18 @@ def show_run(progress):
 def test_run_progress_fits_terminals_of_any_size(rows, columns, open_terminal, monkeypatch):
     terminal = open_terminal(rows, columns)
     monkeypatch.setattr("sys.stdout", terminal.file)
-    show_run(RunProgress(40))
+    show_run(RunProgress(40, 20))
     frames = terminal.frames()
     width = columns or 80  # a terminal that reports no size
     assert frames
     assert all(len(frame) <= width for frame in frames)
     if width >= 80:
-        assert "40/40" in frames[-1]
-        assert "loss 1.250, accuracy 0.500, 1,234 ex/s, test 0.7500" in frames[-1]
-        assert "left" in frames[-1]
+        assert frames[-1].startswith("100%")
+        assert (
+            frames[-1]
+            .rstrip()
+            .endswith("epoch 2.0/20, 00:00 elapsed, 00:03 left, loss 1.250, test 0.7500")
+        )
 
 
 def test_bar_keeps_the_last_test_accuracy(open_terminal, monkeypatch):
@@ -109,12 +112,41 @@ def test_bar_keeps_the_last_test_accuracy(open_terminal, monkeypatch):
     monkeypatch.setattr("sys.stdout", terminal.file)
     progress = RunProgress(40)
     progress.evaluation({**train_record(10, 0.5), "split": "test", "accuracy": 0.75}, 3.0)
-    assert "10/40" in terminal.frames()[-1]
+    assert " 25%" in terminal.frames()[-1]
     progress.train(train_record(20, 1.0), 3.0)
     progress.close()
     last = terminal.frames()[-1]
-    assert "20/40" in last
-    assert "left, loss 1.250, accuracy 0.500, 1,234 ex/s, test 0.7500" in last
+    assert " 50%" in last
+    assert "left, loss 1.250, test 0.7500" in last
+
+
+@pytest.mark.parametrize("activity", ["compiling", "evaluating"])
+def test_bar_shows_what_the_run_does(activity, open_terminal, monkeypatch, capsys):
+    terminal = open_terminal(24, 80)
+    monkeypatch.setattr("sys.stdout", terminal.file)
+    progress = RunProgress(40, 20)
+    progress.resume(10)
+    progress.show(activity)
+    frame = terminal.frames()[-1].rstrip()
+    assert frame.startswith(" 25%")
+    assert frame.endswith(f"epoch 5.0/20, 00:00 elapsed, {activity}")
+    progress.close()
+
+
+def test_longest_times_fit_into_80_columns(open_terminal, monkeypatch, clock):
+    terminal = open_terminal(24, 80)
+    monkeypatch.setattr("sys.stdout", terminal.file)
+    progress = RunProgress(40, 300)
+    clock[0] += 3600 * 30
+    progress.train(train_record(40, 300.0), 3600 * 99)
+    record = {**train_record(40, 300.0), "split": "validation", "accuracy": 0.75}
+    progress.evaluation(record, 3600 * 99)
+    frame = terminal.frames()[-1].rstrip()
+    assert len(frame) <= 80
+    assert frame.endswith(
+        "epoch 300.0/300, 30:00:00 elapsed, 99:00:00 left, loss 1.250, val 0.7500"
+    )
+    progress.close()
 
 
 def test_meter_follows_a_terminal_that_is_resized(open_terminal):
@@ -156,7 +188,7 @@ def test_meter_without_a_total_shows_the_text(open_terminal, capsys):
     meter.close()
     meter = ProgressMeter()
     meter.update(2, "text", force=True)
-    meter.update(2, "text", remaining=61.0, force=True)
+    meter.update(2, "text", force=True)
     assert capsys.readouterr().out.splitlines() == ["text", "text"]
 
 
@@ -185,15 +217,16 @@ def test_silent_meter_prints_nothing(open_terminal, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_run_progress_prints_lines_to_a_pipe(capsys):
-    progress = RunProgress(40)
+def test_run_progress_prints_lines_to_a_pipe(capsys, clock):
+    progress = RunProgress(40, 2)
+    clock[0] += 61.0
     show_run(progress)
     progress.print("the end")
     assert capsys.readouterr().out.splitlines() == [
-        " 25%, epoch 0.5, step 10/40: "
-        "loss 1.250, accuracy 0.500, 1,234 examples/s, test 0.7500, 00:03 left",
-        "100%, epoch 2.0, step 40/40: "
-        "loss 1.250, accuracy 0.500, 1,234 examples/s, test 0.7500, 00:03 left",
+        " 25%, epoch 0.5/2, step 10/40, 01:01 elapsed, 00:03 left: "
+        "loss 1.250, accuracy 0.500, 1,234 examples/s, test 0.7500",
+        "100%, epoch 2.0/2, step 40/40, 01:01 elapsed, 00:03 left: "
+        "loss 1.250, accuracy 0.500, 1,234 examples/s, test 0.7500",
         "the end",
     ]
 
@@ -201,22 +234,34 @@ def test_run_progress_prints_lines_to_a_pipe(capsys):
 def test_run_progress_counts_resumed_steps(capsys):
     progress = RunProgress(40)
     progress.resume(30)
-    progress.evaluation({**train_record(30, 1.5), "split": "validation"}, 3.0)
+    progress.evaluation({**train_record(30, 1.5), "split": "validation"}, None)
     assert capsys.readouterr().out == (
-        " 75%, epoch 1.5, step 30/40: validation 0.5000, 00:03 left\n"
+        " 75%, epoch 1.5, step 30/40, 00:00 elapsed: validation 0.5000\n"
     )
 
 
-def test_run_progress_prints_between_evaluations(capsys, clock):
-    progress = RunProgress(100, interval=10.0)
-    for step in range(1, 31):
-        clock[0] += 1.0
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [
+        (1.0, [50, 100]),  # the end of each epoch
+        (2.0, [30, 50, 80, 100]),  # and every 60 seconds
+    ],
+)
+def test_run_progress_prints_each_epoch_and_each_minute(seconds, steps, capsys, clock):
+    progress = RunProgress(100)
+    for step in range(1, 101):
+        clock[0] += seconds
         progress.train(train_record(step, step / 50), 0.0)
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        " 10%, epoch 0.2, step 10/100",
-        " 20%, epoch 0.4, step 20/100",
-        " 30%, epoch 0.6, step 30/100",
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split("step ")[1].split("/")[0]) for line in lines] == steps
+
+
+def test_line_of_an_epoch_waits_for_its_evaluation(capsys):
+    progress = RunProgress(40)
+    progress.train(train_record(20, 1.0), 0.0, evaluates=True)
+    assert capsys.readouterr().out == ""
+    progress.evaluation({**train_record(20, 1.0), "split": "test"}, 0.0)
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_progress_range_prints_every_five_seconds(capsys, clock):
@@ -242,15 +287,40 @@ def test_throughput_excludes_compilation_and_evaluation(clock):
     throughput = Throughput(steps=5)
     clock[0] += 30.0  # the first step compiles
     throughput.step(10)
+    assert throughput.remaining(1, 0) is None
     for _ in range(2):
         clock[0] += 1.0
         throughput.step(10)
     assert throughput.lap() == 10.0
     clock[0] += 7.0
-    assert throughput.pause() == 7.0
+    assert throughput.pause(4) == 7.0
     clock[0] += 4.0
     throughput.step(10)
     assert throughput.lap() == 2.5
     assert throughput.overall == 30 / 6
-    # 13 s for three steps and an evaluation after the first step; one step remains.
-    assert throughput.remaining(4) == pytest.approx(13 / 3)
+
+
+def test_remaining_time_does_not_count_compilation(clock):
+    throughput = Throughput(steps=100)
+    clock[0] += 300.0  # the first step compiles
+    throughput.step(10)
+    for _ in range(9):
+        clock[0] += 2.0
+        throughput.step(10)
+    throughput.lap()
+    assert throughput.remaining(10, 9) == 90 * 2.0
+    clock[0] += 60.0  # the first evaluation compiles: 20 examples take at most 4 seconds
+    throughput.pause(20)
+    assert throughput.remaining(10, 9) == 90 * 2.0 + 9 * 4.0
+    for seconds in (1.0, 2.0):
+        clock[0] += seconds
+        throughput.pause(20)
+    assert throughput.remaining(10, 9) == 90 * 2.0 + 9 * 1.5
+
+
+def test_remaining_time_of_a_resumed_run_is_known_after_a_step(clock):
+    throughput = Throughput(steps=100, examples=400, seconds=80.0)
+    assert throughput.remaining(40, 0) is None
+    clock[0] += 300.0  # the first step compiles
+    throughput.step(10)
+    assert throughput.remaining(41, 0) == 59 * 2.0

@@ -50,7 +50,8 @@ def test_parts_are_disjoint_and_complete(size, tmp_path):
 DIFFERENCES = {
     "nothing": ({}, False),
     "seed": ({"seed": 7}, False),
-    "size of streamed images": ({"image_size": 32}, True),
+    "size of streamed images": ({"image_size": 32}, False),
+    "training split": ({"train_split": "train[:90%]"}, True),
     "folder": ({"data_dir": "/other"}, True),
     "bad examples": ({"on_bad_example": "skip"}, True),
     "share": ({"validation": 0.1}, True),

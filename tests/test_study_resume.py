@@ -63,7 +63,7 @@ class StoppingProgress(RunProgress):
     def resume(self, step):
         self.resumed = step
 
-    def train(self, record, remaining):
+    def train(self, record, remaining, *, evaluates=False):
         self.epochs += 1
         if record["step"] == self.stop:
             raise KeyboardInterrupt

@@ -91,15 +91,24 @@ def test_piped_output_consists_of_complete_lines(run):
     _, done = run
     assert "\r" not in done.stdout
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("convolutions: ")
-    assert lines[1].startswith(
+    assert lines[0] == (
+        "splits: trained on train (1437 examples); test (360 examples) evaluated during training"
+        " and chooses @best"
+    )
+    assert lines[1].startswith("convolutions: ")
+    assert lines[2].startswith(
         "cifar_resnet8 on digits: 1437 examples, 1 epochs, 30 steps of 48 on 8 cpu devices"
     )
     assert re.search(
-        r"step 30/30: loss [\d.]+, accuracy [\d.]+, [\d,]+ examples/s, test [\d.]+, 00:00 left",
+        r"step 30/30, [\d:]+ elapsed, 00:00 left: loss [\d.]+, accuracy [\d.]+, [\d,]+ examples/s,"
+        r" test [\d.]+",
         lines[-2],
     )
-    assert re.fullmatch(r"test accuracy [\d.]+ on 360 examples; saved in run", lines[-1])
+    assert re.fullmatch(
+        r"test accuracy [\d.]+ on 360 examples, at step 30; best test accuracy [\d.]+, at step 30;"
+        r" saved in run",
+        lines[-1],
+    )
     assert done.stderr == ""
 
 

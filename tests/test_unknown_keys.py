@@ -21,6 +21,7 @@ MEANT = {
     "model_ema_decay": "ema_decay", "arch": "model", "drop_path_rate": "spec.drop_path",
     "gradient_accumulation_steps": "grad_accum_steps", "flip": "data.flip",
     "optimizer.learning_rate": "learning_rate", "data.batch_size": "batch_size",
+    "data.inception_crop": "data.train_crop",
     "numEpochs": "epochs", "Learning-Rate": "learning_rate", "learnin_rate": "learning_rate",
     "data.data_dirr": "data.data_dir", "epocs": "epochs",
 }  # fmt: skip

@@ -11,10 +11,12 @@ from jaxtyping import Array, Float
 
 from resflax.cli.evaluate_flags import with_dashes
 from resflax.cli.export import training_command
-from resflax.cli.run_data import find_training_split, have_different_training_data, own_dataset
+from resflax.cli.run_data import have_different_training_data, own_dataset
 from resflax.data import StreamingSplit, load_split
 from resflax.data.batches import eval_batches
 from resflax.data.held_out import SourceSubset
+from resflax.data.location import FeatureKeys
+from resflax.data.roles import SplitChoice
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
@@ -162,19 +164,19 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
 
 def _open_source(args: argparse.Namespace, config: dict[str, Any], on_bad_example: str) -> Source:
     """Opens the split; `config` is that of the runs if it is their dataset, else {}."""
-    if config and args.split == "train":
-        if have_different_training_data(args.where, args.data_dir):
-            raise UserError(
-                "the runs held out different examples, so that their training data differ: expected"
-                " runs with the same config.data, or another --dataset or --split"
-            )
-        training = find_training_split(args.where, args.data_dir)
-        if not isinstance(training, str):
-            return training.trained()
+    is_own = config and args.split == "train"
+    if is_own and have_different_training_data(args.where, args.data_dir):
+        raise UserError(
+            "the runs held out different examples, so that their training data differ: expected"
+            " runs with the same config.data, or another --dataset or --split"
+        )
+    data = config.get("data", {})
     return load_split(
         args.dataset or config["dataset"],
         args.split,
-        data_dir=args.data_dir or config.get("data", {}).get("data_dir", ""),
+        data_dir=args.data_dir or data.get("data_dir", ""),
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
+        splits=SplitChoice.from_config(data) if config else None,
+        keys=FeatureKeys.from_config(data),
     )

@@ -16,7 +16,8 @@ USAGE = """usage: resflax data {prepare,show} ...
   prepare NAME      prepare a dataset of TensorFlow Datasets, once (needs TensorFlow); see
                     resflax data prepare --help
   show --config=FILE [--config.KEY=VALUE ...] [--out=data.png]
-                    draw the first examples of a run before and after augmentation"""
+                    draw the first examples of a run, each as it is on disk, and below it as
+                    it is trained on, with the names of the classes"""
 
 
 def main(arguments: list[str]) -> None:
@@ -73,6 +74,7 @@ def show_main(arguments: list[str]) -> None:
     if command.workdir:
         raise UserError("show takes no --workdir: it writes the picture of --out only")
     check_config(command.config)
+    print(*command.notes, sep="\n", end="\n" * bool(command.notes))
     show_batch(command.config, out)
     print(f"saved {out}")
 

@@ -9,9 +9,9 @@ import numpy as np
 from resflax.cli.evaluate_corruptions import CORRUPTED_PREFIX
 from resflax.cli.run_data import TrainingSplit
 from resflax.data import load_split
-from resflax.data.datasets import FOLDER_PREFIX, folder_errors_as_user_error
 from resflax.data.flat_folder import open_unlabeled_folder
 from resflax.data.held_out import SourceSubset
+from resflax.data.kinds import FOLDER_PREFIX, folder_errors_as_user_error
 from resflax.data.source import Source
 from resflax.errors import UserError
 from resflax.evaluate.calibrated import MAX_EXAMPLES
@@ -60,6 +60,8 @@ def open_held_out(
     Raises:
       UserError: if there are none and they are needed; or if they cannot be opened.
     """
+    if not isinstance(training, str) and training.tests_held_out:
+        training = "the held-out examples are the test split, as there is no other one"
     if isinstance(training, str) and (args.select or args.calibrate == "held-out"):
         option = f"--select={args.select}" if args.select else "--calibrate=held-out"
         raise UserError(

@@ -19,6 +19,8 @@ from resflax.cli.evaluate_flags import check_image_size
 from resflax.cli.evaluate_members import Members, read_evaluated_members
 from resflax.cli.run_data import find_training_split, own_dataset
 from resflax.data import load_split
+from resflax.data.location import FeatureKeys
+from resflax.data.roles import SplitChoice
 from resflax.data.source import Source
 from resflax.errors import UserError
 from resflax.evaluate.calibrated import MAX_KEPT_BYTES
@@ -145,15 +147,18 @@ def _open_source(
     args: argparse.Namespace, config: dict[str, Any], member: Weights, on_bad_example: str
 ) -> Source:
     """Opens the split; `config` is that of the run if its own dataset is evaluated, else {}."""
+    data = config.get("data", {})
     return load_split(
         args.dataset or config["dataset"],
         args.split,
-        data_dir=args.data_dir or config.get("data", {}).get("data_dir", ""),
+        data_dir=args.data_dir or data.get("data_dir", ""),
         labels_file=args.labels_file,
         class_names=member.config.labels,
         num_classes=member.config.spec.num_classes,
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
+        splits=SplitChoice.from_config(data) if config else None,
+        keys=FeatureKeys.from_config(data),
     )
 
 

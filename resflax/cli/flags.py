@@ -12,8 +12,10 @@ from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError
 from resflax.files import where_type
 from resflax.train.config import default_config
+from resflax.train.config_rules import check_values
 from resflax.train.launch import RESUME
 from resflax.train.unknown_keys import unknown_flag
+from resflax.train.unused_keys import reset_unused
 
 DEFAULT_RECIPE = "configs/digits.py"
 CONFIG_FLAG = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
@@ -29,6 +31,7 @@ class TrainCommand(NamedTuple):
       workdir: "" if not given.
       resume: "auto" or "never".
       distributed: arguments for several processes.
+      notes: lines on keys of the recipe that keys of the command line leave without effect.
     """
 
     config: ConfigDict
@@ -36,6 +39,7 @@ class TrainCommand(NamedTuple):
     workdir: str
     resume: str
     distributed: DistributedConfig
+    notes: tuple[str, ...] = ()
 
 
 class _Words(NamedTuple):
@@ -94,9 +98,29 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
     ).from_env()
     distributed.validate()
     config = load_recipe(recipe)
-    set_values(config, words.texts)
+    notes = _set_values(config, words.texts)
     path, argument = split_recipe(recipe)
-    return TrainCommand(config, f"{path.stem}{argument}", args.workdir, args.resume, distributed)
+    name = f"{path.stem}{argument}"
+    return TrainCommand(config, name, args.workdir, args.resume, distributed, notes)
+
+
+def _set_values(config: ConfigDict, texts: dict[str, str | None]) -> tuple[str, ...]:
+    """Sets keys of a recipe, and those that they leave without effect to their defaults.
+
+    Returns:
+      Lines that say which these are.
+    """
+    recipe = config.copy_and_resolve_references()
+    set_values(config, texts)
+    try:
+        check_values(config)
+        reset = reset_unused(config, recipe, texts)
+    except UserError:  # of an invalid value, which `check_config` reports
+        return ()
+    if not reset:
+        return ()
+    keys = ", ".join(f"config.{key}" for key in reset)
+    return (f"set back to the default, since the command line leaves no use for it: {keys}",)
 
 
 def _split_words(arguments: Sequence[str]) -> _Words:

@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from resflax.data import load_split
-from resflax.data.array_source import ArraySource
 from resflax.data.fake import is_fake
-from resflax.data.held_out import held_out_source, trained_source
-from resflax.data.in_memory import read_all
+from resflax.data.held_out import SourceSubset
+from resflax.data.location import FeatureKeys, Location
+from resflax.data.roles import Roles, SplitChoice, open_roles
 from resflax.data.source import Source
 from resflax.errors import UserError
 from resflax.weights.workdirs import split_checkpoint
@@ -57,8 +56,7 @@ def read_run_config(folder: Path) -> dict[str, Any]:
 class TrainingSplit:
     """The training split of runs, in the two parts that `config.data.validation` makes.
 
-    It is opened when a part is first needed, in memory if training had it there, since only then
-    are all labels known, by which the held-out examples are chosen.
+    It is opened when a part is first needed.
 
     Args:
       config: made by `own_dataset`, with `data.validation` above 0.
@@ -69,37 +67,36 @@ class TrainingSplit:
         self.config, self.data, self.data_dir = config, config["data"], data_dir
 
     @cached_property
-    def source(self) -> Source:
-        """All examples.
-
-        Raises:
-          UserError: if they cannot be opened.
-        """
+    def _roles(self) -> Roles:
         data = self.data
-        source = load_split(
+        location = Location(
             self.config["dataset"],
-            "train",
-            data_dir=self.data_dir or data["data_dir"],
-            on_bad_example=data["on_bad_example"],
-            seed=self.config["seed"],
+            self.data_dir or data["data_dir"],
+            data["on_bad_example"],
+            self.config["seed"],
+            FeatureKeys.from_config(data),
         )
-        if data["image_size"] or isinstance(source, ArraySource):
-            return source
-        split = read_all(source, channels=data["channels"], on_bad_example=data["on_bad_example"])
-        return ArraySource(source.name, split, source.classes)
+        return open_roles(location, SplitChoice.from_config(data))
+
+    @property
+    def tests_held_out(self) -> bool:
+        """Whether the held-out examples are the test split of the runs."""
+        return self._roles.held_out == "test"
 
     def trained(self) -> Source:
         """Returns the examples that the runs were trained on."""
-        return trained_source(self.source, self.data["validation"], self.data["validation_seed"])
+        return self._roles.train
 
     def held_out(self) -> Source:
         """Returns the examples that the runs held out."""
-        return held_out_source(self.source, self.data["validation"], self.data["validation_seed"])
+        return self._roles.validation or self._roles.test
 
     def has_name(self, name: str) -> bool:
         """Returns whether a source with this name has the same examples."""
+        whole = self._roles.train
+        assert isinstance(whole, SourceSubset)
         # The name of a folder is its path.
-        return Path(name).resolve() == Path(self.source.name).resolve()
+        return Path(name).resolve() == Path(whole.source.name).resolve()
 
 
 def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSplit | str:
@@ -135,8 +132,8 @@ def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSp
 def have_different_training_data(wheres: Sequence[str], data_dir: str = "") -> bool:
     """Returns whether some runs were trained on examples that others held out."""
     configs = [config for config in map(_read_config, wheres) if config]
-    held_out = [bool(config["data"].get("validation")) for config in configs]
-    return any(held_out) and len({_choice_of_examples(c, data_dir) for c in configs}) > 1
+    divided = [c["data"].get("validation") or c["data"].get("train_split") for c in configs]
+    return any(divided) and len({_choice_of_examples(c, data_dir) for c in configs}) > 1
 
 
 def _choice_of_examples(config: dict[str, Any], data_dir: str) -> tuple[Any, ...]:
@@ -148,6 +145,6 @@ def _choice_of_examples(config: dict[str, Any], data_dir: str) -> tuple[Any, ...
         data.get("validation_seed", 0),
         data_dir or data.get("data_dir", ""),
         data.get("on_bad_example", "raise"),
-        bool(data.get("image_size", 0)),  # streamed: TFDS labels are unknown
+        data.get("train_split", ""),
         config["seed"] if is_fake(dataset) else None,  # the noise depends on the seed
     )

@@ -1,5 +1,6 @@
-"""Draws training examples before and after the augmentation of a config."""
+"""Draws training examples before and after the crop and augmentation of a config."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -8,35 +9,54 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from resflax.data import Split, batch_indices
+from resflax.cli.image_grid import Cell, draw_grid, shorten
+from resflax.data import Split, StreamingSplit, batch_indices
 from resflax.nn import identity
-from resflax.plotting import new_figure, save
 from resflax.train import TrainState
 from resflax.train.config import build_augment, build_mix
 from resflax.train.dataset import build_dataset
 from resflax.train.step import make_prepare_batch
 
 COLUMNS, ROWS = 8, 2
+MIN_SINGLE = 0.995  # share of the target from which an image has one class
 
 
 def show_batch(config: ConfigDict, out: Path) -> None:
-    """Draws the first examples of a run's first step, each above its augmented version."""
-    count = COLUMNS * ROWS
+    """Draws the first examples of a run's first step, each as decoded and as trained on.
+
+    The first is the image before anything is done, below the name of its class; the one below it is
+    cropped and augmented, and has the names and shares of its target if this mixes classes.
+    """
     dataset = build_dataset(config)
-    before, labels, index = _first_examples(dataset.train, config, count)
-    after, targets = augment_batch(config, before, labels, index, dataset.num_classes)
-    figure, axes = new_figure(COLUMNS, rows=2 * ROWS, height=1.0 * 2 * ROWS)
-    for i in range(count):
-        row, column = divmod(i, COLUMNS)
-        mixed = " ".join(f"{k}:{targets[i, k]:.1f}" for k in np.flatnonzero(targets[i] > 0.05))
-        for ax, image, title in (
-            (axes[2 * row * COLUMNS + column], before[i], str(labels[i])),
-            (axes[(2 * row + 1) * COLUMNS + column], after[i], mixed),
-        ):
-            ax.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
-            ax.set_title(title, fontsize=7)
-            ax.set_axis_off()
-    save(figure, out, f"{config.dataset}: each example above its augmented version")
+    index = batch_indices(config.seed, 0, COLUMNS * ROWS, len(dataset.train))
+    cropped, labels = dataset.train.get_batch(index)
+    after, targets = augment_batch(config, cropped, labels, index, dataset.num_classes)
+    before = _decoded(dataset.train, index, cropped)
+    names = [shorten(name) for name in dataset.classes]
+    cells: list[Cell] = []
+    for row in range(0, len(index), COLUMNS):
+        row_indices = range(row, row + COLUMNS)
+        cells += [(before[i], names[labels[i]]) for i in row_indices]
+        cells += [(after[i], _target_text(targets[i], labels[i], names)) for i in row_indices]
+    title = f"{config.dataset}: each example as it is, and below as it is trained on"
+    draw_grid(cells, COLUMNS, out, title)
+
+
+def _decoded(
+    split: Split, index: Int[np.ndarray, " n"], stored: UInt8[np.ndarray, "n h w channels"]
+) -> Sequence[UInt8[np.ndarray, "height width channels"]]:
+    """Returns the images of examples before they are cropped, of any size."""
+    if not isinstance(split, StreamingSplit):
+        return list(stored)
+    return [split.decoded(int(i))[0] for i in index]
+
+
+def _target_text(target: Float[np.ndarray, " classes"], label: int, names: Sequence[str]) -> str:
+    """Returns the two largest shares of a target of several classes; "" for the label alone."""
+    largest = np.argsort(-target, kind="stable")[:2]
+    if target[label] > MIN_SINGLE:
+        return ""
+    return "\n".join(f"{names[k]} {target[k]:.2f}" for k in largest)
 
 
 def augment_batch(
@@ -56,11 +76,3 @@ def augment_batch(
     target = inputs.target
     soft = target if target.ndim == 2 else jax.nn.one_hot(target, num_classes, dtype=jnp.float32)
     return np.asarray(inputs.image), np.asarray(soft)
-
-
-def _first_examples(
-    split: Split, config: ConfigDict, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns images, labels and indices of a run's first examples."""
-    index = batch_indices(config.seed, 0, count, len(split))
-    return (*split.get_batch(index), index)

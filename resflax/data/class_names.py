@@ -73,8 +73,8 @@ def match_classes(
 ) -> Int[np.ndarray, " dataset_classes"] | None:
     """Returns the class of a model that each class of a dataset is; None if they do not fit.
 
-    Equal names are matched in any order. If one side has no names, the classes are matched by
-    number if there are equally many.
+    Equal names are matched in any order; how accents are encoded does not count, case does. If one
+    side has no names, the classes are matched by number if there are equally many.
 
     Args:
       dataset_classes: class names of the dataset; () if unknown.
@@ -86,12 +86,14 @@ def match_classes(
     >>> match_classes("xyz", [], 3), match_classes("xyz", [], 4)
     (array([0, 1, 2]), None)
     """
-    for names in tables if dataset_classes else ():
-        if list(dataset_classes) == list(names):
+    normalized = [class_name(name) for name in dataset_classes]
+    for table in tables if dataset_classes else ():
+        names = [class_name(name) for name in table]
+        if normalized == names:
             return np.arange(num_classes)
-        if len({*names}) == len(names) and sorted(dataset_classes) == sorted(names):
+        if len({*names}) == len(names) and sorted(normalized) == sorted(names):
             position = {name: i for i, name in enumerate(names)}
-            return np.array([position[name] for name in dataset_classes])
+            return np.array([position[name] for name in normalized])
     has_fitting_number = len(dataset_classes) in (0, num_classes)
     return (
         None if (tables and dataset_classes) or not has_fitting_number else np.arange(num_classes)
@@ -106,8 +108,12 @@ def describe_difference(dataset_classes: Sequence[str], tables: Sequence[Sequenc
     """
     if not tables:
         return ""
-    only_dataset = [name for name in dataset_classes if name not in tables[-1]]
-    only_model = [name for name in tables[-1] if name not in dataset_classes]
+    dataset, model = ([*map(class_name, names)] for names in (dataset_classes, tables[-1]))
+    only_dataset = [name for name in dataset if name not in model]
+    only_model = [name for name in model if name not in dataset]
+    for name in only_dataset[:20]:
+        if other := other_spelling(name, only_model):
+            return f" ({name!r} in the dataset and {other!r} in the model differ in case or spaces)"
     parts = [
         f"{', '.join(map(repr, names[:3]))}{', ...' * (len(names) > 3)} only in the {side}"
         for names, side in ((only_dataset, "dataset"), (only_model, "model"))

@@ -1,23 +1,21 @@
 """Image-classification datasets by name: digits, noise, TFDS, or a folder of images."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from resflax.data.array_source import ArraySource
 from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
-from resflax.data.fake import is_fake, make_fake
 from resflax.data.fingerprint import Fingerprint
-from resflax.data.folder import open_folder
-from resflax.data.in_memory import read_all
+from resflax.data.held_out import SourceSubset
+from resflax.data.in_memory import InMemorySplit, read_all
+from resflax.data.kinds import kind_of
+from resflax.data.location import DEFAULT_KEYS, FeatureKeys, Location
+from resflax.data.roles import DEFAULT_CHOICE, SplitChoice, open_roles
 from resflax.data.source import Source, check_on_bad_example
 from resflax.data.split_names import SplitNames
 from resflax.data.streaming import StreamingSplit
-from resflax.errors import UserError
-from resflax.files import user_path
-
-FOLDER_PREFIX = "folder:"
+from resflax.errors import UserError, quantity
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Dataset:
       validation: the validation split; None if there is none. A run that has one evaluates it
         during training, and the test split once, at the end.
       names: names of the splits.
+      note: what was found, for the user.
     """
 
     name: str
@@ -42,6 +41,7 @@ class Dataset:
     problems: tuple[str, ...] = ()
     validation: Any = None
     names: SplitNames = field(default_factory=SplitNames)
+    note: str = ""
 
     @property
     def best_by(self) -> str:
@@ -53,6 +53,21 @@ class Dataset:
         """The splits by name: "train", "validation" if there is one, and "test"."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
+
+    def describe_splits(self) -> str:
+        """Returns lines that say which examples are for training, validation and testing."""
+        train, test = (
+            _describe(*pair)
+            for pair in ((self.names.train, self.train), (self.names.test, self.test))
+        )
+        line = f"splits: trained on {train}; {test} evaluated during training and chooses @best"
+        if self.validation is not None:
+            validation = _describe(self.names.validation, self.validation)
+            line = (
+                f"splits: trained on {train}; {validation} evaluated during training and"
+                f" chooses @best; {test} evaluated at the end"
+            )
+        return f"{self.note}\n{line}" if self.note else line
 
     @property
     def num_classes(self) -> int:
@@ -104,6 +119,10 @@ class Dataset:
         return lines
 
 
+def _describe(name: str, split: Any) -> str:
+    return f"{name} ({quantity(len(split), 'example')})"
+
+
 def load_dataset(
     name: str,
     data_dir: str = "",
@@ -113,6 +132,8 @@ def load_dataset(
     on_bad_example: str = "raise",
     seed: int = 0,
     eval_transform: EvalTransform | None = None,
+    splits: SplitChoice = DEFAULT_CHOICE,
+    keys: FeatureKeys = DEFAULT_KEYS,
     train_crop: TrainCrop | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
@@ -120,8 +141,8 @@ def load_dataset(
     Args:
       name: "digits", which is included; a name of TensorFlow Datasets (TFDS) such as
         "fashion_mnist", "emnist/letters" or "mnist:3.*.*"; "folder:PATH" for
-        `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg` (or png); or noise of a given size,
-        "fake:224x224x3:1000:1024" (see `resflax.data.fake`).
+        `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`; "hf:PATH" for a Hugging Face dataset
+        on disk; or noise of a given size, "fake:224x224x3:1000:1024" (see `resflax.data.fake`).
       data_dir: folder of prepared TFDS datasets; "" is the default of TFDS (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
@@ -131,8 +152,10 @@ def load_dataset(
         share (3 if `image_size` is given).
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.
-      eval_transform: resize and crop of the test split, if `image_size` is given; by default to
+      eval_transform: resize and crop for evaluation, if `image_size` is given; by default to
         `image_size`, with the defaults of `EvalTransform`.
+      splits: which examples are for training, validation and testing.
+      keys: names of image and label in the examples of a TFDS or Hugging Face dataset.
       train_crop: crop of the training split, if `image_size` is given; by default Inception crops.
 
     Raises:
@@ -142,85 +165,58 @@ def load_dataset(
     check_on_bad_example(on_bad_example)
     if channels not in (0, 1, 3):
         raise UserError(f"channels is {channels}: expected 0, 1 or 3")
-    if name == "digits":
-        return _load_digits()
-    if is_fake(name):
-        if image_size or channels:
-            raise UserError(
-                f"dataset {name!r} specifies its own image size and channels: expected"
-                " image_size 0 and channels 0"
-            )
-        return Dataset(name, *make_fake(name, seed))
-    train, test = _open_sources(name, data_dir, on_bad_example)
-    if image_size:
-        splits = [
-            StreamingSplit(
-                source,
-                image_size,
-                channels or 3,
-                split_seed,
-                eval_transform,
-                on_bad_example,
-                crop=train_crop or TrainCrop(),
-            )
-            for source, split_seed in ((train, seed), (test, None))
-        ]
-        return Dataset(name, splits[0], splits[1], train.classes, _problems(train, test))
-    return _read_into_memory(name, train, test, channels, on_bad_example)
-
-
-def _load_digits() -> Dataset:
-    from resflax.data.digits import prepared_digits  # imports TFDS: 0.3 s
-    from resflax.data.tfds import open_splits
-
-    try:
-        with prepared_digits() as builder:
-            sources = open_splits("digits", builder)
-            train, test = map(read_all, sources)
-    except OSError as e:
-        raise UserError(f"cannot write the digits to a temporary folder: {e}") from e
-    return Dataset("digits", train, test, sources[0].classes)
-
-
-def _open_sources(name: str, data_dir: str, on_bad_example: str) -> tuple[Source, Source]:
-    if not name.startswith(FOLDER_PREFIX):
-        from resflax.data.tfds import open_prepared  # imports TFDS: 0.3 s
-
-        return open_prepared(name, data_dir)
-    path = name.removeprefix(FOLDER_PREFIX)
-    with folder_errors_as_user_error(path):
-        sources = open_folder(user_path(path, "dataset"), on_bad_example)
-        test = sources.test or sources.validation
-        if test is None:
-            raise UserError(f"{path} has only a training split: expected a folder test or val")
-        return sources.train, test
-
-
-@contextlib.contextmanager
-def folder_errors_as_user_error(path: str) -> Iterator[None]:
-    """Turns errors while listing a folder into a `UserError` of one line."""
-    try:
-        yield
-    except (OSError, RuntimeError) as e:  # no permission, name too long, unknown ~user
-        folder, reason = getattr(e, "filename", None) or path, getattr(e, "strerror", None) or e
-        raise UserError(f"cannot read the folder {str(folder)!r}: {reason}") from e
-
-
-def _problems(*sources: Source) -> tuple[str, ...]:
-    return tuple(problem for source in sources for problem in source.problems)
-
-
-def _read_into_memory(
-    name: str, train: Source, test: Source, channels: int, on_bad_example: str
-) -> Dataset:
-    splits = [
-        read_all(source, channels=channels, on_bad_example=on_bad_example)
-        for source in (train, test)
-    ]
-    shapes = [split.image_shape for split in splits]
-    if shapes[0] != shapes[1]:
+    if kind_of(name).is_in_memory and (image_size or channels):
         raise UserError(
-            f"dataset {name!r} has training images of shape {shapes[0]} and test images of shape"
-            f" {shapes[1]}: expected one shape"
+            f"dataset {name!r} has its own image size and channels: expected image_size 0 and"
+            " channels 0"
         )
-    return Dataset(name, splits[0], splits[1], train.classes, _problems(train, test))
+    roles = open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
+    sources = {"train": roles.train, "validation": roles.validation, "test": roles.test}
+
+    def open_split(role: str, source: Source | None) -> Any:
+        if source is None:
+            return None
+        if not image_size:
+            return _read_into_memory(source, channels=channels, on_bad_example=on_bad_example)
+        return StreamingSplit(
+            source,
+            image_size,
+            channels or 3,
+            seed if role == "train" else None,
+            eval_transform,
+            on_bad_example,
+            crop=train_crop or TrainCrop(),
+        )
+
+    opened = {role: open_split(role, source) for role, source in sources.items()}
+    problems = (problem for source in sources.values() if source for problem in source.problems)
+    dataset = Dataset(
+        name,
+        classes=roles.train.classes,
+        problems=tuple(dict.fromkeys(problems)),
+        names=roles.names,
+        note=roles.note,
+        **opened,
+    )
+    if not image_size:
+        _check_shapes(dataset)
+    return dataset
+
+
+def _read_into_memory(source: Source, *, channels: int, on_bad_example: str) -> InMemorySplit:
+    """Reads a split into memory; see `read_all`."""
+    if isinstance(source, SourceSubset) and isinstance(source.source, ArraySource):
+        whole = source.source.split
+        return InMemorySplit(whole.images[source.indices], whole.labels[source.indices])
+    if isinstance(source, ArraySource):
+        return source.split
+    return read_all(source, channels=channels, on_bad_example=on_bad_example)
+
+
+def _check_shapes(dataset: Dataset) -> None:
+    for name, split in dataset.splits.items():
+        if split.image_shape != dataset.image_shape:
+            raise UserError(
+                f"dataset {dataset.name!r} has training images of shape {dataset.image_shape} and"
+                f" {name} images of shape {split.image_shape}: expected one shape"
+            )

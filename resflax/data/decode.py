@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 from resflax.data.image_modes import to_gray_or_rgb
-from resflax.errors import UserError
+from resflax.errors import UserError, printable
 
 # Warnings of Pillow, such as on corrupt EXIF data of an image that is decoded anyway.
 PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -21,7 +21,7 @@ class BadExampleError(Exception):
     """An example that cannot be used: where it is, and why."""
 
     def __init__(self, location: str, reason: str) -> None:
-        super().__init__(f"{location}: {reason}")
+        super().__init__(printable(f"{location}: {reason}"))
         self.location, self.reason = location, reason
 
 

@@ -1,10 +1,9 @@
 """Images without class folders, with their labels in a file, as ImageNet's validation split."""
 
-import csv
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from resflax.data.class_names import class_name, other_spelling
 from resflax.data.folder import ImageFiles
 from resflax.data.formats import is_image
 from resflax.data.imagenet import (
@@ -14,12 +13,15 @@ from resflax.data.imagenet import (
     validation_number,
 )
 from resflax.data.litter import list_visible
+from resflax.data.table_file import read_table
 from resflax.errors import UserError
 
 FORMS = (
     "expected one 0-based class index, synset or class name per line, in the order of the sorted"
-    f" file names; a CSV with the columns path,label; or the development kit's {GROUND_TRUTH}"
+    " file names; a CSV, TSV or JSON lines with the columns path and label; or the development"
+    f" kit's {GROUND_TRUTH}"
 )
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class FlatFolderSource(ImageFiles):
@@ -58,41 +60,39 @@ def open_flat_folder(
     Raises:
       UserError: if the labels cannot be read, or do not fit the images.
     """
-    try:
-        text = labels_file.read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(f"cannot read the labels file {labels_file}: {reason}") from e
-    if labels_file.suffix.lower() == ".csv":
-        files, labels = _read_csv(text, labels_file)
+    if labels_file.suffix.lower() in TABLE_SUFFIXES:
+        files, labels = _read_table(labels_file)
         missing = next((name for name in files if not (root / name).is_file()), None)
         if missing is not None:
             raise UserError(f"{labels_file} has the image {missing}: {root} does not")
     else:
-        files = _image_names(root)
+        lines, files = _read_lines(labels_file), _image_names(root)
         if not files:
             raise UserError(f"{root} contains no images: expected files such as .jpg or .png")
-        labels = _labels_of_files(files, text.split("\n"), labels_file, root)
+        labels = _labels_of_files(files, lines, labels_file, root)
     if labels_file.name == GROUND_TRUTH:
         labels = [_synset_of_id(label, labels_file) for label in labels]
     indices, classes = _parse_labels(labels, class_names, num_classes, labels_file)
     return FlatFolderSource(root, files, indices, classes)
 
 
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read the labels file {path}: {reason}") from e
+
+
 def _image_names(root: Path) -> list[str]:
     return [path.name for path in list_visible(root) if is_image(path) and not path.is_dir()]
 
 
-def _read_csv(text: str, path: Path) -> tuple[list[str], list[str]]:
-    rows = list(csv.DictReader(text.splitlines()))
-    if not rows or not {"path", "label"} <= set(rows[0]):
-        raise UserError(f"{path} has no rows with the columns path and label: {FORMS}")
-    if any(not row["path"] or not row["label"] for row in rows):
-        raise UserError(f"{path} has a row without a path or a label: {FORMS}")
-    paths = [row["path"] for row in rows]
-    if repeated := next((name for name, count in Counter(paths).items() if count > 1), None):
-        raise UserError(f"{path} has more than one row for {repeated}: expected one per image")
-    return paths, [row["label"].strip() for row in rows]
+def _read_table(path: Path) -> tuple[list[str], list[str]]:
+    rows = read_table(path).rows
+    if unlabeled := next((row for row in rows if not row.label), None):
+        raise UserError(f"{path} has no label in row {unlabeled.number}: {FORMS}")
+    return [row.path for row in rows], [row.label for row in rows]
 
 
 def _labels_of_files(files: list[str], lines: list[str], path: Path, root: Path) -> list[str]:
@@ -118,7 +118,9 @@ def _parse_labels(
     labels: list[str], class_names: tuple[str, ...], num_classes: int, path: Path
 ) -> tuple[list[int], tuple[str, ...]]:
     """Returns label indices, and the class names that they index; () if unknown."""
-    if all(label.isdecimal() for label in labels) and not set(labels) <= set(class_names):
+    labels = [*map(class_name, labels)]
+    known = [*map(class_name, class_names)]
+    if all(label.isdecimal() for label in labels) and not set(labels) <= set(known):
         indices = [int(label) for label in labels]
         if num_classes and max(indices) >= num_classes:
             raise UserError(
@@ -127,8 +129,12 @@ def _parse_labels(
             )
         return indices, class_names
     for names in (class_names, synsets()):
-        index = {name: i for i, name in enumerate(names)}
+        index = {class_name(name): i for i, name in enumerate(names)}
         if set(labels) <= set(index):
             return [index[label] for label in labels], names
-    label = next(label for label in labels if label not in class_names)
-    raise UserError(f"{path} has the label {label!r}, which is not a class of the model: {FORMS}")
+    label = next(label for label in labels if label not in known)
+    other = other_spelling(label, known)
+    hint = f", but {other!r}, which differs only in case or spaces, is" if other else ""
+    raise UserError(
+        f"{path} has the label {label!r}, which is not a class of the model{hint}: {FORMS}"
+    )

@@ -116,7 +116,11 @@ class AnnotatedSource(ImageFiles):
     def __init__(self, root: Path, classes: tuple[str, ...]) -> None:
         path = annotations_file(root)
         try:
-            rows = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
+            rows = [
+                line.split("\t")
+                for line in path.read_text(encoding="utf-8-sig").splitlines()
+                if line.strip()
+            ]
             labels = {row[0]: classes.index(class_name(row[1])) for row in rows}
         except (OSError, ValueError, IndexError) as e:
             raise UserError(

@@ -7,14 +7,9 @@ from pathlib import Path
 from resflax.data.class_names import class_name
 from resflax.data.formats import is_image
 from resflax.data.litter import list_folders, list_visible, walk_files
+from resflax.data.split_names import SPLIT_NAMES, kind_of_split
 from resflax.errors import UserError, unknown
 
-# Names of the folders of each split, in any case.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 # The training split of a folder of class folders without splits.
 WHOLE_FOLDER = "."
 EXPECTED = (
@@ -82,7 +77,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
     if not any(named.values()) and (not split or split.lower() in SPLIT_NAMES["train"]):
         return root, None
     if split:
-        kind = next((kind for kind, names in SPLIT_NAMES.items() if split.lower() in names), "")
+        kind = kind_of_split(split)
         if not kind or not named[kind]:
             raise unknown("split", split, [f.name for f in list_folders(root)] or ["(no folder)"])
         return root / _only(root, kind, named[kind]), train_folder

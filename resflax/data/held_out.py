@@ -4,16 +4,13 @@ It depends on the data, the share and a separate seed, not on the seed of the ru
 with different seeds hold out the same examples and can form one ensemble.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from resflax.data.fingerprint import Fingerprint
-from resflax.data.in_memory import InMemorySplit
 from resflax.data.source import Source
-from resflax.data.streaming import StreamingSplit
 from resflax.errors import UserError
 
 Labels = Int[np.ndarray, " examples"]
@@ -26,7 +23,7 @@ class HeldOut(NamedTuple):
     held_out: Int[np.ndarray, " held_out"]
 
 
-def split_labels(labels: Labels, share: float, seed: int) -> HeldOut:
+def split_labels(labels: Labels, share: float, seed: int, minimum: int = 0) -> HeldOut:
     """Chooses the examples to hold out, the same share of each class.
 
     Args:
@@ -34,6 +31,7 @@ def split_labels(labels: Labels, share: float, seed: int) -> HeldOut:
       share: share of each class, 0 to less than 1, rounded to whole examples; at least one example
         of each class remains.
       seed: seed of the choice; a larger share with the same seed contains the smaller one.
+      minimum: smallest number of examples of each class, if it has more.
 
     >>> split_labels(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0).held_out.tolist()
     [0, 2, 4]
@@ -42,74 +40,42 @@ def split_labels(labels: Labels, share: float, seed: int) -> HeldOut:
     for label in np.unique(labels):
         examples = np.flatnonzero(labels == label)
         order = np.random.default_rng([seed, int(label)]).permutation(examples)
-        chosen[order[: min(round(share * len(order)), len(order) - 1)]] = True
+        count = max(round(share * len(order)), minimum)
+        chosen[order[: min(count, len(order) - 1)]] = True
     return HeldOut(np.flatnonzero(~chosen), np.flatnonzero(chosen))
 
 
-def without_held_out(
-    split: InMemorySplit | StreamingSplit, share: float, seed: int
-) -> InMemorySplit | StreamingSplit:
-    """Returns the part of a training split that is trained on.
+class HeldOutSources(NamedTuple):
+    """The two parts of a training split, as examples on disk or in memory."""
+
+    train: Source
+    held_out: Source
+
+
+def hold_out(source: Source, share: float, seed: int, minimum: int = 0) -> HeldOutSources:
+    """Holds out examples of a training split, the same share of each class.
+
+    Args:
+      source: the training split. If it does not know its labels, the share is one of all examples.
+      share: share of the examples.
+      seed: seed of the choice.
+      minimum: see `split_labels`.
 
     Raises:
       UserError: if the share is so small that no example is held out.
     """
-    if isinstance(split, InMemorySplit):
-        indices = split_labels(split.labels, share, seed)
-        _check_held_out(indices, share, "the training split")
-        return _select_in_memory(split, indices.train)
-    indices = split_labels(_source_labels(split.source), share, seed)
-    _check_held_out(indices, share, split.source.name)
-    source = SourceSubset(split.source, indices.train, split.source.name)
-    return replace(split, source=source, skipped={})
-
-
-def trained_source(source: Source, share: float, seed: int) -> Source:
-    """Returns the examples of a training split that are trained on; see `held_out_source`."""
-    indices = split_labels(_source_labels(source), share, seed)
-    _check_held_out(indices, share, source.name)
-    return SourceSubset(source, indices.train, f"{source.name}, without held-out {share:g}")
-
-
-def held_out_source(source: Source, share: float, seed: int) -> Source:
-    """Returns the held-out examples of a training split.
-
-    Args:
-      source: the training split. If training reads it into memory, it must be in memory here as
-        well (`ArraySource`), since only then are all labels known.
-      share: share of the examples.
-      seed: seed of the choice.
-
-    Raises:
-      UserError: if no example is held out.
-    """
-    indices = split_labels(_source_labels(source), share, seed)
-    _check_held_out(indices, share, source.name)
-    return SourceSubset(source, indices.held_out, f"{source.name}, held-out {share:g}")
-
-
-def _check_held_out(indices: HeldOut, share: float, name: str) -> None:
+    labels = source.labels()
+    labels = np.zeros(len(source), np.int64) if labels is None else labels
+    indices = split_labels(labels, share, seed, minimum)
     if not len(indices.held_out):
         raise UserError(
             f"config.data.validation is {share:g}, which holds out none of the"
-            f" {len(indices.train)} examples of {name}: expected a larger share"
+            f" {len(indices.train)} examples of {source.name}: expected a larger share"
         )
-
-
-def _select_in_memory(split: InMemorySplit, indices: Int[np.ndarray, " n"]) -> InMemorySplit:
-    return InMemorySplit(
-        split.images[indices],
-        split.labels[indices],
-        split.skipped,
-        split.mean_std_override,
-        split.source_fingerprint,
+    return HeldOutSources(
+        SourceSubset(source, indices.train, f"{source.name}, without held-out {share:g}"),
+        SourceSubset(source, indices.held_out, f"{source.name}, held-out {share:g}"),
     )
-
-
-def _source_labels(source: Source) -> Labels:
-    """Returns the labels of a split; zeros where they are known only after reading the images."""
-    labels = source.labels()
-    return np.zeros(len(source), np.int64) if labels is None else labels
 
 
 class SourceSubset:
@@ -153,5 +119,6 @@ class SourceSubset:
         subset = {"examples": len(self), "whole": whole["examples"]}
         if "per_class" not in whole:
             return whole | subset
-        labels = _source_labels(self.source)[self.indices]
+        labels = self.labels()
+        assert labels is not None
         return whole | subset | {"per_class": np.bincount(labels).tolist()}

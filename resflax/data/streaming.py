@@ -63,7 +63,17 @@ class StreamingSplit:
     def example(
         self, index: int, step: int = 0
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int, dict[int, str]]:
-        """Returns the pixels and label of an example, and the examples skipped to find it.
+        """Returns the cropped pixels of an example at a step; otherwise like `decoded`."""
+        image, label, skipped = self.decoded(index)
+        if self.seed is None:
+            return self.transform.apply(image), label, skipped
+        rng = np.random.default_rng([self.seed, step, index])
+        return self.crop.apply(image, rng, self.transform), label, skipped
+
+    def decoded(
+        self, index: int
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int, dict[int, str]]:
+        """Returns pixels of any size, the label, and the examples skipped to find this one.
 
         Raises:
           UserError: if the example cannot be used and `on_bad_example` is "raise"; or if no
@@ -78,10 +88,7 @@ class StreamingSplit:
                     raise bad_example(e) from e
                 skipped[int(i)] = str(e)
                 continue
-            if self.seed is None:
-                return self.transform.apply(image), label, skipped
-            rng = np.random.default_rng([self.seed, step, index])
-            return self.crop.apply(image, rng, self.transform), label, skipped
+            return image, label, skipped
         raise bad_example(f"{self.source.name}: has no readable example")
 
     def get_batch(

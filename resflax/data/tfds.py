@@ -4,40 +4,68 @@ TFDS decodes with NumPy and Pillow. Here it returns the encoded bytes, which `de
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
 from resflax.data.fingerprint import Fingerprint, examples_fingerprint
+from resflax.data.location import DEFAULT_KEYS, FeatureKeys
+from resflax.data.source import SplitSources
+from resflax.data.split_expressions import parse_expression
+from resflax.data.split_names import splits_by_name
 from resflax.errors import UserError, unknown
 from resflax.files import expand_path
+from resflax.progress import progress_range
 
 PREPARE = "resflax data prepare"
+FEATURE_TYPES = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+# Largest split whose labels are read before the examples: 0.2 ms for each.
+MAX_LABELS_READ = 100_000
 
 
 class TfdsSource:
-    """One split of a prepared TFDS dataset (see `Source`)."""
+    """One split of a prepared TFDS dataset (see `Source`).
 
-    def __init__(self, name: str, builder: tfds.core.DatasetBuilder, split: str) -> None:
+    Args:
+      name: name of the dataset.
+      builder: its builder.
+      split: a split or an expression, see `parse_expression`.
+      keys: names of image and label; by default, of the only features of their types, or of those
+        in the dataset's `supervised_keys`.
+
+    Raises:
+      UserError: if the split does not exist, or image and label are not known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        keys: FeatureKeys = DEFAULT_KEYS,
+    ) -> None:
         self.name = f"{name}, {split}"
-        self.image = _only_feature(name, builder, tfds.features.Image)
-        self.label = _only_feature(name, builder, tfds.features.ClassLabel)
+        self.image = _choose_feature(name, builder, "image", keys.image)
+        self.label = _choose_feature(name, builder, "label", keys.label)
         feature = builder.info.features[self.label]
         self.classes = tuple(feature.names or map(str, range(feature.num_classes)))
         self.has_file_names = "file_name" in builder.info.features
         self.problems: list[str] = []
+        self._labels: Int[np.ndarray, " examples"] | None = None
         self.version = str(builder.info.version)
         dtype = np.dtype(builder.info.features[self.image].np_dtype)
         if dtype not in (np.uint8, np.uint16):  # TFDS encodes float32 as if it were RGBA
             raise UserError(f"dataset {name!r} has {dtype} images: expected uint8 or uint16")
-        if not builder.info.splits[split].num_examples:
+        if split in builder.info.splits and not builder.info.splits[split].num_examples:
             raise UserError(f"the {split} split of dataset {name!r} is empty")
+        parse_expression(name, split, split_lengths(builder))
         try:
             self.data = builder.as_data_source(
                 split=split, decoders={self.image: tfds.decode.SkipDecoding()}
@@ -53,6 +81,11 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the first example has a label: not -1, as in the test split of ImageNet."""
+        return int(self.data[0][self.label]) >= 0
+
     def location(self, index: int) -> str:
         """Returns the split and index of an example."""
         return f"{self.name}[{index}]"
@@ -63,20 +96,28 @@ class TfdsSource:
         name = example.get("file_name", b"")
         return name.decode() if isinstance(name, bytes) else str(name)
 
-    def labels(self) -> None:
-        """Returns None: the labels are known only after reading the examples."""
-
     def read(
         self, index: int, channels: int = 0
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
         """Returns the pixels and the label of an example."""
-        example: Any = self.data[index]
-        label, location = int(example[self.label]), self.location(index)
+        example, location = self.data[index], self.location(index)
+        label = int(example[self.label])
         if not 0 <= label < len(self.classes):
             raise BadExampleError(
                 location, f"has label {label}: expected from 0 to {len(self.classes) - 1}"
             )
         return decode(example[self.image], location, channels), label
+
+    def labels(self) -> Int[np.ndarray, " examples"] | None:
+        """Returns the label of each example; None if one is invalid, or there are too many.
+
+        All examples are read, once, up to `MAX_LABELS_READ`; the images are not decoded.
+        """
+        if self._labels is None and len(self) <= MAX_LABELS_READ:
+            steps = progress_range(len(self), f"reading labels of {self.name}")
+            self._labels = np.array([int(self.data[i][self.label]) for i in steps])
+        known = self._labels is not None and np.isin(self._labels, np.arange(len(self.classes)))
+        return self._labels if np.all(known) else None
 
     def fingerprint(self) -> Fingerprint:
         """Returns the dataset's version and what `examples_fingerprint` does."""
@@ -88,44 +129,55 @@ class TfdsSource:
         return examples_fingerprint(len(self), read) | {"version": self.version}
 
 
-def open_prepared(name: str, data_dir: str) -> tuple[TfdsSource, TfdsSource]:
-    """Opens the training and the test split of a prepared dataset by name."""
-    return open_splits(name, _find_builder(name, data_dir))
+def open_builder(
+    name: str,
+    builder: tfds.core.DatasetBuilder,
+    chosen: Mapping[str, str],
+    keys: FeatureKeys = DEFAULT_KEYS,
+) -> SplitSources:
+    """Opens the splits of a prepared dataset; a test split without labels is not used.
+
+    Args:
+      name: name of the dataset.
+      builder: its builder.
+      chosen: splits or expressions for some of "train", "validation" and "test".
+      keys: names of image and label.
+
+    Raises:
+      UserError: if there is no training split, or a split cannot be used.
+    """
+    names = splits_by_name(name, builder.info.splits, chosen)
+    sources: dict[str, TfdsSource | None] = {"validation": None, "test": None}
+    for kind, split in names.items():
+        source = TfdsSource(name, builder, split, keys) if split else None
+        if source and not chosen.get(kind) and not source.has_labels:
+            names, source = names | {kind: ""}, None
+        sources[kind] = source
+    train = sources["train"]
+    assert train
+    return SplitSources(train, sources["validation"], sources["test"], names, "")
 
 
-def open_splits(name: str, builder: tfds.core.DatasetBuilder) -> tuple[TfdsSource, TfdsSource]:
-    """Opens the splits "train" and "test" of a builder, or "validation" if it has no "test"."""
-    splits = builder.info.splits
-    test = _test_split(name, builder)
-    if "train" not in splits or not test:
-        raise UserError(f"dataset {name!r} has the splits {sorted(splits)}: expected train, test")
-    return TfdsSource(name, builder, "train"), TfdsSource(name, builder, test)
+def open_builder_split(
+    name: str, builder: tfds.core.DatasetBuilder, split: str, keys: FeatureKeys = DEFAULT_KEYS
+) -> TfdsSource:
+    """Opens one split of a prepared dataset; "" is its test split, or else its validation split."""
+    if not split:
+        sources = open_builder(name, builder, {}, keys)
+        chosen: Any = sources.test or sources.validation
+        if chosen is None:
+            splits = sorted(builder.info.splits)
+            raise UserError(f"dataset {name!r} has the splits {splits}: expected test; choose one")
+        return chosen
+    return TfdsSource(name, builder, split, keys)
 
 
-def open_prepared_split(name: str, data_dir: str, split: str) -> TfdsSource:
-    """Opens one split of a prepared dataset; "" is the test split of `open_splits`."""
-    return open_builder_split(name, _find_builder(name, data_dir), split)
+def split_lengths(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+    """Returns the number of examples of each split."""
+    return {name: info.num_examples for name, info in builder.info.splits.items()}
 
 
-def open_builder_split(name: str, builder: tfds.core.DatasetBuilder, split: str) -> TfdsSource:
-    """Opens one split of a builder; "" is the test split of `open_splits`."""
-    splits = sorted(builder.info.splits)
-    chosen = split or _test_split(name, builder)
-    if not chosen:
-        raise UserError(f"dataset {name!r} has the splits {splits}: expected test; choose a split")
-    if chosen not in splits:
-        raise unknown("split", split, splits)
-    return TfdsSource(name, builder, chosen)
-
-
-def _test_split(name: str, builder: tfds.core.DatasetBuilder) -> str:
-    """Returns "test", or "validation" if there is no "test"; "" if there is neither."""
-    if name.split(":")[0] == "imagenet2012":
-        return "validation"  # the test split has no labels
-    return next((name for name in ("test", "validation") if name in builder.info.splits), "")
-
-
-def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Finds a prepared dataset by its files only, without dataset code or network access."""
     expand_path(name, "dataset")  # a URL, or ~/images without folder:
     data_dir = expand_path(data_dir, "data_dir")
@@ -146,13 +198,28 @@ def _find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     )
 
 
-def _only_feature(name: str, builder: tfds.core.DatasetBuilder, feature_type: type) -> str:
-    """Returns the name of the only feature of that type."""
-    features = builder.info.features
+def _choose_feature(name: str, builder: tfds.core.DatasetBuilder, kind: str, chosen: str) -> str:
+    """Returns the name of the image or of the label in the examples; see `TfdsSource`."""
+    features, feature_type = builder.info.features, FEATURE_TYPES[kind]
     names = [key for key, feature in features.items() if isinstance(feature, feature_type)]
-    if len(names) != 1:
+    if chosen in names:
+        return chosen
+    if chosen:
+        raise UserError(
+            f"config.data.{kind}_key is {chosen!r}, which is not a feature of type"
+            f" {feature_type.__name__} of dataset {name!r}: expected one of"
+            f" {', '.join(sorted(names)) or '(none)'}"
+        )
+    if not names:
         raise UserError(
             f"dataset {name!r} has the features {sorted(features)}: expected one of type"
-            f" {feature_type.__name__}, found {len(names)}"
+            f" {feature_type.__name__}, found 0"
         )
-    return names[0]
+    keys = builder.info.supervised_keys or ("", "")
+    supervised = keys[("image", "label").index(kind)]
+    if len(names) > 1 and supervised not in names:
+        raise UserError(
+            f"dataset {name!r} has several features of type {feature_type.__name__},"
+            f" {', '.join(sorted(names))}: choose one with --config.data.{kind}_key={names[0]}"
+        )
+    return names[0] if len(names) == 1 else str(supervised)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from resflax.data.class_names import describe_difference, match_classes, name_tables
+from resflax.data.class_names import class_name, describe_difference, match_classes, name_tables
 from resflax.data.imagenet import validation_number
 from resflax.data.source import Source
 from resflax.errors import UserError
@@ -113,7 +113,8 @@ def _parse_valid_labels(
     tables = name_tables(model_classes, num_classes, labels)
     indices = []
     for label in labels:
-        found = [i for table in tables for i, name in enumerate(table) if name == label]
+        wanted = class_name(label)
+        found = [i for table in tables for i, n in enumerate(table) if class_name(n) == wanted]
         if not found and label.isdecimal() and int(label) < num_classes:
             found = [int(label)]
         if len(found) != 1:
@@ -136,7 +137,7 @@ def read_valid_labels(path: Path) -> tuple[str, ...]:
       UserError: if it cannot be read or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"cannot read the valid labels {path}: {reason}") from e
@@ -157,7 +158,7 @@ def read_real_labels(path: Path) -> list[list[int]]:
       UserError: if the file cannot be read or has another form.
     """
     try:
-        labels = json.loads(path.read_text())
+        labels = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"cannot read the ReaL labels {path}: {reason}") from e

@@ -84,7 +84,7 @@ def write_card(
         _section("Verification", "\n".join(f"- {line}" for line in verifications)),
         _section("License", _license(license_name)),
     ]
-    (folder / CARD).write_text("\n\n".join(part for part in parts if part) + "\n")
+    (folder / CARD).write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
 def is_model_card(path: Path) -> bool:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
 from resflax.plotting import line_style, new_figure, save
 
@@ -26,6 +27,8 @@ STYLES: dict[str, dict[str, Any]] = {
 # The test split of a run with a validation split, which is evaluated at the end only.
 FINAL_STYLE: dict[str, Any] = {"color": "#b4372f", "linestyle": "none", "marker": "D"}
 MEMBER_STYLE: dict[str, Any] = {"color": "#8db3de", "linewidth": 0.7, "linestyle": "-"}
+# A log axis whose limits differ by less than this factor has no decades to label.
+NARROW = 5.0
 # More lines than this one could not tell apart: they get one style and one label.
 MAX_NAMED_MEMBERS = 6
 
@@ -86,8 +89,26 @@ def draw_curves(
             ax.plot(line.steps, factor * line.values, **line.style)
         ax.set(xlabel="step", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_yscale("log")
-    axes[0].yaxis.set_major_formatter(_PlainNumbers())
-    axes[0].yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(2, 0.5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))  # no offset, as 1e-3 + 0.69
+    _scale_loss(axes[0])
     axes[1].legend(frameon=False, loc="lower right", fontsize=8)
     save(figure, path, title)
+
+
+def _scale_loss(ax: Axes) -> None:
+    """Makes the loss axis logarithmic, with labels also on a narrow range; linear for zeros."""
+    values = np.concatenate([np.ravel(line.get_ydata()) for line in ax.lines] or [np.ones(1)])
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return
+    ax.set_yscale("log")
+    low, high = values.min(), values.max()
+    if high < NARROW * low:
+        margin = max(0.05 * (high - low), 1e-4 * high)
+        ax.set_ylim(low - margin, high + margin)
+        ax.yaxis.set_major_locator(MaxNLocator(6))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
+    else:
+        ax.yaxis.set_major_formatter(_PlainNumbers())
+        ax.yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(2, 0.5)))

@@ -1,41 +1,67 @@
 """Progress of a training run: its records as lines for a `ProgressMeter`."""
 
+import math
+import time
 from typing import Any
 
 import numpy as np
 
-from resflax.progress import ProgressMeter
+from resflax.progress import ProgressMeter, format_seconds
 
 
 class RunProgress:
-    """Shows the records of a run: loss, accuracy, examples per second and remaining time.
+    """Shows the records of a run: epoch, percent, elapsed and remaining time, loss, accuracy.
+
+    On a terminal it draws a bar; elsewhere it prints one line per epoch and evaluation, and others
+    during long epochs.
 
     Args:
       steps: number of steps of the whole run.
-      interval: minimum number of seconds between two printed lines; evaluations always print.
+      epochs: number of epochs of the whole run; 0 if unknown.
+      interval: number of seconds after which a line is printed within an epoch.
       silent: print nothing.
     """
 
-    def __init__(self, steps: int, interval: float = 10.0, *, silent: bool = False) -> None:
-        self.meter = ProgressMeter(steps, interval=interval, silent=silent)
-        self.steps, self.step = steps, 0
-        self.train_text = self.eval_text = ""
+    def __init__(
+        self, steps: int, epochs: float = 0, *, interval: float = 60.0, silent: bool = False
+    ) -> None:
+        self.meter = ProgressMeter(steps, interval=interval, show_times=False, silent=silent)
+        self.steps, self.epochs, self.start = steps, epochs, time.monotonic()
+        self.step, self.epoch, self.printed_epoch = 0, 0.0, 0
+        self.remaining: float | None = None
+        self.loss = self.train_text = self.eval_text = ""
 
     def resume(self, step: int) -> None:
         """Counts the steps that earlier processes took."""
         self.meter.skip(step - self.step)
         self.step = step
+        self.epoch = self.epochs * step / max(self.steps, 1)
+        self.printed_epoch = math.floor(self.epoch)
 
-    def train(self, record: dict[str, Any], remaining: float) -> None:
-        """Shows a training record and the remaining seconds."""
+    def show(self, activity: str) -> None:
+        """Shows next to the bar what the run does until the next record, such as "compiling"."""
+        self.meter.show(f"{self._place()}, {activity}")
+
+    def train(
+        self, record: dict[str, Any], remaining: float | None, *, evaluates: bool = False
+    ) -> None:
+        """Shows a training record.
+
+        Args:
+          record: see `make_record`.
+          remaining: number of seconds left; None if unknown.
+          evaluates: whether an evaluation follows at the same step, which shows both.
+        """
         loss, accuracy = (
             "none" if record[key] is None else f"{record[key]:.3f}" for key in ("loss", "accuracy")
         )
+        self.loss = f", loss {loss}"
         speed = f"{record['examples_per_second']:,.0f} examples/s"
         self.train_text = f"loss {loss}, accuracy {accuracy}, {speed}"
-        self._update(record, "", remaining, force=False)
+        if not evaluates:
+            self._update(record, "", remaining, force=record["epoch"] >= self.printed_epoch + 1)
 
-    def evaluation(self, record: dict[str, Any], remaining: float) -> None:
+    def evaluation(self, record: dict[str, Any], remaining: float | None) -> None:
         """Shows the record of an evaluation; of an ensemble, also its members' mean accuracy.
 
         The mean is that of the members with a finite loss.
@@ -56,14 +82,22 @@ class RunProgress:
         """Stops drawing."""
         self.meter.close()
 
+    def _place(self, step: str = "") -> str:
+        """Returns the epoch, `step` if it is given, and the elapsed and the remaining time."""
+        epochs = f"/{self.epochs:g}" if self.epochs else ""
+        elapsed = format_seconds(time.monotonic() - self.start)
+        left = "" if self.remaining is None else f", {format_seconds(self.remaining)} left"
+        return f"epoch {self.epoch:.1f}{epochs}{step}, {elapsed} elapsed{left}"
+
     def _update(
-        self, record: dict[str, Any], eval_text: str, remaining: float, *, force: bool
+        self, record: dict[str, Any], eval_text: str, remaining: float | None, *, force: bool
     ) -> None:
         steps, self.step = record["step"] - self.step, record["step"]
-        place = f"epoch {record['epoch']:.1f}, step {record['step']}/{self.steps}"
-        line = f"{place}: {(self.train_text + eval_text).removeprefix(', ')}"
+        self.epoch, self.remaining = record["epoch"], remaining
+        if force:
+            self.printed_epoch = math.floor(self.epoch)
+        texts = (self.train_text + eval_text).removeprefix(", ")
+        line = f"{self._place(f', step {self.step}/{self.steps}')}: {texts}"
         # Fits into 80 columns; narrower terminals cut the last part, the evaluation.
-        short = self.train_text.replace("examples", "ex") + self.eval_text
-        self.meter.update(
-            steps, short.removeprefix(", "), line=line, remaining=remaining, force=force
-        )
+        short = self._place() + self.loss + self.eval_text.replace("validation", "val")
+        self.meter.update(steps, short, line=line, force=force)

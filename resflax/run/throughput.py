@@ -6,11 +6,11 @@ import time
 class Throughput:
     """Examples per second without set-up and evaluation; remaining time with evaluation.
 
-    The first step compiles the program, so its time is ignored once there are other steps.
+    The first step and the first evaluation compile their programs. The step's time is ignored once
+    there are other steps, and the evaluation's does not count in the remaining time.
 
     Args:
       steps: number of steps of the whole run.
-      first: number of steps taken before this process.
       examples: number of examples trained on in these steps.
       seconds: time that they took.
 
@@ -18,16 +18,18 @@ class Throughput:
       overall: examples per second of training so far.
     """
 
-    def __init__(self, steps: int, first: int = 0, examples: int = 0, seconds: float = 0.0) -> None:
-        self.steps, self.first = steps, first
+    def __init__(self, steps: int, examples: int = 0, seconds: float = 0.0) -> None:
+        self.steps = steps
         self.start = self.lap_start = time.monotonic()
         self.compiled = False
         self.seconds = seconds
-        self.examples, self.lap_examples = examples, 0
+        self.examples, self.lap_examples, self.step_examples = examples, 0, 0
+        self.evaluations, self.eval_seconds = 0, 0.0
         self.overall = examples / seconds if seconds else 0.0
 
     def step(self, examples: int) -> None:
         """Counts a step that has finished (the first) or was dispatched (all others)."""
+        self.step_examples = examples
         if not self.compiled:
             now = time.monotonic()
             self.compiled = True
@@ -49,14 +51,31 @@ class Throughput:
         self.lap_start, self.lap_examples = now, 0
         return speed
 
-    def pause(self) -> float:
-        """Returns the seconds since the last lap, and excludes them from the training time."""
+    def pause(self, examples: int) -> float:
+        """Returns the seconds since the last lap, and excludes them from the training time.
+
+        Args:
+          examples: number of examples evaluated in this time.
+        """
         now = time.monotonic()
         seconds = now - self.lap_start
         self.lap_start = now
+        if not self.evaluations:
+            # It compiled: without that, an example takes no longer than in training.
+            self.eval_seconds = min(seconds, examples / self.overall) if self.overall else seconds
+        else:
+            self.eval_seconds += (seconds - self.eval_seconds) / self.evaluations  # their mean
+        self.evaluations += 1
         return seconds
 
-    def remaining(self, step: int) -> float:
-        """Estimates the seconds from `step` to the last step."""
-        taken = max(1, step - self.first - 1)
-        return (time.monotonic() - self.start) / taken * (self.steps - step)
+    def remaining(self, step: int, evaluations: int) -> float | None:
+        """Estimates the seconds from `step` to the end of the run; None if it is too early.
+
+        Args:
+          step: number of steps taken.
+          evaluations: number of evaluations left.
+        """
+        if not self.seconds or not self.step_examples:
+            return None
+        training = (self.steps - step) * self.step_examples / self.overall
+        return training + evaluations * self.eval_seconds

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     """
     depths = sorted(args.depths)
     config = make_recipe(args.dataset, args.epochs, args.batch_size)
-    config.weight_decay, config.decay_mask = args.weight_decay, "all"
+    config.weight_decay = args.weight_decay
+    config.decay_mask = "all" if args.weight_decay else "kernels"
     settings = {"study": "responses", "depths": depths}
     names = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
     with open_nets(args, names, config, settings) as (study, nets):

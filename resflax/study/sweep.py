@@ -158,14 +158,19 @@ class _NetworkProgress(RunProgress):
         self.meter.skip(self._cost * (step - self.step))
         self.step = step
 
-    def train(self, record: dict[str, Any], remaining: float) -> None:
+    def show(self, activity: str) -> None:
+        """Shows nothing, between two records."""
+
+    def train(
+        self, record: dict[str, Any], remaining: float | None, *, evaluates: bool = False
+    ) -> None:
         """Shows the number of finished epochs."""
-        del remaining
+        del remaining, evaluates
         text = f"{self._name}, epoch {record['epoch']:.0f} of {self._epochs}"
         self.meter.update(self._cost * (record["step"] - self.step), text)
         self.step = record["step"]
 
-    def test(self, record: dict[str, Any], remaining: float) -> None:
+    def evaluation(self, record: dict[str, Any], remaining: float | None) -> None:
         """Shows nothing: an evaluation follows each training record."""
 
     def print(self, line: str) -> None:

@@ -51,10 +51,19 @@ DATA = {
     ),
     "data.channels": Key(0, "convert all images to gray (1) or RGB (3); 0: as they are"),
     "data.on_bad_example": Key("raise", "what to do with examples that cannot be used"),
+    "data.train_split": Key(
+        "", "training split: a TFDS split such as train[:90%], or the name of a folder; '': chosen"
+    ),
+    "data.validation_split": Key("", "split that chooses the best checkpoint; '': chosen, if any"),
+    "data.test_split": Key("", "split that the results are of; '': chosen"),
     "data.validation": Key(
-        0.0, "share of each class of the training split that is held out from training"
+        0.0,
+        "share of each class of the training split that is held out for validation; 0: none, or 0.1"
+        " for testing if there is only a training split",
     ),
     "data.validation_seed": Key(0, "which examples are held out, whatever the seed of the run"),
+    "data.image_key": Key("", "name of the image in the examples of TFDS and hf:; '': chosen"),
+    "data.label_key": Key("", "name of the label in the examples of TFDS and hf:; '': chosen"),
     "data.placement": Key("auto", "where a dataset in memory is kept; auto: on devices if small"),
     "data.num_workers": Key(0, "processes that decode images as they are read; 0: threads"),
     "data.mean": Key(

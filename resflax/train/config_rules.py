@@ -37,6 +37,7 @@ from resflax.train.rule import (
 )
 from resflax.train.schedules import SCHEDULES
 from resflax.train.unknown_keys import unknown_key
+from resflax.train.unused_keys import check_unused
 from resflax.zoo.registry import DTYPES
 
 RULES: dict[str, Rule] = {
@@ -123,7 +124,7 @@ CHOICES: dict[str, Any] = {
 EXPECTED: dict[str, str] = {
     "model": "a name of `resflax list`",
     "dtype": f"one of {', '.join(DTYPES)}",
-    "spec.block": f"one of {', '.join(BLOCKS)}, or one of them per stage",
+    "spec.block": f"one of {', '.join(BLOCKS)}",
     "spec.output_stride": ", ".join(map(str, OUTPUT_STRIDES)),
     **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if f"data.{name}" in KEYS},
     **{f"data.{name}": MEMBER_RULES["mixup"].expected for name in MIXES},
@@ -161,27 +162,8 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         " {c.warmup_epochs}",
     ),
     (
-        lambda c: c.schedule_cycles > 1 and c.schedule != "cosine_cycles",
-        "config.schedule_cycles is {c.schedule_cycles} with config.schedule={c.schedule!r}:"
-        " expected 1, or 'cosine_cycles'",
-    ),
-    (
-        lambda c: c.data.placement == "device" and c.data.image_size,
-        "config.data.placement is 'device' with config.data.image_size={c.data.image_size}, which"
-        " streams images from disk: expected 'host' or 'auto'",
-    ),
-    (
-        lambda c: c.data.train_crop in ("resize", "squash") and not c.data.image_size,
-        "config.data.train_crop is {c.data.train_crop!r} with config.data.image_size=0, which reads"
-        " images of one size: expected 'auto', 'none' or 'inception', or the image size",
-    ),
-    (
         lambda c: c.data.flip and c.data.alternating_flip,
         "config.data.flip and config.data.alternating_flip are both True: expected one of them",
-    ),
-    (
-        lambda c: c.reset_head and not c.pretrained,
-        "config.reset_head is True without config.pretrained, whose head it replaces",
     ),
     (
         lambda c: c.freeze_batch_norm and c.batch_norm not in ("global", "frozen"),
@@ -215,6 +197,7 @@ CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     build_mix,
     check_ensemble,  # whose rule for mesh.fsdp holds with every engine
     lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
+    check_unused,
 )
 
 
@@ -239,7 +222,7 @@ def check_config(config: ConfigDict) -> None:
       UserError: on a key that is unknown or missing, or a value that is invalid, alone or together
         with another.
     """
-    _check_keys(flatten_config(config), flatten_config(default_config()))
+    check_values(config)
     for is_invalid, message in COMBINATIONS:
         if is_invalid(config):
             raise UserError(message.format(c=config))
@@ -247,8 +230,13 @@ def check_config(config: ConfigDict) -> None:
         build(config)
 
 
-def _check_keys(actual: dict[str, Any], known: dict[str, Any]) -> None:
-    """Checks each key and value alone."""
+def check_values(config: ConfigDict) -> None:
+    """Checks each key and value alone.
+
+    Raises:
+      UserError: on a key that is unknown or missing, or a value that is invalid.
+    """
+    actual, known = flatten_config(config), flatten_config(default_config())
     for key in actual:
         if key not in known:
             raise unknown_key(key)

@@ -4,21 +4,20 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
+from resflax.data import Dataset, EvalTransform, load_dataset
 from resflax.data.crops import TrainCrop
-from resflax.data.held_out import without_held_out
+from resflax.data.location import FeatureKeys
+from resflax.data.roles import SplitChoice
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
 
 # `config.data.image_size` of the pretrained model's input size.
 PRETRAINED_SIZE = -1
-# Keys of `config.data` that only streamed images have a use for, with their neutral values.
-EVAL_KEYS = {"eval_size": 0, "crop_pct": 0.0, "crop_mode": "", "interpolation": ""}
 
 
 def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
-    """Opens the dataset of a config, without the examples that `data.validation` holds out.
+    """Opens the dataset of a config.
 
     Args:
       config: see `default_config`.
@@ -26,7 +25,7 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         to streamed images unless the config has its own.
 
     Raises:
-      UserError: if the dataset cannot be opened, or a key has no effect on it.
+      UserError: if the dataset cannot be opened.
     """
     data, size = config.data, _train_size(config, pretrained)
     channels = data.channels
@@ -39,14 +38,11 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         channels=channels,
         on_bad_example=data.on_bad_example,
         seed=config.seed,
+        splits=SplitChoice.from_config(data),
+        keys=FeatureKeys.from_config(data),
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
         train_crop=_train_crop(config),
     )
-    if not isinstance(dataset.test, StreamingSplit):
-        _check_without_eval_keys(config)
-    if data.validation:
-        train = without_held_out(dataset.train, data.validation, data.validation_seed)
-        dataset = replace(dataset, train=train)
     return dataset
 
 
@@ -100,13 +96,3 @@ def _train_crop(config: ConfigDict) -> TrainCrop:
     data = config.data
     kind = "inception" if data.train_crop == "auto" else data.train_crop
     return TrainCrop(kind, tuple(data.crop_scale), tuple(data.crop_ratio))
-
-
-def _check_without_eval_keys(config: ConfigDict) -> None:
-    for key, neutral in EVAL_KEYS.items():
-        if config.data[key] != neutral:
-            raise UserError(
-                f"config.data.{key} is {config.data[key]!r}, but the images of {config.dataset} are"
-                " in memory and neither resized nor cropped: leave it out, or stream a dataset"
-                " with config.data.image_size"
-            )

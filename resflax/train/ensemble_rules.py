@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from resflax.data.augment.mix import MAX_ALPHA
 from resflax.errors import UserError, quantity
-from resflax.train.config import build_model
+from resflax.train.config import build_augment, build_mix, build_model
 from resflax.train.ensemble import (
     MEMBER_KEYS,
     SHARED,
@@ -72,7 +72,6 @@ def check_ensemble(config: ConfigDict) -> None:
     for name, rule in MEMBER_RULES.items():
         _check_values(name, config.ensemble[name], config.ensemble.size, rule)
     if not is_ensemble(config):
-        _check_not_shared(config)
         return
     for is_invalid, message in COMBINATIONS:
         if is_invalid(config):
@@ -83,24 +82,10 @@ def check_ensemble(config: ConfigDict) -> None:
     _check_distinct(config)
 
 
-def _check_not_shared(config: ConfigDict) -> None:
-    """Raises `UserError` if one network is given what only members can share."""
-    for key in SHARED.values():
-        if config.ensemble[key]:
-            raise UserError(
-                f"config.ensemble.{key} is True, but config.ensemble.size is 1: set the size"
-            )
-
-
 def _check_values(name: str, values: Any, size: int, rule: Rule) -> None:
     key = f"config.{GROUP}{name}"
-    if not values:
+    if not values or size == 1:
         return
-    if size == 1:
-        alone = "seed" if name == "seeds" else MEMBER_KEYS[name]
-        raise UserError(
-            f"{key} is {values!r}, but config.ensemble.size is 1: set config.{alone}, or the size"
-        )
     if len(values) != size:
         raise UserError(
             f"{key} has {quantity(len(values), 'value')}, {values!r}, but"
@@ -111,19 +96,38 @@ def _check_values(name: str, values: Any, size: int, rule: Rule) -> None:
         rule.check(f"{key}[{k}]", value)
 
 
+def is_random(config: ConfigDict) -> bool:
+    """Returns whether training changes images or the network at random, by `TrainState.seed`.
+
+    With `config.model` "", the network is that of the weights, and may be.
+    """
+    random_crop = config.data.image_size and config.data.train_crop not in ("squash", "none")
+    if random_crop or config.ensemble.drop_path or config.ensemble.mixup:
+        return True
+    if build_augment(config) or build_mix(config) or not config.model:
+        return True
+    return build_model(config).spec.needs_rng
+
+
 def _check_distinct(config: ConfigDict) -> None:
     """Raises `UserError` if two members would have the same seeds and values."""
     uses = seeds_by_use(config)
     lists = [np.float32(config.ensemble[name]) for name in MEMBER_KEYS if config.ensemble[name]]
+    augment = uses.augment if is_random(config) else (0,) * len(uses.augment)
     seen: dict[tuple[Any, ...], int] = {}
-    for k, member in enumerate(zip(uses.init, uses.order, uses.augment, *lists, strict=True)):
+    for k, member in enumerate(zip(uses.init, uses.order, augment, *lists, strict=True)):
         first = seen.setdefault(member, k)
-        if first == k:
-            continue
-        shared = [key for key in SHARED.values() if config.ensemble[key]]
-        reason = f" with {', '.join(f'config.ensemble.{key}' for key in shared)}" * bool(shared)
-        raise UserError(
-            f"members {first} and {k} would be equal{reason}: expected other"
-            " config.ensemble.seeds, a list such as config.ensemble.learning_rate, or one of"
-            f" {', '.join(SHARED.values())} set to False"
-        )
+        if first != k:
+            raise UserError(f"members {first} and {k} would be equal{_describe_shared(config)}")
+
+
+def _describe_shared(config: ConfigDict) -> str:
+    """Returns why members are equal, and what to do: the end of an error message."""
+    shared = [f"config.ensemble.{key}" for key in SHARED.values() if config.ensemble[key]]
+    reason = f" with {' and '.join(shared)}" if shared else ""
+    if shared and not is_random(config):
+        reason += ", and without random augmentation, drop path or dropout"
+    return (
+        f"{reason}: expected other config.ensemble.seeds, a list such as"
+        f" config.ensemble.learning_rate, or one of {', '.join(SHARED.values())} set to False"
+    )

@@ -35,6 +35,10 @@ ALIASES: dict[str, str] = {
     ),
     "data.placement": "cache cache_ds cache_dataset data_on_device",
     "data.pad_crop": "random_crop padding crop_padding random_crop_padding pad",
+    "data.train_crop": "inception_crop train_crop_mode random_resized_crop rrc random_resize_crop",
+    "data.crop_scale": "scale rrc_scale train_scale area_range",
+    "data.crop_ratio": "ratio rrc_ratio train_ratio aspect_ratio aspect_ratio_range",
+    "data.crop_mode": "test_crop_mode eval_crop_mode",
     "data.flip": (
         "hflip horizontal_flip random_flip fliplr random_horizontal_flip hflip_prob mirror"
     ),

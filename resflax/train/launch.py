@@ -25,11 +25,16 @@ from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.config_rules import check_config
 from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
+from resflax.train.unused_keys import FILE_PREFIXES
 from resflax.weights import PretrainedConfig
 
 RESUME = ("auto", "never")
-# Keys in which the config of a resumed run may differ.
-MAY_DIFFER: dict[str, Any] = {"resumable": RESUMABLE_KEYS, "increasable": INCREASABLE_KEYS}
+# Keys in which the config of a resumed run may differ. Moved data must have the same fingerprint.
+MAY_DIFFER: dict[str, Any] = {
+    "resumable": RESUMABLE_KEYS,
+    "increasable": INCREASABLE_KEYS,
+    "movable": {"dataset": FILE_PREFIXES},
+}
 
 
 def default_workdir(name: str) -> Path:
@@ -79,13 +84,13 @@ def fit(
         )
         silent = silent or not is_main_process()
         if results:
-            progress = RunProgress(results["steps"], silent=silent)
+            progress = RunProgress(results["steps"], config.epochs, silent=silent)
             progress.print("run already finished")
         else:
             run = build(
                 config, pretrained=pretrained and PretrainedConfig.from_json_dict(pretrained)
             )
-            progress = RunProgress(run.steps, silent=silent)
+            progress = RunProgress(run.steps, config.epochs, silent=silent)
             if existing.metadata and "data" in existing.metadata:
                 _check_data(existing.metadata["data"], run.metadata["data"], path)
             elif existing.metadata:
@@ -102,7 +107,7 @@ def _train(
     trainer: Trainer, path: Path, progress: RunProgress, interrupt: Interrupt | None
 ) -> dict[str, Any]:
     with _open(path, trainer.config) as opened:
-        notes = (*opened.notes, *trainer.run.notes)
+        notes = (*opened.notes, *trainer.run.notes, trainer.dataset.describe_splits())
         for line in (*notes, _backend_line(trainer), trainer.summary()):
             progress.print(line)
         return loop.fit(trainer, opened, progress, interrupt)
@@ -125,10 +130,16 @@ def _backend_line(trainer: Trainer) -> str:
 
 
 def _summary(results: dict[str, Any], path: Path) -> str:
-    skipped = results["skipped_examples"]
+    """Returns a line with the last and the best accuracy of each split."""
+    skipped, steps, best_by = results["skipped_examples"], results["steps"], results["best_by"]
+    validation, best = results.get("validation_accuracy"), results[f"best_{best_by}_accuracy"]
+    last = f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"
+    if validation is not None:
+        last += f", validation accuracy {validation:.4f}"
     return (
-        f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"
-        f"{f'; {skipped} skipped, see skipped.txt' if skipped else ''}; saved in {path}"
+        f"{last}, at step {steps}; best {best_by} accuracy {best:.4f}, at step"
+        f" {results['best_step']}{f'; {skipped} skipped, see skipped.txt' if skipped else ''};"
+        f" saved in {path}"
     )
 
 

@@ -62,7 +62,7 @@ def fit(
       UserError: if a loss is not finite or a file cannot be written; the last checkpoint is intact.
       InterruptedRunError: after a signal; the current step is saved.
     """
-    progress = progress or RunProgress(trainer.steps)
+    progress = progress or RunProgress(trainer.steps, trainer.config.epochs)
     return TrainingLoop(trainer, workdir, progress, interrupt or Interrupt()).run()
 
 
@@ -149,10 +149,9 @@ class TrainingLoop:
                 f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
                 " raise config.epochs, or choose another --workdir"
             )
-        self.throughput = Throughput(
-            trainer.steps, first, self.state.examples, self.state.train_seconds
-        )
+        self.throughput = Throughput(trainer.steps, self.state.examples, self.state.train_seconds)
         self.progress.resume(first)
+        self.progress.show("compiling")
         names = param_group_names(state.params, state.batch_stats)
         self.monitor = Monitor(trainer.run, self.state, names, self._print)
         eval_state = None
@@ -219,7 +218,11 @@ class TrainingLoop:
     def _record(self, step: int) -> None:
         record = self._make_record(step, "train", self.state.pop_means(), self.throughput.lap())
         self.workdir.add_record(record)
-        self.progress.train(record, self.throughput.remaining(step))
+        evaluates = self._should_evaluate(step)
+        self.progress.train(record, self._remaining(step), evaluates=evaluates)
+
+    def _remaining(self, step: int) -> float | None:
+        return self.throughput.remaining(step, self.trainer.evaluations_after(step))
 
     def _make_record(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
         epoch, rate = self.trainer.epoch(step), float(np.mean(self.monitor.learning_rates(step)))
@@ -230,6 +233,7 @@ class TrainingLoop:
 
         At the last step of a run with a validation split, the test split follows.
         """
+        self.progress.show("evaluating")
         stop = partial(self._stop_evaluation, state, step)
         with self._stop_at_lost_worker(state, step):
             eval_state = self.trainer.eval_state(state, stop)
@@ -251,13 +255,14 @@ class TrainingLoop:
             metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
         if self.monitor.check_evaluation(split, metrics, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
-        speed = metrics["count"] / self.throughput.pause()
+        count = int(metrics["count"])
+        speed = count / self.throughput.pause(count * self.trainer.run.size)
         record = self._make_record(step, split, metrics, speed)
         self.workdir.add_record(record)
         setattr(self.state, split, metrics)
         if self.config.precise_bn_batches:
             self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
-        self.progress.evaluation(record, self.throughput.remaining(step))
+        self.progress.evaluation(record, self._remaining(step))
         return state
 
     def _should_save(self, step: int, metrics_drained: bool) -> bool:

@@ -158,3 +158,9 @@ class Trainer:
                 step, batch_size=size, examples=examples * self.config.eval_every_epochs
             )
         )
+
+    def evaluations_after(self, step: int) -> int:
+        """Returns the number of evaluations after `step` steps, without those at cycles' ends."""
+        examples = len(self.dataset.train) * self.config.eval_every_epochs
+        done, total = (s * self.config.batch_size // examples for s in (step, self.steps))
+        return max(total - done, int(step < self.steps))

@@ -1,0 +1,303 @@
+"""Keys of the config that have no effect on what the others choose, as a table."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from resflax.data.fake import is_fake
+from resflax.data.kinds import kind_of
+from resflax.errors import UserError
+from resflax.run.config_diff import flatten_config
+from resflax.train.config import build_model
+from resflax.train.config_keys import KEYS
+from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
+from resflax.train.ensemble_rules import is_random
+from resflax.train.optim import OPTIMIZERS
+from resflax.train.schedules import SCHEDULES
+from resflax.train.unused_spec import unused_fields
+
+# Datasets in files that TensorFlow Datasets did not prepare.
+FILE_PREFIXES = ("folder:", "csv:", "hf:")
+# Keys of `data` for how examples are read from a dataset on disk.
+READING_KEYS = ("data_dir", "image_size", "channels", "on_bad_example")
+# Keys of `data` for images that are resized as they are read.
+STREAMING_KEYS = ("eval_size", "crop_pct", "crop_mode", "interpolation", "num_workers")
+# Values of `data.train_crop` that only images of any size have a use for.
+RESIZING = ("resize", "squash")
+# Keys of `data` that change training images at random.
+AUGMENT_KEYS = (
+    "pad_crop", "crop_scale", "crop_ratio", "flip", "alternating_flip", "rand_augment",
+    "color_jitter", "random_erasing", "cutout", "mixup", "cutmix",
+)  # fmt: skip
+# Keys of a run that trains, besides those of `AUGMENT_KEYS`.
+TRAINING_KEYS = (
+    "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat", "optimizer",
+    "learning_rate", "head_learning_rate", "layer_decay", "momentum", "nesterov",
+    "trust_coefficient", "grad_clip_norm", "grad_accum_steps", "on_nonfinite",
+    "max_consecutive_nonfinite", "schedule", "warmup_epochs", "decay_epochs", "decay_rate",
+    "polynomial_power", "schedule_cycles", "weight_decay", "decay_mask", "label_smoothing",
+    "ema_decay", "log_every_steps", "eval_every_epochs", "checkpoint_every_steps",
+    "checkpoint_every_minutes", "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path",
+    "spec.dropout",
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """Keys that have no effect with some values of others.
+
+    Attributes:
+      keys: the keys.
+      is_unused: returns whether they have no effect on the run of a config.
+      reason: why, and what to do: the end of a sentence, in which `{c}` is the config.
+    """
+
+    keys: tuple[str, ...]
+    is_unused: Callable[[ConfigDict], bool]
+    reason: str
+
+
+def _data(*names: str) -> tuple[str, ...]:
+    return tuple(f"data.{name}" for name in names)
+
+
+def _takes(function: Callable[..., Any], parameter: str) -> bool:
+    """Returns whether a function of a table names a parameter, and does not only ignore it."""
+    return parameter in inspect.signature(function).parameters
+
+
+def _optimizer_row(key: str, parameter: str) -> Row:
+    users = [name for name, make in OPTIMIZERS.items() if _takes(make, parameter)]
+    return Row(
+        (key,),
+        lambda c: c.optimizer in OPTIMIZERS and c.optimizer not in users,
+        f"config.optimizer={{c.optimizer!r}} has none: leave it out, or use {' or '.join(users)}",
+    )
+
+
+def _schedule_row(key: str, parameter: str) -> Row:
+    users = [name for name, row in SCHEDULES.items() if _takes(row.make, parameter)]
+    return Row(
+        (key,),
+        lambda c: c.schedule in SCHEDULES and c.schedule not in users,
+        f"config.schedule={{c.schedule!r}} has none: leave it out, or use {' or '.join(users)}",
+    )
+
+
+def _member_row(name: str, key: str) -> Row:
+    return Row(
+        (key,),
+        lambda c: is_ensemble(c) and bool(c.ensemble[name]),
+        f"config.ensemble.{name}={{c.ensemble.{name}!r}} has that of each member: leave one out",
+    )
+
+
+def _is_generated(c: ConfigDict) -> bool:
+    return c.dataset == "digits" or is_fake(c.dataset)
+
+
+def _is_streamed(c: ConfigDict) -> bool:
+    return bool(c.data.image_size) and not _is_generated(c)
+
+
+def _crops_by_inception(c: ConfigDict) -> bool:
+    kinds = ("auto", "inception") if _is_streamed(c) else ("inception",)
+    return c.data.train_crop in kinds
+
+
+def _has_no_batch_norm(c: ConfigDict) -> bool:
+    return bool(c.model) and build_model(c).spec.norm != "batch"
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        (*TRAINING_KEYS, *_data(*AUGMENT_KEYS)),
+        lambda c: not c.epochs,
+        "config.epochs is 0, which only evaluates: leave it out, or train for 1 epoch or more",
+    ),
+    Row(
+        ("reset_head",),
+        lambda c: not c.pretrained,
+        "config.pretrained is '', whose head it replaces: leave it out",
+    ),
+    Row(
+        ("ghost_batch_size",),
+        lambda c: c.batch_norm != "ghost",
+        "config.batch_norm={c.batch_norm!r} has no groups: leave it out, or use ghost",
+    ),
+    Row(
+        ("spec.zero_init",),
+        lambda c: bool(c.pretrained),
+        "config.pretrained={c.pretrained!r} has the initial parameters: leave it out",
+    ),
+    # Optimizer.
+    _optimizer_row("momentum", "momentum"),
+    _optimizer_row("nesterov", "nesterov"),
+    _optimizer_row("trust_coefficient", "trust_coefficient"),
+    Row(("nesterov",), lambda c: not c.momentum, "config.momentum is 0: leave one of them out"),
+    Row(
+        ("decay_mask",),
+        lambda c: (
+            c.optimizer in ("sgd", "adamw")
+            and not c.weight_decay
+            and not any(c.ensemble.weight_decay)
+        ),
+        "config.weight_decay is 0: leave it out",
+    ),
+    Row(
+        ("max_consecutive_nonfinite",),
+        lambda c: c.on_nonfinite != "skip",
+        "config.on_nonfinite={c.on_nonfinite!r} skips no update: leave it out, or use skip",
+    ),
+    # Schedule.
+    _schedule_row("decay_epochs", "boundaries"),
+    _schedule_row("decay_rate", "decay_rate"),
+    _schedule_row("polynomial_power", "power"),
+    _schedule_row("schedule_cycles", "cycles"),
+    Row(
+        ("decay_rate",),
+        lambda c: not c.decay_epochs,
+        "config.decay_epochs is (): leave it out, or give the epochs",
+    ),
+    # Evaluation.
+    Row(
+        ("precise_bn_batches",),
+        lambda c: c.freeze_batch_norm or c.batch_norm == "frozen",
+        "the statistics of batch norm are frozen: leave it out",
+    ),
+    Row(
+        ("precise_bn_batches",),
+        _has_no_batch_norm,
+        "the model has no batch norm: leave it out",
+    ),
+    # Ensembles.
+    *(
+        Row(
+            (f"ensemble.{name}",),
+            lambda c: not is_ensemble(c),
+            f"config.ensemble.size is 1: set config.{key}, or the size",
+        )
+        for name, key in {**MEMBER_KEYS, "seeds": "seed"}.items()
+    ),
+    Row(
+        tuple(
+            f"ensemble.{n}" for n in (*SHARED.values(), "member_devices", "method", "on_diverged")
+        ),
+        lambda c: not is_ensemble(c),
+        "config.ensemble.size is 1: set the size",
+    ),
+    *(_member_row(name, key) for name, key in MEMBER_KEYS.items()),
+    Row(
+        ("seed",),
+        lambda c: is_ensemble(c) and bool(c.ensemble.seeds) and not is_fake(c.dataset),
+        "config.ensemble.seeds={c.ensemble.seeds!r} has that of each member: leave one out",
+    ),
+    Row(
+        ("ensemble.share_augment",),
+        lambda c: is_ensemble(c) and not is_random(c),
+        "there is no random augmentation, drop path or dropout: leave it out",
+    ),
+    Row(
+        ("parallel",),
+        is_ensemble,
+        "the members of config.ensemble have their own mesh: leave it out",
+    ),
+    # Data.
+    Row(
+        _data(*READING_KEYS),
+        _is_generated,
+        "the images of {c.dataset!r} are in memory, of one size and color mode: leave it out",
+    ),
+    Row(
+        ("data.data_dir",),
+        lambda c: c.dataset.startswith(FILE_PREFIXES),
+        "{c.dataset!r} is not a dataset of TensorFlow Datasets: leave it out",
+    ),
+    Row(
+        _data(*STREAMING_KEYS),
+        lambda c: not _is_streamed(c),
+        "the images of {c.dataset!r} are in memory and neither resized nor cropped: leave it out,"
+        " or stream a dataset with config.data.image_size",
+    ),
+    Row(
+        ("data.train_crop",),
+        lambda c: not _is_streamed(c) and c.data.train_crop in RESIZING,
+        "the images of {c.dataset!r} are in memory and not resized: leave it out, or stream a"
+        " dataset with config.data.image_size",
+    ),
+    Row(
+        _data("crop_scale", "crop_ratio"),
+        lambda c: not _crops_by_inception(c),
+        "config.data.train_crop={c.data.train_crop!r} makes no Inception crops here: leave it out,"
+        " or use inception",
+    ),
+    Row(
+        ("data.placement",),
+        _is_streamed,
+        "config.data.image_size={c.data.image_size} streams images from disk: leave it out",
+    ),
+    Row(
+        _data("train_split", "validation_split", "test_split"),
+        lambda c: is_fake(c.dataset),
+        "{c.dataset!r} is noise, whose splits are train and test: leave it out",
+    ),
+    Row(
+        _data("image_key", "label_key"),
+        lambda c: not kind_of(c.dataset).has_keys,
+        "the images and labels of {c.dataset!r} have no names: leave it out",
+    ),
+    Row(
+        ("data.validation_seed",),
+        lambda c: _is_generated(c) and not c.data.validation,
+        "config.data.validation is 0, which holds out nothing: leave it out",
+    ),
+)
+
+
+def unused_keys(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yields each key without effect whose value is not the default, and the error message.
+
+    Args:
+      config: a config whose values are valid alone.
+    """
+    values, seen = flatten_config(config), set()
+    for row in ROWS:
+        for key in row.keys:
+            if key not in seen and _is_set(key, values) and row.is_unused(config):
+                seen.add(key)
+                yield key, f"config.{key} is {values[key]!r}, but {row.reason.format(c=config)}"
+    for field, reason in unused_fields(config):
+        key = f"spec.{field}"
+        if key not in seen:
+            yield key, f"config.{key} is {values[key]!r}, but {reason}"
+
+
+def check_unused(config: ConfigDict) -> None:
+    """Raises `UserError` if a key has no effect and its value is not the default."""
+    for _, message in unused_keys(config):
+        raise UserError(message)
+
+
+def reset_unused(config: ConfigDict, before: ConfigDict, given: Collection[str]) -> tuple[str, ...]:
+    """Sets keys of a recipe that other keys leave without effect to their defaults.
+
+    Args:
+      config: the recipe with the keys of the command line, changed here.
+      before: the recipe alone; what has no effect there is left as it is, and refused later.
+      given: keys that the command line sets, which are left as they are.
+
+    Returns:
+      The keys that were set to their defaults.
+    """
+    unchanged = {*given, *(key for key, _ in unused_keys(before))}
+    reset: list[str] = []
+    while found := [key for key, _ in unused_keys(config) if key not in unchanged]:
+        config.update_from_flattened_dict({key: KEYS[key].default for key in found})
+        reset += found
+    return tuple(sorted(reset))
+
+
+def _is_set(key: str, values: Mapping[str, Any]) -> bool:
+    value, default = values[key], KEYS[key].default
+    return bool(value != default and not (default is None and value in ("", (), [])))
