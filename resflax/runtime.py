@@ -3,12 +3,17 @@
 Nothing here runs on import: `train.py`, the command line and the benchmarks call it.
 """
 
+import contextlib
 import ctypes
 import os
+import stat
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+# Bound of the compilation cache, when a command starts.
+MAX_CACHE_BYTES = 4 * 2**30
 # Parameters of glibc's `mallopt` (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -41,19 +46,40 @@ def tune_malloc() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
-def cache_dir() -> Path:
+def home_dir() -> Path | None:
+    """Returns the home directory; None without HOME for a user that the system does not know."""
+    home = os.path.expanduser("~")
+    return None if home.startswith("~") else Path(home)
+
+
+def set_unknown_home() -> None:
+    """Sets HOME, if it is unknown, to a directory that does not exist.
+
+    Libraries then make do without one, as for a user who cannot write it, instead of writing into
+    a directory called `~`.
+    """
+    if home_dir() is None:
+        os.environ["HOME"] = "/nonexistent"
+
+
+def cache_dir() -> Path | None:
     """Returns the user's cache directory, `$XDG_CACHE_HOME/resflax` or `~/.cache/resflax`.
 
-    The directory may not exist yet.
+    The directory may not exist yet. None without a home directory.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "resflax")
+    given, home = os.environ.get("XDG_CACHE_HOME", ""), home_dir()
+    if os.path.isabs(given):  # the specification of XDG ignores relative ones
+        return Path(given, "resflax")
+    return home and home / ".cache" / "resflax"
 
 
 def enable_compilation_cache() -> Path | None:
     """Turns on JAX's persistent compilation cache, in `cache_dir() / "xla"`.
 
-    A cache that is already configured (JAX_COMPILATION_CACHE_DIR, or `jax.config`) or turned off
-    (JAX_ENABLE_COMPILATION_CACHE=false) is left as it is.
+    Its least recently used programs are deleted first, down to `MAX_CACHE_BYTES`. A cache that is
+    already configured (JAX_COMPILATION_CACHE_DIR, or `jax.config`) or turned off
+    (JAX_ENABLE_COMPILATION_CACHE=false) is left as it is. A program that cannot be read or written
+    is compiled without a warning.
 
     Returns:
       The cache's directory, or None if nothing was changed.
@@ -63,10 +89,36 @@ def enable_compilation_cache() -> Path | None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
-    path = cache_dir() / "xla"
+    directory = cache_dir()
+    if directory is None:
+        return None
+    path = directory / "xla"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            return None
+        _prune(path, MAX_CACHE_BYTES)
     except OSError:
         return None  # the cache is optional: a read-only home directory is not an error
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config.update("jax_compilation_cache_dir", str(path))
     return path
+
+
+def _prune(path: Path, max_bytes: int) -> None:
+    """Deletes the least recently used files in a directory, so that the others fit.
+
+    JAX has `jax_compilation_cache_max_size`, but a process that is killed between the two files of
+    a program would keep all later ones from being written.
+    """
+    used = []
+    for entry in os.scandir(path):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes too
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                used.append((max(status.st_atime, status.st_mtime), status.st_size, entry.path))
+    total = 0
+    for _, size, name in sorted(used, reverse=True):
+        total += size
+        if total > max_bytes:
+            Path(name).unlink(missing_ok=True)

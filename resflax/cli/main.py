@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from resflax.errors import UserError, unknown
 from resflax.run.signals import InterruptedRunError, raise_at_interrupts
-from resflax.runtime import tune_malloc
+from resflax.runtime import set_unknown_home, tune_malloc
 
 
 class Command(NamedTuple):
@@ -138,6 +138,9 @@ def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     else:
         raise_at_interrupts()
     tune_malloc()
+    set_unknown_home()
+    # It warns of each directory that it cannot write.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     print_any_text()
     status = main(arguments)
     if status and "jax" in sys.modules:  # libraries may have threads that do not end

@@ -229,11 +229,13 @@ def _compile_once(command: list[str], sources: Sequence[Path] = (SOURCE,)) -> ct
         parts.append(_cpu_flags())
     name = f"{sources[0].stem}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     directory = cache_dir()
-    if (directory / name).exists():
+    if directory and (directory / name).exists():
         return _load(directory / name)
     with tempfile.TemporaryDirectory() as scratch:
         compiled = Path(scratch, name)
         _compile([*command, "-o", str(compiled)])
+        if directory is None:
+            return _load(compiled)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             # Other processes may do the same at the same time, so the file appears by a rename.

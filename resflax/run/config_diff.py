@@ -1,6 +1,7 @@
 """Differences between the config of a run and the one it is resumed with."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 
@@ -25,6 +26,7 @@ def config_diff(
     *,
     resumable: Sequence[str] = (),
     increasable: Sequence[str] = (),
+    movable: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[str]:
     """Lists the keys that differ between two configs of JSON values, with both values.
 
@@ -33,14 +35,20 @@ def config_diff(
       new: config to resume it with.
       resumable: prefixes of keys that may differ.
       increasable: keys that may be larger than before.
+      movable: keys whose values name files, with the prefixes of those that may have moved.
 
     >>> config_diff({"seed": 0, "epochs": 9}, {"seed": 1, "epochs": 10}, increasable=["epochs"])
     ['seed 0, now 1']
+    >>> config_diff({"data": "folder:a"}, {"data": "folder:b"}, movable={"data": ["folder:"]})
+    []
     """
     before, after = flatten_config(old), flatten_config(new)
 
     def may_differ(key: str) -> bool:
         if key.startswith(tuple(resumable)) or before.get(key) == after.get(key):
+            return True
+        values = (str(before.get(key)), str(after.get(key)))
+        if any(all(v.startswith(prefix) for v in values) for prefix in movable.get(key, ())):
             return True
         return key in increasable and before.get(key, 0) < after[key]
 

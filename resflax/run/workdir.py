@@ -5,8 +5,9 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from resflax.errors import UserError
@@ -96,6 +97,7 @@ class Workdir:
         *,
         resumable: Sequence[str] = (),
         increasable: Sequence[str] = (),
+        movable: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> ExistingRun:
         """Reads what the run in `path` needs before it is opened, without changing anything.
 
@@ -109,7 +111,7 @@ class Workdir:
         workdir = cls(path)
         if not (path / "config.json").exists():
             return ExistingRun()
-        raised = workdir._check_config(config, resumable, increasable)
+        raised = workdir._check_config(config, resumable, increasable, movable)
         return ExistingRun(
             # `open` restores a corrupt config, of which there is a note.
             results=None if raised or workdir.notes else workdir.read_results(),
@@ -124,6 +126,7 @@ class Workdir:
         *,
         resumable: Sequence[str] = (),
         increasable: Sequence[str] = (),
+        movable: Mapping[str, Sequence[str]] = MappingProxyType({}),
         option: str = "--workdir",
     ) -> "Workdir":
         """Creates and locks the directory and writes `config.json`, or opens it to resume its run.
@@ -133,6 +136,8 @@ class Workdir:
           config: the config, as JSON values.
           resumable: prefixes of the dotted keys that may differ from those of the existing run.
           increasable: keys that may be larger than before, such as the number of epochs.
+          movable: keys whose values name files, with the prefixes of those that may have moved; the
+            caller compares the files' contents.
           option: command-line option that names the directory, for error messages.
 
         Raises:
@@ -145,7 +150,9 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             workdir._lock()
             if (path / "config.json").exists():
-                for key, old in workdir._check_config(config, resumable, increasable).items():
+                for key, old in workdir._check_config(
+                    config, resumable, increasable, movable
+                ).items():
                     workdir._increase(key, old, config[key])
             write_atomic(path / "config.json", json.dumps(config, indent=2).encode())
         except OSError as e:
@@ -189,7 +196,11 @@ class Workdir:
         return dict(metadata["config"])
 
     def _check_config(
-        self, config: dict[str, Any], resumable: Sequence[str], increasable: Sequence[str]
+        self,
+        config: dict[str, Any],
+        resumable: Sequence[str],
+        increasable: Sequence[str],
+        movable: Mapping[str, Sequence[str]],
     ) -> dict[str, Any]:
         """Returns the old values of the keys that were raised.
 
@@ -197,7 +208,9 @@ class Workdir:
           UserError: if the existing run has another config.
         """
         old = self._read_config()
-        changed = config_diff(old, config, resumable=resumable, increasable=increasable)
+        changed = config_diff(
+            old, config, resumable=resumable, increasable=increasable, movable=movable
+        )
         if changed:
             resume = ", or --resume=never for a new one" if self.option == "--workdir" else ""
             raise UserError(

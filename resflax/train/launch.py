@@ -25,11 +25,16 @@ from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.config_rules import check_config
 from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
+from resflax.train.unused_keys import FILE_PREFIXES
 from resflax.weights import PretrainedConfig
 
 RESUME = ("auto", "never")
-# Keys in which the config of a resumed run may differ.
-MAY_DIFFER: dict[str, Any] = {"resumable": RESUMABLE_KEYS, "increasable": INCREASABLE_KEYS}
+# Keys in which the config of a resumed run may differ. Moved data must have the same fingerprint.
+MAY_DIFFER: dict[str, Any] = {
+    "resumable": RESUMABLE_KEYS,
+    "increasable": INCREASABLE_KEYS,
+    "movable": {"dataset": FILE_PREFIXES},
+}
 
 
 def default_workdir(name: str) -> Path:

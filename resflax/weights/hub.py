@@ -1,9 +1,13 @@
 """Downloads repositories of the Hugging Face Hub."""
 
+import os
 from pathlib import Path
 
 from resflax.errors import UserError
+from resflax.runtime import home_dir
 
+# What else than the home directory says where downloads are saved.
+HUB_CACHE_VARIABLES = {"HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"}
 PATTERNS = ["*.json", "model*.safetensors"]
 PICKLE_PATTERNS = ["pytorch_model*.bin"]
 
@@ -21,6 +25,11 @@ def fetch(repository: str, revision: str | None = None) -> Path:
     Raises:
       UserError: if the download fails.
     """
+    if home_dir() is None and not HUB_CACHE_VARIABLES & os.environ.keys():
+        raise UserError(
+            f"cannot fetch {repository} from the Hub: there is no home directory to save it in:"
+            " set HF_HOME to a directory that can be written"
+        )
     import huggingface_hub as hub
 
     try:
@@ -32,6 +41,11 @@ def fetch(repository: str, revision: str | None = None) -> Path:
             )
     except Exception as e:  # the Hub raises many unrelated exception types
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        if isinstance(e, PermissionError):
+            raise UserError(
+                f"cannot fetch {repository} from the Hub: {reason}: set HF_HOME to a directory that"
+                " can be written"
+            ) from e
         raise UserError(
             f"cannot fetch {repository} from the Hub: {reason}; there is no local folder of this"
             " name either"
