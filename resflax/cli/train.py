@@ -3,8 +3,10 @@
     resflax train --config=configs/digits.py --workdir=runs/digits --config.seed=1
     python train.py ...   # the same, in a checkout
 
-Every key of the config can be set on the command line: `--config.model=cifar_resnet56`. Without a
-config, the recipe is `configs/digits.py`; without a workdir, it is a new one under `runs/`.
+Every key of the config can be set on the command line: `--config.model=cifar_resnet56`. Without
+`--config`, the recipe for the digits is `configs/digits.py`; for other datasets it is chosen from
+number, sizes and classes of the training images, and printed, or it is that of the run in the
+workdir. Without a workdir, it is a new one under `runs/`, named after the recipe or the dataset.
 
 The same command with the same workdir resumes from the last checkpoint; `--resume=never` starts a
 new run in `WORKDIR-2`. SIGTERM and Ctrl-C stop a run after the current step and save it.
