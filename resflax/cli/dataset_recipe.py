@@ -46,15 +46,15 @@ def run_recipe(workdir: str, dataset: str) -> ConfigDict | None:
     The data may have moved: whether they are the same is known from their fingerprint only.
 
     Raises:
-      UserError: if the config has keys of another version, or cannot be read.
+      UserError: if the config has keys of another version.
     """
     file = user_path(workdir, "workdir") / "config.json" if workdir else None
     if file is None or not file.is_file():
         return None
     try:
         values = flatten_config(json.loads(file.read_text()))
-    except (OSError, ValueError, AttributeError) as e:
-        raise UserError(f"cannot read {file}: {e}") from e
+    except (OSError, ValueError, AttributeError):  # `fit` refuses the workdir
+        return None
     saved = str(values.get("dataset", ""))
     if _prefix(saved) != _prefix(dataset) or (not _prefix(saved) and saved != dataset):
         return None

@@ -31,7 +31,6 @@ def main(arguments: list[str]) -> None:
 def train(arguments: list[str]) -> None:
     """Trains the config of a command line."""
     from resflax.cli.flags import parse  # a second of imports, which --help does without
-    from resflax.distributed.processes import is_main_process
     from resflax.run.signals import Interrupt, InterruptedRunError
     from resflax.runtime import enable_compilation_cache
     from resflax.train import check_config, fit
@@ -43,9 +42,13 @@ def train(arguments: list[str]) -> None:
         command.distributed.initialize()
         interrupt.forward = command.distributed.distributed
         enable_compilation_cache()
-        if is_main_process():
-            print(*command.notes, sep="\n", end="\n" * bool(command.notes))
         workdir = command.workdir or default_workdir(command.name)
-        fit(command.config, workdir, resume=command.resume, interrupt=interrupt)
+        fit(
+            command.config,
+            workdir,
+            resume=command.resume,
+            interrupt=interrupt,
+            notes=command.notes,
+        )
         if interrupt.received:
             raise InterruptedRunError(interrupt.received, "the run had already finished")
