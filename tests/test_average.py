@@ -59,6 +59,9 @@ def test_average_of_members_is_their_mean(tmp_path):
 def test_average_refuses_one_network_and_other_architectures(tmp_path, workdir):
     with pytest.raises(UserError, match="an average needs two or more"):
         average_weights(read_ensemble([workdir]))
+    two = write_workdir(tmp_path / "two", SavedStep(1), SavedStep(2))
+    with pytest.raises(UserError, match=f"such as {two}@last:2, an ensemble"):
+        average_weights(read_ensemble([two]))
     config = CONFIG._replace(spec=get_spec("cifar_resnet14"))
     other = write_workdir(tmp_path / "other", SavedStep(1), config=config)
     with pytest.raises(UserError, match="have different architectures: expected one"):
@@ -146,7 +149,7 @@ def test_command_refuses_members_with_other_initial_parameters(tmp_path, capsys)
     assert error.count("\n") == 1
     assert f"{path}#0 and {path}#1 were trained from different initial parameters" in error
     assert "(seed 0; seed 1)" in error
-    assert f"average checkpoints of one run, such as {path}@last:3#0, or" in error
+    assert "average the checkpoints of a run that has kept several" in error
     assert not (tmp_path / "average").exists()
 
 

@@ -249,7 +249,7 @@ def test_members_on_eight_devices_equal_the_models(ensemble):
     classify = EnsembleClassifier(members, mean=[pre.mean] * MEMBERS, std=[pre.std] * MEMBERS)
     assert len(classify.devices) == 8
     images = load_dataset("digits").test.images[:11]
-    logits = np.asarray(classify.members(images))[:, :11]
+    logits = np.asarray(classify.members(images, np.arange(11)))[:, :11]
     expected = predictions_of(ensemble)[0][:, :11]
     np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-3, atol=1e-4)
 

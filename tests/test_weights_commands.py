@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from helpers.networks import randomized
@@ -13,8 +15,16 @@ from PIL import Image
 
 from resflax import UserError
 from resflax.cli.weights import convert_main
-from resflax.weights import from_torch, load_file, load_pretrained, save_file, to_torch
-from resflax.weights.bridge import flatten
+from resflax.weights import (
+    from_torch,
+    load_file,
+    load_pretrained,
+    read_weights,
+    save_file,
+    to_torch,
+)
+from resflax.weights.bridge import flatten, unflatten
+from resflax.weights.mismatch import describe_network
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
@@ -97,6 +107,72 @@ def test_convert_errors_are_one_line_and_write_nothing(folder, tmp_path, argumen
         convert_main([argument.format(folder, tmp_path) for argument in arguments])
     assert "\n" not in str(e.value)
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("target", ["model.safetensors", "sub/../model.safetensors", "link.pth"])
+@pytest.mark.parametrize("source", ["", "model.safetensors"])
+def test_convert_does_not_replace_its_input(folder, tmp_path, source, target):
+    here = shutil.copytree(folder, tmp_path / "net")
+    (here / "sub").mkdir()
+    (here / "link.pth").symlink_to(here / "model.safetensors")
+    before = (here / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="which is read as IN: choose another name"):
+        convert_main([str(here / source), str(here / target)])
+    assert (here / "model.safetensors").read_bytes() == before
+
+
+FOREIGN = {
+    "another model": '{"model_type": "vit", "hidden_size": 3}',
+    "model of timm": '{"architecture": "vit_base_patch16_224", "num_classes": 10}',
+    "settings": '{"lr": 0.1}',
+    "list": "[1, 2]",
+    "not JSON": "{",
+    "not text": "\xff",
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_given_model_wins_over_a_foreign_config(tmp_path, case):
+    save_file(tmp_path / "w.safetensors", state_of())
+    (tmp_path / "config.json").write_bytes(FOREIGN[case].encode("latin1"))
+    weights = read_weights(tmp_path / "w.safetensors", "cifar_resnet8")
+    assert "config.json next to it is that of something else, and not used" in weights.source
+    assert_same(flatten(weights.variables), flatten(from_torch(SPEC, state_of())))
+    with pytest.raises(UserError, match=r"config.json.* or the model's name \(--model NAME"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_given_model_wins_over_the_config_of_another(folder, tmp_path):
+    """The class names of the config are not those of the weights."""
+    shutil.copy(folder / "config.json", tmp_path)
+    save_file(tmp_path / "w.safetensors", state_of(get_spec("cifar_resnet14")))
+    weights = read_weights(tmp_path / "w.safetensors", "cifar_resnet14")
+    assert weights.config.spec == get_spec("cifar_resnet14")
+    assert weights.config.labels == ()
+    with pytest.raises(UserError, match="these look like cifar_resnet14's"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_flax"),
+    [("resnet18", True), ("resnet34", False), ("seresnet50", False), ("wrn16_4", False)],
+)
+def test_error_names_the_network_that_arrays_look_like(name, is_flax):
+    spec = get_spec(name).override(num_classes=3)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variable_shapes(spec))
+    arrays = flatten(variables) if is_flax else to_torch(spec, variables)
+    assert describe_network(arrays) == f"these look like {name}'s"
+    assert describe_network(arrays, get_spec("resnet26")) == f"these look like {name}'s"
+    assert describe_network(arrays, spec) == ""
+    with pytest.raises(UserError) as e:
+        from_torch("resnet26", arrays) if not is_flax else unflatten("resnet26", arrays)
+    assert str(e.value).endswith(f": these look like {name}'s")
+    assert len(str(e.value)) < 700
+
+
+def test_error_names_a_depth_of_a_family():
+    state = state_of(get_spec("cifar_resnet26"))
+    assert describe_network(state) == "these look like cifar_resnet26's"
 
 
 def test_convert_of_a_single_file_needs_the_model_name(tmp_path):

@@ -33,8 +33,11 @@ def test_transformers_config_fields_map_to_the_spec(tmp_path, changes, fields):
         (None, "file not found: "),
         ("not JSON", "config.json is not valid JSON: "),
         ([1], "config.json contains a list: expected a JSON object"),
-        ({}, "the config has no architecture: expected a timm or Transformers ResNet"),
-        ({"model_type": "vit"}, "the config has no architecture"),
+        ({}, "config.json: no model: expected the config of a ResNet of timm or Transformers"),
+        (
+            {"model_type": "vit"},
+            "config.json: model_type is 'vit': expected the config of a ResNet",
+        ),
         ({"architecture": "vit_base_patch16_224"}, "unknown model 'vit_base_patch16_224'"),
         ({"architecture": 5}, "unknown model 5: did you mean"),
         ({**TIMM, "model_args": {"layers": [1]}}, "unknown field 'layers' of a spec"),

@@ -240,3 +240,21 @@ def test_create_model_rejects_combinations_in_one_line(name, overrides, message)
     with pytest.raises(UserError, match=re.escape(message)) as e:
         create_model(name, **overrides)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm/resnet50.a1_in1k", "expected the name of an architecture, resnet50, without owner"),
+        ("hf-hub:timm/resnet50.a1_in1k", "expected the name of an architecture, resnet50, without"),
+        ("microsoft/resnet-50", "expected the name of an architecture, resnet50, without owner"),
+        ("google/vit", "unknown model 'vit': did you mean"),
+        ("ResNet-50", "unknown model 'ResNet-50': did you mean resnet50?"),
+        ("resnet_50.a1_in1k", "unknown model 'resnet_50': did you mean resnet50?"),
+        ("resnet51.a1_in1k", "unknown model 'resnet51': did you mean resnet50, "),
+    ],
+)
+def test_unknown_model_suggests_the_architecture(name, message):
+    with pytest.raises(UserError) as e:
+        get_spec(name)
+    assert message in str(e.value)

@@ -137,7 +137,7 @@ class EnsembleClassifier:
         return self._predictor.describe_backend()
 
     def members(
-        self, images: UInt8[np.ndarray, "n h w c"], indices: Int[np.ndarray, " n"] | None = None
+        self, images: UInt8[np.ndarray, "n h w c"], indices: Int[np.ndarray, " n"]
     ) -> Float[Array, "members padded classes"]:
         """Returns the logits of each member, see `MemberClassifier`; the indices have no effect."""
         del indices

@@ -153,7 +153,8 @@ def normalization_of(own: Preprocess, given: Preprocess, *, uint8: bool) -> dict
     """
     if uint8:
         return {"mean": own.mean, "std": own.std}
-    return {} if own == given else {"scale_and_bias": renormalization(given, own)}
+    same = (own.mean, own.std) == (given.mean, given.std)
+    return {} if same else {"scale_and_bias": renormalization(given, own)}
 
 
 def output_name(model: Exportable, *, uint8: bool) -> str:

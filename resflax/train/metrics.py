@@ -1,12 +1,14 @@
 """Loss and accuracy of each example."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from resflax.errors import UserError
 from resflax.nn.ensembles import log_mean_probability
 from resflax.train.choice import Choice, map_value
 
@@ -23,26 +25,80 @@ def cross_entropy(
     Args:
       logits: logits of any float dtype. With members, the result is the mean of the members'
         cross-entropies, the loss of a network whose spec has an ensemble.
-      targets: labels, or the probability of each class.
+      targets: labels, or the probability of each class, of a float dtype. The loss of an example
+        whose label is not in `range(classes)` is NaN.
       label_smoothing: share of the target that is distributed over all classes (Szegedy et al.
         2016, section 7).
+
+    Raises:
+      UserError: when traced, if the targets have another shape or dtype.
 
     >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # log 4
     1.3863
     """
+    check_targets(targets, logits.shape[-2:])
     if logits.ndim == 3:
         per_member = jax.vmap(lambda member: cross_entropy(member, targets, label_smoothing))
         return jnp.mean(per_member(logits), axis=0)
-    logits = logits.astype(jnp.float32)
-    if targets.ndim == 1:
-        targets = one_hot(targets, logits.shape[-1])
-    smooth = partial(optax.smooth_labels, targets.astype(jnp.float32))
-    return optax.softmax_cross_entropy(logits, map_value(smooth, label_smoothing))
+    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    soft = one_hot(targets, classes) if targets.ndim == 1 else targets.astype(jnp.float32)
+    smooth = partial(optax.smooth_labels, soft)
+    losses = optax.softmax_cross_entropy(logits, map_value(smooth, label_smoothing))
+    return losses + nan_if_invalid(targets, classes) if targets.ndim == 1 else losses
 
 
 def one_hot(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]:
-    """Returns one-hot targets in float32."""
-    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    """Returns one-hot targets in float32; zeros for a label that is not in `range(classes)`."""
+    # In a small dtype, numbers of classes would wrap around.
+    return jax.nn.one_hot(labels.astype(jnp.int32), classes, dtype=jnp.float32)
+
+
+def nan_if_invalid(labels: Int[Array, " n"], classes: int) -> Float[Array, " n"]:
+    """Returns NaN for each label that is not in `range(classes)`, else 0.
+
+    >>> nan_if_invalid(jnp.array([-1, 0, 1, 2]), 2).tolist()
+    [nan, 0.0, 0.0, nan]
+    """
+    return jnp.where((labels >= 0) & (labels < classes), jnp.float32(0), jnp.float32(jnp.nan))
+
+
+def one_hot_or_nan(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]:
+    """Returns one-hot targets in float32; NaN for a label that is not in `range(classes)`."""
+    return one_hot(labels, classes) + nan_if_invalid(labels, classes)[:, None]
+
+
+def check_labels(labels: Any, examples: int) -> None:
+    """Raises `UserError` unless labels are integers of shape `(examples,)`."""
+    if labels.shape != (examples,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}: expected integers of shape"
+            f" {(examples,)}"
+        )
+
+
+def check_eval_batch(images: Any, labels: Any, weights: Any) -> None:
+    """Raises `UserError` unless labels and weights are one number per image."""
+    check_labels(labels, len(images))
+    if weights.shape != labels.shape:
+        raise UserError(
+            f"weights have shape {weights.shape}: expected one per example, {labels.shape}"
+        )
+
+
+def check_targets(targets: Any, shape: tuple[int, ...]) -> None:
+    """Raises `UserError` unless targets are labels, or probabilities of shape `(n, classes)`.
+
+    Args:
+      targets: an array.
+      shape: `(n, classes)`, that of the logits.
+    """
+    is_float = jnp.issubdtype(targets.dtype, jnp.floating)
+    is_label = targets.shape == shape[:1] and jnp.issubdtype(targets.dtype, jnp.integer)
+    if not is_label and not (targets.shape == shape and is_float):
+        raise UserError(
+            f"targets have shape {targets.shape} and dtype {targets.dtype}: expected integers of"
+            f" shape {shape[:1]}, or probabilities, floats of shape {shape}"
+        )
 
 
 def correct(
@@ -51,8 +107,12 @@ def correct(
     """Returns 1.0 where the largest logit is the label's, else 0.0; NaN counts as wrong.
 
     With members, it is the largest mean probability.
+
+    Raises:
+      UserError: when traced, if the labels are not integers of shape `(n,)`.
     """
+    check_labels(labels, logits.shape[-2])
     if logits.ndim == 3:
         logits = log_mean_probability(logits)
-    matches = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    matches = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels.astype(jnp.int32)
     return (matches & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

@@ -21,7 +21,14 @@ from resflax.nn import identity
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
 from resflax.train.freeze import merge_params, split_params
-from resflax.train.metrics import Metrics, correct, cross_entropy, one_hot
+from resflax.train.metrics import (
+    Metrics,
+    check_eval_batch,
+    check_labels,
+    correct,
+    cross_entropy,
+    one_hot_or_nan,
+)
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
 from resflax.train.state import TrainState, ema_update
 
@@ -66,6 +73,7 @@ def make_prepare_batch(
     def prepare(state: TrainState, batch: Batch) -> TrainInputs:
         images, target = batch["image"], batch["target" if "target" in batch else "label"]
         label = batch["label"] if "label" in batch else jnp.argmax(target, -1)
+        check_labels(label, len(images))
         keys: Any = None
         if augment or mix or needs_rng:
             # Each consumer folds the number of its own stream into them.
@@ -77,7 +85,7 @@ def make_prepare_batch(
             images = augment(keys, images)
         images = normalize(images)
         if mix:
-            soft = one_hot(target, num_classes) if target.ndim == 1 else target
+            soft = one_hot_or_nan(target, num_classes) if target.ndim == 1 else target
             images, target = mix(keys, images, soft)
         return TrainInputs(images, target, label, keys if needs_rng else None)
 
@@ -174,6 +182,9 @@ def make_train_step(
 
     Raises:
       ValueError: on a `mix` without `num_classes`, or an unknown `on_nonfinite`.
+      UserError: from the step when traced, if labels are not integers of shape `(n,)` or targets
+        not floats of shape `(n, classes)`. A label that is not in `range(classes)` gives a loss of
+        NaN; see `on_nonfinite`.
     """
     model = model.clone(axis_name=axis_name) if axis_name else model
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
@@ -227,15 +238,21 @@ def make_eval_step(
 
     The batch has "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for
     padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", and
-    "count", the sum of the weights. Averaged parameters are evaluated if the state has them.
+    "count", the sum of the weights. Averaged parameters are evaluated if the state has them. A
+    label that is not in `range(classes)` gives a loss of NaN.
 
     Args:
       model: a linen module called as `model(x, train=False)`.
       normalize: maps stored images to the network's input.
       axis_name: the mapped axis over which the batch is split, if any.
+
+    Raises:
+      UserError: from the step when traced, if labels are not integers of shape `(n,)`, or weights
+        have another shape.
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
+        check_eval_batch(batch["image"], batch["label"], batch["weight"])
         logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
         sums = {
             "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
@@ -273,6 +290,7 @@ def make_predict_step(
         return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
 
     def step(state: TrainState, batch: Batch) -> Metrics:
+        check_eval_batch(batch["image"], batch["label"], batch["weight"])
         images = normalize(batch["image"])
         logits: Any = model.apply(state.eval_variables, images, train=False, **options)
         return {

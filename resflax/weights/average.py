@@ -30,8 +30,8 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
     first = networks[0]
     if len(networks) < 2:
         raise UserError(
-            f"{first.where} is one network, and an average needs two or more: expected the"
-            " checkpoints of a run, such as runs/x@last:3, an ensemble, or several names"
+            f"{first.where} is one network, and an average needs two or more: expected"
+            f" {_checkpoints_of(first)}, an ensemble, or several names"
         )
     for network in networks[1:]:
         if network.config.spec != first.config.spec:
@@ -39,7 +39,7 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
                 f"{network.where} and {first.where} have different architectures: expected one, as"
                 " their parameters are averaged"
             )
-        if network.config.preprocess != first.config.preprocess:
+        if _normalization(network) != _normalization(first):
             raise UserError(
                 f"{network.where} and {first.where} normalize images differently (mean and std are"
                 " those of their training data): expected networks with one preprocessing, as"
@@ -53,6 +53,10 @@ def average_weights(networks: Sequence[Weights]) -> Weights:
         where="",
         history=None,
     )
+
+
+def _normalization(network: Weights) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return network.config.preprocess.mean, network.config.preprocess.std
 
 
 def check_same_origin(networks: Sequence[Weights]) -> str:
@@ -71,14 +75,11 @@ def check_same_origin(networks: Sequence[Weights]) -> str:
             seeds.setdefault(origin, network)
     if len(seeds) > 1:
         (seed, first), (other_seed, other) = [*seeds.items()][:2]
-        name = split_checkpoint(first.where)
-        assert name is not None, first.where  # only runs record a seed
-        member = f"#{name.members[0]}" if name.members else ""
         raise UserError(
             f"{first.where} and {other.where} were trained from different initial parameters"
             f" ({seed}; {other_seed}), and the average of such parameters is not a useful network:"
-            f" average checkpoints of one run, such as {name.folder}@last:3{member}, or the"
-            " networks' probabilities with resflax evaluate"
+            f" average {_checkpoints_of(first)}, or the networks' probabilities with resflax"
+            " evaluate"
         )
     if len(set(origins)) == 1 and origins[0] is not None:
         return ""
@@ -86,6 +87,20 @@ def check_same_origin(networks: Sequence[Weights]) -> str:
         "warning: it is not recorded that the networks began from the same parameters: the average"
         " of others is not a useful network"
     )
+
+
+def _checkpoints_of(network: Weights) -> str:
+    """Returns how to name the last checkpoints of a network's run, as many as it has kept."""
+    from resflax.run.checkpoint import list_steps  # imports Orbax
+
+    name = split_checkpoint(network.where)
+    if name is None:
+        return "the checkpoints of a run, such as runs/x@last:3"
+    number = min(3, len(list_steps(name.folder / "checkpoints")))
+    if number < 2:
+        return "the checkpoints of a run that has kept several (config.checkpoint_max_to_keep)"
+    member = f"#{name.members[0]}" if name.members else ""
+    return f"checkpoints of one run, such as {name.folder}@last:{number}{member}"
 
 
 def _origin(network: Weights) -> object:

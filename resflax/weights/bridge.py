@@ -213,11 +213,15 @@ def _same_body(spec: Spec, other: Spec) -> bool:
 def _hint(spec: Spec, specs: list[ArraySpec], arrays: Mapping[str, np.ndarray]) -> str:
     """Returns what to do about arrays that do not fit: other classes, or another network."""
     body = {s.key: s.shape for s in specs if s.path[1] != "head"}
-    bias = next((s.key for s in specs if s.path[1:] == ("head", "bias")), "")
-    classes = len(arrays[bias]) if bias in arrays else 0
-    given = {key: array.shape for key, array in arrays.items()}
-    if classes != spec.num_classes and body.items() <= given.items():
-        return f": pass num_classes={classes}"
+    head = [s.key for s in specs if s.path[1] == "head"]
+    given = {
+        key: array.shape
+        for key, array in arrays.items()
+        if key not in head and not key.endswith(BATCH_COUNT)
+    }
+    if given == body:
+        classes = next((arrays[key].shape[0] for key in head if key in arrays), 0)
+        return f": pass num_classes={classes}" if classes != spec.num_classes else ""
     description = describe_network(arrays, spec)
     return description and f": {description}"
 

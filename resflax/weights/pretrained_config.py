@@ -73,8 +73,8 @@ def read_config(folder: Path) -> PretrainedConfig:
             processor = folder / "preprocessor_config.json"
             return _from_transformers(config, read_json(processor) if processor.exists() else {})
         return _from_timm(config)
-    except UserError:
-        raise
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         raise UserError(f"{path} is not a valid ResNet config: {e!r}") from e
 
@@ -89,6 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError as e:
         raise UserError(f"file not found: {path}") from e
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
     except ValueError as e:
         raise UserError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(content, dict):
@@ -98,7 +100,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _from_timm(config: dict[str, Any]) -> PretrainedConfig:
     if "architecture" not in config:
-        raise UserError("the config has no architecture: expected a timm or Transformers ResNet")
+        kind = f"model_type is {config['model_type']!r}" if "model_type" in config else "no model"
+        raise UserError(f"{kind}: expected the config of a ResNet of timm or Transformers")
     spec = get_spec(config["architecture"])
     arguments = dict(config.get("model_args") or {})
     for name in TRAINING_ARGUMENTS:

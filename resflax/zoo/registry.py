@@ -50,8 +50,30 @@ def get_spec(name: str | Spec) -> Spec:
     base = split_tag(name)[0] if isinstance(name, str) else name
     spec = (SPECS.get(base) or cifar.parse_name(base)) if isinstance(base, str) else None
     if spec is None:
-        raise unknown("model", base, SPECS)
+        raise _unknown_model(name, base)
     return spec
+
+
+def _unknown_model(name: object, base: object) -> UserError:
+    """Returns the error for an unknown name, which may be one of the Hub or spelled otherwise."""
+    if not isinstance(name, str):
+        return unknown("model", base, SPECS)
+    has_owner = "/" in name or ":" in name
+    last = split_tag(re.split("[/:]", name)[-1])[0] if has_owner else str(base)
+    spellings = {_without_separators(known): known for known in SPECS}
+    match = spellings.get(_without_separators(last))
+    if match is None:
+        return unknown("model", last, SPECS)
+    if not has_owner:
+        return UserError(f"unknown model {base!r}: did you mean {match}?")
+    return UserError(
+        f"unknown model {name!r}: expected the name of an architecture, {match}, without owner and"
+        " tag; a repository of weights is given to load_pretrained or --config.pretrained"
+    )
+
+
+def _without_separators(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
 
 
 def split_tag(name: str) -> tuple[str, str]:
