@@ -77,20 +77,20 @@ def _optimizer_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 def _image_keys(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> dict[str, Any]:
     size = _image_size(facts, given, stem)
     keys: dict[str, Any] = {"data.image_size": size, "data.flip": True}
-    side = min(facts.image_size or (0,)) if size == 0 else size
-    is_small = facts.examples <= MAX_SQUASHED
-    if size and is_small:
+    if given.get("pretrained") or (size and facts.examples > MAX_SQUASHED):
+        return keys
+    if size:
         keys["data.train_crop"] = "squash"
-    if side > 0 and (not size or is_small) and given.get("data.train_crop") != "inception":
-        keys["data.pad_crop"] = side // 8
+    if given.get("data.train_crop") != "inception":
+        keys["data.pad_crop"] = (size or min(facts.image_size or (0,))) // 8
     return keys
 
 
 def _image_size(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> int:
     if "data.image_size" in given:
         return int(given["data.image_size"])
-    if facts.image_size is not None:
-        return 0
     if given.get("pretrained"):
         return -1  # the pretrained model's
+    if facts.image_size is not None:
+        return 0
     return CIFAR_SIZE if stem == "cifar" else IMAGENET_SIZE
