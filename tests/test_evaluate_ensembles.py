@@ -72,11 +72,11 @@ def single(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory):
-    """A run that streamed its images."""
+def divided(tmp_path_factory):
+    """A run that held out other examples."""
     path = tmp_path_factory.mktemp("runs") / "o"
     write_workdir(path, SavedStep(9, 0.5), config=CONFIG)
-    return set_config(path, image_size=8)
+    return set_config(path, validation_seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ INVALID = {
     "selection of no member": (["{e}", "--select=-1"], "expected the number of members"),
     "selection on test data": (["{e}", "--select=1", "--calibrate=test"], "held-out training data"),
     "member twice": (["{e}", "{e}#1"], "is given twice"),
-    "streamed run besides one in memory": (
+    "runs that held out other examples": (
         ["{e}", "{o}", "--calibrate=held-out"],
         "held out different examples",
     ),
@@ -327,9 +327,9 @@ INVALID = {
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_invalid_options_are_one_line(name, ensemble, single, streamed, tmp_path, capsys):
+def test_invalid_options_are_one_line(name, ensemble, single, divided, tmp_path, capsys):
     arguments, message = INVALID[name]
-    words = [argument.format(e=ensemble, s=single, o=streamed) for argument in arguments]
+    words = [argument.format(e=ensemble, s=single, o=divided) for argument in arguments]
     out = tmp_path / "out"
     assert main(["evaluate", *words, f"--out={out}"]) == 2
     captured = capsys.readouterr()
