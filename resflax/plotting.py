@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from resflax.files import write_atomic
+from resflax.files import replace_undecodable, write_atomic
 
 # From light to dark, each with its own dashes, to be distinguishable in grayscale print.
 SHADES = ("#9a9a9a", "#6f8fbf", "#1f4e8c", "#101820", "#b5651d", "#5b8a3c")
@@ -61,12 +61,12 @@ def legend_above(ax: Axes) -> None:
 
 
 def plain_text(text: str) -> str:
-    r"""Escapes dollar signs, between which Matplotlib expects a formula.
+    r"""Escapes what Matplotlib cannot draw: formulas in dollar signs, names that are not UTF-8.
 
     >>> print(plain_text("costs $5"))
     costs \$5
     """
-    return text.replace("$", r"\$")
+    return replace_undecodable(text).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path, title: str = "") -> None:

@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from resflax.files import replace_undecodable
+
 
 def _terminal_size(file: TextIO) -> tuple[int, int]:
     """Returns columns and rows of a terminal: 80x24 if it does not report them."""
@@ -79,6 +81,7 @@ class ProgressMeter:
             self.bar.refresh()
 
     def _set_text(self, text: str) -> None:
+        text = replace_undecodable(text)
         if self.show_times:
             self.bar.set_postfix_str(text, refresh=False)
         else:
@@ -123,6 +126,7 @@ class ProgressMeter:
 
     def print(self, line: str) -> None:
         """Prints a separate line, above the bar if there is one."""
+        line = replace_undecodable(line)
         if self.bar is not None:
             self.bar.write(line, file=self.file)
         elif not self.silent:
@@ -134,6 +138,7 @@ class ProgressMeter:
             self.bar.close()
 
     def _print_line(self, text: str) -> None:
+        text = replace_undecodable(text)
         if self.total:
             text = f"{(self.done + self.skipped) / self.total:4.0%}, {text}"
         if self.total and self.show_times and self.done:

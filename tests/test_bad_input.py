@@ -372,6 +372,7 @@ def test_invalid_files_are_one_line_and_unchanged(case, capsys, tmp_path):
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     arguments = [argument.replace("{here}", str(tmp_path)) for argument in arguments]
     status = run_train(
+        f"--config={ROOT}/configs/digits.py",
         f"--config.dataset=folder:{tmp_path}",
         "--config.batch_size=8",
         "--config.model=cifar_resnet8",

@@ -145,6 +145,8 @@ def test_expressions_are_those_of_tfds_on_the_digits():
 def test_keys_without_effect_are_refused():
     with pytest.raises(UserError, match="label_key have no effect on digits, whose images"):
         load_dataset("digits", keys=FeatureKeys(label="label"))
+    with pytest.raises(UserError, match="label_key have no effect on digits, whose images"):
+        load_split("digits", keys=FeatureKeys(label="label"))
 
 
 def test_noise_has_no_expressions():
@@ -216,8 +218,8 @@ def test_overlapping_folders_are_refused(tmp_path):
 def test_dataset_says_which_splits_it_uses(tmp_path):
     dataset = load_dataset(write_images(tmp_path, "train", "val", "test"))
     assert dataset.describe_splits().splitlines()[-1] == (
-        "splits: trained on train (20 examples); val (20 examples) evaluated during training and"
-        " chooses @best; test (20 examples) evaluated at the end"
+        "splits: trained on train (20 examples); val (20 examples) is evaluated during training and"
+        " chooses @best; test (20 examples) is evaluated at the end"
     )
 
 

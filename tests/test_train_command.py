@@ -92,7 +92,7 @@ def test_piped_output_consists_of_complete_lines(run):
     assert "\r" not in done.stdout
     lines = done.stdout.splitlines()
     assert lines[0] == (
-        "splits: trained on train (1437 examples); test (360 examples) evaluated during training"
+        "splits: trained on train (1437 examples); test (360 examples) is evaluated during training"
         " and chooses @best"
     )
     assert lines[1].startswith("convolutions: ")

@@ -1,6 +1,7 @@
 """Everything that `resflax evaluate` needs: the members, the examples, and how they fit."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from resflax.data import load_split
 from resflax.data.location import FeatureKeys
 from resflax.data.roles import SplitChoice
 from resflax.data.source import Source
+from resflax.data.split_names import kind_of_split
+from resflax.data.splits import HELD_OUT
 from resflax.errors import UserError
 from resflax.evaluate.calibrated import MAX_KEPT_BYTES
 from resflax.evaluate.classes import (
@@ -113,7 +116,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     cross_validate = _cross_validates(args, held_out, len(members.names), label_map, len(source))
     return Plan(
         members=members,
-        selection=_selection(args.where, bool(config)),
+        selection=_selection(args, networks, bool(config)),
         dataset=args.dataset or config["dataset"],
         source=source,
         on_bad_example=on_bad_example,
@@ -158,8 +161,14 @@ def _open_source(
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
         splits=SplitChoice.from_config(data) if config else None,
-        keys=FeatureKeys.from_config(data),
+        keys=_keys(args, data),
     )
+
+
+def _keys(args: argparse.Namespace, data: dict[str, Any]) -> FeatureKeys:
+    """Returns the names of image and label: those of the command, else those of the run."""
+    own = FeatureKeys.from_config(data)
+    return FeatureKeys(args.image_key or own.image, args.label_key or own.label)
 
 
 def _cross_validates(
@@ -188,19 +197,23 @@ def _cross_validates(
     return False
 
 
-def _selection(wheres: list[str], own_split: bool) -> str:
-    """Returns by which split the checkpoints were chosen."""
-    return "; ".join(dict.fromkeys(_selection_of(where, own_split) for where in wheres))
+def _selection(args: argparse.Namespace, networks: Sequence[Weights], is_own: bool) -> str:
+    """Returns by which split the checkpoints were chosen; `is_own`: their own dataset."""
+    keys = {key for network in networks for key in network.evaluation}
+    by = "validation" if any("validation_" in key for key in keys) else "test"
+    evaluated = "validation" if args.split == HELD_OUT else kind_of_split(args.split) or "test"
+    is_seen = is_own and by in ("test", evaluated)
+    return "; ".join(dict.fromkeys(_selection_of(where, by, is_seen) for where in args.where))
 
 
-def _selection_of(where: str, own_split: bool) -> str:
+def _selection_of(where: str, by: str, is_seen: bool) -> str:
     found = split_checkpoint(where)
     if found is None:
         return "not known for these weights"
     if found.checkpoint != BEST:
         return f"by its position in the run ({found.checkpoint}), not by a split"
-    optimistic = ", so the results below are optimistic" if own_split else ""
-    return f"by the accuracy on the run's own test split{optimistic}"
+    optimistic = ", so the results below are optimistic" if is_seen else ""
+    return f"by the accuracy on the run's own {by} split{optimistic}"
 
 
 def describe(plan: Plan) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from resflax.cli.config_values import set_values, takes_text
+from resflax.cli.dataset_recipe import find_recipe_of, workdir_name
 from resflax.cli.recipe import load_recipe, split_recipe
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError
@@ -17,7 +18,7 @@ from resflax.train.launch import RESUME
 from resflax.train.unknown_keys import unknown_flag
 from resflax.train.unused_keys import reset_unused
 
-DEFAULT_RECIPE = "configs/digits.py"
+DEFAULT_RECIPE, DEFAULT_DATASET = "configs/digits.py", "digits"
 CONFIG_FLAG = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 RECIPE_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 
@@ -27,11 +28,11 @@ class TrainCommand(NamedTuple):
 
     Attributes:
       config: the recipe, with the values of the command line.
-      name: name of the config file, with its argument.
+      name: name of the config file, with its argument; without one, of the dataset.
       workdir: "" if not given.
       resume: "auto" or "never".
       distributed: arguments for several processes.
-      notes: lines on keys of the recipe that keys of the command line leave without effect.
+      notes: lines on the recipe, and on its keys that the command line leaves without effect.
     """
 
     config: ConfigDict
@@ -62,7 +63,7 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
 
     Args:
       arguments: without the program's name.
-      default: recipe to use if there is no `--config`; None if it is required.
+      default: recipe for the digits if there is no `--config`; None if it is required.
 
     Raises:
       UserError: on anything that cannot be parsed.
@@ -92,15 +93,20 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
         raise UserError(f"--config is given {len(words.recipes)} times: expected one file")
     if not words.recipes and default is None:
         raise UserError("a recipe is required: --config=FILE")
-    recipe = words.recipes[0] if words.recipes else str(default)
     distributed = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
     ).from_env()
     distributed.validate()
-    config = load_recipe(recipe)
-    notes = _set_values(config, words.texts)
-    path, argument = split_recipe(recipe)
-    name = f"{path.stem}{argument}"
+    recipe = next(iter(words.recipes), str(default))
+    dataset, notes = words.texts.get("dataset") or DEFAULT_DATASET, tuple[str, ...]()
+    if words.recipes or dataset == DEFAULT_DATASET:
+        path, argument = split_recipe(recipe)
+        config, name = load_recipe(recipe), f"{path.stem}{argument}"
+    else:
+        workdir = args.workdir if args.resume == "auto" else ""
+        config, notes = find_recipe_of(words.texts, workdir)
+        name = workdir_name(dataset)
+    notes += _set_values(config, words.texts)
     return TrainCommand(config, name, args.workdir, args.resume, distributed, notes)
 
 

@@ -24,7 +24,7 @@ from resflax.cli.output_files import (
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import check_images, find_images
 from resflax.data.source import ON_BAD_EXAMPLE
-from resflax.errors import Parser, UserError
+from resflax.errors import Parser, UserError, printable
 from resflax.files import path_type, where_type
 from resflax.runtime import enable_compilation_cache
 from resflax.weights import Weights, adapt_weights, read_ensemble
@@ -228,13 +228,13 @@ def _open_writers(
 @contextlib.contextmanager
 def _open_table(paths: Sequence[str]) -> Iterator[Callable[[OutputBatch], None]]:
     """Yields a function that adds the predictions of a batch; at the end prints them."""
-    width, lines = max(map(len, paths)), list[str]()
+    width, lines = max(len(printable(path)) for path in paths), list[str]()
 
     def add(batch: OutputBatch) -> None:
         for path, predictions, uncertainty in zip(
             batch.paths, batch.predictions, batch.uncertainties, strict=True
         ):
-            note = _describe(uncertainty) if uncertainty else ""
+            path, note = printable(path), _describe(uncertainty) if uncertainty else ""
             if len(paths) > MAX_DETAILED:
                 lines.append(f"{path:{width}}  {_cell(predictions[0])}{note and f'  ({note})'}")
             else:

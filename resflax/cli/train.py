@@ -3,8 +3,10 @@
     resflax train --config=configs/digits.py --workdir=runs/digits --config.seed=1
     python train.py ...   # the same, in a checkout
 
-Every key of the config can be set on the command line: `--config.model=cifar_resnet56`. Without a
-config, the recipe is `configs/digits.py`; without a workdir, it is a new one under `runs/`.
+Every key of the config can be set on the command line: `--config.model=cifar_resnet56`. Without
+`--config`, the recipe for the digits is `configs/digits.py`; for other datasets it is chosen from
+number, sizes and classes of the training images, and printed, or it is that of the run in the
+workdir. Without a workdir, it is a new one under `runs/`, named after the recipe or the dataset.
 
 The same command with the same workdir resumes from the last checkpoint; `--resume=never` starts a
 new run in `WORKDIR-2`. SIGTERM and Ctrl-C stop a run after the current step and save it.
@@ -29,7 +31,6 @@ def main(arguments: list[str]) -> None:
 def train(arguments: list[str]) -> None:
     """Trains the config of a command line."""
     from resflax.cli.flags import parse  # a second of imports, which --help does without
-    from resflax.distributed.processes import is_main_process
     from resflax.run.signals import Interrupt, InterruptedRunError
     from resflax.runtime import enable_compilation_cache
     from resflax.train import check_config, fit
@@ -41,9 +42,13 @@ def train(arguments: list[str]) -> None:
         command.distributed.initialize()
         interrupt.forward = command.distributed.distributed
         enable_compilation_cache()
-        if is_main_process():
-            print(*command.notes, sep="\n", end="\n" * bool(command.notes))
         workdir = command.workdir or default_workdir(command.name)
-        fit(command.config, workdir, resume=command.resume, interrupt=interrupt)
+        fit(
+            command.config,
+            workdir,
+            resume=command.resume,
+            interrupt=interrupt,
+            notes=command.notes,
+        )
         if interrupt.received:
             raise InterruptedRunError(interrupt.received, "the run had already finished")

@@ -56,17 +56,14 @@ class Dataset:
 
     def describe_splits(self) -> str:
         """Returns lines that say which examples are for training, validation and testing."""
-        train, test = (
-            _describe(*pair)
-            for pair in ((self.names.train, self.train), (self.names.test, self.test))
+        pairs = zip(self.names, (self.train, self.validation, self.test), strict=True)
+        train, validation, test = (
+            f"{name} ({quantity(len(split), 'example')})" if split is not None else ""
+            for name, split in pairs
         )
-        line = f"splits: trained on {train}; {test} evaluated during training and chooses @best"
-        if self.validation is not None:
-            validation = _describe(self.names.validation, self.validation)
-            line = (
-                f"splits: trained on {train}; {validation} evaluated during training and"
-                f" chooses @best; {test} evaluated at the end"
-            )
+        evaluated = f"{validation or test} is evaluated during training and chooses @best"
+        at_end = f"; {test} is evaluated at the end" if validation else ""
+        line = f"splits: trained on {train}; {evaluated}{at_end}"
         return f"{self.note}\n{line}" if self.note else line
 
     @property
@@ -117,10 +114,6 @@ class Dataset:
             skipped = split.skipped
             lines += skipped.values() if isinstance(skipped, dict) else skipped
         return lines
-
-
-def _describe(name: str, split: Any) -> str:
-    return f"{name} ({quantity(len(split), 'example')})"
 
 
 def load_dataset(

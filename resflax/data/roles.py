@@ -109,8 +109,14 @@ def _with_held_out(
     own = SplitNames(names.train + f", without held-out {share:g}", "", names.test)
     name = f"{names.train}, held-out {share:g}"
     if test is None:
-        return Roles(train, None, held_out, own._replace(test=name), "test", found.note)
-    note = found.note
-    if names.validation:
-        note = f"{note}; " * bool(note) + f"the split {names.validation} is not used"
+        reason = f"no test split: {share:.0%} of each class of the training split are held out"
+        return Roles(
+            train, None, held_out, own._replace(test=name), "test", _join(found.note, reason)
+        )
+    reason = names.validation and f"the split {names.validation} is not used"
+    note = _join(found.note, reason)
     return Roles(train, held_out, test, own._replace(validation=name), "validation", note)
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(filter(None, notes))

@@ -51,6 +51,7 @@ def fit(
     resume: str = "auto",
     interrupt: Interrupt | None = None,
     silent: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Trains a config, or resumes its run, and returns the results.
 
@@ -64,6 +65,7 @@ def fit(
         in the first unused directory of `workdir`, `workdir`-2, ...
       interrupt: stops the run after a signal; by default signals are not handled.
       silent: print nothing.
+      notes: lines that are printed before those of the run.
 
     Raises:
       UserError: if the config is invalid, does not fit dataset, devices or workdir; if a loss is
@@ -97,6 +99,8 @@ def fit(
                 progress.print(
                     "the checkpoint does not record its data: resuming without comparing them"
                 )
+            for note in notes:
+                progress.print(note)
             results = _train(Trainer(run), path, progress, interrupt)
         progress.close()
         progress.print(_summary(results, path))

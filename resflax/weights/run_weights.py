@@ -213,9 +213,10 @@ def _describe(
     """Returns which checkpoint and member the weights are."""
     text = f"{'last checkpoint' if name == LAST else 'checkpoint'} (step {checkpoint.step})"
     if name == BEST:
+        split = "validation" if "validation" in checkpoint.metrics else "test"
         text = (
             f"best checkpoint (step {checkpoint.step}, accuracy {checkpoint.accuracy:.4f} on the"
-            " test split, by which it was chosen)"
+            f" {split} split, by which it was chosen)"
         )
     if member is None or ensemble is None:
         return text
