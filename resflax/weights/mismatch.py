@@ -68,7 +68,8 @@ def find_network(arrays: Mapping[str, np.ndarray]) -> str:
         for name, spec in _candidates(channels)
         if _channels_of_spec(spec) == channels and _traits_of_spec(spec) == traits
     }
-    return max(scores, key=lambda name: (scores[name], -len(name)), default="")
+    # Plain networks have the parameters of those with parameter-free shortcuts, which are likelier.
+    return max(scores, key=lambda name: (scores[name], "plain" not in name, -len(name)), default="")
 
 
 def network_name(spec: Spec) -> str:
