@@ -313,7 +313,6 @@ FILES = {
         "test/c: is a class that the training",
     ),
     "class without images": ({"train/c/.hidden": b""}, [], "train/c"),
-    "no test split": ({"test": None}, [], "has only a training split"),
     "fewer images than a batch": ({}, ["--config.batch_size=64"], "larger than the train split"),
     "empty weights": (
         {"w.safetensors": b""},
