@@ -370,3 +370,39 @@ def test_steps_saved_again_are_not_taken_for_corrupt(tmp_path, monkeypatch, spy)
     assert len(checkpointer.warnings) == 2
     assert step_names(folder) == ["1", "2", "3"]
     assert step_names(tmp_path / "damaged") == ["2", "3"]
+
+
+@pytest.mark.parametrize("killed", ["before the new one", "in the new one", "after the new one"])
+def test_replaced_checkpoint_survives_a_kill(killed, state, template, tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(folder, state, 5)
+    (folder / "5").rename(folder / "5.replaced")
+    if killed != "before the new one":
+        save(tmp_path / "other", state_at(state, 2), 5)
+        shutil.copytree(tmp_path / "other" / "5", folder / "5")
+    if killed == "in the new one":
+        (folder / "5" / "checksums.json").unlink()
+    checkpointer = Checkpointer(folder, 3)
+    restored = checkpointer.restore(template)
+    checkpointer.close()
+    assert checkpointer.warnings == []
+    assert [path.name for path in folder.iterdir()] == ["5"]
+    expected = state_at(state_at(state, 2) if killed == "after the new one" else state, 5)
+    assert_same(restored.tree["state"], expected)
+
+
+def test_checkpoint_of_a_step_is_there_until_it_is_replaced(state, template, tmp_path, monkeypatch):
+    save(tmp_path, state, 5)
+    checkpointer = Checkpointer(tmp_path, 3)
+    tree = {"state": state_at(state, 6), "eval_batch_stats": {}}
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpointer_module, "write_manifest", fail)
+    checkpointer.save(Checkpoint(5, tree, {"step": 5}), None)
+    with pytest.raises(UserError, match="the checkpoint at step 5 is intact"):
+        checkpointer.close()
+    monkeypatch.undo()
+    restored = Checkpointer(tmp_path, 3).restore(template)
+    assert_same(restored.tree["state"], state_at(state, 5))

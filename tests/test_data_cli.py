@@ -131,3 +131,13 @@ def test_recipes_are_valid_configs(path):
         schedule = build_schedule(config, 50_000)
         assert float(schedule(0)) <= config.learning_rate * (1 + 1e-6)
         assert jax.numpy.isfinite(schedule(10**5))
+
+
+def test_show_on_a_full_disk_is_one_line(monkeypatch, tmp_path):
+    def fail(config, out):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resflax.cli.data.show_batch", fail)
+    message = f"{tmp_path}/a.png cannot be written: No space left on device: free disk space"
+    with pytest.raises(UserError, match=message):
+        main(["show", "--config=configs/digits.py", f"--out={tmp_path}/a.png"])

@@ -30,8 +30,7 @@ def test_recipes_are_valid_and_leave_the_keys_given_alone(given):
         changes = general_recipe(facts, given)
         assert not set(changes) & set(given)
         config = default_config()
-        config.dataset = "folder:D"
-        config.update_from_flattened_dict(changes | given)
+        config.update_from_flattened_dict({"dataset": "folder:photos"} | changes | given)
         check_config(config)
         assert config.batch_size <= facts.examples
 

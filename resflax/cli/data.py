@@ -8,7 +8,7 @@ from absl import logging
 from resflax.cli.flags import parse
 from resflax.cli.show_batch import show_batch
 from resflax.errors import Parser, UserError, unknown
-from resflax.files import user_path, where_type
+from resflax.files import disk_errors_as_user_error, user_path, where_type
 from resflax.train import check_config
 
 USAGE = """usage: resflax data {prepare,show} ...
@@ -75,7 +75,9 @@ def show_main(arguments: list[str]) -> None:
         raise UserError("show takes no --workdir: it writes the picture of --out only")
     check_config(command.config)
     print(*command.notes, sep="\n", end="\n" * bool(command.notes))
-    show_batch(command.config, out)
+    advice = "free disk space, or choose another --out"
+    with disk_errors_as_user_error(f"{out} cannot be written", lambda: advice):
+        show_batch(command.config, out)
     print(f"saved {out}")
 
 

@@ -31,6 +31,7 @@ are the members of one ensemble, whose probabilities are averaged."""
 DATASETS = """datasets:
   digits, fashion_mnist, imagenet2012, ...  the included digits, or a prepared TFDS dataset
   folder:PATH                    PATH/test/CLASS/*.jpg, PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg
+  csv:FILE, hf:PATH              a table of paths and labels; a Hugging Face dataset on disk
   folder:PATH --labels-file=FILE PATH/*.jpg with labels in a file: one 0-based index, synset or
                                  class name per line, in the order of the sorted file names; a CSV
                                  with the columns path,label; or the development kit's
@@ -105,7 +106,12 @@ def _parser() -> Parser:
     add("--model", metavar="NAME", help="model name of a weights file")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the run")
-    add("--split", default="", help="default: the test or validation split")
+    text = "a split, a TFDS split expression, or what a run used its data for: train, validation,"
+    text += " test or held-out; default: the test or validation split"
+    add("--split", default="", help=text)
+    for kind in ("image", "label"):
+        text = f"name of the {kind} in the examples of TFDS and hf:; default: that of the run"
+        add(f"--{kind}-key", default="", metavar="NAME", help=text)
     add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
     text = "labels of images without class folders"
     add("--labels-file", default="", metavar="FILE", type=where_type, help=text)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from resflax.cli.dataset_facts import DatasetFacts
 
-# Side of training images of other sizes, by the model's stem: "cifar" keeps the resolution.
+# Side of images that are not kept in memory, by the model's stem: "cifar" keeps the resolution.
 CIFAR_SIZE, IMAGENET_SIZE = 64, 224
 
 
@@ -28,6 +28,9 @@ BUCKETS = (
     Row(20_000, 128, 30),
     Row(float("inf"), 128, 90),
 )
+# Larger sets get Inception crops. These can cut off what an image shows, and few images then teach
+# a network too little.
+MAX_SQUASHED = 5_000
 WARMUP_SHARE = 0.05  # of the epochs
 EVALUATIONS = 30  # at most, during a run
 
@@ -72,14 +75,22 @@ def _optimizer_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_keys(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> dict[str, Any]:
-    one_size = facts.image_size is not None
+    size = _image_size(facts, given, stem)
+    keys: dict[str, Any] = {"data.image_size": size, "data.flip": True}
+    if given.get("pretrained") or (size and facts.examples > MAX_SQUASHED):
+        return keys
+    if size:
+        keys["data.train_crop"] = "squash"
+    if given.get("data.train_crop") != "inception":
+        keys["data.pad_crop"] = (size or min(facts.image_size or (0,))) // 8
+    return keys
+
+
+def _image_size(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> int:
+    if "data.image_size" in given:
+        return int(given["data.image_size"])
     if given.get("pretrained"):
-        size = -1  # the pretrained model's
-    elif one_size:
-        size = 0
-    else:
-        size = CIFAR_SIZE if stem == "cifar" else IMAGENET_SIZE
-    if not given.get("data.image_size", size):
-        sides = facts.image_size or (CIFAR_SIZE,)
-        return {"data.image_size": size, "data.pad_crop": min(sides) // 8, "data.flip": True}
-    return {"data.image_size": size, "data.flip": True}
+        return -1  # the pretrained model's
+    if facts.image_size is not None:
+        return 0
+    return CIFAR_SIZE if stem == "cifar" else IMAGENET_SIZE

@@ -1,6 +1,7 @@
 """Saves and restores the checkpoints of a run, and verifies them in the background."""
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from resflax.run.manifest import (
     write_manifest,
 )
 
+# Suffix of the directory of a checkpoint while a new one of the same step is written.
+REPLACED = ".replaced"
 METRIC, STEP = "accuracy", "step"
 
 
@@ -79,6 +82,7 @@ class Checkpointer:
         self._error: BaseException | None = None
         with self._disk_errors("opened"):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._restore_replaced()
             self._checksums = self._find_latest()
             self._manager = ocp.CheckpointManager(
                 self.folder, options=_manager_options(max_to_keep, keep_steps)
@@ -98,6 +102,17 @@ class Checkpointer:
         errors = (OSError, ValueError, RuntimeError)
         with disk_errors_as_user_error(what, advice, errors=errors):
             yield
+
+    def _restore_replaced(self) -> None:
+        """Restores the checkpoints whose replacement a killed process did not complete."""
+        for replaced in self.folder.glob(f"*{REPLACED}"):
+            folder = replaced.with_suffix("")
+            try:
+                verify_manifest(folder)
+                shutil.rmtree(replaced)
+            except CorruptCheckpointError:
+                shutil.rmtree(folder, ignore_errors=True)
+                replaced.rename(folder)
 
     def _find_latest(self) -> dict[str, str]:
         """Finds the latest valid step; returns the checksums of its arrays.
@@ -205,7 +220,9 @@ class Checkpointer:
         with self._disk_errors("written"):
             self._quarantine_corrupt()
             if step in list_steps(self.folder):
-                self._manager.delete(step)
+                # Kept until the new one is complete: there may be no other.
+                (self.folder / str(step)).rename(self.folder / f"{step}{REPLACED}")
+                self._manager.reload()
             self._manager.save(step, args=args, metrics=metrics, force=True)
         self._thread = threading.Thread(target=self._finish, args=(step, tree), name="manifest")
         self._thread.start()
@@ -217,6 +234,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
             write_manifest(self.folder / str(step), checksums)
             self.latest = step
+            shutil.rmtree(self.folder / f"{step}{REPLACED}", ignore_errors=True)
         except BaseException as e:  # raised by `wait`
             self._error = e
 

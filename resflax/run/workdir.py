@@ -227,7 +227,8 @@ class Workdir:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "results.json").rename(self.path / f"results-{old}-{key}.json")
 
-    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+    def disk_errors(self) -> contextlib.AbstractContextManager[None]:
+        """Turns errors while writing a file in the directory into a `UserError` of one line."""
         return disk_errors_as_user_error(
             f"workdir {self.path} cannot be written",
             lambda: f"the last checkpoint is intact; make room, or choose another {self.option}",
@@ -236,26 +237,26 @@ class Workdir:
     def add_record(self, record: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
         if self.writes:
-            with self._disk_errors():
+            with self.disk_errors():
                 self.records.add(record)
 
     def truncate_records(self, count: int, sha256: str, step: int) -> str:
         """Calls `Records.truncate_to`."""
         if not self.writes:
             return ""
-        with self._disk_errors():
+        with self.disk_errors():
             return self.records.truncate_to(count, sha256, step)
 
     def write_skipped(self, examples: list[str]) -> None:
         """Writes `skipped.txt`, one line per skipped example; no file if there are none."""
         if examples and self.writes:
-            with self._disk_errors():
+            with self.disk_errors():
                 write_atomic(self.path / "skipped.txt", encode_text("\n".join([*examples, ""])))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes `results.json`."""
         if self.writes:
-            with self._disk_errors():
+            with self.disk_errors():
                 text = json.dumps(results, indent=2) + "\n"
                 write_atomic(self.path / "results.json", text.encode())
 

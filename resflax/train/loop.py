@@ -339,7 +339,8 @@ class TrainingLoop:
             accuracies = describe_accuracies(self.state)
             title = f"{self.trainer.title}, {accuracies}"
             path, labels = self.workdir.path / "curves.png", member_labels(self.config)
-            draw_curves(self.workdir.records.all(), path, title, labels)
+            with self.workdir.disk_errors():
+                draw_curves(self.workdir.records.all(), path, title, labels)
         results = make_results(
             self.trainer.run,
             self.state,
