@@ -94,7 +94,7 @@ ARGUMENTS = {
     "workdir below a file": (["--workdir=README.md/run"], "cannot be written"),
     "unknown resume": (
         ["--resume=sometimes"],
-        "unknown --resume 'sometimes': expected one of auto, never",
+        "--resume is 'sometimes': expected auto or never",
     ),
     "one checkpoint to keep": (
         ["--config.checkpoint_max_to_keep=1"],
