@@ -1,5 +1,6 @@
 """Hugging Face datasets on disk: Parquet files and the folders of `save_to_disk`, by pyarrow."""
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -8,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import run_command
 from helpers.image_folders import constant_image, encode_png
+from helpers.workdirs import CONFIG, SavedStep, write_workdir
 
 from resflax import UserError
 from resflax.data import load_dataset, load_split
@@ -16,6 +19,12 @@ from resflax.data.location import FeatureKeys
 from resflax.data.roles import SplitChoice
 
 NAMES = ("a", "b", "c")
+COLOR = CONFIG._replace(
+    spec=CONFIG.spec.override(num_classes=3),
+    channels=3,
+    labels=NAMES,
+    preprocess=dataclasses.replace(CONFIG.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3),
+)
 
 
 def make_table(values, *, names=NAMES, image="img", label="label", extra=(), labels=None):
@@ -281,6 +290,16 @@ def test_columns_can_be_chosen(tmp_path):
         UserError, match="label_key is 'x', which is not a column of .*: expected o"
     ):
         load_dataset(name, keys=FeatureKeys(label="x"))
+
+
+def test_evaluation_takes_names_of_columns(tmp_path, capsys):
+    write_two_labels(tmp_path)
+    workdir = str(write_workdir(tmp_path / "run", SavedStep(1), config=COLOR))
+    arguments = ("evaluate", workdir, f"--dataset=hf:{tmp_path}", "--split=train[:10]")
+    assert run_command(*arguments) == 2
+    assert "choose one with --config.data.label_key=coarse (evaluate: --" in capsys.readouterr().err
+    run_command(*arguments, "--label-key=fine", "--calibrate=none")
+    assert "train[:10], 10 examples of 3 classes" in capsys.readouterr().out
 
 
 def test_missing_library_names_the_extra(tmp_path, monkeypatch):

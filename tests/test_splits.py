@@ -145,6 +145,8 @@ def test_expressions_are_those_of_tfds_on_the_digits():
 def test_keys_without_effect_are_refused():
     with pytest.raises(UserError, match="label_key have no effect on digits, whose images"):
         load_dataset("digits", keys=FeatureKeys(label="label"))
+    with pytest.raises(UserError, match="label_key have no effect on digits, whose images"):
+        load_split("digits", keys=FeatureKeys(label="label"))
 
 
 def test_noise_has_no_expressions():

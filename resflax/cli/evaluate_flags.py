@@ -31,6 +31,7 @@ are the members of one ensemble, whose probabilities are averaged."""
 DATASETS = """datasets:
   digits, fashion_mnist, imagenet2012, ...  the included digits, or a prepared TFDS dataset
   folder:PATH                    PATH/test/CLASS/*.jpg, PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg
+  csv:FILE, hf:PATH              a table of paths and labels; a Hugging Face dataset on disk
   folder:PATH --labels-file=FILE PATH/*.jpg with labels in a file: one 0-based index, synset or
                                  class name per line, in the order of the sorted file names; a CSV
                                  with the columns path,label; or the development kit's
@@ -68,9 +69,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_uncertainty(args: argparse.Namespace) -> None:
-    if args.conformal and not 0 < args.conformal < 1:
+    if args.conformal is not None and not 0 < args.conformal < 1:
         raise UserError(f"--conformal is {args.conformal:g}: expected a number between 0 and 1")
-    if args.select < 0:
+    if args.select is not None and args.select < 1:
         raise UserError(f"--select is {args.select}: expected the number of members, 1 or more")
     if args.select and args.calibrate in ("test", "none"):
         raise UserError(
@@ -86,6 +87,8 @@ def _check_uncertainty(args: argparse.Namespace) -> None:
         raise UserError(
             "--select chooses networks, and --mc-dropout takes samples of one: expected one of them"
         )
+    if "" in args.ood:
+        raise UserError("--ood is '': expected the name of a dataset, such as folder:PATH")
     if len(set(args.ood)) < len(args.ood):
         raise UserError("--ood has a dataset twice: expected different ones")
 
@@ -103,7 +106,12 @@ def _parser() -> Parser:
     add("--model", metavar="NAME", help="model name of a weights file")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the run")
-    add("--split", default="", help="default: the test or validation split")
+    text = "a split, a TFDS split expression, or what a run used its data for: train, validation,"
+    text += " test or held-out; default: the test or validation split"
+    add("--split", default="", help=text)
+    for kind in ("image", "label"):
+        text = f"name of the {kind} in the examples of TFDS and hf:; default: that of the run"
+        add(f"--{kind}-key", default="", metavar="NAME", help=text)
     add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
     text = "labels of images without class folders"
     add("--labels-file", default="", metavar="FILE", type=where_type, help=text)
@@ -185,7 +193,6 @@ def _add_uncertainty(parser: Parser) -> None:
     add(
         "--conformal",
         type=float,
-        default=0.0,
         metavar="ALPHA",
         help="also report conformal sets, which miss the label with probability ALPHA",
     )
@@ -199,7 +206,6 @@ def _add_uncertainty(parser: Parser) -> None:
     add(
         "--select",
         type=int,
-        default=0,
         metavar="K",
         help="select K members greedily on held-out training data",
     )

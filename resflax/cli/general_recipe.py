@@ -18,8 +18,8 @@ class Row(NamedTuple):
     learning_rate: float  # of SGD
 
 
-# From scratch, a network needs about a thousand steps however few the images are. Small batches make
-# these cheap.
+# From scratch, a network needs about a thousand steps, however few the images are. Small batches
+# make these cheap.
 BUCKETS = (
     Row(50, 8, 200, 0.05),
     Row(100, 8, 100, 0.05),

@@ -11,6 +11,7 @@ from typing import Any
 
 from resflax.cli.evaluate_flags import check_image_size, check_out_dir, with_dashes
 from resflax.data import StreamingSplit, load_split
+from resflax.data.location import FeatureKeys
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.evaluate.classifier import Classifier, full_batch_size
@@ -61,11 +62,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="resflax probe", description=DESCRIPTION)
     add = parser.add_argument
     add("where", metavar="WHERE", type=where_type, help="the model, as in resflax evaluate")
-    add("--dataset", metavar="NAME", required=True, help="digits, a TFDS name, or folder:PATH")
+    text = "digits, a TFDS name, folder:PATH, csv:FILE or hf:PATH"
+    add("--dataset", metavar="NAME", required=True, help=text)
     add("--model", metavar="NAME", help="model name of a weights file")
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--train-split", default="train", help="default: train")
     add("--split", default="", help="default: the test or validation split")
+    for kind in ("image", "label"):
+        text = f"name of the {kind} in the examples of TFDS and hf:"
+        add(f"--{kind}-key", default="", metavar="NAME", help=text)
     add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
     add("--out", type=path_type, metavar="DIR", help="write probe.json to DIR")
     add("--c", type=float, metavar="C", help="inverse regularization strength; no cross validation")
@@ -142,6 +147,7 @@ def _open_sources(args: argparse.Namespace) -> list[Source]:
             split,
             data_dir=args.data_dir,
             on_bad_example=args.on_bad_example,
+            keys=FeatureKeys(args.image_key, args.label_key),
         )
         for split in (args.train_split, args.split)
     ]

@@ -132,9 +132,10 @@ def _choose(
     if not candidates:
         raise UserError(
             f"{name} has the columns {', '.join(columns)}, of which none has {kind}s: choose one"
-            f" with --config.data.{kind}_key={columns[-1] if columns else 'NAME'}"
+            f" with --config.data.{kind}_key={columns[-1] if columns else 'NAME'} (evaluate:"
+            f" --{kind}-key)"
         )
     raise UserError(
         f"{name} has several columns with {kind}s, {', '.join(candidates)}: choose one with"
-        f" --config.data.{kind}_key={candidates[0]}"
+        f" --config.data.{kind}_key={candidates[0]} (evaluate: --{kind}-key)"
     )

@@ -60,12 +60,7 @@ def open_splits(location: Location, chosen: Mapping[str, str]) -> SplitSources:
       UserError: if there is no training split, a split cannot be opened, or two given splits have
         common examples.
     """
-    kind, chosen = kind_of(location.name), {k: name for k, name in chosen.items() if name}
-    if location.keys != DEFAULT_KEYS and not kind.has_keys:
-        raise UserError(
-            "config.data.image_key and config.data.label_key have no effect on"
-            f" {location.name}, whose images and labels have no names: leave them out"
-        )
+    kind, chosen = _checked_kind(location), {k: name for k, name in chosen.items() if name}
     sources = kind.open_splits(location, chosen)
     names = dict(sources.names)
     for role in ("validation", "test"):
@@ -86,6 +81,26 @@ def open_splits(location: Location, chosen: Mapping[str, str]) -> SplitSources:
         test=sources.test if names["test"] else None,
         names=names,
     )
+
+
+def open_split(location: Location, split: str) -> Source:
+    """Opens one split of a dataset; "" is the test split, or else the validation split.
+
+    Raises:
+      UserError: if it cannot be opened.
+    """
+    return _checked_kind(location).open_split(location, split)
+
+
+def _checked_kind(location: Location) -> Kind:
+    """Returns the kind of a dataset; raises `UserError` if its keys have no effect."""
+    kind = kind_of(location.name)
+    if location.keys != DEFAULT_KEYS and not kind.has_keys:
+        raise UserError(
+            "config.data.image_key and config.data.label_key have no effect on"
+            f" {location.name}, whose images and labels have no names: leave them out"
+        )
+    return kind
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from resflax.data.flat_folder import open_flat_folder
 from resflax.data.folder_splits import split_folder
-from resflax.data.kinds import FOLDER_PREFIX, folder_errors_as_user_error, kind_of
+from resflax.data.kinds import FOLDER_PREFIX, folder_errors_as_user_error, open_split
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys, Location
 from resflax.data.roles import Roles, SplitChoice, open_roles
 from resflax.data.source import Source, check_on_bad_example
@@ -61,7 +61,7 @@ def load_split(
     location = Location(name, data_dir, on_bad_example, seed, keys)
     if splits is not None and split in ROLES:
         return _open_role(open_roles(location, splits), split)
-    return kind_of(name).open_split(location, split)
+    return open_split(location, split)
 
 
 def _open_role(roles: Roles, split: str) -> Source:

@@ -189,7 +189,9 @@ def find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name.split(":")[0].split("/")[0] not in known:
         if Path(name).is_dir():
             raise UserError(f"unknown dataset {name!r}: the folder of this name is folder:{name}")
-        raise unknown("dataset", name, [Digits.name, "folder:PATH", *sorted(known)])
+        raise unknown(
+            "dataset", name, [Digits.name, "folder:PATH", "csv:FILE", "hf:PATH", *sorted(known)]
+        )
     folder = data_dir or tfds.core.constants.DATA_DIR
     flag = f" --data_dir={shlex.quote(str(folder))}" if data_dir else ""
     raise UserError(
@@ -221,5 +223,6 @@ def _choose_feature(name: str, builder: tfds.core.DatasetBuilder, kind: str, cho
         raise UserError(
             f"dataset {name!r} has several features of type {feature_type.__name__},"
             f" {', '.join(sorted(names))}: choose one with --config.data.{kind}_key={names[0]}"
+            f" (evaluate: --{kind}-key)"
         )
     return names[0] if len(names) == 1 else str(supervised)

@@ -41,7 +41,9 @@ from resflax.train.unused_keys import check_unused
 from resflax.zoo.registry import DTYPES
 
 RULES: dict[str, Rule] = {
-    "dataset": Rule("folder:PATH, digits, or a name of TensorFlow Datasets", bool),
+    "dataset": Rule(
+        "folder:PATH, csv:FILE, hf:PATH, digits, or a name of TensorFlow Datasets", bool
+    ),
     "seed": SEED,
     "epochs": COUNT_OR_ZERO,
     "batch_size": COUNT,
