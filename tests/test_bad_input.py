@@ -94,7 +94,7 @@ ARGUMENTS = {
     "workdir below a file": (["--workdir=README.md/run"], "cannot be written"),
     "unknown resume": (
         ["--resume=sometimes"],
-        "unknown --resume 'sometimes': expected one of auto, never",
+        "--resume is 'sometimes': expected auto or never",
     ),
     "one checkpoint to keep": (
         ["--config.checkpoint_max_to_keep=1"],
@@ -313,7 +313,6 @@ FILES = {
         "test/c: is a class that the training",
     ),
     "class without images": ({"train/c/.hidden": b""}, [], "train/c"),
-    "no test split": ({"test": None}, [], "has only a training split"),
     "fewer images than a batch": ({}, ["--config.batch_size=64"], "larger than the train split"),
     "empty weights": (
         {"w.safetensors": b""},

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ SMALL_MODEL += [
     "--config.spec.widths=(4,)",
     "--config.spec.stem_width=4",
 ]
+ROOT = Path(__file__).parents[1]
 SKIP = "--config.data.on_bad_example=skip"
 
 
@@ -74,7 +76,8 @@ def corrupt(tmp_path_factory):
 
 def train(capsys, *arguments):
     """Runs `resflax train` in this process; returns its exit status, stdout and stderr."""
-    return run_train(*SMALL_MODEL, *arguments), *capsys.readouterr()
+    recipe = f"--config={ROOT}/configs/digits.py"
+    return run_train(recipe, *SMALL_MODEL, *arguments), *capsys.readouterr()
 
 
 @pytest.mark.slow

@@ -78,7 +78,6 @@ def test_augment_batch_equals_the_input_of_the_step():
     ("arguments", "message"),
     [
         (["shew"], "unknown command 'shew': expected one of prepare, show"),
-        (["show"], "a recipe is required: --config=FILE"),
         (["show", RECIPE, "--out=x.jpg"], "expected a .png file in an existing directory"),
         (["show", RECIPE, "--out=/none/x.png"], "expected a .png file in an existing directory"),
         (["show", RECIPE, "--config.data.flap=True"], "unknown config key"),

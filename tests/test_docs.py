@@ -84,6 +84,8 @@ def test_python_code_of_fine_tuning_page_runs():
 def test_config_keys_of_fine_tuning_page_are_valid():
     text = (DOCS / "finetuning.md").read_text()
     flags = re.findall(r"--config\.[a-z_.]+=\S+", text.replace("'", ""))
+    recipe = f"--config={DOCS.parent / 'configs' / 'finetune.py'}"
+    others = ["--config.dataset=folder:flowers", "--config.pretrained=weights.safetensors"]
     for flag in (flag.strip("`") for flag in flags):
-        check_config(parse([flag, "--config.pretrained=weights.safetensors"]).config)
+        check_config(parse([recipe, *others, flag]).config)
     assert len(flags) >= 10

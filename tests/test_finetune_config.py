@@ -71,5 +71,5 @@ def test_recipe_without_weights_is_one_line(tmp_path, capsys):
 def test_recipe_without_a_dataset_is_one_line(tmp_path, capsys):
     assert run_train(RECIPE, f"--workdir={tmp_path}/run", "--config.pretrained=w") == 2
     err = capsys.readouterr().err
-    assert "config.dataset is '': expected folder:PATH, digits, or a name of TensorFlow" in err
+    assert "config.dataset is '': expected folder:PATH, " in err
     assert err.count("\n") == 1

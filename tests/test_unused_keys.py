@@ -68,6 +68,8 @@ CASES = [
 # Further keys of rows with several, as in `CASES`.
 MORE = [
     ("data.channels", 3, {"dataset": "digits"}, FOLDER),
+    ("data.image_key", "left", {}, {"dataset": "hf:D"}),
+    ("data.data_dir", "D", {"dataset": "csv:D.csv"}, {"dataset": "mnist"}),
     ("data.validation_split", "train[:9]", {"dataset": "fake"}, {"dataset": "mnist"}),
     ("data.test_split", "train[:9]", {"dataset": "fake"}, FOLDER),
     ("data.label_key", "label", {"dataset": "digits"}, {"dataset": "hf:D"}),

@@ -1,4 +1,4 @@
-"""`resflax data prepare NAME` and `resflax data show --config=FILE`."""
+"""`resflax data prepare NAME` and `resflax data show`."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ USAGE = """usage: resflax data {prepare,show} ...
 
   prepare NAME      prepare a dataset of TensorFlow Datasets, once (needs TensorFlow); see
                     resflax data prepare --help
-  show --config=FILE [--config.KEY=VALUE ...] [--out=data.png]
+  show [--config=FILE] [--config.KEY=VALUE ...] [--out=data.png]
                     draw the first examples of a run, each as it is on disk, and below it as
                     it is trained on, with the names of the classes"""
 
@@ -70,7 +70,7 @@ def show_main(arguments: list[str]) -> None:
             rest.append(word)
     if out.suffix != ".png" or not out.absolute().parent.is_dir():
         raise UserError(f"--out is {out}: expected a .png file in an existing directory")
-    command = parse(rest, default=None)
+    command = parse(rest)
     if command.workdir:
         raise UserError("show takes no --workdir: it writes the picture of --out only")
     check_config(command.config)

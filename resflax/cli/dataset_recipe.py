@@ -17,7 +17,7 @@ from resflax.run.config_diff import flatten_config
 from resflax.train.config import default_config
 from resflax.train.config_keys import KEYS
 from resflax.train.unknown_keys import unknown_key
-from resflax.train.unused_keys import reset_unused
+from resflax.train.unused_keys import FILE_PREFIXES, reset_unused
 from resflax.zoo import get_spec
 
 
@@ -116,9 +116,8 @@ def workdir_name(dataset: str) -> str:
 
 
 def _prefix(dataset: str) -> str:
-    """Returns the prefix of a dataset in files, such as "folder"; "" for other datasets."""
-    prefix = dataset.partition(":")[0]
-    return prefix if prefix in ("folder", "csv", "hf") else ""
+    """Returns the prefix of a dataset in files, such as "folder:"; "" for other datasets."""
+    return next((prefix for prefix in FILE_PREFIXES if dataset.startswith(prefix)), "")
 
 
 def _stem(config: ConfigDict) -> str:

@@ -69,9 +69,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_uncertainty(args: argparse.Namespace) -> None:
-    if args.conformal and not 0 < args.conformal < 1:
+    if args.conformal is not None and not 0 < args.conformal < 1:
         raise UserError(f"--conformal is {args.conformal:g}: expected a number between 0 and 1")
-    if args.select < 0:
+    if args.select is not None and args.select < 1:
         raise UserError(f"--select is {args.select}: expected the number of members, 1 or more")
     if args.select and args.calibrate in ("test", "none"):
         raise UserError(
@@ -87,6 +87,8 @@ def _check_uncertainty(args: argparse.Namespace) -> None:
         raise UserError(
             "--select chooses networks, and --mc-dropout takes samples of one: expected one of them"
         )
+    if "" in args.ood:
+        raise UserError("--ood is '': expected the name of a dataset, such as folder:PATH")
     if len(set(args.ood)) < len(args.ood):
         raise UserError("--ood has a dataset twice: expected different ones")
 
@@ -191,7 +193,6 @@ def _add_uncertainty(parser: Parser) -> None:
     add(
         "--conformal",
         type=float,
-        default=0.0,
         metavar="ALPHA",
         help="also report conformal sets, which miss the label with probability ALPHA",
     )
@@ -205,7 +206,6 @@ def _add_uncertainty(parser: Parser) -> None:
     add(
         "--select",
         type=int,
-        default=0,
         metavar="K",
         help="select K members greedily on held-out training data",
     )

@@ -58,12 +58,12 @@ class _Words(NamedTuple):
     others: list[str]
 
 
-def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> TrainCommand:
+def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainCommand:
     """Parses a command line.
 
     Args:
       arguments: without the program's name.
-      default: recipe for the digits if there is no `--config`; None if it is required.
+      default: recipe for the digits if there is no `--config`.
 
     Raises:
       UserError: on anything that cannot be parsed.
@@ -91,13 +91,11 @@ def parse(arguments: Sequence[str], default: str | None = DEFAULT_RECIPE) -> Tra
         )
     if len(words.recipes) > 1:
         raise UserError(f"--config is given {len(words.recipes)} times: expected one file")
-    if not words.recipes and default is None:
-        raise UserError("a recipe is required: --config=FILE")
     distributed = DistributedConfig(
         args.distributed, args.coordinator, args.num_processes, args.process_id
     ).from_env()
     distributed.validate()
-    recipe = next(iter(words.recipes), str(default))
+    recipe = next(iter(words.recipes), default)
     dataset, notes = words.texts.get("dataset") or DEFAULT_DATASET, tuple[str, ...]()
     if words.recipes or dataset == DEFAULT_DATASET:
         path, argument = split_recipe(recipe)

@@ -10,23 +10,26 @@ CIFAR_SIZE, IMAGENET_SIZE = 64, 224
 
 
 class Row(NamedTuple):
-    """A row of `BUCKETS`: batch size and epochs for training sets of at most `examples` images."""
+    """A row of `BUCKETS`: values for training sets of at most `examples` images."""
 
     examples: float
     batch_size: int
     epochs: int
+    learning_rate: float  # of SGD
 
 
-# Small sets need many epochs for the number of steps that a network needs from scratch.
+# From scratch, a network needs about a thousand steps, however few the images are. Small batches
+# make these cheap.
 BUCKETS = (
-    Row(50, 8, 160),
-    Row(100, 16, 120),
-    Row(200, 16, 80),
-    Row(500, 32, 60),
-    Row(1_000, 32, 40),
-    Row(5_000, 64, 30),
-    Row(20_000, 128, 30),
-    Row(float("inf"), 128, 90),
+    Row(50, 8, 200, 0.05),
+    Row(100, 8, 100, 0.05),
+    Row(150, 8, 72, 0.05),
+    Row(300, 8, 40, 0.05),
+    Row(600, 16, 40, 0.05),
+    Row(1_500, 32, 40, 0.1),
+    Row(5_000, 64, 40, 0.1),
+    Row(20_000, 128, 40, 0.1),
+    Row(float("inf"), 128, 90, 0.1),
 )
 # Larger sets get Inception crops. These can cut off what an image shows, and few images then teach
 # a network too little.
@@ -48,7 +51,7 @@ def general_recipe(
 
     >>> recipe = general_recipe(DatasetFacts(150, None, 3), {"epochs": 10})
     >>> recipe["data.image_size"], recipe["batch_size"], recipe["warmup_epochs"]
-    (64, 16, 0.5)
+    (64, 8, 0.5)
     """
     given = given or {}
     row = next(row for row in BUCKETS if facts.examples <= row.examples)
@@ -59,18 +62,18 @@ def general_recipe(
         "warmup_epochs": round(WARMUP_SHARE * epochs, 2),
         "eval_every_epochs": max(1, epochs // EVALUATIONS),
         "label_smoothing": 0.1,
-        **_optimizer_keys(given),
+        **_optimizer_keys(row, given),
         **_image_keys(facts, given, stem),
     }
     return {key: value for key, value in changes.items() if key not in given}
 
 
-def _optimizer_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+def _optimizer_keys(row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("pretrained"):
         fine_tuning = {"learning_rate": 3e-4, "head_learning_rate": 3e-3, "weight_decay": 0.05}
         return {"optimizer": "adamw", **fine_tuning} if "optimizer" not in given else {}
     if given.get("optimizer", "sgd") == "sgd":
-        return {"learning_rate": 0.05, "weight_decay": 5e-4}
+        return {"learning_rate": row.learning_rate, "weight_decay": 5e-4}
     return {"learning_rate": 1e-3, "weight_decay": 0.05}
 
 

@@ -54,8 +54,8 @@ def _header(values: dict[str, Any]) -> str:
     line = f"  {'':32}{'ensemble' if 'ensemble' in values else 'network':>8}  {'95 % interval':16}"
     line += f"  {'calibrated':>10}" if "calibrated" in values else ""
     if "ensemble" in values:
-        line += f"  {'members':>16}"
-        line += f"  {'calibrated':>10}" if "calibrated" in values else ""
+        line += f"  {'member, +- std':>17}"
+        line += f"  {'calibrated member':>17}" if "calibrated" in values else ""
     return line.rstrip()
 
 
@@ -68,7 +68,7 @@ def _metric_lines(values: dict[str, Any]) -> Iterator[str]:
         if "ensemble" in values:
             mean, std = values["members_mean"], values["members_std"]
             line += f"  {mean[key]:7.4f} +- {std[key]:.4f}"
-            line += f"  {mean['calibrated'][key]:10.4f}" if "calibrated" in values else ""
+            line += f"  {mean['calibrated'][key]:17.4f}" if "calibrated" in values else ""
         yield line.rstrip()
 
 

@@ -121,6 +121,8 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
         yield temporary
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}") from e
+    except UserError as e:
+        raise UserError(str(e).replace(str(temporary), str(out))) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in new_parents:

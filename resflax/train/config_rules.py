@@ -150,7 +150,12 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         " training: expected one of them",
     ),
     (
-        lambda c: c.data.image_size == -1 and not c.pretrained,
+        lambda c: not c.model and not c.pretrained,
+        "config.pretrained is '': expected pretrained weights, or a name of `resflax list` as"
+        " config.model, which is '' too",
+    ),
+    (
+        lambda c: c.data.image_size == -1 and c.model and not c.pretrained,
         "config.pretrained is '': expected pretrained weights, whose input size the images get with"
         " config.data.image_size=-1",
     ),

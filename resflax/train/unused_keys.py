@@ -94,7 +94,7 @@ def _member_row(name: str, key: str) -> Row:
 
 
 def _is_generated(c: ConfigDict) -> bool:
-    return c.dataset == "digits" or is_fake(c.dataset)
+    return kind_of(c.dataset).is_in_memory
 
 
 def _is_streamed(c: ConfigDict) -> bool:

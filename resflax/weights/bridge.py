@@ -19,13 +19,12 @@ from resflax.weights.layouts import (
     default_layout,
     is_flax_name,
 )
-from resflax.weights.mismatch import describe_mismatch, describe_network
+from resflax.weights.mismatch import describe_mismatch, describe_network, network_name
 from resflax.weights.prefixes import strip_prefixes
 from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.shapes import variable_shapes
 from resflax.weights.unwrap import find_state_dict
 from resflax.zoo import create_model, get_spec
-from resflax.zoo.registry import SPECS
 
 Variables = dict[str, Any]
 
@@ -201,13 +200,7 @@ def _check_single(spec: Spec) -> None:
 
 
 def _display_name(name: str | Spec) -> str:
-    if isinstance(name, str):
-        return name
-    return next((key for key, spec in SPECS.items() if _same_body(spec, name)), "this spec")
-
-
-def _same_body(spec: Spec, other: Spec) -> bool:
-    return spec.override(num_classes=0) == other.override(num_classes=0)
+    return name if isinstance(name, str) else network_name(name) or "this spec"
 
 
 def _hint(spec: Spec, specs: list[ArraySpec], arrays: Mapping[str, np.ndarray]) -> str:

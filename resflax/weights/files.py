@@ -79,7 +79,9 @@ def save_file(path: str | Path, arrays: Mapping[str, Any]) -> None:
         write_atomic(path, _serialize(path, to_arrays(arrays)))
     except UserError as e:
         raise UserError(f"cannot write {path}: {e}") from e
-    except (OSError, RuntimeError, TypeError, KeyError, safetensors.SafetensorError) as e:
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+    except (RuntimeError, TypeError, KeyError, safetensors.SafetensorError) as e:
         raise UserError(f"cannot write {path}: {e}") from e
 
 

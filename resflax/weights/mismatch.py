@@ -68,7 +68,19 @@ def find_network(arrays: Mapping[str, np.ndarray]) -> str:
         for name, spec in _candidates(channels)
         if _channels_of_spec(spec) == channels and _traits_of_spec(spec) == traits
     }
-    return max(scores, key=lambda name: (scores[name], -len(name)), default="")
+    # Plain networks have the parameters of those with parameter-free shortcuts, which are likelier.
+    return max(scores, key=lambda name: (scores[name], "plain" not in name, -len(name)), default="")
+
+
+def network_name(spec: Spec) -> str:
+    """Returns the name of the network in the zoo that has the parameters of a spec; "" if none."""
+    body = _without_training(spec)
+    candidates = _candidates(_channels_of_spec(spec))
+    return next((name for name, other in candidates if _without_training(other) == body), "")
+
+
+def _without_training(spec: Spec) -> Spec:
+    return spec.override(num_classes=0, drop_path=0.0, dropout=0.0, zero_init=True)
 
 
 def describe_network(arrays: Mapping[str, np.ndarray], spec: Spec | None = None) -> str:
@@ -138,7 +150,9 @@ def _candidates(channels: Channels) -> Iterator[tuple[str, Spec]]:
     blocks, convs = len(channels[0]), len(channels[0][0])
     depth = len(channels) * blocks * convs + 2
     factor = channels[0][0][0] // 16
-    names = [f"{family}{depth}" for family in ("cifar_resnet", "cifar_preact_resnet")]
+    names = [
+        f"{family}{depth}" for family in ("cifar_resnet", "cifar_plain", "cifar_preact_resnet")
+    ]
     for name in [*names, f"wrn{depth + 2}_{factor}"]:
         try:
             spec = parse_name(name)
