@@ -87,7 +87,8 @@ class RunProgress:
         epochs = f"/{self.epochs:g}" if self.epochs else ""
         elapsed = format_seconds(time.monotonic() - self.start)
         left = "" if self.remaining is None else f", {format_seconds(self.remaining)} left"
-        return f"epoch {self.epoch:.1f}{epochs}{step}, {elapsed} elapsed{left}"
+        epoch = min(self.epoch, self.epochs or self.epoch)  # the last batch can begin another one
+        return f"epoch {epoch:.1f}{epochs}{step}, {elapsed} elapsed{left}"
 
     def _update(
         self, record: dict[str, Any], eval_text: str, remaining: float | None, *, force: bool
