@@ -89,7 +89,7 @@ CASES = {
     ),
     "bad image for train": (
         "train",
-        ["--config.dataset=folder:{here}/damaged"],
+        ["--config.dataset=folder:{here}/damaged", "--config.data.image_size=0"],
         "damaged/test/a/0.png: is not a readable image",
     ),
     "bad image for probe": (
