@@ -95,9 +95,11 @@ ERRORS = {
 
 @pytest.mark.parametrize(("files", "message"), ERRORS.values(), ids=ERRORS)
 def test_unclear_splits_are_an_error_of_one_line(tmp_path, files, message):
-    touch(tmp_path, files)
+    root = tmp_path / "root"  # without siblings, which other tests' folders are
+    root.mkdir()
+    touch(root, files)
     with pytest.raises(UserError, match=message) as e:
-        find_splits(tmp_path)
+        find_splits(root)
     assert "\n" not in str(e.value)
 
 

@@ -288,7 +288,7 @@ ERRORS = {
     "unknown weights": (["photos", "--weights=none/at/all"], "none/at/all"),
     "other model's weights": (
         ["photos", "--weights={0}/color", "--model=resnet18"],
-        "not a state dict of this spec",
+        "not a state dict of resnet18: ",
     ),
     "top 0": (["photos", "--weights={0}/color", "--top=0"], "--top is 0: expected 1 or more"),
     "batch size 0": (["photos", "--weights=x", "--batch-size=0"], "--batch-size is 0"),
