@@ -97,7 +97,7 @@ def test_piped_output_consists_of_complete_lines(run):
     )
     assert lines[1].startswith("convolutions: ")
     assert lines[2].startswith(
-        "cifar_resnet8 on digits: 1437 examples, 1 epochs, 30 steps of 48 on 8 cpu devices"
+        "cifar_resnet8 on digits: 1437 examples, 1 epoch, 30 steps of 48 on 8 cpu devices"
     )
     assert re.search(
         r"step 30/30, [\d:]+ elapsed, 00:00 left: loss [\d.]+, accuracy [\d.]+, [\d,]+ examples/s,"

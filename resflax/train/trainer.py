@@ -66,8 +66,9 @@ class Trainer:
         """Returns one line with the model, the dataset, the number of steps and the devices."""
         config, devices = self.config, self.engine.devices
         return (
-            f"{self.title}: {len(self.dataset.train)} examples,"
-            f" {config.epochs} epochs, {self.steps} steps of {config.batch_size} on"
+            f"{self.title}: {quantity(len(self.dataset.train), 'example')},"
+            f" {quantity(config.epochs, 'epoch')}, {quantity(self.steps, 'step')} of"
+            f" {config.batch_size} on"
             f" {quantity(len(devices), f'{devices[0].platform} device')}; compiling"
         )
 
