@@ -88,7 +88,8 @@ def dataset_recipe(texts: dict[str, str | None]) -> tuple[ConfigDict, str]:
         changes["model"] = ""  # that of the weights
     config = default_config()
     config.update_from_flattened_dict({"dataset": given.dataset, **changes})
-    used = config.copy_and_resolve_references()
+    used = default_config()  # a copy would lose the types of keys that are not set
+    used.update_from_flattened_dict({"dataset": given.dataset, **changes})
     set_values(used, texts)
     unused = reset_unused(used, default_config(), texts)
     config.update_from_flattened_dict({key: KEYS[key].default for key in unused})
