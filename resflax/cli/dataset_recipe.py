@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from resflax.cli.config_values import set_values
 from resflax.cli.dataset_facts import DatasetFacts, dataset_facts
 from resflax.cli.general_recipe import general_recipe
+from resflax.data.kinds import FILE_PREFIXES
 from resflax.data.location import Location
 from resflax.errors import UserError, quantity
 from resflax.files import user_path
@@ -17,7 +18,7 @@ from resflax.run.config_diff import flatten_config
 from resflax.train.config import default_config
 from resflax.train.config_keys import KEYS
 from resflax.train.unknown_keys import unknown_key
-from resflax.train.unused_keys import FILE_PREFIXES, reset_unused
+from resflax.train.unused_keys import reset_unused
 from resflax.zoo import get_spec
 
 
@@ -86,17 +87,21 @@ def dataset_recipe(texts: dict[str, str | None]) -> tuple[ConfigDict, str]:
     changes = general_recipe(facts, values, stem=_stem(given))
     if values.get("pretrained") and "model" not in values:
         changes["model"] = ""  # that of the weights
-    config = default_config()
-    config.update_from_flattened_dict({"dataset": given.dataset, **changes})
-    used = default_config()  # a copy would lose the types of keys that are not set
-    used.update_from_flattened_dict({"dataset": given.dataset, **changes})
+    used = _make_config(given.dataset, changes)
     set_values(used, texts)
     unused = reset_unused(used, default_config(), texts)
-    config.update_from_flattened_dict({key: KEYS[key].default for key in unused})
-    defaults = flatten_config(default_config())
-    values = flatten_config(config)
-    chosen = {key: values[key] for key in sorted(changes) if values[key] != defaults[key]}
-    return config, _describe(facts, chosen)
+    chosen = {
+        key: value
+        for key, value in sorted(changes.items())
+        if key not in unused and value != KEYS[key].default
+    }
+    return _make_config(given.dataset, chosen), _describe(facts, chosen)
+
+
+def _make_config(dataset: str, changes: dict[str, Any]) -> ConfigDict:
+    config = default_config()
+    config.update_from_flattened_dict({"dataset": dataset, **changes})
+    return config
 
 
 def workdir_name(dataset: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resflax.data.array_source import ArraySource
-from resflax.data.fake import FORMAT, make_fake_split
+from resflax.data.fake import make_fake_split
 from resflax.data.folder import open_folder, open_folder_split
 from resflax.data.hf import HfDataset
 from resflax.data.in_memory import read_all
@@ -25,7 +25,6 @@ class Kind(NamedTuple):
     """A row of `KINDS`.
 
     Attributes:
-      form: how such a dataset is named.
       open_splits: `(location, chosen) -> sources`: opens all splits, with names that are given for
         some of "train", "validation" and "test".
       open_split: `(location, split) -> source`: opens one split; "" is the test split, or else the
@@ -33,14 +32,15 @@ class Kind(NamedTuple):
       overlap: `(location, first, second) -> bool`: whether two splits have common examples.
       is_in_memory: whether the images are in memory, of one size.
       has_keys: whether images and labels have names.
+      has_path: whether the name has the path of files that TFDS did not prepare.
     """
 
-    form: str
     open_splits: Callable[[Location, Mapping[str, str]], SplitSources]
     open_split: Callable[[Location, str], Source]
     overlap: Callable[[Location, str, str], bool]
     is_in_memory: bool = False
     has_keys: bool = False
+    has_path: bool = False
 
 
 def kind_of(name: str) -> Kind:
@@ -236,17 +236,12 @@ def _names_are_equal(location: Location, first: str, second: str) -> bool:
 
 # By name, or by prefix; the row "" is that of all other names.
 KINDS = {
-    "digits": Kind("digits", _open_digits, _open_digits_split, _digits_overlap, is_in_memory=True),
-    "fake": Kind("fake", _open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
-    "fake:": Kind(FORMAT, _open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
-    FOLDER_PREFIX: Kind("folder:PATH", _open_folder, _open_folder_split, _folders_overlap),
-    "csv:": Kind("csv:FILE", _open_table, _open_table_split, _names_are_equal),
-    "hf:": Kind("hf:PATH", _open_hf, _open_hf_split, _hf_splits_overlap, has_keys=True),
-    "": Kind(
-        "a name of TensorFlow Datasets",
-        _open_tfds,
-        _open_tfds_split,
-        _tfds_splits_overlap,
-        has_keys=True,
-    ),
+    "digits": Kind(_open_digits, _open_digits_split, _digits_overlap, is_in_memory=True),
+    "fake": Kind(_open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
+    "fake:": Kind(_open_fake, _open_fake_split, _names_are_equal, is_in_memory=True),
+    FOLDER_PREFIX: Kind(_open_folder, _open_folder_split, _folders_overlap, has_path=True),
+    "csv:": Kind(_open_table, _open_table_split, _names_are_equal, has_path=True),
+    "hf:": Kind(_open_hf, _open_hf_split, _hf_splits_overlap, has_keys=True, has_path=True),
+    "": Kind(_open_tfds, _open_tfds_split, _tfds_splits_overlap, has_keys=True),
 }
+FILE_PREFIXES = tuple(prefix for prefix, kind in KINDS.items() if kind.has_path)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from resflax.data.fingerprint import Fingerprint
 from resflax.data.fingerprint_diff import fingerprint_diff
+from resflax.data.kinds import FILE_PREFIXES
 from resflax.distributed.processes import (
     broadcast_json,
     is_main_process,
@@ -25,7 +26,6 @@ from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.config_rules import check_config
 from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
-from resflax.train.unused_keys import FILE_PREFIXES
 from resflax.weights import PretrainedConfig
 
 RESUME = ("auto", "never")

@@ -18,8 +18,6 @@ from resflax.train.optim import OPTIMIZERS
 from resflax.train.schedules import SCHEDULES
 from resflax.train.unused_spec import unused_fields
 
-# Datasets in files that TensorFlow Datasets did not prepare.
-FILE_PREFIXES = ("folder:", "csv:", "hf:")
 # Keys of `data` for how examples are read from a dataset on disk.
 READING_KEYS = ("data_dir", "image_size", "channels", "on_bad_example")
 # Keys of `data` for images that are resized as they are read.
@@ -211,7 +209,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("data.data_dir",),
-        lambda c: c.dataset.startswith(FILE_PREFIXES),
+        lambda c: kind_of(c.dataset).has_path,
         "{c.dataset!r} is not a dataset of TensorFlow Datasets: leave it out",
     ),
     Row(
