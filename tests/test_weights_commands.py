@@ -8,9 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers.networks import randomized
-from helpers.parity_inputs import draw_array
-from helpers.weight_files import TIMM, assert_same
+from helpers.weight_files import TIMM, assert_same, state_of
 from PIL import Image
 
 from resflax import UserError
@@ -31,18 +29,15 @@ from resflax.zoo import get_spec
 SPEC = get_spec("cifar_resnet8")
 
 
-def state_of(spec=SPEC, layout=None, channels=3):
-    variables = randomized(variable_shapes(spec, channels))
-    state = to_torch(spec, variables, layout=layout)
-    return {
-        key: np.array(7) if array.dtype == np.int64 else draw_array(key, array.shape)
-        for key, array in state.items()
-    }
+def counted_state(spec=SPEC, layout=None, channels=3):
+    """Returns a state dict whose batch norms have counted 7 batches."""
+    state = state_of(spec, layout, channels)
+    return {k: np.array(7) if array.dtype == np.int64 else array for k, array in state.items()}
 
 
 @pytest.mark.parametrize("layout", ["timm", "cifar", "huggingface"])
 def test_convert_round_trip_is_exact(tmp_path, capsys, layout):
-    state = state_of(layout=layout)
+    state = counted_state(layout=layout)
     paths = [str(tmp_path / f"{name}.safetensors") for name in ("torch", "flax", "back")]
     save_file(paths[0], state)
     convert_main([*paths[:2], "--model", "cifar_resnet8"])
@@ -58,11 +53,11 @@ def test_convert_round_trip_is_exact(tmp_path, capsys, layout):
 
 def test_convert_defaults_to_the_opposite_layout(tmp_path):
     spec = SPEC.override(num_classes=3)
-    save_file(tmp_path / "a.safetensors", state_of(spec, channels=1))
+    save_file(tmp_path / "a.safetensors", counted_state(spec, channels=1))
     flax, torch = (str(tmp_path / f"{name}.safetensors") for name in ("flax", "torch"))
     convert_main([str(tmp_path / "a.safetensors"), flax, "--model", "cifar_resnet8"])
     convert_main([flax, torch, "--model", "cifar_resnet8"])
-    assert_same(load_file(torch), state_of(spec, channels=1))
+    assert_same(load_file(torch), counted_state(spec, channels=1))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +67,7 @@ def folder(tmp_path_factory):
     config = {**TIMM, "architecture": "cifar_resnet8", "label_names": [*"abcdefg"]}
     config["pretrained_cfg"] = TIMM["pretrained_cfg"] | {"input_size": [3, 32, 32]}
     (path / "config.json").write_text(json.dumps(config))
-    save_file(path / "model.safetensors", state_of(SPEC.override(num_classes=7), "timm"))
+    save_file(path / "model.safetensors", counted_state(SPEC.override(num_classes=7), "timm"))
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     Image.fromarray(pixels).save(path / "cat.png")
     return path
@@ -133,11 +128,11 @@ FOREIGN = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_given_model_wins_over_a_foreign_config(tmp_path, case):
-    save_file(tmp_path / "w.safetensors", state_of())
+    save_file(tmp_path / "w.safetensors", counted_state())
     (tmp_path / "config.json").write_bytes(FOREIGN[case].encode("latin1"))
     weights = read_weights(tmp_path / "w.safetensors", "cifar_resnet8")
     assert "config.json next to it is that of something else, and not used" in weights.source
-    assert_same(flatten(weights.variables), flatten(from_torch(SPEC, state_of())))
+    assert_same(flatten(weights.variables), flatten(from_torch(SPEC, counted_state())))
     with pytest.raises(UserError, match=r"config.json.* or the model's name \(--model NAME"):
         read_weights(tmp_path / "w.safetensors")
 
@@ -145,7 +140,7 @@ def test_given_model_wins_over_a_foreign_config(tmp_path, case):
 def test_given_model_wins_over_the_config_of_another(folder, tmp_path):
     """The class names of the config are not those of the weights."""
     shutil.copy(folder / "config.json", tmp_path)
-    save_file(tmp_path / "w.safetensors", state_of(get_spec("cifar_resnet14")))
+    save_file(tmp_path / "w.safetensors", counted_state(get_spec("cifar_resnet14")))
     weights = read_weights(tmp_path / "w.safetensors", "cifar_resnet14")
     assert weights.config.spec == get_spec("cifar_resnet14")
     assert weights.config.labels == ()
@@ -171,12 +166,12 @@ def test_error_names_the_network_that_arrays_look_like(name, is_flax):
 
 
 def test_error_names_a_depth_of_a_family():
-    state = state_of(get_spec("cifar_resnet26"))
+    state = counted_state(get_spec("cifar_resnet26"))
     assert describe_network(state) == "these look like cifar_resnet26's"
 
 
 def test_convert_of_a_single_file_needs_the_model_name(tmp_path):
-    save_file(tmp_path / "a.safetensors", state_of())
+    save_file(tmp_path / "a.safetensors", counted_state())
     with pytest.raises(UserError, match=r"cannot tell which model .* \(--model NAME"):
         convert_main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
 

@@ -10,9 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers.networks import apply, randomized, variables_of
-from helpers.parity_inputs import draw_array
-from helpers.weight_files import IMAGE_PROCESSOR, TIMM, TRANSFORMERS
+from helpers.networks import apply, variables_of
+from helpers.weight_files import IMAGE_PROCESSOR, TIMM, TRANSFORMERS, state_of
 from huggingface_hub import constants
 
 from resflax import UserError, create_model
@@ -27,13 +26,7 @@ from resflax.weights import (
     to_torch,
 )
 from resflax.weights.pretrained_config import read_config
-from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
-
-
-def state_of(spec, layout=None, channels=3):
-    state = to_torch(spec, randomized(variable_shapes(spec, channels)), layout=layout)
-    return {key: draw_array(key, array.shape) for key, array in state.items()}
 
 
 def write_folder(path, config, state, **json_files):

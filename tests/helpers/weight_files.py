@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.networks import randomized
+from helpers.parity_inputs import draw_array
 from resflax import UserError, get_spec
 from resflax.weights import load_file, save_file, to_torch
 from resflax.weights.shapes import variable_shapes
@@ -71,6 +72,12 @@ ARRAYS = {
     "flags": np.array([True, False]),
     "bytes": np.array([0, 255], np.uint8),
 }
+
+
+def state_of(spec, layout=None, channels=3):
+    """Returns a state dict of a network, drawn by the names of its arrays."""
+    state = to_torch(spec, randomized(variable_shapes(spec, channels)), layout=layout)
+    return {key: draw_array(key, array.shape) for key, array in state.items()}
 
 
 def assert_same(actual, expected):
