@@ -63,6 +63,13 @@ def test_keys_of_the_command_line_come_before_the_recipe(tmp_path):
     check_config(config)
 
 
+def test_keys_that_no_recipe_sets_keep_their_types(tmp_path):
+    folder = image_folder(tmp_path / "images", [(16, 16)])
+    keys = ["--config.spec.stem_width=4", "--config.spec.zero_init=false", "--config.scan=true"]
+    config = parse([f"--config.dataset={folder}", *keys]).config
+    assert (config.spec.stem_width, config.spec.zero_init, config.scan) == (4, False, True)
+
+
 def test_weights_choose_the_model_of_the_recipe(tmp_path):
     folder = image_folder(tmp_path / "images", [(16, 20), (30, 20)])
     config = parse([f"--config.dataset={folder}", "--config.pretrained=runs/x"]).config
