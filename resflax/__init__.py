@@ -1,12 +1,11 @@
 """Deep residual networks in JAX and Flax.
 
-Importing this package has no side effects on the process, and imports no library: its names are
+Importing this package has no side effects on the process, and imports nothing else: its names are
 imported when they are first used.
 """
 
-from typing import TYPE_CHECKING
-
-from resflax.lazy import lazy_names
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resflax.errors import UserError as UserError
@@ -29,4 +28,13 @@ _MODULES = {
     "tune_malloc": "resflax.runtime",
 }
 __all__ = [*_MODULES]
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -15,7 +15,6 @@ PACKAGE = ROOT / "resflax"
 LAYERS = {
     "errors": 1,
     "files": 1,
-    "lazy": 1,
     "runtime": 1,
     "plotting": 1,
     "progress": 1,

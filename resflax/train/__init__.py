@@ -3,9 +3,8 @@
 The names are imported when they are first used, so that `--help` starts fast.
 """
 
-from typing import TYPE_CHECKING
-
-from resflax.lazy import lazy_names
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resflax.distributed import make_engine as make_engine
@@ -52,4 +51,13 @@ _MODULES = {
     "unstack_states": "resflax.train.ensemble",
 }
 __all__ = [*_MODULES]
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]
