@@ -139,7 +139,10 @@ ARGUMENTS = {
     ),
     "fewer widths than depths": (["--config.spec.widths=(16,32)"], "differ in length"),
     "unknown norm": (["--config.spec.norm=layer"], "unknown norm 'layer': expected one of"),
-    "empty model name": (["--config.model="], "config.model is '' without config.pretrained"),
+    "empty model name": (
+        ["--config.model="],
+        "config.pretrained is '': .* as config.model, which is '' too",
+    ),
     "tiny images": (["--config.data.image_size=4"], "expected -1, 0, or 8 to 4096"),
     "negative number of workers": (["--config.data.num_workers=-1"], "expected 0 to 1024"),
     "std 0": (["--config.data.std=(0.0,)"], "expected positive numbers"),

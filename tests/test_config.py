@@ -143,8 +143,8 @@ COMBINED = [
     ),
     (
         {"model": ""},
-        "config.model is '' without config.pretrained: expected a name of `resflax list`, or"
-        " pretrained weights, whose model it then is",
+        "config.pretrained is '': expected pretrained weights, or a name of `resflax list` as"
+        " config.model, which is '' too",
         {"model": "", "pretrained": "runs/x"},
     ),
     (

@@ -151,8 +151,8 @@ COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     ),
     (
         lambda c: not c.model and not c.pretrained,
-        "config.model is '' without config.pretrained: expected a name of `resflax list`, or"
-        " pretrained weights, whose model it then is",
+        "config.pretrained is '': expected pretrained weights, or a name of `resflax list` as"
+        " config.model, which is '' too",
     ),
     (
         lambda c: c.data.image_size == -1 and c.model and not c.pretrained,
