@@ -160,6 +160,9 @@ PLAIN = {
 class Color(enum.Enum):
     RED = 1
 
+    def __reduce_ex__(self, protocol):
+        return Color, (self.value,)  # some versions of Python 3.11 call getattr instead
+
 
 class Settings:
     def __init__(self):
