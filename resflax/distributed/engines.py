@@ -33,8 +33,8 @@ class Engine(Protocol):
       name: a name of `ENGINES`.
       devices: all devices, of all processes.
       batch_devices: number of equal parts that a batch is split into; its size is a multiple.
-      axis_name: the mapped axis to make the step with, over which it reduces or gathers its results;
-        None if the step sees the global batch.
+      axis_name: the mapped axis to make the step with, which reduces or gathers its results over
+        it; None if the step sees the global batch.
     """
 
     name: str
