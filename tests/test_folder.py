@@ -123,6 +123,8 @@ def test_single_unusable_file_raises_or_is_reported(tmp_path, valid_files, chang
 LITTER = (
     "__MACOSX/train/a/._1.png __MACOSX/._train train/__MACOSX/a/1.png train/a/._1.png .git/x.png"
     " train/.ipynb_checkpoints/1.png train/a/@eaDir/1.png train/@eaDir/x train/Thumbs.db Icon\r"
+    " train/a/@__thumb/1.png train/@__thumb/1.png train/a/1.png:Zone.Identifier train/a/1.png~"
+    " train/a/Picasa.ini train/a/~$notes.docx train/a/1.xmp train/a/IMG_1.AAE train/b/all.md5"
     " train/a/Thumbs.db train/b/desktop.ini train/a/a_boxes.txt train/labels.csv train/lost+found/1"
     " $RECYCLE.BIN/1.png train/a/.DS_Store train/b/README train/a/1.xml"
 )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resflax.data.array_source import ArraySource
+from resflax.data.class_names import similar_names
 from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fingerprint import Fingerprint
@@ -185,12 +186,16 @@ def load_dataset(
     if len({s.image_shape[2] for s in opened.values() if s is not None}) > 1:
         opened = {role: s if s is None else s.in_color() for role, s in opened.items()}
     problems = (problem for source in sources.values() if source for problem in source.problems)
+    similar = "".join(
+        f"\nthe classes {' and '.join(map(repr, group))} differ only in case or spaces"
+        for group in similar_names(roles.train.classes)[:3]
+    )
     dataset = Dataset(
         name,
         classes=roles.train.classes,
         problems=tuple(dict.fromkeys(problems)),
         names=roles.names,
-        note=roles.note,
+        note=f"{roles.note}{similar}".lstrip("\n"),
         **opened,
     )
     if not image_size:
