@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.cli.evaluate_flags import with_dashes
+from resflax.cli.arguments import check_minimum
 from resflax.cli.export import training_command
 from resflax.cli.run_data import have_different_training_data, own_dataset
 from resflax.data import StreamingSplit, load_split
@@ -98,10 +98,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     text = "stop at an unreadable image, or skip it; default: as the run"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default="", help=text)
     add("--license", default="", help="license of the weights, for the model card")
-    args = parser.parse_args([with_dashes(word) for word in arguments])
-    for name, minimum in (("images", 2), ("batch_size", 2), ("num_workers", 0)):
-        if (value := getattr(args, name)) < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: expected {minimum} or more")
+    args = parser.parse_args(arguments)
+    check_minimum(args, images=2, batch_size=2, num_workers=0)
     return args
 
 

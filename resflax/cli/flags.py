@@ -74,8 +74,8 @@ def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainComma
     parser.add_argument("--resume", default="auto")
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator", default="")
-    parser.add_argument("--num_processes", type=int)
-    parser.add_argument("--process_id", type=int)
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
     args, rest = parser.parse_known_args(words.others)
     for i, word in enumerate(rest):
         if word.startswith("-"):

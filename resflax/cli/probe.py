@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resflax.cli.evaluate_flags import check_image_size, check_out_dir, with_dashes
+from resflax.cli.arguments import check_minimum, check_out_dir
+from resflax.cli.evaluate_flags import check_image_size
 from resflax.data import StreamingSplit, load_split
 from resflax.data.location import FeatureKeys
 from resflax.data.source import ON_BAD_EXAMPLE, Source
@@ -80,10 +81,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--dtype", choices=DTYPES, default="float32", help="compute dtype; default: float32")
     text = "stop at an unreadable image (default), or skip it"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default=ON_BAD_EXAMPLE[0], help=text)
-    args = parser.parse_args([with_dashes(word) for word in arguments])
-    for name, minimum in (("batch_size", 1), ("num_workers", 0)):
-        if (value := getattr(args, name)) < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: expected {minimum} or more")
+    args = parser.parse_args(arguments)
+    check_minimum(args, batch_size=1, num_workers=0)
     if args.c is not None and not 0 < args.c < 1e9:
         raise UserError(f"--c is {args.c}: expected a number above 0")
     if args.out:
