@@ -53,7 +53,9 @@ class HfSource:
     ) -> None:
         if train and not columns.names:
             columns = columns._replace(names=train.columns.names)
-        self.name, self.root, self.files, self.columns = name, root, tuple(files), columns
+        self.name, self.root, self.files = name, root, tuple(files)
+        self.columns: Columns = columns
+        self.classes: tuple[str, ...]
         self.problems: list[str] = []
         column = _read_column(self.files, columns.label)
         classes = train.classes if train else ()
