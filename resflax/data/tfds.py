@@ -88,7 +88,7 @@ class TfdsSource:
         return int(self.data[0][self.label]) >= 0
 
     def has_same_label(self) -> bool:
-        """Whether some evenly spaced examples have the same label."""
+        """Returns whether all of some evenly spaced examples have the same label."""
         sample = evenly_spaced(len(self), LABEL_SAMPLE_SIZE)
         return len({int(self.data[i][self.label]) for i in sample}) == 1
 
