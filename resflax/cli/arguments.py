@@ -1,12 +1,47 @@
-"""Checks of a command's arguments, before anything is computed."""
+"""Arguments that several commands have, and checks before anything is computed."""
 
 import argparse
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from resflax.distributed import DistributedConfig
 from resflax.errors import UserError
 from resflax.evaluate.predictions import require_pyarrow
+from resflax.files import where_type
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for how the examples of a dataset are read."""
+    add = parser.add_argument
+    for kind in ("image", "label"):
+        text = f"name of the {kind} in examples of TFDS and hf:; default: as the run, or chosen"
+        add(f"--{kind}-key", default="", metavar="NAME", help=text)
+    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    text = "processes that read images, at most 4 per CPU core; 0 for threads"
+    add("--num-workers", type=int, default=0, help=text)
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for several processes; see `process_config`."""
+    group = parser.add_argument_group("several processes, see resflax train --help")
+    group.add_argument("--distributed", action="store_true")
+    group.add_argument("--coordinator", default="", metavar="HOST:PORT")
+    group.add_argument("--num-processes", type=int)
+    group.add_argument("--process-id", type=int)
+
+
+def process_config(args: argparse.Namespace) -> DistributedConfig:
+    """Returns the values of `add_process_options`, and those of Open MPI.
+
+    Raises:
+      UserError: if they are invalid.
+    """
+    config = DistributedConfig(
+        args.distributed, args.coordinator, args.num_processes, args.process_id
+    ).from_env()
+    config.validate()
+    return config
 
 
 def check_minimum(args: argparse.Namespace, **minimums: int) -> None:

@@ -6,10 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from resflax.cli import evaluate_corruptions
-from resflax.cli.arguments import check_can_create, check_distinct, check_minimum, check_out_dir
+from resflax.cli.arguments import (
+    add_process_options,
+    add_reading_options,
+    check_can_create,
+    check_distinct,
+    check_minimum,
+    check_out_dir,
+    process_config,
+)
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
-from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError
 from resflax.evaluate.predictions import check_predictions_path
 from resflax.evaluate.views import CROPS
@@ -50,10 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     evaluate_corruptions.check_order(arguments)
     args = _parser().parse_intermixed_args(arguments)
     args.scales = _parse_numbers("--scales", args.scales, int)
-    args.distributed_config = DistributedConfig(
-        args.distributed, args.coordinator, args.num_processes, args.process_id
-    ).from_env()
-    args.distributed_config.validate()
+    args.distributed_config = process_config(args)
     check_minimum(args, batch_size=1, num_workers=0)
     _check_uncertainty(args)
     evaluate_corruptions.check_flags(args)
@@ -102,10 +106,7 @@ def _parser() -> Parser:
     text = "a split, a TFDS split expression, or what a run used its data for: train, validation,"
     text += " test or held-out; default: the test or validation split"
     add("--split", default="", help=text)
-    for kind in ("image", "label"):
-        text = f"name of the {kind} in the examples of TFDS and hf:; default: that of the run"
-        add(f"--{kind}-key", default="", metavar="NAME", help=text)
-    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    add_reading_options(parser)
     text = "labels of images without class folders"
     add("--labels-file", default="", metavar="FILE", type=where_type, help=text)
     add("--out", type=path_type, metavar="DIR", help="write evaluation.json and figures to DIR")
@@ -155,8 +156,6 @@ def _parser() -> Parser:
     defaults.add_argument("--mean", metavar="X,X,X", help="of pixel values from 0 to 1")
     defaults.add_argument("--std", metavar="X,X,X")
     add("--batch-size", type=int, default=64, help="images per batch of all devices; default: 64")
-    text = "processes that read images, at most 4 per CPU core; 0 for threads"
-    add("--num-workers", type=int, default=0, help=text)
     text = "compute dtype; default: that of the run on its own dataset, else float32"
     add("--dtype", choices=DTYPES, default="", help=text)
     add(
@@ -165,11 +164,7 @@ def _parser() -> Parser:
         default="",
         help="skip: count unreadable images instead of stopping",
     )
-    processes = parser.add_argument_group("several processes, see resflax train --help")
-    processes.add_argument("--distributed", action="store_true")
-    processes.add_argument("--coordinator", default="", metavar="HOST:PORT")
-    processes.add_argument("--num-processes", type=int)
-    processes.add_argument("--process-id", type=int)
+    add_process_options(parser)
     return parser
 
 
