@@ -20,8 +20,7 @@ def all_devices() -> list[Any]:
 def sort_devices(devices: Iterable[Any]) -> list[Any]:
     """Returns devices in an order in which those of a slice, and of a process, are contiguous.
 
-    Within a slice (a TPU pod slice, the GPUs of a host) the devices have a fast network, between
-    slices a slow one. Neighbors in this order share the fast one.
+    Devices of a host, and of a slice of TPUs, share a fast network; between slices it is slow.
     """
     return sorted(devices, key=lambda d: (slice_index(d), d.process_index, d.id))
 
@@ -32,12 +31,14 @@ def slice_index(device: Any) -> int:
 
 
 def is_local(device: Any) -> bool:
-    """Returns whether a device belongs to this process.
+    """Returns whether a device belongs to this process, as all devices of a topology do."""
+    return bool(_is_of_topology(device) or device.process_index == jax.process_index())
 
-    A single process has all of its devices: those of a topology, which are not there, have the
-    process numbers of its hosts.
-    """
-    return jax.process_count() == 1 or bool(device.process_index == jax.process_index())
+
+def _is_of_topology(device: Any) -> bool:
+    """Returns whether a device is not there: programs can only be compiled for it."""
+    # The class of JAX's client for `jax.experimental.topologies`, which has no public name.
+    return type(getattr(device, "client", None)).__name__ == "CompileOnlyPyClient"
 
 
 def local_devices(devices: Sequence[Any]) -> list[Any]:
