@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -63,7 +64,25 @@ def quantity(number: int, noun: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that raises `UserError` instead of exiting."""
+    """`argparse.ArgumentParser` that raises `UserError` instead of exiting.
+
+    Options can be spelled with - or _.
+
+    >>> parser = Parser()
+    >>> _ = parser.add_argument("--batch-size", type=int)
+    >>> parser.parse_args(["--batch_size=8"])
+    Namespace(batch_size=8)
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses a command line; see `argparse`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_own_spelling(w) for w in words], namespace)
+
+    def _with_own_spelling(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+        return options.get(name.replace("_", "-"), name) + equals + value
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError`."""

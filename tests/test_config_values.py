@@ -130,7 +130,7 @@ def test_invalid_value_is_one_line(case, monkeypatch, capsys, tmp_path, compiled
 def test_list_must_be_a_tuple_or_list(key, monkeypatch, capsys, tmp_path, compiled):
     monkeypatch.chdir(ROOT)
     for text in NOT_LISTS:
-        expected = re.escape(f"config.{key} is {text!r}: expected a list such as (")
+        expected = re.escape(f"config.{key} is {text!r}: expected a list such as ") + r"\d"
         arguments = ["--config.ensemble.size=2", f"--config.{key}={text}"]
         assert_refused(arguments, expected, capsys, tmp_path)
     assert compiled == []

@@ -302,6 +302,17 @@ def test_evaluation_takes_names_of_columns(tmp_path, capsys):
     assert "train[:10], 10 examples of 3 classes" in capsys.readouterr().out
 
 
+def test_average_takes_names_of_columns(tmp_path, capsys):
+    write_two_labels(tmp_path)
+    workdir = write_workdir(tmp_path / "run", SavedStep(1), SavedStep(2), config=COLOR)
+    out = f"--out={tmp_path / 'average'}"
+    arguments = ("average", f"{workdir}@1,2", f"--dataset=hf:{tmp_path}", out)
+    assert run_command(*arguments) == 2
+    assert "choose one with --config.data.label_key=coarse" in capsys.readouterr().err
+    assert run_command(*arguments, "--label-key=fine") == 0
+    assert " images of hf:" in capsys.readouterr().out
+
+
 def test_missing_library_names_the_extra(tmp_path, monkeypatch):
     write_hub(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -188,6 +188,8 @@ def test_verify_reports_the_difference_to_pytorch(folder, tmp_path, capsys):
 
 def test_verify_without_torch_says_what_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="this comparison needs PyTorch: pip install torch"):
+    with pytest.raises(
+        UserError, match=r'this comparison needs PyTorch: pip install "resflax\[torch\]"'
+    ):
         convert_main([str(folder), str(tmp_path / "a.safetensors"), "--verify"])
     assert [*tmp_path.iterdir()] == []

@@ -199,11 +199,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, suffix):
 def test_torch_file_without_torch_says_what_to_install(tmp_path, monkeypatch, end):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / f"a{end}").write_bytes(b"x")
-    assert "needs PyTorch: pip install torch, or use a .safetensors" in load_error(
+    assert 'needs PyTorch: pip install "resflax[torch]", or use a .safetensors' in load_error(
         tmp_path / f"a{end}"
     )
     with pytest.raises(
-        UserError, match="cannot write .*: writing it needs PyTorch: pip install torch"
+        UserError,
+        match=r'cannot write .*: writing it needs PyTorch: pip install "resflax\[torch\]"',
     ):
         save_file(tmp_path / f"b{end}", ARRAYS)
     assert not (tmp_path / f"b{end}").exists()

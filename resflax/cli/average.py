@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.cli.evaluate_flags import with_dashes
+from resflax.cli.arguments import add_reading_options, check_minimum
 from resflax.cli.export import training_command
 from resflax.cli.run_data import have_different_training_data, own_dataset
 from resflax.data import StreamingSplit, load_split
@@ -89,19 +89,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="NAME", help="model name of weights files")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the runs")
     add("--split", default="train", help="split for the batch statistics; default: train")
-    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    add_reading_options(parser)
     text = "random images for the batch statistics, 1 to all; default: 4096"
     add("--images", type=int, default=4096, help=text)
     add("--batch-size", type=int, default=128, help="images per batch; default: 128")
-    text = "processes that read images, at most 4 per CPU core; 0 for threads"
-    add("--num-workers", type=int, default=0, help=text)
     text = "stop at an unreadable image, or skip it; default: as the run"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default="", help=text)
     add("--license", default="", help="license of the weights, for the model card")
-    args = parser.parse_args([with_dashes(word) for word in arguments])
-    for name, minimum in (("images", 2), ("batch_size", 2), ("num_workers", 0)):
-        if (value := getattr(args, name)) < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: expected {minimum} or more")
+    args = parser.parse_args(arguments)
+    check_minimum(args, images=2, batch_size=2, num_workers=0)
     return args
 
 
@@ -178,5 +174,5 @@ def _open_source(args: argparse.Namespace, config: dict[str, Any], on_bad_exampl
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
         splits=SplitChoice.from_config(data) if config else None,
-        keys=FeatureKeys.from_config(data),
+        keys=FeatureKeys.from_config(data, args.image_key, args.label_key),
     )

@@ -14,16 +14,17 @@ from resflax.train.unknown_keys import unknown_key
 
 BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 MAX_SHOWN = 80  # characters of a text in an error message
-# Lists for error messages; `(0.1, 0.2)` for other keys.
+# Lists for error messages; without parentheses, which a shell does not take.
+LIST_EXAMPLE = "0.1,0.2"
 LIST_EXAMPLES = {
-    "decay_epochs": "(30, 60)",
-    "ensemble.seeds": "(0, 1)",
-    "data.mean": "(0.485, 0.456, 0.406)",
-    "data.std": "(0.229, 0.224, 0.225)",
-    "data.rand_augment": "(2, 9)",
-    "data.color_jitter": "(0.4, 0.4, 0.4, 0.1)",
-    "spec.depths": "(3, 4, 6, 3)",
-    "spec.widths": "(64, 128, 256, 512)",
+    "decay_epochs": "30,60",
+    "ensemble.seeds": "0,1",
+    "data.mean": "0.485,0.456,0.406",
+    "data.std": "0.229,0.224,0.225",
+    "data.rand_augment": "2,9",
+    "data.color_jitter": "0.4,0.4,0.4,0.1",
+    "spec.depths": "3,4,6,3",
+    "spec.widths": "64,128,256,512",
 }
 
 
@@ -106,7 +107,7 @@ def _parse(key: str, text: str | None, kind: type) -> Any:
     if text is None and kind is bool:
         return True
     row, rule = KINDS.get(kind, KINDS[object]), RULES.get(key)
-    expected = row.expected.format(example=LIST_EXAMPLES.get(key, "(0.1, 0.2)"))
+    expected = row.expected.format(example=LIST_EXAMPLES.get(key, LIST_EXAMPLE))
     if rule and kind in (int, float):
         expected += f", {rule.expected}"
     if text is None:

@@ -161,14 +161,8 @@ def _open_source(
         on_bad_example=on_bad_example,
         seed=config.get("seed", 0),
         splits=SplitChoice.from_config(data) if config else None,
-        keys=_keys(args, data),
+        keys=FeatureKeys.from_config(data, args.image_key, args.label_key),
     )
-
-
-def _keys(args: argparse.Namespace, data: dict[str, Any]) -> FeatureKeys:
-    """Returns the names of image and label: those of the command, else those of the run."""
-    own = FeatureKeys.from_config(data)
-    return FeatureKeys(args.image_key or own.image, args.label_key or own.label)
 
 
 def _cross_validates(

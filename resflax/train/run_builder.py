@@ -27,12 +27,12 @@ from resflax.train.config import build_model
 from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.ensemble import is_ensemble, shared_config
+from resflax.train.eval_step import EvalStep, make_eval_step, make_predict_step
 from resflax.train.finetune import build_batch_norm
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
-from resflax.train.step import EvalStep, make_eval_step, make_predict_step
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
