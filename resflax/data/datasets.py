@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resflax.data.array_source import ArraySource
+from resflax.data.class_names import similar_names
 from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fingerprint import Fingerprint
@@ -142,8 +143,8 @@ def load_dataset(
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
         size are read on demand and resized to squares of this many pixels: `train_crop` in
         training, `eval_transform` in evaluation.
-      channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
-        share (3 if `image_size` is given).
+      channels: 1 or 3 to convert all images to gray or RGB; 0 for RGB if one of them has color (or
+        `image_size` is given), else gray.
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.
       eval_transform: resize and crop for evaluation, if `image_size` is given; by default to
@@ -184,13 +185,19 @@ def load_dataset(
         )
 
     opened = {role: open_split(role, source) for role, source in sources.items()}
+    if len({s.image_shape[2] for s in opened.values() if s is not None}) > 1:
+        opened = {role: s if s is None else s.in_color() for role, s in opened.items()}
     problems = (problem for source in sources.values() if source for problem in source.problems)
+    similar = "".join(
+        f"\nthe classes {' and '.join(map(repr, group))} differ only in case or spaces"
+        for group in similar_names(roles.train.classes)[:3]
+    )
     dataset = Dataset(
         name,
         classes=roles.train.classes,
         problems=tuple(dict.fromkeys(problems)),
         names=roles.names,
-        note=roles.note,
+        note=f"{roles.note}{similar}".lstrip("\n"),
         **opened,
     )
     if not image_size:

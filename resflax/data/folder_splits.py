@@ -101,14 +101,21 @@ def describe_splits(root: Path, splits: Mapping[str, str]) -> str:
     if splits["train"] == WHOLE_FOLDER and not splits["validation"] and not splits["test"]:
         return f"{root} has class folders and no splits: all of it is the training split"
     taken = ", ".join(f"{kind} split {name}/" for kind, name in splits.items() if name)
-    unused = [
-        f"; {name}/ is not used: its images are not in folders of the training classes"
-        for kind in ("validation", "test")
-        for name in _named(root, kind)
-        if name not in splits.values()
-        and is_unlabeled(root / name, root / splits["train"])
-    ]  # fmt: skip
-    return f"{root}: {taken}{''.join(unused)}"
+    notes = (f"; {name}/ is not used{reason}" for name, reason in _unused(root, splits))
+    return f"{root}: {taken}{''.join(notes)}"
+
+
+def _unused(root: Path, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields the folders with images that are not splits, and why."""
+    if splits["train"] == WHOLE_FOLDER:
+        return
+    used = {Path(name).parts[0] for name in splits.values() if name}
+    named = {name for kind in ("validation", "test") for name in _named(root, kind)}
+    for name in (folder.name for folder in list_folders(root) if folder.name not in used):
+        if name in named and is_unlabeled(root / name, root / splits["train"]):
+            yield name, ": its images are not in folders of the training classes"
+        elif name not in named and has_images(root / name):
+            yield name, ", unless --config.data.validation_split or test_split chooses it"
 
 
 def annotations_file(split: Path) -> Path:
@@ -199,9 +206,13 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
     if len(common) > 1:
         yield (
             f"the folders have the same folders {', '.join(sorted(common)[:3])}, as splits have:"
-            f" choose them with --config.data.train_split={folders[0].name} and so on, or"
+            f" choose them with --config.data.train_split={_likely_train(folders)} and so on, or"
             " --config.data.train_split=. if they are the classes"
         )
+
+
+def _likely_train(folders: list[Path]) -> str:
+    return next((f.name for f in folders if "train" in f.name.lower()), folders[0].name)
 
 
 def _parent_hint(root: Path) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resflax.data.class_names import class_name, other_spelling
+from resflax.data.class_names import class_name, other_spelling, sort_labels
 from resflax.data.folder import ImageFiles
 from resflax.data.skipping import is_too_many
 from resflax.data.source import SplitSources, bad_example
@@ -174,11 +174,8 @@ def _check_split(split: str, by_split: Mapping[str, Sequence[Row]]) -> None:
 
 
 def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Returns the labels of some rows, in the order of numbers if all are integers."""
-    names = {class_name(row.label) for row in rows if row.label}
-    if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+    """Returns the labels of some rows, sorted."""
+    return sort_labels({class_name(row.label) for row in rows if row.label})
 
 
 def _unknown_label(file: Path, row: Row, name: str, classes: tuple[str, ...]) -> str:
@@ -197,9 +194,10 @@ def _relative(root: Path, path: str) -> str:
 
 def _note(file: Path, table: Table, names: Mapping[str, str]) -> str:
     columns = f"paths from the column {table.columns['path']}, labels from {table.columns['label']}"
+    ignored = f"; columns not used: {', '.join(table.unused)}" if table.unused else ""
     if not table.columns["split"]:
-        return f"{file}: {columns}, no column split: all of it is the training split"
+        return f"{file}: {columns}, no column split: all of it is the training split{ignored}"
     taken = ", ".join(f"{kind} split {name}" for kind, name in names.items() if name)
-    unused = sorted({row.split for row in table.rows} - {*names.values()})
+    unused = sorted({row.split for row in table.rows} - {*filter(None, names.values())})
     others = f"; not used: {', '.join(name or '(empty)' for name in unused)}" if unused else ""
-    return f"{file}: {columns}, {taken}{others}"
+    return f"{file}: {columns}, {taken}{others}{ignored}"

@@ -15,9 +15,9 @@ from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
-from resflax.data.fingerprint import Fingerprint, examples_fingerprint
+from resflax.data.fingerprint import Fingerprint, evenly_spaced, examples_fingerprint
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys
-from resflax.data.source import SplitSources
+from resflax.data.source import SplitSources, check_two_classes
 from resflax.data.split_expressions import parse_expression
 from resflax.data.split_names import splits_by_name
 from resflax.errors import UserError, unknown
@@ -28,6 +28,7 @@ PREPARE = "resflax data prepare"
 FEATURE_TYPES = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
 # Largest split whose labels are read before the examples: 0.2 ms for each.
 MAX_LABELS_READ = 100_000
+LABEL_SAMPLE_SIZE = 64
 
 
 class TfdsSource:
@@ -85,6 +86,11 @@ class TfdsSource:
     def has_labels(self) -> bool:
         """Whether the first example has a label: not -1, as in the test split of ImageNet."""
         return int(self.data[0][self.label]) >= 0
+
+    def has_same_label(self) -> bool:
+        """Returns whether all of some evenly spaced examples have the same label."""
+        sample = evenly_spaced(len(self), LABEL_SAMPLE_SIZE)
+        return len({int(self.data[i][self.label]) for i in sample}) == 1
 
     def location(self, index: int) -> str:
         """Returns the split and index of an example."""
@@ -155,6 +161,8 @@ def open_builder(
         sources[kind] = source
     train = sources["train"]
     assert train
+    if train.has_same_label():
+        check_two_classes(train)
     return SplitSources(train, sources["validation"], sources["test"], names, "")
 
 
