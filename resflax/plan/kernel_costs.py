@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from resflax.plan.hlo import Instruction, Program, array_shapes, type_bytes
 
 # Operations without a kernel, or whose kernels are counted elsewhere.
-FREE = {
+WITHOUT_KERNEL = {
     "parameter",
     "constant",
     "bitcast",
@@ -46,7 +46,9 @@ def kernels(program: Program) -> Iterator[tuple[Instruction, int]]:
             if instruction.opcode in CONTROL:
                 for called in instruction.called:
                     yield from visit(called, times * instruction.trip_count)
-            elif instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
+            elif instruction.opcode not in WITHOUT_KERNEL and not instruction.opcode.endswith(
+                "-done"
+            ):
                 yield instruction, times
 
     yield from visit(program.entry, 1)

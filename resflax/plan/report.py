@@ -85,7 +85,7 @@ def describe_plan(plan: Plan) -> str:
     )
     rows = [("step", "memory", "GFLOP", "MB", "compiled"), ("", "a device", "an image", "an image")]
     rows += [_row(step) for step in plan.steps.values()]
-    lines = [head, *(_line(row) for row in rows)]
+    lines = [head, *(_align(row) for row in rows)]
     if "precise BN" not in plan.steps:
         lines.append("precise BN: not part of this run (config.precise_bn_batches=0)")
     lines += ["", _describe_memory(plan), *_describe_collectives(plan.steps["train"])]
@@ -95,7 +95,7 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _line(row: tuple[str, ...]) -> str:
+def _align(row: tuple[str, ...]) -> str:
     first, *others = row
     return (f"{first:12}" + "".join(f"{cell:>14}" for cell in others)).rstrip()
 
