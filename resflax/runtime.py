@@ -100,14 +100,15 @@ def enable_compilation_cache() -> Path | None:
 
     Its least recently used programs are deleted first, down to `MAX_CACHE_BYTES`. A cache that is
     already configured (JAX_COMPILATION_CACHE_DIR, or `jax.config`) or turned off
-    (JAX_ENABLE_COMPILATION_CACHE=false) is left as it is. A program that cannot be read or written
-    is compiled without a warning.
+    (JAX_ENABLE_COMPILATION_CACHE=false) is left as it is. In any cache, a program that cannot be
+    read or written is compiled without a warning.
 
     Returns:
       The cache's directory, or None if nothing was changed.
     """
     import jax
 
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
@@ -122,7 +123,6 @@ def enable_compilation_cache() -> Path | None:
         _prune(path, MAX_CACHE_BYTES)
     except OSError:
         return None  # the cache is optional: a read-only home directory is not an error
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config.update("jax_compilation_cache_dir", str(path))
     return path
 

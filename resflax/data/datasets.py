@@ -101,8 +101,7 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "classes", and "splits": the number of "examples" of each split, and a digest of
-          their contents (in memory), file names and sizes (a folder), or their version (TFDS).
+          "classes", and "splits": what each split's `fingerprint` returns.
         """
         splits = {name: split.fingerprint() for name, split in self.splits.items()}
         return {"classes": list(self.classes), "splits": splits}
