@@ -48,10 +48,13 @@ def suggest(name: object, known: Iterable[str]) -> str:
     known = list(known)
     if len(known) <= 8:
         return f"expected one of {', '.join(known)}"
+    text = str(name).lower()
+    longer = sorted((k for k in known if len(text) > 3 and k.startswith(text)), key=len)
+    close = difflib.get_close_matches(text, known, n=5, cutoff=0.6)
+    if similar := list(dict.fromkeys([*longer[:2], *close]))[:5]:
+        return f"did you mean {', '.join(similar)}?"
     # Some names even if none is similar: the user needs to see what names look like.
-    similar = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
-    similar = similar or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
-    return f"did you mean {', '.join(similar)}?"
+    return f"expected one such as {', '.join(difflib.get_close_matches(text, known, 3, 0.0))}"
 
 
 def quantity(number: int, noun: str) -> str:

@@ -319,4 +319,4 @@ def _describe_invalid(where: str) -> str:
         return f"{message}: a model's name needs a tag, such as {where}.a1_in1k"
     if tag and "/" not in where:
         return f"{message}, nor a tagged name: {unknown('model', architecture, SPECS)}"
-    return message
+    return f"{message}, nor a tagged name, such as resnet50.a1_in1k"
