@@ -8,7 +8,7 @@ from resflax.data.class_names import class_name
 from resflax.data.formats import is_image
 from resflax.data.litter import list_folders, list_visible, walk_files
 from resflax.data.split_names import SPLIT_NAMES, role_of_split
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError, first_names, unknown
 
 # The training split of a folder of class folders without splits.
 WHOLE_FOLDER = "."
@@ -152,7 +152,7 @@ def has_images(folder: Path) -> bool:
 def describe_contents(folder: Path) -> str:
     """Returns the first names in a folder, without litter, for messages."""
     names = [path.name + "/" * path.is_dir() for path in list_visible(folder)]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return first_names(names, 8)
 
 
 def _named(root: Path, role: str) -> list[str]:
