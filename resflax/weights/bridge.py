@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from resflax.errors import UserError, unknown
+from resflax.errors import Report, UserError, print_to_stderr, unknown
 from resflax.nn import Spec, stack_params, unstack_params
 from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
@@ -21,7 +21,6 @@ from resflax.weights.layouts import (
 )
 from resflax.weights.mismatch import describe_mismatch, describe_network, network_name
 from resflax.weights.prefixes import strip_prefixes
-from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.shapes import variable_shapes
 from resflax.weights.unwrap import find_state_dict
 from resflax.zoo import create_model, get_spec
@@ -64,9 +63,10 @@ def from_torch(
         unexpected keys and wrong shapes, how many there are, and the network of the zoo that fits.
     """
     spec = get_spec(name).override(**overrides)
-    arrays, prefix = strip_prefixes(to_arrays(_state_dict(state_dict, report)))
-    if prefix:
-        report(f"removed the prefix {prefix!r} from the names of the state dict")
+    stripped = strip_prefixes(to_arrays(_state_dict(state_dict, report)))
+    if description := str(stripped):
+        report(f"using the arrays of the state dict {description}")
+    arrays = stripped.arrays
     _check_single(spec)
     shapes = variable_shapes(spec, channels)
     specs = _best_layout(spec, shapes, arrays)
@@ -103,8 +103,9 @@ def to_torch(
     Args:
       name: model name or spec.
       variables: "params" and "batch_stats" of a model with `scan=True` or `scan=False`.
-      layout: "timm" (also torchvision), "timm_v2", "huggingface" or "cifar". Default: "timm_v2"
-        for pre-activation networks, "cifar" for other networks with the CIFAR stem, else "timm".
+      layout: "timm" (also torchvision), "timm_v2", "huggingface", "cifar" or "sequential" (the
+        children of torchvision's by number). Default: "timm_v2" for pre-activation networks,
+        "cifar" for other networks with the CIFAR stem, else "timm".
       **overrides: fields of the spec; `num_classes` is taken from the variables by default.
 
     Raises:
