@@ -15,11 +15,14 @@ python=${PYTHON:-python3}
 
 if [ "${1:-}" = --wheels ]; then
   rm -rf .wheels
-  exec "$python" -m pip download --quiet --no-deps --only-binary=:all: --dest .wheels \
-    --python-version 3.12 --implementation cp \
-    --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+  "$python" -m pip download --quiet --no-deps --only-binary=:all: --dest .wheels \
+    --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-    array_record grain ml_collections portpicker
+    array_record grain ml_collections portpicker tensorflow-datasets tensorflow-metadata dm-tree \
+    docstring_parser googleapis-common-protos immutabledict importlib_resources simple_parsing \
+    termcolor toml
+  "$python" -m pip wheel --quiet --no-deps --wheel-dir .wheels promise  # has no wheel
+  exit
 fi
 
 if [ -d .wheels ]; then
