@@ -94,7 +94,7 @@ GPU = Sizes(
 DRY_RUN = Sizes(
     network="cifar_resnet8@8:8",
     members="cifar_resnet8@8:8",
-    counts="1,2",
+    counts="2",
     device="cpu",
     seconds=0.05,
     train=("--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=256"),

@@ -123,9 +123,7 @@ def test_dry_run_writes_json_after_every_step(tmp_path):
     steps = report["parts"]["ensembles"]
     assert {step["status"] for step in steps.values()} == {"ok"}
     assert set(report["summary"]["speed_of_members"]) == {
-        f"{count} by {method}"
-        for count in (1, 2)
-        for method in ("vmap, loop", "map, loop", "vmap, grouped")
+        f"2 by {method}" for method in ("vmap, loop", "map, loop", "vmap, grouped")
     }
     assert (tmp_path / "accelerator.log").read_text().count("== ensembles: ") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [
