@@ -96,7 +96,7 @@ def choose_backend(ctx: Any, requested: str, dtype: Any, *, onednn_fits: bool = 
     """
     if ctx.module_context.lowering_parameters.for_export:
         return "xla"
-    return select(dtype, requested, unpartitioned=onednn_fits and is_unpartitioned(ctx))
+    return select(dtype, requested, unpartitioned=onednn_fits and (is_unpartitioned(ctx) or takes_rules(ctx)))
 
 
 def select(dtype: Any, requested: str | None = None, *, unpartitioned: bool) -> str:
@@ -118,10 +118,24 @@ def select(dtype: Any, requested: str | None = None, *, unpartitioned: bool) -> 
 def is_unpartitioned(ctx: Any) -> bool:
     """Returns whether every mesh axis is manual or of size 1, so that XLA partitions nothing.
 
-    Under `jit` over a mesh, XLA can partition matrix products, but neither a custom call nor a loop
-    over chunks of the batch.
+    Otherwise XLA can partition matrix products, but neither a custom call nor a loop over chunks of
+    the batch, unless it has a rule for them (`partition.py`).
     """
     context = ctx.module_context.axis_context
     if hasattr(context, "manual_axes"):
         return all(n == 1 or a in context.manual_axes for a, n in context.mesh.shape.items())
     return getattr(context, "num_devices", 1) == 1
+
+
+def takes_rules(ctx: Any) -> bool:
+    """Returns whether XLA partitions the program and takes rules of `partition.py` for it.
+
+    It does under `jit` over a mesh; not where only some axes of the mesh are manual, for exported
+    programs, and with the partitioner that preceded Shardy.
+    """
+    return (
+        not is_unpartitioned(ctx)
+        and getattr(ctx.module_context.axis_context, "abstract_mesh", None) is not None
+        and not ctx.module_context.lowering_parameters.for_export
+        and bool(jax.config.jax_use_shardy_partitioner)  # type: ignore[attr-defined]
+    )
