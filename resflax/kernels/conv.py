@@ -8,6 +8,8 @@ derivatives of any order need no further rules. The implementation is chosen at 
   axis becomes.
 - CPU: oneDNN where available (`onednn.py`), else matrix products in pure JAX (`cpu_conv.py`);
   `backend.py` chooses.
+
+Under `jit` over a mesh, `partition.py` splits what XLA on CPUs and GPUs cannot split well itself.
 """
 
 import functools
@@ -132,21 +134,12 @@ def _abstract_eval(
 
 
 conv_p.def_abstract_eval(_abstract_eval)
-# Otherwise the mesh is unknown when the primitive is lowered. JAX has no public name for it.
+# Otherwise the mesh is unknown when the primitive is lowered. JAX has public names neither for this
+# nor for the evaluation of a primitive without `jit`.
 dispatch.prim_requires_devices_during_lowering.add(conv_p)
 
 
-@functools.cache
-def _jitted(**static: Any) -> Any:
-    return jax.jit(functools.partial(conv_p.bind, **static))
-
-
-def _run_eagerly(lhs: Array, rhs: Array, **static: Any) -> Array:
-    with jax.disable_jit(False):
-        return _jitted(**static)(lhs, rhs)
-
-
-conv_p.def_impl(_run_eagerly)
+conv_p.def_impl(functools.partial(dispatch.apply_primitive, conv_p))
 
 
 def _transpose(
