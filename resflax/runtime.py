@@ -102,8 +102,8 @@ def enable_compilation_cache() -> Path | None:
         return None  # the cache is optional: a read-only home directory is not an error
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config.update("jax_compilation_cache_dir", str(path))
-    # Otherwise a program with a rule of `kernels/partition.py` is never found again, because its key
-    # has the address of a Python object. What the rule computes is in the key as well, in a name.
+    # Otherwise no program with a rule of `kernels/partition.py` is found again, because its key has
+    # the address of a Python object. What the rule computes is in the key as well, in a name.
     config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     return path
 
