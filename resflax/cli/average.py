@@ -136,7 +136,7 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
       UserError: if no dataset is given or known, it cannot be opened, or it is too small; or if
         the runs held out different examples.
     """
-    own = own_dataset(args.where)
+    own = own_dataset(args.where, args.dataset)
     config = own if own and args.dataset in ("", own["dataset"]) else {}
     if not args.dataset and not config.get("dataset"):
         raise UserError(

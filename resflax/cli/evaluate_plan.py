@@ -94,7 +94,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     valid_labels = read_valid_labels(args.valid_labels) if args.valid_labels else ()
     real_labels = read_real_labels(args.real_labels) if args.real_labels else []
     reference = read_reference(args.deep_ensemble) if args.deep_ensemble else None
-    own = own_dataset(args.where)
+    own = own_dataset(args.where, args.dataset)
     if not args.dataset and own is None:
         raise _missing_dataset(args.where)
     members = read_evaluated_members(args)
@@ -103,7 +103,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         check_image_size(views.scales or first.preprocess.size, network.config.spec)
     config = own if own and args.dataset in ("", own["dataset"]) else {}
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
-    training = find_training_split(args.where, args.data_dir)
+    training = find_training_split(args.where, args.data_dir, config.get("dataset", ""))
     source = _open_source(args, config, networks[0], on_bad_example)
     source = without_held_out_examples(args, source, training)
     if reference and reference.split != source.name:

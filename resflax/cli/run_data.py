@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from resflax.data.fake import is_fake
+from resflax.data.fingerprint_diff import is_same_data
 from resflax.data.held_out import SourceSubset
+from resflax.data.kinds import FILE_PREFIXES
 from resflax.data.location import FeatureKeys, Location
 from resflax.data.roles import Roles, SplitChoice, open_roles
 from resflax.data.source import Source
@@ -18,12 +20,16 @@ NOT_A_RUN = "{where} is not the workdir of a run"
 NO_VALIDATION = "the config of {where} has data.validation 0"
 
 
-def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
+def own_dataset(wheres: Sequence[str], dataset: str = "") -> dict[str, Any] | None:
     """Returns the config of runs with one dataset.
 
+    Args:
+      wheres: the runs.
+      dataset: a dataset that may be that of the runs, moved to another folder.
+
     Returns:
-      The config of the first run, with "dataset", "seed", "data" and "dtype" at least; None if one
-      of `wheres` is not a workdir, or they have different datasets.
+      The config of the first run, with "dataset", "seed", "data" and "dtype" at least, "dataset"
+      where it moved to; None if one of `wheres` is not a workdir, or they have different datasets.
 
     Raises:
       UserError: if a config.json cannot be read.
@@ -32,7 +38,40 @@ def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
     first = configs[0]
     if first is None or any(c is None or c["dataset"] != first["dataset"] for c in configs):
         return None
-    return first
+    return first | {"dataset": dataset} if _has_moved(wheres[0], first, dataset) else first
+
+
+def _has_moved(where: str, config: dict[str, Any], dataset: str) -> bool:
+    """Returns whether a dataset has the examples that a run was trained on, in other files."""
+    prefix = next((p for p in FILE_PREFIXES if dataset.startswith(p)), "")
+    if not prefix or dataset == config["dataset"] or not config["dataset"].startswith(prefix):
+        return False
+    from resflax.run.checkpoint import latest_valid_metadata  # imports Orbax
+
+    found = split_checkpoint(where)
+    assert found
+    recorded = (latest_valid_metadata(found.folder / "checkpoints") or {}).get("data")
+    if recorded is None:
+        return False
+    try:
+        roles = _open_roles(config | {"dataset": dataset})
+    except UserError:  # such as a folder without splits
+        return False
+    splits = {"train": roles.train, "validation": roles.validation, "test": roles.test}
+    return is_same_data(recorded, {name: s for name, s in splits.items() if s is not None})
+
+
+def _open_roles(config: dict[str, Any], data_dir: str = "") -> Roles:
+    """Opens the dataset of a run as the run divided it."""
+    data = config["data"]
+    location = Location(
+        config["dataset"],
+        data_dir or data.get("data_dir", ""),
+        data.get("on_bad_example", "raise"),
+        config["seed"],
+        FeatureKeys.from_config(data),
+    )
+    return open_roles(location, SplitChoice.from_config(data))
 
 
 def _read_config(where: str) -> dict[str, Any] | None:
@@ -68,15 +107,7 @@ class TrainingSplit:
 
     @cached_property
     def _roles(self) -> Roles:
-        data = self.data
-        location = Location(
-            self.config["dataset"],
-            self.data_dir or data["data_dir"],
-            data["on_bad_example"],
-            self.config["seed"],
-            FeatureKeys.from_config(data),
-        )
-        return open_roles(location, SplitChoice.from_config(data))
+        return _open_roles(self.config, self.data_dir)
 
     @property
     def tests_held_out(self) -> bool:
@@ -99,12 +130,15 @@ class TrainingSplit:
         return Path(name).resolve() == Path(whole.source.name).resolve()
 
 
-def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSplit | str:
+def find_training_split(
+    wheres: Sequence[str], data_dir: str = "", dataset: str = ""
+) -> TrainingSplit | str:
     """Returns the training split of runs that held out the same examples.
 
     Args:
       wheres: the runs.
       data_dir: see `TrainingSplit`.
+      dataset: where the dataset of the runs has moved to; "" for its name in their configs.
 
     Returns:
       Why there is none, a clause that an error message can end with, where one of `wheres` is not
@@ -126,7 +160,7 @@ def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSp
         return f"{first} and {second} held out different examples (see config.data)"
     first_config = configs[0]
     assert first_config is not None
-    return TrainingSplit(first_config, data_dir)
+    return TrainingSplit(first_config | ({"dataset": dataset} if dataset else {}), data_dir)
 
 
 def have_different_training_data(wheres: Sequence[str], data_dir: str = "") -> bool:
