@@ -12,7 +12,7 @@ from resflax.cli.run_data import (
     TrainingSplit,
     find_training_split,
     have_different_training_data,
-    own_dataset,
+    own_config,
 )
 from resflax.data import load_dataset
 
@@ -77,7 +77,7 @@ def test_dataset_that_moved_is_that_of_the_run(name, size, tmp_path):
     (run / "config.json").write_text(json.dumps(config | {"dataset": old}))
     shutil.rmtree(tmp_path / "old")
     change(tmp_path / "new")
-    assert own_dataset([str(run)], new)["dataset"] == (new if is_own else old)
+    assert own_config([str(run)], new).get("dataset") == (new if is_own else None)
 
 
 # Values in which a second run differs, and whether it then holds out other examples.
@@ -134,8 +134,8 @@ def test_runs_that_held_out_nothing_have_the_same_data(tmp_path):
     assert not have_different_training_data(runs)
     assert find_training_split([runs[0], "model.onnx"]).endswith("data.validation 0")
     assert find_training_split(["model.onnx"]) == "model.onnx is not the workdir of a run"
-    assert own_dataset(runs)["dataset"] == "digits"
-    assert own_dataset([runs[0], "model.onnx"]) is None
+    assert own_config(runs)["dataset"] == "digits"
+    assert own_config([runs[0], "model.onnx"]) == {}
 
 
 def test_digits_are_divided_as_training_divides_them(tmp_path):

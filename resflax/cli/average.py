@@ -11,12 +11,10 @@ from jaxtyping import Array, Float
 
 from resflax.cli.arguments import add_reading_options, check_minimum
 from resflax.cli.export import training_command
-from resflax.cli.run_data import have_different_training_data, own_dataset
-from resflax.data import StreamingSplit, load_split
+from resflax.cli.run_data import have_different_training_data, open_source, own_config
+from resflax.data import StreamingSplit
 from resflax.data.batches import eval_batches
 from resflax.data.held_out import SourceSubset
-from resflax.data.location import FeatureKeys
-from resflax.data.roles import SplitChoice
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
@@ -136,8 +134,7 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
       UserError: if no dataset is given or known, it cannot be opened, or it is too small; or if
         the runs held out different examples.
     """
-    own = own_dataset(args.where, args.dataset)
-    config = own if own and args.dataset in ("", own["dataset"]) else {}
+    config = own_config(args.where, args.dataset)
     if not args.dataset and not config.get("dataset"):
         raise UserError(
             "the batch statistics need training data, and the networks are not from runs with one"
@@ -166,13 +163,4 @@ def _open_source(args: argparse.Namespace, config: dict[str, Any], on_bad_exampl
             "the runs held out different examples, so that their training data differ: expected"
             " runs with the same config.data, or another --dataset or --split"
         )
-    data = config.get("data", {})
-    return load_split(
-        args.dataset or config["dataset"],
-        args.split,
-        data_dir=args.data_dir or data.get("data_dir", ""),
-        on_bad_example=on_bad_example,
-        seed=config.get("seed", 0),
-        splits=SplitChoice.from_config(data) if config else None,
-        keys=FeatureKeys.from_config(data, args.image_key, args.label_key),
-    )
+    return open_source(args, config, on_bad_example)

@@ -12,7 +12,7 @@ from resflax.data.held_out import SourceSubset
 from resflax.data.in_memory import InMemorySplit, read_all
 from resflax.data.kinds import kind_of
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys, Location
-from resflax.data.roles import DEFAULT_CHOICE, SplitChoice, open_roles
+from resflax.data.roles import DEFAULT_CHOICE, Roles, SplitChoice, open_roles
 from resflax.data.source import Source, check_on_bad_example
 from resflax.data.split_names import SplitNames
 from resflax.data.streaming import StreamingSplit
@@ -101,8 +101,7 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "classes", and "splits": the number of "examples" of each split, and a digest of
-          their contents (in memory), file names and sizes (a folder), or their version (TFDS).
+          "classes", and "splits": what each split's `fingerprint` returns.
         """
         splits = {name: split.fingerprint() for name, split in self.splits.items()}
         return {"classes": list(self.classes), "splits": splits}
@@ -129,6 +128,7 @@ def load_dataset(
     splits: SplitChoice = DEFAULT_CHOICE,
     keys: FeatureKeys = DEFAULT_KEYS,
     train_crop: TrainCrop | None = None,
+    roles: Roles | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -151,6 +151,7 @@ def load_dataset(
       splits: which examples are for training, validation and testing.
       keys: names of image and label in the examples of a TFDS or Hugging Face dataset.
       train_crop: crop of the training split, if `image_size` is given; by default Inception crops.
+      roles: the examples, if they are opened already; `splits` and `keys` then have no effect.
 
     Raises:
       UserError: if the dataset does not exist, is not prepared, does not have images with one
@@ -164,7 +165,7 @@ def load_dataset(
             f"dataset {name!r} has its own image size and channels: expected image_size 0 and"
             " channels 0"
         )
-    roles = open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
+    roles = roles or open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
     sources = {"train": roles.train, "validation": roles.validation, "test": roles.test}
 
     def open_split(role: str, source: Source | None) -> Any:

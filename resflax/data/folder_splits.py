@@ -12,6 +12,7 @@ from resflax.errors import UserError, unknown
 
 # The training split of a folder of class folders without splits.
 WHOLE_FOLDER = "."
+MAX_DEPTH = 8  # in which a folder with splits is looked for
 EXPECTED = (
     "expected train/CLASS/*.jpg and, to evaluate, val/CLASS/*.jpg or test/CLASS/*.jpg (or training,"
     " valid, validation, dev, testing; any image format), or CLASS/*.jpg without splits"
@@ -35,12 +36,11 @@ def find_splits(root: Path, chosen: Mapping[str, str] | None = None) -> dict[str
     Raises:
       UserError: if there is no training split, or several folders could be the same split.
     """
-    if not root.is_dir():
-        raise UserError(f"folder {root} does not exist: expected one with images")
+    _check_exists(root)
     chosen = {kind: name for kind, name in (chosen or {}).items() if name}
     for name in chosen.values():
         if not (root / name).is_dir():
-            raise unknown("split", name, [f.name for f in list_folders(root)] or ["(no folder)"])
+            raise _unknown_split(root, name)
     train = chosen.get("train") or _only(root, "train", _named(root, "train"))
     train = train or _whole_folder(root, chosen)
     splits = {"train": train}
@@ -67,8 +67,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
     Raises:
       UserError: if there is no such split, or several folders could be it.
     """
-    if not root.is_dir():
-        raise UserError(f"folder {root} does not exist: expected one with images")
+    _check_exists(root)
     train = _only(root, "train", _named(root, "train"))
     train_folder = root / train if train else None
     if split and (root / split).is_dir():
@@ -79,7 +78,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
     if split:
         kind = kind_of_split(split)
         if not kind or not named[kind]:
-            raise unknown("split", split, [f.name for f in list_folders(root)] or ["(no folder)"])
+            raise _unknown_split(root, split)
         return root / _only(root, kind, named[kind]), train_folder
     labeled = (_labeled(root, kind, train_folder) for kind in ("test", "validation"))
     flat = (_only(root, kind, named[kind]) for kind in ("validation", "test"))
@@ -92,7 +91,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
 
 
 def describe_splits(root: Path, splits: Mapping[str, str]) -> str:
-    """Returns which folders are the splits of a folder, for a note to the user.
+    """Returns what to note on the splits of a folder besides their names; "" for nothing.
 
     Args:
       root: the folder.
@@ -100,9 +99,8 @@ def describe_splits(root: Path, splits: Mapping[str, str]) -> str:
     """
     if splits["train"] == WHOLE_FOLDER and not splits["validation"] and not splits["test"]:
         return f"{root} has class folders and no splits: all of it is the training split"
-    taken = ", ".join(f"{kind} split {name}/" for kind, name in splits.items() if name)
-    notes = (f"; {name}/ is not used{reason}" for name, reason in _unused(root, splits))
-    return f"{root}: {taken}{''.join(notes)}"
+    notes = [f"{name}/ is not used{reason}" for name, reason in _unused(root, splits)]
+    return f"{root}: {'; '.join(notes)}" if notes else ""
 
 
 def _unused(root: Path, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -116,6 +114,15 @@ def _unused(root: Path, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield name, ": its images are not in folders of the training classes"
         elif name not in named and has_images(root / name):
             yield name, ", unless --config.data.validation_split or test_split chooses it"
+
+
+def _check_exists(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"folder {root} does not exist: expected one with images")
+
+
+def _unknown_split(root: Path, name: str) -> UserError:
+    return unknown("split", name, [f.name for f in list_folders(root)] or ["(no folder)"])
 
 
 def annotations_file(split: Path) -> Path:
@@ -193,6 +200,8 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
         yield f"did you mean folder:{with_splits[0]}? It has a training split"
     if any(_named(root, kind) for kind in ("validation", "test")):
         yield EXPECTED
+    if nested := next(filter(lambda f: _named(f, "train"), _only_folders(root)), None):
+        yield f"did you mean folder:{nested}? It has a training split"
     if not folders and has_images(root):
         yield (
             f"images without class folders have no labels{_parent_hint(root)}: expected"
@@ -200,6 +209,11 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
         )
     if len(folders) == 1 and len(list_folders(folders[0])) > 1:
         yield f"did you mean folder:{folders[0]}? It contains {describe_contents(folders[0])}"
+    if len(folders) == 1 and not list_folders(folders[0]) and has_images(folders[0]):
+        yield (
+            "one class cannot be learned; the dataset may be the folder one level above or below:"
+            f" {EXPECTED}"
+        )
     if len(folders) < 2 or not any(map(has_images, folders)):
         yield EXPECTED
     common = set.intersection(*({p.name for p in list_folders(f)} for f in folders))
@@ -209,6 +223,14 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
             f" choose them with --config.data.train_split={_likely_train(folders)} and so on, or"
             " --config.data.train_split=. if they are the classes"
         )
+
+
+def _only_folders(root: Path) -> Iterator[Path]:
+    """Yields the only folder in a folder, the only one in that, and so on."""
+    folders = list_folders(root)
+    while len(folders) == 1 and len(folders[0].parts) - len(root.parts) < MAX_DEPTH:
+        yield folders[0]
+        folders = list_folders(folders[0])
 
 
 def _likely_train(folders: list[Path]) -> str:

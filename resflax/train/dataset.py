@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
 from resflax.data.crops import TrainCrop
 from resflax.data.location import FeatureKeys
-from resflax.data.roles import SplitChoice
+from resflax.data.roles import Roles, SplitChoice
 from resflax.distributed.processes import all_gather_strings
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
@@ -18,13 +18,16 @@ from resflax.weights.adapt import convert_preprocess
 PRETRAINED_SIZE = -1
 
 
-def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
+def build_dataset(
+    config: ConfigDict, pretrained: PretrainedConfig | None = None, roles: Roles | None = None
+) -> Dataset:
     """Opens the dataset of a config.
 
     Args:
       config: see `default_config`.
       pretrained: config of the pretrained weights, whose preprocessing and number of channels apply
         to streamed images unless the config has its own.
+      roles: the examples, if they are opened already.
 
     Raises:
       UserError: if the dataset cannot be opened.
@@ -44,6 +47,7 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         keys=FeatureKeys.from_config(data),
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
         train_crop=_train_crop(config),
+        roles=roles,
     )
 
 

@@ -1,5 +1,6 @@
 """Builds the run that a config describes: dataset, model, weights, engine and steps."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -37,6 +38,8 @@ from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
 from resflax.zoo import create_model
 
+OpenDataset = Callable[[ConfigDict, PretrainedConfig | None], Dataset]
+
 
 def build(
     config: ConfigDict,
@@ -44,6 +47,8 @@ def build(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     pretrained: PretrainedConfig | None = None,
+    devices: Sequence[Any] | None = None,
+    open_dataset: OpenDataset = build_dataset,
 ) -> Run:
     """Builds a run from its config.
 
@@ -53,6 +58,8 @@ def build(
       dataset: a dataset to train on instead of the config's dataset.
       pretrained: config of the weights `config.pretrained`, as a checkpoint of the run has it:
         the weights themselves are then read only if the run has to start again.
+      devices: by default, all devices of all processes.
+      open_dataset: opens the config's dataset.
 
     Raises:
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
@@ -69,13 +76,13 @@ def build(
         )
     given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     config = shared_config(given)
-    engine = build_engine(config)
+    engine = build_engine(config, devices)
     check_devices(config, engine.batch_devices)
     weights = None
     if config.pretrained and pretrained is None:
         weights = read_pretrained(config)
         pretrained = weights.config
-    dataset = dataset or build_dataset(config, pretrained)
+    dataset = dataset or open_dataset(config, pretrained)
     check_dataset(config, dataset)
     model = model or _build_model_for(config, dataset, pretrained)
     fitted = weights and fit_to_dataset(weights, config, dataset)
@@ -129,14 +136,14 @@ def _build_predict_step(model: nn.Module, normalizer: Normalizer, engine: Engine
     )
 
 
-def build_engine(config: ConfigDict) -> Engine:
-    """Builds the engine of a config, on all devices of all processes."""
+def build_engine(config: ConfigDict, devices: Sequence[Any] | None = None) -> Engine:
+    """Builds the engine of a config, by default on all devices of all processes."""
     ensemble = config.ensemble
     if is_ensemble(config):
         return EnsembleEngine(
-            None, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
+            devices, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
         )
-    return make_engine(config.parallel, fsdp=config.mesh.fsdp)
+    return make_engine(config.parallel, devices, fsdp=config.mesh.fsdp)
 
 
 def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
