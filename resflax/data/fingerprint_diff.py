@@ -1,4 +1,4 @@
-"""What differs between two fingerprints of a dataset, in words."""
+"""Differences between two fingerprints of a dataset, in words."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from resflax.data.fingerprint import SAMPLE_SIZE, Fingerprint, sample_rank
 from resflax.data.source import Source
-from resflax.errors import quantity
+from resflax.errors import first_names, quantity
 
 # What identifies the examples on disk, whether or not they were read into memory.
 SOURCE_KEYS = ("files", "sample", "whole", "version")
@@ -172,5 +172,4 @@ def _limit(sample: _Sample) -> tuple[float, float]:
 
 
 def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:3]))
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return first_names(map(repr, names))

@@ -54,7 +54,8 @@ def build(
 
     Args:
       config: see `default_config`.
-      model: a linen module to train instead of the config's model.
+      model: a linen module to train instead of the config's model: `config.model`, `config.spec`,
+        and its dtype, scan and remat are not used.
       dataset: a dataset to train on instead of the config's dataset.
       pretrained: config of the weights `config.pretrained`, as a checkpoint of the run has it:
         the weights themselves are then read only if the run has to start again.
