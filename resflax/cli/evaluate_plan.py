@@ -99,7 +99,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for network in networks:
         check_image_size(views.scales or first.preprocess.size, network.config.spec)
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
-    training = find_training_split(args.where, args.data_dir)
+    training = find_training_split(args.where, args.data_dir, config.get("dataset", ""))
     source = open_source(
         args,
         config,

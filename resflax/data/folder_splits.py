@@ -12,6 +12,7 @@ from resflax.errors import UserError, first_names, unknown
 
 # The training split of a folder of class folders without splits.
 WHOLE_FOLDER = "."
+MAX_DEPTH = 8  # in which a folder with splits is looked for
 EXPECTED = (
     "expected train/CLASS/*.jpg and, to evaluate, val/CLASS/*.jpg or test/CLASS/*.jpg (or training,"
     " valid, validation, dev, testing; any image format), or CLASS/*.jpg without splits"
@@ -199,6 +200,8 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
         yield f"did you mean folder:{with_splits[0]}? It has a training split"
     if any(_named(root, role) for role in ("validation", "test")):
         yield EXPECTED
+    if nested := next(filter(lambda f: _named(f, "train"), _only_folders(root)), None):
+        yield f"did you mean folder:{nested}? It has a training split"
     if not folders and has_images(root):
         yield (
             f"images without class folders have no labels{_parent_hint(root)}: expected"
@@ -206,6 +209,11 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
         )
     if len(folders) == 1 and len(list_folders(folders[0])) > 1:
         yield f"did you mean folder:{folders[0]}? It contains {describe_contents(folders[0])}"
+    if len(folders) == 1 and not list_folders(folders[0]) and has_images(folders[0]):
+        yield (
+            "one class cannot be learned; the dataset may be the folder one level above or below:"
+            f" {EXPECTED}"
+        )
     if len(folders) < 2 or not any(map(has_images, folders)):
         yield EXPECTED
     common = set.intersection(*({p.name for p in list_folders(f)} for f in folders))
@@ -215,6 +223,14 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
             f" choose them with --config.data.train_split={_likely_train(folders)} and so on, or"
             " --config.data.train_split=. if they are the classes"
         )
+
+
+def _only_folders(root: Path) -> Iterator[Path]:
+    """Yields the only folder in a folder, the only one in that, and so on."""
+    folders = list_folders(root)
+    while len(folders) == 1 and len(folders[0].parts) - len(root.parts) < MAX_DEPTH:
+        yield folders[0]
+        folders = list_folders(folders[0])
 
 
 def _likely_train(folders: list[Path]) -> str:
