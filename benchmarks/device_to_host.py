@@ -4,7 +4,8 @@
 
 It uses virtual CPU devices, so that the cost of gathering a replicated state can be measured
 without accelerators. With `--processes=2`, each of two processes has half of the devices, as two
-hosts would.
+hosts would. With `--calls_only`, the arrays of the state have one element and the step adds one to
+each: what a call costs beside its computation.
 """
 
 import argparse
@@ -73,7 +74,31 @@ def _setup(task: Task, engine: Any) -> tuple[Callable[..., Any], Any, Any]:
     return engine.compile_train(step), engine.put_state(state), batch
 
 
-def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[str, float]:
+def _setup_calls_only(task: Task, engine: Any) -> tuple[Callable[..., Any], Any, Any]:
+    """Returns the same for a step that adds one to every array, all of one element."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from resflax.train import create_state, make_optimizer
+
+    model = create_model(task.model, dtype=task.dtype, **task.overrides)
+    optimizer, shape = make_optimizer("sgd", 0.1), (task.size, task.size, task.channels)
+    shapes = jax.eval_shape(lambda: create_state(model, optimizer, task.seed, shape))
+    state = jax.tree.map(lambda x: np.zeros((1,) * min(x.ndim, 1), x.dtype), shapes)
+
+    def step(state: Any, batch: Any) -> tuple[Any, Any]:
+        loss = jnp.mean(batch["image"])
+        loss = jax.lax.pmean(loss, engine.axis_name) if engine.axis_name else loss
+        return jax.tree.map(lambda x: x + jnp.ones_like(x), state), {"loss": loss}
+
+    batch = engine.shard_batch({"image": np.ones((len(engine.devices), 1), np.float32)})
+    return engine.compile_train(step), engine.put_state(state), batch
+
+
+def measure(
+    task: Task, engine: Any, rounds: int, meter: ProgressMeter, *, calls_only: bool = False
+) -> dict[str, float]:
     """Returns medians over `rounds` rounds of a step, a copy to the host and a checkpoint.
 
     Every copy follows a step, because JAX caches the host copy of an array.
@@ -83,13 +108,14 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
       engine: data-parallel engine.
       rounds: number of rounds.
       meter: progress meter, with one unit per round.
+      calls_only: measure a step that computes almost nothing.
     """
     from resflax.distributed.processes import is_main_process
     from resflax.run.checkpoint import Checkpoint
     from resflax.run.checkpointer import Checkpointer
 
     meter.update(0, "compiling", force=True)
-    step, state, batch = _setup(task, engine)
+    step, state, batch = (_setup_calls_only if calls_only else _setup)(task, engine)
     _, (state, _) = _timed(step, state, batch)
     seconds: dict[str, list[float]] = {key: [] for key in TIMINGS.values()}
     seconds["first_to_host_seconds"].append(_timed(engine.to_host, state)[0])
@@ -131,6 +157,7 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, Task]:
     add("--size", type=int, default=64, help="height and width of images; default: %(default)s")
     add("--batch", type=int, default=16, help="global batch size; default: %(default)s")
     add("--engines", default="pmap,mesh,shard_map", metavar="A,B", help="default: %(default)s")
+    add("--calls_only", action="store_true", help="a step that computes almost nothing")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--json", type=path_type, metavar="PATH", help="write the results to this file")
     args = parser.parse_args(argv)
@@ -192,7 +219,8 @@ def _measure_engines(args: argparse.Namespace, task: Task, argv: list[str]) -> N
     with contextlib.closing(ProgressMeter(args.rounds * len(engines), file=output)) as meter:
         for name, engine in engines.items():
             meter.print(f"{name} on {args.devices} virtual devices")
-            results[name] = measure(task, engine, args.rounds, meter)
+            only = args.calls_only
+            results[name] = measure(task, engine, args.rounds, meter, calls_only=only)
     if not is_main_process():
         return
     processes = f" of {args.processes} processes" if args.processes > 1 else ""
