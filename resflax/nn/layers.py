@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
-from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode, statistics_dtype
+from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
 from resflax.nn.norms import NORMS, Lift
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
@@ -72,6 +72,32 @@ class Ops:
     dense: Callable[..., Array]
     conv1d: Callable[..., Array]
     channel_groups: int = 1
+    fused_conv_norm: Callable[..., Array] | None = None
+
+    def conv_norm(
+        self, x: Array, features: int, kernel: int, stride: int = 1, *, name: str, norm_name: str,
+        zero: bool = False, **kwargs: Any,
+    ) -> Array:  # fmt: skip
+        """Convolves and normalizes; `zero` initializes the norm's scale to 0 instead of 1.
+
+        An expansion by a 1x1 convolution is fused with the batch norm, see `resflax.nn.pointwise`.
+        """
+        groups = kwargs.get("groups", 1)
+        if self.fused_conv_norm and kernel == groups == 1 and x.shape[-1] < features:
+            return self.fused_conv_norm(x, features, stride, name=name, norm_name=norm_name, zero=zero)
+        x = self.conv(x, features, kernel, stride, name=name, **kwargs)
+        return self.norm(x, name=norm_name, zero=zero)
+
+
+class Kernel(nn.Module):
+    """The kernel of a convolution that another module computes, as `flax.linen.Conv` has it."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "height width inputs outputs"]:
+        """Returns the kernel."""
+        return self.param("kernel", he_normal_fan_out, self.shape, jnp.float32)
 
 
 def make_ops(
@@ -119,6 +145,27 @@ def make_ops(
     def dense(x: Array, features: int, *, name: str, use_bias: bool = True) -> Array:
         return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
 
+    def fused_conv_norm(
+        x: Array, features: int, stride: Any, *, name: str, norm_name: str, zero: bool
+    ) -> Array:
+        height, width = (stride, stride) if isinstance(stride, int) else stride
+        kernel = Kernel((1, 1, x.shape[-1], features), name=name)()
+        module = BatchNorm(
+            train=True,
+            dtype=dtype,
+            axis_name=axis_name,
+            mode=batch_norm,
+            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
+            name=norm_name,
+        )
+        if max(height, width) > 1:
+            # Written once: as a part of each of its five consumers it would be read in full.
+            x = jax.lax.optimization_barrier(x[:, ::height, ::width])
+        return module(x, kernel)
+
+    # In float32 the default precision of matrix products on accelerators is too low for variances.
+    fuses = train and dtype == jnp.bfloat16 and (norm, conv) == ("batch", "plain")
+    fuses = fuses and batch_norm.name == "global"
     run_conv = _make_conv(CONVS[conv], dtype)
     return Ops(
         conv=run_conv,
@@ -128,6 +175,7 @@ def make_ops(
         act=act,
         dense=dense,
         conv1d=_make_conv1d(dtype),
+        fused_conv_norm=fused_conv_norm if fuses else None,
     )
 
 
