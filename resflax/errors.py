@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -47,10 +48,13 @@ def suggest(name: object, known: Iterable[str]) -> str:
     known = list(known)
     if len(known) <= 8:
         return f"expected one of {', '.join(known)}"
+    text = str(name).lower()
+    longer = sorted((k for k in known if len(text) > 3 and k.startswith(text)), key=len)
+    close = difflib.get_close_matches(text, known, n=5, cutoff=0.6)
+    if similar := list(dict.fromkeys([*longer[:2], *close]))[:5]:
+        return f"did you mean {', '.join(similar)}?"
     # Some names even if none is similar: the user needs to see what names look like.
-    similar = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
-    similar = similar or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
-    return f"did you mean {', '.join(similar)}?"
+    return f"expected one such as {', '.join(difflib.get_close_matches(text, known, 3, 0.0))}"
 
 
 def quantity(number: int, noun: str) -> str:
@@ -63,7 +67,25 @@ def quantity(number: int, noun: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that raises `UserError` instead of exiting."""
+    """`argparse.ArgumentParser` that raises `UserError` instead of exiting.
+
+    Options can be spelled with - or _.
+
+    >>> parser = Parser()
+    >>> _ = parser.add_argument("--batch-size", type=int)
+    >>> parser.parse_args(["--batch_size=8"])
+    Namespace(batch_size=8)
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses a command line; see `argparse`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_own_spelling(w) for w in words], namespace)
+
+    def _with_own_spelling(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+        return options.get(name.replace("_", "-"), name) + equals + value
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError`."""

@@ -46,6 +46,28 @@ def tune_malloc() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
+# JAX computes on the CPU, and the compilers of accelerators look for no hardware: no metadata
+# server of a TPU, no driver of a GPU, no lock on libtpu, no log files.
+TOPOLOGY_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def compile_for_topologies() -> None:
+    """Prepares a process that compiles for accelerators that are not there; before JAX is imported.
+
+    The topology's own name decides which accelerator that is.
+    """
+    os.environ.update(TOPOLOGY_ENVIRONMENT)
+
+
 def home_dir() -> Path | None:
     """Returns the home directory; None without HOME for a user that the system does not know."""
     home = os.path.expanduser("~")
@@ -78,14 +100,15 @@ def enable_compilation_cache() -> Path | None:
 
     Its least recently used programs are deleted first, down to `MAX_CACHE_BYTES`. A cache that is
     already configured (JAX_COMPILATION_CACHE_DIR, or `jax.config`) or turned off
-    (JAX_ENABLE_COMPILATION_CACHE=false) is left as it is. A program that cannot be read or written
-    is compiled without a warning.
+    (JAX_ENABLE_COMPILATION_CACHE=false) is left as it is. In any cache, a program that cannot be
+    read or written is compiled without a warning.
 
     Returns:
       The cache's directory, or None if nothing was changed.
     """
     import jax
 
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
@@ -100,7 +123,6 @@ def enable_compilation_cache() -> Path | None:
         _prune(path, MAX_CACHE_BYTES)
     except OSError:
         return None  # the cache is optional: a read-only home directory is not an error
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config.update("jax_compilation_cache_dir", str(path))
     return path
 

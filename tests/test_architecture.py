@@ -30,6 +30,7 @@ LAYERS = {
     "train": 7,
     "evaluate": 8,
     "export": 8,
+    "plan": 8,
     "study": 9,
     "cli": 10,
     "__main__": 11,

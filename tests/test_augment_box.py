@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from resflax.data.augment.box import Box, box_mask, first_fitting_size, sample_box
-from resflax.data.augment.crop import inception_crop, largest_size, resized_crop
+from resflax.data.augment.crop import inception_crop, resized_crop
 from resflax.data.augment.erase import cutout, random_erasing
 from resflax.data.augment.pixels import round_to_dtype
+from resflax.data.crops import largest_size
 
 SIDE = 24
 # Limit of the Kolmogorov statistic that fails about once in 1e6 draws.

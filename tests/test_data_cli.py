@@ -101,7 +101,7 @@ def test_invalid_arguments_are_one_line(arguments, message):
 
 def test_preparing_without_tensorflow_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(UserError, match=r"needs TensorFlow .*pip install -e \"\.\[prepare\]\""):
+    with pytest.raises(UserError, match=r"needs TensorFlow .*pip install \"resflax\[prepare\]\""):
         main(["prepare", "fashion_mnist"])
 
 

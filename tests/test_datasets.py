@@ -8,12 +8,13 @@ import tempfile
 
 import numpy as np
 import pytest
-from helpers.image_folders import prepare_stripes, stripes_builder
+from helpers.image_folders import constant_image, prepare_stripes, stripes_builder, write_folder
 from sklearn.datasets import load_digits
 
 from resflax import UserError
 from resflax.data import InMemorySplit, load_dataset
 from resflax.data.prepare import forbid_downloads
+from resflax.data.roles import SplitChoice
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +86,26 @@ def test_tfds_dataset_loads_by_name_and_version(tmp_path):
         ({"counts": {"test": 5}}, "has the splits test, no training split: choose one with"),
         (
             {"size": lambda i: (4 + i, 6)},
-            r"stripes, train\[\d\]: has shape .*, but the first image has",
+            r"stripes, train\[\d\]: has 6x\d pixels, but the first image has",
         ),
     ],
 )
 def test_unusable_tfds_dataset_raises(tmp_path, attributes, message):
     with pytest.raises(UserError, match=message):
         load_dataset("stripes", prepare_stripes(tmp_path, **attributes))
+
+
+def test_tfds_training_split_of_one_class_raises(tmp_path):
+    directory = prepare_stripes(tmp_path)
+    splits = SplitChoice(train="train[:1]", test="validation")
+    with pytest.raises(UserError, match=r"train\[:1\]: all 1 examples have the class '[abc]': exp"):
+        load_dataset("stripes", directory, splits=splits)
+
+
+def test_classes_that_differ_in_case_are_named(tmp_path):
+    files = {f"train/{name}/{i}.png": constant_image(i) for name in ("Cat", "cat") for i in (1, 2)}
+    note = load_dataset(write_folder(tmp_path, files)).note
+    assert note.endswith("\nthe classes 'Cat' and 'cat' differ only in case or spaces")
 
 
 def test_empty_tfds_split_raises(tmp_path):

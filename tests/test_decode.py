@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -105,6 +106,32 @@ def big_endian_tiff(pixels):
     return encode(image, "tiff")
 
 
+def png(rows, width, depth, color_type, *chunks):
+    """Returns a PNG of rows of packed samples (PNG specification, 5.3)."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, color_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = ((b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff(pixels, **tags):
+    """Returns an uncompressed TIFF of 16 bits; `tags` are others than those of a gray image."""
+    bits, channels = 8 * pixels.itemsize, pixels.size // (pixels.shape[-1] * pixels.shape[-2])
+    values = {256: pixels.shape[-1], 257: pixels.shape[-2], 258: bits, 259: 1, 262: 1}
+    values |= {277: channels, 278: pixels.shape[-2], 279: pixels.nbytes}
+    values |= {int(tag[1:]): value for tag, value in tags.items()}
+    values[273] = 8 + 2 + 12 * (len(values) + 1) + 4
+    entries = (struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    header = b"II*\0" + struct.pack("<IH", 8, len(values))
+    return header + b"".join(entries) + bytes(4) + pixels.tobytes()
+
+
 DEEP_IMAGES = {
     "16-bit PNG": (encode(DEEP, "png"), DEEP_8),
     "16-bit TIFF": (encode(DEEP, "tiff"), DEEP_8),
@@ -114,6 +141,9 @@ DEEP_IMAGES = {
     "dark 16-bit PGM": (pgm(DEEP // 257, 65535), DARK_8),
     "10-bit PGM": (pgm(np.array([[0, 1023], [512, 4]]), 1023), np.array([[0, 255], [128, 1]])),
     "float TIFF, 0 to 1": (encode(UNIT, "tiff"), UNIT_8),
+    "float TIFF, 0 to 1 but for rounding": (encode(UNIT * np.float32(1.0003), "tiff"), UNIT_8),
+    "float PFM, 0 to 1": (encode(UNIT, "ppm"), UNIT_8),
+    "16-bit TIFF, white is zero": (tiff(65535 - DEEP, t262=0), DEEP_8),
     "float TIFF, 0 to 255": (encode(DEEP_8.astype(np.float32), "tiff"), DEEP_8),
     "float TIFF, 0 to 65535": (encode(DEEP.astype(np.float32), "tiff"), DEEP_8),
     "32-bit TIFF, 0 to 255": (encode(DEEP_8.astype(np.int32), "tiff"), DEEP_8),
@@ -144,6 +174,12 @@ def test_pixel_values_out_of_range_are_named(pixels, reason):
         decode(encode(pixels, "tiff"), "x")
 
 
+def test_16_bit_channels_in_planes_are_refused():
+    data = tiff(np.stack([DEEP, DEEP, DEEP]), t262=2, t284=2)
+    with pytest.raises(BadExampleError, match="^x: is a TIFF of more than 8 bits whose channels"):
+        decode(data, "x")
+
+
 def with_alpha(mode, color, alpha):
     """Returns a 2x2 image of one color whose alpha is `alpha` on the left and 255 on the right."""
     image = Image.new(mode, (2, 2), (*color, 255))
@@ -170,6 +206,11 @@ def keyed(mode, color):
     return encode(image, "png", transparency=color)
 
 
+def gray_key(depth, row, key):
+    """Returns a gray PNG of 2x2 pixels of `depth` bits, of which those of value `key` are clear."""
+    return png([row] * 2, 2, depth, 0, (b"tRNS", struct.pack(">H", key)))
+
+
 COLOR = (200, 100, 50)
 # Encoded images of two columns, and the colors of the columns.
 TRANSPARENT = {
@@ -190,6 +231,19 @@ TRANSPARENT = {
     "L, color key": (keyed("L", 7), (255,), (255,)),
     "L, key beside gray": (encode(Image.new("L", (2, 2), 9), "png", transparency=7), (9,), (9,)),
     "1, color key": (keyed("1", 0), (255,), (255,)),
+    "2 bits, color key": (gray_key(2, b"\x60", 1), (255,), (170,)),
+    "4 bits, color key": (gray_key(4, b"\x1a", 1), (255,), (170,)),
+    "16-bit RGB, color key": (
+        png(
+            [struct.pack(">6H", 300, 5, 60000, 51400, 25700, 12850)] * 2,
+            2,
+            16,
+            2,
+            (b"tRNS", struct.pack(">3H", 300, 5, 60000)),
+        ),
+        (255,) * 3,
+        COLOR,
+    ),
 }
 
 

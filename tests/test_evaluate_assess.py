@@ -11,7 +11,7 @@ from resflax.data import EvalTransform, StreamingSplit
 from resflax.data.array_source import ArraySource
 from resflax.data.in_memory import InMemorySplit
 from resflax.evaluate import calibrated, ood
-from resflax.evaluate.assess import HELD_OUT, TEST_HALVES, Request, assess
+from resflax.evaluate.assess import HELD_OUT, SPLIT_HALVES, Request, assess
 from resflax.evaluate.classes import make_label_map
 from resflax.evaluate.run import Reduction, evaluate_split
 from resflax.evaluate.summary import join_names, summarize_members, summarize_system
@@ -128,7 +128,7 @@ def test_halves_of_the_split_calibrate_each_other():
     """The metrics are means over five random splits."""
     result = assess(runner(TEST), Request(NAMES, cross_validate=True, alpha=0.1))
     calibration = result.calibration
-    assert (calibration.data, calibration.examples) == (TEST_HALVES, 150)
+    assert (calibration.data, calibration.examples) == (SPLIT_HALVES, 150)
     log_p, labels = log_p_of(TEST)
     ensemble, metrics, temperatures, nll = log_mean_probability(log_p), [], [], np.zeros((5, 301))
     for seed in range(5):
@@ -191,7 +191,7 @@ def test_size_curve_ends_at_the_ensemble(values):
     np.testing.assert_allclose(curve["calibrated_nll"][-1], calibrated_nll, rtol=1e-6)
 
 
-@pytest.mark.parametrize("data", [HELD_OUT, TEST_HALVES])
+@pytest.mark.parametrize("data", [HELD_OUT, SPLIT_HALVES])
 @pytest.mark.parametrize("method", ["lac", "aps", "raps"])
 def test_conformal_sets_cover_the_label(method, data):
     """Within four standard deviations: of the held-out examples and of those that are covered."""

@@ -161,7 +161,7 @@ def test_several_runs_form_an_ensemble(ensemble, single, tmp_path, capsys):
     ]
     assert [m["where"] for m in values["members"]] == [f"{ensemble}#0", str(single)]
     assert values["calibration"] == {
-        "data": "the other half of the test split",
+        "data": "the other half of the split",
         "examples": 180,
         "splits": 5,
         "temperatures": 10,

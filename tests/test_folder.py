@@ -45,12 +45,11 @@ BAD = {
     "truncated": (NOISE[:-40], "is not a readable image"),
     "garbage": (b"\xff\xd8 not an image at all", "is not a readable image"),
     "empty": (b"", "is empty"),
-    "gray among color": (encode_png(np.zeros((6, 5), np.uint8)), r"has shape \(6, 5, 1\)"),
     "values out of range": (NEGATIVE.getvalue(), "has pixel values from -1 to -1: expected 0 to"),
     "one pixel wide": (encode_png(constant_image(0, 6, 1)), "is 1x6 pixels: expected 2 or more"),
     "another size": (
         encode_png(constant_image(0, 7, 5)),
-        r"has shape \(7, 5, 3\), but the first image has \(6, 5, 3\)",
+        "has 5x7 pixels, but the first image has 5x6",
     ),
 }
 
@@ -66,6 +65,29 @@ def test_bad_image_raises_or_is_skipped_and_reported(tmp_path, valid_files, cont
     assert data.train.images[:, 0, 0, 0].tolist() == [1, 10, 12]
     assert len(data.skipped) == 1
     assert path in data.skipped[0]
+
+
+GRAY, COLOR = np.full((6, 5), 9, np.uint8), constant_image((9, 0, 7))
+# The images of some files, gray in the other ones.
+COLOR_AMONG_GRAY = {
+    "first": {"train/a/1.png": COLOR},
+    "last": {"train/b/12.png": COLOR},
+    "in another split": {"test/b/31.png": COLOR},
+    "CMYK": {"train/b/10.png": CMYK.getvalue()},
+    "transparent": {"train/b/10.png": encode_png(np.zeros((6, 5, 4), np.uint8))},
+}
+
+
+@pytest.mark.parametrize("color", COLOR_AMONG_GRAY.values(), ids=COLOR_AMONG_GRAY)
+def test_gray_images_are_rgb_if_one_has_color(tmp_path, valid_files, color):
+    files = dict.fromkeys(valid_files, GRAY) | color
+    data = load_dataset(write_folder(tmp_path, files))
+    in_rgb = load_dataset(write_folder(tmp_path, files), channels=3)
+    assert (
+        load_dataset(write_folder(tmp_path, files | dict.fromkeys(color, GRAY))).image_shape[2] == 1
+    )
+    for name, split in data.splits.items():
+        assert split.images.tolist() == in_rgb.splits[name].images.tolist()
 
 
 def test_channels_convert_gray_and_cmyk_images(tmp_path, valid_files):
@@ -101,6 +123,8 @@ def test_single_unusable_file_raises_or_is_reported(tmp_path, valid_files, chang
 LITTER = (
     "__MACOSX/train/a/._1.png __MACOSX/._train train/__MACOSX/a/1.png train/a/._1.png .git/x.png"
     " train/.ipynb_checkpoints/1.png train/a/@eaDir/1.png train/@eaDir/x train/Thumbs.db Icon\r"
+    " train/a/@__thumb/1.png train/@__thumb/1.png train/a/1.png:Zone.Identifier train/a/1.png~"
+    " train/a/Picasa.ini train/a/~$notes.docx train/a/1.xmp train/a/IMG_1.AAE train/b/all.md5"
     " train/a/Thumbs.db train/b/desktop.ini train/a/a_boxes.txt train/labels.csv train/lost+found/1"
     " $RECYCLE.BIN/1.png train/a/.DS_Store train/b/README train/a/1.xml"
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import sys
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -193,6 +194,41 @@ def test_class_names_can_be_the_labels(tmp_path):
     assert load_split(f"hf:{tmp_path}", "test").classes == tuple(words)
 
 
+# The labels of two training images and a test image, and the classes.
+LABELS = {
+    "integers from 1": ([1, 2], 2, ("1", "2")),
+    "large integers": ([10**12, 7], 7, ("7", str(10**12))),
+    "text of numbers": (["10", "9"], "10", ("9", "10")),
+    "composed accents": (["caf\u00e9", "tea"], "cafe\u0301", ("caf\u00e9", "tea")),
+    "categories": (pa.array(["b", "a"]).dictionary_encode(), "b", ("a", "b")),
+}
+
+
+@pytest.mark.parametrize(("train", "test", "classes"), LABELS.values(), ids=LABELS)
+def test_labels_without_names_are_the_classes(tmp_path, train, test, classes):
+    write_parquet(tmp_path / "train.parquet", make_table([3, 4], names=None, labels=train))
+    write_parquet(tmp_path / "test.parquet", make_table([5], names=None, labels=[test]))
+    dataset = load_dataset(f"hf:{tmp_path}")
+    assert dataset.classes == classes
+    values = train.to_pylist() if isinstance(train, pa.Array) else train
+    assert dataset.train.labels.tolist() == [classes.index(str(value)) for value in values]
+    assert dataset.classes[dataset.test.labels[0]] == unicodedata.normalize("NFC", str(test))
+
+
+def test_names_of_the_training_split_hold_for_all(tmp_path):
+    write_parquet(tmp_path / "train.parquet", make_table(range(3), names=("2", "1", "0")))
+    write_parquet(tmp_path / "test.parquet", make_table(range(3), names=None))
+    assert load_dataset(f"hf:{tmp_path}").test.labels.tolist() == [0, 1, 2]
+
+
+def test_example_without_a_label_is_skipped_if_held_out(tmp_path):
+    labels = [None, *(v % 3 for v in range(29))]
+    write_parquet(tmp_path / "train.parquet", make_table(range(30), labels=labels))
+    dataset = load_dataset(f"hf:{tmp_path}", on_bad_example="skip")
+    assert len(dataset.train) + len(dataset.test) == 29
+    assert [split["examples"] for split in dataset.fingerprint()["splits"].values()] == [26, 3]
+
+
 def test_bytes_without_a_path_are_images(tmp_path):
     images = pa.array([encode_png(constant_image(v)) for v in range(30)], pa.binary())
     write_parquet(
@@ -243,6 +279,19 @@ def write_label_beyond_the_names(root):
     write_parquet(root / "train.parquet", make_table(range(9), names=("a", "b")))
 
 
+def write_one_class(root):
+    write_parquet(root / "train.parquet", make_table(range(9), labels=[1] * 9))
+
+
+def write_other_case(root):
+    write_parquet(root / "train.parquet", make_table([0, 1], names=None, labels=["cat", "dog"]))
+    write_parquet(root / "test.parquet", make_table([2], names=None, labels=["Cat"]))
+
+
+def write_float_labels(root):
+    write_parquet(root / "train.parquet", make_table([0, 1], names=None, labels=[0.2, 1.7]))
+
+
 def write_null_image(root):
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({"image": pa.array([None] * 30, struct), "label": [v % 3 for v in range(30)]})
@@ -266,10 +315,19 @@ INVALID = {
     ),
     "no labels": (
         write_no_labels,
-        "has the columns img, of which none has labels: choose one with",
+        "has the columns img, of which none has labels: expected one of",
     ),
-    "no images": (write_no_images, "has the columns label, of which none has images: choose one w"),
-    "label": (write_label_beyond_the_names, "train has the label 2: expected from 0 to 1"),
+    "no images": (write_no_images, "has the columns label, of which none has images: expected one"),
+    "label": (write_label_beyond_the_names, "train has the label 2, which is not one of the 2 cla"),
+    "one class": (
+        write_one_class,
+        "train: all 9 examples have the class 'b': expected examples of",
+    ),
+    "case of a class": (
+        write_other_case,
+        r"label 'Cat', .* \('cat', which it has, differs only in",
+    ),
+    "float labels": (write_float_labels, "none has labels: expected one of integers or text, such"),
     "null image": (write_null_image, r"train\[\d+\]: has no image: fix it, or skip it"),
 }
 
@@ -286,10 +344,9 @@ def test_columns_can_be_chosen(tmp_path):
     write_two_labels(tmp_path)
     name = f"hf:{tmp_path}"
     assert load_dataset(name, keys=FeatureKeys(label="fine")).classes == NAMES
-    with pytest.raises(
-        UserError, match="label_key is 'x', which is not a column of .*: expected o"
-    ):
-        load_dataset(name, keys=FeatureKeys(label="x"))
+    for key, reason in (("x", "that does not exist"), ("img", "without labels")):
+        with pytest.raises(UserError, match=f"label_key is '{key}', a column {reason} in .*: exp"):
+            load_dataset(name, keys=FeatureKeys(label=key))
 
 
 def test_evaluation_takes_names_of_columns(tmp_path, capsys):
@@ -300,6 +357,17 @@ def test_evaluation_takes_names_of_columns(tmp_path, capsys):
     assert "choose one with --config.data.label_key=coarse (evaluate: --" in capsys.readouterr().err
     run_command(*arguments, "--label-key=fine", "--calibrate=none")
     assert "train[:10], 10 examples of 3 classes" in capsys.readouterr().out
+
+
+def test_average_takes_names_of_columns(tmp_path, capsys):
+    write_two_labels(tmp_path)
+    workdir = write_workdir(tmp_path / "run", SavedStep(1), SavedStep(2), config=COLOR)
+    out = f"--out={tmp_path / 'average'}"
+    arguments = ("average", f"{workdir}@1,2", f"--dataset=hf:{tmp_path}", out)
+    assert run_command(*arguments) == 2
+    assert "choose one with --config.data.label_key=coarse" in capsys.readouterr().err
+    assert run_command(*arguments, "--label-key=fine") == 0
+    assert " images of hf:" in capsys.readouterr().out
 
 
 def test_missing_library_names_the_extra(tmp_path, monkeypatch):

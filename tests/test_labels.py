@@ -10,8 +10,8 @@ from helpers.modules import LinearClassifier
 from resflax import UserError
 from resflax.data import make_mix
 from resflax.train import create_state, cross_entropy, make_eval_step, make_train_step, stack_states
+from resflax.train.eval_step import make_predict_step
 from resflax.train.metrics import correct
-from resflax.train.step import make_predict_step
 
 SHAPE, CLASSES, COUNT = (2, 2, 1), 3, 4
 OPTIMIZER = optax.sgd(0.1)

@@ -10,7 +10,7 @@ from resflax.cli.run_data import (
     TrainingSplit,
     find_training_split,
     have_different_training_data,
-    own_dataset,
+    own_config,
 )
 
 DATA = {
@@ -100,8 +100,8 @@ def test_runs_that_held_out_nothing_have_the_same_data(tmp_path):
     assert not have_different_training_data(runs)
     assert find_training_split([runs[0], "model.onnx"]).endswith("data.validation 0")
     assert find_training_split(["model.onnx"]) == "model.onnx is not the workdir of a run"
-    assert own_dataset(runs)["dataset"] == "digits"
-    assert own_dataset([runs[0], "model.onnx"]) is None
+    assert own_config(runs)["dataset"] == "digits"
+    assert own_config([runs[0], "model.onnx"]) == {}
 
 
 def test_digits_are_divided_as_training_divides_them(tmp_path):

@@ -1,5 +1,6 @@
 """Splits read from disk on demand, and their data loader."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 from resflax import UserError
 from resflax.data import batch_indices, eval_batches, load_dataset, train_batches
 from resflax.data.crops import crop_and_resize, inception_box
+from resflax.train import dataset as train_dataset
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,25 @@ def test_bad_image_is_replaced_and_does_not_count_in_evaluation(tmp_path):
     assert np.concatenate([batch["weight"] for batch in batches]).tolist() == [1, 1, 1, 1, 0, 1]
     assert len(data.skipped) == 2
     assert "train/a/2.png: is empty" in data.skipped[0]
+
+
+def test_skipped_examples_of_all_processes_count_together(tmp_path, monkeypatch):
+    files = {f"{split}/{kind}/{i:02}.png": np.zeros((9, 9, 3), np.uint8)
+             for split in ("train", "test") for kind in "ab" for i in range(20)}  # fmt: skip
+    name = write_folder(tmp_path, files | {"train/b/03.png": b""})
+    data = load_dataset(name, image_size=8, on_bad_example="skip")
+    data.train.get_batch(np.arange(20, 30))
+    others = list[str]()  # rows of the other processes, of the training split
+    monkeypatch.setattr(
+        train_dataset, "all_gather_strings", lambda own: own + others if own else own
+    )
+    others.append(json.dumps([25, "25.png: is empty"]))
+    own, *more = train_dataset.gather_skipped(data)
+    assert "train/b/03.png: is empty" in own
+    assert more == ["25.png: is empty"]
+    others.append(json.dumps([36, "36.png: is empty"]))
+    with pytest.raises(UserError, match="3 of 20 examples of class 'b' cannot be used"):
+        train_dataset.gather_skipped(data)
 
 
 KILLED = """

@@ -41,6 +41,9 @@ TABLES = {
     "quotes": 'file,label\n"images/3.png","dog"\nimages/1.png, cat \n"images/2.png",dog\n\n',
     "more columns": "id,label,path\n" + "\n".join(f"7,{label},{path}" for path, label in ROWS),
     "JSON lines": "\n".join(f'{{"label": "{label}", "file": "{path}"}}' for path, label in ROWS),
+    "no header": LINES,
+    "no header, label first": "\n".join(f"{label}\t{path}" for path, label in ROWS),
+    "UTF-16": f"path\tlabel\n{LINES}\n".replace(",", "\t").encode("utf-16"),
     "JSON list": "[" + ",".join(f'{{"path": "{p}", "label": "{c}"}}' for p, c in ROWS) + "]",
 }
 
@@ -60,6 +63,22 @@ def test_integers_are_classes_in_their_order(write_table):
     assert (source.classes, examples(source)) == (("9", "10"), [(1, 1), (2, 0), (3, 1)])
     text = '{"path": "images/1.png", "label": 1.0}\n{"path": "images/2.png", "label": 0}'
     assert open_table(write_table(text, "t.jsonl"), "raise").train.classes == ("0", "1")
+    text = "path,label\nimages/1.png,1.0\nimages/2.png,0.0\nimages/3.png,\n"  # as pandas writes
+    assert open_table(write_table(text), "skip").train.classes == ("0", "1")
+    text = "path,label\nimages/1.png,1.5\nimages/2.png,1.0\n"
+    assert open_table(write_table(text), "raise").train.classes == ("1.0", "1.5")
+
+
+def test_note_lists_what_is_not_used(write_table):
+    rows = "images/0.png,a,1,train\nimages/1.png,b,0,train\nimages/2.png,a,1,\n"
+    note = open_table(write_table(f"path,label,is_valid,split\n{rows}"), "raise").note
+    assert note.endswith("train split train; not used: (empty); columns not used: is_valid")
+
+
+def test_header_can_be_missing_with_splits(write_table):
+    rows = [line for line in SPLITS.splitlines()[1:] if line.split(",")[1] and line[-1] != ","]
+    sources = open_table(write_table("\n".join(rows)), "raise")
+    assert sources.names == {"train": "train", "validation": "Valid", "test": "test"}
 
 
 SPLITS = """path,label,split
@@ -101,15 +120,21 @@ GOOD = "path,label\nimages/0.png,a\nimages/1.png,b\n"
 MANY = "path,label\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(8))
 # Text, and the error.
 ERRORS = {
-    "no columns": ("images/0.png,a\nimages/1.png,b\n", "has the columns images/0.png, a: expected"),
+    "no columns": ("0,a\n1,b\n", "has the columns 0, a: expected"),
+    "four columns": ("images/0.png,a,b,c\n" * 2, "has the columns images/0.png, a, b, c: expected"),
     "no label": ("path\nimages/0.png\n", "has the columns path: expected a CSV, TSV or JSON"),
     "empty": ("", "has no rows: expected"),
     "too many values": (GOOD + "images/2.png,b,c\n", "has 3 values in line 4: expected 2"),
     "open quote": (GOOD + '"images/2.png,b\n', "cannot read the table"),
-    "invalid JSON": ('{"path": "x", "label": "a"}\n{"path', "cannot read the table"),
+    "invalid JSON": ('{"path": "x", "label": "a"}\n{"path', "string starting at in line 2: expec"),
     "JSON of names": ('["images/0.png"]', "has 'images/0.png' in row 1"),
     "list of labels": ('{"path": "x", "label": ["a", "b"]}', r"has label \['a', 'b'\] in row 1"),
-    "repeated": (GOOD + "images/0.png,b\n", "has more than one row for images/0.png"),
+    "repeated": (GOOD + "images/0.png,b\n", "has more than one row for .*images/0.png"),
+    "repeated, with two labels": (GOOD + "images/../images/0.png,b\n", "has more than one row for"),
+    "repeated in another split": (
+        "path,label,split\nimages/0.png,a,train\nimages/1.png,b,train\n./images/0.png,a,test\n",
+        "has more than one row for .*images/0.png",
+    ),
     "no path": (GOOD + ",b\n", "has no path in row 4"),
     "one class": ("path,label\nimages/0.png,a\n", "has 1 class 'a' in the column label"),
     "missing files": (MANY.replace("images/", "x/"), "4 of 4 files of class 'a' do not exist"),

@@ -26,8 +26,8 @@ SPECS = {
     "cifar": (BASIC, ALL),
     "option A": (BASIC.override(shortcut="A"), ALL),
     "bottleneck": (Spec(**SMALL), ALL),
-    "deep": (Spec(**SMALL, stem="deep", shortcut="D", attention="eca"), {"timm"}),
-    "rs": (Spec(**SMALL, stem="rs", shortcut="D", attention="se_rs"), {"timm"}),
+    "deep": (Spec(**SMALL, stem="deep", shortcut="D", attention="eca"), {"timm", "sequential"}),
+    "rs": (Spec(**SMALL, stem="rs", shortcut="D", attention="se_rs"), {"timm", "sequential"}),
     "preact": (Spec(**SMALL, preact=True), {"timm_v2"}),
     "frn": (Spec(**SMALL, preact=True, stem="deep", shortcut="D", norm="frn_tlu"), {"timm_v2"}),
 }
@@ -77,6 +77,29 @@ def test_layout_names_match_published_state_dicts():
         "resnet.encoder.stages.0.layers.0.layer.0.normalization.weight",
         "classifier.1.bias",
     } <= names["huggingface"]
+
+
+# Names of torchvision's ResNet, and their positions in its `children()`.
+CHILDREN = {
+    "conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7", "fc": "9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("children", [None, -1, -2])
+@pytest.mark.parametrize("prefix", ["", "features.", "module.0."])
+def test_sequential_of_the_children_is_read(children, prefix):
+    spec = Spec((1, 1, 1, 1), (8, 8, 16, 16), block="basic", stem_width=8, num_classes=5)
+    variables = variables_of(spec)
+    state = {
+        f"{prefix}{CHILDREN[module]}.{rest}": array
+        for key, array in to_torch(spec, variables).items()
+        for module, _, rest in [key.partition(".")]
+        if children is None or module != "fc"
+    }
+    if children:
+        spec = spec.override(num_classes=0)
+        del variables["params"]["head"]
+    assert_same(from_torch(spec, state), variables)
 
 
 @pytest.mark.slow

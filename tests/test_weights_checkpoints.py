@@ -8,6 +8,7 @@ import enum
 import fractions
 import pathlib
 import random
+import re
 import types
 import uuid
 
@@ -95,6 +96,10 @@ WRAPPERS = {
     "SWA": ({"state_dict": OTHER, "swa_model": STATE}, "['swa_model']"),
     "one network twice": ({"model": STATE, "state_dict": dict(STATE)}, "['model']"),
     "loss with a weight": ({"model": STATE, "criterion": {"weight": np.ones(10)}}, "['model']"),
+    "other network": (
+        {"model": STATE, "critic": {"conv.weight": np.ones((1, 1, 3, 3))}},
+        "['model']",
+    ),
     "name that contains ema": ({"schema": {"a": 1}, "model": STATE}, "['model']"),
 }
 # The prefixed state dict, and the prefix that is removed.
@@ -185,7 +190,7 @@ def test_wrapped_state_dict_is_found(tmp_path, case):
     path = tmp_path / "model_best.pth.tar"
     torch.save(tensors(checkpoint), path)
     arrays = load_file(path, report=messages.append)
-    assert_same(strip_prefixes(arrays)[0], STATE)
+    assert_same(strip_prefixes(arrays).arrays, STATE)
     assert any(f"using {keys} of" in message for message in messages) == bool(keys)
     if isinstance(checkpoint, dict):
         from_torch(NAME, checkpoint, report=messages.append)
@@ -225,7 +230,7 @@ def test_common_prefix_is_removed_and_said(tmp_path, case):
     messages = []
     variables = from_torch(NAME, state, report=messages.append)
     assert_same(flatten(variables), flatten(VARIABLES))
-    said = f"removed the prefix {prefix!r} from the names of the state dict"
+    said = f"using the arrays of the state dict without the prefix {prefix!r} of their names"
     assert messages == ([said] if prefix else [])
     save_file(tmp_path / "w.safetensors", state)
     weights = read_weights(tmp_path / "w.safetensors", NAME)
@@ -242,10 +247,63 @@ def test_headless_transformers_names_are_kept(prefix):
     assert_same(flatten({"params": variables["params"]}), flatten({"params": expected}))
 
 
-def test_network_beside_other_arrays_is_named():
-    state = {f"backbone.{key}": a for key, a in STATE.items() if not key.startswith("linear")}
-    state |= {"head.weight": STATE["linear.weight"], "head.bias": STATE["linear.bias"]}
-    with pytest.raises(UserError, match=r"begin with 'backbone\.', and those of 2 other arrays"):
+# The state dict, the prefix of the network in it, and what is said about the other arrays.
+BESIDE = {
+    "loss": (
+        {**prefixed("model."), "criterion.weight": np.ones(10)},
+        "model.",
+        "1 other array (criterion.weight)",
+    ),
+    "loss in a module": (
+        {**prefixed("net.model."), "net.loss.weight": np.ones(10)},
+        "net.model.",
+        "1 other array (net.loss.weight)",
+    ),
+    "projector": (
+        {**prefixed("module.backbone."), "module.projector.0.weight": np.ones((3, 3))},
+        "module.backbone.",
+        "1 other array (module.projector.0.weight)",
+    ),
+    "averaged": (
+        {**prefixed("model.", OTHER), **prefixed("model_ema.module."), "step": np.ones(())},
+        "model_ema.module.",
+        f"{len(STATE) + 1} other arrays (model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_network_with_a_head_beside_other_arrays_is_read(tmp_path, case):
+    state, prefix, left_out = BESIDE[case]
+    messages = []
+    variables = from_torch(NAME, state, report=messages.append)
+    assert_same(flatten(variables), flatten(VARIABLES))
+    save_file(tmp_path / "w.safetensors", state)
+    weights = read_weights(tmp_path / "w.safetensors", NAME)
+    assert_same(flatten(weights.variables), flatten(VARIABLES))
+    for text in (*messages, weights.source):
+        assert f"without the prefix {prefix!r} of their names and without {left_out}" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            {
+                **prefixed("backbone.", {k: a for k, a in STATE.items() if "linear" not in k}),
+                "head.weight": STATE["linear.weight"],
+                "head.bias": STATE["linear.bias"],
+            },
+            "without a head begin with 'backbone.', and those of 2 other arrays do not (",
+        ),
+        (
+            {**prefixed("encoder_q."), **prefixed("encoder_k."), "queue": np.ones((3, 3))},
+            "the names of 2 networks begin with 'encoder_q.' and with 'encoder_k.': expected the",
+        ),
+    ],
+)
+def test_network_beside_another_or_its_head_is_named(state, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         from_torch(NAME, state)
 
 

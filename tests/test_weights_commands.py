@@ -23,6 +23,7 @@ from resflax.weights import (
 )
 from resflax.weights.bridge import flatten, unflatten
 from resflax.weights.mismatch import describe_network
+from resflax.weights.preprocess import default_preprocess
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
 
@@ -138,12 +139,14 @@ def test_given_model_wins_over_a_foreign_config(tmp_path, case):
 
 
 def test_given_model_wins_over_the_config_of_another(folder, tmp_path):
-    """The class names of the config are not those of the weights."""
+    """Neither class names nor normalization of the config are those of the weights."""
     shutil.copy(folder / "config.json", tmp_path)
     save_file(tmp_path / "w.safetensors", counted_state(get_spec("cifar_resnet14")))
     weights = read_weights(tmp_path / "w.safetensors", "cifar_resnet14")
     assert weights.config.spec == get_spec("cifar_resnet14")
     assert weights.config.labels == ()
+    assert weights.config.preprocess == default_preprocess(weights.config.spec)
+    assert "the config.json next to it is that of something else, and not used" in weights.source
     with pytest.raises(UserError, match="these look like cifar_resnet14's"):
         read_weights(tmp_path / "w.safetensors")
 
@@ -188,6 +191,8 @@ def test_verify_reports_the_difference_to_pytorch(folder, tmp_path, capsys):
 
 def test_verify_without_torch_says_what_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="this comparison needs PyTorch: pip install torch"):
+    with pytest.raises(
+        UserError, match=r'this comparison needs PyTorch: pip install "resflax\[torch\]"'
+    ):
         convert_main([str(folder), str(tmp_path / "a.safetensors"), "--verify"])
     assert [*tmp_path.iterdir()] == []

@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.cli.evaluate_flags import with_dashes
+from resflax.cli.arguments import add_reading_options, check_minimum
 from resflax.cli.export import training_command
-from resflax.cli.run_data import have_different_training_data, own_dataset
-from resflax.data import StreamingSplit, load_split
+from resflax.cli.run_data import have_different_training_data, open_source, own_config
+from resflax.data import StreamingSplit
 from resflax.data.batches import eval_batches
 from resflax.data.held_out import SourceSubset
-from resflax.data.location import FeatureKeys
-from resflax.data.roles import SplitChoice
 from resflax.data.source import ON_BAD_EXAMPLE, Source
 from resflax.errors import Parser, UserError
 from resflax.export import FORMATS, ExportOptions, export
@@ -89,19 +87,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="NAME", help="model name of weights files")
     add("--dataset", default="", metavar="NAME", help="default: the dataset of the runs")
     add("--split", default="train", help="split for the batch statistics; default: train")
-    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    add_reading_options(parser)
     text = "random images for the batch statistics, 1 to all; default: 4096"
     add("--images", type=int, default=4096, help=text)
     add("--batch-size", type=int, default=128, help="images per batch; default: 128")
-    text = "processes that read images, at most 4 per CPU core; 0 for threads"
-    add("--num-workers", type=int, default=0, help=text)
     text = "stop at an unreadable image, or skip it; default: as the run"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default="", help=text)
     add("--license", default="", help="license of the weights, for the model card")
-    args = parser.parse_args([with_dashes(word) for word in arguments])
-    for name, minimum in (("images", 2), ("batch_size", 2), ("num_workers", 0)):
-        if (value := getattr(args, name)) < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: expected {minimum} or more")
+    args = parser.parse_args(arguments)
+    check_minimum(args, images=2, batch_size=2, num_workers=0)
     return args
 
 
@@ -140,8 +134,7 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
       UserError: if no dataset is given or known, it cannot be opened, or it is too small; or if
         the runs held out different examples.
     """
-    own = own_dataset(args.where)
-    config = own if own and args.dataset in ("", own["dataset"]) else {}
+    config = own_config(args.where, args.dataset)
     if not args.dataset and not config.get("dataset"):
         raise UserError(
             "the batch statistics need training data, and the networks are not from runs with one"
@@ -170,13 +163,4 @@ def _open_source(args: argparse.Namespace, config: dict[str, Any], on_bad_exampl
             "the runs held out different examples, so that their training data differ: expected"
             " runs with the same config.data, or another --dataset or --split"
         )
-    data = config.get("data", {})
-    return load_split(
-        args.dataset or config["dataset"],
-        args.split,
-        data_dir=args.data_dir or data.get("data_dir", ""),
-        on_bad_example=on_bad_example,
-        seed=config.get("seed", 0),
-        splits=SplitChoice.from_config(data) if config else None,
-        keys=FeatureKeys.from_config(data),
-    )
+    return open_source(args, config, on_bad_example)

@@ -25,11 +25,11 @@ def describe_keys(width: int | None = None) -> str:
 
 
 def _flag(key: str, row: Key) -> str:
-    """Returns the flag of a key with its default, as it can be given."""
+    """Returns the flag of a key with its default, lists as a shell takes them."""
     if row.default is None:
         return f"  --config.{key}"
-    shown = str(row.default)
-    return f"  --config.{key}={shown}"
+    numbers = ",".join(f"{x:.4g}" for x in row.default) if isinstance(row.default, tuple) else ""
+    return f"  --config.{key}={numbers or row.default}"
 
 
 def _describe(key: str, row: Key, width: int) -> list[str]:

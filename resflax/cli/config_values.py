@@ -10,20 +10,21 @@ from ml_collections import ConfigDict
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.train.config_rules import RULES
-from resflax.train.unknown_keys import unknown_key
+from resflax.train.unknown_keys import explain, unknown_key
 
 BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 MAX_SHOWN = 80  # characters of a text in an error message
-# Lists for error messages; `(0.1, 0.2)` for other keys.
+# Lists for error messages; without parentheses, which a shell does not take.
+LIST_EXAMPLE = "0.1,0.2"
 LIST_EXAMPLES = {
-    "decay_epochs": "(30, 60)",
-    "ensemble.seeds": "(0, 1)",
-    "data.mean": "(0.485, 0.456, 0.406)",
-    "data.std": "(0.229, 0.224, 0.225)",
-    "data.rand_augment": "(2, 9)",
-    "data.color_jitter": "(0.4, 0.4, 0.4, 0.1)",
-    "spec.depths": "(3, 4, 6, 3)",
-    "spec.widths": "(64, 128, 256, 512)",
+    "decay_epochs": "30,60",
+    "ensemble.seeds": "0,1",
+    "data.mean": "0.485,0.456,0.406",
+    "data.std": "0.229,0.224,0.225",
+    "data.rand_augment": "2,9",
+    "data.color_jitter": "0.4,0.4,0.4,0.1",
+    "spec.depths": "3,4,6,3",
+    "spec.widths": "64,128,256,512",
 }
 
 
@@ -106,7 +107,7 @@ def _parse(key: str, text: str | None, kind: type) -> Any:
     if text is None and kind is bool:
         return True
     row, rule = KINDS.get(kind, KINDS[object]), RULES.get(key)
-    expected = row.expected.format(example=LIST_EXAMPLES.get(key, "(0.1, 0.2)"))
+    expected = row.expected.format(example=LIST_EXAMPLES.get(key, LIST_EXAMPLE))
     if rule and kind in (int, float):
         expected += f", {rule.expected}"
     if text is None:
@@ -132,5 +133,6 @@ def _explain_key(config: ConfigDict, key: str) -> UserError:
     known = flatten_config(config)
     members = [name for name in known if name.startswith(f"{key}.")]
     if members:
-        return UserError(f"config.{key} is a group of keys: set one, such as config.{members[0]}")
+        meant = explain(key, "config.", "") or f"set one, such as config.{members[0]}"
+        return UserError(f"config.{key} is a group of keys: {meant}")
     return unknown_key(key)

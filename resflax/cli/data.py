@@ -41,13 +41,13 @@ def prepare_main(arguments: list[str]) -> None:
     parser = Parser(prog="resflax data prepare")
     parser.add_argument("name", help="name of the dataset in TensorFlow Datasets")
     parser.add_argument(
-        "--data_dir",
+        "--data-dir",
         default="",
         type=where_type,
         help="directory of prepared datasets; default: that of TFDS",
     )
     text = "directory with the dataset's archives"
-    parser.add_argument("--manual_dir", default="", type=where_type, help=text)
+    parser.add_argument("--manual-dir", default="", type=where_type, help=text)
     args = parser.parse_args(arguments)
     from resflax.data.prepare import prepare  # imports TensorFlow Datasets
 

@@ -1,17 +1,22 @@
 """Flags of `resflax evaluate`."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from resflax.cli import evaluate_corruptions
-from resflax.cli.output_files import check_distinct
+from resflax.cli.arguments import (
+    add_process_options,
+    add_reading_options,
+    check_can_create,
+    check_distinct,
+    check_minimum,
+    check_out_dir,
+    process_config,
+)
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
-from resflax.distributed import DistributedConfig
 from resflax.errors import Parser, UserError
 from resflax.evaluate.predictions import check_predictions_path
 from resflax.evaluate.views import CROPS
@@ -36,7 +41,7 @@ DATASETS = """datasets:
                                  class name per line, in the order of the sorted file names; a CSV
                                  with the columns path,label; or the development kit's
                                  ILSVRC2012_validation_ground_truth.txt (IDs from 1 to 1000)
-Options can be spelled with - or _."""
+Options of all commands can be spelled with - or _."""
 
 
 # The first is held-out training data if there are any, else halves of the split.
@@ -49,19 +54,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: if it is invalid.
     """
-    words = [with_dashes(word) for word in arguments]
-    evaluate_corruptions.check_order(words)
-    args = _parser().parse_intermixed_args(words)
+    evaluate_corruptions.check_order(arguments)
+    args = _parser().parse_intermixed_args(arguments)
     args.scales = _parse_numbers("--scales", args.scales, int)
-    args.distributed_config = DistributedConfig(
-        args.distributed, args.coordinator, args.num_processes, args.process_id
-    ).from_env()
-    args.distributed_config.validate()
-    for name in ("batch_size", "num_workers"):
-        minimum = 1 if name == "batch_size" else 0
-        if getattr(args, name) < minimum:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} is {getattr(args, name)}: expected {minimum} or more")
+    args.distributed_config = process_config(args)
+    check_minimum(args, batch_size=1, num_workers=0)
     _check_uncertainty(args)
     evaluate_corruptions.check_flags(args)
     _check_outputs(args)
@@ -109,10 +106,7 @@ def _parser() -> Parser:
     text = "a split, a TFDS split expression, or what a run used its data for: train, validation,"
     text += " test or held-out; default: the test or validation split"
     add("--split", default="", help=text)
-    for kind in ("image", "label"):
-        text = f"name of the {kind} in the examples of TFDS and hf:; default: that of the run"
-        add(f"--{kind}-key", default="", metavar="NAME", help=text)
-    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    add_reading_options(parser)
     text = "labels of images without class folders"
     add("--labels-file", default="", metavar="FILE", type=where_type, help=text)
     add("--out", type=path_type, metavar="DIR", help="write evaluation.json and figures to DIR")
@@ -162,8 +156,6 @@ def _parser() -> Parser:
     defaults.add_argument("--mean", metavar="X,X,X", help="of pixel values from 0 to 1")
     defaults.add_argument("--std", metavar="X,X,X")
     add("--batch-size", type=int, default=64, help="images per batch of all devices; default: 64")
-    text = "processes that read images, at most 4 per CPU core; 0 for threads"
-    add("--num-workers", type=int, default=0, help=text)
     text = "compute dtype; default: that of the run on its own dataset, else float32"
     add("--dtype", choices=DTYPES, default="", help=text)
     add(
@@ -172,11 +164,7 @@ def _parser() -> Parser:
         default="",
         help="skip: count unreadable images instead of stopping",
     )
-    processes = parser.add_argument_group("several processes, see resflax train --help")
-    processes.add_argument("--distributed", action="store_true")
-    processes.add_argument("--coordinator", default="", metavar="HOST:PORT")
-    processes.add_argument("--num-processes", type=int)
-    processes.add_argument("--process-id", type=int)
+    add_process_options(parser)
     return parser
 
 
@@ -221,16 +209,6 @@ def _add_uncertainty(parser: Parser) -> None:
         metavar="FILE",
         help="evaluation.json of an ensemble: how many of its members are as good",
     )
-
-
-def with_dashes(word: str) -> str:
-    """Returns an option with - for _ in its name.
-
-    >>> with_dashes("--crop_pct=0.9"), with_dashes("my_run")
-    ('--crop-pct=0.9', 'my_run')
-    """
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def _parse_numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
@@ -290,16 +268,4 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_distinct({"--predictions": args.predictions}, inputs)
     if args.predictions:
         check_predictions_path(args.predictions)
-        _check_can_create("--predictions", args.predictions, args.predictions.absolute().parent)
-
-
-def check_out_dir(out: Path) -> None:
-    """Raises `UserError` if `--out` is not a directory that can be written to or created."""
-    _check_can_create("--out", out, out)
-
-
-def _check_can_create(option: str, value: Path, folder: Path) -> None:
-    """Raises `UserError` if a folder, of the value of an option, cannot be written or created."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{option} is {value}: {existing} is not a directory one can write to")
+        check_can_create("--predictions", args.predictions, args.predictions.absolute().parent)

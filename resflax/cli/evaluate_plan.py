@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from resflax.cli.evaluate_corruptions import (
     CorruptionPlan,
@@ -18,10 +18,7 @@ from resflax.cli.evaluate_data import (
 )
 from resflax.cli.evaluate_flags import check_image_size
 from resflax.cli.evaluate_members import Members, read_evaluated_members
-from resflax.cli.run_data import find_training_split, own_dataset
-from resflax.data import load_split
-from resflax.data.location import FeatureKeys
-from resflax.data.roles import SplitChoice
+from resflax.cli.run_data import find_training_split, open_source, own_config
 from resflax.data.source import Source
 from resflax.data.split_names import kind_of_split
 from resflax.data.splits import HELD_OUT
@@ -94,17 +91,23 @@ def make_plan(args: argparse.Namespace) -> Plan:
     valid_labels = read_valid_labels(args.valid_labels) if args.valid_labels else ()
     real_labels = read_real_labels(args.real_labels) if args.real_labels else []
     reference = read_reference(args.deep_ensemble) if args.deep_ensemble else None
-    own = own_dataset(args.where)
-    if not args.dataset and own is None:
+    config = own_config(args.where, args.dataset)
+    if not args.dataset and not config:
         raise _missing_dataset(args.where)
     members = read_evaluated_members(args)
     networks, first = members.networks, members.networks[0].config
     for network in networks:
         check_image_size(views.scales or first.preprocess.size, network.config.spec)
-    config = own if own and args.dataset in ("", own["dataset"]) else {}
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
     training = find_training_split(args.where, args.data_dir)
-    source = _open_source(args, config, networks[0], on_bad_example)
+    source = open_source(
+        args,
+        config,
+        on_bad_example,
+        labels_file=args.labels_file,
+        class_names=first.labels,
+        num_classes=first.spec.num_classes,
+    )
     source = without_held_out_examples(args, source, training)
     if reference and reference.split != source.name:
         raise UserError(
@@ -144,31 +147,6 @@ def _missing_dataset(wheres: list[str]) -> UserError:
         else f"{where} does not exist here: expected the workdir of a run, or --dataset=NAME with"
         " a model of the Hub"
     )
-
-
-def _open_source(
-    args: argparse.Namespace, config: dict[str, Any], member: Weights, on_bad_example: str
-) -> Source:
-    """Opens the split; `config` is that of the run if its own dataset is evaluated, else {}."""
-    data = config.get("data", {})
-    return load_split(
-        args.dataset or config["dataset"],
-        args.split,
-        data_dir=args.data_dir or data.get("data_dir", ""),
-        labels_file=args.labels_file,
-        class_names=member.config.labels,
-        num_classes=member.config.spec.num_classes,
-        on_bad_example=on_bad_example,
-        seed=config.get("seed", 0),
-        splits=SplitChoice.from_config(data) if config else None,
-        keys=_keys(args, data),
-    )
-
-
-def _keys(args: argparse.Namespace, data: dict[str, Any]) -> FeatureKeys:
-    """Returns the names of image and label: those of the command, else those of the run."""
-    own = FeatureKeys.from_config(data)
-    return FeatureKeys(args.image_key or own.image, args.label_key or own.label)
 
 
 def _cross_validates(

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from resflax.cli.arguments import add_process_options, process_config
 from resflax.cli.config_values import set_values, takes_text
 from resflax.cli.dataset_recipe import find_recipe_of, workdir_name
 from resflax.cli.recipe import load_recipe, split_recipe
@@ -72,17 +74,15 @@ def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainComma
     parser = Parser(allow_abbrev=False, add_help=False)
     parser.add_argument("--workdir", default="", type=where_type)
     parser.add_argument("--resume", default="auto")
-    parser.add_argument("--distributed", action="store_true")
-    parser.add_argument("--coordinator", default="")
-    parser.add_argument("--num_processes", type=int)
-    parser.add_argument("--process_id", type=int)
+    add_process_options(parser)
     args, rest = parser.parse_known_args(words.others)
     for i, word in enumerate(rest):
         if word.startswith("-"):
             raise unknown_flag(word, next(iter(rest[i + 1 :]), None), ["config", *vars(args)])
+        folder = f"; a folder of images is --config.dataset=folder:{word}"
         raise UserError(
             f"unexpected argument {word!r}: expected --config=FILE, --config.KEY=VALUE"
-            " or --workdir=DIR"
+            f" or --workdir=DIR{folder if Path(word).is_dir() else ''}"
         )
     if args.resume not in RESUME:
         raise UserError(
@@ -91,10 +91,7 @@ def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainComma
         )
     if len(words.recipes) > 1:
         raise UserError(f"--config is given {len(words.recipes)} times: expected one file")
-    distributed = DistributedConfig(
-        args.distributed, args.coordinator, args.num_processes, args.process_id
-    ).from_env()
-    distributed.validate()
+    distributed = process_config(args)
     recipe = next(iter(words.recipes), default)
     dataset, notes = words.texts.get("dataset") or DEFAULT_DATASET, tuple[str, ...]()
     if words.recipes or dataset == DEFAULT_DATASET:

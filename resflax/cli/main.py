@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "probe": Command("resflax.cli.probe:main", "fit a linear probe on a network's features"),
     "predict": Command("resflax.cli.predict:main", "predict the classes of images"),
     "export": Command("resflax.cli.export:main", "export a model for PyTorch, ONNX or StableHLO"),
+    "plan": Command("resflax.cli.plan:main", "compile a run for a TPU pod or GPUs, without them"),
     "doctor": Command("resflax.cli.doctor:main", "check that results are reproducible here"),
     "study": Command("resflax.cli.study:main", "run an experiment of the papers"),
 }

@@ -5,15 +5,13 @@ A file appears under its name when it is complete; until then its name ends in "
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from resflax.cli.image_outputs import ImageUncertainty, OutputBatch, Prediction
-from resflax.errors import UserError
-from resflax.evaluate.predictions import require_pyarrow
 from resflax.files import (
     disk_errors_as_user_error,
     encode_text,
@@ -179,42 +177,6 @@ def _open_parquet_table(path: Path) -> Iterator[Callable[[Mapping[str, object]],
 
 
 FEATURE_FORMATS = {".npz": _open_npz, ".csv": _open_csv, ".parquet": _open_parquet}
-
-
-def check_output(flag: str, path: Path | None, suffixes: Iterable[str]) -> None:
-    """Checks that a file can be written, before anything is computed.
-
-    Raises:
-      UserError: if the name has another suffix, the folder is missing, or a package is missing.
-    """
-    if path is None:
-        return
-    if path.suffix not in suffixes:
-        raise UserError(f"{flag} is {path}: expected a name ending in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} is {path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UserError(f"{flag} is {path}, a folder: expected the name of a file")
-    require_pyarrow(flag, path)
-
-
-def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path | None]) -> None:
-    """Checks that no output is another one or an input.
-
-    Args:
-      outputs: files by the name of their option; None for an option that is not given.
-      inputs: files that are read.
-
-    Raises:
-      UserError: if an output would overwrite one of them.
-    """
-    used = {Path(path).resolve(): f"the input {path}" for path in inputs if path}
-    for flag, path in outputs.items():
-        if path is None:
-            continue
-        if path.resolve() in used:
-            raise UserError(f"{flag} is {path}, which is {used[path.resolve()]}: choose another")
-        used[path.resolve()] = f"the value of {flag}"
 
 
 def _write_text(file: BinaryIO, text: str) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from resflax.cli.arguments import check_distinct, check_minimum, check_output
 from resflax.cli.contact_sheet import open_contact_sheet
 from resflax.cli.image_outputs import (
     ImageUncertainty,
@@ -16,8 +17,6 @@ from resflax.cli.image_outputs import (
 from resflax.cli.output_files import (
     FEATURE_FORMATS,
     PREDICTION_FORMATS,
-    check_distinct,
-    check_output,
     open_features,
     open_predictions,
 )
@@ -128,9 +127,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    for flag in ("top", "batch_size", "num_workers"):
-        if (value := getattr(args, flag)) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} is {value}: expected 1 or more")
+    check_minimum(args, top=1, batch_size=1, num_workers=1)
     if args.num_workers > MAX_THREADS:
         raise UserError(f"--num-workers is {args.num_workers}: expected 1 to {MAX_THREADS}")
     check_output("--out", args.out, PREDICTION_FORMATS)

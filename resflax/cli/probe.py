@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resflax.cli.evaluate_flags import check_image_size, check_out_dir, with_dashes
+from resflax.cli.arguments import add_reading_options, check_minimum, check_out_dir
+from resflax.cli.evaluate_flags import check_image_size
 from resflax.data import StreamingSplit, load_split
 from resflax.data.location import FeatureKeys
 from resflax.data.source import ON_BAD_EXAMPLE, Source
@@ -68,22 +69,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--train-split", default="train", help="default: train")
     add("--split", default="", help="default: the test or validation split")
-    for kind in ("image", "label"):
-        text = f"name of the {kind} in the examples of TFDS and hf:"
-        add(f"--{kind}-key", default="", metavar="NAME", help=text)
-    add("--data-dir", default="", type=where_type, help="directory of prepared TFDS datasets")
+    add_reading_options(parser)
     add("--out", type=path_type, metavar="DIR", help="write probe.json to DIR")
     add("--c", type=float, metavar="C", help="inverse regularization strength; no cross validation")
     add("--batch-size", type=int, default=64, help="images per batch; default: 64")
-    text = "processes that read images, at most 4 per CPU core; 0 for threads"
-    add("--num-workers", type=int, default=0, help=text)
     add("--dtype", choices=DTYPES, default="float32", help="compute dtype; default: float32")
     text = "stop at an unreadable image (default), or skip it"
     add("--on-bad-example", choices=ON_BAD_EXAMPLE, default=ON_BAD_EXAMPLE[0], help=text)
-    args = parser.parse_args([with_dashes(word) for word in arguments])
-    for name, minimum in (("batch_size", 1), ("num_workers", 0)):
-        if (value := getattr(args, name)) < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: expected {minimum} or more")
+    args = parser.parse_args(arguments)
+    check_minimum(args, batch_size=1, num_workers=0)
     if args.c is not None and not 0 < args.c < 1e9:
         raise UserError(f"--c is {args.c}: expected a number above 0")
     if args.out:

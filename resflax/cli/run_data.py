@@ -1,11 +1,13 @@
 """The dataset of runs, and the training split as they divided it by `config.data.validation`."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from resflax.data import load_split
 from resflax.data.fake import is_fake
 from resflax.data.held_out import SourceSubset
 from resflax.data.location import FeatureKeys, Location
@@ -18,12 +20,16 @@ NOT_A_RUN = "{where} is not the workdir of a run"
 NO_VALIDATION = "the config of {where} has data.validation 0"
 
 
-def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
-    """Returns the config of runs with one dataset.
+def own_config(wheres: Sequence[str], dataset: str = "") -> dict[str, Any]:
+    """Returns the config of runs with one dataset, if that is the given one.
+
+    Args:
+      wheres: the runs.
+      dataset: name of a dataset; "" is that of the runs.
 
     Returns:
-      The config of the first run, with "dataset", "seed", "data" and "dtype" at least; None if one
-      of `wheres` is not a workdir, or they have different datasets.
+      The config of the first run, with "dataset", "seed", "data" and "dtype" at least; {} if one
+      of `wheres` is not a workdir, or they or the given one are different datasets.
 
     Raises:
       UserError: if a config.json cannot be read.
@@ -31,8 +37,35 @@ def own_dataset(wheres: Sequence[str]) -> dict[str, Any] | None:
     configs = [_read_config(where) for where in wheres]
     first = configs[0]
     if first is None or any(c is None or c["dataset"] != first["dataset"] for c in configs):
-        return None
-    return first
+        return {}
+    return first if dataset in ("", first["dataset"]) else {}
+
+
+def open_source(
+    args: argparse.Namespace, config: dict[str, Any], on_bad_example: str, **labels: Any
+) -> Source:
+    """Opens the split that a command line chooses.
+
+    Args:
+      args: with "dataset", "split" and the options of `add_reading_options`.
+      config: made by `own_config`.
+      on_bad_example: "raise" or "skip".
+      **labels: arguments of `load_split` on files of labels.
+
+    Raises:
+      UserError: if it cannot be opened.
+    """
+    data = config.get("data", {})
+    return load_split(
+        args.dataset or config["dataset"],
+        args.split,
+        data_dir=args.data_dir or data.get("data_dir", ""),
+        on_bad_example=on_bad_example,
+        seed=config.get("seed", 0),
+        splits=SplitChoice.from_config(data) if config else None,
+        keys=FeatureKeys.from_config(data, args.image_key, args.label_key),
+        **labels,
+    )
 
 
 def _read_config(where: str) -> dict[str, Any] | None:
@@ -59,7 +92,7 @@ class TrainingSplit:
     It is opened when a part is first needed.
 
     Args:
-      config: made by `own_dataset`, with `data.validation` above 0.
+      config: made by `own_config`, with `data.validation` above 0.
       data_dir: directory of prepared TFDS datasets; "" for that of the config.
     """
 

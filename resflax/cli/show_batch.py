@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -15,6 +14,7 @@ from resflax.nn import identity
 from resflax.train import TrainState
 from resflax.train.config import build_augment, build_mix
 from resflax.train.dataset import build_dataset
+from resflax.train.metrics import one_hot
 from resflax.train.step import make_prepare_batch
 
 COLUMNS, ROWS = 8, 2
@@ -74,5 +74,5 @@ def augment_batch(
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "index": numbers}
     inputs = prepare(state, batch | {"epoch": jnp.zeros_like(numbers)})
     target = inputs.target
-    soft = target if target.ndim == 2 else jax.nn.one_hot(target, num_classes, dtype=jnp.float32)
+    soft = target if target.ndim == 2 else one_hot(target, num_classes)
     return np.asarray(inputs.image), np.asarray(soft)

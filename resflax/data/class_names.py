@@ -26,6 +26,16 @@ def class_name(name: str) -> str:
     return unicodedata.normalize("NFC", printable(name))
 
 
+def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns names of classes sorted; if all are integers, as numbers.
+
+    >>> sort_labels(["9", "10"]), sort_labels(["b", "a10", "a9"])
+    (('9', '10'), ('a10', 'a9', 'b'))
+    """
+    names = sorted(names)
+    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
+
+
 def other_spelling(name: str, names: Iterable[str]) -> str:
     """Returns the name that differs from `name` only in case, width or spaces; "" without one.
 
@@ -33,6 +43,18 @@ def other_spelling(name: str, names: Iterable[str]) -> str:
     'Cat'
     """
     return next((other for other in names if other != name and _folded(other) == _folded(name)), "")
+
+
+def similar_names(names: Iterable[str]) -> list[list[str]]:
+    """Returns the groups of names that differ only in case, width or spaces.
+
+    >>> similar_names(["cat", "dog", "Cat"])
+    [['cat', 'Cat']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_folded(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _folded(name: str) -> str:

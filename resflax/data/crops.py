@@ -42,6 +42,18 @@ class TrainCrop:
         return np.asarray(image).reshape(*transform.size, pixels.shape[-1])
 
 
+def largest_size(height: int, width: int, ratio: Range = INCEPTION_RATIO) -> tuple[int, int]:
+    """Returns height and width of the largest box whose width by height is within `ratio`.
+
+    >>> largest_size(10, 100)
+    (10, 13)
+    """
+    return (
+        max(1, min(height, round(width / ratio[0]))),
+        max(1, min(width, round(height * ratio[1]))),
+    )
+
+
 def inception_box(
     rng: np.random.Generator,
     height: int,
@@ -64,8 +76,7 @@ def inception_box(
             top = int(rng.integers(0, height - h + 1))
             left = int(rng.integers(0, width - w + 1))
             return left, top, left + w, top + h
-    w = max(1, min(width, round(height * ratio[1])))
-    h = max(1, min(height, round(width / ratio[0])))
+    h, w = largest_size(height, width, ratio)
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resflax.data.array_source import ArraySource
+from resflax.data.class_names import similar_names
 from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fingerprint import Fingerprint
@@ -11,7 +12,7 @@ from resflax.data.held_out import SourceSubset
 from resflax.data.in_memory import InMemorySplit, read_all
 from resflax.data.kinds import kind_of
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys, Location
-from resflax.data.roles import DEFAULT_CHOICE, SplitChoice, open_roles
+from resflax.data.roles import DEFAULT_CHOICE, Roles, SplitChoice, open_roles
 from resflax.data.source import Source, check_on_bad_example
 from resflax.data.split_names import SplitNames
 from resflax.data.streaming import StreamingSplit
@@ -100,8 +101,7 @@ class Dataset:
         """Returns what identifies the data, as JSON values; see `fingerprint_diff`.
 
         Returns:
-          "classes", and "splits": the number of "examples" of each split, and a digest of
-          their contents (in memory), file names and sizes (a folder), or their version (TFDS).
+          "classes", and "splits": what each split's `fingerprint` returns.
         """
         splits = {name: split.fingerprint() for name, split in self.splits.items()}
         return {"classes": list(self.classes), "splits": splits}
@@ -128,6 +128,7 @@ def load_dataset(
     splits: SplitChoice = DEFAULT_CHOICE,
     keys: FeatureKeys = DEFAULT_KEYS,
     train_crop: TrainCrop | None = None,
+    roles: Roles | None = None,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -141,8 +142,8 @@ def load_dataset(
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
         size are read on demand and resized to squares of this many pixels: `train_crop` in
         training, `eval_transform` in evaluation.
-      channels: 1 or 3 to convert all images to gray or RGB; 0 to keep the number that all images
-        share (3 if `image_size` is given).
+      channels: 1 or 3 to convert all images to gray or RGB; 0 for RGB if one of them has color (or
+        `image_size` is given), else gray.
       on_bad_example: "raise", or "skip" to skip examples that cannot be used.
       seed: seed of the random crops and of the noise.
       eval_transform: resize and crop for evaluation, if `image_size` is given; by default to
@@ -150,6 +151,7 @@ def load_dataset(
       splits: which examples are for training, validation and testing.
       keys: names of image and label in the examples of a TFDS or Hugging Face dataset.
       train_crop: crop of the training split, if `image_size` is given; by default Inception crops.
+      roles: the examples, if they are opened already; `splits` and `keys` then have no effect.
 
     Raises:
       UserError: if the dataset does not exist, is not prepared, does not have images with one
@@ -163,7 +165,7 @@ def load_dataset(
             f"dataset {name!r} has its own image size and channels: expected image_size 0 and"
             " channels 0"
         )
-    roles = open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
+    roles = roles or open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
     sources = {"train": roles.train, "validation": roles.validation, "test": roles.test}
 
     def open_split(role: str, source: Source | None) -> Any:
@@ -182,13 +184,19 @@ def load_dataset(
         )
 
     opened = {role: open_split(role, source) for role, source in sources.items()}
+    if len({s.image_shape[2] for s in opened.values() if s is not None}) > 1:
+        opened = {role: s if s is None else s.in_color() for role, s in opened.items()}
     problems = (problem for source in sources.values() if source for problem in source.problems)
+    similar = "".join(
+        f"\nthe classes {' and '.join(map(repr, group))} differ only in case or spaces"
+        for group in similar_names(roles.train.classes)[:3]
+    )
     dataset = Dataset(
         name,
         classes=roles.train.classes,
         problems=tuple(dict.fromkeys(problems)),
         names=roles.names,
-        note=roles.note,
+        note=f"{roles.note}{similar}".lstrip("\n"),
         **opened,
     )
     if not image_size:

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
-from resflax.data.image_modes import to_gray_or_rgb
+from resflax.data.image_modes import scale_color_key, to_gray_or_rgb
 from resflax.errors import UserError, printable
 
 # Warnings of Pillow, such as on corrupt EXIF data of an image that is decoded anyway.
 PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+# Tags of TIFF files, and values of them.
+BITS_PER_SAMPLE, PLANAR_CONFIGURATION, SEPARATE = 258, 284, 2
 
 
 class BadExampleError(Exception):
@@ -66,6 +68,7 @@ def convert_image(
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Converts an image to uint8 pixels; see `decode`."""
     ignore_pillow_warnings()
+    scale_color_key(image)
     try:
         _load(image)
     except Exception as e:
@@ -98,9 +101,11 @@ def to_pillow(pixels: UInt8[np.ndarray, "height width channels"]) -> Image.Image
 
 
 def convert_pixels(
-    pixels: UInt8[np.ndarray, "height width channels"], channels: int
-) -> UInt8[np.ndarray, "height width out_channels"]:
-    """Converts pixels to gray (1) or RGB (3) like Pillow; 0 keeps their channels.
+    pixels: UInt8[np.ndarray, "*batch height width channels"], channels: int
+) -> UInt8[np.ndarray, "*batch height width out_channels"]:
+    """Converts the pixels of an image to gray (1) or RGB (3) like Pillow; 0 keeps their channels.
+
+    Gray pixels can be those of several images.
 
     >>> convert_pixels(np.full((2, 2, 1), 9, np.uint8), 3)[0, 0].tolist()
     [9, 9, 9]
@@ -127,10 +132,17 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "height wid
 
 
 def check_header(image: Image.Image, location: str) -> None:
-    """Raises `BadExampleError` if an image is too small."""
+    """Raises `BadExampleError` if an image is too small, or in a layout that Pillow misreads."""
     if min(image.size) < 2:
         raise BadExampleError(
             location, f"is {image.width}x{image.height} pixels: expected 2 or more on each side"
+        )
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANAR_CONFIGURATION) == SEPARATE and max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
+        raise BadExampleError(
+            location,
+            "is a TIFF of more than 8 bits whose channels are stored one after the other, which"
+            " cannot be read: save it with interleaved channels, or as PNG",
         )
 
 

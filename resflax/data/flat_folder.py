@@ -1,6 +1,5 @@
 """Images without class folders, with their labels in a file, as ImageNet's validation split."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from resflax.data.class_names import class_name, other_spelling
@@ -24,28 +23,15 @@ FORMS = (
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
-class FlatFolderSource(ImageFiles):
-    """Images in one folder, ordered by file name or as in a CSV (see `Source`).
-
-    Attributes:
-      classes: class names; () if the labels are indices and no names are known.
-    """
-
-    def __init__(
-        self, root: Path, files: Sequence[str], labels: Sequence[int], classes: tuple[str, ...]
-    ) -> None:
-        super().__init__(root, list(zip(files, labels, strict=True)), classes)
-
-
-def open_unlabeled_folder(root: Path) -> FlatFolderSource:
+def open_unlabeled_folder(root: Path) -> ImageFiles:
     """Opens the images that are directly in a folder, all with label 0 of the class ""."""
     files = _image_names(root) if root.is_dir() else []
-    return FlatFolderSource(root, files, [0] * len(files), ("",))
+    return ImageFiles(root, [(file, 0) for file in files], ("",))
 
 
 def open_flat_folder(
     root: Path, labels_file: Path, class_names: tuple[str, ...], num_classes: int = 0
-) -> FlatFolderSource:
+) -> ImageFiles:
     """Opens a folder of images whose labels are in a file.
 
     Args:
@@ -73,7 +59,7 @@ def open_flat_folder(
     if labels_file.name == GROUND_TRUTH:
         labels = [_synset_of_id(label, labels_file) for label in labels]
     indices, classes = _parse_labels(labels, class_names, num_classes, labels_file)
-    return FlatFolderSource(root, files, indices, classes)
+    return ImageFiles(root, list(zip(files, indices, strict=True)), classes)
 
 
 def _read_lines(path: Path) -> list[str]:

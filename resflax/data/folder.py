@@ -26,12 +26,12 @@ from resflax.errors import UserError, printable
 
 
 class ImageFiles:
-    """Image files of one folder with a label each: what all such sources have in common.
+    """Image files of one folder with a label each, in order (see `Source`).
 
     Args:
       root: the folder.
       files: each file, relative to `root`, and its label.
-      classes: class names.
+      classes: class names; () if the labels are indices and no names are known.
     """
 
     def __init__(self, root: Path, files: list[tuple[str, int]], classes: tuple[str, ...]) -> None:
@@ -59,6 +59,11 @@ class ImageFiles:
         """Returns the pixels and the label of an example."""
         name, label = self.files[index]
         return decode(self.root / name, str(self.root / name), channels), label
+
+    def check_problems(self, on_bad_example: str) -> None:
+        """Raises `UserError` if the layout has a problem and `on_bad_example` is not "skip"."""
+        if self.problems and on_bad_example != "skip":
+            raise bad_example(self.problems[0])
 
     def fingerprint(self) -> Fingerprint:
         """Returns what identifies the files; see `files_fingerprint`."""
@@ -196,8 +201,7 @@ def open_folder_split(
         printable(f"{folder}: has no images of class {name!r} of the training split")
         for name in source.missing
     ]
-    if source.problems and on_bad_example != "skip":
-        raise bad_example(source.problems[0])
+    source.check_problems(on_bad_example)
     return source
 
 
@@ -228,8 +232,7 @@ def _open_source(
         flat = any(map(is_image, list_visible(folder)))
         hint = " (images without class folders need a labels file)" if flat else ""
         raise UserError(f"{folder} contains no images: expected CLASS/*.jpg, *.png, ...{hint}")
-    if source.problems and on_bad_example != "skip":
-        raise bad_example(source.problems[0])
+    source.check_problems(on_bad_example)
     return source
 
 

@@ -35,12 +35,11 @@ def find_splits(root: Path, chosen: Mapping[str, str] | None = None) -> dict[str
     Raises:
       UserError: if there is no training split, or several folders could be the same split.
     """
-    if not root.is_dir():
-        raise UserError(f"folder {root} does not exist: expected one with images")
+    _check_exists(root)
     chosen = {kind: name for kind, name in (chosen or {}).items() if name}
     for name in chosen.values():
         if not (root / name).is_dir():
-            raise unknown("split", name, [f.name for f in list_folders(root)] or ["(no folder)"])
+            raise _unknown_split(root, name)
     train = chosen.get("train") or _only(root, "train", _named(root, "train"))
     train = train or _whole_folder(root, chosen)
     splits = {"train": train}
@@ -67,8 +66,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
     Raises:
       UserError: if there is no such split, or several folders could be it.
     """
-    if not root.is_dir():
-        raise UserError(f"folder {root} does not exist: expected one with images")
+    _check_exists(root)
     train = _only(root, "train", _named(root, "train"))
     train_folder = root / train if train else None
     if split and (root / split).is_dir():
@@ -79,7 +77,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
     if split:
         kind = kind_of_split(split)
         if not kind or not named[kind]:
-            raise unknown("split", split, [f.name for f in list_folders(root)] or ["(no folder)"])
+            raise _unknown_split(root, split)
         return root / _only(root, kind, named[kind]), train_folder
     labeled = (_labeled(root, kind, train_folder) for kind in ("test", "validation"))
     flat = (_only(root, kind, named[kind]) for kind in ("validation", "test"))
@@ -92,7 +90,7 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
 
 
 def describe_splits(root: Path, splits: Mapping[str, str]) -> str:
-    """Returns which folders are the splits of a folder, for a note to the user.
+    """Returns what to note on the splits of a folder besides their names; "" for nothing.
 
     Args:
       root: the folder.
@@ -100,15 +98,30 @@ def describe_splits(root: Path, splits: Mapping[str, str]) -> str:
     """
     if splits["train"] == WHOLE_FOLDER and not splits["validation"] and not splits["test"]:
         return f"{root} has class folders and no splits: all of it is the training split"
-    taken = ", ".join(f"{kind} split {name}/" for kind, name in splits.items() if name)
-    unused = [
-        f"; {name}/ is not used: its images are not in folders of the training classes"
-        for kind in ("validation", "test")
-        for name in _named(root, kind)
-        if name not in splits.values()
-        and is_unlabeled(root / name, root / splits["train"])
-    ]  # fmt: skip
-    return f"{root}: {taken}{''.join(unused)}"
+    notes = [f"{name}/ is not used{reason}" for name, reason in _unused(root, splits)]
+    return f"{root}: {'; '.join(notes)}" if notes else ""
+
+
+def _unused(root: Path, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields the folders with images that are not splits, and why."""
+    if splits["train"] == WHOLE_FOLDER:
+        return
+    used = {Path(name).parts[0] for name in splits.values() if name}
+    named = {name for kind in ("validation", "test") for name in _named(root, kind)}
+    for name in (folder.name for folder in list_folders(root) if folder.name not in used):
+        if name in named and is_unlabeled(root / name, root / splits["train"]):
+            yield name, ": its images are not in folders of the training classes"
+        elif name not in named and has_images(root / name):
+            yield name, ", unless --config.data.validation_split or test_split chooses it"
+
+
+def _check_exists(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"folder {root} does not exist: expected one with images")
+
+
+def _unknown_split(root: Path, name: str) -> UserError:
+    return unknown("split", name, [f.name for f in list_folders(root)] or ["(no folder)"])
 
 
 def annotations_file(split: Path) -> Path:
@@ -199,9 +212,13 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
     if len(common) > 1:
         yield (
             f"the folders have the same folders {', '.join(sorted(common)[:3])}, as splits have:"
-            f" choose them with --config.data.train_split={folders[0].name} and so on, or"
+            f" choose them with --config.data.train_split={_likely_train(folders)} and so on, or"
             " --config.data.train_split=. if they are the classes"
         )
+
+
+def _likely_train(folders: list[Path]) -> str:
+    return next((f.name for f in folders if "train" in f.name.lower()), folders[0].name)
 
 
 def _parent_hint(root: Path) -> str:

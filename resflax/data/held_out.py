@@ -117,8 +117,7 @@ class SourceSubset:
         """Returns what identifies the whole split, and the number of examples of the subset."""
         whole = self.source.fingerprint()
         subset = {"examples": len(self), "whole": whole["examples"]}
-        if "per_class" not in whole:
-            return whole | subset
         labels = self.labels()
-        assert labels is not None
+        if labels is None or "per_class" not in whole:
+            return {key: value for key, value in whole.items() if key != "per_class"} | subset
         return whole | subset | {"per_class": np.bincount(labels).tolist()}

@@ -21,9 +21,10 @@ from resflax.data.held_out import SourceSubset
 from resflax.data.hf_columns import Columns, find_columns, read_labels
 from resflax.data.hf_files import find_files
 from resflax.data.location import FeatureKeys
-from resflax.data.source import Source, SplitSources
-from resflax.data.split_expressions import overlaps, parse_expression, part_indices
-from resflax.data.split_names import kind_of_split, splits_by_name
+from resflax.data.named_splits import default_split, open_named_splits
+from resflax.data.source import Source, SplitSources, check_two_classes
+from resflax.data.split_expressions import overlap, parse_expression, part_indices
+from resflax.data.split_names import kind_of_split
 from resflax.errors import UserError
 
 # Encoded images of Parquet files that a process keeps.
@@ -40,13 +41,26 @@ class HfSource:
       root: folder of the dataset.
       files: Parquet or Arrow files.
       columns: the columns of images and labels.
+      train: the training split, whose classes the split has; None for itself.
     """
 
-    def __init__(self, name: str, root: Path, files: Sequence[Path], columns: Columns) -> None:
-        self.name, self.root, self.files, self.columns = name, root, tuple(files), columns
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        files: Sequence[Path],
+        columns: Columns,
+        train: "HfSource | None" = None,
+    ) -> None:
+        if train and not columns.names:
+            columns = columns._replace(names=train.columns.names)
+        self.name, self.root, self.files = name, root, tuple(files)
+        self.columns: Columns = columns
+        self.classes: tuple[str, ...]
         self.problems: list[str] = []
         column = _read_column(self.files, columns.label)
-        self._labels, self.classes = read_labels(name, column, columns.classes)
+        classes = train.classes if train else ()
+        self._labels, self.classes = read_labels(name, column, columns.names, classes)
         self._open()
 
     def _open(self) -> None:
@@ -168,48 +182,44 @@ class HfDataset:
         }
 
     def open_splits(self, chosen: Mapping[str, str]) -> SplitSources:
-        """Opens the splits; a validation or test split without labels is not used."""
-        names = splits_by_name(self.name, self._files, chosen)
-        train = self._open(names["train"], ())
-        others: dict[str, Source | None] = {}
-        for kind in ("validation", "test"):
-            split = names[kind]
-            source = self._open(split, train.classes) if split else None
-            if isinstance(source, HfSource) and kind not in chosen and not source.has_labels:
-                names, source = names | {kind: ""}, None
-            others[kind] = source
-        return SplitSources(train, others["validation"], others["test"], names, "")
+        """Opens the splits; see `open_named_splits`."""
+        sources = open_named_splits(self.name, self.lengths, chosen, self._open)
+        check_two_classes(sources.train)
+        return sources
 
     def open_split(self, split: str) -> Source:
-        """Opens one split; "" is the test split, or else the validation split."""
+        """Opens one split or expression; "" is the test split, or else the validation split."""
         if not split:
-            sources = self.open_splits({})
-            chosen = sources.test or sources.validation
-            if chosen is None:
-                names = ", ".join(sorted(self._files))
-                raise UserError(f"{self.name} has the splits {names}: expected test; choose one")
-            return chosen
+            return default_split(self.name, self.lengths, self.open_splits({}))
         train = next((name for name in self._files if kind_of_split(name) == "train"), "")
-        return self._open(split, self._open(train, ()).classes if train else ())
+        return self._open(split, self._open(train) if train else None)
 
     def overlap(self, first: str, second: str) -> bool:
         """Returns whether two splits have common examples."""
-        return overlaps(*(parse_expression(self.name, e, self.lengths) for e in (first, second)))
+        return overlap(self.name, first, second, self.lengths)
 
-    def _open(self, split: str, classes: tuple[str, ...]) -> Source:
+    def _open(
+        self, split: str, train: HfSource | SourceSubset | None = None
+    ) -> HfSource | SourceSubset:
         """Opens a split or an expression, with the classes of the training split."""
         parts = parse_expression(self.name, split, self.lengths)
         names = list(dict.fromkeys(part.split for part in parts))
         files = [file for name in names for file in self._files[name]]
         columns = find_columns(self.name, _schema(files[0]), self._keys)
-        columns = columns._replace(classes=columns.classes or classes)
         name = f"{self.name}, {split}"
-        source = HfSource(name, self._root, files, columns)
+        source = HfSource(name, self._root, files, columns, _whole(train) if train else None)
         if split in self._files:
             return source
         ends = np.cumsum([0, *(self.lengths[name] for name in names)])
         offsets = dict(zip(names, ends[:-1].tolist(), strict=True))
         return SourceSubset(source, part_indices(parts, offsets), name)
+
+
+def _whole(source: HfSource | SourceSubset) -> HfSource:
+    """Returns the splits that an expression is a part of."""
+    whole = source.source if isinstance(source, SourceSubset) else source
+    assert isinstance(whole, HfSource)
+    return whole
 
 
 def _pyarrow() -> Any:

@@ -1,11 +1,11 @@
 """Splits in memory: images of one size."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from resflax.data.decode import BadExampleError
+from resflax.data.decode import BadExampleError, convert_pixels
 from resflax.data.fingerprint import Fingerprint, arrays_fingerprint
 from resflax.data.skipping import check_skipped
 from resflax.data.source import MeanStd, Source, bad_example
@@ -61,13 +61,22 @@ class InMemorySplit:
         std = np.sqrt(counts @ value**2 / counts.sum(1) - mean**2)
         return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
+    def in_color(self) -> "InMemorySplit":
+        """Returns the split with gray images as RGB."""
+        return replace(self, images=convert_pixels(self.images, 3))
+
     def fingerprint(self) -> Fingerprint:
         """Returns the number of examples, by label, and digests of images, labels and files."""
         return self.source_fingerprint | arrays_fingerprint(self.images, self.labels)
 
 
 def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise") -> InMemorySplit:
-    """Reads every example of a source; all must have the shape of the first readable one.
+    """Reads every example of a source; all must have the size of the first readable one.
+
+    Args:
+      source: the split.
+      channels: see `decode`; with 0, all images become RGB if one of them has color.
+      on_bad_example: "raise" or "skip".
 
     Raises:
       UserError: if an example cannot be used and `on_bad_example` is "raise", or so many of a class
@@ -81,13 +90,15 @@ def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise"
             image, label = source.read(i, channels)
             if images is None:
                 images = np.empty((len(source), *image.shape), np.uint8)
-            _check_shape(source, i, image, images.shape[1:])
+            _check_size(source, i, image, images.shape[1:3])
         except BadExampleError as e:
             if on_bad_example != "skip":
                 raise bad_example(e) from e
             skipped[i] = str(e)
             continue
-        images[count], labels[count] = image, label
+        if image.shape[-1] > images.shape[-1]:
+            images = convert_pixels(images, 3)
+        images[count], labels[count] = convert_pixels(image, images.shape[-1]), label
         count += 1
     check_skipped(source, skipped, labels[:count])
     assert images is not None
@@ -99,11 +110,11 @@ def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise"
     )
 
 
-def _check_shape(source: Source, index: int, image: np.ndarray, shape: tuple[int, ...]) -> None:
-    if image.shape != shape:
+def _check_size(source: Source, index: int, image: np.ndarray, size: tuple[int, ...]) -> None:
+    if image.shape[:2] != size:
+        (height, width), (first_height, first_width) = image.shape[:2], size
         raise BadExampleError(
             source.location(index),
-            f"has shape {image.shape}, but the first image has {shape}"
-            " (--config.data.image_size=N accepts any image size, --config.data.channels=3 any"
-            " color mode)",
+            f"has {width}x{height} pixels, but the first image has {first_width}x{first_height}"
+            " (--config.data.image_size=N accepts any image size)",
         )

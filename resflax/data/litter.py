@@ -10,8 +10,9 @@ SYSTEM_NAMES = frozenset(
         *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),  # Windows
         *("$recycle.bin", "recycler", "system volume information", "found.000"),  # Windows
+        *("picasa.ini", "zbthumbnail.info", "_gsdata_"),  # photo viewers, GoodSync
         *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # NAS systems
-        *("lost+found", "__pycache__"),
+        *("@__thumb", "lost+found", "__pycache__"),
     }
 )
 # Files with annotations or notes about the images, in lower case.
@@ -21,7 +22,8 @@ NOTE_NAMES = frozenset(
 NOTE_SUFFIXES = frozenset(
     {
         *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml"),
-        *(".md", ".rst", ".html", ".htm", ".log", ".url", ".lnk", ".nfo"),
+        *(".md", ".rst", ".html", ".htm", ".log", ".url", ".lnk", ".nfo", ".ini"),
+        *(".md5", ".sha1", ".sha256", ".xmp", ".aae"),  # checksums, edits of photographs
     }
 )
 
@@ -32,7 +34,9 @@ def is_litter(name: str) -> bool:
     >>> is_litter("__MACOSX"), is_litter("._cat.png"), is_litter("cat.mp4")
     (True, True, False)
     """
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+    # A copy of an editor, the lock of an office program, the zone of a download on Windows.
+    is_beside = name.endswith(("~", ":Zone.Identifier")) or name.startswith("~$")
+    return name.startswith(".") or is_beside or name.lower() in SYSTEM_NAMES
 
 
 def is_note(name: str) -> bool:

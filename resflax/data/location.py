@@ -10,9 +10,9 @@ class FeatureKeys(NamedTuple):
     label: str = ""
 
     @classmethod
-    def from_config(cls, data: Any) -> "FeatureKeys":
-        """Returns the names that `config.data`, or "data" of a config.json, has."""
-        return cls(data.get("image_key", ""), data.get("label_key", ""))
+    def from_config(cls, data: Any, image: str = "", label: str = "") -> "FeatureKeys":
+        """Returns the given names, and those of `config.data`, or "data" of a config.json."""
+        return cls(image or data.get("image_key", ""), label or data.get("label_key", ""))
 
 
 DEFAULT_KEYS = FeatureKeys()

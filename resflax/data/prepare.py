@@ -35,7 +35,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> Path:
         import tensorflow  # noqa: F401
     except ImportError as e:
         raise UserError(
-            'preparing a dataset needs TensorFlow (training does not): pip install -e ".[prepare]"'
+            "preparing a dataset needs TensorFlow (training does not):"
+            ' pip install "resflax[prepare]"'
         ) from e
     config = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     try:

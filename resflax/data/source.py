@@ -79,6 +79,21 @@ def check_on_bad_example(value: str) -> None:
         raise unknown("on_bad_example", value, ON_BAD_EXAMPLE)
 
 
+def check_two_classes(source: Source) -> None:
+    """Raises `UserError` if all examples of a training split have the same class.
+
+    Nothing is checked if the labels are not known before the examples are read.
+    """
+    labels = source.labels()
+    present = [] if labels is None else np.unique(labels).tolist()
+    if len(present) == 1:
+        raise UserError(
+            f"{source.name}: all {len(source)} examples have the class"
+            f" {source.classes[present[0]]!r}: expected examples of two or more classes in the"
+            " training split"
+        )
+
+
 def bad_example(problem: object) -> UserError:
     """Returns the error for an example or class that cannot be used and may not be skipped."""
     return UserError(

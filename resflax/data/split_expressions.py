@@ -58,16 +58,16 @@ def parse_expression(dataset: str, expression: str, lengths: Mapping[str, int]) 
     return parts
 
 
-def overlaps(first: Sequence[Part], second: Sequence[Part]) -> bool:
-    """Returns whether some examples are part of both.
+def overlap(dataset: str, first: str, second: str, lengths: Mapping[str, int]) -> bool:
+    """Returns whether two expressions have common examples; see `parse_expression`.
 
-    >>> overlaps([Part("train", 0, 90)], [Part("train", 90, 100), Part("test", 0, 9)])
+    >>> overlap("x", "train[:90%]", "train[90%:]+test", {"train": 50, "test": 7})
     False
     """
     return any(
         a.split == b.split and max(a.start, b.start) < min(a.stop, b.stop)
-        for a in first
-        for b in second
+        for a in parse_expression(dataset, first, lengths)
+        for b in parse_expression(dataset, second, lengths)
     )
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resflax.data.class_names import class_name, other_spelling
+from resflax.data.class_names import class_name, other_spelling, sort_labels
 from resflax.data.folder import ImageFiles
 from resflax.data.skipping import is_too_many
-from resflax.data.source import SplitSources, bad_example
+from resflax.data.source import SplitSources
 from resflax.data.split_names import kind_of_split, splits_by_name
 from resflax.data.table_file import Row, Table, read_table
 from resflax.errors import UserError, printable, unknown
@@ -96,11 +96,12 @@ def open_table(
             " training split: expected two or more"
         )
     sources = {
-        kind: _open_source(file, name, by_split[name], classes, on_bad_example)
+        kind: TableSource(file, name, by_split[name], classes)
         for kind, name in names.items()
         if name or kind == "train"
     }
     for source in sources.values():
+        source.check_problems(on_bad_example)
         if source.missing:
             raise UserError(
                 f"{source.name} has no images of class {source.missing[0]!r}, which the training"
@@ -143,21 +144,11 @@ def open_table_split(file: Path, split: str, on_bad_example: str) -> TableSource
                 " split"
             )
     classes = _classes(by_split[kinds.get("train", name) if has_splits else ""])
-    source = _open_source(file, name, by_split[name], classes, on_bad_example)
+    source = TableSource(file, name, by_split[name], classes)
     source.problems += [
         f"{source.name}: has no images of class {name!r}" for name in source.missing
     ]
-    if source.problems and on_bad_example != "skip":
-        raise bad_example(source.problems[0])
-    return source
-
-
-def _open_source(
-    file: Path, split: str, rows: Sequence[Row], classes: tuple[str, ...], on_bad_example: str
-) -> TableSource:
-    source = TableSource(file, split, rows, classes)
-    if source.problems and on_bad_example != "skip":
-        raise bad_example(source.problems[0])
+    source.check_problems(on_bad_example)
     return source
 
 
@@ -174,11 +165,8 @@ def _check_split(split: str, by_split: Mapping[str, Sequence[Row]]) -> None:
 
 
 def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Returns the labels of some rows, in the order of numbers if all are integers."""
-    names = {class_name(row.label) for row in rows if row.label}
-    if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+    """Returns the labels of some rows, sorted."""
+    return sort_labels({class_name(row.label) for row in rows if row.label})
 
 
 def _unknown_label(file: Path, row: Row, name: str, classes: tuple[str, ...]) -> str:
@@ -197,9 +185,10 @@ def _relative(root: Path, path: str) -> str:
 
 def _note(file: Path, table: Table, names: Mapping[str, str]) -> str:
     columns = f"paths from the column {table.columns['path']}, labels from {table.columns['label']}"
+    ignored = f"; columns not used: {', '.join(table.unused)}" if table.unused else ""
     if not table.columns["split"]:
-        return f"{file}: {columns}, no column split: all of it is the training split"
+        return f"{file}: {columns}, no column split: all of it is the training split{ignored}"
     taken = ", ".join(f"{kind} split {name}" for kind, name in names.items() if name)
-    unused = sorted({row.split for row in table.rows} - {*names.values()})
+    unused = sorted({row.split for row in table.rows} - {*filter(None, names.values())})
     others = f"; not used: {', '.join(name or '(empty)' for name in unused)}" if unused else ""
-    return f"{file}: {columns}, {taken}{others}"
+    return f"{file}: {columns}, {taken}{others}{ignored}"

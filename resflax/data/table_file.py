@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resflax.data.formats import is_image
+from resflax.data.split_names import kind_of_split
 from resflax.errors import UserError
 
 # Names of the columns, in any case, the preferred one first.
@@ -23,6 +27,9 @@ EXPECTED = (
     "expected a CSV, TSV or JSON lines with the columns path (or file, filename, image) and label"
     " (or class, target), and perhaps split"
 )
+# Columns of a table without a header.
+POSITIONS = (("path", "label"), ("label", "path"), ("path", "label", "split"))
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 DELIMITERS = ",;\t|"
 
 
@@ -43,23 +50,33 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The rows of a table, and the names of the columns that they are from, "" without a column."""
+    """The rows of a table, and its columns.
+
+    Attributes:
+      rows: the rows.
+      columns: names of the columns that they are from, "" without a column.
+      unused: names of the other columns.
+    """
 
     rows: list[Row]
     columns: dict[str, str]
+    unused: list[str]
 
 
 def read_table(file: Path) -> Table:
     """Reads the images of a CSV, TSV or JSON lines.
 
-    The separator is a comma, semicolon, tab or bar, by the header. Paths that are not UTF-8 keep
-    their bytes.
+    The separator is a comma, semicolon, tab or bar, by the first line. A first line with the path
+    of an image is not a header: the columns are then `POSITIONS`. Paths that are not UTF-8 keep
+    their bytes; UTF-16 is known by its byte order mark.
 
     Raises:
       UserError: if the file cannot be read, lacks a column, or has two rows for a path.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        data = file.read_bytes()
+        encoding = "utf-16" if data.startswith(UTF_16_MARKS) else "utf-8-sig"
+        text = data.decode(encoding, errors="surrogateescape")
         records = list(_parse(text, file))
     except (OSError, ValueError, csv.Error) as e:
         if isinstance(e, UserError):
@@ -82,10 +99,21 @@ def read_table(file: Path) -> Table:
     for row in rows:
         if not row.path:
             raise UserError(f"{file} has no path in row {row.number}: {EXPECTED}")
-    counts = Counter(row.path for row in rows)
+    counts = Counter(os.path.normpath(file.parent / row.path) for row in rows)
     if repeated := next((path for path, count in counts.items() if count > 1), None):
         raise UserError(f"{file} has more than one row for {repeated}: expected one per image")
-    return Table(rows, columns)
+    unused = [name for name in names if name and name not in columns.values()]
+    return Table(_with_integer_labels(rows), columns, unused)
+
+
+def _with_integer_labels(rows: list[Row]) -> list[Row]:
+    """Returns the rows with "1" instead of "1.0", if all labels are whole numbers.
+
+    pandas writes integers so, if one of them is missing.
+    """
+    if not all(re.fullmatch(r"-?\d+(\.0+)?|", row.label) for row in rows):
+        return rows
+    return [row._replace(label=row.label.partition(".")[0]) for row in rows]
 
 
 def _parse(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -97,7 +125,11 @@ def _parse(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     elif start == "{":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield number, json.loads(line)
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as e:
+                    raise ValueError(f"{e.msg} in line {number}") from e
+                yield number, record
     else:
         yield from _parse_csv(text, file)
 
@@ -111,14 +143,33 @@ def _parse_csv(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not values:
             continue
         if not names:
-            names = [name.strip() for name in values]
-        elif len(values) != len(names):
+            positions = _positions(values)
+            names = list(positions) or [name.strip() for name in values]
+            if not positions:
+                continue
+        if len(values) != len(names):
             raise UserError(
                 f"{file} has {len(values)} values in line {reader.line_num}: expected"
                 f" {len(names)}, one per column"
             )
         else:
             yield reader.line_num, dict(zip(names, values, strict=True))
+
+
+def _positions(values: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of a first line that is not a header; () for a header.
+
+    >>> _positions(["a.png", "cat", "train"]), _positions(["path", "label"])
+    (('path', 'label', 'split'), ())
+    """
+    if not any(map(is_image, values)):
+        return ()
+    for names in POSITIONS:
+        row = dict(zip(names, values, strict=False))
+        is_complete = len(names) == len(values) and is_image(row["path"])
+        if is_complete and ("split" not in row or kind_of_split(row["split"])):
+            return names
+    return ()
 
 
 def _column(names: Sequence[str], usual: Sequence[str]) -> str:

@@ -15,11 +15,11 @@ from tensorflow_datasets.core import read_only_builder
 
 from resflax.data.decode import BadExampleError, decode
 from resflax.data.digits import Digits
-from resflax.data.fingerprint import Fingerprint, examples_fingerprint
+from resflax.data.fingerprint import Fingerprint, evenly_spaced, examples_fingerprint
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys
-from resflax.data.source import SplitSources
-from resflax.data.split_expressions import parse_expression
-from resflax.data.split_names import splits_by_name
+from resflax.data.named_splits import default_split, open_named_splits
+from resflax.data.source import SplitSources, check_two_classes
+from resflax.data.split_expressions import overlap, parse_expression
 from resflax.errors import UserError, unknown
 from resflax.files import expand_path
 from resflax.progress import progress_range
@@ -28,6 +28,7 @@ PREPARE = "resflax data prepare"
 FEATURE_TYPES = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
 # Largest split whose labels are read before the examples: 0.2 ms for each.
 MAX_LABELS_READ = 100_000
+LABEL_SAMPLE_SIZE = 64
 
 
 class TfdsSource:
@@ -41,7 +42,7 @@ class TfdsSource:
         in the dataset's `supervised_keys`.
 
     Raises:
-      UserError: if the split does not exist, or image and label are not known.
+      UserError: if image and label are not known.
     """
 
     def __init__(
@@ -63,9 +64,6 @@ class TfdsSource:
         dtype = np.dtype(builder.info.features[self.image].np_dtype)
         if dtype not in (np.uint8, np.uint16):  # TFDS encodes float32 as if it were RGBA
             raise UserError(f"dataset {name!r} has {dtype} images: expected uint8 or uint16")
-        if split in builder.info.splits and not builder.info.splits[split].num_examples:
-            raise UserError(f"the {split} split of dataset {name!r} is empty")
-        parse_expression(name, split, split_lengths(builder))
         try:
             self.data = builder.as_data_source(
                 split=split, decoders={self.image: tfds.decode.SkipDecoding()}
@@ -85,6 +83,11 @@ class TfdsSource:
     def has_labels(self) -> bool:
         """Whether the first example has a label: not -1, as in the test split of ImageNet."""
         return int(self.data[0][self.label]) >= 0
+
+    def has_same_label(self) -> bool:
+        """Returns whether all of some evenly spaced examples have the same label."""
+        sample = evenly_spaced(len(self), LABEL_SAMPLE_SIZE)
+        return len({int(self.data[i][self.label]) for i in sample}) == 1
 
     def location(self, index: int) -> str:
         """Returns the split and index of an example."""
@@ -129,52 +132,46 @@ class TfdsSource:
         return examples_fingerprint(len(self), read) | {"version": self.version}
 
 
-def open_builder(
-    name: str,
-    builder: tfds.core.DatasetBuilder,
-    chosen: Mapping[str, str],
-    keys: FeatureKeys = DEFAULT_KEYS,
-) -> SplitSources:
-    """Opens the splits of a prepared dataset; a test split without labels is not used.
+class TfdsDataset:
+    """A prepared dataset.
 
     Args:
       name: name of the dataset.
       builder: its builder.
-      chosen: splits or expressions for some of "train", "validation" and "test".
-      keys: names of image and label.
-
-    Raises:
-      UserError: if there is no training split, or a split cannot be used.
+      keys: names of image and label; see `TfdsSource`.
     """
-    names = splits_by_name(name, builder.info.splits, chosen)
-    sources: dict[str, TfdsSource | None] = {"validation": None, "test": None}
-    for kind, split in names.items():
-        source = TfdsSource(name, builder, split, keys) if split else None
-        if source and not chosen.get(kind) and not source.has_labels:
-            names, source = names | {kind: ""}, None
-        sources[kind] = source
-    train = sources["train"]
-    assert train
-    return SplitSources(train, sources["validation"], sources["test"], names, "")
 
+    def __init__(
+        self, name: str, builder: tfds.core.DatasetBuilder, keys: FeatureKeys = DEFAULT_KEYS
+    ) -> None:
+        self.name, self._builder, self._keys = name, builder, keys
+        self._lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
 
-def open_builder_split(
-    name: str, builder: tfds.core.DatasetBuilder, split: str, keys: FeatureKeys = DEFAULT_KEYS
-) -> TfdsSource:
-    """Opens one split of a prepared dataset; "" is its test split, or else its validation split."""
-    if not split:
-        sources = open_builder(name, builder, {}, keys)
-        chosen: Any = sources.test or sources.validation
-        if chosen is None:
-            splits = sorted(builder.info.splits)
-            raise UserError(f"dataset {name!r} has the splits {splits}: expected test; choose one")
-        return chosen
-    return TfdsSource(name, builder, split, keys)
+    def open_splits(self, chosen: Mapping[str, str]) -> SplitSources:
+        """Opens the splits; see `open_named_splits`."""
+        sources = open_named_splits(
+            self.name, self._lengths, chosen, lambda split, _: self._open(split)
+        )
+        assert isinstance(sources.train, TfdsSource)
+        if sources.train.has_same_label():
+            check_two_classes(sources.train)
+        return sources
 
+    def open_split(self, split: str) -> TfdsSource:
+        """Opens one split or expression; "" is the test split, or else the validation split."""
+        if split:
+            return self._open(split)
+        return default_split(self.name, self._lengths, self.open_splits({}))
 
-def split_lengths(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
-    """Returns the number of examples of each split."""
-    return {name: info.num_examples for name, info in builder.info.splits.items()}
+    def overlap(self, first: str, second: str) -> bool:
+        """Returns whether two splits have common examples."""
+        return overlap(self.name, first, second, self._lengths)
+
+    def _open(self, split: str) -> TfdsSource:
+        if split in self._lengths and not self._lengths[split]:
+            raise UserError(f"the {split} split of dataset {self.name!r} is empty")
+        parse_expression(self.name, split, self._lengths)
+        return TfdsSource(self.name, self._builder, split, self._keys)
 
 
 def find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:

@@ -5,6 +5,9 @@ sharded over a mesh, see `MeshEngine`), the batch is split. Each process provide
 batch, `local_slice`. The engines differ in how devices share batch statistics and gradients: under
 `pmap` the step averages over `axis_name`; under `jit` over a mesh the compiler sees the global
 batch.
+
+In place of arrays, the methods that put them on devices accept `jax.ShapeDtypeStruct`s, and
+compiled steps have a method `lower`, so that a step can be compiled for devices that are not there.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +18,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from resflax.distributed.placement import all_devices, is_local, local_devices, put, put_local
+from resflax.distributed.placement import (
+    all_devices,
+    is_local,
+    local_devices,
+    put,
+    put_local,
+    put_transformed,
+)
 from resflax.errors import UserError, unknown
 
 Step = Callable[..., Any]
@@ -102,10 +112,10 @@ def check_batch_size(batch_size: int, devices: int) -> None:
         )
 
 
-def check_leaves(batch: Any, devices: int) -> None:
+def check_leaves(batch: Any, devices: int, axis: int = 0) -> None:
     """Raises `UserError` if the arrays of a batch cannot be split evenly over the devices."""
     for leaf in jax.tree.leaves(batch):
-        check_batch_size(len(leaf), devices)
+        check_batch_size(leaf.shape[axis], devices)
 
 
 def _local_slice(devices: Sequence[Any], size: int) -> slice:
@@ -136,8 +146,7 @@ class PmapEngine:
 
     def replicate(self, tree: Any) -> Any:
         """See `Engine`."""
-        stacked = jax.tree.map(lambda x: np.broadcast_to(x, (self._count, *np.shape(x))), tree)
-        return jax.device_put(stacked, self._sharding)
+        return self._put(lambda x: np.broadcast_to(x, (self._count, *np.shape(x))), tree)
 
     put_state = replicate
 
@@ -150,13 +159,14 @@ class PmapEngine:
     def shard_batch(self, batch: Any) -> Any:
         """See `Engine`."""
         check_leaves(batch, self._count)
-        parts = jax.tree.map(lambda x: x.reshape(self._count, -1, *x.shape[1:]), batch)
-        return jax.device_put(parts, self._sharding)
+        return self._put(lambda x: x.reshape(self._count, -1, *x.shape[1:]), batch)
 
     def shard_index(self, rows: Any) -> Any:
         """See `Engine`."""
-        parts = jax.tree.map(lambda x: x.reshape(len(x), self._count, -1).swapaxes(0, 1), rows)
-        return jax.device_put(parts, self._sharding)
+        return self._put(lambda x: x.reshape(len(x), self._count, -1).swapaxes(0, 1), rows)
+
+    def _put(self, transform: Callable[[Any], Any], tree: Any) -> Any:
+        return put_transformed(transform, tree, self._sharding)
 
     def compile_train(self, step: Step) -> Step:
         """See `Engine`."""
@@ -174,7 +184,9 @@ class MeshEngine:
 
     With `fsdp > 1`, the state is sharded over groups of `fsdp` devices: each holds a part of the
     parameters and of the optimizer's state, and the compiler gathers what a layer needs (fully
-    sharded data parallelism, Rajbhandari et al. 2019, arXiv:1910.02054).
+    sharded data parallelism, Rajbhandari et al. 2019, arXiv:1910.02054). The groups are neighbors
+    in the order of `sort_devices`, so that they stay inside a slice if `fsdp` divides the number of
+    its devices, and only averages of gradients and batch statistics cross the slow network.
     """
 
     name = "mesh"

@@ -132,7 +132,7 @@ class EnsembleEngine:
         Raises:
           UserError: if the devices would get different numbers of rows.
         """
-        check_leaves(jax.tree.map(lambda x: x[0], batch), self._rows_devices)
+        check_leaves(batch, self._rows_devices, axis=1)
         return put_local(batch, self._sharding(MEMBER_AXIS, BATCH_AXIS))
 
     @property

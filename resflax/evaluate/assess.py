@@ -30,7 +30,7 @@ from resflax.metrics.systems import make_systems, score_systems, sum_brier
 # Subsets of members of each size above 1 that are averaged, and of all sizes together where there
 # are many members.
 MAX_CURVE_SUBSETS, MAX_SUBSETS = 8, 64
-HELD_OUT, TEST_HALVES = "held-out training data", "the other half of the test split"
+HELD_OUT, SPLIT_HALVES = "held-out training data", "the other half of the split"
 
 
 class Request(NamedTuple):
@@ -89,7 +89,7 @@ class Calibration(NamedTuple):
     """The examples after calibration, and how it was fitted.
 
     Attributes:
-      data: `HELD_OUT` or `TEST_HALVES`.
+      data: `HELD_OUT` or `SPLIT_HALVES`.
       examples: number of examples that each temperature was fitted to.
       splits: the result with held-out data; or of each random split of the test split into halves,
         over which metrics are averaged.
@@ -226,4 +226,4 @@ def _calibration(
         )
     seeds = range(cal.number_of_splits(scored.predictions))
     splits = tuple(cal.cross_validate(targets, scored.predictions, seed) for seed in seeds)
-    return Calibration(TEST_HALVES, count // 2, splits)
+    return Calibration(SPLIT_HALVES, count // 2, splits)

@@ -59,7 +59,7 @@ class Views:
 
     def __str__(self) -> str:
         name = f"whole image, shorter side {', '.join(map(str, self.scales))}"
-        name = name if self.scales else "ten crops" if self.crops == 10 else "center crop"
+        name = name if self.scales else "ten crops" if self.crops == 10 else "one view"
         return f"{name}, and mirrors" if self.flip else name
 
     def transform(self, center: EvalTransform) -> EvalTransform:

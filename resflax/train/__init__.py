@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resflax.train.config_rules import check_config as check_config
     from resflax.train.ensemble import stack_states as stack_states
     from resflax.train.ensemble import unstack_states as unstack_states
+    from resflax.train.eval_step import make_eval_step as make_eval_step
     from resflax.train.launch import fit as fit
     from resflax.train.metrics import cross_entropy as cross_entropy
     from resflax.train.optim import make_optimizer as make_optimizer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from resflax.train.schedules import make_schedule as make_schedule
     from resflax.train.state import TrainState as TrainState
     from resflax.train.state import create_state as create_state
-    from resflax.train.step import make_eval_step as make_eval_step
     from resflax.train.step import make_train_step as make_train_step
     from resflax.train.trainer import Trainer as Trainer
 
@@ -41,7 +41,7 @@ _MODULES = {
     "default_config": "resflax.train.config",
     "fit": "resflax.train.launch",
     "make_engine": "resflax.distributed",
-    "make_eval_step": "resflax.train.step",
+    "make_eval_step": "resflax.train.eval_step",
     "make_optimizer": "resflax.train.optim",
     "make_schedule": "resflax.train.schedules",
     "make_train_step": "resflax.train.step",

@@ -49,7 +49,7 @@ DATA = {
         "side in pixels that images are resized to as they are read; 0: images of one size, kept in"
         " memory; -1: the input size of the pretrained model",
     ),
-    "data.channels": Key(0, "convert all images to gray (1) or RGB (3); 0: as they are"),
+    "data.channels": Key(0, "convert all images to gray (1) or RGB (3); 0: RGB if one has color"),
     "data.on_bad_example": Key("raise", "what to do with examples that cannot be used"),
     "data.train_split": Key(
         "", "training split: a TFDS split such as train[:90%], or the name of a folder; '': chosen"

@@ -1,13 +1,15 @@
-"""The dataset of a config: image size, evaluation transform and normalization."""
+"""The dataset of a config: image size, evaluation transform, normalization, skipped examples."""
 
+import json
 from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, EvalTransform, load_dataset
+from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
 from resflax.data.crops import TrainCrop
 from resflax.data.location import FeatureKeys
-from resflax.data.roles import SplitChoice
+from resflax.data.roles import Roles, SplitChoice
+from resflax.distributed.processes import all_gather_strings
 from resflax.errors import UserError
 from resflax.weights import PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
@@ -16,13 +18,16 @@ from resflax.weights.adapt import convert_preprocess
 PRETRAINED_SIZE = -1
 
 
-def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None) -> Dataset:
+def build_dataset(
+    config: ConfigDict, pretrained: PretrainedConfig | None = None, roles: Roles | None = None
+) -> Dataset:
     """Opens the dataset of a config.
 
     Args:
       config: see `default_config`.
       pretrained: config of the pretrained weights, whose preprocessing and number of channels apply
         to streamed images unless the config has its own.
+      roles: the examples, if they are opened already.
 
     Raises:
       UserError: if the dataset cannot be opened.
@@ -31,7 +36,7 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
     channels = data.channels
     if pretrained and size and not channels and pretrained.channels in (1, 3):
         channels = pretrained.channels
-    dataset = load_dataset(
+    return load_dataset(
         config.dataset,
         data.data_dir,
         image_size=size,
@@ -42,8 +47,8 @@ def build_dataset(config: ConfigDict, pretrained: PretrainedConfig | None = None
         keys=FeatureKeys.from_config(data),
         eval_transform=_eval_transform(config, size, pretrained) if size else None,
         train_crop=_train_crop(config),
+        roles=roles,
     )
-    return dataset
 
 
 def normalize_dataset(
@@ -60,6 +65,21 @@ def normalize_dataset(
         mean, std = mean or preprocess.mean, std or preprocess.std
     dataset = dataset.with_normalization(mean, std)
     return dataset.with_normalization(*dataset.train.mean_std())
+
+
+def gather_skipped(dataset: Dataset) -> list[str]:
+    """Returns a line for each example that a process has skipped so far; all must call it.
+
+    Each process reads a part of the examples. Here it gets to know those that the others skipped.
+
+    Raises:
+      UserError: if together they have skipped too many examples of a class.
+    """
+    for split in dataset.splits.values():
+        if isinstance(split, StreamingSplit):
+            own = [json.dumps(item) for item in split.skipped.items()]
+            split.add_skipped(dict(map(json.loads, all_gather_strings(own))))
+    return dataset.skipped
 
 
 def _train_size(config: ConfigDict, pretrained: PretrainedConfig | None) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from resflax.distributed import Engine
+from resflax.distributed.engines import Step
 from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.metrics import (
     ExampleScores,
@@ -41,11 +42,11 @@ class Evaluator:
 
     Args:
       engine: the engine that states and batches are on.
-      step: made by `make_eval_step`.
+      step: made by `make_eval_step`, and compiled.
     """
 
-    def __init__(self, engine: Engine, step: Any) -> None:
-        self._engine, self._step = engine, engine.compile_eval(step)
+    def __init__(self, engine: Engine, step: Step) -> None:
+        self._engine, self._step = engine, step
 
     def __call__(
         self, state: TrainState, batches: Batches, excluded: Sequence[int] = ()
@@ -73,7 +74,7 @@ class EnsembleEvaluator:
     """
 
     def __init__(
-        self, engine: Engine, step: Any, members: int, *, is_one_network: bool = False
+        self, engine: Engine, step: Step, members: int, *, is_one_network: bool = False
     ) -> None:
         self._engine, self._step, self._members = engine, step, members
         self._is_one_network = is_one_network
@@ -114,15 +115,23 @@ class EnsembleEvaluator:
         return result
 
 
+def compile_evaluation(run: Run) -> Step:
+    """Compiles the step that evaluates a run's networks: sums, or predictions of all members."""
+    if isinstance(run.engine, EnsembleEngine):
+        return run.engine.compile_predict(run.predict_step)
+    return run.engine.compile_eval(
+        run.predict_step if run.members_of_network > 1 else run.eval_step
+    )
+
+
 def build_evaluator(run: Run) -> Evaluator | EnsembleEvaluator:
     """Builds the evaluator of a run."""
-    engine, members = run.engine, run.members_of_network
+    engine, step, members = run.engine, compile_evaluation(run), run.members_of_network
     if isinstance(engine, EnsembleEngine):
-        return EnsembleEvaluator(engine, engine.compile_predict(run.predict_step), run.size)
+        return EnsembleEvaluator(engine, step, run.size)
     if members > 1:
-        step = engine.compile_eval(run.predict_step)
         return EnsembleEvaluator(engine, step, members, is_one_network=True)
-    return Evaluator(engine, run.eval_step)
+    return Evaluator(engine, step)
 
 
 class _Result:

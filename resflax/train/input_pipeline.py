@@ -21,6 +21,7 @@ from resflax.data import (
     train_batches,
 )
 from resflax.distributed import Engine, EnsembleEngine
+from resflax.distributed.engines import Step
 from resflax.errors import UserError
 from resflax.train.ensemble import is_ensemble, seeds_by_use
 from resflax.train.metrics import Metrics
@@ -163,9 +164,9 @@ def make_device_step_fn(
     The example indices are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
     these transfers a step transfers nothing.
     """
-    run = engine.compile_train_on_device_data(gather_batch_in_step(step))
+    run = compile_device_step(engine, step)
     seeds = batch_seeds(split, config)
-    steps_per_transfer = max(1, INDEX_BUFFER_BYTES // (4 * config.batch_size * len(seeds)))
+    count = steps_per_transfer(config, len(seeds))
     dataset = engine.replicate({"image": split.images, "label": split.labels})
     data: dict[str, Any] = {}
     current = start
@@ -177,12 +178,22 @@ def make_device_step_fn(
 
     def run_step(state: TrainState) -> tuple[TrainState, Metrics]:
         nonlocal current, data
-        if (current - start) % steps_per_transfer == 0:
-            data = transfer(range(current, min(current + steps_per_transfer, stop)))
+        if (current - start) % count == 0:
+            data = transfer(range(current, min(current + count, stop)))
         current += 1
         return run(state, data)
 
     return run_step
+
+
+def compile_device_step(engine: Engine, step: TrainStep) -> Step:
+    """Compiles a step that gathers its batches from a dataset on the devices."""
+    return engine.compile_train_on_device_data(gather_batch_in_step(step))
+
+
+def steps_per_transfer(config: ConfigDict, orders: int) -> int:
+    """Returns for how many steps the example indices of some orders are sent ahead."""
+    return max(1, INDEX_BUFFER_BYTES // (4 * config.batch_size * orders))
 
 
 def _shard_order(

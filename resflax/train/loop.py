@@ -12,29 +12,20 @@ import numpy as np
 
 from resflax.data.workers import WorkerLostError
 from resflax.distributed import environment
-from resflax.distributed.processes import (
-    all_gather_strings,
-    broadcast_json,
-    reached_preemption,
-)
+from resflax.distributed.processes import reached_preemption
 from resflax.errors import UserError
-from resflax.run.curves import draw_curves
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
-from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
-from resflax.train.checkpoints import RunCheckpoints, restore_run
+from resflax.train.checkpoints import RunCheckpoints
+from resflax.train.dataset import gather_skipped
 from resflax.train.input_pipeline import limit_in_flight
 from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
-from resflax.train.results import (
-    describe_accuracies,
-    make_record,
-    make_results,
-    member_labels,
-)
+from resflax.train.recorder import Recorder
+from resflax.train.results import make_results
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
@@ -80,10 +71,8 @@ class TrainingLoop:
         self.interrupt, self.config, self.engine = interrupt, trainer.config, trainer.engine
         self.pending: list[Any] = []  # metrics on the devices
         self.ticks = 0  # points at which the run could stop, the same for all processes
-        self.saved_step, self.saved_at = -1, time.monotonic()
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
-        self.checkpoints = RunCheckpoints(trainer, workdir) if workdir.writes else None
-        self.checkpointer = self.checkpoints and self.checkpoints.checkpointer
+        self.checkpoints = RunCheckpoints(trainer, workdir, self._print)
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
@@ -91,37 +80,25 @@ class TrainingLoop:
             eval_state = self._train()
             results = self._finish(eval_state)
         except BaseException:
-            self._close(cancel_verification=True)
+            self.checkpoints.close(cancel_verification=True)
             raise
-        self._close()
+        self.checkpoints.close()
         self.progress.close()
         return results
-
-    def _close(self, *, cancel_verification: bool = False) -> None:
-        if self.checkpointer:
-            self.checkpointer.close(cancel_verification=cancel_verification)
-            self._print_warnings()
 
     def _print(self, line: str) -> None:
         if self.workdir.writes:
             self.progress.print(line)
 
-    def _print_warnings(self) -> None:
-        """Prints the checkpointer's warnings, which can also come from its background thread."""
-        if self.checkpointer:
-            warnings, self.checkpointer.warnings = self.checkpointer.warnings, []
-            for warning in warnings:
-                self._print(f"warning: {warning}")
-
     def _restore(self) -> TrainState:
         """Restores the last checkpoint, or initializes; returns the state on the devices."""
         self.start_time = time.monotonic()
-        restored = restore_run(self.trainer, self.checkpoints)
+        restored = self.checkpoints.restore()
         self.state = TrainerState.start(self.trainer.run.size)
         here = environment(self.engine)
         if restored:
-            self.saved_step, self.state, state = restored
-            self._print(f"resuming from the checkpoint at step {self.saved_step}")
+            self.state, state = restored
+            self._print(f"resuming from the checkpoint at step {self.checkpoints.saved_step}")
             if self.state.environment != here:
                 saved_on = ", ".join(f"{k} {v}" for k, v in self.state.environment.items())
                 self._print(
@@ -129,11 +106,10 @@ class TrainingLoop:
                 )
         elif self.workdir.writes and (self.workdir.path / "metrics.jsonl").exists():
             self._print("there is no checkpoint yet: starting at step 0")
-        self._print_warnings()
         if not restored:
             state = self.trainer.init()
         warning = self.workdir.truncate_records(
-            self.state.records, self.state.records_sha256, self.saved_step
+            self.state.records, self.state.records_sha256, self.checkpoints.saved_step
         )
         if warning:
             self._print(f"warning: {warning}")
@@ -149,7 +125,7 @@ class TrainingLoop:
                 f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
                 " raise config.epochs, or choose another --workdir"
             )
-        self.throughput = Throughput(trainer.steps, self.state.examples, self.state.train_seconds)
+        self.recorder = Recorder(trainer, self.workdir, self.progress, self.state)
         self.progress.resume(first)
         self.progress.show("compiling")
         names = param_group_names(state.params, state.batch_stats)
@@ -168,13 +144,13 @@ class TrainingLoop:
             if step == first + 1:  # compilation: the throughput is measured from its end
                 jax.block_until_ready(metrics)
             state, eval_state = self._after_step(state, step)
-        if self.saved_step != trainer.steps:
+        if self.checkpoints.saved_step != trainer.steps:
             self._save(state, trainer.steps)
         return eval_state or trainer.eval_state(state)
 
     def _after_step(self, state: TrainState, step: int) -> tuple[TrainState, TrainState | None]:
         """Records, evaluates, saves; returns the results of `_evaluate`, if it evaluates."""
-        self.throughput.step(self.config.batch_size * self.trainer.run.size)
+        self.recorder.throughput.step(self.config.batch_size * self.trainer.run.size)
         self.eval_batch_stats, eval_state = {}, None
         evaluates = self._should_evaluate(step)
         stops = self._must_stop()
@@ -182,7 +158,8 @@ class TrainingLoop:
         if records or stops or len(self.pending) >= MAX_PENDING_METRICS:
             self._drain_metrics(step)
         if records:
-            self._record(step)
+            means, rates = self.state.pop_means(), self.monitor.learning_rates(step)
+            self.recorder.add_training(step, means, rates, evaluates=evaluates)
         if stops:
             self._stop(state, step)
         if evaluates:
@@ -212,21 +189,9 @@ class TrainingLoop:
           UserError: if one is not finite and the run must stop.
         """
         fetched, self.pending = self.engine.to_host(self.pending), []
-        intact = f"; the checkpoint at step {self.saved_step} is intact"
-        self.monitor.add_steps(fetched, step, intact * (self.saved_step > 0))
-
-    def _record(self, step: int) -> None:
-        record = self._make_record(step, "train", self.state.pop_means(), self.throughput.lap())
-        self.workdir.add_record(record)
-        evaluates = self._should_evaluate(step)
-        self.progress.train(record, self._remaining(step), evaluates=evaluates)
-
-    def _remaining(self, step: int) -> float | None:
-        return self.throughput.remaining(step, self.trainer.evaluations_after(step))
-
-    def _make_record(self, step: int, split: str, values: Any, speed: float) -> dict[str, Any]:
-        epoch, rate = self.trainer.epoch(step), float(np.mean(self.monitor.learning_rates(step)))
-        return make_record(self.config, step, epoch, split, values, rate, speed)
+        saved = self.checkpoints.saved_step
+        intact = f"; the checkpoint at step {saved} is intact" if saved > 0 else ""
+        self.monitor.add_steps(fetched, step, intact)
 
     def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, TrainState]:
         """Evaluates and records; returns the states to train from and that was evaluated.
@@ -255,29 +220,17 @@ class TrainingLoop:
             metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
         if self.monitor.check_evaluation(split, metrics, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
-        count = int(metrics["count"])
-        speed = count / self.throughput.pause(count * self.trainer.run.size)
-        record = self._make_record(step, split, metrics, speed)
-        self.workdir.add_record(record)
+        self.recorder.add_evaluation(step, split, metrics, self.monitor.learning_rates(step))
         setattr(self.state, split, metrics)
         if self.config.precise_bn_batches:
             self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
-        self.progress.evaluation(record, self._remaining(step))
         return state
 
     def _should_save(self, step: int, metrics_drained: bool) -> bool:
         """Returns whether to save at this step, the same for all processes."""
-        config, accuracy = self.config, self.state.evaluation.get("accuracy", -1.0)
-        if self.state.evaluated == step and accuracy > self.state.best:
-            return True
-        if step in self.trainer.snapshot_steps:
-            return True
-        if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
-            return True
-        if not metrics_drained:  # with several processes, checking the time needs a broadcast
-            return False
-        minutes = (time.monotonic() - self.saved_at) / 60
-        return broadcast_json(bool(0 < config.checkpoint_every_minutes <= minutes))
+        accuracy = self.state.evaluation.get("accuracy", -1.0)
+        is_best = self.state.evaluated == step and accuracy > self.state.best
+        return is_best or self.checkpoints.is_due(step, check_time=metrics_drained)
 
     def _save(self, state: TrainState, step: int) -> None:
         """Starts to save, after the previous checkpoint is on disk."""
@@ -287,20 +240,17 @@ class TrainingLoop:
         if accuracy is not None and accuracy > self.state.best:
             self.state.best, self.state.best_step = accuracy, step
         arrays: TrainState = self.engine.to_host(state)
-        skipped = self.state.skipped + all_gather_strings(self.trainer.dataset.skipped)
+        skipped = self.state.skipped + gather_skipped(self.trainer.dataset)
         self.state.skipped = list(dict.fromkeys(skipped))
         trainer_state = dataclasses.replace(
             self.state,
             records=self.workdir.records.count,
             records_sha256=self.workdir.records.sha256,
             seconds=self.state.seconds + time.monotonic() - self.start_time,
-            examples=self.throughput.examples,
-            train_seconds=self.throughput.seconds,
+            examples=self.recorder.throughput.examples,
+            train_seconds=self.recorder.throughput.seconds,
         )
-        if self.checkpoints:
-            self.checkpoints.save(step, arrays, self.eval_batch_stats, trainer_state, accuracy)
-            self._print_warnings()
-        self.saved_step, self.saved_at = step, time.monotonic()
+        self.checkpoints.save(step, arrays, self.eval_batch_stats, trainer_state, accuracy)
 
     def _stop_evaluation(self, state: TrainState, step: int) -> None:
         """Stops the run between two batches of an evaluation; the resumed run repeats it."""
@@ -319,10 +269,9 @@ class TrainingLoop:
 
     def _stop(self, state: TrainState, step: int) -> None:
         """Saves and raises `InterruptedRunError`."""
-        if self.saved_step != step:
+        if self.checkpoints.saved_step != step:
             self._save(state, step)
-        if self.checkpointer:
-            self.checkpointer.wait()
+        self.checkpoints.wait()
         self.progress.close()
         path = self.workdir.path
         raise InterruptedRunError(
@@ -334,19 +283,15 @@ class TrainingLoop:
     def _finish(self, eval_state: TrainState) -> dict[str, Any]:
         """Draws the curves and writes the results, which it returns."""
         final: TrainState = self.engine.to_host(eval_state)
-        if self.checkpointer:
-            self.checkpointer.wait()
-            accuracies = describe_accuracies(self.state)
-            title = f"{self.trainer.title}, {accuracies}"
-            path, labels = self.workdir.path / "curves.png", member_labels(self.config)
-            with self.workdir.disk_errors():
-                draw_curves(self.workdir.records.all(), path, title, labels)
+        self.checkpoints.wait()
+        if self.workdir.writes:
+            self.recorder.draw_curves(self.state)
         results = make_results(
             self.trainer.run,
             self.state,
             final,
             seconds=self.state.seconds + time.monotonic() - self.start_time,
-            examples_per_second=self.throughput.overall,
+            examples_per_second=self.recorder.throughput.overall,
         )
         self.workdir.write_skipped(self.state.skipped)
         self.workdir.write_results(results)

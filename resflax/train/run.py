@@ -19,11 +19,12 @@ from resflax.errors import UserError
 from resflax.nn import ResNet
 from resflax.train.config import to_json_dict
 from resflax.train.ensemble import abstract_states, initial_states
+from resflax.train.eval_step import EvalStep
 from resflax.train.finetune import freeze_patterns
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import StatsStep
 from resflax.train.state import TrainState, create_state
-from resflax.train.step import EvalStep, TrainStep
+from resflax.train.step import TrainStep
 from resflax.weights import PretrainedConfig
 
 

@@ -1,5 +1,6 @@
 """Builds the run that a config describes: dataset, model, weights, engine and steps."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,16 +27,18 @@ from resflax.train.config import build_model
 from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.ensemble import is_ensemble, shared_config
+from resflax.train.eval_step import EvalStep, make_eval_step, make_predict_step
 from resflax.train.finetune import build_batch_norm
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
-from resflax.train.step import EvalStep, make_eval_step, make_predict_step
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
 from resflax.zoo import create_model
+
+OpenDataset = Callable[[ConfigDict, PretrainedConfig | None], Dataset]
 
 
 def build(
@@ -44,15 +47,20 @@ def build(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     pretrained: PretrainedConfig | None = None,
+    devices: Sequence[Any] | None = None,
+    open_dataset: OpenDataset = build_dataset,
 ) -> Run:
     """Builds a run from its config.
 
     Args:
       config: see `default_config`.
-      model: a linen module to train instead of the config's model.
+      model: a linen module to train instead of the config's model: `config.model`, `config.spec`,
+        and its dtype, scan and remat are not used.
       dataset: a dataset to train on instead of the config's dataset.
       pretrained: config of the weights `config.pretrained`, as a checkpoint of the run has it:
         the weights themselves are then read only if the run has to start again.
+      devices: by default, all devices of all processes.
+      open_dataset: opens the config's dataset.
 
     Raises:
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
@@ -69,13 +77,13 @@ def build(
         )
     given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     config = shared_config(given)
-    engine = build_engine(config)
+    engine = build_engine(config, devices)
     check_devices(config, engine.batch_devices)
     weights = None
     if config.pretrained and pretrained is None:
         weights = read_pretrained(config)
         pretrained = weights.config
-    dataset = dataset or build_dataset(config, pretrained)
+    dataset = dataset or open_dataset(config, pretrained)
     check_dataset(config, dataset)
     model = model or _build_model_for(config, dataset, pretrained)
     fitted = weights and fit_to_dataset(weights, config, dataset)
@@ -129,14 +137,14 @@ def _build_predict_step(model: nn.Module, normalizer: Normalizer, engine: Engine
     )
 
 
-def build_engine(config: ConfigDict) -> Engine:
-    """Builds the engine of a config, on all devices of all processes."""
+def build_engine(config: ConfigDict, devices: Sequence[Any] | None = None) -> Engine:
+    """Builds the engine of a config, by default on all devices of all processes."""
     ensemble = config.ensemble
     if is_ensemble(config):
         return EnsembleEngine(
-            None, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
+            devices, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
         )
-    return make_engine(config.parallel, fsdp=config.mesh.fsdp)
+    return make_engine(config.parallel, devices, fsdp=config.mesh.fsdp)
 
 
 def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:

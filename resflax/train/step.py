@@ -1,4 +1,4 @@
-"""The training step and the evaluation step, as pure functions.
+"""The training step, as a pure function.
 
 A step does not depend on how it is transformed: eager, under `jit`, `vmap` over an ensemble,
 `pmap`, or `jit` over a mesh. Only `axis_name`, the mapped axis to average over, is part of it.
@@ -23,7 +23,6 @@ from resflax.train.choice import Choice
 from resflax.train.freeze import merge_params, split_params
 from resflax.train.metrics import (
     Metrics,
-    check_eval_batch,
     check_labels,
     correct,
     cross_entropy,
@@ -34,7 +33,6 @@ from resflax.train.state import TrainState, ema_update
 
 Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
 class TrainInputs(NamedTuple):
@@ -224,79 +222,5 @@ def make_train_step(
         if on_nonfinite == "skip":
             new_state = revert_update(jnp.all(finite), new_state, state)
         return new_state, metrics | {"finite": finite}
-
-    return step
-
-
-def make_eval_step(
-    model: nn.Module,
-    *,
-    normalize: Callable[[Array], Array] = identity,
-    axis_name: str | None = None,
-) -> EvalStep:
-    """Makes a pure `(state, batch) -> metrics`, with sums over the global batch instead of means.
-
-    The batch has "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for
-    padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", and
-    "count", the sum of the weights. Averaged parameters are evaluated if the state has them. A
-    label that is not in `range(classes)` gives a loss of NaN.
-
-    Args:
-      model: a linen module called as `model(x, train=False)`.
-      normalize: maps stored images to the network's input.
-      axis_name: the mapped axis over which the batch is split, if any.
-
-    Raises:
-      UserError: from the step when traced, if labels are not integers of shape `(n,)`, or weights
-        have another shape.
-    """
-
-    def step(state: TrainState, batch: Batch) -> Metrics:
-        check_eval_batch(batch["image"], batch["label"], batch["weight"])
-        logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
-        sums = {
-            "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
-            "correct": jnp.sum(batch["weight"] * correct(logits, batch["label"])),
-            "count": jnp.sum(batch["weight"]),
-        }
-        return lax.psum(sums, axis_name) if axis_name else sums
-
-    return step
-
-
-def make_predict_step(
-    model: nn.Module,
-    *,
-    normalize: Callable[[Array], Array] = identity,
-    members: bool = False,
-    axis_name: str | None = None,
-) -> EvalStep:
-    """Makes a pure `(state, batch) -> per-example arrays`, for metrics that are not sums.
-
-    The batch is that of `make_eval_step`. The results are "logits" float32 `(n, classes)`, and the
-    batch's "label" and "weight".
-
-    Args:
-      model: a linen module called as `model(x, train=False)`.
-      normalize: maps stored images to the network's input.
-      members: return the logits of all members of a `ResNet` whose spec has an ensemble,
-        `(members, n, classes)`.
-      axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
-        None for those of this device.
-    """
-    options: dict[str, Any] = {"members": True} if members else {}
-
-    def gather(x: Array, axis: int = 0) -> Array:
-        return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
-
-    def step(state: TrainState, batch: Batch) -> Metrics:
-        check_eval_batch(batch["image"], batch["label"], batch["weight"])
-        images = normalize(batch["image"])
-        logits: Any = model.apply(state.eval_variables, images, train=False, **options)
-        return {
-            "logits": gather(logits.astype(jnp.float32), int(members)),
-            "label": gather(batch["label"]),
-            "weight": gather(batch["weight"]),
-        }
 
     return step

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from resflax.data import Split, StreamingSplit
+from resflax.data import Dataset, Split, StreamingSplit
 from resflax.errors import quantity
 from resflax.train.ensemble import is_ensemble
 from resflax.train.evaluation import TestMetrics, build_evaluator
@@ -37,6 +37,15 @@ def _call_before_each(batches: Iterable[Any], before_batch: Callable[[], None]) 
     for batch in batches:
         before_batch()
         yield batch
+
+
+def precise_bn_split(dataset: Dataset) -> Split:
+    """Returns the training split as precise BN reads it: preprocessed as in evaluation."""
+    split: Split = dataset.train
+    if isinstance(split, StreamingSplit):
+        transform = dataset.test.eval_transform
+        return dataclasses.replace(split, seed=None, eval_transform=transform)
+    return split
 
 
 class Trainer:
@@ -113,12 +122,8 @@ class Trainer:
         """
         if not self.config.precise_bn_batches:
             return state
-        split: Any = self.dataset.train
-        if isinstance(split, StreamingSplit):
-            transform = self.dataset.test.eval_transform  # the same images as in evaluation
-            split = dataclasses.replace(split, seed=None, eval_transform=transform)
         count = self.config.precise_bn_batches
-        batches = train_iterator(self.engine, split, self.config, 0, count)
+        batches = train_iterator(self.engine, precise_bn_split(self.dataset), self.config, 0, count)
         return recompute_state_batch_stats(
             self.engine,
             self.run.model,

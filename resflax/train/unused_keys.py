@@ -11,7 +11,7 @@ from resflax.data.kinds import kind_of
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_model
-from resflax.train.config_keys import KEYS
+from resflax.train.config_keys import AUGMENTATION, KEYS, OPTIMIZER, REGULARIZATION, SCHEDULE
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
 from resflax.train.ensemble_rules import is_random
 from resflax.train.optim import OPTIMIZERS
@@ -24,21 +24,14 @@ READING_KEYS = ("data_dir", "image_size", "channels", "on_bad_example")
 STREAMING_KEYS = ("eval_size", "crop_pct", "crop_mode", "interpolation", "num_workers")
 # Values of `data.train_crop` that only images of any size have a use for.
 RESIZING = ("resize", "squash")
-# Keys of `data` that change training images at random.
-AUGMENT_KEYS = (
-    "pad_crop", "crop_scale", "crop_ratio", "flip", "alternating_flip", "rand_augment",
-    "color_jitter", "random_erasing", "cutout", "mixup", "cutmix",
-)  # fmt: skip
+# Keys that change training images at random.
+AUGMENT_KEYS = tuple(key for key in AUGMENTATION if key != "data.train_crop")
 # Keys of a run that trains, besides those of `AUGMENT_KEYS`.
 TRAINING_KEYS = (
-    "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat", "optimizer",
-    "learning_rate", "head_learning_rate", "layer_decay", "momentum", "nesterov",
-    "trust_coefficient", "grad_clip_norm", "grad_accum_steps", "on_nonfinite",
-    "max_consecutive_nonfinite", "schedule", "warmup_epochs", "decay_epochs", "decay_rate",
-    "polynomial_power", "schedule_cycles", "weight_decay", "decay_mask", "label_smoothing",
-    "ema_decay", "log_every_steps", "eval_every_epochs", "checkpoint_every_steps",
-    "checkpoint_every_minutes", "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path",
-    "spec.dropout",
+    "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat",
+    *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
+    "log_every_steps", "eval_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
+    "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path", "spec.dropout",
 )  # fmt: skip
 
 
@@ -110,7 +103,7 @@ def _has_no_batch_norm(c: ConfigDict) -> bool:
 
 ROWS: tuple[Row, ...] = (
     Row(
-        (*TRAINING_KEYS, *_data(*AUGMENT_KEYS)),
+        (*TRAINING_KEYS, *AUGMENT_KEYS),
         lambda c: not c.epochs,
         "config.epochs is 0, which only evaluates: leave it out, or train for 1 epoch or more",
     ),

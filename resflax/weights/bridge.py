@@ -64,9 +64,10 @@ def from_torch(
         unexpected keys and wrong shapes, how many there are, and the network of the zoo that fits.
     """
     spec = get_spec(name).override(**overrides)
-    arrays, prefix = strip_prefixes(to_arrays(_state_dict(state_dict, report)))
-    if prefix:
-        report(f"removed the prefix {prefix!r} from the names of the state dict")
+    stripped = strip_prefixes(to_arrays(_state_dict(state_dict, report)))
+    if description := str(stripped):
+        report(f"using the arrays of the state dict {description}")
+    arrays = stripped.arrays
     _check_single(spec)
     shapes = variable_shapes(spec, channels)
     specs = _best_layout(spec, shapes, arrays)
@@ -103,8 +104,9 @@ def to_torch(
     Args:
       name: model name or spec.
       variables: "params" and "batch_stats" of a model with `scan=True` or `scan=False`.
-      layout: "timm" (also torchvision), "timm_v2", "huggingface" or "cifar". Default: "timm_v2"
-        for pre-activation networks, "cifar" for other networks with the CIFAR stem, else "timm".
+      layout: "timm" (also torchvision), "timm_v2", "huggingface", "cifar" or "sequential" (the
+        children of torchvision's by number). Default: "timm_v2" for pre-activation networks,
+        "cifar" for other networks with the CIFAR stem, else "timm".
       **overrides: fields of the spec; `num_classes` is taken from the variables by default.
 
     Raises:

@@ -4,13 +4,10 @@ from resflax.errors import UserError
 from resflax.nn import Spec
 from resflax.weights.adapt import convert_preprocess
 from resflax.weights.arrays import Arrays
-from resflax.weights.layouts import FLAX_STEMS, STEMS
+from resflax.weights.layouts import FLAX_STEMS, HEADS, STEMS
 from resflax.weights.mismatch import describe_network
 from resflax.weights.preprocess import default_preprocess
 from resflax.weights.pretrained_config import PretrainedConfig
-
-# Names of the array that gives the number of classes, in every layout.
-HEADS = ("fc.bias", "head.fc.bias", "classifier.1.bias", "linear.bias", "params/head/bias")
 
 
 def complete_config(

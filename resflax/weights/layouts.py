@@ -26,8 +26,18 @@ STEMS = (
     "stem.conv",
     "stem.conv1",
     "resnet.embedder.embedder.convolution",
+    "0",
 )
-FLAX_STEMS = ("params/stem_conv/kernel", "params/stem_conv1/kernel")
+FLAX_STEMS = {"params/stem_conv/kernel", "params/stem_conv1/kernel"}
+# Arrays of the head, which have the number of classes, in every layout and in resflax's names.
+HEADS = {
+    "fc.bias",
+    "head.fc.bias",
+    "classifier.1.bias",
+    "linear.bias",
+    "9.bias",
+    "params/head/bias",
+}
 
 
 class Layout(NamedTuple):
@@ -36,7 +46,7 @@ class Layout(NamedTuple):
     Attributes:
       outer: torch names of the modules outside blocks, by linen name.
       block: format string for the name of a block; `{stage}` and `{block}` count from 1, `{stage0}`
-        and `{block0}` from 0.
+        and `{block0}` from 0, and `{stage4}` from 4.
       inner: torch names of the modules inside a block, by linen name.
       conv1x1: linen modules whose matrix is stored as the kernel of a 1x1 convolution.
       zero_counts: whether `to_torch` adds `num_batches_tracked = 0` where the variables have no
@@ -55,9 +65,18 @@ class Layout(NamedTuple):
         if position is None:
             return self.outer.get(modules[0])
         inner = self.inner.get(modules[1])
-        stage, block = position
-        prefix = self.block.format(stage=stage, block=block, stage0=stage - 1, block0=block - 1)
-        return inner and f"{prefix}.{inner}"
+        return inner and f"{block_name(self.block, *position)}.{inner}"
+
+
+def block_name(block_format: str, stage: int, block: int) -> str:
+    """Returns the name of a block in a layout.
+
+    >>> block_name("stages.{stage0}.blocks.{block0}", 1, 2)
+    'stages.0.blocks.1'
+    """
+    return block_format.format(
+        stage=stage, block=block, stage0=stage - 1, block0=block - 1, stage4=stage + 3
+    )
 
 
 class ArraySpec(NamedTuple):
@@ -176,11 +195,27 @@ def cifar_layout(spec: Spec) -> Layout:
     )
 
 
+def sequential_layout(spec: Spec) -> Layout:
+    """Returns the names of `nn.Sequential(*resnet.children())`, torchvision's or timm's.
+
+    The children are conv1, bn1, relu, maxpool, layer1 to layer4, avgpool and fc: feature extractors
+    often have all but the last ones.
+    """
+    timm = timm_layout(spec)
+    children = {"conv1": "0", "bn1": "1", "maxpool": "3", "fc": "9"}
+    outer = {linen: name.split(".") for linen, name in timm.outer.items()}
+    return timm._replace(
+        outer={linen: ".".join([children[n[0]], *n[1:]]) for linen, n in outer.items()},
+        block="{stage4}.{block0}",
+    )
+
+
 LAYOUTS = {
     "timm": timm_layout,
     "timm_v2": timm_v2_layout,
     "huggingface": huggingface_layout,
     "cifar": cifar_layout,
+    "sequential": sequential_layout,
 }
 
 

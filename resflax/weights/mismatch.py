@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from resflax.errors import UserError
 from resflax.nn import Spec
-from resflax.weights.layouts import LAYOUTS, array_specs
+from resflax.weights.layouts import LAYOUTS, array_specs, block_name
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo.cifar import parse_name
 from resflax.zoo.registry import SPECS, get_spec
@@ -129,7 +129,7 @@ def _stages(
     """Yields the channels of each stage, by the names of one layout."""
 
     def channels(stage: int, block: int) -> tuple[int, ...]:
-        prefix = block_format.format(stage=stage, block=block, stage0=stage - 1, block0=block - 1)
+        prefix = block_name(block_format, stage, block)
         keys = [key for conv in convs if (key := prefix + conv) in arrays]
         return tuple(arrays[key].shape[axis] for key in keys if arrays[key].ndim > 1)
 

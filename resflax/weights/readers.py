@@ -27,6 +27,7 @@ from resflax.weights.pretrained_config import PretrainedConfig, read_config, rea
 from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.run_history import RunHistory
 from resflax.weights.run_weights import read_networks
+from resflax.weights.shapes import variable_shapes
 from resflax.weights.workdirs import is_workdir, split_checkpoint
 from resflax.zoo import get_spec
 from resflax.zoo.registry import SPECS, split_tag
@@ -65,6 +66,7 @@ class _Found(NamedTuple):
         its models: without names, 1,000 classes are not those of ImageNet.
       evaluation, where, history: see `Weights`; None for other places than runs.
       problem: why the config.json next to the arrays is not read; "" if it is, or there is none.
+      config_name: what messages call it; "" if there is none.
     """
 
     arrays: Arrays
@@ -75,6 +77,7 @@ class _Found(NamedTuple):
     where: str | None = None
     history: RunHistory | None = None
     problem: str = ""
+    config_name: str = ""
 
 
 class Reader(NamedTuple):
@@ -173,16 +176,21 @@ def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
             f"{found.problem}: expected the config.json of the weights, or the model's name"
             " (--model NAME, or --config.model=NAME in training), with which it is not read"
         )
+    if found.config and spec and not _have_equal_parameters(found.config.spec, spec):
+        found = found._replace(config=None, problem="it is that of another network")
     with _named_errors(where):
-        arrays, prefix = strip_prefixes(found.arrays)
+        stripped = strip_prefixes(found.arrays)
+        arrays = stripped.arrays
         config, source = complete_config(found.config, arrays, spec, where), found.source
         is_flax = is_flat(arrays)
         convert = unflatten if is_flax else _from_torch_unrolled
         variables = convert(config.spec, arrays, channels=config.channels)
-    if prefix:
-        source += f"; without the prefix {prefix!r} of their names"
     if found.problem:
-        source += "; the config.json next to it is that of something else, and not used"
+        source += f"; {found.config_name} is that of something else, and not used"
+    elif found.config_name:
+        source += f"; normalization of {found.config_name}"
+    if description := str(stripped):
+        source += f"; {description}"
     if found.config is None:
         mean, std = map(_format_moments, (config.preprocess.mean, config.preprocess.std))
         source += f"; default normalization of the architecture: mean {mean}, std {std}"
@@ -200,6 +208,12 @@ def _make_weights(found: _Found, spec: Spec | None, where: str) -> Weights:
         found.where or where,
         found.history,
     )
+
+
+def _have_equal_parameters(spec: Spec, other: Spec) -> bool:
+    """Returns whether two specs are of one network, whatever its classes and regularization are."""
+    specs = [x.override(num_classes=0, drop_path=0.0, dropout=0.0) for x in (spec, other)]
+    return specs[0] == specs[1] or variable_shapes(specs[0]) == variable_shapes(specs[1])
 
 
 @contextmanager
@@ -258,14 +272,13 @@ def _read_with_config(arrays: Arrays, folder: Path, where: str, config_name: str
         config = read_config(folder)
         is_own_record = "resflax" in read_json(folder / "config.json")
     except UserError as e:
-        return _Found(arrays, None, where, problem=str(e))
-    return _Found(arrays, config, f"{where}; normalization of {config_name}", is_own_record)
+        return _Found(arrays, None, where, problem=str(e), config_name=config_name)
+    return _Found(arrays, config, where, is_own_record, config_name=config_name)
 
 
 def _read_repository(where: str, revision: str | None, report: Report) -> list[_Found]:
     [found] = _read_folder(str(fetch(where, revision)), None, report)
-    normalization = "; normalization of its config.json" if found.config else ""
-    return [found._replace(source=f"{where} from the Hub{normalization}")]
+    return [found._replace(source=f"{where} from the Hub")]
 
 
 def _without_scheme(where: str) -> str:
@@ -306,4 +319,4 @@ def _describe_invalid(where: str) -> str:
         return f"{message}: a model's name needs a tag, such as {where}.a1_in1k"
     if tag and "/" not in where:
         return f"{message}, nor a tagged name: {unknown('model', architecture, SPECS)}"
-    return message
+    return f"{message}, nor a tagged name, such as resnet50.a1_in1k"

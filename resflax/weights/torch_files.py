@@ -141,7 +141,7 @@ def import_torch(action: str) -> Any:
         import torch
     except ImportError as e:
         raise UserError(
-            f"{action} needs PyTorch: pip install torch, or use a .safetensors file"
+            f'{action} needs PyTorch: pip install "resflax[torch]", or use a .safetensors file'
         ) from e
     return torch
 

@@ -32,7 +32,7 @@ def torch_logits(
     try:
         import torch
     except ImportError as e:
-        raise UserError("this comparison needs PyTorch: pip install torch") from e
+        raise UserError('this comparison needs PyTorch: pip install "resflax[torch]"') from e
     # Linen module names with torch's leaf names and axis order: independent of the layout.
     layout = default_layout(spec)
     state_dict = to_torch(spec, variables, layout=layout)

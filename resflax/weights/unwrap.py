@@ -1,6 +1,5 @@
 """Finds the state dict in a training checkpoint."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -8,10 +7,9 @@ import numpy as np
 
 from resflax.errors import UserError
 from resflax.weights.arrays import is_array
+from resflax.weights.prefixes import is_averaged, is_network
 from resflax.weights.report import Report
 
-# Names of weights that are averaged over the steps of training.
-AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])")
 OPTIMIZER_KEYS = {"state", "param_groups"}
 KERNEL_RANK = 4  # of a convolution, which every network here has
 MAX_NAMES = 8
@@ -33,7 +31,7 @@ class StateDict(NamedTuple):
     @property
     def is_averaged(self) -> bool:
         """Whether a key of the path names averaged weights."""
-        return any(AVERAGED.search(str(key).lower()) for key in self.path)
+        return any(map(is_averaged, self.path))
 
     @property
     def has_kernels(self) -> bool:
@@ -48,8 +46,8 @@ class StateDict(NamedTuple):
 def find_state_dict(content: Any, where: str, report: Report) -> dict[str, Any]:
     """Returns the arrays of the one network in a checkpoint, however it is nested.
 
-    States of optimizers are not descended into. Of several state dicts, those of averaged weights
-    (EMA, SWA) come first.
+    States of optimizers are not descended into. Of several state dicts, those with the names of a
+    network come first, and of these averaged weights (EMA, SWA).
 
     Args:
       content: the checkpoint: a state dict, or mappings, lists and tuples that contain one.
@@ -67,6 +65,7 @@ def find_state_dict(content: Any, where: str, report: Report) -> dict[str, Any]:
     """
     found = list(_walk(content, ()))
     found = [state for state in found if state.has_kernels] or found
+    found = [state for state in found if is_network(state.arrays)] or found
     found = [state for i, state in enumerate(found) if not _is_among(state, found[:i])]
     if not found:
         raise UserError(_describe_none(content, where))

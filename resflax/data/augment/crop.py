@@ -6,8 +6,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from resflax.data.augment.box import Box, sample_box
 from resflax.data.augment.pixels import round_to_dtype
-
-INCEPTION_AREA, INCEPTION_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+from resflax.data.crops import INCEPTION_RATIO, INCEPTION_SCALE, Range, largest_size
 
 
 def _interpolation_matrix(
@@ -41,26 +40,12 @@ def resized_crop(image: Num[Array, "h w c"], box: Box) -> Num[Array, "h w c"]:
     return round_to_dtype(y, image.dtype)
 
 
-def largest_size(
-    height: int, width: int, ratio: tuple[float, float] = INCEPTION_RATIO
-) -> tuple[int, int]:
-    """Returns height and width of the largest box whose width by height is within `ratio`.
-
-    >>> largest_size(10, 100)
-    (10, 13)
-    """
-    return (
-        max(1, min(height, round(width / ratio[0]))),
-        max(1, min(width, round(height * ratio[1]))),
-    )
-
-
 def inception_crop(
     key: Key[Array, ""],
     image: Num[Array, "h w c"],
     *,
-    area: tuple[float, float] = INCEPTION_AREA,
-    ratio: tuple[float, float] = INCEPTION_RATIO,
+    area: Range = INCEPTION_SCALE,
+    ratio: Range = INCEPTION_RATIO,
 ) -> Num[Array, "h w c"]:
     """Crops a random part of one image and resizes it to `(h, w, c)`.
 

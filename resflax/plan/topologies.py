@@ -1,0 +1,150 @@
+"""Topologies by name: the devices of a slice or of several, none of which need to be there."""
+
+import importlib.util
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from resflax.errors import UserError
+from resflax.plan.chips import EXAMPLES, Chip, find_chip
+from resflax.plan.gpu_target import target_config
+
+# By platform: the packages of which one has the compiler, and the extra that installs it.
+COMPILERS = {
+    "tpu": (("libtpu",), "tpu-plan"),
+    "cuda": (("jax_cuda12_plugin", "jax_cuda13_plugin"), "gpu-plan"),
+}
+TPUS_PER_HOST = 4
+NUMBER = "[1-9][0-9]{0,3}"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A number of equal slices of one kind of chip.
+
+    Attributes:
+      name: as given, such as "v5e:4x4".
+      chip: the row of the chip.
+      dimensions: chips of a slice in each direction; of GPUs, hosts and GPUs of a host.
+      num_slices: number of slices of TPUs.
+    """
+
+    name: str
+    chip: Chip
+    dimensions: tuple[int, ...]
+    num_slices: int = 1
+
+    @property
+    def device_count(self) -> int:
+        """Number of devices of all slices."""
+        return math.prod(self.dimensions) * self.num_slices * self.chip.devices_per_chip
+
+    def describe(self) -> str:
+        """Returns the name with the number of slices.
+
+        >>> parse_topology("v5e:4x4", 2).describe()
+        '2 slices of v5e:4x4'
+        """
+        return self.name if self.num_slices == 1 else f"{self.num_slices} slices of {self.name}"
+
+
+def parse_topology(name: str, num_slices: int = 1) -> Topology:
+    """Returns the topology of a name: of TPUs `CHIP:XxY`, of GPUs `CHIP`, `CHIP:N`, `CHIP:HOSTSxN`.
+
+    Raises:
+      UserError: if the chip is unknown, or there are no slices of this size.
+
+    >>> parse_topology("h100:8").dimensions, parse_topology("v5p:4x4x4").device_count
+    ((1, 8), 64)
+    """
+    chip = find_chip(name.partition(":")[0])
+    if num_slices < 1:
+        raise UserError(f"--num_slices is {num_slices}: expected 1 or more")
+    parse = _parse_tpus if chip.platform == "tpu" else _parse_gpus
+    return Topology(name, chip, parse(name, chip, num_slices), num_slices)
+
+
+def _parse_tpus(name: str, chip: Chip, num_slices: int) -> tuple[int, ...]:
+    del num_slices
+    match = re.fullmatch(rf"\w+:({NUMBER}(?:x{NUMBER}){{1,2}})", name)
+    if not match:
+        raise _unknown_topology(name)
+    dimensions = tuple(map(int, match[1].split("x")))
+    chips = math.prod(dimensions)
+    if chips > chip.max_chips:
+        raise UserError(
+            f"--topology={name} has {chips} chips: a slice of {chip.name} has at most"
+            f" {chip.max_chips}; --num_slices=N plans for several slices"
+        )
+    return dimensions
+
+
+def _parse_gpus(name: str, chip: Chip, num_slices: int) -> tuple[int, int]:
+    match = re.fullmatch(rf"\w+(?::(?:({NUMBER})x)?({NUMBER}))?", name)
+    if not match:
+        raise _unknown_topology(name)
+    hosts, gpus = int(match[1] or 1), int(match[2] or 1)
+    if gpus > chip.max_chips:
+        raise UserError(
+            f"--topology={name} has {gpus} GPUs in a host: expected at most {chip.max_chips};"
+            f" {chip.name}:HOSTSx{chip.max_chips} plans for several hosts"
+        )
+    if num_slices > 1:
+        raise UserError(
+            f"--num_slices={num_slices} is for TPUs: several hosts of {chip.name} are"
+            f" --topology={chip.name}:{num_slices}x{gpus}"
+        )
+    return hosts, gpus
+
+
+def _unknown_topology(name: str) -> UserError:
+    return UserError(f"unknown topology {name!r}: expected for example {EXAMPLES}")
+
+
+def check_compiler(platform: str) -> None:
+    """Raises `UserError` if the compiler of a platform is not installed."""
+    packages, extra = COMPILERS[platform]
+    if not any(map(importlib.util.find_spec, packages)):
+        raise UserError(
+            f"a plan for {'TPUs' if platform == 'tpu' else 'NVIDIA GPUs'} needs the package"
+            f' {packages[0]}: pip install "resflax[{extra}]"'
+        )
+
+
+def topology_devices(topology: Topology) -> list[Any]:
+    """Returns the devices of a topology, to compile for, in the order of a run's devices.
+
+    Raises:
+      UserError: if the compiler is missing, or does not know the topology.
+    """
+    check_compiler(topology.chip.platform)
+    import jax
+    from jax.experimental import topologies
+
+    from resflax.distributed.placement import sort_devices
+
+    find = _tpu_arguments if topology.chip.platform == "tpu" else _gpu_arguments
+    try:
+        return sort_devices(topologies.get_topology_desc(**find(topology)).devices)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as e:
+        reason = str(e).splitlines()[0].partition(": ")[2] or str(e)
+        raise UserError(f"the compiler has no topology {topology.name!r}: {reason}") from e
+
+
+def _tpu_arguments(topology: Topology) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"topology_name": topology.name, "platform": "tpu"}
+    if topology.num_slices > 1:
+        arguments["num_slices"] = topology.num_slices
+    if math.prod(topology.dimensions) < TPUS_PER_HOST:
+        arguments["chips_per_host_bounds"] = [*topology.dimensions, 1][:3]
+    return arguments | dict(topology.chip.options)
+
+
+def _gpu_arguments(topology: Topology) -> dict[str, Any]:
+    hosts, gpus = topology.dimensions
+    return {
+        "platform": "cuda",
+        "topology": f"{hosts}x1x{gpus}",  # slices, hosts of a slice, GPUs of a host
+        "target_config": target_config(topology.chip),
+    }

@@ -1,0 +1,90 @@
+"""Evaluation steps, as pure functions that can be transformed like the training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from resflax.nn import identity
+from resflax.train.metrics import Metrics, check_eval_batch, correct, cross_entropy
+from resflax.train.state import TrainState
+from resflax.train.step import Batch
+
+EvalStep = Callable[[TrainState, Batch], Metrics]
+
+
+def make_eval_step(
+    model: nn.Module,
+    *,
+    normalize: Callable[[Array], Array] = identity,
+    axis_name: str | None = None,
+) -> EvalStep:
+    """Makes a pure `(state, batch) -> metrics`, with sums over the global batch instead of means.
+
+    The batch has "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for
+    padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", and
+    "count", the sum of the weights. Averaged parameters are evaluated if the state has them. A
+    label that is not in `range(classes)` gives a loss of NaN.
+
+    Args:
+      model: a linen module called as `model(x, train=False)`.
+      normalize: maps stored images to the network's input.
+      axis_name: the mapped axis over which the batch is split, if any.
+
+    Raises:
+      UserError: from the step when traced, if labels are not integers of shape `(n,)`, or weights
+        have another shape.
+    """
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        check_eval_batch(batch["image"], batch["label"], batch["weight"])
+        logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
+        sums = {
+            "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
+            "correct": jnp.sum(batch["weight"] * correct(logits, batch["label"])),
+            "count": jnp.sum(batch["weight"]),
+        }
+        return lax.psum(sums, axis_name) if axis_name else sums
+
+    return step
+
+
+def make_predict_step(
+    model: nn.Module,
+    *,
+    normalize: Callable[[Array], Array] = identity,
+    members: bool = False,
+    axis_name: str | None = None,
+) -> EvalStep:
+    """Makes a pure `(state, batch) -> per-example arrays`, for metrics that are not sums.
+
+    The batch is that of `make_eval_step`. The results are "logits" float32 `(n, classes)`, and the
+    batch's "label" and "weight".
+
+    Args:
+      model: a linen module called as `model(x, train=False)`.
+      normalize: maps stored images to the network's input.
+      members: return the logits of all members of a `ResNet` whose spec has an ensemble,
+        `(members, n, classes)`.
+      axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
+        None for those of this device.
+    """
+    options: dict[str, Any] = {"members": True} if members else {}
+
+    def gather(x: Array, axis: int = 0) -> Array:
+        return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        check_eval_batch(batch["image"], batch["label"], batch["weight"])
+        images = normalize(batch["image"])
+        logits: Any = model.apply(state.eval_variables, images, train=False, **options)
+        return {
+            "logits": gather(logits.astype(jnp.float32), int(members)),
+            "label": gather(batch["label"]),
+            "weight": gather(batch["weight"]),
+        }
+
+    return step
