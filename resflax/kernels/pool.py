@@ -37,44 +37,45 @@ def max_pool(
         return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, pads)
 
     def by_index(x: Array) -> Array:
-        return _max_pool_by_index(x, window, stride, padding)
+        return max_pool_by_index(x, window, stride, padding)
 
     return lax.platform_dependent(x, cpu=by_slices, tpu=by_windows, default=by_index)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def _max_pool_by_index(x: Array, window: int, stride: int, padding: int) -> Array:
-    """Returns the maximum of each window.
+def max_pool_by_index(
+    x: Float[Array, "n h w c"], window: int, stride: int, padding: int
+) -> Float[Array, "n h_out w_out c"]:
+    """Returns the maximum of each window, with a derivative for GPUs.
 
-    Its derivative needs the position of each maximum, one byte, where XLA's gradient on a GPU finds
-    the positions again and keeps them in four arrays of int32.
+    It keeps the position of each maximum as one byte. XLA's gradient on a GPU finds the positions
+    once more, keeps them in four arrays of int32, and adds to memory by atomic operations.
     """
     size, strides = (1, window, window, 1), (1, stride, stride, 1)
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, pads)
 
 
-@_max_pool_by_index.defjvp
+@max_pool_by_index.defjvp
 def _max_pool_by_index_jvp(
     window: int, stride: int, padding: int, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     pad = (padding, padding, 0)
-    config = ((0, 0, 0), pad, pad, (0, 0, 0))
 
-    def slices(x: Array, fill: float) -> list[Array]:
-        x = lax.pad(x, jnp.array(fill, x.dtype), config)
+    def positions(x: Array, fill: float) -> list[Array]:
+        """Returns the elements at each position of all windows, in row-major order."""
+        x = lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
         rows = _window_slices(x, 1, window, stride)
-        return [column for row in rows for column in _window_slices(row, 2, window, stride)]
+        return [element for row in rows for element in _window_slices(row, 2, window, stride)]
 
-    (x,), (dx,) = primals, tangents
-    y, index, dy = None, None, None
-    for i, candidate in enumerate(slices(x, -jnp.inf)):
-        if y is None:
-            y, index = candidate, jnp.zeros(candidate.shape, jnp.uint8)
-        else:
-            larger = candidate > y
-            y, index = jnp.where(larger, candidate, y), jnp.where(larger, jnp.uint8(i), index)
-    dy = sum(jnp.where(index == i, d, 0) for i, d in enumerate(slices(dx, 0)))
+    first, *others = positions(primals[0], -jnp.inf)
+    y, index = first, jnp.zeros(first.shape, jnp.uint8)
+    for i, x in enumerate(others, start=1):
+        index = jnp.where(x > y, jnp.uint8(i), index)
+        y = jnp.maximum(x, y)
+    dy = jnp.zeros_like(y)
+    for i, dx in enumerate(positions(tangents[0], 0)):
+        dy = dy + jnp.where(index == i, dx, jnp.zeros_like(dx))
     return y, dy
 
 

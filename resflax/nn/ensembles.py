@@ -144,9 +144,7 @@ def _rank_one_ops(members: int, **fields: Any) -> Ops:
         y = ops.dense(scale(name=f"{name}_r")(x), features, name=name, use_bias=False)
         return scale(name=f"{name}_s", use_bias=True)(y)
 
-    return dataclasses.replace(
-        ops, conv=conv, image_conv=conv, dense=dense, fused_conv_norm=None
-    )
+    return dataclasses.replace(ops, conv=conv, image_conv=conv, dense=dense, fused_conv_norm=None)
 
 
 def _grouped_ops(members: int, **fields: Any) -> Ops:

@@ -45,6 +45,23 @@ CONVS: dict[str, Callable[..., Array]] = {
 }
 
 
+@jax.custom_jvp
+def relu_of_sum(x: Array) -> Array:
+    """Returns `max(x, 0)`, with a derivative that reads the result instead of `x`.
+
+    The next block reads the result as well, while nothing else reads the sum of a block, which
+    autodiff of `jax.nn.relu` would save or compute again.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu_of_sum.defjvp
+def _relu_of_sum_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    y = relu_of_sum(x)
+    return y, jnp.where(y != 0, dx, jnp.zeros_like(dx))
+
+
 @dataclass(frozen=True)
 class Ops:
     """Operations from which blocks are built. Each call makes a module called `name`.
@@ -57,11 +74,14 @@ class Ops:
       norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
       norm_act: `norm_act(x, name=...)`: the norm, then its activation.
       act: `act(x)`, the activation; makes no module.
+      act_of_sum: the same after a shortcut is added, for which see `relu_of_sum`.
       dense: `dense(x, features, name=..., use_bias=True)`: a linear layer over the last axis.
       conv1d: `conv1d(x, kernel, name=...)`: a convolution along the last axis, one channel to one
         channel, without bias.
       channel_groups: number of groups of channels that are separate networks; 1 except for packed
         ensembles.
+      fused_conv_norm: a 1x1 convolution and its norm as one, see `resflax.nn.pointwise`; None if
+        this call has no such operation.
     """
 
     conv: Callable[..., Array]
@@ -69,22 +89,26 @@ class Ops:
     norm: Callable[..., Array]
     norm_act: Callable[..., Array]
     act: Callable[[Array], Array]
+    act_of_sum: Callable[[Array], Array]
     dense: Callable[..., Array]
     conv1d: Callable[..., Array]
     channel_groups: int = 1
     fused_conv_norm: Callable[..., Array] | None = None
 
     def conv_norm(
-        self, x: Array, features: int, kernel: int, stride: int = 1, *, name: str, norm_name: str,
-        zero: bool = False, **kwargs: Any,
+        self, x: Array, features: int, kernel: int, stride: int | tuple[int, ...] = 1, *,
+        name: str, norm_name: str, zero: bool = False, **kwargs: Any,
     ) -> Array:  # fmt: skip
-        """Convolves and normalizes; `zero` initializes the norm's scale to 0 instead of 1.
+        """Applies `conv`, called `name`, and `norm`, called `norm_name`.
 
-        An expansion by a 1x1 convolution is fused with the batch norm, see `resflax.nn.pointwise`.
+        The two are one operation for an expansion by a 1x1 convolution, where there is one. `zero`
+        initializes the norm's scale to 0 instead of 1. Other arguments are those of `conv`.
         """
         groups = kwargs.get("groups", 1)
         if self.fused_conv_norm and kernel == groups == 1 and x.shape[-1] < features:
-            return self.fused_conv_norm(x, features, stride, name=name, norm_name=norm_name, zero=zero)
+            return self.fused_conv_norm(
+                x, features, stride, name=name, norm_name=norm_name, zero=zero
+            )
         x = self.conv(x, features, kernel, stride, name=name, **kwargs)
         return self.norm(x, name=norm_name, zero=zero)
 
@@ -173,6 +197,7 @@ def make_ops(
         norm=run_norm,
         norm_act=norm_act,
         act=act,
+        act_of_sum=relu_of_sum if dtype == jnp.bfloat16 else act,
         dense=dense,
         conv1d=_make_conv1d(dtype),
         fused_conv_norm=fused_conv_norm if fuses else None,

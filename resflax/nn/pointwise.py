@@ -4,44 +4,52 @@ With rows `x` (one per pixel) and a kernel `w`, the outputs `x w` have the means
 variances `w^T Cov[x] w`. Both come from the covariance of the input, which is small and cheap where
 `w` has more output than input channels. So the factor and the offset of batch norm are known before
 the convolution, which applies them itself: `x (w factor) + offset`. The network is the same, but
-`x w` is never written, and neither is its gradient: that for `x` is `g (w factor)^T + x D`, with the
-gradient `g` for the output and a small matrix D.
+`x w` is never written, and neither is its gradient: that for `x` is `g (w factor)^T + x D`, with
+the gradient `g` for the output and a small matrix D.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
 
 
-@jax.custom_jvp
-def second_moments(x: Float[Array, "*batch channels"]) -> Float[Array, "channels channels"]:
-    """Returns the mean of `x_i x_j` for all pairs of channels.
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def second_moments(
+    x: Float[Array, "*batch channels"], dtype: Any
+) -> Float[Array, "channels channels"]:
+    """Returns the mean of `x_i x_j` for all pairs of channels, summed in `dtype`.
 
-    Sums are float32 for bfloat16 and float16. The custom derivative needs one matrix product in the
-    backward pass, where autodiff would make one for each factor.
+    The custom derivative needs one matrix product in the backward pass, where autodiff would make
+    one for each factor.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
     return _product(x, x, dtype) / (x.size // x.shape[-1])
 
 
 @second_moments.defjvp
-def _second_moments_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _second_moments_jvp(
+    dtype: Any, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    moments = second_moments(x)
+    moments = second_moments(x, dtype)
     # In the dtype of `x`, so that its transpose multiplies `x` by a matrix of that dtype.
-    half = _product(x, dx, x.dtype).astype(moments.dtype) / (x.size // x.shape[-1])
+    half = _product(x, dx, x.dtype).astype(dtype) / (x.size // x.shape[-1])
     return moments, half + half.T
 
 
-def _product(a: Array, b: Array, dtype: jnp.dtype) -> Array:
+def _product(a: Array, b: Array, dtype: Any) -> Array:
     """Returns the sum over pixels of all products of a channel of `a` and one of `b`."""
-    axes = tuple(range(a.ndim - 1))
-    return lax.dot_general(a, b, ((axes, axes), ((), ())), preferred_element_type=dtype)
+    axes, mesh = tuple(range(a.ndim - 1)), jax.typeof(a).sharding.mesh
+    # On explicit axes of a mesh the result's sharding must be given: the sum is over all devices.
+    out = NamedSharding(mesh, PartitionSpec(None, None)) if mesh.explicit_axes else None
+    dimensions = ((axes, axes), ((), ()))
+    return lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=out)
 
 
 def moments_after(
@@ -52,7 +60,7 @@ def moments_after(
     """Returns the means of `y` and `(y - shift)^2` per channel, for `y` the convolution of `x`."""
     w = kernel[0, 0].astype(shift.dtype)
     mean = jnp.mean(x.astype(shift.dtype), range(x.ndim - 1))
-    covariance = second_moments(x) - jnp.outer(mean, mean)
+    covariance = second_moments(x, shift.dtype) - jnp.outer(mean, mean)
     variance = jnp.sum(w * jnp.matmul(covariance, w, precision="highest"), 0)
     mean = jnp.matmul(mean, w, precision="highest")
     return mean, variance + jnp.square(mean - shift)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.nn.shortcuts import Shortcut, linear_projection
@@ -13,23 +11,6 @@ from resflax.nn.shortcuts import Shortcut, linear_projection
 def identity(x: Array) -> Array:
     """Returns `x` unchanged."""
     return x
-
-
-@jax.custom_jvp
-def relu_of_sum(x: Array) -> Array:
-    """Returns `max(x, 0)`, with a derivative that reads the result instead of `x`.
-
-    The next block reads the result as well, while nothing else reads the sum of a block, which
-    autodiff of `jax.nn.relu` would save or compute again.
-    """
-    return jnp.maximum(x, 0)
-
-
-@relu_of_sum.defjvp
-def _relu_of_sum_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (dx,) = primals, tangents
-    y = relu_of_sum(x)
-    return y, jnp.where(y != 0, dx, jnp.zeros_like(dx))
 
 
 class Residual(nn.Module):

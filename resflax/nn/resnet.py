@@ -16,7 +16,7 @@ from resflax.nn.blocks import BlockConfig, apply_branch
 from resflax.nn.drop import block_rates, drop_path, dropout
 from resflax.nn.ensembles import ENSEMBLES, log_mean_probability
 from resflax.nn.layers import Ops
-from resflax.nn.residual import Residual, identity, relu_of_sum
+from resflax.nn.residual import Residual, identity
 from resflax.nn.scan import REST, scan_module
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.shuffle import Shuffling
@@ -51,7 +51,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
         shortcut=shortcut.make(ops, block.geometry, norm=norm) if shortcut.make else None,
         always=shortcut.always,
         pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
-        post=materialize if spec.preact else (lambda x: materialize(relu_of_sum(x))),
+        post=materialize if spec.preact else (lambda x: materialize(ops.act_of_sum(x))),
         name=name,
     )
 
