@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
@@ -45,9 +44,9 @@ def _second_moments_jvp(
 
 def _product(a: Array, b: Array, dtype: Any) -> Array:
     """Returns the sum over pixels of all products of a channel of `a` and one of `b`."""
-    axes, mesh = tuple(range(a.ndim - 1)), jax.typeof(a).sharding.mesh
+    axes, sharding = tuple(range(a.ndim - 1)), jax.typeof(a).sharding
     # On explicit axes of a mesh the result's sharding must be given: the sum is over all devices.
-    out = NamedSharding(mesh, PartitionSpec(None, None)) if mesh.explicit_axes else None
+    out = sharding.update(spec=(None, None)) if sharding.mesh.explicit_axes else None
     dimensions = ((axes, axes), ((), ()))
     return lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=out)
 
