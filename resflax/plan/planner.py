@@ -1,7 +1,7 @@
 """Compiles the steps of a run for a topology, and finds the largest batch that fits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,9 +91,22 @@ class Planner:
         self._clock = CompileClock(topology.chip.platform)
         self.run = self._build(config)
 
-    def plan(self, print_line: Callable[[str], None] = lambda line: None) -> Plan:
-        """Compiles all steps of the run; `print_line` is called with what was found on the way."""
-        programs = [(program, program.lower()) for program in run_programs(self.run)]
+    def plan(
+        self,
+        print_line: Callable[[str], None] = lambda line: None,
+        only: Sequence[str] = (),
+    ) -> Plan:
+        """Compiles the steps of the run, and others until one fits if the training step does not.
+
+        Args:
+          print_line: called with what was found on the way.
+          only: names of the steps to compile, "train" among them; () for all.
+        """
+        programs = [
+            (program, program.lower())
+            for program in run_programs(self.run)
+            if not only or program.name in only
+        ]
         # The small ones first, from which the time of the large ones is estimated.
         order = sorted(programs, key=lambda row: _operations(row[1]))
         compiled = {p.name: self._compile(p, lowered, self.run) for p, lowered in order}
@@ -117,7 +130,7 @@ class Planner:
     ) -> LargestBatch:
         """Returns the largest batch of a device, by interpolation and, below it, by compiling."""
         tried = self.config.batch_size // self.run.engine.batch_devices
-        fixed = self._fixed_bytes()
+        fixed = self._fixed_bytes() + train.memory.code
         step, unit = train, self.config.grad_accum_steps
         batch = _scaled(tried, step, fixed, unit)
         if train.fits:
