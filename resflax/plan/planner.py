@@ -108,7 +108,7 @@ class Planner:
             if not only or program.name in only
         ]
         # The small ones first, from which the time of the large ones is estimated.
-        order = sorted(programs, key=lambda row: _operations(row[1]))
+        order = sorted(programs, key=lambda row: _lines(row[1]))
         compiled = {p.name: self._compile(p, lowered, self.run) for p, lowered in order}
         steps = {program.name: compiled[program.name] for program, _ in programs}
         largest = self._largest_batch(steps["train"], print_line)
@@ -120,7 +120,7 @@ class Planner:
     def _compile(self, program: Program, lowered: Any, run: Run) -> CompiledStep:
         text = f"compiling the {program.name} step for {self.topology.describe()}"
         examples = program.examples / len(self.devices)
-        with self._clock.show(text, _operations(lowered)):
+        with self._clock.show(text, _lines(lowered)):
             return compile_step(
                 program.name, lowered, examples, self.topology.chip, run.engine.devices
             )
@@ -146,7 +146,7 @@ class Planner:
             step, tried = self._compile(program, program.lower(), run), batch
             if step.fits:
                 return LargestBatch(batch, compiled=True)
-            batch = min(_scaled(tried, step, fixed, unit), tried - unit)
+            batch = min(_scaled(tried, step, fixed, unit), tried // 2 // unit * unit)
         return LargestBatch(batch, compiled=False)
 
     def _fixed_bytes(self) -> int:
@@ -174,5 +174,5 @@ def _scaled(batch: int, step: CompiledStep, fixed: int, unit: int) -> int:
     return max(scaled, 0) // step_size * step_size
 
 
-def _operations(lowered: Any) -> int:
+def _lines(lowered: Any) -> int:
     return lowered.as_text().count("\n")
