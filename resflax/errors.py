@@ -4,8 +4,11 @@ import argparse
 import difflib
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+# Called with a message, such as on what was read.
+Report = Callable[[str], None]
 
 
 class UserError(ValueError):
@@ -48,10 +51,29 @@ def suggest(name: object, known: Iterable[str]) -> str:
     known = list(known)
     if len(known) <= 8:
         return f"expected one of {', '.join(known)}"
+    text = str(name).lower()
+    longer = sorted((k for k in known if len(text) > 3 and k.startswith(text)), key=len)
+    close = difflib.get_close_matches(text, known, n=5, cutoff=0.6)
+    if similar := list(dict.fromkeys([*longer[:2], *close]))[:5]:
+        return f"did you mean {', '.join(similar)}?"
     # Some names even if none is similar: the user needs to see what names look like.
-    similar = difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
-    similar = similar or difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.0)
-    return f"did you mean {', '.join(similar)}?"
+    return f"expected one such as {', '.join(difflib.get_close_matches(text, known, 3, 0.0))}"
+
+
+def first_names(names: Iterable[object], maximum: int = 3) -> str:
+    """Returns the first names, and how many more there are.
+
+    >>> first_names("abcd")
+    'a, b, c and 1 more'
+    """
+    texts = [*map(str, names)]
+    more = len(texts) - maximum
+    return ", ".join(texts[:maximum]) + (f" and {more} more" if more > 0 else "")
+
+
+def print_to_stderr(text: str) -> None:
+    """Prints a message that is not part of a command's output."""
+    print(text, file=sys.stderr)
 
 
 def quantity(number: int, noun: str) -> str:

@@ -48,8 +48,14 @@ ARGUMENTS = {
         "config.learning_rate is '\\(0.1, 0.2\\)': expected a number, more than 0$",
     ),
     "NaN": (["learning_rate=nan"], "config.learning_rate is nan: expected a number in the range"),
-    "group": (["ensemble=5"], "config.ensemble is a group of keys: set one, such as config.ens"),
-    "group as a dict": (["data={'flip': True}"], "config.data is a group of keys: set one"),
+    "group": (
+        ["ensemble=5"],
+        "config.ensemble is a group of keys: did you mean config.ensemble.size",
+    ),
+    "group as a dict": (
+        ["mesh={'fsdp': 2}"],
+        "config.mesh is a group of keys: set one, such as config.mesh.fsdp",
+    ),
     "element": (["decay_epochs[0]=3"], "unknown config key 'config.decay_epochs\\[0\\]'"),
     "text in a list of numbers": (
         ["ensemble.size=2", "ensemble.learning_rate=('a', 'b')"],

@@ -229,7 +229,7 @@ def test_revision_reaches_the_hub(command, tmp_path, monkeypatch, capsys):
     def fetch(repository, revision=None):
         raise UserError(f"asked for {repository} at {revision}")
 
-    monkeypatch.setattr("resflax.weights.readers.fetch", fetch)
+    monkeypatch.setattr("resflax.weights.places.fetch", fetch)
     image = write_folder(tmp_path, {"a.png": np.zeros((9, 9, 3), np.uint8)})
     out = str(tmp_path / "out.safetensors")
     arguments = {

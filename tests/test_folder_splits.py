@@ -87,12 +87,17 @@ ERRORS = {
     "two training": (f"{CLASSES} Training/a/1.png", "folders Training and train, which could both"),
     "flat val": (f"{CLASSES} val/1.png", "val are not in folders of the training classes"),
     "no train": ("test/a/1.png test/b/1.png", "contains test/, no training split: expected train/"),
-    "no split": ("photos/1.png", "contains photos/, no training split: expected train/CLASS"),
+    "one class": (
+        "photos/1.png",
+        "no training split: one class cannot be learned; the dataset may",
+    ),
     "empty": ("", "contains nothing, no training split"),
     "too high": ("x/train/a/1.png x/train/b/1.png", "did you mean folder:.*/x. It has a training"),
+    "two too high": ("x/y/train/a/1.png x/y/val/a/1.png", "did you mean folder:.*/x/y. It has a"),
     "classes below": ("x/a/1.png x/b/1.png", "did you mean folder:.*/x. It contains a/, b/"),
     "flat": ("1.png 2.png", "without class folders have no labels: .*csv:FILE"),
     "folds": ("i/a/1.png i/b/1.png j/a/1.png j/b/1.png", "same folders a, b.*data.train_split=i"),
+    "own names": ("s_test/a/1.png s_test/b/1.png s_train/a/1.png s_train/b/1.png", "split=s_train"),
 }
 
 

@@ -1,10 +1,12 @@
 """The training split of runs in two parts, and runs that held out different examples."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from helpers.image_folders import constant_image, write_folder
+from helpers.workdirs import SavedStep, write_workdir
 
 from resflax.cli.run_data import (
     TrainingSplit,
@@ -12,6 +14,7 @@ from resflax.cli.run_data import (
     have_different_training_data,
     own_config,
 )
+from resflax.data import load_dataset
 
 DATA = {
     "data_dir": "",
@@ -44,6 +47,37 @@ def test_parts_are_disjoint_and_complete(size, tmp_path):
     assert trained | held_out == set(range(20))
     assert training.has_name(str(tmp_path / "images" / "train"))
     assert not training.has_name(str(tmp_path / "images" / "test"))
+
+
+# What is done to the copy of a run's data, and whether it is still the run's dataset.
+COPIES = {
+    "the same": (lambda folder: None, True),
+    "litter": (lambda folder: (folder / "train" / "Thumbs.db").touch(), True),
+    "other split name": (lambda folder: (folder / "train").rename(folder / "Train"), True),
+    "an image less": (lambda folder: (folder / "train" / "a" / "0.png").unlink(), False),
+    "other pixels": (
+        lambda folder: (folder / "train" / "a" / "0.png").write_bytes(
+            (folder / "train" / "b" / "1.png").read_bytes()
+        ),
+        False,
+    ),
+    "one split": (lambda folder: (folder / "train").rename(folder / "pictures"), False),
+}
+
+
+@pytest.mark.parametrize("size", [0, 16], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("name", COPIES)
+def test_dataset_that_moved_is_that_of_the_run(name, size, tmp_path):
+    change, is_own = COPIES[name]
+    files = {f"train/{'ab'[i % 2]}/{i}.png": constant_image(i, 16, 16) for i in range(20)}
+    old, new = (write_folder(tmp_path / name, files) for name in ("old", "new"))
+    data = load_dataset(old, image_size=size).fingerprint()
+    run = write_workdir(tmp_path / "run", SavedStep(1), metadata={"data": data})
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dataset": old}))
+    shutil.rmtree(tmp_path / "old")
+    change(tmp_path / "new")
+    assert own_config([str(run)], new).get("dataset") == (new if is_own else None)
 
 
 # Values in which a second run differs, and whether it then holds out other examples.

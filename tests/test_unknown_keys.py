@@ -23,13 +23,18 @@ MEANT = {
     "optimizer.learning_rate": "learning_rate", "data.batch_size": "batch_size",
     "data.inception_crop": "data.train_crop",
     "numEpochs": "epochs", "Learning-Rate": "learning_rate", "learnin_rate": "learning_rate",
-    "data.data_dirr": "data.data_dir", "epocs": "epochs",
+    "drop_path": "spec.drop_path", "mixup": "data.mixup", "val_split": "data.validation",
+    "ensemble.lr": "ensemble.learning_rate", "ensemble.wd": "ensemble.weight_decay",
+    "optimizer.name": "optimizer", "model.name": "model", "scheduler.type": "schedule",
+    "input_shape": "data.image_size", "data.data_dirr": "data.data_dir", "epocs": "epochs",
 }  # fmt: skip
 # Names that correspond to no key, and a part of the advice.
 ADVISED = {
     "num_classes": "the classes are those of the dataset",
     "device": "JAX_PLATFORMS=cpu",
     "gpus": "CUDA_VISIBLE_DEVICES",
+    "monitor": "the best checkpoint is that of the highest accuracy",
+    "data.path": "config.dataset=folder:PATH",
     "amp": "config.dtype=bfloat16",
     "data_path": "config.dataset=folder:PATH",
     "checkpoint": "--workdir",
@@ -52,6 +57,15 @@ WORDS = {
     ("--hflip=0.5",): "--config.data.flip?",
     ("--aa", "rand-m9"): "--config.data.rand_augment?",
     ("--num-classes=10",): "the classes are those of the dataset",
+    ("--pretrained=True",): "did you mean --config.pretrained?",
+    ("tests",): "; a folder of images is --config.dataset=folder:tests",
+    ("--config.data=photos",): "config.data is a group of keys: config.dataset=folder:PATH reads a",
+    (
+        "--config.ensemble=5",
+    ): "config.ensemble is a group of keys: did you mean config.ensemble.size?",
+    ("--config=digit",): "there is no config file 'digit': did you mean configs/digits.py",
+    ("--config.model=resnet18.pth",): "without .pth: a file of weights is given to load_pretrained",
+    ("--config.pretrained=True",): "nor a tagged name, such as resnet50.a1_in1k",
     ("--wrkdir=x",): "--workdir=x?",
     ("--nonsense",): "expected --config.KEY=VALUE, --config",
     ("--resume=last.pth",): "--resume is 'last.pth': expected auto or never (the same --workdir",
@@ -113,4 +127,4 @@ def test_tables_of_names_are_consistent():
     tables = [*ALIASES.values(), *FLAGS.values(), *ADVICE]
     names = [canonical(name) for text in tables for name in text.split()]
     assert sorted(names) == sorted(set(names))
-    assert not {*names} & ({canonical(key) for key in KEYS} - {"datadir", "size"})
+    assert not {*names} & ({canonical(key) for key in KEYS} - {"datadir", "ensemble", "size"})

@@ -61,6 +61,10 @@ OTHERS = {
     "npz": (lambda: numpy_bytes(np.savez, np.ones(2)), "an .npz file of NumPy"),
     "npy": (lambda: numpy_bytes(np.save, np.ones(2)), "an array of NumPy"),
     "html": (lambda: b"\n<!DOCTYPE html><html>", "an HTML page: the download was that of a web"),
+    "html with a mark": (lambda: b"\xef\xbb\xbf<!DOCTYPE html>", "an HTML page: the download was"),
+    "answer": (lambda: b'{"error": "not found"}\n', 'text that begins with \'{"error": "not found'),
+    "words": (lambda: b"Not Found", "text that begins with 'Not Found'"),
+    "empty": (lambda: b"", "empty (0 bytes)"),
     "lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
     "hdf5": (lambda: b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)"),
     "image": (lambda: b"\x89PNG\r\n\x1a\n", "an image"),
@@ -89,11 +93,20 @@ def test_torchscript_archive_is_named(tmp_path):
     assert "it is a TorchScript archive: load it with torch.jit" in load_error(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("name", ["weights", "last.ckpt", "a.tar"])
-@pytest.mark.parametrize("content", [b"", b"\0", b"text", bytes(2000)])
+@pytest.mark.parametrize("name", ["weights", "last.ckpt", "a.tar", "a.pth", "a.bin"])
+@pytest.mark.parametrize("content", [b"\0", b"PK", b"%\xe2\xe3", b"GGUF\3\0", bytes(2000)])
 def test_unknown_content_is_rejected(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert "is not a weights file: expected the content of a" in load_error(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["weights", "a.pth", "a.safetensors"])
+@pytest.mark.parametrize("removed", [1, 30, 500])
+def test_truncated_archive_of_torch_is_named(tmp_path, name, removed):
+    (tmp_path / name).write_bytes(torch_bytes(is_zip=True)[:-removed])
+    message = load_error(tmp_path / name)
+    assert "is truncated or not a checkpoint" in message
+    assert message.endswith("has no table of contents at its end")
 
 
 def test_home_of_the_user_is_expanded(tmp_path, monkeypatch):

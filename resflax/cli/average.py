@@ -16,7 +16,7 @@ from resflax.data import StreamingSplit
 from resflax.data.batches import eval_batches
 from resflax.data.held_out import SourceSubset
 from resflax.data.source import ON_BAD_EXAMPLE, Source
-from resflax.errors import Parser, UserError
+from resflax.errors import Parser, UserError, print_to_stderr
 from resflax.export import FORMATS, ExportOptions, export
 from resflax.export.exporter import check_target
 from resflax.export.trained_model import TrainedModel, read_run_record
@@ -30,7 +30,6 @@ from resflax.weights.average import (
     check_same_origin,
     have_same_batch_stats,
 )
-from resflax.weights.report import print_to_stderr
 from resflax.zoo import create_model
 
 DESCRIPTION = """Averages the parameters of several networks: the last checkpoints of a run

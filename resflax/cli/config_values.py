@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.train.config_rules import RULES
-from resflax.train.unknown_keys import unknown_key
+from resflax.train.unknown_keys import explain, unknown_key
 
 BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 MAX_SHOWN = 80  # characters of a text in an error message
@@ -133,5 +133,6 @@ def _explain_key(config: ConfigDict, key: str) -> UserError:
     known = flatten_config(config)
     members = [name for name in known if name.startswith(f"{key}.")]
     if members:
-        return UserError(f"config.{key} is a group of keys: set one, such as config.{members[0]}")
+        meant = explain(key, "config.", "") or f"set one, such as config.{members[0]}"
+        return UserError(f"config.{key} is a group of keys: {meant}")
     return unknown_key(key)

@@ -16,7 +16,7 @@ MAX_SIDE = 64  # larger images are not read further
 
 
 class DatasetFacts(NamedTuple):
-    """What a recipe is chosen from.
+    """Facts about a dataset that a recipe is chosen from.
 
     Attributes:
       examples: number of training images.

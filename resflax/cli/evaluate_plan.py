@@ -20,7 +20,7 @@ from resflax.cli.evaluate_flags import check_image_size
 from resflax.cli.evaluate_members import Members, read_evaluated_members
 from resflax.cli.run_data import find_training_split, open_source, own_config
 from resflax.data.source import Source
-from resflax.data.split_names import kind_of_split
+from resflax.data.split_names import role_of_split
 from resflax.data.splits import HELD_OUT
 from resflax.errors import UserError
 from resflax.evaluate.calibrated import MAX_KEPT_BYTES
@@ -99,7 +99,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for network in networks:
         check_image_size(views.scales or first.preprocess.size, network.config.spec)
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
-    training = find_training_split(args.where, args.data_dir)
+    training = find_training_split(args.where, args.data_dir, config.get("dataset", ""))
     source = open_source(
         args,
         config,
@@ -179,7 +179,7 @@ def _selection(args: argparse.Namespace, networks: Sequence[Weights], is_own: bo
     """Returns by which split the checkpoints were chosen; `is_own`: their own dataset."""
     keys = {key for network in networks for key in network.evaluation}
     by = "validation" if any("validation_" in key for key in keys) else "test"
-    evaluated = "validation" if args.split == HELD_OUT else kind_of_split(args.split) or "test"
+    evaluated = "validation" if args.split == HELD_OUT else role_of_split(args.split) or "test"
     is_seen = is_own and by in ("test", evaluated)
     return "; ".join(dict.fromkeys(_selection_of(where, by, is_seen) for where in args.where))
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -78,9 +79,10 @@ def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainComma
     for i, word in enumerate(rest):
         if word.startswith("-"):
             raise unknown_flag(word, next(iter(rest[i + 1 :]), None), ["config", *vars(args)])
+        folder = f"; a folder of images is --config.dataset=folder:{word}"
         raise UserError(
             f"unexpected argument {word!r}: expected --config=FILE, --config.KEY=VALUE"
-            " or --workdir=DIR"
+            f" or --workdir=DIR{folder if Path(word).is_dir() else ''}"
         )
     if args.resume not in RESUME:
         raise UserError(

@@ -9,12 +9,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resflax.errors import UserError
+from resflax.errors import UserError, suggest
 from resflax.files import expand_path
 from resflax.train.unknown_keys import unknown_key
 
 # Name of the recipe's module while it is read.
 MODULE = "resflax_recipe"
+# The wheel has the recipes inside the package; a checkout has them next to it.
+ROOTS = (Path(__file__).parents[1], Path(__file__).parents[2])
 
 
 def split_recipe(recipe: str) -> tuple[Path, str]:
@@ -29,10 +31,15 @@ def split_recipe(recipe: str) -> tuple[Path, str]:
 
 def find_recipe(path: Path) -> Path:
     """Returns the recipe's file, in the current directory or among those shipped with resflax."""
-    package = Path(__file__).parents[1]
-    # The wheel has the recipes inside the package; a checkout has them next to it.
-    found = (root / path for root in (Path(), package, package.parent))
+    found = (root / path for root in (Path(), *ROOTS))
     return next((file for file in found if file.is_file()), path)
+
+
+def shipped_recipes() -> list[str]:
+    """Returns the names of the recipes that are shipped with resflax, such as configs/digits.py."""
+    return sorted(
+        f"configs/{file.name}" for root in ROOTS for file in (root / "configs").glob("[!_]*.py")
+    )
 
 
 def load_recipe(recipe: str) -> ConfigDict:
@@ -44,7 +51,8 @@ def load_recipe(recipe: str) -> ConfigDict:
     path, argument = split_recipe(expand_path(recipe, "--config"))
     path = find_recipe(path)
     if not path.is_file():
-        raise UserError(f"there is no config file {recipe!r}")
+        name = f"configs/{path.stem}.py"
+        raise UserError(f"there is no config file {recipe!r}: {suggest(name, shipped_recipes())}")
     try:
         get_config = _import_file(path).get_config
         config = get_config(argument) if argument else get_config()

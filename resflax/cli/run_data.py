@@ -9,7 +9,9 @@ from typing import Any
 
 from resflax.data import load_split
 from resflax.data.fake import is_fake
+from resflax.data.fingerprint_diff import is_same_data
 from resflax.data.held_out import SourceSubset
+from resflax.data.kinds import FILE_PREFIXES
 from resflax.data.location import FeatureKeys, Location
 from resflax.data.roles import Roles, SplitChoice, open_roles
 from resflax.data.source import Source
@@ -25,11 +27,12 @@ def own_config(wheres: Sequence[str], dataset: str = "") -> dict[str, Any]:
 
     Args:
       wheres: the runs.
-      dataset: name of a dataset; "" is that of the runs.
+      dataset: name of a dataset, which is that of the runs if its examples are those that the first
+        of them recorded; "" is that of the runs.
 
     Returns:
-      The config of the first run, with "dataset", "seed", "data" and "dtype" at least; {} if one
-      of `wheres` is not a workdir, or they or the given one are different datasets.
+      The config of the first run, with "seed", "data", "dtype" and the given "dataset" at least; {}
+      if one of `wheres` is not a workdir, or they or the given one are different datasets.
 
     Raises:
       UserError: if a config.json cannot be read.
@@ -38,7 +41,42 @@ def own_config(wheres: Sequence[str], dataset: str = "") -> dict[str, Any]:
     first = configs[0]
     if first is None or any(c is None or c["dataset"] != first["dataset"] for c in configs):
         return {}
-    return first if dataset in ("", first["dataset"]) else {}
+    if dataset in ("", first["dataset"]):
+        return first
+    return first | {"dataset": dataset} if _has_moved(wheres[0], first, dataset) else {}
+
+
+def _has_moved(where: str, config: dict[str, Any], dataset: str) -> bool:
+    """Returns whether a dataset has the examples that a run was trained on, in other files."""
+    prefix = next((p for p in FILE_PREFIXES if dataset.startswith(p)), "")
+    if not prefix or dataset == config["dataset"] or not config["dataset"].startswith(prefix):
+        return False
+    from resflax.run.checkpoint import latest_valid_metadata  # imports Orbax
+
+    found = split_checkpoint(where)
+    assert found
+    recorded = (latest_valid_metadata(found.folder / "checkpoints") or {}).get("data")
+    if recorded is None:
+        return False
+    try:
+        roles = _open_roles(config | {"dataset": dataset})
+    except UserError:  # such as a folder without splits
+        return False
+    splits = {"train": roles.train, "validation": roles.validation, "test": roles.test}
+    return is_same_data(recorded, {name: s for name, s in splits.items() if s is not None})
+
+
+def _open_roles(config: dict[str, Any], data_dir: str = "") -> Roles:
+    """Opens the dataset of a run as the run divided it."""
+    data = config["data"]
+    location = Location(
+        config["dataset"],
+        data_dir or data.get("data_dir", ""),
+        data.get("on_bad_example", "raise"),
+        config["seed"],
+        FeatureKeys.from_config(data),
+    )
+    return open_roles(location, SplitChoice.from_config(data))
 
 
 def open_source(
@@ -101,15 +139,7 @@ class TrainingSplit:
 
     @cached_property
     def _roles(self) -> Roles:
-        data = self.data
-        location = Location(
-            self.config["dataset"],
-            self.data_dir or data["data_dir"],
-            data["on_bad_example"],
-            self.config["seed"],
-            FeatureKeys.from_config(data),
-        )
-        return open_roles(location, SplitChoice.from_config(data))
+        return _open_roles(self.config, self.data_dir)
 
     @property
     def tests_held_out(self) -> bool:
@@ -132,12 +162,15 @@ class TrainingSplit:
         return Path(name).resolve() == Path(whole.source.name).resolve()
 
 
-def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSplit | str:
+def find_training_split(
+    wheres: Sequence[str], data_dir: str = "", dataset: str = ""
+) -> TrainingSplit | str:
     """Returns the training split of runs that held out the same examples.
 
     Args:
       wheres: the runs.
       data_dir: see `TrainingSplit`.
+      dataset: where the dataset of the runs has moved to; "" for its name in their configs.
 
     Returns:
       Why there is none, a clause that an error message can end with, where one of `wheres` is not
@@ -159,7 +192,7 @@ def find_training_split(wheres: Sequence[str], data_dir: str = "") -> TrainingSp
         return f"{first} and {second} held out different examples (see config.data)"
     first_config = configs[0]
     assert first_config is not None
-    return TrainingSplit(first_config, data_dir)
+    return TrainingSplit(first_config | ({"dataset": dataset} if dataset else {}), data_dir)
 
 
 def have_different_training_data(wheres: Sequence[str], data_dir: str = "") -> bool:

@@ -21,9 +21,10 @@ files and prints.
 def main(arguments: list[str]) -> None:
     """Trains a config from the command line."""
     if {"-h", "--help", "--helpfull"} & set(arguments):
+        print(__doc__, flush=True)  # before the imports of the keys, which take a second
         from resflax.cli.config_help import describe_keys
 
-        print(f"{__doc__}\n{describe_keys()}")
+        print(describe_keys())
         return
     train(arguments)
 

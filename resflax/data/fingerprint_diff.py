@@ -1,11 +1,15 @@
-"""What differs between two fingerprints of a dataset, in words."""
+"""Differences between two fingerprints of a dataset, in words."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resflax.data.fingerprint import SAMPLE_SIZE, Fingerprint, sample_rank
-from resflax.errors import quantity
+from resflax.data.source import Source
+from resflax.errors import first_names, quantity
+
+# What identifies the examples on disk, whether or not they were read into memory.
+SOURCE_KEYS = ("files", "sample", "whole", "version")
 
 
 class _Example(NamedTuple):
@@ -34,6 +38,25 @@ def fingerprint_diff(old: Fingerprint, new: Fingerprint) -> list[str]:
         if name in old["splits"]:
             changes += _split_changes(name, old, old["splits"][name], new, split)
     return changes
+
+
+def is_same_data(recorded: Fingerprint, sources: Mapping[str, Source]) -> bool:
+    """Returns whether sources have the examples of a result of `Dataset.fingerprint`.
+
+    Args:
+      recorded: the fingerprint, of which `SOURCE_KEYS` are compared.
+      sources: the splits by name.
+    """
+    new = {name: source.fingerprint() for name, source in sources.items()}
+    classes = list(next(iter(sources.values())).classes)
+    if recorded["classes"] != classes or recorded["splits"].keys() != new.keys():
+        return False
+    return all(
+        recorded["splits"][name].get(key) == value
+        for name, split in new.items()
+        for key, value in split.items()
+        if key in SOURCE_KEYS
+    )
 
 
 def _class_changes(old: list[str], new: list[str]) -> Iterator[str]:
@@ -149,5 +172,4 @@ def _limit(sample: _Sample) -> tuple[float, float]:
 
 
 def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:3]))
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return first_names(map(repr, names))

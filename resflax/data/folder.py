@@ -160,15 +160,15 @@ def open_folder(
     if len(classes) < 2:
         raise UserError(_too_few_classes(root / names["train"]))
     sources = {
-        kind: _open_source(root / name, classes, on_bad_example)
-        for kind, name in names.items()
+        role: _open_source(root / name, classes, on_bad_example)
+        for role, name in names.items()
         if name
     }
-    for kind, source in sources.items():
+    for role, source in sources.items():
         if source.missing:
             raise UserError(
                 f"{source.root}: has no images of class {source.missing[0]!r}, which the training"
-                f" split has: expected the same classes in the {kind} split"
+                f" split has: expected the same classes in the {role} split"
             )
     note = describe_splits(root, names)
     return SplitSources(

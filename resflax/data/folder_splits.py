@@ -7,11 +7,12 @@ from pathlib import Path
 from resflax.data.class_names import class_name
 from resflax.data.formats import is_image
 from resflax.data.litter import list_folders, list_visible, walk_files
-from resflax.data.split_names import SPLIT_NAMES, kind_of_split
-from resflax.errors import UserError, unknown
+from resflax.data.split_names import SPLIT_NAMES, role_of_split
+from resflax.errors import UserError, first_names, unknown
 
 # The training split of a folder of class folders without splits.
 WHOLE_FOLDER = "."
+MAX_DEPTH = 8  # in which a folder with splits is looked for
 EXPECTED = (
     "expected train/CLASS/*.jpg and, to evaluate, val/CLASS/*.jpg or test/CLASS/*.jpg (or training,"
     " valid, validation, dev, testing; any image format), or CLASS/*.jpg without splits"
@@ -36,16 +37,16 @@ def find_splits(root: Path, chosen: Mapping[str, str] | None = None) -> dict[str
       UserError: if there is no training split, or several folders could be the same split.
     """
     _check_exists(root)
-    chosen = {kind: name for kind, name in (chosen or {}).items() if name}
+    chosen = {role: name for role, name in (chosen or {}).items() if name}
     for name in chosen.values():
         if not (root / name).is_dir():
             raise _unknown_split(root, name)
     train = chosen.get("train") or _only(root, "train", _named(root, "train"))
     train = train or _whole_folder(root, chosen)
     splits = {"train": train}
-    for kind in ("validation", "test"):
-        found = "" if train == WHOLE_FOLDER else _labeled(root, kind, root / train)
-        splits[kind] = chosen.get(kind) or found
+    for role in ("validation", "test"):
+        found = "" if train == WHOLE_FOLDER else _labeled(root, role, root / train)
+        splits[role] = chosen.get(role) or found
     if not splits["validation"] and not splits["test"]:
         _check_validation_has_labels(root)
     return splits
@@ -71,16 +72,16 @@ def split_folder(root: Path, split: str) -> tuple[Path, Path | None]:
     train_folder = root / train if train else None
     if split and (root / split).is_dir():
         return root / split, train_folder if (root / split) != root else None
-    named = {kind: _named(root, kind) for kind in SPLIT_NAMES}
+    named = {role: _named(root, role) for role in SPLIT_NAMES}
     if not any(named.values()) and (not split or split.lower() in SPLIT_NAMES["train"]):
         return root, None
     if split:
-        kind = kind_of_split(split)
-        if not kind or not named[kind]:
+        role = role_of_split(split)
+        if not role or not named[role]:
             raise _unknown_split(root, split)
-        return root / _only(root, kind, named[kind]), train_folder
-    labeled = (_labeled(root, kind, train_folder) for kind in ("test", "validation"))
-    flat = (_only(root, kind, named[kind]) for kind in ("validation", "test"))
+        return root / _only(root, role, named[role]), train_folder
+    labeled = (_labeled(root, role, train_folder) for role in ("test", "validation"))
+    flat = (_only(root, role, named[role]) for role in ("validation", "test"))
     if name := next(filter(None, labeled), "") or next(filter(None, flat), ""):
         return root / name, train_folder
     raise UserError(
@@ -107,7 +108,7 @@ def _unused(root: Path, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if splits["train"] == WHOLE_FOLDER:
         return
     used = {Path(name).parts[0] for name in splits.values() if name}
-    named = {name for kind in ("validation", "test") for name in _named(root, kind)}
+    named = {name for role in ("validation", "test") for name in _named(root, role)}
     for name in (folder.name for folder in list_folders(root) if folder.name not in used):
         if name in named and is_unlabeled(root / name, root / splits["train"]):
             yield name, ": its images are not in folders of the training classes"
@@ -152,28 +153,28 @@ def has_images(folder: Path) -> bool:
 def describe_contents(folder: Path) -> str:
     """Returns the first names in a folder, without litter, for messages."""
     names = [path.name + "/" * path.is_dir() for path in list_visible(folder)]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return first_names(names, 8)
 
 
-def _named(root: Path, kind: str) -> list[str]:
+def _named(root: Path, role: str) -> list[str]:
     """Returns the folders with a name of a split; of several links to one folder, the first."""
     found = {
         os.path.realpath(path): path.name
         for path in reversed(list_folders(root))
-        if path.name.lower() in SPLIT_NAMES[kind]
+        if path.name.lower() in SPLIT_NAMES[role]
     }
     return sorted(found.values())
 
 
-def _labeled(root: Path, kind: str, train: Path | None) -> str:
-    return _only(root, kind, [n for n in _named(root, kind) if not is_unlabeled(root / n, train)])
+def _labeled(root: Path, role: str, train: Path | None) -> str:
+    return _only(root, role, [n for n in _named(root, role) if not is_unlabeled(root / n, train)])
 
 
-def _only(root: Path, kind: str, names: list[str]) -> str:
+def _only(root: Path, role: str, names: list[str]) -> str:
     if len(names) > 1:
         raise UserError(
-            f"{root} has the folders {' and '.join(names)}, which could both be the {kind} split:"
-            f" rename or move one, or choose with --config.data.{kind}_split={names[0]}"
+            f"{root} has the folders {' and '.join(names)}, which could both be the {role} split:"
+            f" rename or move one, or choose with --config.data.{role}_split={names[0]}"
         )
     return names[0] if names else ""
 
@@ -197,8 +198,10 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
     with_splits = [f for f in folders if _named(f, "train")]
     if with_splits:
         yield f"did you mean folder:{with_splits[0]}? It has a training split"
-    if any(_named(root, kind) for kind in ("validation", "test")):
+    if any(_named(root, role) for role in ("validation", "test")):
         yield EXPECTED
+    if nested := next(filter(lambda f: _named(f, "train"), _only_folders(root)), None):
+        yield f"did you mean folder:{nested}? It has a training split"
     if not folders and has_images(root):
         yield (
             f"images without class folders have no labels{_parent_hint(root)}: expected"
@@ -206,6 +209,11 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
         )
     if len(folders) == 1 and len(list_folders(folders[0])) > 1:
         yield f"did you mean folder:{folders[0]}? It contains {describe_contents(folders[0])}"
+    if len(folders) == 1 and not list_folders(folders[0]) and has_images(folders[0]):
+        yield (
+            "one class cannot be learned; the dataset may be the folder one level above or below:"
+            f" {EXPECTED}"
+        )
     if len(folders) < 2 or not any(map(has_images, folders)):
         yield EXPECTED
     common = set.intersection(*({p.name for p in list_folders(f)} for f in folders))
@@ -215,6 +223,14 @@ def _reasons_against_classes(root: Path) -> Iterator[str]:
             f" choose them with --config.data.train_split={_likely_train(folders)} and so on, or"
             " --config.data.train_split=. if they are the classes"
         )
+
+
+def _only_folders(root: Path) -> Iterator[Path]:
+    """Yields the only folder in a folder, the only one in that, and so on."""
+    folders = list_folders(root)
+    while len(folders) == 1 and len(folders[0].parts) - len(root.parts) < MAX_DEPTH:
+        yield folders[0]
+        folders = list_folders(folders[0])
 
 
 def _likely_train(folders: list[Path]) -> str:

@@ -24,7 +24,7 @@ from resflax.data.location import FeatureKeys
 from resflax.data.named_splits import default_split, open_named_splits
 from resflax.data.source import Source, SplitSources, check_two_classes
 from resflax.data.split_expressions import overlap, parse_expression, part_indices
-from resflax.data.split_names import kind_of_split
+from resflax.data.split_names import role_of_split
 from resflax.errors import UserError
 
 # Encoded images of Parquet files that a process keeps.
@@ -191,7 +191,7 @@ class HfDataset:
         """Opens one split or expression; "" is the test split, or else the validation split."""
         if not split:
             return default_split(self.name, self.lengths, self.open_splits({}))
-        train = next((name for name in self._files if kind_of_split(name) == "train"), "")
+        train = next((name for name in self._files if role_of_split(name) == "train"), "")
         return self._open(split, self._open(train) if train else None)
 
     def overlap(self, first: str, second: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resflax.data.split_names import kind_of_split
+from resflax.data.split_names import role_of_split
 from resflax.errors import UserError
 
 SUFFIXES = (".parquet", ".arrow")
@@ -105,8 +105,8 @@ def _split_of(file: Path, root: Path) -> tuple[str, Path]:
     folder, match = file.parent, SHARD.match(file.stem)
     name = match["name"] if match else file.stem
     words = re.split(r"[-. ]" if match else r"[-_. ]", name)
-    split = next((word for word in words if kind_of_split(word)), name if match else "")
-    if folder != root and kind_of_split(folder.name):
+    split = next((word for word in words if role_of_split(word)), name if match else "")
+    if folder != root and role_of_split(folder.name):
         split, folder = folder.name, folder.parent
     if folder != root and folder.name == "data":
         folder = folder.parent

@@ -14,7 +14,7 @@ DEFAULT_HELD_OUT = 0.1
 
 
 class SplitChoice(NamedTuple):
-    """What a user says about the splits of a dataset; "" and 0 leave the choice to `open_roles`.
+    """A user's choice of splits; "" and 0 leave it to `open_roles`.
 
     Attributes:
       train: the training split: a TFDS split expression, or the name of a folder.

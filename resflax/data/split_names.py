@@ -42,16 +42,16 @@ def splits_by_name(dataset: str, names: Iterable[str], chosen: Mapping[str, str]
     {'train': 'train', 'validation': 'valid', 'test': ''}
     """
     names, found = sorted(names), dict[str, str]()
-    for kind, usual in SPLIT_NAMES.items():
+    for role, usual in SPLIT_NAMES.items():
         candidates = [name for name in names if name.lower() in usual]
-        if len(candidates) > 1 and kind in candidates:
-            candidates = [kind]
-        if len(candidates) > 1 and not chosen.get(kind):
+        if len(candidates) > 1 and role in candidates:
+            candidates = [role]
+        if len(candidates) > 1 and not chosen.get(role):
             raise UserError(
                 f"dataset {dataset!r} has the splits {' and '.join(candidates)}, which could both"
-                f" be the {kind} split: choose with --config.data.{kind}_split={candidates[0]}"
+                f" be the {role} split: choose with --config.data.{role}_split={candidates[0]}"
             )
-        found[kind] = chosen.get(kind) or (candidates[0] if candidates else "")
+        found[role] = chosen.get(role) or (candidates[0] if candidates else "")
     if not found["train"]:
         raise UserError(
             f"dataset {dataset!r} has the splits {', '.join(names)}, no training split: choose one"
@@ -60,6 +60,6 @@ def splits_by_name(dataset: str, names: Iterable[str], chosen: Mapping[str, str]
     return found
 
 
-def kind_of_split(name: str) -> str:
+def role_of_split(name: str) -> str:
     """Returns "train", "validation" or "test" for a usual name of such a split; else ""."""
-    return next((kind for kind, usual in SPLIT_NAMES.items() if name.lower() in usual), "")
+    return next((role for role, usual in SPLIT_NAMES.items() if name.lower() in usual), "")

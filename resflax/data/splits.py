@@ -8,7 +8,7 @@ from resflax.data.kinds import FOLDER_PREFIX, folder_errors_as_user_error, open_
 from resflax.data.location import DEFAULT_KEYS, FeatureKeys, Location
 from resflax.data.roles import Roles, SplitChoice, open_roles
 from resflax.data.source import Source, check_on_bad_example
-from resflax.data.split_names import kind_of_split
+from resflax.data.split_names import role_of_split
 from resflax.errors import UserError
 from resflax.files import user_path
 
@@ -67,7 +67,7 @@ def load_split(
 def _open_role(roles: Roles, split: str) -> Source:
     """Returns the examples that a run used for a purpose, one of `ROLES`."""
     role = roles.held_out if split == HELD_OUT else split or "test"
-    if role == "validation" and not roles.validation and kind_of_split(roles.names.test) == role:
+    if role == "validation" and not roles.validation and role_of_split(roles.names.test) == role:
         role = "test"  # the only split for evaluation is the test split, whatever its name
     source: Source | None = getattr(roles, role) if role else None
     if source is None:

@@ -7,7 +7,7 @@ from resflax.data.class_names import class_name, other_spelling, sort_labels
 from resflax.data.folder import ImageFiles
 from resflax.data.skipping import is_too_many
 from resflax.data.source import SplitSources
-from resflax.data.split_names import kind_of_split, splits_by_name
+from resflax.data.split_names import role_of_split, splits_by_name
 from resflax.data.table_file import Row, Table, read_table
 from resflax.errors import UserError, printable, unknown
 
@@ -96,9 +96,9 @@ def open_table(
             " training split: expected two or more"
         )
     sources = {
-        kind: TableSource(file, name, by_split[name], classes)
-        for kind, name in names.items()
-        if name or kind == "train"
+        role: TableSource(file, name, by_split[name], classes)
+        for role, name in names.items()
+        if name or role == "train"
     }
     for source in sources.values():
         source.check_problems(on_bad_example)
@@ -129,21 +129,21 @@ def open_table_split(file: Path, split: str, on_bad_example: str) -> TableSource
     """
     table = read_table(file)
     by_split = _by_split(table)
-    kinds = {kind_of_split(name): name for name in by_split}
+    by_role = {role_of_split(name): name for name in by_split}
     has_splits = bool(table.columns["split"])
-    if not has_splits and kind_of_split(split or "train") == "train":
+    if not has_splits and role_of_split(split or "train") == "train":
         name = ""
     elif split:
-        name = split if split in by_split else kinds.get(kind_of_split(split) or "none", split)
+        name = split if split in by_split else by_role.get(role_of_split(split) or "none", split)
         _check_split(name, by_split)
     else:
-        name = kinds.get("test", kinds.get("validation", ""))
+        name = by_role.get("test", by_role.get("validation", ""))
         if not name:
             raise UserError(
                 f"{file} has the splits {', '.join(by_split)}: expected test or val; or choose a"
                 " split"
             )
-    classes = _classes(by_split[kinds.get("train", name) if has_splits else ""])
+    classes = _classes(by_split[by_role.get("train", name) if has_splits else ""])
     source = TableSource(file, name, by_split[name], classes)
     source.problems += [
         f"{source.name}: has no images of class {name!r}" for name in source.missing
@@ -188,7 +188,7 @@ def _note(file: Path, table: Table, names: Mapping[str, str]) -> str:
     ignored = f"; columns not used: {', '.join(table.unused)}" if table.unused else ""
     if not table.columns["split"]:
         return f"{file}: {columns}, no column split: all of it is the training split{ignored}"
-    taken = ", ".join(f"{kind} split {name}" for kind, name in names.items() if name)
+    taken = ", ".join(f"{role} split {name}" for role, name in names.items() if name)
     unused = sorted({row.split for row in table.rows} - {*filter(None, names.values())})
     others = f"; not used: {', '.join(name or '(empty)' for name in unused)}" if unused else ""
     return f"{file}: {columns}, {taken}{others}{ignored}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resflax.data.formats import is_image
-from resflax.data.split_names import kind_of_split
+from resflax.data.split_names import role_of_split
 from resflax.errors import UserError
 
 # Names of the columns, in any case, the preferred one first.
@@ -167,7 +167,7 @@ def _positions(values: Sequence[str]) -> tuple[str, ...]:
     for names in POSITIONS:
         row = dict(zip(names, values, strict=False))
         is_complete = len(names) == len(values) and is_image(row["path"])
-        if is_complete and ("split" not in row or kind_of_split(row["split"])):
+        if is_complete and ("split" not in row or role_of_split(row["split"])):
             return names
     return ()
 

@@ -18,8 +18,8 @@ ALIASES: dict[str, str] = {
     "seed": "random_seed random_state rng_seed manual_seed",
     "dataset": "dataset_name data_name train_data train_dataset task ds",
     "data.image_size": (
-        "img_size imgsz resolution input_size train_crop_size crop_size image_resolution"
-        " target_size train_size resize size train_resolution"
+        "img_size imgsz resolution input_size input_shape image_shape train_crop_size crop_size"
+        " image_resolution target_size train_size resize size train_resolution"
     ),
     "data.eval_size": (
         "val_crop_size test_input_size val_resize_size eval_resolution test_size eval_image_size"
@@ -28,7 +28,10 @@ ALIASES: dict[str, str] = {
     "data.crop_pct": "crop_ratio_eval eval_crop_ratio crop_percent center_crop",
     "data.channels": "in_chans in_channels input_channels num_channels color_mode grayscale",
     "data.on_bad_example": "skip_bad ignore_errors on_error",
-    "data.validation": "val_fraction val_ratio validation_ratio valid_pct holdout val_percent",
+    "data.validation": (
+        "val_fraction val_ratio validation_ratio validation_fraction valid_pct holdout val_percent"
+        " val_split split_ratio"
+    ),
     "data.num_workers": (
         "workers j num_worker n_workers dataloader_num_workers data_workers num_data_workers"
         " train_num_workers"
@@ -100,7 +103,7 @@ ALIASES: dict[str, str] = {
     "checkpoint_max_to_keep": (
         "checkpoint_hist save_total_limit max_to_keep keep_checkpoints save_top_k keep"
     ),
-    "ensemble.size": "num_members ensemble_size n_members num_networks num_models",
+    "ensemble.size": "num_members ensemble_size n_members num_networks num_models ensemble",
     "parallel": "strategy engine ddp data_parallel distribution_strategy parallelism",
     "mesh.fsdp": "zero zero_stage shard",
     "spec.dropout": "drop drop_rate dropout_rate dropout_prob",
@@ -130,7 +133,7 @@ ADVICE: dict[str, str] = {
     "num_classes n_classes nb_classes classes nc num_labels": (
         "the classes are those of the dataset"
     ),
-    "data_path data_dir root data data_root data_folder train_dir train_folder image_folder"
+    "data_path data_dir root path data data_root data_folder train_dir train_folder image_folder"
     " train_path imagenet_dir image_dir dataset_path dataset_dir folder": (
         "config.dataset=folder:PATH reads a folder of images; config.data.data_dir is where"
         " prepared TensorFlow Datasets are"
@@ -188,6 +191,10 @@ ADVICE: dict[str, str] = {
     ),
     "vflip vertical_flip flipud rotation degrees rotate translate shear zoom": (
         "config.data.rand_augment and config.data.flip are the geometric augmentations"
+    ),
+    "monitor metric metrics metric_for_best_model eval_metric best_metric": (
+        "the best checkpoint is that of the highest accuracy on the validation split, or else the"
+        " test split"
     ),
     "verbose quiet v q silent debug": "there is no such choice: leave it out",
 }

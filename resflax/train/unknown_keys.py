@@ -9,6 +9,8 @@ from resflax.train.ensemble import MEMBER_KEYS
 from resflax.train.key_aliases import ADVICE, ALIASES, FLAGS
 
 GROUP = "ensemble."
+# Keys of an ensemble's members, by those of a single network.
+_MEMBERS = {key: f"{GROUP}{name}" for name, key in MEMBER_KEYS.items()}
 
 
 def canonical(name: str) -> str:
@@ -25,10 +27,13 @@ def _by_name(table: Mapping[str, str]) -> dict[str, str]:
     return {canonical(name): key for key, names in table.items() for name in names.split()}
 
 
+# Names in a group that say what the group is, such as "optimizer.name".
+KINDS = ("name", "type", "kind", "class", "_target_")
 # The key, flag or advice for each canonical name; keys that exist, in another group, come last.
 _ADVICE = _by_name({text: names for names, text in ADVICE.items()})
 _FLAGS = _by_name({flag: f"{flag} {names}" for flag, names in FLAGS.items()})
-_KEYS = _by_name({key: key for key in reversed(KEYS)}) | _by_name(ALIASES)
+_SINGLE = [key for key in KEYS if not key.startswith(GROUP) or key not in _MEMBERS.values()]
+_KEYS = _by_name({key: key for key in reversed(_SINGLE)}) | _by_name(ALIASES)
 
 
 def unknown_key(key: str) -> UserError:
@@ -47,7 +52,7 @@ learning_rate, weight_decay, label_smoothing, mixup, drop_path and seeds: set co
             f"config.{key}: {name} is the same for all members, which can differ in"
             f" {', '.join(MEMBER_KEYS)} and seeds: set config.{same[0]}"
         )
-    meant = _explain(key, "config.", "") or "resflax train --help lists the keys"
+    meant = explain(key, "config.", "") or "resflax train --help lists the keys"
     return UserError(f"unknown config key 'config.{key}': {meant}")
 
 
@@ -64,13 +69,13 @@ def unknown_flag(word: str, next_word: str | None, flags: Iterable[str]) -> User
     """
     name, separator, text = word.lstrip("-").partition("=")
     value = text if separator or next_word is None or next_word.startswith("-") else next_word
-    meant = _explain(name, "--config.", value) or (
+    meant = explain(name, "--config.", value) or (
         f"expected --config.KEY=VALUE, {', '.join(f'--{flag}' for flag in flags)}"
     )
     return UserError(f"unknown flag {word!r}: {meant}")
 
 
-def _explain(name: str, prefix: str, value: str) -> str:
+def explain(name: str, prefix: str, value: str) -> str:
     """Returns what a name means that no key or flag has; "" if that is not known.
 
     Args:
@@ -78,8 +83,12 @@ def _explain(name: str, prefix: str, value: str) -> str:
       prefix: before the name of a key.
       value: text that a flag was given, "" if none.
     """
-    found = canonical(name)
-    names = {**_KEYS, **_FLAGS, **_ADVICE}
+    found, names = canonical(name), {**_KEYS, **_FLAGS, **_ADVICE}
+    if name.startswith(GROUP) and (member := _MEMBERS.get(_KEYS.get(found, ""))):
+        return _did_you_mean(member, prefix, value)
+    group, _, last = name.rpartition(".")
+    if last in KINDS and canonical(group) in _KEYS:
+        return _did_you_mean(_KEYS[canonical(group)], prefix, value)
     if found not in names:
         similar = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.85)
         if similar:
@@ -101,8 +110,8 @@ def _fits(key: str, text: str) -> bool:
     """Returns whether a text may be a value of a key: another tool's may have another form."""
     row = KEYS[key]
     kind = row.kind or type(row.default)
-    if kind is str:
-        return True
+    if kind is str:  # a choice of other tools, such as --pretrained=True
+        return text.lower() not in ("true", "false", "none")
     try:
         return kind in (int, float) and kind(text) is not None
     except ValueError:

@@ -10,7 +10,7 @@ from resflax.data.fake import is_fake
 from resflax.data.kinds import kind_of
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
-from resflax.train.config import build_model
+from resflax.train.config import build_model, crop_kind
 from resflax.train.config_keys import AUGMENTATION, KEYS, OPTIMIZER, REGULARIZATION, SCHEDULE
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
 from resflax.train.ensemble_rules import is_random
@@ -90,11 +90,6 @@ def _is_generated(c: ConfigDict) -> bool:
 
 def _is_streamed(c: ConfigDict) -> bool:
     return bool(c.data.image_size) and not _is_generated(c)
-
-
-def _crops_by_inception(c: ConfigDict) -> bool:
-    kinds = ("auto", "inception") if _is_streamed(c) else ("inception",)
-    return c.data.train_crop in kinds
 
 
 def _has_no_batch_norm(c: ConfigDict) -> bool:
@@ -219,7 +214,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         _data("crop_scale", "crop_ratio"),
-        lambda c: not _crops_by_inception(c),
+        lambda c: crop_kind(c) != "inception",
         "config.data.train_crop={c.data.train_crop!r} makes no Inception crops here: leave it out,"
         " or use inception",
     ),

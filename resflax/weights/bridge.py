@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from resflax.errors import UserError, unknown
+from resflax.errors import Report, UserError, print_to_stderr, unknown
 from resflax.nn import Spec, stack_params, unstack_params
 from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
@@ -21,7 +21,6 @@ from resflax.weights.layouts import (
 )
 from resflax.weights.mismatch import describe_mismatch, describe_network, network_name
 from resflax.weights.prefixes import strip_prefixes
-from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.shapes import variable_shapes
 from resflax.weights.unwrap import find_state_dict
 from resflax.zoo import create_model, get_spec

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.errors import UserError
+from resflax.errors import Report, UserError, print_to_stderr
 from resflax.nn import ResNet, Spec
 from resflax.weights.bridge import Variables, stack_variables
 from resflax.weights.preprocess import ChannelAffine, Preprocess, renormalization
 from resflax.weights.pretrained import adapt_weights
 from resflax.weights.readers import Weights, read_members
-from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.workdirs import split_checkpoint
 from resflax.zoo import create_model
 

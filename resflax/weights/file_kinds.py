@@ -13,6 +13,8 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 FILE_SUFFIXES = (*SUFFIXES, ".ckpt", ".tar", ".pkl", ".index.json")
 
 HEAD_BYTES = 1024
+MIN_TEXT, MAX_TEXT = 4, 60  # characters of a line that is shown
+BOM = b"\xef\xbb\xbf"  # with which some text begins
 ZIP = b"PK\3\4"
 # Pickled magic number with which torch files begin that are not zip archives, without its protocol.
 LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -52,8 +54,8 @@ def find_kind(path: Path) -> str:
         raise UserError(f"{path} is not a weights file: it is {description}")
     if path.name.endswith(INDEX_SUFFIX):
         return INDEX
-    if path.suffix in SUFFIXES:  # a truncated or corrupt one
-        return SAFETENSORS if path.suffix == ".safetensors" else TORCH
+    if path.suffix == ".safetensors":  # a truncated or corrupt one
+        return SAFETENSORS
     if head[:1] == b"\x80":
         return TORCH  # a pickle, for which torch's message says what is wrong
     raise UserError(
@@ -63,12 +65,19 @@ def find_kind(path: Path) -> str:
 
 
 def _kind_of_zip(path: Path) -> str:
-    """Returns TORCH for the zip archives of torch, and truncated ones, which torch describes."""
+    """Returns TORCH for the zip archives of torch.
+
+    Raises:
+      UserError: if it is another archive, or truncated.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return TORCH
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as e:
+        raise UserError(
+            f"{path} is truncated or not a checkpoint ({path.stat().st_size} bytes): it begins as"
+            " torch's archives do, and has no table of contents at its end"
+        ) from e
     if any(name.endswith("/constants.pkl") for name in names):
         description = (
             "a TorchScript archive: load it with torch.jit.load, and save its state_dict()"
@@ -84,8 +93,14 @@ def _kind_of_zip(path: Path) -> str:
 
 def _describe(head: bytes) -> str:
     """Returns what a file is that begins with these bytes; "" if that is not known."""
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
+    if not head:
+        return "empty (0 bytes)"
+    if head.removeprefix(BOM).lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
         return "an HTML page: the download was that of a web page, not of the file"
     if head[257:262] == b"ustar":
         return ARCHIVE.format("a tar archive")
-    return next((text for start, text in OTHERS.items() if head.startswith(start)), "")
+    if known := next((text for start, text in OTHERS.items() if head.startswith(start)), ""):
+        return known
+    line = head.removeprefix(BOM).strip().partition(b"\n")[0]
+    is_text = len(line) >= MIN_TEXT and line.isascii() and line.decode("latin1").isprintable()
+    return f"text that begins with {line[:MAX_TEXT].decode()!r}" if is_text else ""

@@ -11,12 +11,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from resflax.errors import UserError
+from resflax.errors import Report, UserError, first_names, print_to_stderr
 from resflax.files import user_path, write_atomic
 from resflax.weights.arrays import Arrays, to_arrays, to_tensor
 from resflax.weights.file_kinds import INDEX, INDEX_SUFFIX, SUFFIXES, TORCH, find_kind
 from resflax.weights.layouts import is_flax_name
-from resflax.weights.report import Report, print_to_stderr
 from resflax.weights.torch_files import import_torch, load_torch
 from resflax.weights.unwrap import find_state_dict
 
@@ -56,7 +55,7 @@ def load_file(path: str | Path, *, report: Report = print_to_stderr) -> Arrays:
     arrays = _load_shards(path, report) if kind == INDEX else _load(path, kind, report)
     bad = [name for name, array in arrays.items() if not _is_finite(array)]
     if bad:
-        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        names = first_names(bad)
         raise UserError(f"{path} contains NaN or infinity in {names}: expected finite values")
     return arrays
 

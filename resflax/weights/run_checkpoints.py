@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from resflax.errors import UserError
+from resflax.errors import Report, UserError
 from resflax.run.manifest import CorruptCheckpointError, verify_manifest
-from resflax.weights.report import Report
 from resflax.weights.workdirs import BEST, CYCLES, LAST, RunName, check_unique
 
 # Paths of the trees in a checkpoint; a tree that is empty was not saved.

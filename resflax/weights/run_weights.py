@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from resflax.errors import UserError
+from resflax.errors import Report, UserError
 from resflax.nn import Spec
 from resflax.nn.members import split_members
 from resflax.weights.bridge import Variables
 from resflax.weights.pretrained_config import PretrainedConfig
-from resflax.weights.report import Report
 from resflax.weights.run_checkpoints import (
     BATCH_STATS,
     EMA,

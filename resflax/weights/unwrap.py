@@ -1,14 +1,13 @@
 """Finds the state dict in a training checkpoint."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from resflax.errors import UserError
+from resflax.errors import Report, UserError, first_names
 from resflax.weights.arrays import is_array
 from resflax.weights.prefixes import is_averaged, is_network
-from resflax.weights.report import Report
 
 OPTIMIZER_KEYS = {"state", "param_groups"}
 KERNEL_RANK = 4  # of a convolution, which every network here has
@@ -154,7 +153,5 @@ def _describe_several(found: list[StateDict], where: str) -> str:
     )
 
 
-def _join(names: Any) -> str:
-    names = [str(name) for name in names]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
+def _join(names: Iterable[object]) -> str:
+    return first_names(names, MAX_NAMES)

@@ -15,6 +15,8 @@ from resflax.zoo import cifar, resnet, resnetv2, resnext, senet
 MIN_SCAN_DEPTH = 18
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FAMILIES = (resnet, resnext, senet, resnetv2, cifar)
+# Ends of names that are files: no tags.
+FILE_SUFFIXES = ("safetensors", "pth", "pt", "th", "bin", "ckpt", "tar", "pkl", "json", "onnx")
 SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.SPECS.items()}
 
 
@@ -47,7 +49,12 @@ def get_spec(name: str | Spec) -> Spec:
     """
     if isinstance(name, Spec):
         return name
-    base = split_tag(name)[0] if isinstance(name, str) else name
+    base, tag = split_tag(name) if isinstance(name, str) else (name, "")
+    if tag.rpartition(".")[2] in FILE_SUFFIXES:
+        raise UserError(
+            f"unknown model {name!r}: expected the name of an architecture, without"
+            f" .{tag}: a file of weights is given to load_pretrained or --config.pretrained"
+        )
     spec = (SPECS.get(base) or cifar.parse_name(base)) if isinstance(base, str) else None
     if spec is None:
         raise _unknown_model(name, base)
@@ -59,11 +66,13 @@ def _unknown_model(name: object, base: object) -> UserError:
     if not isinstance(name, str):
         return unknown("model", base, SPECS)
     has_owner = "/" in name or ":" in name
-    last = split_tag(re.split("[/:]", name)[-1])[0] if has_owner else str(base)
+    last = re.split("[/:]", name)[-1]
+    parts = [last] if last in SPECS else last.split(".")  # also "torchvision.models.resnet50"
     spellings = {_without_separators(known): known for known in SPECS}
-    match = spellings.get(_without_separators(last))
+    spellings = {k.removeprefix("cifar"): v for k, v in spellings.items()} | spellings
+    match = next(filter(None, (spellings.get(_without_separators(part)) for part in parts)), None)
     if match is None:
-        return unknown("model", last, SPECS)
+        return unknown("model", split_tag(last)[0] if has_owner else base, SPECS)
     if not has_owner:
         return UserError(f"unknown model {base!r}: did you mean {match}?")
     return UserError(
