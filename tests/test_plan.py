@@ -192,6 +192,7 @@ def test_dataset_on_disk_is_opened_without_reading_it(tmp_path):
     "changes",
     [
         {"parallel": "pmap"},
+        {"parallel": "shard_map"},
         {"parallel": "mesh", "mesh.fsdp": 2, "data.alternating_flip": True},
         {"ensemble.size": 2},
         {"ensemble.size": 2, "ensemble.share_order": True},
