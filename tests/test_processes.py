@@ -151,6 +151,7 @@ needs_mpirun = pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun"
     [
         Layout("pmap", 2, 2),
         Layout("mesh", 2, 2),
+        Layout("shard_map", 2, 2),
         Layout("pmap", 4, 4),
         Layout("mesh", 4, 4, fsdp=2),
         pytest.param(Layout("pmap", 2, 2, mpirun=True), marks=needs_mpirun),
