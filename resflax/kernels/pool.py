@@ -85,13 +85,21 @@ def avg_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w
     >>> avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
     [[2.0, 3.5], [6.5, 8.0]]
     """
-    # Repeating a last row that has no partner leaves its mean unchanged.
-    return _avg_pool_2x2(x, stride, "edge", [-size % stride for size in x.shape[1:3]])
+    for axis in (1, 2):
+        if x.shape[axis] % stride:  # repeating a last row without partner leaves its mean unchanged
+            # Not `jnp.pad`: its gradient exchanges images where XLA splits the batch.
+            last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+            x = jnp.concatenate([x, last], axis)
+        x = _mean_of_pairs(x, axis, stride)
+    return x
 
 
 def avg_pool_same(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     """Returns the mean of 2x2 windows at stride 1, with zeros below and right of the image."""
-    return _avg_pool_2x2(x, 1, "constant", [1, 1])
+    for axis in (1, 2):
+        widths = [(0, 1 if a == axis else 0) for a in range(x.ndim)]
+        x = _mean_of_pairs(jnp.pad(x, widths), axis, 1)
+    return x
 
 
 def blur_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w_out c"]:
@@ -110,12 +118,8 @@ def blur_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out 
     return x
 
 
-def _avg_pool_2x2(x: Array, stride: int, mode: str, pad_after: list[int]) -> Array:
-    for axis, pad in zip((1, 2), pad_after, strict=True):
-        widths = [(0, pad if a == axis else 0) for a in range(x.ndim)]
-        slices = _window_slices(jnp.pad(x, widths, mode=mode), axis, 2, stride)
-        x = sum(slices) * jnp.array(0.5, x.dtype)
-    return x
+def _mean_of_pairs(x: Array, axis: int, stride: int) -> Array:
+    return sum(_window_slices(x, axis, 2, stride)) * jnp.array(0.5, x.dtype)
 
 
 def _window_slices(x: Array, axis: int, window: int, stride: int) -> list[Array]:

@@ -113,7 +113,7 @@ def _train(
 ) -> dict[str, Any]:
     with _open(path, trainer.config) as opened:
         notes = (*opened.notes, *trainer.run.notes, trainer.dataset.describe_splits())
-        for line in (*notes, _backend_line(trainer), trainer.summary()):
+        for line in (*notes, describe_backend(trainer.config.dtype), trainer.summary()):
             progress.print(line)
         return loop.fit(trainer, opened, progress, interrupt)
 
@@ -126,12 +126,6 @@ def _check_data(old: Fingerprint, new: Fingerprint, path: Path) -> None:
             f"the data of the run in {path} have changed: {'; '.join(changes)}: restore them, or"
             " use --resume=never for a new run"
         )
-
-
-def _backend_line(trainer: Trainer) -> str:
-    engine = trainer.engine
-    partitioned = engine.name == "mesh" and len(engine.devices) > 1
-    return describe_backend(trainer.config.dtype, partitioned=partitioned)
 
 
 def _summary(results: dict[str, Any], path: Path) -> str:
