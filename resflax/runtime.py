@@ -126,6 +126,9 @@ def enable_compilation_cache() -> Path | None:
     except OSError:
         return None  # the cache is optional: a read-only home directory is not an error
     config.update("jax_compilation_cache_dir", str(path))
+    # Otherwise no program with a rule of `kernels/partition.py` is found again, because its key has
+    # the address of a Python object. What the rule computes is in the key as well, in a name.
+    config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     return path
 
 

@@ -45,11 +45,8 @@ def test_description_of_a_requested_backend_has_no_reason(name, label, dtype, wi
         assert describe_backend(dtype) == f"convolutions: {label}"
 
 
-def test_description_covers_partitioned_programs_and_dtypes(with_onednn):
+def test_description_covers_dtypes(with_onednn):
     with conv_backend("auto"):
-        assert describe_backend(partitioned=True) == (
-            "convolutions: pure JAX (oneDNN cannot be partitioned over a mesh)"
-        )
         assert describe_backend(jnp.bfloat16) == (
             "convolutions: pure JAX (oneDNN does not support bfloat16 on this CPU)"
         )

@@ -109,6 +109,15 @@ def test_built_run_has_the_parts_of_its_config():
     assert (config.epochs, config.data.mean) == (2, ())
 
 
+def test_tag_of_a_model_without_pretrained_weights_is_said():
+    """timm's tags name weights, which only `config.pretrained` reads."""
+    run = build(make_config(model="cifar_resnet8.a1"), dataset=DIGITS)
+    assert run.notes == (
+        "initial parameters are random: those of .a1 are --config.pretrained=cifar_resnet8.a1",
+    )
+    assert build(make_config(), dataset=DIGITS).notes == ()
+
+
 def test_given_model_and_dataset_replace_those_of_the_config():
     images = np.zeros((64, 2, 2, 1), np.uint8)
     split = InMemorySplit(images, np.arange(64, dtype=np.int32) % 10)

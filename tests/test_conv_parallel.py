@@ -57,8 +57,7 @@ def test_jit_over_a_mesh_matches_and_gathers_no_images(backend, layer):
     compiled = run.lower(x, w).compile()
     text = compiled.as_text()
     assert "all-reduce" in text
-    if layer != "groups":  # XLA's kernel gradient of a grouped convolution gathers
-        assert not any(op in text for op in ("all-gather", "all-to-all", "collective-permute"))
+    assert not any(op in text for op in ("all-gather", "all-to-all", "collective-permute"))
     actual, (actual_dx, actual_dw) = compiled(x, w)
     assert_close(actual, value)
     assert_close(actual_dx, dx)

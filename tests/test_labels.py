@@ -128,3 +128,20 @@ def test_soft_targets_have_the_closed_form():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
     loss = cross_entropy(logits, jnp.array([[0.5, 0.5, 0.0]]))
     np.testing.assert_allclose(loss, [0.5 * np.log(2) + 0.5 * np.log(4)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [(kind, key) for kind in ("train", "eval", "predict") for key in ("image", "label")]
+    + [("eval", "weight"), ("predict", "weight"), ("mixup", "index")],
+)
+def test_array_that_a_batch_lacks_is_named(kind, key):
+    batch = make_batch(LABELS)
+    step = steps(mix=make_mix(mixup=0.2), num_classes=CLASSES)["train"]
+    step = step if kind == "mixup" else steps()[kind]
+    without = {name: array for name, array in batch.items() if name != key}
+    with pytest.raises(UserError, match=f"the batch has no '{key}', only 'i"):
+        jax.eval_shape(step, make_state(), without)
+    if key == "label":
+        with pytest.raises(UserError, match="'label' is a list: expected an array"):
+            jax.eval_shape(step, make_state(), batch | {"label": LABELS.tolist()})

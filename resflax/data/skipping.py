@@ -38,9 +38,9 @@ def check_skipped(
     """
     known = source.labels()
     labels = np.zeros(len(source), np.int64) if known is None else known
-    lost = np.bincount(labels[list(skipped)], minlength=1)
+    lost, totals = np.bincount(labels[list(skipped)], minlength=1), np.bincount(labels)
     for label in np.flatnonzero(lost):
-        total = int((labels == label).sum())
+        total = int(totals[label])
         if is_too_many(int(lost[label]), total):
             of_class = "" if known is None else f" of class {source.classes[label]!r}"
             reason = next(line for i, line in skipped.items() if labels[i] == label)

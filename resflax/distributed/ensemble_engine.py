@@ -3,8 +3,7 @@
 The devices form a mesh with the axes "member" and "batch". One program runs on all of them, and
 both axes are manual (`jax.shard_map`): each device gets its members and its rows of the batch, so
 nothing is left for the compiler to partition. Members need no communication; where the batch is
-split, the step averages over its axis, as under `pmap`. Under `jit` alone the compiler would gather
-the whole batch for the grouped convolutions of vmapped members.
+split, the step averages over its axis, as under `pmap`.
 """
 
 import math

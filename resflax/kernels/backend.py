@@ -55,7 +55,7 @@ def conv_backend(name: str) -> Iterator[None]:
         default_backend = previous
 
 
-def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> str:
+def describe_backend(dtype: Any = jnp.float32) -> str:
     """Returns one line that names the backend of convolutions on JAX's default platform.
 
     Where oneDNN is requested and not used, the line says why and how to get it. The first call may
@@ -63,7 +63,6 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
 
     Args:
       dtype: dtype of images and kernels, or its name.
-      partitioned: whether XLA partitions the program over several devices (`jit` over a mesh).
 
     >>> with conv_backend("cpu"):
     ...     describe_backend()
@@ -72,13 +71,11 @@ def describe_backend(dtype: Any = jnp.float32, *, partitioned: bool = False) -> 
     if jax.default_backend() != "cpu":
         return "convolutions: XLA"
     dtype = jnp.dtype(dtype)
-    name = select(dtype, unpartitioned=not partitioned)
+    name = select(dtype)
     line = f"convolutions: {_LABELS[name]}"
     if name == "onednn" or default_backend in ("xla", "cpu"):
         return line
     reason = onednn.unavailable_reason()
-    if reason is None and onednn.supports(dtype):
-        reason = "oneDNN cannot be partitioned over a mesh"
     return f"{line} ({reason or f'oneDNN does not support {dtype} on this CPU'})"
 
 
@@ -96,21 +93,22 @@ def choose_backend(ctx: Any, requested: str, dtype: Any, *, onednn_fits: bool = 
     """
     if ctx.module_context.lowering_parameters.for_export:
         return "xla"
-    return select(dtype, requested, unpartitioned=onednn_fits and is_unpartitioned(ctx))
+    reaches_onednn = is_unpartitioned(ctx) or takes_rules(ctx)
+    return select(dtype, requested, onednn_fits=onednn_fits and reaches_onednn)
 
 
-def select(dtype: Any, requested: str | None = None, *, unpartitioned: bool) -> str:
+def select(dtype: Any, requested: str | None = None, *, onednn_fits: bool = True) -> str:
     """Returns the backend of convolutions on the CPU: "xla", "cpu" or "onednn".
 
     Args:
       dtype: dtype of the operands.
       requested: one of `BACKENDS`; None for the current default.
-      unpartitioned: whether XLA partitions nothing, see `is_unpartitioned`.
+      onednn_fits: whether oneDNN can run the operation where it is lowered.
     """
     requested = requested or default_backend
     if requested == "xla":
         return "xla"
-    if requested != "cpu" and unpartitioned and onednn.supports(dtype):
+    if requested != "cpu" and onednn_fits and onednn.supports(dtype):
         return "onednn"
     return "cpu" if dtype in (jnp.float32, jnp.bfloat16) else "xla"
 
@@ -118,10 +116,24 @@ def select(dtype: Any, requested: str | None = None, *, unpartitioned: bool) -> 
 def is_unpartitioned(ctx: Any) -> bool:
     """Returns whether every mesh axis is manual or of size 1, so that XLA partitions nothing.
 
-    Under `jit` over a mesh, XLA can partition matrix products, but neither a custom call nor a loop
-    over chunks of the batch.
+    Otherwise XLA can partition matrix products, but neither a custom call nor a loop over chunks of
+    the batch, unless it has a rule for them (`partition.py`).
     """
     context = ctx.module_context.axis_context
     if hasattr(context, "manual_axes"):
         return all(n == 1 or a in context.manual_axes for a, n in context.mesh.shape.items())
     return getattr(context, "num_devices", 1) == 1
+
+
+def takes_rules(ctx: Any) -> bool:
+    """Returns whether XLA partitions the program and takes rules of `partition.py` for it.
+
+    It does under `jit` over a mesh; not where only some axes of the mesh are manual, for exported
+    programs, and with the partitioner that preceded Shardy.
+    """
+    return (
+        not is_unpartitioned(ctx)
+        and getattr(ctx.module_context.axis_context, "abstract_mesh", None) is not None
+        and not ctx.module_context.lowering_parameters.for_export
+        and bool(jax.config.jax_use_shardy_partitioner)  # type: ignore[attr-defined]
+    )

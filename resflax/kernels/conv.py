@@ -8,6 +8,8 @@ derivatives of any order need no further rules. The implementation is chosen at 
   axis becomes.
 - CPU: oneDNN where available (`onednn.py`), else matrix products in pure JAX (`cpu_conv.py`);
   `backend.py` chooses.
+
+Under `jit` over a mesh, `partition.py` splits what XLA on CPUs and GPUs cannot split well itself.
 """
 
 import functools
@@ -19,13 +21,15 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import dispatch
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from resflax.kernels import backend, cpu_conv, onednn
-from resflax.kernels.backend import choose_backend, is_unpartitioned
+from resflax.kernels.backend import choose_backend, is_unpartitioned, takes_rules
 from resflax.kernels.conv_params import PASS_OPERANDS, ConvParams, ConvPass, Pair, xla_conv
 from resflax.kernels.members import member_convolution
+from resflax.kernels.partition import gathers_batch, partitioned
 
 conv_p = jax.extend.core.Primitive("resflax_conv")
 
@@ -130,18 +134,12 @@ def _abstract_eval(
 
 
 conv_p.def_abstract_eval(_abstract_eval)
+# Otherwise the mesh is unknown when the primitive is lowered. JAX has public names neither for this
+# nor for the evaluation of a primitive without `jit`.
+dispatch.prim_requires_devices_during_lowering.add(conv_p)
 
 
-@functools.cache
-def _jitted(**static: Any) -> Any:
-    return jax.jit(functools.partial(conv_p.bind, **static))
-
-
-def _run_eagerly(lhs: Array, rhs: Array, **static: Any) -> Array:
-    return _jitted(**static)(lhs, rhs)
-
-
-conv_p.def_impl(_run_eagerly)
+conv_p.def_impl(functools.partial(dispatch.apply_primitive, conv_p))
 
 
 def _transpose(
@@ -210,21 +208,36 @@ def _lower(
     return rule(ctx, lhs, rhs)
 
 
-def _lower_cpu(
-    ctx: Any, lhs: Any, rhs: Any, *, params: ConvParams, backend: str, **static: Any
-) -> Any:
-    run: Any = xla_conv
-    if ctx.avals_out[0].size:
-        # oneDNN does not support negative padding.
-        dtype, onednn_fits = ctx.avals_in[0].dtype, not params.crops
-        name = choose_backend(ctx, backend, dtype, onednn_fits=onednn_fits)
-        pure_jax = functools.partial(cpu_conv.convolve, chunked=is_unpartitioned(ctx))
-        xla = _choose_xla("cpu", ctx, cpu_conv.xla_convolve)
-        run = {"xla": xla, "cpu": pure_jax, "onednn": _run_onednn}[name]
-    return _lower(ctx, lhs, rhs, params=params, backend=backend, run=run, **static)
+def _lower_partitioned(ctx: Any, lhs: Any, rhs: Any, *, name: str, **static: Any) -> Any:
+    """Lowers to a pass that XLA partitions by this package's rule.
+
+    Each device's part is lowered again, as for a single device.
+    """
+    conv_pass, params = static["conv_pass"], static["params"]
+    run = functools.partial(conv_p.bind, **static)
+    function = partitioned(run, conv_pass, ctx.avals_in[0].ndim, params, name)
+    return mlir.lower_fun(function, multiple_results=False)(ctx, lhs, rhs)
+
+
+def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
+    if not ctx.avals_out[0].size:
+        return _lower(ctx, lhs, rhs, **static)
+    lhs_aval, params = ctx.avals_in[0], static["params"]
+    # oneDNN does not support negative padding.
+    onednn_fits = not params.crops
+    name = choose_backend(ctx, static["backend"], lhs_aval.dtype, onednn_fits=onednn_fits)
+    needs_rule = name == "onednn" or gathers_batch(lhs_aval.ndim, params)
+    if needs_rule and takes_rules(ctx):
+        return _lower_partitioned(ctx, lhs, rhs, name=name, **static)
+    pure_jax = functools.partial(cpu_conv.convolve, chunked=is_unpartitioned(ctx))
+    xla = _choose_xla("cpu", ctx, cpu_conv.xla_convolve)
+    run = {"xla": xla, "cpu": pure_jax, "onednn": _run_onednn}[name]
+    return _lower(ctx, lhs, rhs, run=run, **static)
 
 
 def _lower_gpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
+    if takes_rules(ctx) and gathers_batch(ctx.avals_in[0].ndim, static["params"]):
+        return _lower_partitioned(ctx, lhs, rhs, name="xla", **static)
     return _lower(ctx, lhs, rhs, run=_choose_xla("gpu", ctx, xla_conv), **static)
 
 

@@ -66,7 +66,7 @@ def choose_method(platform: str, pixels: int, *, dtype: Any = jnp.float32) -> Me
     >>> choose_method("cpu", 64 * 224 * 224)
     'map'
     """
-    name = backend.select(jnp.dtype(dtype), unpartitioned=True) if platform == "cpu" else "xla"
+    name = backend.select(jnp.dtype(dtype)) if platform == "cpu" else "xla"
     row = MEMBER_TABLE.get((platform, name), DEFAULT_ROW)
     return "vmap" if pixels <= row.max_pixels else "map"
 

@@ -227,10 +227,14 @@ class Workdir:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "results.json").rename(self.path / f"results-{old}-{key}.json")
 
-    def disk_errors(self) -> contextlib.AbstractContextManager[None]:
-        """Turns errors while writing a file in the directory into a `UserError` of one line."""
+    def disk_errors(self, name: str = "") -> contextlib.AbstractContextManager[None]:
+        """Turns errors while writing in the directory into a `UserError` of one line.
+
+        Args:
+          name: of the file, for the message; by default it names the directory only.
+        """
         return disk_errors_as_user_error(
-            f"workdir {self.path} cannot be written",
+            f"{f'{name} in ' if name else ''}workdir {self.path} cannot be written",
             lambda: f"the last checkpoint is intact; make room, or choose another {self.option}",
         )
 

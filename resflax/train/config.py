@@ -64,6 +64,14 @@ def build_model(config: ConfigDict, num_classes: int | None = None) -> ResNet:
     )
 
 
+def crop_kind(config: ConfigDict) -> str:
+    """Returns how training images are cropped, a row of `CROPS`."""
+    chosen: str = config.data.train_crop
+    if chosen == "auto":
+        return "inception" if config.data.image_size else "none"
+    return chosen
+
+
 def build_augment(config: ConfigDict) -> Augment | None:
     """Builds the augmentation of a config; None if there is none."""
     data = config.data
@@ -71,7 +79,7 @@ def build_augment(config: ConfigDict) -> Augment | None:
         pad_crop=data.pad_crop,
         inception_crop=(
             (*data.crop_scale, *data.crop_ratio)
-            if not data.image_size and data.train_crop == "inception"
+            if not data.image_size and crop_kind(config) == "inception"
             else ()
         ),
         flip="alternating" if data.alternating_flip else "random" if data.flip else "none",

@@ -32,7 +32,9 @@ from resflax.train.rule import (
     POSITIVE,
     SEED,
     TYPE_NAMES,
+    Combination,
     Rule,
+    check_combinations,
     check_type,
 )
 from resflax.train.schedules import SCHEDULES
@@ -138,7 +140,7 @@ EXPECTED: dict[str, str] = {
     **{f"spec.{name}": LESS_THAN_ONE.expected for name in ("drop_path", "dropout")},
 }
 # Rules over several keys: the invalid combination, and its message.
-COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+COMBINATIONS: tuple[Combination, ...] = (
     (
         lambda c: not c.epochs and not c.pretrained,
         "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
@@ -230,9 +232,7 @@ def check_config(config: ConfigDict) -> None:
         with another.
     """
     check_values(config)
-    for is_invalid, message in COMBINATIONS:
-        if is_invalid(config):
-            raise UserError(message.format(c=config))
+    check_combinations(COMBINATIONS, config)
     for build in CHECKS:
         build(config)
 

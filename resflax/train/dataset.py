@@ -11,6 +11,7 @@ from resflax.data.location import FeatureKeys
 from resflax.data.roles import Roles, SplitChoice
 from resflax.distributed.processes import all_gather_strings
 from resflax.errors import UserError
+from resflax.train.config import crop_kind
 from resflax.weights import PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
 
@@ -113,6 +114,5 @@ def _eval_transform(
 
 def _train_crop(config: ConfigDict) -> TrainCrop:
     """Returns the crop of streamed training images."""
-    data = config.data
-    kind = "inception" if data.train_crop == "auto" else data.train_crop
-    return TrainCrop(kind, tuple(data.crop_scale), tuple(data.crop_ratio))
+    scale, ratio = tuple(config.data.crop_scale), tuple(config.data.crop_ratio)
+    return TrainCrop(crop_kind(config), scale, ratio)

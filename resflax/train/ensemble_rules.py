@@ -1,6 +1,5 @@
 """Valid values of `config.ensemble`, alone and together with other keys."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from ml_collections import ConfigDict
 
 from resflax.data.augment.mix import MAX_ALPHA
 from resflax.errors import UserError, quantity
-from resflax.train.config import build_augment, build_mix, build_model
+from resflax.train.config import build_augment, build_mix, build_model, crop_kind
 from resflax.train.ensemble import (
     MEMBER_KEYS,
     SHARED,
@@ -22,7 +21,9 @@ from resflax.train.rule import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    Combination,
     Rule,
+    check_combinations,
     check_type,
 )
 
@@ -38,7 +39,7 @@ MEMBER_RULES: dict[str, Rule] = {
     "drop_path": LESS_THAN_ONE,
 }
 # The invalid combinations of an ensemble with other keys, and their messages.
-COMBINATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+COMBINATIONS: tuple[Combination, ...] = (
     (
         lambda c: not c.epochs,
         "config.epochs is 0 with config.ensemble.size={c.ensemble.size}, which needs training:"
@@ -73,9 +74,7 @@ def check_ensemble(config: ConfigDict) -> None:
         _check_values(name, config.ensemble[name], config.ensemble.size, rule)
     if not is_ensemble(config):
         return
-    for is_invalid, message in COMBINATIONS:
-        if is_invalid(config):
-            raise UserError(message.format(c=config))
+    check_combinations(COMBINATIONS, config)
     if config.ensemble.drop_path and (config.model or not config.pretrained):
         largest = max(range(config.ensemble.size), key=config.ensemble.drop_path.__getitem__)
         build_model(member_config(config, largest))
@@ -101,7 +100,7 @@ def is_random(config: ConfigDict) -> bool:
 
     With `config.model` "", the network is that of the weights, and may be.
     """
-    random_crop = config.data.image_size and config.data.train_crop not in ("squash", "none")
+    random_crop = config.data.image_size and crop_kind(config) not in ("squash", "none")
     if random_crop or config.ensemble.drop_path or config.ensemble.mixup:
         return True
     if build_augment(config) or build_mix(config) or not config.model:

@@ -40,7 +40,7 @@ def make_eval_step(
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        check_eval_batch(batch["image"], batch["label"], batch["weight"])
+        check_eval_batch(batch)
         logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
         sums = {
             "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
@@ -78,7 +78,7 @@ def make_predict_step(
         return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        check_eval_batch(batch["image"], batch["label"], batch["weight"])
+        check_eval_batch(batch)
         images = normalize(batch["image"])
         logits: Any = model.apply(state.eval_variables, images, train=False, **options)
         return {

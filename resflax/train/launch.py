@@ -24,6 +24,7 @@ from resflax.run.workdir import ExistingRun, Workdir
 from resflax.train import loop
 from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.config_rules import check_config
+from resflax.train.results import describe_accuracies
 from resflax.train.run_builder import build
 from resflax.train.trainer import Trainer
 from resflax.weights import PretrainedConfig
@@ -112,7 +113,7 @@ def _train(
 ) -> dict[str, Any]:
     with _open(path, trainer.config) as opened:
         notes = (*opened.notes, *trainer.run.notes, trainer.dataset.describe_splits())
-        for line in (*notes, _backend_line(trainer), trainer.summary()):
+        for line in (*notes, describe_backend(trainer.config.dtype), trainer.summary()):
             progress.print(line)
         return loop.fit(trainer, opened, progress, interrupt)
 
@@ -127,21 +128,15 @@ def _check_data(old: Fingerprint, new: Fingerprint, path: Path) -> None:
         )
 
 
-def _backend_line(trainer: Trainer) -> str:
-    engine = trainer.engine
-    partitioned = engine.name == "mesh" and len(engine.devices) > 1
-    return describe_backend(trainer.config.dtype, partitioned=partitioned)
-
-
 def _summary(results: dict[str, Any], path: Path) -> str:
     """Returns a line with the last and the best accuracy of each split."""
     skipped, steps, best_by = results["skipped_examples"], results["steps"], results["best_by"]
-    validation, best = results.get("validation_accuracy"), results[f"best_{best_by}_accuracy"]
-    last = f"test accuracy {results['test_accuracy']:.4f} on {results['test_examples']} examples"
-    if validation is not None:
-        last += f", validation accuracy {validation:.4f}"
+    last = describe_accuracies(
+        {split: results.get(f"{split}_accuracy") for split in ("validation", "test")}
+    )
+    best = describe_accuracies({best_by: results[f"best_{best_by}_accuracy"]})
     return (
-        f"{last}, at step {steps}; best {best_by} accuracy {best:.4f}, at step"
+        f"{last} on {results['test_examples']} examples, at step {steps}; best {best}, at step"
         f" {results['best_step']}{f'; {skipped} skipped, see skipped.txt' if skipped else ''};"
         f" saved in {path}"
     )

@@ -1,10 +1,12 @@
 """Loss and accuracy of each example."""
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -67,6 +69,17 @@ def one_hot_or_nan(labels: Int[Array, " n"], classes: int) -> Float[Array, "n cl
     return one_hot(labels, classes) + nan_if_invalid(labels, classes)[:, None]
 
 
+def check_keys(batch: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises `UserError` unless a batch has an array under each of the keys."""
+    for key in keys:
+        if key not in batch:
+            raise UserError(
+                f"the batch has no {key!r}, only {', '.join(map(repr, batch))}: expected an array"
+            )
+        if not isinstance(batch[key], np.ndarray | jax.Array):
+            raise UserError(f"{key!r} is a {type(batch[key]).__name__}: expected an array")
+
+
 def check_labels(labels: Any, examples: int) -> None:
     """Raises `UserError` unless labels are integers of shape `(examples,)`."""
     if labels.shape != (examples,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -76,12 +89,14 @@ def check_labels(labels: Any, examples: int) -> None:
         )
 
 
-def check_eval_batch(images: Any, labels: Any, weights: Any) -> None:
-    """Raises `UserError` unless labels and weights are one number per image."""
-    check_labels(labels, len(images))
-    if weights.shape != labels.shape:
+def check_eval_batch(batch: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless a batch has images, and a label and a weight for each."""
+    check_keys(batch, ("image", "label", "weight"))
+    check_labels(batch["label"], len(batch["image"]))
+    if batch["weight"].shape != batch["label"].shape:
         raise UserError(
-            f"weights have shape {weights.shape}: expected one per example, {labels.shape}"
+            f"weights have shape {batch['weight'].shape}: expected one per example,"
+            f" {batch['label'].shape}"
         )
 
 

@@ -67,9 +67,11 @@ class Recorder:
 
     def draw_curves(self, state: TrainerState) -> None:
         """Draws `curves.png` from all records of the run."""
-        title = f"{self._trainer.title}, {describe_accuracies(state)}"
+        splits = {"validation": state.validation, "test": state.test}
+        accuracies = {split: metrics.get("accuracy") for split, metrics in splits.items()}
+        title = f"{self._trainer.title}, {describe_accuracies(accuracies)}"
         path, labels = self._workdir.path / "curves.png", member_labels(self._trainer.config)
-        with self._workdir.disk_errors():
+        with self._workdir.disk_errors(path.name):
             draw_curves(self._workdir.records.all(), path, title, labels)
 
     def _make_record(

@@ -1,5 +1,6 @@
 """A run's outputs as JSON values: the records of `metrics.jsonl`, and `results.json`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -97,10 +98,15 @@ def make_results(
     }
 
 
-def describe_accuracies(state: TrainerState) -> str:
-    """Returns the accuracies at the end of a run, of each split that was evaluated."""
-    splits = {"validation": state.validation, "test": state.test}
-    return ", ".join(f"{k} accuracy {v['accuracy']:.4f}" for k, v in splits.items() if v)
+def describe_accuracies(accuracies: Mapping[str, float | None]) -> str:
+    """Returns the accuracy of each split in words, without those that were not evaluated (None).
+
+    >>> describe_accuracies({"validation": None, "test": 0.5})
+    'test accuracy 0.5000'
+    """
+    return ", ".join(
+        f"{split} accuracy {value:.4f}" for split, value in accuracies.items() if value is not None
+    )
 
 
 def _ensemble_results(run: Run, trainer_state: TrainerState) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Valid values of one key of a config, in words and as a test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from resflax.errors import UserError
 
@@ -31,6 +33,17 @@ class Rule(NamedTuple):
             valid = False
         if not valid:
             raise UserError(f"{name} is {value!r}: expected {self.expected}")
+
+
+# An invalid combination of keys, and its message, in which `{c}` is the config.
+Combination = tuple[Callable[[ConfigDict], bool], str]
+
+
+def check_combinations(combinations: Sequence[Combination], config: ConfigDict) -> None:
+    """Raises `UserError` with the message of the first combination that a config has."""
+    for is_invalid, message in combinations:
+        if is_invalid(config):
+            raise UserError(message.format(c=config))
 
 
 POSITIVE = Rule("more than 0", lambda v: v > 0)

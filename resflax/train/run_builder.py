@@ -37,6 +37,7 @@ from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
 from resflax.zoo import create_model
+from resflax.zoo.registry import split_tag
 
 OpenDataset = Callable[[ConfigDict, PretrainedConfig | None], Dataset]
 
@@ -113,7 +114,7 @@ def build(
         model=model,
         pretrained=pretrained,
         read_variables=read_variables,
-        notes=_describe_start(fitted, model, dataset) if fitted else (),
+        notes=_describe_start(config, fitted, model, dataset),
         steps=total_steps(config, examples),
         schedules=schedules,
         optimizer=optimizer,
@@ -176,8 +177,14 @@ def _build_model_for(
     return create_model(spec, dtype=config.dtype, scan=config.scan, remat=config.remat)
 
 
-def _describe_start(weights: Weights, model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+def _describe_start(
+    config: ConfigDict, weights: Weights | None, model: nn.Module, dataset: Dataset
+) -> tuple[str, ...]:
     """Returns lines on the weights that a run starts from, and on its preprocessing."""
+    if weights is None:
+        tag = "" if config.pretrained else split_tag(config.model)[1]
+        line = f"initial parameters are random: those of .{tag} are --config.pretrained="
+        return (f"{line}{config.model}",) if tag else ()
     record = model_record(model, dataset)
     assert record, "pretrained weights are those of a ResNet"
     cropped = isinstance(dataset.test, StreamingSplit)

@@ -23,6 +23,7 @@ from resflax.train.choice import Choice
 from resflax.train.freeze import merge_params, split_params
 from resflax.train.metrics import (
     Metrics,
+    check_keys,
     check_labels,
     correct,
     cross_entropy,
@@ -69,11 +70,14 @@ def make_prepare_batch(
     """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix."""
 
     def prepare(state: TrainState, batch: Batch) -> TrainInputs:
-        images, target = batch["image"], batch["target" if "target" in batch else "label"]
+        needs_keys = augment or mix or needs_rng
+        target_key = "target" if "target" in batch else "label"
+        check_keys(batch, ("image", target_key, *["index"] * bool(needs_keys)))
+        images, target = batch["image"], batch[target_key]
         label = batch["label"] if "label" in batch else jnp.argmax(target, -1)
         check_labels(label, len(images))
         keys: Any = None
-        if augment or mix or needs_rng:
+        if needs_keys:
             # Each consumer folds the number of its own stream into them.
             keys = example_keys(state.seed, state.step, batch["index"])
         if augment and "epoch" in batch:

@@ -10,7 +10,7 @@ from resflax.data.fake import is_fake
 from resflax.data.kinds import kind_of
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
-from resflax.train.config import build_model
+from resflax.train.config import build_model, crop_kind
 from resflax.train.config_keys import AUGMENTATION, KEYS, OPTIMIZER, REGULARIZATION, SCHEDULE
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
 from resflax.train.ensemble_rules import is_random
@@ -92,11 +92,6 @@ def _is_streamed(c: ConfigDict) -> bool:
     return bool(c.data.image_size) and not _is_generated(c)
 
 
-def _crops_by_inception(c: ConfigDict) -> bool:
-    kinds = ("auto", "inception") if _is_streamed(c) else ("inception",)
-    return c.data.train_crop in kinds
-
-
 def _has_no_batch_norm(c: ConfigDict) -> bool:
     return bool(c.model) and build_model(c).spec.norm != "batch"
 
@@ -106,6 +101,11 @@ ROWS: tuple[Row, ...] = (
         (*TRAINING_KEYS, *AUGMENT_KEYS),
         lambda c: not c.epochs,
         "config.epochs is 0, which only evaluates: leave it out, or train for 1 epoch or more",
+    ),
+    Row(
+        ("data.train_crop",),
+        lambda c: not c.epochs and c.data.train_crop != "squash",  # which evaluation follows
+        "config.epochs is 0, which only evaluates: leave it out, or use config.data.crop_mode",
     ),
     Row(
         ("reset_head",),
@@ -219,7 +219,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         _data("crop_scale", "crop_ratio"),
-        lambda c: not _crops_by_inception(c),
+        lambda c: crop_kind(c) != "inception",
         "config.data.train_crop={c.data.train_crop!r} makes no Inception crops here: leave it out,"
         " or use inception",
     ),
