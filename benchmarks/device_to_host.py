@@ -3,30 +3,34 @@
     python -m benchmarks.device_to_host --devices=8 --model=resnet50
 
 It uses virtual CPU devices, so that the cost of gathering a replicated state can be measured
-without accelerators.
+without accelerators. With `--processes=2`, each of two processes has half of the devices, as two
+hosts would.
 """
 
 import argparse
 import contextlib
+import io
 import json
 import os
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from benchmarks.cli import check_json_path, run
-from benchmarks.machine import describe, machine
+from benchmarks.machine import ROOT, describe, machine
 from benchmarks.report import number, table
 from benchmarks.task import Task, check_integer, parse_task
 from benchmarks.weights import make_batch
 from resflax import create_model, tune_malloc
-from resflax.errors import Parser
+from resflax.errors import Parser, UserError
 from resflax.files import path_type
 from resflax.progress import ProgressMeter
 
@@ -63,7 +67,8 @@ def _setup(task: Task, engine: Any) -> tuple[Callable[..., Any], Any, Any]:
     optimizer = make_optimizer("sgd", task.learning_rate, weight_decay=task.weight_decay)
     step = make_train_step(model, optimizer, axis_name=engine.axis_name)
     state = create_state(model, optimizer, task.seed, (task.size, task.size, task.channels))
-    images, labels = make_batch(task)
+    rows = engine.local_slice(task.batch)
+    images, labels = (array[rows] for array in make_batch(task))
     batch = engine.shard_batch({"image": images, "label": labels})
     return engine.compile_train(step), engine.put_state(state), batch
 
@@ -79,6 +84,7 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
       rounds: number of rounds.
       meter: progress meter, with one unit per round.
     """
+    from resflax.distributed.processes import is_main_process
     from resflax.run.checkpoint import Checkpoint
     from resflax.run.checkpointer import Checkpointer
 
@@ -88,11 +94,12 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
     seconds: dict[str, list[float]] = {key: [] for key in TIMINGS.values()}
     seconds["first_to_host_seconds"].append(_timed(engine.to_host, state)[0])
     with tempfile.TemporaryDirectory() as directory:
-        checkpointer = Checkpointer(Path(directory), max_to_keep=1)
+        checkpointer = Checkpointer(Path(directory), max_to_keep=1) if is_main_process() else None
 
         def save(host_state: Any) -> None:
-            checkpointer.save(Checkpoint(int(host_state.step), {"state": host_state}, {}))
-            checkpointer.wait()
+            if checkpointer:
+                checkpointer.save(Checkpoint(int(host_state.step), {"state": host_state}, {}))
+                checkpointer.wait()
 
         for r in range(rounds):
             step_seconds, (state, _) = _timed(step, state, batch)
@@ -101,7 +108,8 @@ def measure(task: Task, engine: Any, rounds: int, meter: ProgressMeter) -> dict[
             seconds["to_host_seconds"].append(copy_seconds)
             seconds["save_seconds"].append(_timed(save, host_state)[0])
             meter.update(1, f"round {r + 1} of {rounds}")
-        checkpointer.close()
+        if checkpointer:
+            checkpointer.close()
     return {key: statistics.median(values) for key, values in seconds.items()}
 
 
@@ -116,45 +124,88 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, Task]:
     )
     add = parser.add_argument
     add("--devices", type=int, default=8, help="number of virtual devices; default: %(default)s")
+    add("--processes", type=int, default=1, help="that share the devices; default: %(default)s")
+    add("--process_id", type=int, default=0, help=argparse.SUPPRESS)  # of those that it starts
+    add("--port", type=int, help=argparse.SUPPRESS)
     add("--model", default="resnet50", help="default: %(default)s")
     add("--size", type=int, default=64, help="height and width of images; default: %(default)s")
     add("--batch", type=int, default=16, help="global batch size; default: %(default)s")
-    add("--engines", default="pmap,mesh", metavar="A,B", help="default: %(default)s")
+    add("--engines", default="pmap,mesh,shard_map", metavar="A,B", help="default: %(default)s")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--json", type=path_type, metavar="PATH", help="write the results to this file")
     args = parser.parse_args(argv)
     check_integer("--devices", args.devices, 1024)
+    check_integer("--processes", args.processes, 64)
+    if args.devices % args.processes:
+        raise UserError(f"--devices is {args.devices}: expected a multiple of --processes")
     check_integer("--rounds", args.rounds, 10_000)
     check_json_path(args.json)
     return args, parse_task(f"{args.model}@{args.size}:{args.batch}", device="cpu")
 
 
+@contextlib.contextmanager
+def other_processes(argv: list[str], args: argparse.Namespace) -> Iterator[None]:
+    """Starts the other processes if this is the first, and connects to them."""
+    import jax
+
+    from resflax.distributed import DistributedConfig
+
+    others: list[subprocess.Popen[bytes]] = []
+    if args.processes > 1 and args.port is None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            args.port = unused.getsockname()[1]
+        command = [sys.executable, "-m", "benchmarks.device_to_host", *argv, f"--port={args.port}"]
+        for i in range(1, args.processes):
+            others.append(subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT))
+    try:
+        if args.processes > 1:
+            address = f"127.0.0.1:{args.port}"
+            DistributedConfig(True, address, args.processes, args.process_id).initialize()
+        yield
+        if args.processes > 1:
+            jax.distributed.shutdown()  # at the exit, each process would wait for all others
+    finally:
+        for process in others:
+            process.terminate()
+            process.wait()
+
+
 def main(argv: list[str]) -> None:
     """Measures all engines and prints a table."""
     args, task = _parse_args(argv)
-    use_virtual_devices(args.devices)
+    use_virtual_devices(args.devices // args.processes)
     tune_malloc()
     logging.set_verbosity(logging.ERROR)  # Orbax warns about checkpoints without metrics
+    with other_processes(argv, args):
+        _measure_engines(args, task, argv)
 
+
+def _measure_engines(args: argparse.Namespace, task: Task, argv: list[str]) -> None:
     from resflax.distributed.engines import check_batch_size, make_engine
+    from resflax.distributed.processes import is_main_process
 
     engines = {name: make_engine(name) for name in args.engines.split(",")}
     check_batch_size(task.batch, args.devices)
     info, results = machine(), {}
-    print(describe(info), flush=True)
-    with contextlib.closing(ProgressMeter(args.rounds * len(engines), file=sys.stderr)) as meter:
+    output = sys.stderr if is_main_process() else io.StringIO()
+    with contextlib.closing(ProgressMeter(args.rounds * len(engines), file=output)) as meter:
         for name, engine in engines.items():
             meter.print(f"{name} on {args.devices} virtual devices")
             results[name] = measure(task, engine, args.rounds, meter)
-    print(f"\n## {task.name}, {task.dtype}, on {args.devices} virtual CPU devices\n")
+    if not is_main_process():
+        return
+    processes = f" of {args.processes} processes" if args.processes > 1 else ""
+    print(describe(info))
+    print(f"\n## {task.name}, {task.dtype}, on {args.devices} virtual CPU devices{processes}\n")
     rows = [
         [name, *(number(values[key]) for key in TIMINGS.values())]
         for name, values in results.items()
     ]
     print(table(["engine", *TIMINGS], rows))
     if args.json:
-        output = {"argv": argv, "machine": info, "results": results}
-        args.json.write_text(json.dumps(output, indent=1) + "\n")
+        everything = {"argv": argv, "machine": info, "results": results}
+        args.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

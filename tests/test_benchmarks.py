@@ -293,14 +293,15 @@ def test_failed_worker_command_is_one_line():
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_device_to_host_times_both_engines(tmp_path):
+def test_device_to_host_times_engines_of_two_processes(tmp_path):
     path = tmp_path / "result.json"
-    args = ["--devices=2", "--model=cifar_resnet8", "--size=8", "--batch=4", "--rounds=1"]
-    done = run(*args, f"--json={path}", module="benchmarks.device_to_host")
+    args = ["--devices=2", "--processes=2", "--engines=pmap,shard_map"]
+    args += ["--model=cifar_resnet8", "--size=8", "--batch=4", "--rounds=1", f"--json={path}"]
+    done = run(*args, module="benchmarks.device_to_host")
     assert done.returncode == 0, done.stderr
     results = json.loads(path.read_text())["results"]
-    assert list(results) == ["pmap", "mesh"]
+    assert list(results) == ["pmap", "shard_map"]
     for seconds in results.values():
         assert len(seconds) == 4
         assert min(seconds.values()) > 0
-    assert "on 2 virtual CPU devices" in done.stdout
+    assert "on 2 virtual CPU devices of 2 processes" in done.stdout

@@ -26,7 +26,7 @@ def test_doctor_passes_on_eight_virtual_devices():
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"8 devices: cpu (cpu); jax {jax.__version__}")
     rows = [line for line in lines if line.startswith(("pass", "FAIL"))]
-    assert [row[:4] for row in rows] == ["pass"] * 7
+    assert [row[:4] for row in rows] == ["pass"] * 9
     for name in (
         "mesh, 8 devices: equals one",
         "state sharded over 2: equals one",
@@ -48,10 +48,10 @@ def test_different_losses_fail_the_checks(monkeypatch, capsys):
     monkeypatch.setattr(doctor.Trial, "run", run_with_error)
     monkeypatch.setattr(doctor, "STEPS", 2)
     monkeypatch.setattr(doctor, "_check_resume", lambda name, trial: doctor.Check(name, True, ""))
-    with pytest.raises(UserError, match="3 checks failed"):
+    with pytest.raises(UserError, match="4 checks failed"):
         doctor.main([])
     out = capsys.readouterr().out
-    assert out.count("FAIL") == 3
+    assert out.count("FAIL") == 4
     assert re.search(
         r"FAIL  mesh, 8 devices: equals one +largest relative loss difference 7.0e-03", out
     )

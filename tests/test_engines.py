@@ -23,7 +23,10 @@ from resflax.distributed.engines import (
 )
 from resflax.train import create_state, make_engine, make_eval_step, make_train_step
 
-LAYOUTS = [("pmap", 1, 1), ("pmap", 8, 1), ("mesh", 1, 1), ("mesh", 8, 1), ("mesh", 8, 2)]
+LAYOUTS = [
+    *(("pmap", 1, 1), ("pmap", 8, 1), ("mesh", 1, 1), ("mesh", 8, 1), ("mesh", 8, 2)),
+    *(("shard_map", 1, 1), ("shard_map", 8, 1)),
+]
 
 
 @pytest.fixture(params=LAYOUTS, ids=lambda layout: "-".join(map(str, layout)))
@@ -82,7 +85,7 @@ def test_to_host_inverts_replicate_and_put_state(engine, method):
 
 def test_pmap_to_host_reads_one_shard():
     """The stand-in has nothing else: indexing it, or reading another shard, would fail."""
-    leaf = SimpleNamespace(addressable_shards=[SimpleNamespace(data=jnp.arange(6.0)[None])])
+    leaf = SimpleNamespace(addressable_data={0: jnp.arange(6.0)[None]}.__getitem__)
     result = PmapEngine(jax.devices()).to_host({"a": leaf})
     np.testing.assert_array_equal(result["a"], np.arange(6.0))
 
@@ -128,8 +131,10 @@ def test_compiled_steps_reduce_over_all_devices(engine):
 
 def test_steps_on_device_data_get_their_rows_of_the_order(engine):
     def step(state, data):
-        index = data["order"]["index"][state - data["first_step"]]
-        return state + 1, {"image": data["dataset"]["image"][index]}
+        rows = data["dataset"]["image"][data["order"]["index"][state - data["first_step"]]]
+        if engine.axis_name:
+            rows = jax.lax.all_gather(rows, engine.axis_name, tiled=True)
+        return state + 1, {"image": rows}
 
     images = np.arange(50, dtype=np.float32) * 2
     order = np.random.default_rng(0).permutation(48).reshape(3, 16).astype(np.int32)
@@ -142,7 +147,7 @@ def test_steps_on_device_data_get_their_rows_of_the_order(engine):
     state = engine.put_state(np.int32(7))
     for k in range(3):
         state, metrics = step(state, data)
-        np.testing.assert_array_equal(np.asarray(metrics["image"]).reshape(-1), images[order[k]])
+        np.testing.assert_array_equal(engine.to_host(metrics)["image"], images[order[k]])
     assert engine.to_host(state) == 10
 
 
@@ -225,7 +230,7 @@ def test_shard_batch_rejects_unequal_parts(name):
 @pytest.mark.parametrize(
     ("name", "fsdp", "message"),
     [
-        ("pmapp", 1, "unknown parallel 'pmapp': expected one of pmap, mesh"),
+        ("pmapp", 1, "unknown parallel 'pmapp': expected one of pmap, mesh, shard_map"),
         ("pmap", 2, "config.mesh.fsdp is 2 with config.parallel='pmap': expected 'mesh'"),
         ("mesh", 3, "config.mesh.fsdp is 3: expected a divisor of the number of devices, 8"),
     ],

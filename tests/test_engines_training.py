@@ -9,6 +9,7 @@ from helpers.modules import NormNet
 
 from resflax import create_model
 from resflax.data import load_dataset, make_augment, normalize, train_batches
+from resflax.distributed.engines import ENGINES
 from resflax.train import (
     create_state,
     default_config,
@@ -71,7 +72,9 @@ def one_device(digits, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "devices"), [("pmap", 1), ("pmap", 8), ("mesh", 8), ("mesh", 2)])
+@pytest.mark.parametrize(
+    ("name", "devices"), [("pmap", 1), ("pmap", 8), ("mesh", 8), ("mesh", 2), ("shard_map", 8)]
+)
 def test_losses_and_statistics_do_not_depend_on_device_count(
     digits, model, one_device, name, devices
 ):
@@ -133,7 +136,7 @@ def one_device_losses(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pmap", "mesh"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_random_numbers_do_not_depend_on_the_device_count(digits, one_device_losses, name):
     np.testing.assert_allclose(
         train_with_random_steps(digits, name, 8), one_device_losses, rtol=1e-5
@@ -143,5 +146,5 @@ def test_random_numbers_do_not_depend_on_the_device_count(digits, one_device_los
 def test_dense_network_has_the_same_losses_on_eight_devices(digits):
     """The fast form of the slow tests above."""
     expected, _ = train(digits, "mesh", 1, NormNet())
-    for name in ("pmap", "mesh"):
+    for name in ENGINES:
         np.testing.assert_allclose(train(digits, name, 8, NormNet())[0], expected, rtol=1e-4)

@@ -46,9 +46,11 @@ IMPLEMENTATIONS = {
     "openvino": Implementation("onnx_runtimes", "openvino", {"runtime": "openvino"}, trains=False),
 }
 
-# The reference matrix product, and the case sets (`CaseSet`) of the input and ensemble benchmarks.
+# The reference matrix product and copy, and the case sets (`CaseSet`) of the input and ensemble
+# benchmarks.
 AUXILIARY = {
     "gemm": Implementation("gemm", "numpy"),
+    "bandwidth": Implementation("bandwidth", "jax"),
     "decoders": Implementation("decoders", "PIL"),
     "resflax loader": Implementation("loaders", "grain", {"library": "resflax"}),
     "torch loader": Implementation("loaders", "torch", {"library": "torch"}),

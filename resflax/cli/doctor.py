@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from resflax.data import load_dataset
-from resflax.distributed import Engine, make_engine
+from resflax.distributed.engines import ENGINES, Engine, make_engine
 from resflax.errors import UserError
 from resflax.nn import ResNet, Spec
 from resflax.run.checkpoint import Checkpoint
@@ -125,7 +125,7 @@ def run_checks() -> Iterator[Check]:
     learns = bool(np.isfinite(losses).all() and losses[-1] < losses[0])
     yield Check("pmap, 1 device: learns", learns, f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
     yield _check_losses("mesh, 1 device: equals pmap", Trial(case, "mesh", 1), losses)
-    for name in ("pmap", "mesh"):
+    for name in ENGINES:
         trial = Trial(case, name, count)
         if count > 1:
             yield _check_losses(f"{name}, {count} devices: equals one", trial, losses)

@@ -3,8 +3,8 @@
 An engine runs the same pure step on all devices of all processes: the state is replicated (or
 sharded over a mesh, see `MeshEngine`), the batch is split. Each process provides its own rows of a
 batch, `local_slice`. The engines differ in how devices share batch statistics and gradients: under
-`pmap` the step averages over `axis_name`; under `jit` over a mesh the compiler sees the global
-batch.
+`pmap` and `shard_map` the step averages over `axis_name`; under `jit` over a mesh the compiler sees
+the global batch. docs/pods.md says which engine is for what.
 
 In place of arrays, the methods that put them on devices accept `jax.ShapeDtypeStruct`s, and
 compiled steps have a method `lower`, so that a step can be compiled for devices that are not there.
@@ -40,10 +40,11 @@ class Engine(Protocol):
     """Runs a step on several devices.
 
     Attributes:
-      name: "pmap" or "mesh".
+      name: a name of `ENGINES`.
       devices: all devices, of all processes.
       batch_devices: number of equal parts that a batch is split into; its size is a multiple.
-      axis_name: the mapped axis to make the step with; None if the step sees the global batch.
+      axis_name: the mapped axis to make the step with, which reduces or gathers its results over
+        it; None if the step sees the global batch.
     """
 
     name: str
@@ -127,7 +128,12 @@ def _local_slice(devices: Sequence[Any], size: int) -> slice:
 
 
 class PmapEngine:
-    """Runs a step under `jax.pmap`: state replicated, each device sees a part of the batch."""
+    """Runs a step under `jax.pmap`: state replicated, each device sees a part of the batch.
+
+    With several processes, `jax.pmap` converts every array of the state in every call, from the
+    process's own part to a global array and back (docs.jax.dev/en/latest/migrate_pmap.html);
+    `ShardMapEngine` keeps global arrays.
+    """
 
     name = "pmap"
     axis_name: str | None = BATCH_AXIS
@@ -153,7 +159,7 @@ class PmapEngine:
     def to_host(self, tree: Any) -> Any:
         """See `Engine`."""
         # One device's copy. `x[0]` would compile and run a gather over all devices.
-        shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+        shards = jax.tree.map(lambda x: x.addressable_data(0), tree)
         return jax.tree.map(lambda x: x[0, ...], jax.device_get(shards))  # 0-d arrays, no scalars
 
     def shard_batch(self, batch: Any) -> Any:
@@ -261,20 +267,64 @@ class MeshEngine:
         return jax.jit(step, out_shardings=self._replicated)
 
 
-ENGINES = ("pmap", "mesh")
+class ShardMapEngine(MeshEngine):
+    """Runs a step under `jax.shard_map`: state replicated, each device sees a part of the batch.
+
+    It computes as `PmapEngine` does, on the arrays of a `MeshEngine`.
+    """
+
+    name = "shard_map"
+    axis_name: str | None = BATCH_AXIS
+
+    def __init__(self, devices: Sequence[Any]) -> None:
+        super().__init__(devices)
+
+    def compile_train(self, step: Step) -> Step:
+        """See `Engine`."""
+        return jax.jit(self._map(step, self._rows.spec), donate_argnums=0)
+
+    def compile_train_on_device_data(self, step: Step) -> Step:
+        """See `Engine`."""
+        replicated = PartitionSpec()
+        data = {"dataset": replicated, "first_step": replicated, "order": self._columns.spec}
+        return jax.jit(self._map(step, data), donate_argnums=0)
+
+    def compile_eval(self, step: Step) -> Step:
+        """See `Engine`."""
+        return jax.jit(self._map(step, self._rows.spec))
+
+    def _map(self, step: Step, data: Any) -> Step:
+        # Without `check_vma`: with it, JAX adds up the gradients of replicated parameters itself,
+        # and the step's own mean over the batch axis would be a sum.
+        return jax.shard_map(
+            step,
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(), data),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "pmap": PmapEngine,
+    "mesh": MeshEngine,
+    "shard_map": ShardMapEngine,
+}
 
 
 def check_fsdp(name: str, fsdp: int) -> None:
     """Raises `UserError` if the engine cannot shard the state."""
-    if name == "pmap" and fsdp != 1:
-        raise UserError(f"config.mesh.fsdp is {fsdp} with config.parallel='pmap': expected 'mesh'")
+    if name != "mesh" and fsdp != 1:
+        raise UserError(
+            f"config.mesh.fsdp is {fsdp} with config.parallel={name!r}: expected 'mesh'"
+        )
 
 
 def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Engine:
     """Makes an engine by name.
 
     Args:
-      name: "pmap" or "mesh".
+      name: a name of `ENGINES`.
       devices: devices to run on; by default all devices of all processes.
       fsdp: number of devices of a mesh that share one copy of the state.
 
@@ -285,7 +335,7 @@ def make_engine(name: str, devices: Sequence[Any] | None = None, *, fsdp: int = 
         raise unknown("parallel", name, ENGINES)
     check_fsdp(name, fsdp)
     devices = devices or all_devices()
-    return PmapEngine(devices) if name == "pmap" else MeshEngine(devices, fsdp)
+    return MeshEngine(devices, fsdp) if name == "mesh" else ENGINES[name](devices)
 
 
 def environment(engine: Engine) -> dict[str, Any]:
