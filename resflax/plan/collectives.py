@@ -19,6 +19,11 @@ KINDS = (
 )
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[0-9,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([0-9,]+)\](?:T\(([0-9,]+)\))?\))?"
+    r" \{([^}]*)\}"
+)
+_AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?(?:=(\d+))?")
 # The TPU compiler turns the part of a collective between slices into a transfer by the hosts.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
@@ -86,15 +91,46 @@ def device_groups(instruction: Instruction, slices: Sequence[int]) -> list[list[
     """
     text = instruction.attributes
     if match := _IOTA.search(text):
-        shape, dims, order = (
-            [int(n) for n in part.split(",")] if part else [] for part in match.groups()
-        )
-        indices = np.arange(np.prod(dims)).reshape(dims)
-        return (indices.transpose(order) if order else indices).reshape(shape).tolist()
+        shape, dims, order = map(_numbers, match.groups())
+        return _transposed(dims, order).reshape(shape).tolist()
+    if match := _MESH.search(text):
+        return _mesh_groups(*match.groups())
     if match := _LISTED.search(text):
         groups = re.findall(r"\{([0-9,]*)\}", match[1])
-        return [[int(n) for n in group.split(",")] for group in groups]
+        return [_numbers(group) for group in groups]
     return [list(range(len(slices)))]
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(n) for n in text.split(",")] if text else []
+
+
+def _transposed(dims: list[int], order: list[int]) -> np.ndarray:
+    """Returns the numbers from 0 in an array of this shape, with its axes in another order."""
+    indices = np.arange(np.prod(dims)).reshape(dims)
+    return indices.transpose(order) if order else indices
+
+
+def _mesh_groups(mesh: str, dims: str | None, order: str | None, axes: str) -> list[list[int]]:
+    """Returns the groups along some axes of a mesh.
+
+    An axis can be a part of one of the mesh: `'a':(2)4` is the middle one of three factors of `a`.
+    """
+    sizes = {name: int(size) for name, _, _, size in _AXIS.findall(mesh)}
+    chosen = [(name, before, part) for name, before, part, _ in _AXIS.findall(axes)]
+    shape, along = list[int](), list[int]()
+    for name, size in sizes.items():
+        parts = sorted((int(b or 1), int(p or size)) for n, b, p in chosen if n == name)
+        done = 1
+        for before, part in parts:
+            along.append(len(shape) + 1)
+            shape += [before // done, part]
+            done = before * part
+        shape.append(size // done)
+    devices = _transposed(_numbers(dims) or [int(np.prod(shape))], _numbers(order)).reshape(shape)
+    rest = [axis for axis in range(len(shape)) if axis not in along]
+    count = int(np.prod([shape[axis] for axis in rest]))
+    return devices.transpose([*rest, *along]).reshape(count, -1).tolist()
 
 
 def _bytes(instruction: Instruction, types: dict[str, str]) -> int:

@@ -35,12 +35,14 @@ class Memory:
       available: what the device has for programs.
       arguments: of state and batch.
       temporaries: of everything in between.
+      code: of the program itself.
     """
 
     total: int
     available: int
     arguments: int = 0
     temporaries: int = 0
+    code: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,4 +139,4 @@ def _memory(stats: Any, chip: Chip) -> Memory:
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     code = stats.generated_code_size_in_bytes
     total = arguments + temporaries + results + code
-    return Memory(total, chip.device_memory, arguments, temporaries)
+    return Memory(total, chip.device_memory, arguments, temporaries, code)

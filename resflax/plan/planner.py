@@ -1,7 +1,7 @@
 """Compiles the steps of a run for a topology, and finds the largest batch that fits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,11 +91,24 @@ class Planner:
         self._clock = CompileClock(topology.chip.platform)
         self.run = self._build(config)
 
-    def plan(self, print_line: Callable[[str], None] = lambda line: None) -> Plan:
-        """Compiles all steps of the run; `print_line` is called with what was found on the way."""
-        programs = [(program, program.lower()) for program in run_programs(self.run)]
+    def plan(
+        self,
+        print_line: Callable[[str], None] = lambda line: None,
+        only: Sequence[str] = (),
+    ) -> Plan:
+        """Compiles the steps of the run, and others until one fits if the training step does not.
+
+        Args:
+          print_line: called with what was found on the way.
+          only: names of the steps to compile, "train" among them; () for all.
+        """
+        programs = [
+            (program, program.lower())
+            for program in run_programs(self.run)
+            if not only or program.name in only
+        ]
         # The small ones first, from which the time of the large ones is estimated.
-        order = sorted(programs, key=lambda row: _operations(row[1]))
+        order = sorted(programs, key=lambda row: _lines(row[1]))
         compiled = {p.name: self._compile(p, lowered, self.run) for p, lowered in order}
         steps = {program.name: compiled[program.name] for program, _ in programs}
         largest = self._largest_batch(steps["train"], print_line)
@@ -107,7 +120,7 @@ class Planner:
     def _compile(self, program: Program, lowered: Any, run: Run) -> CompiledStep:
         text = f"compiling the {program.name} step for {self.topology.describe()}"
         examples = program.examples / len(self.devices)
-        with self._clock.show(text, _operations(lowered)):
+        with self._clock.show(text, _lines(lowered)):
             return compile_step(
                 program.name, lowered, examples, self.topology.chip, run.engine.devices
             )
@@ -117,7 +130,7 @@ class Planner:
     ) -> LargestBatch:
         """Returns the largest batch of a device, by interpolation and, below it, by compiling."""
         tried = self.config.batch_size // self.run.engine.batch_devices
-        fixed = self._fixed_bytes()
+        fixed = self._fixed_bytes() + train.memory.code
         step, unit = train, self.config.grad_accum_steps
         batch = _scaled(tried, step, fixed, unit)
         if train.fits:
@@ -133,7 +146,7 @@ class Planner:
             step, tried = self._compile(program, program.lower(), run), batch
             if step.fits:
                 return LargestBatch(batch, compiled=True)
-            batch = min(_scaled(tried, step, fixed, unit), tried - unit)
+            batch = min(_scaled(tried, step, fixed, unit), tried // 2 // unit * unit)
         return LargestBatch(batch, compiled=False)
 
     def _fixed_bytes(self) -> int:
@@ -161,5 +174,5 @@ def _scaled(batch: int, step: CompiledStep, fixed: int, unit: int) -> int:
     return max(scaled, 0) // step_size * step_size
 
 
-def _operations(lowered: Any) -> int:
+def _lines(lowered: Any) -> int:
     return lowered.as_text().count("\n")

@@ -38,7 +38,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "device_memory_bytes": chip.device_memory,
         **{key: value for key, value in _step_to_json(train).items() if key in _TOP},
         "images_per_second_bound": bound if math.isfinite(bound) else None,
-        "bound_by": _bound_by(plan),
+        "bound_by": _bound_by(plan) if math.isfinite(bound) else None,
         "peak_flops": chip.device_flops(config.dtype),
         "peak_bytes_per_second": chip.device_bandwidth,
         "peak_source": chip.source,

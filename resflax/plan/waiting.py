@@ -4,13 +4,29 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from resflax.progress import ProgressMeter
 
 SECONDS = 1.0  # between two looks at the clock
-# Seconds per operation of a lowered step: measured on two cores for ResNet-50, until the first
-# program of a plan is compiled.
-RATES = {"tpu": 0.02, "cuda": 0.002}
+# Time left after the expected time, as a share of the time so far.
+LATE = 0.1
+
+
+class Cost(NamedTuple):
+    """Time of a compiler, linear in the lines of the lowered program.
+
+    Attributes:
+      offset: lines that take the time of the smallest program.
+      seconds: time of a line, until the first program of a plan is compiled.
+    """
+
+    offset: int
+    seconds: float
+
+
+# ResNet-50 and `cifar_resnet8`, training and evaluation, on two cores.
+COSTS = {"tpu": Cost(1200, 0.011), "cuda": Cost(225, 0.0007)}
 
 
 class CompileClock:
@@ -21,15 +37,15 @@ class CompileClock:
     """
 
     def __init__(self, platform: str) -> None:
-        self._rate = RATES[platform]
+        self._offset, self._rate = COSTS[platform]
 
     @contextlib.contextmanager
-    def show(self, text: str, operations: int) -> Iterator[None]:
-        """Shows progress while the block compiles a program of so many operations."""
-        start, expected = time.monotonic(), self._rate * operations
-        with _ticking(text, expected):
+    def show(self, text: str, lines: int) -> Iterator[None]:
+        """Shows progress while the block compiles a program of so many lines."""
+        start, size = time.monotonic(), self._offset + lines
+        with _ticking(text, self._rate * size):
             yield
-        self._rate = (time.monotonic() - start) / operations
+        self._rate = (time.monotonic() - start) / size
 
 
 @contextlib.contextmanager
@@ -40,8 +56,9 @@ def _ticking(text: str, expected: float) -> Iterator[None]:
 
     def draw() -> None:
         while not done.wait(SECONDS):
-            share = min(0.99, (time.monotonic() - start) / max(expected, SECONDS))
-            meter.update(share - meter.done, text)
+            elapsed = time.monotonic() - start
+            left = max(expected - elapsed, LATE * elapsed)
+            meter.update(elapsed / (elapsed + left) - meter.done, text)
 
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()
