@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 from resflax.errors import UserError
 
+# HOME of processes that have none: it does not exist.
+UNKNOWN_HOME = "/nonexistent"
 # Errors of the disk or its permissions. Libraries quote their text inside longer messages.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 # A scheme of at least two letters, since Windows has drives; `Path` leaves one slash of two.
@@ -45,8 +47,9 @@ def expand_path(given: str | Path, option: str = "") -> str:
             f"{name} is a URL: expected a path on this machine; copy or synchronize the files (such"
             " as `gcloud storage rsync`, `aws s3 sync`), or mount the bucket"
         )
-    expanded = os.path.expanduser(text)
     first = text.split(os.sep)[0]
+    is_home_unknown = first == "~" and os.environ.get("HOME") == UNKNOWN_HOME
+    expanded = text if is_home_unknown else os.path.expanduser(text)
     if expanded.startswith("~") and not Path(first).exists():
         reason = "HOME is not set" if first == "~" else f"there is no user {first[1:]!r}"
         raise UserError(

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from resflax.files import UNKNOWN_HOME
+
 # Bound of the compilation cache, when a command starts.
 MAX_CACHE_BYTES = 4 * 2**30
 # Parameters of glibc's `mallopt` (malloc.h).
@@ -81,7 +83,7 @@ def set_unknown_home() -> None:
     a directory called `~`.
     """
     if home_dir() is None:
-        os.environ["HOME"] = "/nonexistent"
+        os.environ["HOME"] = UNKNOWN_HOME
 
 
 def cache_dir() -> Path | None:

@@ -67,6 +67,25 @@ def test_members_on_separate_devices_exchange_nothing(backend):
     assert collectives == set()
 
 
+def test_batch_and_kernel_over_two_axes_gather_no_images(backend):
+    _, kernel, options = LAYERS["groups"]
+    x, w = normal((16, 6, 7, 8)), normal(kernel, seed=1) / 12
+    run = loss_and_gradients(conv_general_dilated, options)
+    specs = PartitionSpec(("member", "batch")), PartitionSpec(None, None, None, "batch")
+    compiled, arrays, collectives = compile_over_mesh(run, (4, 2), (x, w), specs)
+    assert collectives <= {"all-reduce", "all-gather"}  # the kernel's parts are gathered
+    largest = max(gathered_sizes(compiled), default=0)
+    assert largest <= w.size
+    expected = loss_and_gradients(lax.conv_general_dilated, options)(x, w)
+    jax.tree.map(assert_close, compiled(*arrays), expected)
+
+
+def gathered_sizes(compiled):
+    """Returns the number of elements of the result of every all-gather."""
+    shapes = re.findall(r"= f32\[([0-9,]+)\]\S* all-gather", compiled.as_text())
+    return [np.prod([int(n) for n in shape.split(",")]) for shape in shapes]
+
+
 def test_batch_that_the_devices_do_not_divide_is_right(backend):
     _, kernel, options = LAYERS["groups"]
     x, w = normal((16, 6, 7, 8)), normal(kernel, seed=1) / 12

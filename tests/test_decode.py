@@ -316,3 +316,9 @@ def test_predict_and_preprocess_read_the_same_pixels(tmp_path, name, capfd):
     with Image.open(path) as image:
         np.testing.assert_allclose(preprocess(image), expected / 255, atol=1e-6)
     assert capfd.readouterr().err == ""
+
+
+def test_missing_file_is_named_once(tmp_path):
+    with pytest.raises(BadExampleError) as e:
+        decode(tmp_path / "x.png", "x.png")
+    assert str(e.value) == "x.png: is not a readable image (No such file or directory)"

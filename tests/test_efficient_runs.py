@@ -1,12 +1,12 @@
 """Runs of efficient ensembles: one network whose evaluation also describes its members."""
 
 import dataclasses
-import json
 import math
 
 import jax
 import numpy as np
 import pytest
+from helpers.records import read_records
 
 from resflax.data import InMemorySplit, load_dataset
 from resflax.metrics import (
@@ -102,6 +102,6 @@ def test_results_describe_the_members_of_a_network(tmp_path, capsys):
     assert [set(member) for member in results["members"]] == [{"accuracy", "nll"}] * 2
     assert {"accuracy", "nll", "brier", "ece", "mutual_information"} <= results["ensemble"].keys()
     assert results["test_loss"] == results["ensemble"]["nll"]
-    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    records = read_records(tmp_path / "run")
     [test] = [record for record in records if record["split"] == "test"]
     assert test["members"]["loss"] == [member["nll"] for member in results["members"]]

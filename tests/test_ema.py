@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.modules import LinearClassifier, random_batch
+from helpers.records import read_records
 
 from resflax import UserError, create_model
 from resflax.data import load_dataset, normalize, train_batches
@@ -106,7 +107,7 @@ def test_run_saves_the_average_and_statistics_it_evaluated(tmp_path):
     config = make_config(ema_decay=0.9, precise_bn_batches=2, grad_accum_steps=3, schedule="step")
     results = fit(config, tmp_path, silent=True)
     assert results["weights"] == "ema"
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(tmp_path)
     weights = [record.get("weights") for record in records]
     assert weights == [None] * (len(weights) - 1) + ["ema"]
     initial = build(config).init()

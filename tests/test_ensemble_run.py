@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.modules import NormNet
+from helpers.records import read_records
 
 from resflax import UserError
 from resflax.data import load_dataset
@@ -89,11 +90,6 @@ def saved_state(path):
     checksums = verify_manifest(folder / str(step))
     tree = read_subtrees(folder, step, ("state/member",), checksums)
     return tree["state/member"], latest_valid_metadata(folder)["ensemble"]
-
-
-def read_records(path, split):
-    records = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    return [record for record in records if record["split"] == split]
 
 
 def test_results_and_records_describe_all_members(tmp_path):

@@ -48,6 +48,12 @@ def test_splits_are_found_by_the_names_of_folders(tmp_path, files, expected):
     assert unused or not note
 
 
+def test_note_names_the_split_that_another_one_replaces(tmp_path):
+    touch(tmp_path, f"{CLASSES} val/a/1.png test/a/1.png")
+    note = describe_splits(tmp_path, find_splits(tmp_path, {"test": "val"}))
+    assert note.endswith("test/ is not used")
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from resflax import UserError, runtime
+from resflax.files import user_path
 from resflax.weights.hub import fetch
 
 
@@ -31,6 +32,15 @@ def cache_config():
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_path_below_an_unknown_home_is_an_error(no_home, monkeypatch):
+    monkeypatch.setenv("HOME", "~")  # restored after the test
+    runtime.set_unknown_home()
+    with pytest.raises(
+        UserError, match="--workdir '~/x' cannot be expanded, since HOME is not set"
+    ):
+        user_path("~/x", "--workdir")
 
 
 def test_unknown_home_has_no_cache(no_home, cache_config):

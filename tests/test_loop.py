@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from helpers.modules import NormNet
+from helpers.records import read_records
 
 from resflax import UserError
 from resflax.data import load_dataset
@@ -35,10 +36,6 @@ def run(tmp_path_factory):
     """A trainer, its results and its directory."""
     path, trainer = tmp_path_factory.mktemp("run"), make_trainer(checkpoint_every_steps=20)
     return trainer, fit(trainer, path), path
-
-
-def read_records(path):
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow

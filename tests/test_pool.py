@@ -13,7 +13,7 @@ from helpers.networks import run
 from hypothesis import assume, given, settings
 from jax.test_util import check_grads
 
-from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, max_pool
+from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, max_pool, max_pool_by_index
 
 
 def flax_max_pool(x, *, window=3, stride=2, padding=1):
@@ -28,11 +28,16 @@ def value_and_gradient(pool, x, **options):
     return y, transpose(g.astype(y.dtype))[0]
 
 
+def pool_by_index(x, *, window=3, stride=2, padding=1):
+    return max_pool_by_index(x, window, stride, padding)
+
+
 def assert_same(x, **options):
-    actual = value_and_gradient(max_pool, x, **options)
     expected = value_and_gradient(flax_max_pool, x, **options)
-    assert actual[0].dtype == x.dtype
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for pool in (max_pool, pool_by_index):  # the latter runs on GPUs
+        actual = value_and_gradient(pool, x, **options)
+        assert actual[0].dtype == x.dtype
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.slow
@@ -81,9 +86,10 @@ def test_max_pool_handles_infinities_and_never_returns_padding():
     assert_same(jnp.full((1, 5, 5, 2), jnp.inf))
 
 
-def test_max_pool_jvp_matches_flax():
+@pytest.mark.parametrize("pool", [max_pool, pool_by_index])
+def test_max_pool_jvp_matches_flax(pool):
     x, t = normal((2, 9, 8, 3)), normal((2, 9, 8, 3), seed=1)
-    actual = jax.jit(lambda x, t: jax.jvp(max_pool, (x,), (t,)))(x, t)
+    actual = jax.jit(lambda x, t: jax.jvp(pool, (x,), (t,)))(x, t)
     expected = jax.jit(lambda x, t: jax.jvp(flax_max_pool, (x,), (t,)))(x, t)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
@@ -111,9 +117,9 @@ def test_max_pool_second_derivatives_match_closed_form():
     actual = jax.jit(jax.grad(partial(directional_derivative, max_pool)))(x)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     distinct = jnp.asarray(np.random.default_rng(0).permutation(112), jnp.float32).reshape(x.shape)
-    check_grads(
-        max_pool, (distinct,), order=2, modes=("fwd", "rev"), atol=1e-2, rtol=1e-2, eps=0.25
-    )
+    options = {"modes": ("fwd", "rev"), "atol": 1e-2, "rtol": 1e-2, "eps": 0.25}
+    for pool in (max_pool, pool_by_index):
+        check_grads(pool, (distinct,), order=2, **options)
 
 
 @pytest.mark.parametrize(("platform", "windows"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
@@ -122,6 +128,13 @@ def test_max_pool_reduces_windows_only_on_accelerators(platform, windows):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count('"stablehlo.reduce_window"') == windows
     assert "stablehlo.maximum" in text
+
+
+def test_max_pool_gradient_on_gpus_scatters_nothing():
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x).sum())).trace(jnp.ones((2, 8, 8, 3)))
+    texts = {p: gradient.lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "tpu")}
+    assert "select_and_scatter" in texts["tpu"]
+    assert "scatter" not in texts["cuda"]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.one_process import PIPELINES, STARTS, STEPS, TREE
 from helpers.processes import free_port, run_all
+from helpers.records import read_records
 from PIL import Image
 
 from resflax import UserError
@@ -119,7 +120,7 @@ def train(folder, layout):
         flags += [f"--num_processes={layout.processes}"]
         commands = [[*command, *flags, f"--process_id={i}"] for i in range(layout.processes)]
     outputs = run_all(commands, devices=layout.devices // layout.processes, **env)
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(workdir)
     losses = np.array([r["loss"] for r in records if r["split"] == "train"])
     results = json.loads((workdir / "results.json").read_text())
     return Trained(outputs, results, losses, saved_params(workdir))

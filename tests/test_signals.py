@@ -100,9 +100,10 @@ def test_process_exits_after_the_grace_period():
     process = start(grace=0.5, busy=60)
     start_time = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 143
     assert time.monotonic() - start_time < 30
+    assert "SIGTERM: exiting without saving, since the step takes more than 0.5 s; the same" in err
 
 
 def test_handlers_are_restored_on_exit():

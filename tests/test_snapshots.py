@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.records import read_records
 from helpers.workdirs import SavedStep, write_workdir
 
 from resflax import UserError
@@ -50,7 +51,7 @@ def list_snapshots(path):
 @pytest.mark.slow
 def test_snapshots_are_kept_and_evaluated(workdir):
     assert set(ENDS) <= set(list_snapshots(workdir))
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(workdir)
     tests = [record for record in records if record["split"] == "test"]
     assert [record["step"] for record in tests] == ENDS
     named, listed = read_members(f"{workdir}@cycles"), read_members(f"{workdir}@3,7,11,15")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.commands import run_train
+from helpers.records import read_records
 
 ROOT = Path(__file__).parents[1]
 # 48 divides neither split: 1437 = 29 * 48 + 45, 360 = 7 * 48 + 24.
@@ -30,7 +31,7 @@ def start(*flags, devices=8, cwd=None):
 
 
 def read_losses(path):
-    return [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in read_records(path)]
 
 
 def file_contents(path):
@@ -74,7 +75,7 @@ def test_run_leaves_the_documented_files_and_results(run):
 @slow
 def test_records_have_all_keys_and_are_in_order(run):
     path, _ = run
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(path)
     for record in records:
         assert set(record) == {
             "step", "epoch", "split", "loss", "accuracy", "learning_rate", "examples_per_second",

@@ -19,6 +19,7 @@ WIDTHS = {"spec.widths": (32, 64, 128), "spec.stem_width": 32}
 # that give it one.
 CASES = [
     ("learning_rate", 0.2, {"epochs": 0, **WEIGHTS}, {}),
+    ("data.train_crop", "none", {"epochs": 0, **WEIGHTS, **STREAMED}, STREAMED),
     ("reset_head", True, {}, WEIGHTS),
     ("ghost_batch_size", 8, {"batch_norm": "per_device"}, {"batch_norm": "ghost"}),
     ("spec.zero_init", False, WEIGHTS, {}),

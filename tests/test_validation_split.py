@@ -1,11 +1,11 @@
 """Runs with a validation split: it chooses the best checkpoint; the test split is for the end."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 from helpers.modules import NormNet
+from helpers.records import read_records
 
 from resflax.data import InMemorySplit, load_dataset
 from resflax.run.signals import Interrupt, InterruptedRunError
@@ -57,11 +57,6 @@ def run(trainer, tmp_path_factory):
     """The results and the directory of a run."""
     path = tmp_path_factory.mktemp("run")
     return fit(trainer, path), path
-
-
-def read_records(path, split=""):
-    records = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    return [record for record in records if split in ("", record["split"])]
 
 
 def test_validation_split_is_evaluated_and_test_split_at_the_end(run):

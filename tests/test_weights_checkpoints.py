@@ -94,6 +94,10 @@ WRAPPERS = {
     ),
     "nested EMA": ({"model": OTHER, "ema": {"module": STATE}}, "['ema']['module']"),
     "SWA": ({"state_dict": OTHER, "swa_model": STATE}, "['swa_model']"),
+    "EMA of parameters alone": (
+        {"model": STATE, "ema": {k: a for k, a in OTHER.items() if "running" not in k}},
+        "['model']",
+    ),
     "one network twice": ({"model": STATE, "state_dict": dict(STATE)}, "['model']"),
     "loss with a weight": ({"model": STATE, "criterion": {"weight": np.ones(10)}}, "['model']"),
     "other network": (

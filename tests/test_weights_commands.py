@@ -96,13 +96,15 @@ def test_convert_finds_the_model_in_the_config(folder, tmp_path):
         (["{0}", "{1}/a.safetensors", "--model", "resnet18"], "not a state dict of resnet18"),
         (["{0}", "{1}/a.safetensors", "--layout", "timm_v3"], "invalid choice: 'timm_v3'"),
         (["{0}", "{1}/no/a.safetensors"], "does not exist"),
+        (["{0}", "{1}/folder.pth"], "folder.pth, a folder: expected the name of a file"),
     ],
 )
 def test_convert_errors_are_one_line_and_write_nothing(folder, tmp_path, arguments, message):
+    (tmp_path / "folder.pth").mkdir()
     with pytest.raises(UserError, match=re.escape(message)) as e:
         convert_main([argument.format(folder, tmp_path) for argument in arguments])
     assert "\n" not in str(e.value)
-    assert [*tmp_path.iterdir()] == []
+    assert [*tmp_path.rglob("*")] == [tmp_path / "folder.pth"]
 
 
 @pytest.mark.parametrize("target", ["model.safetensors", "sub/../model.safetensors", "link.pth"])

@@ -53,6 +53,8 @@ def convert_main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.target.suffix not in SUFFIXES:
         raise UserError(f"OUT is {args.target}: expected a name ending in .safetensors or .pth")
+    if args.target.is_dir():
+        raise UserError(f"OUT is {args.target}, a folder: expected the name of a file")
     if not args.target.absolute().parent.is_dir():
         raise UserError(f"OUT is {args.target}: the folder {args.target.parent} does not exist")
     _check_not_input(args.target, Path(args.source))

@@ -91,7 +91,8 @@ def ignore_pillow_warnings() -> None:
 
 
 def _unreadable(location: str, error: Exception) -> BadExampleError:
-    cause = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error)) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)  # without the path, which is `location`
+    cause = re.sub(r" <_io\.BytesIO object at \w+>", "", text) or type(error).__name__
     return BadExampleError(location, " ".join(f"is not a readable image ({cause})".split()))
 
 

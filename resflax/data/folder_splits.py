@@ -112,8 +112,9 @@ def _unused(root: Path, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name in (folder.name for folder in list_folders(root) if folder.name not in used):
         if name in named and is_unlabeled(root / name, root / splits["train"]):
             yield name, ": its images are not in folders of the training classes"
-        elif name not in named and has_images(root / name):
-            yield name, ", unless --config.data.validation_split or test_split chooses it"
+        elif has_images(root / name):
+            choice = ", unless --config.data.validation_split or test_split chooses it"
+            yield name, "" if name in named else choice
 
 
 def _check_exists(root: Path) -> None:

@@ -137,8 +137,6 @@ conv_p.def_abstract_eval(_abstract_eval)
 # Otherwise the mesh is unknown when the primitive is lowered. JAX has public names neither for this
 # nor for the evaluation of a primitive without `jit`.
 dispatch.prim_requires_devices_during_lowering.add(conv_p)
-
-
 conv_p.def_impl(functools.partial(dispatch.apply_primitive, conv_p))
 
 

@@ -10,6 +10,7 @@ on its own, and the parts of a kernel gradient are summed.
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,18 @@ def partitioned(
     names = *PASS_OPERANDS[conv_pass], *({*_AXES} - {*PASS_OPERANDS[conv_pass]})
     factors = [[*(f"m{i}" for i in range(mapped)), *_AXES[name].split()] for name in names]
     reduced = ("n",) if conv_pass == "wgrad" else ()
+    # Axes that no device may split.
     whole = dict.fromkeys(axis for axes in factors for axis in axes[mapped:] if axis != "n")
 
     def partition(mesh: Any, args: Any, result: Any) -> Any:
-        split: dict[str, Any] = {}
+        split: dict[str, tuple[str, ...]] = {}
         for axes, array in zip(factors, (*args, result), strict=True):
             for axis, size, by in zip(axes, array.shape, array.sharding.spec, strict=True):
-                if axis not in whole and by is not None and size % _count(mesh, by) == 0:
-                    split.setdefault(axis, by)
+                by = (by,) if isinstance(by, str) else tuple(by or ())
+                is_free = not {*by} & {name for names in split.values() for name in names}
+                divides = size % math.prod(mesh.shape[name] for name in by) == 0
+                if by and axis not in whole and is_free and divides:
+                    split[axis] = by
         shardings = [
             NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes)))
             for axes in factors
@@ -86,14 +91,6 @@ def partitioned(
 
     named.__name__ = f"conv_{_digest(conv_pass, params, backend, default_member_convolution)}"
     return jax.jit(named)
-
-
-def _count(mesh: Any, axes: str | tuple[str, ...]) -> int:
-    """Returns the number of devices along one or several axes of a mesh."""
-    count = 1
-    for axis in (axes,) if isinstance(axes, str) else axes:
-        count *= mesh.shape[axis]
-    return count
 
 
 def _digest(*parts: Any) -> str:

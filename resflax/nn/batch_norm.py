@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from resflax.nn.pointwise import affine_after, moments_after, pointwise_conv
+
 
 def statistics_dtype(x: Array) -> Any:
     """Returns the dtype for means and variances of `x`: float64 for float64, else float32."""
@@ -180,9 +182,17 @@ class BatchNorm(nn.Module):
     mode: BatchNormMode = GLOBAL_BATCH
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-        """Normalizes `x`. With `train=True`, make the collection "batch_stats" mutable."""
-        channels = x.shape[-1:]
+    def __call__(
+        self, x: Float[Array, "*batch channels"], kernel: Array | None = None
+    ) -> Float[Array, "*batch channels"]:
+        """Normalizes `x`. With `train=True`, make the collection "batch_stats" mutable.
+
+        Args:
+          x: the images.
+          kernel: `(1, 1, channels, outputs)`, to normalize the convolution of `x` with it instead;
+            see `resflax.nn.pointwise`. Only with the mode "global".
+        """
+        channels = x.shape[-1:] if kernel is None else kernel.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
@@ -190,17 +200,37 @@ class BatchNorm(nn.Module):
         dtype = statistics_dtype(x)
 
         def normalize(x: Array, mean: Array, var: Array) -> Array:
+            return _affine(x, *factor_and_offset(mean, var)).astype(self.dtype)
+
+        def factor_and_offset(mean: Array, var: Array) -> tuple[Array, Array]:
             factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)
-            return _affine(x, factor, bias.astype(dtype) - mean * factor).astype(self.dtype)
+            return factor, bias.astype(dtype) - mean * factor
 
         updates = self.train and self.mode.updates("/".join(self.path))
         if not updates or self.is_initializing():
+            x = x if kernel is None else pointwise_conv(x, kernel)
             return normalize(x, *(v.value.astype(dtype) for v in (running_mean, running_var)))
         shift = lax.stop_gradient(running_mean.value.astype(dtype))
         size = self.mode.group_size(len(x))
-        if size is None:
+
+        def in_one_pass(x: Array) -> tuple[Array, Array, Array]:
             mean, var = self._mean_var(_moments(x, shift), shift)
-            y = normalize(x, mean, var)
+            return normalize(x, mean, var), mean, var
+
+        def with_convolution(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
+            mean, var = self._mean_var(moments_after(x, kernel, shift), shift)
+            y = affine_after(x, kernel, *factor_and_offset(mean, var))
+            return y.astype(self.dtype), mean, var
+
+        if kernel is not None:
+            y, mean, var = lax.platform_dependent(
+                x,
+                kernel,
+                cpu=lambda x, kernel: in_one_pass(pointwise_conv(x, kernel)),
+                default=with_convolution,
+            )
+        elif size is None:
+            y, mean, var = in_one_pass(x)
         else:
             groups = x.reshape(-1, size, *x.shape[1:])
             moments = jax.vmap(_moments, (0, None))(groups, shift)

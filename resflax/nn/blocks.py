@@ -4,7 +4,7 @@ Basic and bottleneck blocks are those of He et al. 2015 (arXiv:1512.03385), figu
 those of Xie et al. 2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -137,21 +137,17 @@ def apply_branch(
         filtered = row.strided and geometry.strides_or_dilates and i < last
         downsample = antialias.downsample if filtered else None
         zero = zero_init and i == last
-        x = ops.conv(
-            x,
-            features,
-            row.kernel,
-            geometry.stride if row.strided and not downsample else 1,
-            name=f"conv{i}",
-            groups=groups if row.grouped else 1,
-            dilation=dilation,
-            zero=zero and preact,
-        )
+        stride = geometry.stride if row.strided and not downsample else 1
+        fields: dict[str, Any] = {"name": f"conv{i}", "dilation": dilation}
+        fields["groups"] = groups if row.grouped else 1
         if row.strided:
             dilation = geometry.dilation
+        if i == last and not preact:
+            return ops.conv_norm(
+                x, features, row.kernel, stride, norm_name=f"norm{i}", zero=zero, **fields
+            )
+        x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
         if i < last:
             x = ops.norm_act(x, name=f"norm{i + 1 if preact else i}")
-        elif not preact:
-            x = ops.norm(x, name=f"norm{i}", zero=zero)
         x = downsample(x, geometry.stride) if downsample else x
     return x

@@ -144,7 +144,7 @@ def _rank_one_ops(members: int, **fields: Any) -> Ops:
         y = ops.dense(scale(name=f"{name}_r")(x), features, name=name, use_bias=False)
         return scale(name=f"{name}_s", use_bias=True)(y)
 
-    return dataclasses.replace(ops, conv=conv, image_conv=conv, dense=dense)
+    return dataclasses.replace(ops, conv=conv, image_conv=conv, dense=dense, fused_conv_norm=None)
 
 
 def _grouped_ops(members: int, **fields: Any) -> Ops:
@@ -157,7 +157,9 @@ def _grouped_ops(members: int, **fields: Any) -> Ops:
     def dense(x: Array, features: int, *, name: str) -> Array:
         return GroupedDense(features, members, fields["dtype"], name=name)(x)
 
-    return dataclasses.replace(ops, conv=conv, dense=dense, channel_groups=members)
+    return dataclasses.replace(
+        ops, conv=conv, dense=dense, channel_groups=members, fused_conv_norm=None
+    )
 
 
 class Inputs(NamedTuple):

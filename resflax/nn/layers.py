@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
-from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode, statistics_dtype
+from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
 from resflax.nn.norms import NORMS, Lift
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
@@ -45,6 +45,23 @@ CONVS: dict[str, Callable[..., Array]] = {
 }
 
 
+@jax.custom_jvp
+def relu_of_sum(x: Array) -> Array:
+    """Returns `max(x, 0)`, with a derivative that reads the result instead of `x`.
+
+    The next block reads the result as well, while nothing else reads the sum of a block, which
+    autodiff of `jax.nn.relu` would save or compute again.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu_of_sum.defjvp
+def _relu_of_sum_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    y = relu_of_sum(x)
+    return y, jnp.where(y != 0, dx, jnp.zeros_like(dx))
+
+
 @dataclass(frozen=True)
 class Ops:
     """Operations from which blocks are built. Each call makes a module called `name`.
@@ -57,11 +74,14 @@ class Ops:
       norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
       norm_act: `norm_act(x, name=...)`: the norm, then its activation.
       act: `act(x)`, the activation; makes no module.
+      act_of_sum: the same after a shortcut is added, for which see `relu_of_sum`.
       dense: `dense(x, features, name=..., use_bias=True)`: a linear layer over the last axis.
       conv1d: `conv1d(x, kernel, name=...)`: a convolution along the last axis, one channel to one
         channel, without bias.
       channel_groups: number of groups of channels that are separate networks; 1 except for packed
         ensembles.
+      fused_conv_norm: a 1x1 convolution and its norm as one, see `resflax.nn.pointwise`; None if
+        this call has no such operation.
     """
 
     conv: Callable[..., Array]
@@ -69,9 +89,39 @@ class Ops:
     norm: Callable[..., Array]
     norm_act: Callable[..., Array]
     act: Callable[[Array], Array]
+    act_of_sum: Callable[[Array], Array]
     dense: Callable[..., Array]
     conv1d: Callable[..., Array]
     channel_groups: int = 1
+    fused_conv_norm: Callable[..., Array] | None = None
+
+    def conv_norm(
+        self, x: Array, features: int, kernel: int, stride: int | tuple[int, ...] = 1, *,
+        name: str, norm_name: str, zero: bool = False, **kwargs: Any,
+    ) -> Array:  # fmt: skip
+        """Applies `conv`, called `name`, and `norm`, called `norm_name`.
+
+        The two are one operation for an expansion by a 1x1 convolution, where there is one. `zero`
+        initializes the norm's scale to 0 instead of 1. Other arguments are those of `conv`.
+        """
+        groups = kwargs.get("groups", 1)
+        if self.fused_conv_norm and kernel == groups == 1 and x.shape[-1] < features:
+            return self.fused_conv_norm(
+                x, features, stride, name=name, norm_name=norm_name, zero=zero
+            )
+        x = self.conv(x, features, kernel, stride, name=name, **kwargs)
+        return self.norm(x, name=norm_name, zero=zero)
+
+
+class Kernel(nn.Module):
+    """The kernel of a convolution that another module computes, as `flax.linen.Conv` has it."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "height width inputs outputs"]:
+        """Returns the kernel."""
+        return self.param("kernel", he_normal_fan_out, self.shape, jnp.float32)
 
 
 def make_ops(
@@ -119,6 +169,27 @@ def make_ops(
     def dense(x: Array, features: int, *, name: str, use_bias: bool = True) -> Array:
         return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
 
+    def fused_conv_norm(
+        x: Array, features: int, stride: Any, *, name: str, norm_name: str, zero: bool
+    ) -> Array:
+        height, width = (stride, stride) if isinstance(stride, int) else stride
+        kernel = Kernel((1, 1, x.shape[-1], features), name=name)()
+        module = BatchNorm(
+            train=True,
+            dtype=dtype,
+            axis_name=axis_name,
+            mode=batch_norm,
+            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
+            name=norm_name,
+        )
+        if max(height, width) > 1:
+            # Written once: as a part of each of its five consumers it would be read in full.
+            x = jax.lax.optimization_barrier(x[:, ::height, ::width])
+        return module(x, kernel)
+
+    # In float32 the default precision of matrix products on accelerators is too low for variances.
+    fuses = train and dtype == jnp.bfloat16 and (norm, conv) == ("batch", "plain")
+    fuses = fuses and batch_norm.name == "global"
     run_conv = _make_conv(CONVS[conv], dtype)
     return Ops(
         conv=run_conv,
@@ -126,8 +197,10 @@ def make_ops(
         norm=run_norm,
         norm_act=norm_act,
         act=act,
+        act_of_sum=relu_of_sum if dtype == jnp.bfloat16 else act,
         dense=dense,
         conv1d=_make_conv1d(dtype),
+        fused_conv_norm=fused_conv_norm if fuses else None,
     )
 
 

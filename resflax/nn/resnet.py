@@ -51,7 +51,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
         shortcut=shortcut.make(ops, block.geometry, norm=norm) if shortcut.make else None,
         always=shortcut.always,
         pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
-        post=materialize if spec.preact else (lambda x: materialize(ops.act(x))),
+        post=materialize if spec.preact else (lambda x: materialize(ops.act_of_sum(x))),
         name=name,
     )
 

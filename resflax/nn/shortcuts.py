@@ -93,8 +93,10 @@ def projection(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut:
     del geometry  # the shapes give the stride
 
     def project(h: Array, shape: Shape) -> Array:
-        y = ops.conv(h, shape[-1], 1, strides_between(h.shape, shape)[1:], name="Ws")
-        return ops.norm(y, name="Ws_norm") if norm else y
+        stride = strides_between(h.shape, shape)[1:]
+        if not norm:
+            return ops.conv(h, shape[-1], 1, stride, name="Ws")
+        return ops.conv_norm(h, shape[-1], 1, stride, name="Ws", norm_name="Ws_norm")
 
     return project
 

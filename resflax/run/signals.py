@@ -80,11 +80,19 @@ class Interrupt:
                 self.received, first = number, time.monotonic()
                 line = f"{signal.Signals(number).name}: stopping after this step"
                 print(f"\n{line}; {HOW_TO_EXIT[number]}", file=sys.stderr, flush=True)
-                timer = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
+                timer = threading.Timer(GRACE_SECONDS, _exit_late, [number])
                 timer.daemon = True
                 timer.start()
                 if self.forward and number == signal.SIGINT:
                     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _exit_late(number: int) -> None:
+    """Ends the process, whose step does not end within `GRACE_SECONDS`."""
+    reason = f"the step takes more than {GRACE_SECONDS:g} s"
+    line = f"{signal.Signals(number).name}: exiting without saving, since {reason}"
+    print(f"{line}; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

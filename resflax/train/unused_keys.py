@@ -103,6 +103,11 @@ ROWS: tuple[Row, ...] = (
         "config.epochs is 0, which only evaluates: leave it out, or train for 1 epoch or more",
     ),
     Row(
+        ("data.train_crop",),
+        lambda c: not c.epochs and c.data.train_crop != "squash",  # which evaluation follows
+        "config.epochs is 0, which only evaluates: leave it out, or use config.data.crop_mode",
+    ),
+    Row(
         ("reset_head",),
         lambda c: not c.pretrained,
         "config.pretrained is '', whose head it replaces: leave it out",

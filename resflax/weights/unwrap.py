@@ -37,6 +37,11 @@ class StateDict(NamedTuple):
         """Whether an array is the kernel of a convolution."""
         return any(array.ndim == KERNEL_RANK for array in self.arrays.values())
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether an array is a batch statistic, which averages of parameters alone lack."""
+        return any(key.endswith("running_mean") for key in self.arrays)
+
     def __str__(self) -> str:
         """Returns the path as Python writes it, such as "['model']['state_dict']"."""
         return "".join(f"[{key!r}]" for key in self.path)
@@ -46,7 +51,8 @@ def find_state_dict(content: Any, where: str, report: Report) -> dict[str, Any]:
     """Returns the arrays of the one network in a checkpoint, however it is nested.
 
     States of optimizers are not descended into. Of several state dicts, those with the names of a
-    network come first, and of these averaged weights (EMA, SWA).
+    network come first, and of these averaged weights (EMA, SWA), unless only the others have the
+    statistics of batch norm.
 
     Args:
       content: the checkpoint: a state dict, or mappings, lists and tuples that contain one.
@@ -68,8 +74,8 @@ def find_state_dict(content: Any, where: str, report: Report) -> dict[str, Any]:
     found = [state for i, state in enumerate(found) if not _is_among(state, found[:i])]
     if not found:
         raise UserError(_describe_none(content, where))
-    averaged = [state for state in found if state.is_averaged]
-    chosen = averaged if averaged and len(found) > 1 else found
+    whole = [state for state in found if state.has_statistics] or found
+    chosen = [state for state in whole if state.is_averaged] or whole
     if len(chosen) > 1:
         raise UserError(_describe_several(chosen, where))
     [state] = chosen
