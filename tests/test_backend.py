@@ -111,4 +111,4 @@ def test_kernels_import_only_jax_and_numpy():
     modules = set(result.stdout.split())
     assert not modules & {"flax", "optax", "orbax", "tensorflow", "torch", "grain"}
     packages = {name.split(".")[1] for name in modules if name.startswith("resflax.")}
-    assert packages == {"kernels", "errors", "runtime"}
+    assert packages == {"kernels", "errors", "files", "runtime"}

@@ -97,7 +97,7 @@ def test_stacked_blocks_are_frozen_by_the_names_of_the_unstacked(patterns):
 @pytest.mark.parametrize(
     ("fields", "patterns", "message"),
     [
-        ({}, ("stm*",), "pattern 'stm\\*' matches no parameter: did you mean stem_"),
+        ({}, ("stm*",), "pattern 'stm\\*' matches no parameter: expected one such as stem_"),
         ({}, ("stem*", "stage3*"), "pattern 'stage3\\*' matches no parameter: did you mean stage2"),
         ({}, ("stage1_block",), "matches no parameter: did you mean stage1_block1"),
         ({}, ("*",), "freeze matches every parameter: leave some to train, such as the head"),
