@@ -28,7 +28,11 @@ fi
 if [ -d .wheels ]; then
   site=$(mktemp -d)
   trap 'rm -rf "$site"' EXIT
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" .wheels/*.whl
-  export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+  if "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" .wheels/*.whl
+  then
+    export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+  else
+    echo "the packages in .wheels do not fit $("$python" --version): going on without them" >&2
+  fi
 fi
 "$python" -m benchmarks.accelerator "$@"
