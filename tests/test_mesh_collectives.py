@@ -67,6 +67,17 @@ def compiled_step(step, arguments, mesh, specs):
     return jax.jit(step).lower(*shapes).compile(FAST)
 
 
+def step_with_split_batch(model):
+    """Compiles the training step of a network for eight devices, over which the batch is split."""
+    with conv_backend("xla"):
+        return compiled_step(
+            make_train_step(model, OPTIMIZER),
+            jax.eval_shape(lambda: inputs(model)),
+            mesh_of((1, 8)),
+            (PartitionSpec(), PartitionSpec("batch")),
+        )
+
+
 def collectives(compiled):
     return set(COLLECTIVE.findall(compiled.as_text()))
 
@@ -74,15 +85,7 @@ def collectives(compiled):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_step_of_every_family_needs_all_reduces_only(name):
-    model = small_model(name)
-    with conv_backend("xla"):
-        compiled = compiled_step(
-            make_train_step(model, OPTIMIZER),
-            jax.eval_shape(lambda: inputs(model)),
-            mesh_of((1, 8)),
-            (PartitionSpec(), PartitionSpec("batch")),
-        )
-    assert collectives(compiled) == {"all-reduce"}
+    assert collectives(step_with_split_batch(small_model(name))) == {"all-reduce"}
 
 
 @pytest.mark.slow
@@ -96,14 +99,7 @@ def test_step_of_every_family_needs_all_reduces_only(name):
 )
 def test_step_of_efficient_ensembles_needs_all_reduces_only(fields):
     model = small_model("cifar_resnet8", **fields)
-    with conv_backend("xla"):
-        compiled = compiled_step(
-            make_train_step(model, OPTIMIZER),
-            jax.eval_shape(lambda: inputs(model)),
-            mesh_of((1, 8)),
-            (PartitionSpec(), PartitionSpec("batch")),
-        )
-    assert collectives(compiled) == {"all-reduce"}
+    assert collectives(step_with_split_batch(model)) == {"all-reduce"}
 
 
 @pytest.mark.slow
