@@ -62,11 +62,16 @@ def parse_topology(name: str, num_slices: int = 1) -> Topology:
     if num_slices < 1:
         raise UserError(f"--num_slices is {num_slices}: expected 1 or more")
     parse = _parse_tpus if chip.platform == "tpu" else _parse_gpus
-    return Topology(name, chip, parse(name, chip, num_slices), num_slices)
+    dimensions = parse(name, chip)
+    if num_slices > 1 and chip.platform != "tpu":
+        raise UserError(
+            f"--num_slices={num_slices} is for TPUs: several hosts of {chip.name} are"
+            f" --topology={chip.name}:{num_slices}x{dimensions[-1]}"
+        )
+    return Topology(name, chip, dimensions, num_slices)
 
 
-def _parse_tpus(name: str, chip: Chip, num_slices: int) -> tuple[int, ...]:
-    del num_slices
+def _parse_tpus(name: str, chip: Chip) -> tuple[int, ...]:
     match = re.fullmatch(rf"\w+:({NUMBER}(?:x{NUMBER}){{1,2}})", name)
     if not match:
         raise _unknown_topology(name)
@@ -80,7 +85,7 @@ def _parse_tpus(name: str, chip: Chip, num_slices: int) -> tuple[int, ...]:
     return dimensions
 
 
-def _parse_gpus(name: str, chip: Chip, num_slices: int) -> tuple[int, int]:
+def _parse_gpus(name: str, chip: Chip) -> tuple[int, int]:
     match = re.fullmatch(rf"\w+(?::(?:({NUMBER})x)?({NUMBER}))?", name)
     if not match:
         raise _unknown_topology(name)
@@ -89,11 +94,6 @@ def _parse_gpus(name: str, chip: Chip, num_slices: int) -> tuple[int, int]:
         raise UserError(
             f"--topology={name} has {gpus} GPUs in a host: expected at most {chip.max_chips};"
             f" {chip.name}:HOSTSx{chip.max_chips} plans for several hosts"
-        )
-    if num_slices > 1:
-        raise UserError(
-            f"--num_slices={num_slices} is for TPUs: several hosts of {chip.name} are"
-            f" --topology={chip.name}:{num_slices}x{gpus}"
         )
     return hosts, gpus
 
