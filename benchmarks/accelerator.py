@@ -71,7 +71,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What differs between a run and a dry run."""
+    """Sizes and settings that differ between a run and a dry run."""
 
     network: str
     members: str

@@ -5,7 +5,7 @@
 It uses virtual CPU devices, so that the cost of gathering a replicated state can be measured
 without accelerators. With `--processes=2`, each of two processes has half of the devices, as two
 hosts would. With `--calls_only`, the arrays of the state have one element and the step adds one to
-each: what a call costs beside its computation.
+each: what a call costs in addition to its computation.
 """
 
 import argparse

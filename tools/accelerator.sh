@@ -7,7 +7,7 @@
 #   tools/accelerator.sh --wheels       # before: fetches what a machine without a registry lacks
 #
 # benchmarks/accelerator.py has the steps and the other options. The wheels are those of Python 3.12 on
-# Linux x86_64, beside JAX, Flax, PyTorch and what these need. They are in .wheels/, which is not in
+# Linux x86_64, in addition to JAX, Flax, PyTorch and what these need. They are in .wheels/, which is not in
 # git; if it is there, a measurement installs them for itself alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -47,7 +47,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """What the compiler says about a step on one device.
+    """Costs of a step on one device, as its compiler reports them.
 
     Attributes:
       name: name of the program.

@@ -23,7 +23,7 @@ SEVERAL_SIZES = (0, 0, 3)
 
 
 class Facts(NamedTuple):
-    """What a compiled step depends on.
+    """Sizes of a dataset, on which a compiled step depends.
 
     Attributes:
       image_shape: height, width and channels; `SEVERAL_SIZES` for images of several sizes.

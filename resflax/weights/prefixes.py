@@ -10,7 +10,7 @@ from resflax.weights.layouts import FLAX_STEMS, HEADS, STEMS
 # Components that wrappers add anywhere in a name: DataParallel and DistributedDataParallel,
 # torch.compile, FSDP and activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Entries that wrappers add beside the network: torch.optim.swa_utils.AveragedModel.
+# Entries that wrappers add to those of the network: torch.optim.swa_utils.AveragedModel.
 COUNTERS = ("n_averaged",)
 # Names of weights that are averaged over the steps of training.
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg)(?![a-z])")
@@ -26,7 +26,7 @@ class Stripped(NamedTuple):
     Attributes:
       arrays: the arrays by name.
       prefix: what was removed from the beginning of their names; "" for nothing.
-      left_out: names of the arrays beside the network.
+      left_out: names of arrays that are not the network's.
     """
 
     arrays: dict[str, Any]
@@ -53,8 +53,8 @@ def strip_prefixes(arrays: Mapping[str, Any]) -> Stripped:
       arrays: arrays by name, in any layout.
 
     Raises:
-      UserError: if there are several networks, or one without a head beside other arrays, which
-        may be its head.
+      UserError: if there are several networks, or one without a head together with other arrays,
+        which may be its head.
 
     >>> stripped = strip_prefixes({"module.conv1.weight": 1, "module.fc.bias": 2, "n_averaged": 3})
     >>> stripped.arrays, str(stripped)
