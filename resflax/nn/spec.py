@@ -11,6 +11,7 @@ from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS
 from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble_fields
+from resflax.nn.gates import GATES
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
@@ -20,6 +21,7 @@ from resflax.nn.stems import STEMS
 CHOICES: dict[str, Mapping[str, Any]] = {
     "stem": STEMS,
     "shortcut": SHORTCUTS,
+    "gate": GATES,
     "attention": ATTENTION,
     "antialias": ANTIALIAS,
     "norm": NORMS,
@@ -46,6 +48,8 @@ class Spec:
       stem_width: channels after the stem.
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
+      gate: how blocks combine shortcut and branch, a name in `GATES`: "none" for the sum, or
+        "scaled", "exclusive", "shortcut_only", "conv", "dropout", "rezero", "layer_scale", ...
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
       groups: groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
       base_width: inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
@@ -88,6 +92,7 @@ class Spec:
     stem: str = "imagenet"
     stem_width: int = 64
     shortcut: str = "B"
+    gate: str = "none"
     preact: bool = False
     groups: int = 1
     base_width: int = 64
@@ -119,6 +124,7 @@ class Spec:
                 " expected one of each per stage"
             )
         self._check_blocks()
+        self._check_gate()
         self._check_ensemble()
         self._check_channels()
 
@@ -176,12 +182,14 @@ class Spec:
     def needs_rng(self) -> bool:
         """Whether training draws random numbers in the network."""
         shuffles = ENSEMBLES[self.ensemble].shuffles and self.members > 1
-        return self.drop_path > 0 or self.dropout > 0 or (shuffles and self.input_repetition < 1)
+        shuffles = shuffles and self.input_repetition < 1
+        return self.drop_path > 0 or self.dropout > 0 or GATES[self.gate].draws or shuffles
 
     def without_rng(self) -> "Spec":
         """Returns the spec whose training draws no random numbers, as evaluation does not."""
         same = 1.0 if ENSEMBLES[self.ensemble].shuffles else 0.0
-        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same)
+        gate = "none" if GATES[self.gate].draws else self.gate
+        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same, gate=gate)
 
     @property
     def features(self) -> tuple[FeatureInfo, ...]:
@@ -239,6 +247,20 @@ class Spec:
             raise UserError(
                 f"drop_path is {self.drop_path}: a network without shortcuts needs every branch,"
                 " use drop_path=0"
+            )
+
+    def _check_gate(self) -> None:
+        if self.gate == "none":
+            return
+        if SHORTCUTS[self.shortcut].make is None:
+            raise UserError(
+                f"gate is {self.gate!r}, but shortcut is 'none': use gate='none' or another"
+                " shortcut"
+            )
+        if self.ensemble in ("batch", "packed"):
+            raise UserError(
+                f"gate is {self.gate!r}, but the members of ensemble {self.ensemble!r} are one"
+                " network, whose gates would mix them: use gate='none'"
             )
 
     def _check_blocks(self) -> None:
