@@ -7,7 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float, Key
 
 from resflax.nn.checks import check_name
-from resflax.nn.gates import GATES
+from resflax.nn.gates import GATES, Gate
 from resflax.nn.shortcuts import Shortcut, linear_projection
 
 
@@ -19,7 +19,7 @@ def identity(x: Array) -> Array:
 GateFn = Callable[..., Any]
 
 
-def find_gate(gate: str | GateFn) -> GateFn:
+def find_gate(gate: str | Gate | GateFn) -> Gate | GateFn:
     """Returns the row of `GATES` with that name; a function is returned unchanged.
 
     Raises:
@@ -81,7 +81,7 @@ class Residual(nn.Module):
     always: bool = False
     pre: Callable[[Array], Array] = identity
     post: Callable[[Array], Array] = nn.relu
-    gate: str | GateFn | None = None
+    gate: str | Gate | GateFn | None = None
 
     @nn.compact
     def __call__(
