@@ -28,7 +28,7 @@ class Gate(NamedTuple):
     Attributes:
       terms: `(h, y, s, keys) -> (shortcut term, branch term)`, both with the shape of `y`. `h` is
         the input of the branch. `keys` has one key per example, or is None in evaluation.
-      draws: whether `terms` draws random numbers from the keys.
+      is_random: whether `terms` draws random numbers from the keys.
       factors: from the arrays of the module "gate" by name to the factors of `s` and `y` in
         evaluation: numbers, or vectors over the channels. None if they depend on the input.
       alpha: factor of the branch in a normalizer-free network, from which the expected variance of
@@ -39,7 +39,7 @@ class Gate(NamedTuple):
     """
 
     terms: Callable[[Array, Array, Array, Keys], Terms]
-    draws: bool = False
+    is_random: bool = False
     factors: Callable[[Mapping[str, Any]], Factors] | None = None
     alpha: float | None = None
 
@@ -98,7 +98,7 @@ def shortcut_dropout(rate: float) -> Gate:
     """Makes `dropout(s) + y` (section 3.5), drawn from each example's key."""
     return Gate(
         lambda h, y, s, keys: (s if keys is None else dropout(keys, s, rate), y),
-        draws=True,
+        is_random=True,
         factors=lambda arrays: (1.0, 1.0),
     )
 
@@ -115,7 +115,7 @@ def branch_drop_path(rate: float) -> Gate:
         scale = drop_path(keys, [rate])[0].astype(y.dtype)
         return s, y * scale.reshape(-1, *[1] * (y.ndim - 1))
 
-    return Gate(terms, draws=True, factors=lambda arrays: (1.0, 1.0))
+    return Gate(terms, is_random=True, factors=lambda arrays: (1.0, 1.0))
 
 
 class BranchScale(nn.Module):

@@ -203,7 +203,7 @@ class ResNet(nn.Module):
             )
         if gate.alpha is not None:
             scalars = jnp.asarray(np.concatenate(input_scales(spec.depths, gate.alpha)), self.dtype)
-        if keys is not None and gate.draws:
+        if keys is not None and gate.is_random:
             gate_keys = block_keys(keys, blocks)
         ends = np.cumsum(spec.depths)
         return [

@@ -183,12 +183,12 @@ class Spec:
         """Whether training draws random numbers in the network."""
         shuffles = ENSEMBLES[self.ensemble].shuffles and self.members > 1
         shuffles = shuffles and self.input_repetition < 1
-        return self.drop_path > 0 or self.dropout > 0 or GATES[self.gate].draws or shuffles
+        return self.drop_path > 0 or self.dropout > 0 or GATES[self.gate].is_random or shuffles
 
     def without_rng(self) -> "Spec":
         """Returns the spec whose training draws no random numbers, as evaluation does not."""
         same = 1.0 if ENSEMBLES[self.ensemble].shuffles else 0.0
-        gate = "none" if GATES[self.gate].draws else self.gate
+        gate = "none" if GATES[self.gate].is_random else self.gate
         return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same, gate=gate)
 
     @property
