@@ -48,9 +48,9 @@ def build_graph(
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
-      UserError: if the spec has an ensemble or is not of images, the variables are not those of the spec, `outputs` is
-        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
-        images' channels.
+      UserError: if the spec has an ensemble or is not of images, the variables are not those of
+        the spec, `outputs` is unknown, the network has no head and `outputs` needs one, or `mean`
+        and `std` do not fit the images' channels.
 
     >>> import jax
     >>> from resflax.zoo import create_model
