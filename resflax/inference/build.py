@@ -11,6 +11,7 @@ from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
 from resflax.nn import GATES, SHORTCUTS, STEMS, BlockConfig, BlockGeometry, Spec
 from resflax.nn.gates import input_scales
+from resflax.nn.layers import Sizes, per_axis
 from resflax.nn.stems import conv_pool, default_pool, zero_padded_pool
 
 OUTPUTS = ("logits", "probabilities", "features")
@@ -48,9 +49,9 @@ def build_graph(
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
-      UserError: if the spec has an ensemble, the variables are not those of the spec, `outputs` is
-        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
-        images' channels.
+      UserError: if the spec has an ensemble or is not of images, the variables are not those of
+        the spec, `outputs` is unknown, the network has no head and `outputs` needs one, or `mean`
+        and `std` do not fit the images' channels.
 
     >>> import jax
     >>> from resflax.zoo import create_model
@@ -64,23 +65,12 @@ def build_graph(
     >>> node.op, node.inputs, node.attributes["activation"], sorted(node.arrays)
     ('conv', ('stage1_block1/conv1', 'stem_conv'), 'relu', ['bias', 'kernel'])
     """
-    if spec.ensemble != "none":
+    if spec.dimensions != 2:
         raise UserError(
-            f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
-            " build one per member, from spec.member and resflax.nn.split_members"
+            f"spec.dimensions is {spec.dimensions}, and the inference form is of networks of"
+            " images: use create_model(spec).apply(variables, x, train=False)"
         )
-    if GATES[spec.gate].factors is None:
-        raise UserError(
-            f"spec.gate is {spec.gate!r}, whose factors depend on the image, and the inference form"
-            " has none of these: use model.apply(variables, x, train=False)"
-        )
-    if outputs not in OUTPUTS:
-        raise unknown("outputs", outputs, OUTPUTS)
-    if outputs != "features" and not spec.num_classes:
-        raise UserError(
-            f"outputs is {outputs!r}, but the network has no head (num_classes is 0):"
-            " use outputs='features'"
-        )
+    _check_spec(spec, outputs)
     parameters = Parameters(variables)
     builder = GraphBuilder(spec, parameters, fold=fold, dtype=dtype)
     x, channels = Graph.input, _image_channels(spec, parameters)
@@ -101,10 +91,38 @@ def build_graph(
     return Graph(builder.nodes, x, channels, features)
 
 
+def _check_spec(spec: Spec, outputs: str) -> None:
+    """Checks that the inference form has everything that the network has."""
+    if spec.ensemble != "none":
+        raise UserError(
+            f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
+            " build one per member, from spec.member and resflax.nn.split_members"
+        )
+    if GATES[spec.gate].factors is None:
+        raise UserError(
+            f"spec.gate is {spec.gate!r}, whose factors depend on the image, and the inference form"
+            " has none of these: use model.apply(variables, x, train=False)"
+        )
+    if outputs not in OUTPUTS:
+        raise unknown("outputs", outputs, OUTPUTS)
+    if outputs != "features" and not spec.num_classes:
+        raise UserError(
+            f"outputs is {outputs!r}, but the network has no head (num_classes is 0):"
+            " use outputs='features'"
+        )
+
+
 def _image_channels(spec: Spec, parameters: Parameters) -> int:
     """Returns the number of channels that the first convolution reads."""
     name = "stem_conv" if len(STEMS[spec.stem].convs) == 1 else "stem_conv1"
     return int(parameters.get(name, "kernel").shape[2])
+
+
+def _side(sizes: Sizes) -> int:
+    """Returns the size along each of the two axes, which are alike in a network of images."""
+    side, other = per_axis(sizes, 2)
+    assert side == other, sizes
+    return side
 
 
 def _stem(builder: GraphBuilder, x: str) -> str:
@@ -117,10 +135,10 @@ def _stem(builder: GraphBuilder, x: str) -> str:
         x = builder.conv(
             x,
             f"stem_conv{number}",
-            (row.kernel, int(spec.stem_width * row.width_fraction)),
+            (_side(row.kernel), int(spec.stem_width * row.width_fraction)),
             norm=norm,
             act=norm is not None,
-            stride=row.stride,
+            stride=_side(row.stride),
         )
     return STEM_POOLS[stem.pool](builder, x) if stem.pool else x
 
@@ -221,7 +239,7 @@ def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str
         x = builder.conv(
             x,
             f"{name}/conv{i}",
-            (row.kernel, features),
+            (_side(row.kernel), features),
             norm=None if spec.preact and i == last else norm,
             act=i < last,
             stride=geometry.stride if row.strided and not downsample else 1,

@@ -1,22 +1,23 @@
 """An architecture as data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import mul
 from typing import Any
 
 from resflax.errors import UserError
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
-from resflax.nn.blocks import BLOCKS
+from resflax.nn.blocks import BLOCKS, ConvRow
 from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble_fields
 from resflax.nn.gates import GATES
-from resflax.nn.layers import CONVS
+from resflax.nn.layers import CONVS, per_axis
 from resflax.nn.norms import NORMS
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
-from resflax.nn.stems import STEMS
+from resflax.nn.stems import STEMS, StemConv
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "stem": STEMS,
@@ -69,6 +70,9 @@ class Spec:
         It rises linearly from 0 at the first block (stochastic depth).
       dropout: probability with which training drops a feature before the head.
       num_classes: outputs of the head, per member. 0 for pooled features.
+      dimensions: number of spatial axes: 1 for signals `(n, length, channels)`, 2 for images
+        `(n, height, width, channels)`, 3 for volumes or clips `(n, depth, height, width,
+        channels)`. A row's "3x3" then has 3 or 3x3x3 weights per pair of channels.
       ensemble: a name in `ENSEMBLES`: "none", or an efficient ensemble in one network: "batch"
         (rank-1 factors), "packed" (grouped convolutions) or "mimo" (several inputs and heads).
       members: number of members of the ensemble.
@@ -106,6 +110,7 @@ class Spec:
     drop_path: float = 0.0
     dropout: float = 0.0
     num_classes: int = 1000
+    dimensions: int = 2
     ensemble: str = "none"
     members: int = 1
     alpha: float = 1.0
@@ -125,6 +130,7 @@ class Spec:
             )
         self._check_blocks()
         self._check_gate()
+        self._check_dimensions()
         self._check_ensemble()
         self._check_channels()
 
@@ -142,7 +148,8 @@ class Spec:
             self.block_names,
             groups=self.groups,
             base_width=self.base_width,
-            stem_stride=STEMS[self.stem].stride,
+            stem_width=self.stem_width,
+            stem_stride=max(STEMS[self.stem].strides(self.dimensions)),
             output_stride=self.output_stride,
         )
         return stages if self.pruned is None else prune(stages, self.pruned)
@@ -155,7 +162,7 @@ class Spec:
     @property
     def min_image_size(self) -> int:
         """Smallest image side, in pixels, for which no stride is applied to a single pixel."""
-        return self.features[-1].stride // 2 + 1
+        return max(per_axis(self.features[-1].stride, self.dimensions)) // 2 + 1
 
     @property
     def channel_groups(self) -> int:
@@ -195,13 +202,16 @@ class Spec:
     def features(self) -> tuple[FeatureInfo, ...]:
         """Feature maps of the stem (before its pooling) and of every stage."""
         stem, rows = STEMS[self.stem], self.members if ENSEMBLES[self.ensemble].rows else 1
-        channels = self.stem_channels * rows
-        features, stride = [FeatureInfo("stem", channels, stem.conv_stride)], stem.stride
+        channels, dimensions = self.stem_channels * rows, self.dimensions
+        maps = [("stem", channels, stem.conv_strides(dimensions))]
+        strides = stem.strides(dimensions)
         for i, blocks in enumerate(self.stages, start=1):
-            stride *= blocks[0].geometry.stride
-            channels = blocks[-1].channels[-1] * rows
-            features.append(FeatureInfo(f"stage{i}", channels, stride))
-        return tuple(features)
+            strides = tuple(map(mul, strides, blocks[0].strides(dimensions)))
+            maps.append((f"stage{i}", blocks[-1].channels[-1] * rows, strides))
+        return tuple(
+            FeatureInfo(name, channels, strides if len({*strides}) > 1 else strides[0])
+            for name, channels, strides in maps
+        )
 
     def override(self, **overrides: Any) -> "Spec":
         """Returns a copy with some fields replaced.
@@ -230,6 +240,7 @@ class Spec:
         for field, minimum, maximum in (
             ("stem_width", 1, MAX_CHANNELS),
             ("num_classes", 0, MAX_CLASSES),
+            ("dimensions", 1, 3),
             ("groups", 1, MAX_CHANNELS),
             ("base_width", 1, MAX_CHANNELS),
         ):
@@ -272,6 +283,26 @@ class Spec:
                 raise UserError(
                     f"groups is {self.groups}, but block {name!r} has no grouped convolution:"
                     " use groups=1 or a bottleneck"
+                )
+
+    def _check_dimensions(self) -> None:
+        """Checks that kernels with one size per axis have as many as there are axes."""
+        rows: dict[str, Sequence[ConvRow | StemConv]] = {
+            f"block {name!r}": BLOCKS[name] for name in self.block_names
+        }
+        rows[f"stem {self.stem!r}"] = STEMS[self.stem].convs
+        for name, convs in rows.items():
+            kernels = [conv.kernel for conv in convs if not isinstance(conv.kernel, int)]
+            if kernels and len(kernels[0]) != self.dimensions:
+                raise UserError(
+                    f"{name} has kernels of {len(kernels[0])} dimensions, but dimensions is"
+                    f" {self.dimensions}: use dimensions={len(kernels[0])} or another"
+                    f" {name.split()[0]}"
+                )
+            if kernels and self.antialias != "none":
+                raise UserError(
+                    f"antialias {self.antialias!r} pools all axes alike, and {name} has kernels"
+                    f" such as {kernels[0]}: use antialias='none'"
                 )
 
     def _check_ensemble(self) -> None:

@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+from resflax.nn.layers import Sizes
 
 Stages = tuple[tuple[BlockConfig, ...], ...]
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class FeatureInfo(NamedTuple):
-    """Name, channels and stride (image size over map size) of a feature map."""
+    """Name, channels and stride (image size over map size) of a feature map.
+
+    The stride is one per axis where they differ, as of clips.
+    """
 
     name: str
     channels: int
-    stride: int
+    stride: Sizes
 
 
 def make_stages(
@@ -24,6 +28,7 @@ def make_stages(
     *,
     groups: int,
     base_width: int,
+    stem_width: int,
     stem_stride: int,
     output_stride: int,
 ) -> Stages:
@@ -38,22 +43,24 @@ def make_stages(
       blocks: name in `BLOCKS` of each stage's branch.
       groups: see `Spec`.
       base_width: see `Spec`.
-      stem_stride: stride of the stem's output.
+      stem_width: channels after the stem.
+      stem_stride: stride of the stem's output, along the axis where it is largest.
       output_stride: largest stride of a feature map.
     """
-    stages, stride, dilation = [], stem_stride, 1
+    stages, inputs, stride, dilation = [], stem_width, stem_stride, 1
     for i, (depth, width, name) in enumerate(zip(depths, widths, blocks, strict=True)):
         rows, stage_stride, in_dilation = BLOCKS[name], 2 if i else 1, dilation
         if stride >= output_stride:
             stage_stride, dilation = 1, dilation * stage_stride
         stride *= stage_stride
         inner = width * base_width // 64 * groups
-        channels = tuple(
-            (inner if row.expansion is None else width * row.expansion) // row.divisor
-            for row in rows
+        channels = tuple(row.out_channels(inputs, width, inner) for row in rows)
+        first = BlockConfig(
+            rows, channels, channels[-1], BlockGeometry(stage_stride, in_dilation, dilation)
         )
-        rest = BlockConfig(rows, channels, channels[-1], BlockGeometry(1, dilation, dilation))
-        first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
+        inputs = first.width
+        channels = tuple(row.out_channels(inputs, width, inner) for row in rows)
+        rest = BlockConfig(rows, channels, inputs, BlockGeometry(1, dilation, dilation))
         stages.append((first, *[rest] * (depth - 1)))
     return tuple(stages)
 
