@@ -9,7 +9,8 @@ from resflax.errors import UserError, unknown
 from resflax.inference.graph import Graph
 from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
-from resflax.nn import SHORTCUTS, STEMS, BlockConfig, BlockGeometry, Spec
+from resflax.nn import BlockConfig, BlockGeometry, Spec
+from resflax.nn.fields import check_named, resolve
 from resflax.nn.stems import conv_pool, default_pool, zero_padded_pool
 
 OUTPUTS = ("logits", "probabilities", "features")
@@ -68,6 +69,7 @@ def build_graph(
             f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
             " build one per member, from spec.member and resflax.nn.split_members"
         )
+    check_named(spec.own_parts, "the inference form has no operation for it")
     if outputs not in OUTPUTS:
         raise unknown("outputs", outputs, OUTPUTS)
     if outputs != "features" and not spec.num_classes:
@@ -97,13 +99,13 @@ def build_graph(
 
 def _image_channels(spec: Spec, parameters: Parameters) -> int:
     """Returns the number of channels that the first convolution reads."""
-    name = "stem_conv" if len(STEMS[spec.stem].convs) == 1 else "stem_conv1"
+    name = "stem_conv" if len(resolve("stem", spec.stem).convs) == 1 else "stem_conv1"
     return int(parameters.get(name, "kernel").shape[2])
 
 
 def _stem(builder: GraphBuilder, x: str) -> str:
     """Emits convolutions and pooling of the stem."""
-    spec, stem = builder.spec, STEMS[builder.spec.stem]
+    spec, stem = builder.spec, resolve("stem", builder.spec.stem)
     last = len(stem.convs)
     for i, row in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
@@ -169,7 +171,7 @@ def _stages(builder: GraphBuilder, x: str) -> tuple[str, int]:
 
 def _block(builder: GraphBuilder, name: str, block: BlockConfig, x: str, channels: int) -> str:
     """Emits one residual block, in the order of v1 or v2."""
-    spec, row = builder.spec, SHORTCUTS[builder.spec.shortcut]
+    spec, row = builder.spec, resolve("shortcut", builder.spec.shortcut)
     h = builder.norm(x, f"{name}/norm1", act=True) if spec.preact else x
     y = ATTENTIONS[spec.attention](builder, name, _branch(builder, name, block, h))
     shortcut: str | None = None

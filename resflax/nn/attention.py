@@ -26,7 +26,7 @@ def squeeze_excite(
     """
     del channels
     hidden = max(8, int(x.shape[-1] * ratio + 4) // 8 * 8)
-    h = ops.act(ops.dense(jnp.mean(x, (1, 2)), hidden, name="se_fc1"))
+    h = jax.nn.relu(ops.dense(jnp.mean(x, (1, 2)), hidden, name="se_fc1"))
     gate = jax.nn.sigmoid(ops.dense(h, x.shape[-1], name="se_fc2"))
     return x * gate[:, None, None]
 

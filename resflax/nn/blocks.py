@@ -4,6 +4,7 @@ Basic and bottleneck blocks are those of He et al. 2015 (arXiv:1512.03385), figu
 those of Xie et al. 2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
@@ -30,6 +31,9 @@ class ConvRow(NamedTuple):
     grouped: bool = False
     divisor: int = 1
 
+
+# A branch: convolutions, or a function `(ops, x, features, stride) -> x`.
+Block = tuple[ConvRow, ...] | Callable[..., Array]
 
 BLOCKS: dict[str, tuple[ConvRow, ...]] = {
     "basic": (ConvRow(3, strided=True), ConvRow(3, expansion=1)),
@@ -74,12 +78,14 @@ class BlockConfig(NamedTuple):
       channels: output channels of each convolution.
       width: output channels of the block before pruning.
       geometry: stride and dilation.
+      function: `(ops, x, features, stride) -> x` in place of `rows`, which are then empty.
     """
 
     rows: tuple[ConvRow, ...]
     channels: tuple[int, ...]
     width: int
     geometry: BlockGeometry
+    function: Callable[..., Array] | None = None
 
 
 def apply_branch(
@@ -132,6 +138,8 @@ def apply_branch(
     (True, (2, 3, 3, 32))
     """
     geometry, last = block.geometry, len(block.rows)
+    if block.function:
+        return block.function(ops, x, block.channels[-1], geometry.stride)
     dilation = geometry.in_dilation
     for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
         filtered = row.strided and geometry.strides_or_dilates and i < last
@@ -149,5 +157,5 @@ def apply_branch(
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
         if i < last:
             x = ops.norm_act(x, name=f"norm{i + 1 if preact else i}")
-        x = downsample(x, geometry.stride) if downsample else x
+        x = downsample(ops, x, geometry.stride) if downsample else x
     return x

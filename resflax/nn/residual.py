@@ -5,12 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from resflax.nn.activations import identity
 from resflax.nn.shortcuts import Shortcut, linear_projection
-
-
-def identity(x: Array) -> Array:
-    """Returns `x` unchanged."""
-    return x
 
 
 class Residual(nn.Module):

@@ -9,20 +9,19 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
-from resflax.nn.antialias import ANTIALIAS
-from resflax.nn.attention import ATTENTION
+from resflax.nn.activations import identity
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
 from resflax.nn.drop import block_rates, drop_path, dropout
-from resflax.nn.ensembles import ENSEMBLES, log_mean_probability
+from resflax.nn.ensembles import log_mean_probability
+from resflax.nn.fields import resolve
 from resflax.nn.layers import Ops
-from resflax.nn.residual import Residual, identity
+from resflax.nn.residual import Residual
 from resflax.nn.scan import REST, scan_module
-from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.shuffle import Shuffling
 from resflax.nn.spec import Spec
 from resflax.nn.stages import FeatureInfo
-from resflax.nn.stems import STEMS, apply_stem
+from resflax.nn.stems import apply_stem
 
 
 def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any) -> Any:
@@ -30,19 +29,21 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
 
     `module_class` is `Residual`, or the result of a linen transform of it.
     """
-    shortcut, attention = SHORTCUTS[spec.shortcut], ATTENTION[spec.attention]
+    shortcut, attention = resolve("shortcut", spec.shortcut), resolve("attention", spec.attention)
+    antialias = resolve("antialias", spec.antialias)
 
     def branch(x: Array) -> Array:
         x = apply_branch(
             ops,
             block,
             x,
-            antialias=ANTIALIAS[spec.antialias],
+            antialias=antialias,
             groups=spec.groups,
             preact=spec.preact,
             zero_init=spec.zero_init and shortcut.make is not None,
         )
-        return attention(ops, x, block.width)
+        y: Array = attention(ops, x, block.width)
+        return y
 
     # In v2 the shared pre-activation has already normalized the projection's input.
     norm = not spec.preact
@@ -132,7 +133,7 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"expected images of shape (n, height, width, channels): got {x.shape}"
             )
-        spec, stem, ensemble = self.spec, STEMS[self.spec.stem], ENSEMBLES[self.spec.ensemble]
+        spec, stem, ensemble = self.spec, resolve("stem", self.spec.stem), self.spec.ensemble_row
         needs_keys = self.needs_rng and (train or dropout_keys is not None)
         keys = self._check_keys(dropout_keys, len(x)) if needs_keys else None
         ops = ensemble.make_ops(
@@ -141,8 +142,9 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             batch_norm=self.batch_norm,
-            norm=spec.norm,
-            conv=spec.conv,
+            norm=resolve("norm", spec.norm),
+            conv=resolve("conv", spec.conv),
+            activation=resolve("activation", spec.activation),
         )
         x, keys, split_logits = ensemble.make_inputs(
             jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
@@ -150,7 +152,7 @@ class ResNet(nn.Module):
         x = apply_stem(ops, stem, x, spec.stem_channels, preact=spec.preact)
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
-            x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
+            x = stem.pool(ops, x, resolve("antialias", spec.antialias))
         branch_scales = self._branch_scales(keys, drop_path_rates)
         for i, blocks in enumerate(spec.stages[:last_stage]):
             x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
@@ -159,13 +161,13 @@ class ResNet(nn.Module):
             return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
         if spec.preact:
             x = ops.norm_act(x, name="head_norm")
-        x = jnp.mean(x, axis=(1, 2))
+        x = resolve("pooling", spec.pooling)(ops, x)
         if keys is not None and spec.dropout:
             x = dropout(keys, x, spec.dropout)
         if not spec.num_classes:
             return ensemble.merge_rows(x, spec.members)
         outputs = ensemble.head_outputs(spec.members, spec.num_classes)
-        logits = ops.dense(x, outputs, name="head")
+        logits = resolve("head", spec.head)(ops, x, outputs)
         if spec.ensemble == "none" and not members:
             return logits
         logits = split_logits(logits)

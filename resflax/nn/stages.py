@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+from resflax.nn.blocks import Block, BlockConfig, BlockGeometry
 
 Stages = tuple[tuple[BlockConfig, ...], ...]
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
@@ -20,7 +20,7 @@ class FeatureInfo(NamedTuple):
 def make_stages(
     depths: Sequence[int],
     widths: Sequence[int],
-    blocks: Sequence[str],
+    blocks: Sequence[Block],
     *,
     groups: int,
     base_width: int,
@@ -35,24 +35,30 @@ def make_stages(
     Args:
       depths: number of blocks in each stage.
       widths: channels of each stage's blocks before expansion.
-      blocks: name in `BLOCKS` of each stage's branch.
+      blocks: branch of each stage: rows of convolutions, or a function.
       groups: see `Spec`.
       base_width: see `Spec`.
       stem_stride: stride of the stem's output.
       output_stride: largest stride of a feature map.
     """
     stages, stride, dilation = [], stem_stride, 1
-    for i, (depth, width, name) in enumerate(zip(depths, widths, blocks, strict=True)):
-        rows, stage_stride, in_dilation = BLOCKS[name], 2 if i else 1, dilation
+    for i, (depth, width, block) in enumerate(zip(depths, widths, blocks, strict=True)):
+        stage_stride, in_dilation = 2 if i else 1, dilation
         if stride >= output_stride:
             stage_stride, dilation = 1, dilation * stage_stride
         stride *= stage_stride
         inner = width * base_width // 64 * groups
-        channels = tuple(
-            (inner if row.expansion is None else width * row.expansion) // row.divisor
-            for row in rows
+        rows, function = ((), block) if callable(block) else (block, None)
+        channels = (
+            (width,)
+            if function
+            else tuple(
+                (inner if row.expansion is None else width * row.expansion) // row.divisor
+                for row in rows
+            )
         )
-        rest = BlockConfig(rows, channels, channels[-1], BlockGeometry(1, dilation, dilation))
+        geometry = BlockGeometry(1, dilation, dilation)
+        rest = BlockConfig(rows, channels, channels[-1], geometry, function)
         first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
         stages.append((first, *[rest] * (depth - 1)))
     return tuple(stages)

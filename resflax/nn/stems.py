@@ -32,14 +32,20 @@ class Stem(NamedTuple):
     Attributes:
       convs: convolutions, each followed by a norm and an activation.
       pool: `(ops, x, antialias) -> x`, with stride 2. None for no pooling.
+      function: `(ops, x, features) -> x` in place of convolutions.
+      function_stride: its stride, in pixels.
     """
 
     convs: tuple[StemConv, ...]
     pool: Callable[[Ops, Array, AntiAlias], Array] | None = None
+    function: Callable[[Ops, Array, int], Array] | None = None
+    function_stride: int = 1
 
     @property
     def conv_stride(self) -> int:
         """Stride of the convolutions together, in pixels."""
+        if self.function:
+            return self.function_stride
         return 2 ** sum(conv.stride == 2 for conv in self.convs)
 
     @property
@@ -56,6 +62,8 @@ def apply_stem(
     Modules are called `stem_conv` and `stem_norm`, numbered from 1 if there are several. With
     `preact` the last norm and activation are omitted: the first block starts with its own.
     """
+    if stem.function:
+        return stem.function(ops, x, width)
     last = len(stem.convs)
     for i, conv in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
@@ -71,8 +79,7 @@ def default_pool(
     ops: Ops, x: Float[Array, "n height width channels"], antialias: AntiAlias
 ) -> Float[Array, "n out_height out_width channels"]:
     """Applies `antialias.pool`: by default 3x3 max pooling with stride 2 (He et al. 2015)."""
-    del ops
-    return antialias.pool(x)
+    return antialias.pool(ops, x)
 
 
 def conv_pool(
