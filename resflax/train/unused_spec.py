@@ -24,6 +24,10 @@ def _has_shortcuts(spec: Spec, without: Spec) -> bool:
     return resolve("shortcut", spec.shortcut).make is not None
 
 
+def _has_activations(spec: Spec, without: Spec) -> bool:
+    return not spec.preact or not resolve("norm", spec.norm).has_activation
+
+
 # Whether a field of a spec has an effect, given the spec, and the spec without the change; and why
 # it has none otherwise.
 EFFECTS: dict[str, tuple[Callable[[Spec, Spec], bool], str]] = {
@@ -31,6 +35,7 @@ EFFECTS: dict[str, tuple[Callable[[Spec, Spec], bool], str]] = {
     "groups": (_stages_differ, "no convolution changes"),
     "output_stride": (_stages_differ, "no feature map has a larger stride"),
     "zero_init": (_has_shortcuts, "it has no shortcuts"),
+    "activation": (_has_activations, "its norms have their own"),
     "antialias": (lambda spec, _: _has_strides(spec), "it has no strides"),
 }
 
