@@ -11,6 +11,7 @@ from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
 from resflax.nn import BlockConfig, BlockGeometry, Spec
 from resflax.nn.fields import check_named, resolve
+from resflax.nn.layers import Sizes, per_axis
 from resflax.nn.stems import conv_pool, default_pool, zero_padded_pool
 
 OUTPUTS = ("logits", "probabilities", "features")
@@ -48,9 +49,9 @@ def build_graph(
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
-      UserError: if the spec has an ensemble, the variables are not those of the spec, `outputs` is
-        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
-        images' channels.
+      UserError: if the spec has an ensemble or is not of images, the variables are not those of
+        the spec, `outputs` is unknown, the network has no head and `outputs` needs one, or `mean`
+        and `std` do not fit the images' channels.
 
     >>> import jax
     >>> from resflax.zoo import create_model
@@ -64,6 +65,11 @@ def build_graph(
     >>> node.op, node.inputs, node.attributes["activation"], sorted(node.arrays)
     ('conv', ('stage1_block1/conv1', 'stem_conv'), 'relu', ['bias', 'kernel'])
     """
+    if spec.dimensions != 2:
+        raise UserError(
+            f"spec.dimensions is {spec.dimensions}, and the inference form is of networks of"
+            " images: use create_model(spec).apply(variables, x, train=False)"
+        )
     if spec.ensemble != "none":
         raise UserError(
             f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
@@ -103,6 +109,13 @@ def _image_channels(spec: Spec, parameters: Parameters) -> int:
     return int(parameters.get(name, "kernel").shape[2])
 
 
+def _side(sizes: Sizes) -> int:
+    """Returns the size along each of the two axes, which are alike in a network of images."""
+    side, other = per_axis(sizes, 2)
+    assert side == other, sizes
+    return side
+
+
 def _stem(builder: GraphBuilder, x: str) -> str:
     """Emits convolutions and pooling of the stem."""
     spec, stem = builder.spec, resolve("stem", builder.spec.stem)
@@ -113,10 +126,10 @@ def _stem(builder: GraphBuilder, x: str) -> str:
         x = builder.conv(
             x,
             f"stem_conv{number}",
-            (row.kernel, int(spec.stem_width * row.width_fraction)),
+            (_side(row.kernel), int(spec.stem_width * row.width_fraction)),
             norm=norm,
             act=norm is not None,
-            stride=row.stride,
+            stride=_side(row.stride),
         )
     return STEM_POOLS[stem.pool](builder, x) if stem.pool else x
 
@@ -194,7 +207,7 @@ def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str
         x = builder.conv(
             x,
             f"{name}/conv{i}",
-            (row.kernel, features),
+            (_side(row.kernel), features),
             norm=None if spec.preact and i == last else norm,
             act=i < last,
             stride=geometry.stride if row.strided and not downsample else 1,

@@ -171,7 +171,7 @@ class Inputs(NamedTuple):
       split_logits: `(rows, head outputs) -> (members, n, classes)`.
     """
 
-    images: Float[Array, "rows h w channels"]
+    images: Float[Array, "rows *space channels"]
     keys: Keys
     split_logits: Callable[[Array], Array]
 

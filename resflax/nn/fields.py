@@ -11,10 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
 from resflax.errors import UserError, suggest, unknown
 from resflax.nn.activations import ACTIVATIONS
 from resflax.nn.antialias import ANTIALIAS, AntiAlias, filtered_maximum
@@ -23,13 +19,10 @@ from resflax.nn.blocks import BLOCKS, ConvRow
 from resflax.nn.ensembles import ENSEMBLES, EnsembleRow
 from resflax.nn.functions import Signature, checked, function_name, import_function, strided
 from resflax.nn.heads import HEADS, POOLINGS
-from resflax.nn.layers import CONVS, make_ops
+from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS, NormRow
 from resflax.nn.shortcuts import SHORTCUTS, ShortcutRow
 from resflax.nn.stems import STEMS, Stem
-
-# The image and the width from which the stride of a stem's function is found.
-PROBE_IMAGE, PROBE_WIDTH = (1, 64, 64, 3), 64
 
 
 class Field(NamedTuple):
@@ -60,8 +53,8 @@ def resolve(field: str, value: Any) -> Any:
     Raises:
       UserError: if the value is none of them.
 
-    >>> resolve("attention", "none") is ATTENTION["none"], resolve("stem", STEMS["cifar"]).stride
-    (True, 1)
+    >>> resolve("stem", "cifar") is STEMS["cifar"] is resolve("stem", STEMS["cifar"])
+    True
     """
     row = FIELDS[field]
     if isinstance(value, str) and value in row.table:
@@ -70,7 +63,14 @@ def resolve(field: str, value: Any) -> Any:
         return value
     if not row.signature or not callable(value) or not row.signature.fits(value):
         raise _invalid(field, value)
-    return row.make_row(checked(field, value, row.signature, row.expected))
+    return _function_row(field, value)
+
+
+@cache
+def _function_row(field: str, function: Callable[..., Any]) -> Any:
+    row = FIELDS[field]
+    assert row.signature
+    return row.make_row(checked(field, function, row.signature, row.expected))
 
 
 def canonical(field: str, value: Any) -> Any:
@@ -151,20 +151,6 @@ def _invalid(field: str, value: Any) -> UserError:
     return UserError(f"{field} is {describe(value)}{arguments}: {', or '.join(kinds)}")
 
 
-@cache
-def _stride(function: Callable[..., Any]) -> int:
-    """Returns the stride of a stem, from the shape that it gives an image."""
-
-    class Probe(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any) -> Any:
-            return function(make_ops(train=False, dtype=x.dtype), x, PROBE_WIDTH)
-
-    image = jax.ShapeDtypeStruct(PROBE_IMAGE, jnp.float32)
-    result, _ = jax.eval_shape(lambda x: Probe().init_with_output(jax.random.key(0), x), image)
-    return round(PROBE_IMAGE[1] / int(result.shape[1]))
-
-
 def _shortcut_row(function: Callable[..., Any]) -> ShortcutRow:
     def make(ops: Any, geometry: Any, *, norm: bool) -> Any:
         del norm
@@ -190,7 +176,7 @@ FIELDS: dict[str, Field] = {
         Signature(FEATURES, (), "array (n, *space, features)"),
         lambda ops, x, features: (len(x), *[None] * (x.ndim - 2), features),
         Stem,
-        lambda function: Stem((), function=function, function_stride=_stride(function)),
+        lambda function: Stem((), function=function),
     ),
     "shortcut": Field(SHORTCUTS, STRIDED, _strided_shape, ShortcutRow, _shortcut_row),
     "attention": Field(

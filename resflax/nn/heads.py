@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.nn.layers import Ops
+from resflax.nn.space import mean_over_space, space_axes
 
 Pooling = Callable[[Ops, Array], Array]
 Head = Callable[[Ops, Array, int], Any]
@@ -15,13 +16,13 @@ Head = Callable[[Ops, Array, int], Any]
 def average(ops: Ops, x: Float[Array, "n *space channels"]) -> Float[Array, "n channels"]:
     """Returns the mean over all pixels (He et al. 2015)."""
     del ops
-    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+    return mean_over_space(x)
 
 
 def maximum(ops: Ops, x: Float[Array, "n *space channels"]) -> Float[Array, "n channels"]:
     """Returns the maximum over all pixels."""
     del ops
-    return jnp.max(x, axis=tuple(range(1, x.ndim - 1)))
+    return jnp.max(x, space_axes(x))
 
 
 def average_and_maximum(

@@ -23,6 +23,13 @@ from resflax.nn.spec import Spec
 from resflax.nn.stages import FeatureInfo
 from resflax.nn.stems import apply_stem
 
+# By number of spatial axes.
+INPUT_SHAPES = {
+    1: "signals of shape (n, length, channels)",
+    2: "images of shape (n, height, width, channels)",
+    3: "volumes or clips of shape (n, depth, height, width, channels)",
+}
+
 
 def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any) -> Any:
     """Returns one block of `spec`: branch, attention and shortcut, in the order of v1 or v2.
@@ -95,7 +102,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "n height width channels"],
+        x: Float[Array, "n *space channels"],
         *,
         train: bool,
         dropout_keys: Key[Array, " n"] | None = None,
@@ -104,8 +111,10 @@ class ResNet(nn.Module):
     ) -> Any:
         """Computes logits `(n, num_classes)` from images with any number of channels.
 
-        With `num_classes=0` the result is the pooled features `(n, channels)`. With `out_indices`
-        it is a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up.
+        Images have `spec.dimensions` axes between the batch and the channels: signals have one,
+        clips and volumes three. With `num_classes=0` the result is the pooled features `(n,
+        channels)`. With `out_indices` it is a tuple of maps `(n, height / stride, width / stride,
+        channels)`, sizes rounded up.
 
         If the spec has an ensemble, the logits are the logarithms of the members' mean
         probabilities, as float32, and in training those of all members, `(members, n,
@@ -127,11 +136,12 @@ class ResNet(nn.Module):
             for a spec without ensemble `(1, n, num_classes)`.
 
         Raises:
-          ValueError: if `x` does not have four axes, or keys are missing.
+          ValueError: if `x` has the wrong number of axes, or keys are missing.
         """
-        if x.ndim != 4:
+        if x.ndim != self.spec.dimensions + 2:
             raise ValueError(
-                f"expected images of shape (n, height, width, channels): got {x.shape}"
+                f"expected {INPUT_SHAPES[self.spec.dimensions]}, as spec.dimensions is"
+                f" {self.spec.dimensions}: got shape {x.shape}"
             )
         spec, stem, ensemble = self.spec, resolve("stem", self.spec.stem), self.spec.ensemble_row
         needs_keys = self.needs_rng and (train or dropout_keys is not None)
@@ -145,6 +155,7 @@ class ResNet(nn.Module):
             norm=resolve("norm", spec.norm),
             conv=resolve("conv", spec.conv),
             activation=resolve("activation", spec.activation),
+            dimensions=spec.dimensions,
         )
         x, keys, split_logits = ensemble.make_inputs(
             jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
@@ -202,11 +213,11 @@ class ResNet(nn.Module):
         self,
         ops: Ops,
         blocks: tuple[BlockConfig, ...],
-        x: Float[Array, "n height width channels"],
+        x: Float[Array, "n *space channels"],
         branch_scales: Float[Array, "blocks n"] | None,
         *,
         name: str,
-    ) -> Float[Array, "n out_height out_width out_channels"]:
+    ) -> Float[Array, "n *out_space out_channels"]:
         """Runs the first block, which alone can change shapes, and the identical others."""
         module_class: Any = nn.remat(Residual) if self.remat else Residual
         make = partial(make_block, self.spec, ops)

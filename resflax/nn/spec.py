@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from operator import mul
 from typing import Any
 
 from resflax.errors import UserError
@@ -9,6 +10,7 @@ from resflax.nn.blocks import Block, ConvRow
 from resflax.nn.checks import check_integer, nested_lengths, to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow, check_ensemble_fields
 from resflax.nn.fields import FIELDS, canonical, canonical_block, describe, resolve
+from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 
@@ -58,6 +60,9 @@ class Spec:
         It rises linearly from 0 at the first block (stochastic depth).
       dropout: probability with which training drops a feature before the head.
       num_classes: outputs of the head, per member. 0 for pooled features.
+      dimensions: number of spatial axes: 1 for signals `(n, length, channels)`, 2 for images
+        `(n, height, width, channels)`, 3 for volumes or clips `(n, depth, height, width,
+        channels)`. A row's "3x3" then has 3 or 3x3x3 weights per pair of channels.
       ensemble: a name in `ENSEMBLES`: "none", or an efficient ensemble in one network: "batch"
         (rank-1 factors), "packed" (grouped convolutions) or "mimo" (several inputs and heads).
       members: number of members of the ensemble.
@@ -97,6 +102,7 @@ class Spec:
     drop_path: float = 0.0
     dropout: float = 0.0
     num_classes: int = 1000
+    dimensions: int = 2
     ensemble: Part = "none"
     members: int = 1
     alpha: float = 1.0
@@ -115,6 +121,7 @@ class Spec:
                 " expected one of each per stage"
             )
         self._check_blocks()
+        self._check_dimensions()
         self._check_ensemble()
         self._check_channels()
 
@@ -132,7 +139,8 @@ class Spec:
             self.blocks,
             groups=self.groups,
             base_width=self.base_width,
-            stem_stride=resolve("stem", self.stem).stride,
+            stem_width=self.stem_width,
+            stem_stride=max(resolve("stem", self.stem).strides(self.dimensions)),
             output_stride=self.output_stride,
         )
         return stages if self.pruned is None else prune(stages, self.pruned)
@@ -162,7 +170,7 @@ class Spec:
     @property
     def min_image_size(self) -> int:
         """Smallest image side, in pixels, for which no stride is applied to a single pixel."""
-        return self.features[-1].stride // 2 + 1
+        return max(per_axis(self.features[-1].stride, self.dimensions)) // 2 + 1
 
     @property
     def ensemble_row(self) -> EnsembleRow:
@@ -206,13 +214,16 @@ class Spec:
     def features(self) -> tuple[FeatureInfo, ...]:
         """Feature maps of the stem (before its pooling) and of every stage."""
         stem, rows = resolve("stem", self.stem), self.members if self.ensemble_row.rows else 1
-        channels = self.stem_channels * rows
-        features, stride = [FeatureInfo("stem", channels, stem.conv_stride)], stem.stride
+        channels, dimensions = self.stem_channels * rows, self.dimensions
+        maps = [("stem", channels, stem.conv_strides(dimensions))]
+        strides = stem.strides(dimensions)
         for i, blocks in enumerate(self.stages, start=1):
-            stride *= blocks[0].geometry.stride
-            channels = blocks[-1].channels[-1] * rows
-            features.append(FeatureInfo(f"stage{i}", channels, stride))
-        return tuple(features)
+            strides = tuple(map(mul, strides, blocks[0].strides(dimensions)))
+            maps.append((f"stage{i}", blocks[-1].channels[-1] * rows, strides))
+        return tuple(
+            FeatureInfo(name, channels, strides if len({*strides}) > 1 else strides[0])
+            for name, channels, strides in maps
+        )
 
     def override(self, **overrides: Any) -> "Spec":
         """Returns a copy with some fields replaced.
@@ -242,6 +253,7 @@ class Spec:
         for field, minimum, maximum in (
             ("stem_width", 1, MAX_CHANNELS),
             ("num_classes", 0, MAX_CLASSES),
+            ("dimensions", 1, 3),
             ("groups", 1, MAX_CHANNELS),
             ("base_width", 1, MAX_CHANNELS),
         ):
@@ -278,6 +290,27 @@ class Spec:
                 raise UserError(
                     f"output_stride is {self.output_stride}, but block {describe(value)}, a"
                     " function, has no dilation: use output_stride=32 or rows of convolutions"
+                )
+
+    def _check_dimensions(self) -> None:
+        """Checks that kernels with one size per axis have as many as there are axes."""
+        rows: list[tuple[str, Any]] = [
+            (f"block {describe(value)}", () if callable(block) else block)
+            for value, block in zip(self.block_values, self.blocks, strict=True)
+        ]
+        rows.append((f"stem {describe(self.stem)}", resolve("stem", self.stem).convs))
+        for name, convs in rows:
+            kernels = [conv.kernel for conv in convs if not isinstance(conv.kernel, int)]
+            if kernels and len(kernels[0]) != self.dimensions:
+                raise UserError(
+                    f"{name} has kernels of {len(kernels[0])} dimensions, but dimensions is"
+                    f" {self.dimensions}: use dimensions={len(kernels[0])} or another"
+                    f" {name.split()[0]}"
+                )
+            if kernels and self.antialias != "none":
+                raise UserError(
+                    f"antialias {describe(self.antialias)} pools all axes alike, and {name} has"
+                    f" kernels such as {kernels[0]}: use antialias='none'"
                 )
 
     def _check_ensemble(self) -> None:

@@ -1,20 +1,25 @@
 """Blocks and feature maps of each stage: channels, strides and dilations from a spec's fields."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from resflax.nn.blocks import Block, BlockConfig, BlockGeometry
+from resflax.nn.layers import Sizes
 
 Stages = tuple[tuple[BlockConfig, ...], ...]
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class FeatureInfo(NamedTuple):
-    """Name, channels and stride (image size over map size) of a feature map."""
+    """Name, channels and stride (image size over map size) of a feature map.
+
+    The stride is one per axis where they differ, as of clips.
+    """
 
     name: str
     channels: int
-    stride: int
+    stride: Sizes
 
 
 def make_stages(
@@ -24,6 +29,7 @@ def make_stages(
     *,
     groups: int,
     base_width: int,
+    stem_width: int,
     stem_stride: int,
     output_stride: int,
 ) -> Stages:
@@ -38,30 +44,32 @@ def make_stages(
       blocks: branch of each stage: rows of convolutions, or a function.
       groups: see `Spec`.
       base_width: see `Spec`.
-      stem_stride: stride of the stem's output.
+      stem_width: channels after the stem.
+      stem_stride: stride of the stem's output, along the axis where it is largest.
       output_stride: largest stride of a feature map.
     """
-    stages, stride, dilation = [], stem_stride, 1
+    stages, inputs, stride, dilation = [], stem_width, stem_stride, 1
     for i, (depth, width, block) in enumerate(zip(depths, widths, blocks, strict=True)):
         stage_stride, in_dilation = 2 if i else 1, dilation
         if stride >= output_stride:
             stage_stride, dilation = 1, dilation * stage_stride
         stride *= stage_stride
         inner = width * base_width // 64 * groups
-        rows, function = ((), block) if callable(block) else (block, None)
-        channels = (
-            (width,)
-            if function
-            else tuple(
-                (inner if row.expansion is None else width * row.expansion) // row.divisor
-                for row in rows
-            )
-        )
-        geometry = BlockGeometry(1, dilation, dilation)
-        rest = BlockConfig(rows, channels, channels[-1], geometry, function)
-        first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
+        make = partial(_make_block, block, width=width, inner=inner)
+        first = make(inputs, BlockGeometry(stage_stride, in_dilation, dilation))
+        inputs = first.width
+        rest = make(inputs, BlockGeometry(1, dilation, dilation))
         stages.append((first, *[rest] * (depth - 1)))
     return tuple(stages)
+
+
+def _make_block(
+    block: Block, inputs: int, geometry: BlockGeometry, *, width: int, inner: int
+) -> BlockConfig:
+    if callable(block):
+        return BlockConfig((), (width,), width, geometry, block)
+    channels = tuple(row.out_channels(inputs, width, inner) for row in block)
+    return BlockConfig(block, channels, channels[-1], geometry)
 
 
 def prune(stages: Stages, pruned: Pruned) -> Stages:
