@@ -81,8 +81,8 @@ def canonical(field: str, value: Any) -> Any:
     Raises:
       UserError: if the value is neither a name, nor a row, nor a function with the signature.
 
-    >>> canonical("activation", jax.nn.relu), canonical("activation", "jax.numpy:sin") is jnp.sin
-    ('relu', True)
+    >>> canonical("activation", ACTIVATIONS["silu"]), canonical("activation", "math:sin")
+    ('silu', <built-in function sin>)
     """
     if isinstance(value, str) and ":" in value:
         value = import_function(value)
@@ -106,8 +106,8 @@ def canonical_block(value: Any) -> Any:
 def describe(value: Any) -> str:
     """Returns a value of a field for messages: a name in quotes, or a function as "module:name".
 
-    >>> describe("se"), describe(jax.numpy.sin)
-    ("'se'", 'jax.numpy:sin')
+    >>> describe("se"), describe(describe)
+    ("'se'", 'resflax.nn.fields:describe')
     """
     return function_name(value) if callable(value) else repr(value)
 
