@@ -144,6 +144,24 @@ class GraphBuilder:
         """Emits the product of a feature map and its gate."""
         return self.emit("gate", f"{block}/gate", x, gate, activation="none")
 
+    def scale(self, x: str, factor: Any, channels: int, name: str, *, merge: bool = False) -> str:
+        """Emits `x` times a number or a vector over its channels.
+
+        With `merge`, into a convolution or affine map that computes `x`: the factor must be above 0
+        if an activation follows that, and nothing else may read `x`.
+        """
+        if np.ndim(factor) == 0 and factor == 1:
+            return x
+        vector = np.broadcast_to(np.asarray(factor, np.float64), (channels,))
+        node = self._nodes.get(x)
+        if merge and node and node.op in ("conv", "affine") and len(node.inputs) == 1:
+            arrays = {key: array.astype(np.float64) * vector for key, array in node.arrays.items()}
+            rounded = {key: array.astype(self.dtype) for key, array in arrays.items()}
+            self._nodes[x] = node._replace(arrays=rounded)
+            return x
+        arrays = {"scale": vector, "bias": np.zeros(channels)}
+        return self.emit("affine", name, x, arrays=arrays, activation="none")
+
     def finish(self, x: str, residual: str | None, name: str, *, act: bool) -> str:
         """Emits `x + residual` and an activation, merged into the operation that computes `x`.
 

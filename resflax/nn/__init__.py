@@ -12,6 +12,8 @@ from resflax.nn.blocks import BlockGeometry as BlockGeometry
 from resflax.nn.blocks import ConvRow as ConvRow
 from resflax.nn.blocks import apply_branch as apply_branch
 from resflax.nn.ensembles import ENSEMBLES as ENSEMBLES
+from resflax.nn.gates import GATES as GATES
+from resflax.nn.gates import Gate as Gate
 from resflax.nn.layers import Ops as Ops
 from resflax.nn.layers import make_ops as make_ops
 from resflax.nn.mc_dropout import sample_logits as sample_logits

@@ -18,6 +18,7 @@ from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, ConvRow
 from resflax.nn.ensembles import ENSEMBLES, EnsembleRow
 from resflax.nn.functions import Signature, checked, function_name, import_function, strided
+from resflax.nn.gates import GATES, Gate
 from resflax.nn.heads import HEADS, POOLINGS
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS, NormRow
@@ -179,6 +180,13 @@ FIELDS: dict[str, Field] = {
         lambda function: Stem((), function=function),
     ),
     "shortcut": Field(SHORTCUTS, STRIDED, _strided_shape, ShortcutRow, _shortcut_row),
+    "gate": Field(
+        GATES,
+        Signature(("h", "y", "s"), (), "array of the shape of y"),
+        lambda h, y, s: y.shape,
+        Gate,
+        lambda function: Gate(lambda h, y, s, keys: (function(h, y, s),)),
+    ),
     "attention": Field(
         ATTENTION, Signature(("ops", "x", "channels"), (), "array of the shape of x"), _same_shape
     ),

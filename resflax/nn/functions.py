@@ -102,11 +102,12 @@ def checked(
 
     Args:
       field: the field of the spec that has the function.
-      function: of arguments as in `signature`, of which "x" is an array.
+      function: of arguments as in `signature`, of which "x" or the first one is an array.
       signature: for the message.
       expected: `(*arguments) -> shape`, with None for axes of any size; None for any result.
     """
-    position = signature.arguments.index("x")
+    name = "x" if "x" in signature.arguments else signature.arguments[0]
+    position = signature.arguments.index(name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         shape = np.shape(args[position])
@@ -118,15 +119,15 @@ def checked(
         except Exception as e:
             reason = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}"
             raise UserError(
-                f"{start} fails on x of shape {shape}: {reason}; expected {signature}"
+                f"{start} fails on {name} of shape {shape}: {reason}; expected {signature}"
             ) from e
         want = expected(*args)
         if want is not None and not _has_shape(result, want):
             got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
             shown = f"({', '.join('any' if size is None else str(size) for size in want)})"
             raise UserError(
-                f"{start} returns {got} for x of shape {shape}: expected an array of shape {shown},"
-                f" from {signature}"
+                f"{start} returns {got} for {name} of shape {shape}: expected an array of shape"
+                f" {shown}, from {signature}"
             )
         return result
 

@@ -12,9 +12,10 @@ from resflax.kernels.materialize import materialize
 from resflax.nn.activations import identity
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
-from resflax.nn.drop import block_rates, drop_path, dropout
+from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
 from resflax.nn.ensembles import log_mean_probability
 from resflax.nn.fields import resolve
+from resflax.nn.gates import input_scales
 from resflax.nn.layers import Ops
 from resflax.nn.residual import Residual
 from resflax.nn.scan import REST, scan_module
@@ -60,6 +61,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
         always=shortcut.always,
         pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
         post=materialize if spec.preact else (lambda x: materialize(ops.act_of_sum(x))),
+        gate=None if spec.gate == "none" else resolve("gate", spec.gate),
         name=name,
     )
 
@@ -164,9 +166,9 @@ class ResNet(nn.Module):
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, resolve("antialias", spec.antialias))
-        branch_scales = self._branch_scales(keys, drop_path_rates)
+        inputs = self._block_inputs(keys, drop_path_rates)
         for i, blocks in enumerate(spec.stages[:last_stage]):
-            x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
+            x = self._run_stage(ops, blocks, x, inputs[i], name=f"stage{i + 1}")
             maps.append(x)
         if self.out_indices is not None:
             return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
@@ -199,36 +201,52 @@ class ResNet(nn.Module):
             )
         return keys
 
-    def _branch_scales(
+    def _block_inputs(
         self, keys: Array | None, rates: Float[Array, " blocks"] | None
-    ) -> list[Array | None]:
-        """Returns each stage's drop-path factors, `(blocks, n)`; None where nothing is dropped."""
-        depths, rate = self.spec.depths, self.spec.drop_path
-        if keys is None or not rate:
-            return [None] * len(depths)
-        scales = drop_path(keys, block_rates(rate, sum(depths)) if rates is None else rates)
-        return [*jnp.split(scales, np.cumsum(depths)[:-1])]
+    ) -> list[list[Array | None]]:
+        """Returns what the blocks of each stage take besides `x`, as `Residual.__call__` does.
+
+        Each array has an axis over the blocks; None where there is nothing to pass.
+        """
+        spec, gate = self.spec, resolve("gate", self.spec.gate)
+        blocks, scales, scalars, gate_keys = sum(spec.depths), None, None, None
+        if keys is not None and spec.drop_path:
+            scales = drop_path(
+                keys, block_rates(spec.drop_path, blocks) if rates is None else rates
+            )
+        if gate.alpha is not None:
+            scalars = jnp.asarray(np.concatenate(input_scales(spec.depths, gate.alpha)), self.dtype)
+        if keys is not None and gate.is_random:
+            gate_keys = block_keys(keys, blocks)
+        ends = np.cumsum(spec.depths)
+        return [
+            [None if a is None else a[end - depth : end] for a in (scales, scalars, gate_keys)]
+            for depth, end in zip(spec.depths, ends, strict=True)
+        ]
 
     def _run_stage(
         self,
         ops: Ops,
         blocks: tuple[BlockConfig, ...],
         x: Float[Array, "n *space channels"],
-        branch_scales: Float[Array, "blocks n"] | None,
+        inputs: list[Array | None],
         *,
         name: str,
     ) -> Float[Array, "n *out_space out_channels"]:
         """Runs the first block, which alone can change shapes, and the identical others."""
         module_class: Any = nn.remat(Residual) if self.remat else Residual
         make = partial(make_block, self.spec, ops)
-        scales = [None] * len(blocks) if branch_scales is None else branch_scales
-        x = make(blocks[0], name=f"{name}_block1", module_class=module_class)(x, scales[0])
+
+        def select(index: int | slice) -> list[Array | None]:
+            return [None if array is None else array[index] for array in inputs]
+
+        x = make(blocks[0], name=f"{name}_block1", module_class=module_class)(x, *select(0))
         if self.scan and len(blocks) > 1:
             # Inside a loop, XLA cannot undo `remat` by sharing with the forward pass.
             inner: Any = nn.remat(Residual, prevent_cse=False) if self.remat else Residual
             scanned = scan_module(inner, len(blocks) - 1)
             rest = make(blocks[1], name=f"{name}_{REST}", module_class=scanned)
-            return rest.step(x, None if branch_scales is None else branch_scales[1:])[0]
+            return rest.step(x, *select(slice(1, None)))[0]
         for j, block in enumerate(blocks[1:], start=1):
-            x = make(block, name=f"{name}_block{j + 1}", module_class=module_class)(x, scales[j])
+            x = make(block, name=f"{name}_block{j + 1}", module_class=module_class)(x, *select(j))
         return x

@@ -10,6 +10,7 @@ from resflax.nn.blocks import Block, ConvRow
 from resflax.nn.checks import check_integer, nested_lengths, to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow, check_ensemble_fields
 from resflax.nn.fields import FIELDS, canonical, canonical_block, describe, resolve
+from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
@@ -38,6 +39,8 @@ class Spec:
       stem_width: channels after the stem.
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
+      gate: how blocks combine shortcut and branch, a name in `GATES`: "none" for the sum, or
+        "scaled", "exclusive", "shortcut_only", "conv", "dropout", "rezero", "layer_scale", ...
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
       groups: groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
       base_width: inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
@@ -86,6 +89,7 @@ class Spec:
     stem: Part = "imagenet"
     stem_width: int = 64
     shortcut: Part = "B"
+    gate: Part = "none"
     preact: bool = False
     groups: int = 1
     base_width: int = 64
@@ -121,6 +125,7 @@ class Spec:
                 " expected one of each per stage"
             )
         self._check_blocks()
+        self._check_gate()
         self._check_dimensions()
         self._check_ensemble()
         self._check_channels()
@@ -203,12 +208,19 @@ class Spec:
     def needs_rng(self) -> bool:
         """Whether training draws random numbers in the network."""
         shuffles = self.ensemble_row.shuffles and self.members > 1
-        return self.drop_path > 0 or self.dropout > 0 or (shuffles and self.input_repetition < 1)
+        shuffles = shuffles and self.input_repetition < 1
+        return self.drop_path > 0 or self.dropout > 0 or self._gate.is_random or shuffles
 
     def without_rng(self) -> "Spec":
         """Returns the spec whose training draws no random numbers, as evaluation does not."""
         same = 1.0 if self.ensemble_row.shuffles else 0.0
-        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same)
+        gate = "none" if self._gate.is_random else self.gate
+        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same, gate=gate)
+
+    @property
+    def _gate(self) -> Gate:
+        row: Gate = resolve("gate", self.gate)
+        return row
 
     @property
     def features(self) -> tuple[FeatureInfo, ...]:
@@ -271,6 +283,20 @@ class Spec:
             raise UserError(
                 f"drop_path is {self.drop_path}: a network without shortcuts needs every branch,"
                 " use drop_path=0"
+            )
+
+    def _check_gate(self) -> None:
+        if self.gate == "none":
+            return
+        if resolve("shortcut", self.shortcut).make is None:
+            raise UserError(
+                f"gate is {describe(self.gate)}, but shortcut is 'none': use gate='none' or another"
+                " shortcut"
+            )
+        if self.ensemble in ("batch", "packed"):
+            raise UserError(
+                f"gate is {describe(self.gate)}, but the members of ensemble {self.ensemble!r} are"
+                " one network, whose gates would mix them: use gate='none'"
             )
 
     def _check_blocks(self) -> None:

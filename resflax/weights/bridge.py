@@ -267,7 +267,7 @@ def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> n
     A 1x1 kernel becomes a matrix where the linen parameter is one.
     """
     if spec.path[-1] != "kernel":
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     expected: Any = reduce(lambda tree, part: tree[part], spec.path, shapes)
     array = array.reshape(array.shape[: len(expected.shape)])
     return np.ascontiguousarray(np.moveaxis(array, (1, 0), (-2, -1)))
@@ -277,4 +277,4 @@ def _to_torch_axes(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     """Inverts `_from_torch_axes`."""
     if spec.path[-1] == "kernel":
         array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(spec.shape)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
