@@ -94,6 +94,11 @@ MORE = [
     ("spec.output_stride", 16, {"model": "cifar_resnet8"}, {"model": "resnet18"}),
     ("spec.zero_init", False, {"model": "plain18"}, {"model": "resnet18"}),
     (
+        "spec.activation", "silu",
+        {"model": "resnetv2_18", "spec.norm": "evonorm_s0"},
+        {"model": "resnet18", "spec.norm": "evonorm_s0"},
+    ),
+    (
         "spec.antialias", "blur",
         {"spec.depths": (2,), "spec.widths": (16,)},
         {"spec.depths": (2, 2), "spec.widths": (16, 16)},
@@ -106,7 +111,7 @@ ALWAYS = {
     "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.gate", "spec.preact",
     "spec.order", "spec.dimensions",
     "spec.attention", "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",
-    "spec.batch_repetition", "spec.input_repetition",
+    "spec.batch_repetition", "spec.input_repetition", "spec.pooling", "spec.head",
 }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from resflax.errors import UserError, unknown
 from resflax.inference.graph import Graph
 from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
-from resflax.nn import GATES, SHORTCUTS, STEMS, BlockConfig, BlockGeometry, Spec
+from resflax.nn import BlockConfig, BlockGeometry, Spec
+from resflax.nn.fields import check_named, resolve
 from resflax.nn.gates import input_scales
 from resflax.nn.layers import Sizes, per_axis
 from resflax.nn.orders import ACT, NORM_ACT
@@ -98,7 +99,8 @@ def _check_spec(spec: Spec, outputs: str) -> None:
             f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
             " build one per member, from spec.member and resflax.nn.split_members"
         )
-    if GATES[spec.gate].factors is None:
+    check_named(spec.own_parts, "the inference form has no operation for it")
+    if resolve("gate", spec.gate).factors is None:
         raise UserError(
             f"spec.gate is {spec.gate!r}, whose factors depend on the image, and the inference form"
             " has none of these: use model.apply(variables, x, train=False)"
@@ -114,7 +116,7 @@ def _check_spec(spec: Spec, outputs: str) -> None:
 
 def _image_channels(spec: Spec, parameters: Parameters) -> int:
     """Returns the number of channels that the first convolution reads."""
-    name = "stem_conv" if len(STEMS[spec.stem].convs) == 1 else "stem_conv1"
+    name = "stem_conv" if len(resolve("stem", spec.stem).convs) == 1 else "stem_conv1"
     return int(parameters.get(name, "kernel").shape[2])
 
 
@@ -127,7 +129,7 @@ def _side(sizes: Sizes) -> int:
 
 def _stem(builder: GraphBuilder, x: str) -> str:
     """Emits convolutions and pooling of the stem."""
-    spec, stem = builder.spec, STEMS[builder.spec.stem]
+    spec, stem = builder.spec, resolve("stem", builder.spec.stem)
     last = len(stem.convs)
     for i, row in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
@@ -185,7 +187,7 @@ BLOCK_FILTERS: dict[str, Callable[[GraphBuilder, str, str, int], str] | None] = 
 def _stages(builder: GraphBuilder, x: str) -> tuple[str, int]:
     """Emits all blocks; returns the result and its channels."""
     spec, channels = builder.spec, builder.spec.stem_width
-    alpha = GATES[spec.gate].alpha
+    alpha = resolve("gate", spec.gate).alpha
     scales = input_scales(spec.depths, alpha) if alpha else [[1.0] * n for n in spec.depths]
     for i, blocks in enumerate(spec.stages, start=1):
         for j, block in enumerate(blocks, start=1):
@@ -204,7 +206,11 @@ def _block(
     input_scale: float,
 ) -> str:
     """Emits one residual block, in its order."""
-    spec, row, order = builder.spec, SHORTCUTS[builder.spec.shortcut], builder.spec.order_row
+    spec, row, order = (
+        builder.spec,
+        resolve("shortcut", builder.spec.shortcut),
+        builder.spec.order_row,
+    )
     h = builder.steps(x, order.pre, f"{name}/norm1")
     merge = h != x  # otherwise the shortcut reads `h` as well
     h = builder.scale(h, input_scale, channels, f"{name}/input_scale", merge=merge)
@@ -224,7 +230,7 @@ def _gate(
     builder: GraphBuilder, name: str, y: str, shortcut: str, channels: int
 ) -> tuple[str, str]:
     """Emits the factors of branch and shortcut."""
-    factors: Any = GATES[builder.spec.gate].factors
+    factors: Any = resolve("gate", builder.spec.gate).factors
     for_shortcut, for_branch = factors(builder.parameters.module(f"{name}/gate"))
     y = builder.scale(y, for_branch, channels, f"{name}/branch_scale", merge=True)
     return y, builder.scale(shortcut, for_shortcut, channels, f"{name}/shortcut_scale")

@@ -99,7 +99,7 @@ class GraphBuilder:
             padding=side // 2 * dilation,
             dilation=dilation,
             groups=groups,
-            activation="relu" if affine and act else "none",
+            activation=self.activation(bool(affine) and act),
         )
         return self.norm(x, norm, act=act) if norm and not affine else x
 
@@ -107,9 +107,15 @@ class GraphBuilder:
         """Emits a norm on its own, followed by its activation if `act`."""
         affine = self._affine(name, act)
         if affine:
-            activation = "relu" if act else "none"
-            return self.emit("affine", name, x, arrays=affine._asdict(), activation=activation)
+            return self.emit(
+                "affine", name, x, arrays=affine._asdict(), activation=self.activation(act)
+            )
         return NORM_NODES[self.spec.norm](self, x, name, act)
+
+    def activation(self, act: bool) -> str:
+        """Returns the spec's activation as an attribute, or "none" if there is none."""
+        name = str(self.spec.activation)
+        return "none" if not act or name == "identity" else name
 
     def _affine(self, name: str, act: bool) -> Affine | None:
         """Returns a norm as an affine map, or None for norms that are not one or are kept."""
@@ -134,7 +140,7 @@ class GraphBuilder:
     def act(self, x: str, name: str) -> str:
         """Emits an activation on its own."""
         one = {"scale": np.ones(1), "bias": np.zeros(1)}
-        return self.emit("affine", f"{name}_act", x, arrays=one, activation="relu")
+        return self.emit("affine", f"{name}_act", x, arrays=one, activation=self.activation(True))
 
     def dense(self, x: str, name: str, *, activation: str = "none") -> str:
         """Emits a linear layer with bias."""
@@ -160,9 +166,9 @@ class GraphBuilder:
             return x
         vector = np.broadcast_to(np.asarray(factor, np.float64), (channels,))
         node = self._nodes.get(x)
-        is_linear = node and node.attributes.get("activation") == "none"
-        merge = merge and bool(is_linear or (vector > 0).all())
-        if merge and node and node.op in ("conv", "affine") and len(node.inputs) == 1:
+        activation = node.attributes.get("activation") if node else None
+        commutes = activation == "none" or (activation == "relu" and bool((vector > 0).all()))
+        if merge and commutes and node and node.op in ("conv", "affine") and len(node.inputs) == 1:
             arrays = {key: array.astype(np.float64) * vector for key, array in node.arrays.items()}
             rounded = {key: array.astype(self.dtype) for key, array in arrays.items()}
             self._nodes[x] = node._replace(arrays=rounded)
@@ -178,7 +184,7 @@ class GraphBuilder:
         node = self._nodes[x]
         if residual is None and not act:
             return x
-        activation = "relu" if act else "none"
+        activation = self.activation(act)
         can_sum = node.op in SUMMING_OPS and node.attributes["activation"] == "none"
         if residual is not None and not can_sum:
             return self.emit("add", name, x, residual, activation=activation)
@@ -198,7 +204,7 @@ def _batch_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
         x,
         arrays=builder.norm_arrays(name) | statistics,
         epsilon=BatchNorm.epsilon,
-        activation="relu" if act else "none",
+        activation=builder.activation(act),
     )
 
 
@@ -210,7 +216,7 @@ def _group_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
         arrays=builder.norm_arrays(name),
         groups=GROUPS,
         epsilon=GROUP_NORM_EPSILON,
-        activation="relu" if act else "none",
+        activation=builder.activation(act),
     )
 
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from resflax.nn.activations import ACTIVATIONS as ACTIVATIONS
+from resflax.nn.activations import identity as identity
 from resflax.nn.batch_norm import BATCH_NORM_MODES as BATCH_NORM_MODES
 from resflax.nn.batch_norm import BatchNormMode as BatchNormMode
 from resflax.nn.blocks import BLOCKS as BLOCKS
@@ -19,7 +21,6 @@ from resflax.nn.members import split_members as split_members
 from resflax.nn.orders import ORDERS as ORDERS
 from resflax.nn.orders import Order as Order
 from resflax.nn.residual import Residual as Residual
-from resflax.nn.residual import identity as identity
 from resflax.nn.resnet import ResNet as ResNet
 from resflax.nn.scan import stack_params as stack_params
 from resflax.nn.scan import unstack_params as unstack_params

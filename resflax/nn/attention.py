@@ -26,7 +26,7 @@ def squeeze_excite(
     """
     del channels
     hidden = max(8, int(x.shape[-1] * ratio + 4) // 8 * 8)
-    h = ops.act(ops.dense(mean_over_space(x), hidden, name="se_fc1"))
+    h = jax.nn.relu(ops.dense(mean_over_space(x), hidden, name="se_fc1"))
     gate = jax.nn.sigmoid(ops.dense(h, x.shape[-1], name="se_fc2"))
     return x * expand_like(gate, x)
 

@@ -4,6 +4,7 @@ Basic and bottleneck blocks are those of He et al. 2015 (arXiv:1512.03385), figu
 those of Xie et al. 2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
@@ -54,6 +55,9 @@ class ConvRow(NamedTuple):
             return stride if self.strided else 1
         return tuple(stride if size > 1 else 1 for size in self.kernel)
 
+
+# A branch: convolutions, or a function `(ops, x, features, stride) -> x`.
+Block = tuple[ConvRow, ...] | Callable[..., Array]
 
 _SPATIAL, _TEMPORAL = (1, 3, 3), (3, 1, 1)
 BLOCKS: dict[str, tuple[ConvRow, ...]] = {
@@ -107,15 +111,19 @@ class BlockConfig(NamedTuple):
       channels: output channels of each convolution.
       width: output channels of the block before pruning.
       geometry: stride and dilation.
+      function: `(ops, x, features, stride) -> x` in place of `rows`, which are then empty.
     """
 
     rows: tuple[ConvRow, ...]
     channels: tuple[int, ...]
     width: int
     geometry: BlockGeometry
+    function: Callable[..., Array] | None = None
 
     def strides(self, dimensions: int) -> tuple[int, ...]:
         """Returns the block's stride along each axis."""
+        if self.function:
+            return per_axis(self.geometry.stride, dimensions)
         strides = [per_axis(row.strides(self.geometry.stride), dimensions) for row in self.rows]
         return tuple(map(max, zip(*strides, strict=True)))
 
@@ -171,6 +179,8 @@ def apply_branch(
     (True, (2, 3, 3, 32))
     """
     geometry, last = block.geometry, len(block.rows)
+    if block.function:
+        return block.function(ops, x, block.channels[-1], geometry.stride)
     dilation = geometry.in_dilation
     for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
         filtered = row.strided and geometry.strides_or_dilates and i < last
@@ -188,5 +198,5 @@ def apply_branch(
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
         steps = NORM_ACT if i < last else order.last
         x = apply_steps(ops, steps, x, name=f"norm{order.norm_number(i)}")
-        x = downsample(x, geometry.stride) if downsample else x
+        x = downsample(ops, x, geometry.stride) if downsample else x
     return x

@@ -6,6 +6,8 @@ terms of the sum. It runs in the block's compact scope; its parameters are in th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +20,7 @@ from resflax.nn.layers import he_normal_fan_out
 from resflax.nn.shortcuts import subsample
 
 Keys = Key[Array, " n"] | None
-Terms = tuple[Array, Array]
+Terms = tuple[Array, ...]
 Factors = tuple[Any, Any]
 
 
@@ -26,8 +28,9 @@ class Gate(NamedTuple):
     """Row of `GATES`.
 
     Attributes:
-      terms: `(h, y, s, keys) -> (shortcut term, branch term)`, both with the shape of `y`. `h` is
-        the input of the branch. `keys` has one key per example, or is None in evaluation.
+      terms: `(h, y, s, keys) -> (shortcut term, branch term)`, both with the shape of `y`, or their
+        sum alone. `h` is the input of the branch. `keys` has one key per example, or is None in
+        evaluation.
       is_random: whether `terms` draws random numbers from the keys.
       factors: from the arrays of the module "gate" by name to the factors of `s` and `y` in
         evaluation: numbers, or vectors over the channels. None if they depend on the input.
@@ -44,9 +47,8 @@ class Gate(NamedTuple):
     alpha: float | None = None
 
     def __call__(self, h: Array, y: Array, s: Array, keys: Keys = None) -> Array:
-        """Returns the sum of the two terms."""
-        shortcut, branch = self.terms(h, y, s, keys)
-        return shortcut + branch
+        """Returns the sum of the terms."""
+        return reduce(add, self.terms(h, y, s, keys))
 
 
 def constant(shortcut: float, branch: float, *, alpha: float | None = None) -> Gate:

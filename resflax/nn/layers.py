@@ -14,8 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
+from resflax.nn.activations import Activation
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
-from resflax.nn.norms import NORMS, Lift
+from resflax.nn.norms import NORMS, Lift, NormRow
+
+Conv = Callable[..., Array]
 
 Sizes = int | tuple[int, ...]
 
@@ -41,7 +44,7 @@ def standardized_conv(
     return conv_general_dilated(lhs, rhs, *args, **kwargs)
 
 
-CONVS: dict[str, Callable[..., Array]] = {
+CONVS: dict[str, Conv] = {
     "plain": conv_general_dilated,
     "standardized": standardized_conv,
 }
@@ -83,6 +86,9 @@ class Ops:
         channel, without bias.
       channel_groups: number of groups of channels that are separate networks; 1 except for packed
         ensembles.
+      train: whether this call trains.
+      dtype: compute dtype.
+      axis_name: mapped axis over which batch statistics are averaged, or None.
       fused_conv_norm: a 1x1 convolution and its norm as one, see `resflax.nn.pointwise`; None if
         this call has no such operation.
       dimensions: number of spatial axes of the arrays.
@@ -97,6 +103,9 @@ class Ops:
     dense: Callable[..., Array]
     conv1d: Callable[..., Array]
     channel_groups: int = 1
+    train: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
     fused_conv_norm: Callable[..., Array] | None = None
     dimensions: int = 2
 
@@ -135,8 +144,9 @@ def make_ops(
     dtype: Any,
     axis_name: str | None = None,
     batch_norm: BatchNormMode = GLOBAL_BATCH,
-    norm: str = "batch",
-    conv: str = "plain",
+    norm: NormRow = NORMS["batch"],
+    conv: Conv = conv_general_dilated,
+    activation: Activation = nn.relu,
     dimensions: int = 2,
     lift_norm: Lift = lambda module_class: module_class,
 ) -> Ops:
@@ -148,16 +158,19 @@ def make_ops(
       dtype: compute dtype. Parameters and statistics stay float32.
       axis_name: `pmap` or `shard_map` axis over which batch statistics are averaged.
       batch_norm: which statistics batch norms normalize by with `train=True`.
-      norm: a name in `NORMS`.
-      conv: a name in `CONVS`.
+      norm: a row of `NORMS`.
+      conv: a row of `CONVS`.
+      activation: a row of `ACTIVATIONS`.
       dimensions: number of spatial axes.
       lift_norm: applied to the class of each norm, such as a linen transform.
     """
-    norm_row, act = NORMS[norm], nn.relu
 
     def run_norm(x: Array, *, name: str, zero: bool = False, with_act: bool = False) -> Array:
+        if norm.function:
+            return norm.function(ops, x, name=name, zero=zero)
         scale_init = nn.initializers.zeros if zero else nn.initializers.ones
-        module: Any = norm_row.make(
+        assert norm.make
+        module: Any = norm.make(
             lift_norm,
             train=train,
             dtype=dtype,
@@ -171,7 +184,7 @@ def make_ops(
 
     def norm_act(x: Array, *, name: str) -> Array:
         x = run_norm(x, name=name, with_act=True)
-        return x if norm_row.has_activation else act(x)
+        return x if norm.has_activation else activation(x)
 
     def dense(x: Array, features: int, *, name: str, use_bias: bool = True) -> Array:
         return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
@@ -196,21 +209,26 @@ def make_ops(
         return module(x, kernel)
 
     # In float32 the default precision of matrix products on accelerators is too low for variances.
-    fuses = train and dtype == jnp.bfloat16 and (norm, conv) == ("batch", "plain")
-    fuses = fuses and batch_norm.name == "global"
-    run_conv = _make_conv(CONVS[conv], dtype, dimensions)
-    return Ops(
+    fuses = train and dtype == jnp.bfloat16 and batch_norm.name == "global"
+    fuses = fuses and norm == NORMS["batch"] and conv is conv_general_dilated
+    fuses_relu = activation is nn.relu and dtype == jnp.bfloat16
+    run_conv = _make_conv(conv, dtype, dimensions)
+    ops = Ops(
         conv=run_conv,
         image_conv=run_conv,
         norm=run_norm,
         norm_act=norm_act,
-        act=act,
-        act_of_sum=relu_of_sum if dtype == jnp.bfloat16 else act,
+        act=activation,
+        act_of_sum=relu_of_sum if fuses_relu else activation,
         dense=dense,
         conv1d=_make_conv1d(dtype),
+        train=train,
+        dtype=dtype,
+        axis_name=axis_name,
         fused_conv_norm=fused_conv_norm if fuses else None,
         dimensions=dimensions,
     )
+    return ops
 
 
 def per_axis(sizes: Sizes, dimensions: int) -> tuple[int, ...]:

@@ -85,11 +85,13 @@ class NormRow(NamedTuple):
       has_activation: whether the module made with `act=True` applies its own activation. If False,
         the network's activation follows it.
       channel_multiple: number by which the channels must be divisible.
+      function: `(ops, x, *, name, zero) -> x` in place of `make`.
     """
 
-    make: Callable[..., Callable[[Array], Array]]
+    make: Callable[..., Callable[[Array], Array]] | None
     has_activation: bool = False
     channel_multiple: int = 1
+    function: Callable[..., Array] | None = None
 
 
 def _batch(lift: Lift, *, act: bool, **fields: Any) -> Any:

@@ -6,15 +6,10 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float, Key
 
+from resflax.nn.activations import identity
 from resflax.nn.checks import check_name
 from resflax.nn.gates import GATES, Gate
 from resflax.nn.shortcuts import Shortcut, linear_projection
-
-
-def identity(x: Array) -> Array:
-    """Returns `x` unchanged."""
-    return x
-
 
 GateFn = Callable[..., Any]
 

@@ -9,23 +9,20 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
-from resflax.nn.antialias import ANTIALIAS
-from resflax.nn.attention import ATTENTION
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
 from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
-from resflax.nn.ensembles import ENSEMBLES, log_mean_probability
-from resflax.nn.gates import GATES, input_scales
+from resflax.nn.ensembles import log_mean_probability
+from resflax.nn.fields import resolve
+from resflax.nn.gates import input_scales
 from resflax.nn.layers import Ops
 from resflax.nn.orders import ACT, apply_steps
 from resflax.nn.residual import Residual
 from resflax.nn.scan import REST, scan_module
-from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.shuffle import Shuffling
-from resflax.nn.space import mean_over_space
 from resflax.nn.spec import Spec
 from resflax.nn.stages import FeatureInfo
-from resflax.nn.stems import STEMS, apply_stem
+from resflax.nn.stems import apply_stem
 
 # By number of spatial axes.
 INPUT_SHAPES = {
@@ -40,7 +37,8 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
 
     `module_class` is `Residual`, or the result of a linen transform of it.
     """
-    shortcut, attention = SHORTCUTS[spec.shortcut], ATTENTION[spec.attention]
+    shortcut, attention = resolve("shortcut", spec.shortcut), resolve("attention", spec.attention)
+    antialias = resolve("antialias", spec.antialias)
     order = spec.order_row
 
     def branch(x: Array) -> Array:
@@ -48,12 +46,13 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
             ops,
             block,
             x,
-            antialias=ANTIALIAS[spec.antialias],
+            antialias=antialias,
             groups=spec.groups,
             order=order,
             zero_init=spec.zero_init and shortcut.make is not None,
         )
-        return attention(ops, x, block.width)
+        y: Array = attention(ops, x, block.width)
+        return y
 
     def post(x: Array) -> Array:
         if order.post == ACT:
@@ -68,7 +67,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
         always=shortcut.always,
         pre=partial(apply_steps, ops, order.pre, name="norm1"),
         post=post,
-        gate=None if spec.gate == "none" else GATES[spec.gate],
+        gate=None if spec.gate == "none" else resolve("gate", spec.gate),
         name=name,
     )
 
@@ -152,7 +151,7 @@ class ResNet(nn.Module):
                 f"expected {INPUT_SHAPES[self.spec.dimensions]}, as spec.dimensions is"
                 f" {self.spec.dimensions}: got shape {x.shape}"
             )
-        spec, stem, ensemble = self.spec, STEMS[self.spec.stem], ENSEMBLES[self.spec.ensemble]
+        spec, stem, ensemble = self.spec, resolve("stem", self.spec.stem), self.spec.ensemble_row
         needs_keys = self.needs_rng and (train or dropout_keys is not None)
         keys = self._check_keys(dropout_keys, len(x)) if needs_keys else None
         ops = ensemble.make_ops(
@@ -161,8 +160,9 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             batch_norm=self.batch_norm,
-            norm=spec.norm,
-            conv=spec.conv,
+            norm=resolve("norm", spec.norm),
+            conv=resolve("conv", spec.conv),
+            activation=resolve("activation", spec.activation),
             dimensions=spec.dimensions,
         )
         x, keys, split_logits = ensemble.make_inputs(
@@ -171,7 +171,7 @@ class ResNet(nn.Module):
         x = apply_stem(ops, stem, x, spec.stem_channels, order=spec.order_row)
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
-            x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
+            x = stem.pool(ops, x, resolve("antialias", spec.antialias))
         inputs = self._block_inputs(keys, drop_path_rates)
         for i, blocks in enumerate(spec.stages[:last_stage]):
             x = self._run_stage(ops, blocks, x, inputs[i], name=f"stage{i + 1}")
@@ -179,13 +179,13 @@ class ResNet(nn.Module):
         if self.out_indices is not None:
             return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
         x = apply_steps(ops, spec.order_row.pre, x, name="head_norm")
-        x = mean_over_space(x)
+        x = resolve("pooling", spec.pooling)(ops, x)
         if keys is not None and spec.dropout:
             x = dropout(keys, x, spec.dropout)
         if not spec.num_classes:
             return ensemble.merge_rows(x, spec.members)
         outputs = ensemble.head_outputs(spec.members, spec.num_classes)
-        logits = ops.dense(x, outputs, name="head")
+        logits = resolve("head", spec.head)(ops, x, outputs)
         if spec.ensemble == "none" and not members:
             return logits
         logits = split_logits(logits)
@@ -213,7 +213,7 @@ class ResNet(nn.Module):
 
         Each array has an axis over the blocks; None where there is nothing to pass.
         """
-        spec, gate = self.spec, GATES[self.spec.gate]
+        spec, gate = self.spec, resolve("gate", self.spec.gate)
         blocks, scales, scalars, gate_keys = sum(spec.depths), None, None, None
         if keys is not None and spec.drop_path:
             scales = drop_path(

@@ -3,15 +3,20 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from typing import NamedTuple
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.pool import max_pool
 from resflax.nn.antialias import AntiAlias
-from resflax.nn.layers import Ops, Sizes, per_axis
+from resflax.nn.layers import Ops, Sizes, make_ops, per_axis
 from resflax.nn.orders import NORM_ACT, Order, apply_steps
+
+PROBE_SIZE, PROBE_WIDTH = 64, 64
 
 
 class StemConv(NamedTuple):
@@ -34,19 +39,39 @@ class Stem(NamedTuple):
     Attributes:
       convs: convolutions, each followed by a norm and an activation.
       pool: `(ops, x, antialias) -> x`, with stride 2. None for no pooling.
+      function: `(ops, x, features) -> x` in place of convolutions. Its strides are found from the
+        shape that it gives an image.
     """
 
     convs: tuple[StemConv, ...]
     pool: Callable[[Ops, Array, AntiAlias], Array] | None = None
+    function: Callable[[Ops, Array, int], Array] | None = None
 
     def conv_strides(self, dimensions: int) -> tuple[int, ...]:
         """Returns the stride of the convolutions together along each axis, in pixels."""
+        if self.function:
+            return _function_strides(self.function, dimensions)
         strides = [per_axis(conv.stride, dimensions) for conv in self.convs]
         return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
 
     def strides(self, dimensions: int) -> tuple[int, ...]:
         """Returns the stride of convolutions and pooling together along each axis, in pixels."""
         return tuple(n * (2 if self.pool else 1) for n in self.conv_strides(dimensions))
+
+
+@cache
+def _function_strides(function: Callable[..., Array], dimensions: int) -> tuple[int, ...]:
+    """Returns the strides of a function, from the shape that it gives an image of 64 pixels."""
+
+    class Probe(nn.Module):
+        @nn.compact
+        def __call__(self, x: Array) -> Array:
+            ops = make_ops(train=False, dtype=x.dtype, dimensions=dimensions)
+            return function(ops, x, PROBE_WIDTH)
+
+    image = jax.ShapeDtypeStruct((1, *[PROBE_SIZE] * dimensions, 3), jnp.float32)
+    result, _ = jax.eval_shape(lambda x: Probe().init_with_output(jax.random.key(0), x), image)
+    return tuple(round(PROBE_SIZE / size) for size in result.shape[1:-1])
 
 
 def apply_stem(
@@ -57,6 +82,8 @@ def apply_stem(
     Modules are called `stem_conv` and `stem_norm`, numbered from 1 if there are several. The
     last norm and activation are omitted where the first block starts with its own.
     """
+    if stem.function:
+        return stem.function(ops, x, width)
     last = len(stem.convs)
     for i, conv in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
@@ -72,8 +99,7 @@ def default_pool(
     ops: Ops, x: Float[Array, "n *space channels"], antialias: AntiAlias
 ) -> Float[Array, "n *out_space channels"]:
     """Applies `antialias.pool`: by default 3x3 max pooling with stride 2 (He et al. 2015)."""
-    del ops
-    return antialias.pool(x)
+    return antialias.pool(ops, x)
 
 
 def conv_pool(

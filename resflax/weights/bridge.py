@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from resflax.errors import Report, UserError, print_to_stderr, unknown
 from resflax.nn import Spec, stack_params, unstack_params
+from resflax.nn.fields import check_named
 from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
     BATCH_COUNT,
@@ -198,6 +199,7 @@ def _check_single(spec: Spec) -> None:
             f"spec.ensemble is {spec.ensemble!r}, and torch has single networks: convert each"
             " member, from spec.member and resflax.nn.split_members"
         )
+    check_named(spec.own_parts, "torch has no names for its arrays")
 
 
 def _display_name(name: str | Spec) -> str:
