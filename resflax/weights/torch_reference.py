@@ -80,8 +80,7 @@ class TorchResNet:
                 x = self.block(f"stage{i}_block{j}", block, x, variance)
                 if self.spec.gate == "normalizer_free":
                     variance = (1.0 if j == 1 else variance) + 0.2**2
-        if self.spec.preact:
-            x = self.norm("head_norm", x, act=True)
+        x = self.before("head_norm", x)
         x = x.mean(self.space)
         return self.dense("head", x) if self.spec.num_classes else x
 
@@ -93,9 +92,21 @@ class TorchResNet:
             stride = 1 if self.spec.stem == "cifar" or i > 1 else 2
             strides = (1, 2, 2) if self.spec.stem in VIDEO_STEMS and i == 1 else stride
             x = self.conv(f"stem_conv{number}", x, stride=strides)
-            if i < last or not self.spec.preact:
+            if i < last:
                 x = self.norm(f"stem_norm{number}", x, act=True)
-        return x
+        return self.after_stem(f"stem_norm{last if last > 1 else ''}", x)
+
+    def after_stem(self, name: str, x: Any) -> Any:
+        """Applies what follows the stem's last convolution: the first block may begin with it."""
+        if self.spec.preact:
+            return x
+        return self.norm(name, x, act=self.spec.order != "act_only_preact")
+
+    def before(self, name: str, x: Any) -> Any:
+        """Applies a norm and an activation, or only the latter, in pre-activation networks."""
+        if self.spec.preact:
+            return self.norm(name, x, act=True)
+        return self.f.relu(x) if self.spec.order == "act_only_preact" else x
 
     def pool(self, x: Any) -> Any:
         """Applies the stem's pooling, if it has one."""
@@ -114,7 +125,7 @@ class TorchResNet:
     def block(self, name: str, block: BlockConfig, x: Any, variance: float) -> Any:
         """Applies one residual block: branch, attention, shortcut."""
         spec, geometry = self.spec, block.geometry
-        h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
+        h = self.before(f"{name}.norm1", x)
         h = h / variance**0.5
         y, last, dilation = h, len(block.rows), geometry.in_dilation
         for i, row in enumerate(block.rows, start=1):
@@ -125,14 +136,17 @@ class TorchResNet:
             groups = spec.groups if row.grouped else 1
             y = self.conv(f"{name}.conv{i}", y, stride=stride, dilation=dilation, groups=groups)
             dilation = geometry.dilation if row.strided else dilation
-            if not spec.preact:
-                y = self.norm(f"{name}.norm{i}", y, act=i < last)
+            if i < last or spec.order != "norm_after_add":
+                act = i < last or spec.order == "act_before_add"
+                y = y if spec.preact else self.norm(f"{name}.norm{i}", y, act=act)
             y = self.down(y, geometry.stride) if filtered else y
         y = self.attend(name, y)
         if spec.shortcut != "none":
             strides = block.strides(self.dimensions)
             y = self.gate(name, h, y, self.shortcut(name, geometry, strides, h, x))
-        return y if spec.preact else self.f.relu(y)
+        if spec.order == "norm_after_add":
+            return self.norm(f"{name}.norm{last}", y, act=True)
+        return y if spec.preact or spec.order != "auto" else self.f.relu(y)
 
     def gate(self, name: str, h: Any, y: Any, s: Any) -> Any:
         """Combines the branch `y` of a block and its shortcut `s`."""
@@ -171,7 +185,9 @@ class TorchResNet:
             h = self.run("avg_pool", self.pad_space(h, 0, 1), 2, 1)
         stride = 1 if spec.shortcut == "D" else strides
         y = self.conv(f"{name}.Ws", h, stride=stride, dilation=geometry.in_dilation)
-        return y if spec.preact else self.norm(f"{name}.Ws_norm", y, act=False)
+        if spec.preact or spec.order == "norm_after_add":
+            return y
+        return self.norm(f"{name}.Ws_norm", y, act=False)
 
     def down(self, x: Any, stride: int) -> Any:
         """Applies the anti-aliasing filter with the given stride."""
