@@ -29,7 +29,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the study's options."""
-    add_variant_arguments(parser, depth=44)
+    add_variant_arguments(parser, depth=32)
 
 
 def run(args: Any) -> None:

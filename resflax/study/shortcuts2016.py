@@ -34,7 +34,7 @@ CLAIMS: tuple[Claim, ...] = tuple(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the study's options."""
-    add_variant_arguments(parser, depth=32)
+    add_variant_arguments(parser, depth=20)
 
 
 def run(args: Any) -> None:

@@ -79,9 +79,10 @@ def run_variants(
         "learning_rates": rates,
         "config": config.to_dict(),
     }
+    # With `scan`, many networks compile in the time that one takes.
     fields: dict[str, Any] = {"zero_init": False, "num_classes": dataset.num_classes}
     models = {
-        label: create_model(network, **(fields | dict(variant.fields)))
+        label: create_model(network, scan=True, **(fields | dict(variant.fields)))
         for label, variant in variants.items()
     }
     with StudyDir.open(args.out, settings) as study:
