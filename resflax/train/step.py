@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from resflax.data.augment import Augment, Mix, flip_parity
+from resflax.kernels.varying import varying_axes, vary_over
 from resflax.nn import identity
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
@@ -199,9 +200,12 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)
-        gradient = partial(_gradient, model, label_smoothing, drop_path_rates, trainable, frozen)
+        # Otherwise JAX would sum the gradients over the devices, and `average` not divide them.
+        axes = varying_axes(*jax.tree.leaves(batch))
+        local = jax.tree.map(partial(vary_over, axes), trainable)
+        gradient = partial(_gradient, model, label_smoothing, drop_path_rates, local, frozen)
         grads, batch_stats, metrics = accumulate(
-            gradient, trainable, state.batch_stats, prepare(state, batch), grad_accum_steps
+            gradient, local, state.batch_stats, prepare(state, batch), grad_accum_steps
         )
         grads, metrics = average((grads, metrics))
         # optax's schedules mix ints and floats, which strict dtype promotion rejects.
