@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from resflax.data.augment import Augment, Mix, flip_parity
-from resflax.kernels.varying import varying_axes, vary_over
+from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import identity
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
