@@ -117,6 +117,19 @@ def test_checkpoints_hold_any_dictionary_of_pytrees(tmp_path):
     assert (restored.step, restored.metadata) == (5, {"x": None})
 
 
+def test_optional_parts_that_a_checkpoint_lacks_are_empty(tmp_path):
+    """A state may have got a part since it was saved, such as the collections of another module."""
+    tree = {"state": {"params": np.arange(3), "ema": {}}}
+    checkpointer = Checkpointer(tmp_path, 2)
+    checkpointer.save(Checkpoint(5, tree, {}))
+    checkpointer.close()
+    later = {"state": {"params": np.zeros(3, np.int64), "ema": {}, "collections": {}}}
+    restored, _ = restore(tmp_path, later)
+    assert_same(restored.tree, {"state": tree["state"] | {"collections": {}}})
+    with pytest.raises(UserError, match="belongs to another network"):
+        restore(tmp_path, {"state": later["state"] | {"collections": {"calls": np.zeros(2)}}})
+
+
 @pytest.mark.slow
 def test_last_and_best_checkpoints_are_kept(tmp_path, state):
     accuracies = [0.1, 0.9, 0.3, None, 0.2, 0.5]

@@ -10,7 +10,7 @@ from helpers.modules import LinearClassifier, random_batch, softmax
 
 from resflax.data import make_augment
 from resflax.train import create_state, make_engine, make_train_step
-from resflax.train.step import example_keys
+from resflax.train.step_inputs import example_keys
 
 SHAPE = (2, 2, 1)
 

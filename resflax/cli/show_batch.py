@@ -15,7 +15,7 @@ from resflax.train import TrainState
 from resflax.train.config import build_augment, build_mix
 from resflax.train.dataset import build_dataset
 from resflax.train.metrics import one_hot
-from resflax.train.step import make_prepare_batch
+from resflax.train.step_inputs import make_prepare_batch
 
 COLUMNS, ROWS = 8, 2
 MIN_SINGLE = 0.995  # share of the target from which an image has one class

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +126,22 @@ def _check_shapes(expected: Any, restored: Any) -> None:
             )
 
 
+_flatten = partial(traverse_util.flatten_dict, keep_empty_nodes=True)
+_unflatten = traverse_util.unflatten_dict
+
+
+def _without_unsaved_nodes(arrays: Any, directory: Path) -> Any:
+    """Returns a tree without the empty nodes that a checkpoint does not have.
+
+    A state may have an optional part, here empty, that it did not have when it was saved.
+    """
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=single_process())
+    saved = _flatten(handler.metadata(directory).tree)
+    empty = traverse_util.empty_node
+    flat = _flatten(arrays)
+    return _unflatten({k: leaf for k, leaf in flat.items() if leaf is not empty or k in saved})
+
+
 def read_checkpoint(
     folder: Path, step: int, template: dict[str, Any], checksums: dict[str, str]
 ) -> Checkpoint:
@@ -134,12 +151,13 @@ def read_checkpoint(
     """
     saved = {name.split("/")[0] for name in checksums}
     wanted = {name: tree if name in saved else {} for name, tree in template.items()}
-    arrays = jax.tree.map(np.asarray, serialization.to_state_dict(wanted))
-    args = ocp.args.Composite(
-        **{ARRAYS: ocp.args.StandardRestore(arrays), METADATA: ocp.args.JsonRestore()}
-    )
+    everything = jax.tree.map(np.asarray, serialization.to_state_dict(wanted))
     handler = ocp.CompositeCheckpointHandler()
     try:
+        arrays = _without_unsaved_nodes(everything, folder / str(step) / ARRAYS)
+        args = ocp.args.Composite(
+            **{ARRAYS: ocp.args.StandardRestore(arrays), METADATA: ocp.args.JsonRestore()}
+        )
         with ocp.Checkpointer(handler, multiprocessing_options=single_process()) as checkpointer:
             restored = checkpointer.restore(folder / str(step), args=args)
         _check_shapes(arrays, restored[ARRAYS])
@@ -150,6 +168,7 @@ def read_checkpoint(
         ) from e
     arrays = jax.tree.map(np.asarray, restored[ARRAYS])
     verify_leaves(arrays, checksums)
+    arrays = _unflatten({**_flatten(everything), **_flatten(arrays)})
     tree = {name: serialization.from_state_dict(wanted[name], arrays[name]) for name in wanted}
     return Checkpoint(step, tree, restored[METADATA])
 

@@ -23,7 +23,7 @@ from jax import lax
 from resflax.errors import UserError, quantity
 
 Tree = TypeVar("Tree")
-# `(batch_stats, batch) -> (gradients, batch_stats, metrics)`.
+# `(collections, batch) -> (gradients, collections, metrics)`.
 Gradient = Callable[[Any, Any], tuple[Any, Any, Any]]
 
 
@@ -58,30 +58,31 @@ def micro_batches(batch: Tree, count: int) -> Tree:
 
 
 def accumulate(
-    gradient: Gradient, params: Any, batch_stats: Any, batch: Any, count: int
+    gradient: Gradient, params: Any, collections: Any, batch: Any, count: int
 ) -> tuple[Any, Any, Any]:
-    """Computes `gradient(batch_stats, batch)` from `count` micro-batches, one after the other.
+    """Computes `gradient(collections, batch)` from `count` micro-batches, one after the other.
 
     Args:
-      gradient: returns gradients and metrics, both means over the examples, and the new batch
-        statistics.
+      gradient: returns gradients and metrics, both means over the examples, and the new
+        collections.
       params: a tree with the structure, shapes and dtypes of the gradients.
-      batch_stats: batch statistics before the first micro-batch, which updates them for the next.
+      collections: batch statistics and other variables before the first micro-batch, which updates
+        them for the next.
       batch: pytree of arrays with a leading axis of examples.
       count: number of micro-batches; 1 runs without a loop.
 
     Returns:
-      Mean gradients in the parameters' dtype, the last batch statistics, mean metrics.
+      Mean gradients in the parameters' dtype, the last collections, mean metrics.
     """
     if count == 1:
-        return gradient(batch_stats, batch)
+        return gradient(collections, batch)
 
     def body(carry: Any, part: Any) -> tuple[Any, Any]:
-        batch_stats, total = carry
-        grads, batch_stats, metrics = gradient(batch_stats, part)
-        return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+        collections, total = carry
+        grads, collections, metrics = gradient(collections, part)
+        return (collections, jax.tree.map(jnp.add, total, grads)), metrics
 
-    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
-    (batch_stats, total), metrics = lax.scan(body, start, micro_batches(batch, count))
+    start = collections, jax.tree.map(jnp.zeros_like, params)
+    (collections, total), metrics = lax.scan(body, start, micro_batches(batch, count))
     grads = jax.tree.map(lambda leaf: leaf / count, total)
-    return grads, batch_stats, jax.tree.map(lambda values: jnp.mean(values, 0), metrics)
+    return grads, collections, jax.tree.map(lambda values: jnp.mean(values, 0), metrics)

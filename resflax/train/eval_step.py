@@ -1,6 +1,7 @@
 """Evaluation steps, as pure functions that can be transformed like the training step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -9,44 +10,54 @@ from jax import lax
 from jaxtyping import Array
 
 from resflax.nn import identity
-from resflax.train.metrics import Metrics, check_eval_batch, correct, cross_entropy
+from resflax.train.metrics import ExampleFn, Metrics, check_eval_batch, correct, cross_entropy
+from resflax.train.module_checks import check_functions, check_module, check_values
 from resflax.train.state import TrainState
-from resflax.train.step import Batch
+from resflax.train.step_inputs import Batch
 
 EvalStep = Callable[[TrainState, Batch], Metrics]
+# The sums of an evaluation over its examples, by name, besides its loss.
+SUMS: Mapping[str, ExampleFn] = MappingProxyType({"correct": correct})
 
 
 def make_eval_step(
     model: nn.Module,
     *,
     normalize: Callable[[Array], Array] = identity,
+    loss_fn: ExampleFn = cross_entropy,
+    metrics: Mapping[str, ExampleFn] = SUMS,
     axis_name: str | None = None,
 ) -> EvalStep:
     """Makes a pure `(state, batch) -> metrics`, with sums over the global batch instead of means.
 
     The batch has "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for
-    padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", and
-    "count", the sum of the weights. Averaged parameters are evaluated if the state has them. A
-    label that is not in `range(classes)` gives a loss of NaN.
+    padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", or
+    those of `metrics`, and "count", the sum of the weights. Averaged parameters are evaluated if
+    the state has them. A label that is not in `range(classes)` gives a loss of NaN.
 
     Args:
       model: a linen module called as `model(x, train=False)`.
       normalize: maps stored images to the network's input.
+      loss_fn: `(logits, labels) -> (n,)`, as for `make_train_step`; the labels may be a tree.
+      metrics: functions `(logits, labels) -> (n,)`, by name. `SUMS | {...}` adds to "correct".
       axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
-      UserError: from the step when traced, if labels are not integers of shape `(n,)`, or weights
+      UserError: if the model is known to return something else than one array of logits; from the
+        step when traced, if labels are not integers of shape `(n,)`, or weights
         have another shape.
     """
+    check_module(model)
+    check_functions(model, loss_fn, metrics)
 
     def step(state: TrainState, batch: Batch) -> Metrics:
         check_eval_batch(batch)
         logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
-        sums = {
-            "loss": jnp.sum(batch["weight"] * cross_entropy(logits, batch["label"])),
-            "correct": jnp.sum(batch["weight"] * correct(logits, batch["label"])),
-            "count": jnp.sum(batch["weight"]),
-        }
+        sums = {"count": jnp.sum(batch["weight"])}
+        for name, function in (("loss", loss_fn), *metrics.items()):
+            values = function(logits, batch["label"])
+            check_values(name, values, len(batch["image"]))
+            sums[name] = jnp.sum(batch["weight"] * values)
         return lax.psum(sums, axis_name) if axis_name else sums
 
     return step

@@ -1,11 +1,8 @@
 """What a config freezes, and which statistics its batch norms use in training."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -15,6 +12,7 @@ from resflax.nn.batch_norm import batch_norm_mode
 from resflax.train.ensemble import is_ensemble
 from resflax.train.freeze import batch_norms, frozen_batch_norms, matches_all, parse_patterns
 from resflax.train.layer_decay import HEAD, scale_by_layer
+from resflax.train.variables import variable_shapes
 
 HEAD_PARAMS = (f"{HEAD}/kernel", f"{HEAD}/bias")
 
@@ -50,7 +48,7 @@ def build_batch_norm(
     patterns = parse_patterns(config.freeze)
     if not (patterns or config.freeze_batch_norm or mode.name != "global"):
         return model
-    shapes = _variable_shapes(model, image_shape)
+    shapes = variable_shapes(model, image_shape)
     norms = batch_norms(shapes.get("batch_stats", {}))
     if not norms and (config.freeze_batch_norm or mode.name != "global"):
         key = "freeze_batch_norm" if config.freeze_batch_norm else "batch_norm"
@@ -66,12 +64,6 @@ def build_batch_norm(
             " freeze other parameters, or add it as resflax.nn.ResNet does"
         )
     return model.clone(batch_norm=mode)
-
-
-def _variable_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Returns the shapes and dtypes of a model's variables."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
 
 
 def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> BatchNormMode:

@@ -13,7 +13,8 @@ from resflax.train.ensemble import Hyperparameters
 from resflax.train.metrics import Metrics
 from resflax.train.nonfinite import max_in_row, revert_update
 from resflax.train.state import TrainState
-from resflax.train.step import Batch, TrainStep
+from resflax.train.step import TrainStep
+from resflax.train.step_inputs import Batch
 
 
 def make_member_step(

@@ -1,7 +1,8 @@
 """Loss and accuracy of each example."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from resflax.nn.ensembles import log_mean_probability
 from resflax.train.choice import Choice, map_value
 
 Metrics = dict[str, Array]
+# `(outputs of the network, targets or labels) -> (n,)`, one float per example.
+ExampleFn = Callable[[Any, Any], Array]
 
 
 def cross_entropy(
@@ -80,6 +83,18 @@ def check_keys(batch: Mapping[str, Any], keys: Iterable[str]) -> None:
             raise UserError(f"{key!r} is a {type(batch[key]).__name__}: expected an array")
 
 
+def _check_arrays(tree: Any, name: str, examples: int) -> None:
+    """Raises `UserError` unless a tree has arrays with a leading axis of examples."""
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, np.ndarray | jax.Array):
+            raise UserError(f"{name!r} is a {type(tree).__name__}: expected an array")
+        if leaf.shape[:1] != (examples,):
+            raise UserError(
+                f"{name!r} has an array of shape {leaf.shape}: expected arrays whose first axis has"
+                f" {examples}, one row per example"
+            )
+
+
 def check_labels(labels: Any, examples: int) -> None:
     """Raises `UserError` unless labels are integers of shape `(examples,)`."""
     if labels.shape != (examples,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -91,13 +106,29 @@ def check_labels(labels: Any, examples: int) -> None:
 
 def check_eval_batch(batch: Mapping[str, Any]) -> None:
     """Raises `UserError` unless a batch has images, and a label and a weight for each."""
-    check_keys(batch, ("image", "label", "weight"))
-    check_labels(batch["label"], len(batch["image"]))
-    if batch["weight"].shape != batch["label"].shape:
+    check_keys(batch, ("image", "weight"))
+    check_labels_of(batch, ("label",))
+    examples = (len(batch["image"]),)
+    if batch["weight"].shape != examples:
         raise UserError(
-            f"weights have shape {batch['weight'].shape}: expected one per example,"
-            f" {batch['label'].shape}"
+            f"weights have shape {batch['weight'].shape}: expected one per example, {examples}"
         )
+
+
+def check_labels_of(batch: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raises `UserError` unless a batch has an array, or a tree of arrays, under each of the keys.
+
+    Trees must have arrays with one row per example, "label" integers of shape `(n,)` or such a
+    tree.
+    """
+    examples = len(batch["image"])
+    for key in keys:
+        if isinstance(batch.get(key), Mapping | list | tuple):
+            _check_arrays(batch[key], key, examples)
+            continue
+        check_keys(batch, (key,))
+        if key == "label":
+            check_labels(batch[key], examples)
 
 
 def check_targets(targets: Any, shape: tuple[int, ...]) -> None:
@@ -117,17 +148,26 @@ def check_targets(targets: Any, shape: tuple[int, ...]) -> None:
 
 
 def correct(
-    logits: Float[Array, "n classes"] | Float[Array, "members n classes"], labels: Int[Array, " n"]
+    logits: Float[Array, "n classes"] | Float[Array, "members n classes"],
+    labels: Int[Array, " n"] | Float[Array, "n classes"],
 ) -> Float[Array, " n"]:
     """Returns 1.0 where the largest logit is the label's, else 0.0; NaN counts as wrong.
 
-    With members, it is the largest mean probability.
+    With members, it is the largest mean probability. The label of probabilities is the most
+    probable class.
 
     Raises:
-      UserError: when traced, if the labels are not integers of shape `(n,)`.
+      UserError: when traced, if the labels are neither integers of shape `(n,)` nor floats of the
+        shape of the logits.
     """
+    if labels.shape == logits.shape[-2:] and jnp.issubdtype(labels.dtype, jnp.floating):
+        labels = jnp.argmax(labels, axis=-1)
     check_labels(labels, logits.shape[-2])
     if logits.ndim == 3:
         logits = log_mean_probability(logits)
     matches = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels.astype(jnp.int32)
     return (matches & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
+
+
+# The metrics of a step, by name, besides its loss.
+METRICS: Mapping[str, ExampleFn] = MappingProxyType({"accuracy": correct})

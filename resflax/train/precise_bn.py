@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from resflax.distributed.engines import Engine
 from resflax.nn.batch_norm import batch_norm_mode
 from resflax.train.freeze import batch_norms
+from resflax.train.module_checks import with_axis_name
 from resflax.train.state import TrainState
 
 BatchStats = Any
@@ -63,10 +64,9 @@ def compute_batch_stats(
     Returns:
       A tree like `variables["batch_stats"]`.
     """
+    mutable = [name for name in variables if name != "params"]
     with nn.intercept_methods(_with_zero_momentum):
-        _, updated = _without_dropout(model).apply(
-            variables, images, train=True, mutable=["batch_stats"]
-        )
+        _, updated = _without_dropout(model).apply(variables, images, train=True, mutable=mutable)
     return updated["batch_stats"]
 
 
@@ -177,7 +177,7 @@ def make_stats_step(
       normalize: maps stored images, the batch's "image", to the network's input.
       axis_name: the mapped axis over which the batch is split, if any.
     """
-    model = model.clone(axis_name=axis_name) if axis_name else model
+    model = with_axis_name(model, axis_name)
 
     def step(state: TrainState, batch: dict[str, Array]) -> BatchStats:
         return compute_batch_stats(model, state.eval_variables, normalize(batch["image"]))

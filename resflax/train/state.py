@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.core import unfreeze
 from jaxtyping import Array, Int, UInt32
 
 from resflax.train.freeze import split_params
+from resflax.train.module_checks import check_module
+from resflax.train.variables import check_training, check_variables
 
-COLLECTIONS = ("params", "batch_stats")
 Tree = TypeVar("Tree")
 
 
@@ -27,6 +29,8 @@ class TrainState:
       params: parameters, trainable and frozen.
       batch_stats: running mean and variance of each batch norm; {} if there are none.
       opt_state: the optimizer's state, for the trainable parameters.
+      collections: the network's other variable collections, by name, which training may change
+        too; {} if there are none, as for any `ResNet`.
       ema: exponential moving average of the parameters, with the same structure; {} for none.
       member: what only members of an ensemble have; {} for a single network. float32 scalars of
         the values that differ by member, by the names of `resflax.train.ensemble.MEMBER_KEYS`;
@@ -40,17 +44,18 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any = struct.field(default_factory=dict)
+    collections: dict[str, Any] = struct.field(default_factory=dict)
     member: dict[str, Array] = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """Variables for `model.apply` in training."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return {"params": self.params, "batch_stats": self.batch_stats, **self.collections}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
         """Variables for evaluation: the averaged parameters if there are any."""
-        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+        return {**self.variables, "params": self.ema or self.params}
 
 
 def create_state(
@@ -70,19 +75,25 @@ def create_state(
       optimizer: an optax transformation.
       seed: integer from 0 to 2**32 - 1.
       image_shape: shape of one example, without the batch axis.
-      variables: initial "params" and "batch_stats"; None to initialize them from the seed.
+      variables: all initial variables of the model; None to initialize them from the seed.
       ema: keep an average of the parameters, which starts at their initial values.
       freeze: patterns of the parameters that the optimizer does not change; see
         `resflax.train.freeze`.
 
     Raises:
-      UserError: if a pattern of `freeze` matches no parameter, or all are frozen.
+      UserError: if the model cannot be called as described, or training would change which
+        variables it has; if the given ones are not its own, or in half precision; if a pattern of
+        `freeze` matches no parameter, or all are frozen.
     """
-    start = jnp.asarray(seed, jnp.uint32)
+    check_module(model)
+    start, shape = jnp.asarray(seed, jnp.uint32), tuple(image_shape)
+    if variables is not None:
+        variables = unfreeze(variables)
+        check_variables(model, shape, variables)
+    check_training(model, shape)
     if variables is None:
-        return _init(model, optimizer, start, tuple(image_shape), ema, tuple(freeze))
-    given = {key: variables.get(key, {}) for key in COLLECTIONS}
-    return _create(optimizer, ema, tuple(freeze), start, given)
+        return _init(model, optimizer, start, shape, ema, tuple(freeze))
+    return _create(optimizer, ema, tuple(freeze), start, variables)
 
 
 # Jitted with the seed as an argument, so that an ensemble compiles once.
@@ -109,6 +120,7 @@ def _create(
     variables: Any,
 ) -> TrainState:
     trainable, _ = split_params(variables["params"], freeze)
+    own_fields = ("params", "batch_stats")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=seed,
@@ -117,6 +129,7 @@ def _create(
         opt_state=optimizer.init(trainable),
         # A separate output has separate memory: engines donate each array once.
         ema=variables["params"] if ema else {},
+        collections={key: tree for key, tree in variables.items() if key not in own_fields},
     )
 
 

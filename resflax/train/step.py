@@ -5,132 +5,84 @@ A step does not depend on how it is transformed: eager, under `jit`, `vmap` over
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float
 
-from resflax.data.augment import Augment, Mix, flip_parity
+from resflax.data.augment import Augment, Mix
 from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import identity
+from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
 from resflax.train.freeze import merge_params, split_params
-from resflax.train.metrics import (
-    Metrics,
-    check_keys,
-    check_labels,
-    correct,
-    cross_entropy,
-    one_hot_or_nan,
+from resflax.train.metrics import METRICS, ExampleFn, Metrics, cross_entropy
+from resflax.train.module_checks import (
+    check_functions,
+    check_module,
+    check_values,
+    with_axis_name,
 )
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
 from resflax.train.state import TrainState, ema_update
+from resflax.train.step_inputs import Batch, TrainInputs, make_prepare_batch
+from resflax.train.variables import keep_types
 
-Batch = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-class TrainInputs(NamedTuple):
-    """A batch after augmentation: inputs of the network and of the loss.
-
-    Attributes:
-      image: normalized images.
-      target: targets of the loss, labels or the probability of each class.
-      label: labels for the accuracy.
-      dropout_keys: one key per example for a network that needs them, else None.
-    """
-
-    image: Float[Array, "n height width channels"]
-    target: Int[Array, " n"] | Float[Array, "n classes"]
-    label: Int[Array, " n"]
-    dropout_keys: Key[Array, " n"] | None
-
-
-def example_keys(
-    seed: UInt32[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]
-) -> Key[Array, " n"]:
-    """Returns one key per example, a function of (seed, step, example) only."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
-
-
-def make_prepare_batch(
-    augment: Augment | None,
-    normalize: Callable[[Array], Array],
-    mix: Mix | None,
-    num_classes: int,
-    needs_rng: bool,
-) -> Callable[[TrainState, Batch], TrainInputs]:
-    """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix."""
-
-    def prepare(state: TrainState, batch: Batch) -> TrainInputs:
-        needs_keys = augment or mix or needs_rng
-        target_key = "target" if "target" in batch else "label"
-        check_keys(batch, ("image", target_key, *["index"] * bool(needs_keys)))
-        images, target = batch["image"], batch[target_key]
-        label = batch["label"] if "label" in batch else jnp.argmax(target, -1)
-        check_labels(label, len(images))
-        keys: Any = None
-        if needs_keys:
-            # Each consumer folds the number of its own stream into them.
-            keys = example_keys(state.seed, state.step, batch["index"])
-        if augment and "epoch" in batch:
-            parity = flip_parity(state.seed, batch["index"], batch["epoch"])
-            images = augment(keys, images, parity)
-        elif augment:
-            images = augment(keys, images)
-        images = normalize(images)
-        if mix:
-            soft = one_hot_or_nan(target, num_classes) if target.ndim == 1 else target
-            images, target = mix(keys, images, soft)
-        return TrainInputs(images, target, label, keys if needs_rng else None)
-
-    return prepare
+def _mean(name: str, values: Any, examples: int) -> Float[Array, ""]:
+    """Returns the mean of a loss or a metric over the examples, in float32 or float64."""
+    check_values(name, values, examples)
+    return jnp.mean(values.astype(statistics_dtype(values)))
 
 
 def _gradient(
     model: nn.Module,
-    label_smoothing: float | Choice,
+    loss_fn: ExampleFn,
+    metrics: Mapping[str, ExampleFn],
     drop_path_rates: Float[Array, " blocks"] | None,
     params: Any,
     frozen: Any,
-    batch_stats: Any,
+    collections: dict[str, Any],
     batch: TrainInputs,
-) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the mean loss, the new batch statistics, loss and accuracy.
+) -> tuple[Any, dict[str, Any], Metrics]:
+    """Returns the gradient of the mean loss, the new collections, the mean loss and metrics.
 
     The gradient is that for `params`, which are trainable; nothing is computed for `frozen` ones.
     """
+    examples = len(batch.image)
     rng: dict[str, Any] = {}
     if batch.dropout_keys is not None:
         rng = {"dropout_keys": batch.dropout_keys}
     if drop_path_rates is not None:
         rng["drop_path_rates"] = drop_path_rates
 
-    def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
-        logits, updated = model.apply(
-            {"params": merge_params(params, frozen), "batch_stats": batch_stats},
+    def loss(params: Any) -> tuple[Array, tuple[Any, Any]]:
+        outputs, updated = model.apply(
+            {"params": merge_params(params, frozen), **collections},
             batch.image,
             train=True,
-            mutable=["batch_stats"],
+            mutable=list(collections),
             **rng,
         )
-        # The dtypes of the state must not change from step to step.
-        new_stats = jax.tree.map(
-            lambda new, old: new.astype(old.dtype), updated.get("batch_stats", {}), batch_stats
-        )
-        return jnp.mean(cross_entropy(logits, batch.target, label_smoothing)), (new_stats, logits)
+        # The types of the state must not change from step to step.
+        new = keep_types(collections, updated)
+        return _mean("loss_fn", loss_fn(outputs, batch.target), examples), (new, outputs)
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (new_stats, logits)), grads = grad_fn(params)
-    return grads, new_stats, {"loss": loss, "accuracy": jnp.mean(correct(logits, batch.label))}
+    (value, (new, outputs)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    results = {
+        name: _mean(f"metric {name!r}", metric(outputs, batch.label), examples)
+        for name, metric in metrics.items()
+    }
+    return grads, new, {"loss": value, **results}
 
 
 def make_train_step(
@@ -141,7 +93,9 @@ def make_train_step(
     normalize: Callable[[Array], Array] = identity,
     mix: Mix | None = None,
     num_classes: int | None = None,
+    loss_fn: ExampleFn = cross_entropy,
     label_smoothing: float | Choice = 0.0,
+    metrics: Mapping[str, ExampleFn] = METRICS,
     drop_path_rates: Float[Array, " blocks"] | None = None,
     grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
@@ -155,14 +109,18 @@ def make_train_step(
     random, "index" int32 `(n,)`, the example indices. It may have "epoch", int32 `(n,)`, how
     often each example was used before, and "target", float32 `(n, classes)`, the probability of
     each class, for the loss. The metrics are the means over the global batch of "loss" and
-    "accuracy", float32 scalars, before the update. An example counts as correct if the largest
-    logit is that of its own label, whatever it was mixed with; without labels, that of its largest
-    target.
+    of each of `metrics`, float32 scalars, before the update.
+
+    A network with several outputs, or one that is not a classifier, is trained by a `loss_fn` and
+    `metrics` that take its outputs. "label" and "target" may then be trees of arrays, and "target"
+    an array of any shape and dtype, with a leading axis of examples.
 
     Args:
       model: a linen module called as `model(x, train=True)`; with an `axis_name` it must have a
         field of that name (batch norm averages over it). If its `needs_rng` is true, it is also
-        called with `dropout_keys`, one key per example.
+        called with `dropout_keys`, one key per example. Its collections besides "params" are
+        mutable. With an `axis_name`, those in `state.collections` are averaged over the devices,
+        integers by their maximum.
       optimizer: an optax transformation, including its schedule.
       augment: `(keys, images) -> images`, one key per example; with "epoch" in the batch
         `(keys, images, parity) -> images`, see `resflax.data.augment.flip_parity`.
@@ -170,9 +128,16 @@ def make_train_step(
       mix: `(keys, images, targets) -> (images, targets)`, one key per example: maps the network's
         input and one-hot targets (or those of the batch) to mixed ones. It is called with the whole
         batch, or a device's part of it, before the batch is split into micro-batches. Labels are
-        smoothed afterwards, which is equivalent if the weights of a mixed target add up to 1.
+        smoothed afterwards, which is equivalent if the weights of a mixed target add up to 1. The
+        targets may become any tree that `loss_fn` takes, such as one with a teacher's logits for
+        the same images.
       num_classes: columns of the targets; required by `mix`.
-      label_smoothing: see `cross_entropy`.
+      loss_fn: `(logits, targets) -> (n,)`, floats. `logits` is what the network returns, in its
+        dtype; `targets` are those of `mix`, else the batch's "target", else its "label".
+      label_smoothing: given to `loss_fn` as a keyword argument, unless it is 0.
+      metrics: functions `(logits, labels) -> (n,)`, floats, by name. `labels` are the batch's,
+        whatever it was mixed with; without labels, its targets. `METRICS | {...}` adds to
+        "accuracy".
       drop_path_rates: replace those of a `ResNet` whose spec has drop path; they may be traced.
       grad_accum_steps: number of micro-batches; see `accumulate`.
       ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
@@ -185,11 +150,18 @@ def make_train_step(
 
     Raises:
       ValueError: on a `mix` without `num_classes`, or an unknown `on_nonfinite`.
-      UserError: from the step when traced, if labels are not integers of shape `(n,)` or targets
-        not floats of shape `(n, classes)`. A label that is not in `range(classes)` gives a loss of
-        NaN; see `on_nonfinite`.
+      UserError: if the model cannot be called as described, lacks the field `axis_name`, or is
+        known to return something else than logits, which the default loss and accuracy take; on a
+        `loss_fn` without the argument `label_smoothing` if there is one. From the step when traced,
+        if labels are not integers of shape `(n,)` or targets not floats of shape `(n, classes)`.
+        A label that is not in `range(classes)` gives a loss of NaN; see `on_nonfinite`.
     """
-    model = model.clone(axis_name=axis_name) if axis_name else model
+    check_module(model)
+    model = with_axis_name(model, axis_name)
+    smooths = isinstance(label_smoothing, Choice) or label_smoothing != 0
+    check_functions(model, loss_fn, metrics, ("label_smoothing",) if smooths else ())
+    loss: Any = loss_fn  # whose other arguments are not typed
+    loss_fn = partial(loss, label_smoothing=label_smoothing) if smooths else loss
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     if mix and not num_classes:
         raise ValueError("mix needs one-hot targets: expected num_classes")
@@ -201,13 +173,15 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)
         # Otherwise JAX would sum the gradients over the devices, and `average` not divide them.
-        axes = varying_axes(*jax.tree.leaves(batch))
-        local = jax.tree.map(partial(vary_over, axes), trainable)
-        gradient = partial(_gradient, model, label_smoothing, drop_path_rates, local, frozen)
-        grads, batch_stats, metrics = accumulate(
-            gradient, local, state.batch_stats, prepare(state, batch), grad_accum_steps
+        vary = partial(vary_over, varying_axes(*jax.tree.leaves(batch)))
+        local, own = jax.tree.map(vary, (trainable, state.collections))
+        gradient = partial(_gradient, model, loss_fn, metrics, drop_path_rates, local, frozen)
+        collections = {"batch_stats": state.batch_stats, **own}
+        grads, collections, results = accumulate(
+            gradient, local, collections, prepare(state, batch), grad_accum_steps
         )
-        grads, metrics = average((grads, metrics))
+        batch_stats = collections.pop("batch_stats")
+        grads, results = average((grads, results))
         # optax's schedules mix ints and floats, which strict dtype promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
@@ -221,14 +195,25 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
+            collections=_average_collections(collections, axis_name),
             opt_state=opt_state,
             ema=ema,
         )
         if on_nonfinite == "ignore":
-            return new_state, metrics
-        finite = check_finite(metrics["loss"], grads, params, batch_stats)
+            return new_state, results
+        finite = check_finite(results["loss"], grads, params, batch_stats)
         if on_nonfinite == "skip":
             new_state = revert_update(jnp.all(finite), new_state, state)
-        return new_state, metrics | {"finite": finite}
+        return new_state, results | {"finite": finite}
 
     return step
+
+
+def _average_collections(collections: Any, axis_name: str | None) -> Any:
+    """Returns variable collections that each device has updated, averaged over the devices."""
+
+    def average(x: Array) -> Array:
+        is_float = jnp.issubdtype(x.dtype, jnp.inexact)
+        return (lax.pmean if is_float else lax.pmax)(x, axis_name)
+
+    return jax.tree.map(average, collections) if axis_name else collections

@@ -63,11 +63,13 @@ class TorchResNet:
     def __call__(self, x: Any) -> Any:
         """Maps images `(n, channels, height, width)` to logits."""
         x = self.pool(self.stem(x))
+        variance = 1.0  # of the input of a block, in a normalizer-free network
         for i, stage in enumerate(self.spec.stages, start=1):
             for j, block in enumerate(stage, start=1):
-                x = self.block(f"stage{i}_block{j}", block, x)
-        if self.spec.preact:
-            x = self.norm("head_norm", x, act=True)
+                x = self.block(f"stage{i}_block{j}", block, x, variance)
+                if self.spec.gate == "normalizer_free":
+                    variance = (1.0 if j == 1 else variance) + 0.2**2
+        x = self.before("head_norm", x)
         x = x.mean((2, 3))
         return self.dense("head", x) if self.spec.num_classes else x
 
@@ -76,12 +78,24 @@ class TorchResNet:
         if "stem_conv.weight" in self.tensors:
             stride = 1 if self.spec.stem == "cifar" else 2
             x = self.conv("stem_conv", x, stride=stride)
-            return x if self.spec.preact else self.norm("stem_norm", x, act=True)
+            return self.after_stem("stem_norm", x)
         for i, stride in ((1, 2), (2, 1), (3, 1)):
             x = self.conv(f"stem_conv{i}", x, stride=stride)
-            if i < 3 or not self.spec.preact:
+            if i < 3:
                 x = self.norm(f"stem_norm{i}", x, act=True)
-        return x
+        return self.after_stem("stem_norm3", x)
+
+    def after_stem(self, name: str, x: Any) -> Any:
+        """Applies what follows the stem's last convolution: the first block may begin with it."""
+        if self.spec.preact:
+            return x
+        return self.norm(name, x, act=self.spec.order != "act_only_preact")
+
+    def before(self, name: str, x: Any) -> Any:
+        """Applies a norm and an activation, or only the latter, in pre-activation networks."""
+        if self.spec.preact:
+            return self.norm(name, x, act=True)
+        return self.f.relu(x) if self.spec.order == "act_only_preact" else x
 
     def pool(self, x: Any) -> Any:
         """Applies the stem's pooling, if it has one."""
@@ -97,10 +111,11 @@ class TorchResNet:
             return self.blur(self.f.max_pool2d(x, 3, 1, 1), 2)
         return self.f.max_pool2d(x, 3, 2, 1)
 
-    def block(self, name: str, block: BlockConfig, x: Any) -> Any:
+    def block(self, name: str, block: BlockConfig, x: Any, variance: float) -> Any:
         """Applies one residual block: branch, attention, shortcut."""
         spec, geometry = self.spec, block.geometry
-        h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
+        h = self.before(f"{name}.norm1", x)
+        h = h / variance**0.5
         y, last, dilation = h, len(block.rows), geometry.in_dilation
         for i, row in enumerate(block.rows, start=1):
             if spec.preact and i > 1:
@@ -110,12 +125,35 @@ class TorchResNet:
             groups = spec.groups if row.grouped else 1
             y = self.conv(f"{name}.conv{i}", y, stride=stride, dilation=dilation, groups=groups)
             dilation = geometry.dilation if row.strided else dilation
-            if not spec.preact:
-                y = self.norm(f"{name}.norm{i}", y, act=i < last)
+            if i < last or spec.order != "norm_after_add":
+                act = i < last or spec.order == "act_before_add"
+                y = y if spec.preact else self.norm(f"{name}.norm{i}", y, act=act)
             y = self.down(y, geometry.stride) if filtered else y
         y = self.attend(name, y)
-        y = y + self.shortcut(name, geometry, h, x) if spec.shortcut != "none" else y
-        return y if spec.preact else self.f.relu(y)
+        if spec.shortcut != "none":
+            y = self.gate(name, h, y, self.shortcut(name, geometry, h, x))
+        if spec.order == "norm_after_add":
+            return self.norm(f"{name}.norm{last}", y, act=True)
+        return y if spec.preact or spec.order != "auto" else self.f.relu(y)
+
+    def gate(self, name: str, h: Any, y: Any, s: Any) -> Any:
+        """Combines the branch `y` of a block and its shortcut `s`."""
+        kind = self.spec.gate
+        if kind == "normalizer_free":
+            return s + 0.2 * y
+        if kind in ("none", "dropout", "drop_path"):
+            return s + y
+        if kind in ("scaled", "scaled_shortcut"):
+            return 0.5 * s + (0.5 * y if kind == "scaled" else y)
+        weight = self.tensors[f"{name}.gate.weight"]
+        if kind == "conv":
+            return self.f.conv2d(s, weight[:, :, None, None]) + y
+        if weight.dim() < 2:  # learned factors
+            return s + weight.reshape(1, -1, 1, 1) * y
+        stride = round(h.shape[2] / y.shape[2])
+        bias = self.tensors[f"{name}.gate.bias"]
+        g = self.f.conv2d(h, weight[:, :, None, None], bias, stride).sigmoid()
+        return (1 - g) * s + (g * y if kind.startswith("exclusive") else y)
 
     def shortcut(self, name: str, geometry: BlockGeometry, h: Any, x: Any) -> Any:
         """Returns the shortcut of `x`; projections take the activated input `h`."""
@@ -131,7 +169,9 @@ class TorchResNet:
             h = self.f.avg_pool2d(self.f.pad(h, (0, 1, 0, 1)), 2, 1)
         stride = 1 if spec.shortcut == "D" else geometry.stride
         y = self.conv(f"{name}.Ws", h, stride=stride, dilation=geometry.in_dilation)
-        return y if spec.preact else self.norm(f"{name}.Ws_norm", y, act=False)
+        if spec.preact or spec.order == "norm_after_add":
+            return y
+        return self.norm(f"{name}.Ws_norm", y, act=False)
 
     def down(self, x: Any, stride: int) -> Any:
         """Applies the anti-aliasing filter with the given stride."""

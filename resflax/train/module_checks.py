@@ -1,0 +1,160 @@
+"""What a linen module of the user's own needs to be trained, checked before anything is traced.
+
+A step calls a network as `model(x, train=...)`, and averages its batch statistics over a mapped
+axis by the module's field `axis_name`.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resflax.errors import UserError
+from resflax.nn import ResNet
+from resflax.train.metrics import ExampleFn, correct, cross_entropy
+
+# Modules that take images of any size are asked for their outputs with these.
+PROBE_SHAPE = (1, 32, 32, 3)
+# Names in the results of steps that are not those of metrics.
+RESERVED = ("loss", "finite", "count")
+
+
+def with_axis_name(model: nn.Module, axis_name: str | None) -> nn.Module:
+    """Returns the module whose batch norms average over a mapped axis; itself for None.
+
+    Raises:
+      UserError: if the module has no field `axis_name`.
+    """
+    if axis_name is None:
+        return model
+    if not hasattr(model, "axis_name"):
+        raise UserError(
+            f"axis_name is {axis_name!r}, but {type(model).__name__} has no field axis_name, over"
+            " which its batch norms average: add `axis_name: str | None = None` to it"
+        )
+    return model.clone(axis_name=axis_name)
+
+
+def check_module(model: Any) -> None:
+    """Raises `UserError` unless a step can call a model as `model(x, train=True)`."""
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is a {name}: expected a linen module, called as model(x, train=)")
+    keywords = ("train", *["dropout_keys"] * bool(getattr(model, "needs_rng", False)))
+    parameters = inspect.signature(model.__call__).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = {p.name for p in parameters}
+    for keyword in keywords:
+        if keyword not in known:
+            expected = ", ".join(keywords)
+            raise UserError(
+                f"{name}.__call__ has no argument {keyword!r}: expected (x, *, {expected})"
+            )
+    required = [p.name for p in parameters if p.default is p.empty and p.name not in keywords]
+    if len(required) > 1:
+        raise UserError(
+            f"{name}.__call__ also requires {required[1]!r}: give it a default, a step calls"
+            " model(x, train=True)"
+        )
+
+
+def _check_logits(model: nn.Module, user: str) -> None:
+    """Raises `UserError` if a model is known to return something else than one array of logits.
+
+    The outputs of a module that is not a `ResNet` are known if it can be traced for images of
+    `PROBE_SHAPE`.
+
+    Args:
+      model: accepted by `check_module`.
+      user: what takes the logits, for the error.
+    """
+    if isinstance(model, ResNet):
+        outputs = "feature maps" if model.out_indices is not None else "pooled features"
+        is_logits = model.out_indices is None and model.spec.num_classes > 0
+    else:
+        outputs, is_logits = _describe_outputs(model)
+    if not is_logits:
+        raise UserError(
+            f"{type(model).__name__} returns {outputs}, and {user} takes one array of logits: give"
+            " loss_fn and metrics that take its outputs"
+        )
+
+
+def _describe_outputs(model: nn.Module) -> tuple[str, bool]:
+    """Returns the outputs of a module in words, and whether they can be logits."""
+    image = jax.ShapeDtypeStruct(PROBE_SHAPE, jnp.float32)
+    # Whatever fails for these images need not fail for those of a batch.
+    with contextlib.suppress(Exception):
+        outputs = jax.eval_shape(
+            lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0], image
+        )
+        if not isinstance(outputs, jax.ShapeDtypeStruct):
+            return f"a {type(outputs).__name__} of {len(jax.tree.leaves(outputs))} arrays", False
+    return "", True
+
+
+def check_functions(
+    model: nn.Module,
+    loss_fn: ExampleFn,
+    metrics: Mapping[str, ExampleFn],
+    keywords: tuple[str, ...] = (),
+) -> None:
+    """Raises `UserError` for a loss and metrics that cannot be those of a step.
+
+    Args:
+      model: accepted by `check_module`.
+      loss_fn: function of (outputs, targets).
+      metrics: functions of (outputs, labels) by name.
+      keywords: names of keyword arguments that the loss is called with.
+    """
+    _check_function("loss_fn", loss_fn, keywords)
+    for name, metric in metrics.items():
+        _check_function(f"metric {name!r}", metric)
+        if name in RESERVED:
+            raise UserError(f"a metric is called {name!r}, a name that steps use: use another")
+    if cross_entropy is loss_fn:
+        _check_logits(model, "cross_entropy")
+    elif correct in metrics.values():
+        _check_logits(model, "the accuracy")
+
+
+def _check_function(name: str, function: Any, keywords: tuple[str, ...] = ()) -> None:
+    """Raises `UserError` unless a function of (outputs, targets) has the keywords.
+
+    Args:
+      name: of the argument that it was given as.
+      function: the function.
+      keywords: names of the keyword arguments that it is called with.
+    """
+    if not callable(function):
+        raise UserError(
+            f"{name} is {function!r}: expected a function of (outputs, targets) that returns a"
+            " number per example"
+        )
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for keyword in () if takes_any else keywords:
+        if keyword not in {p.name for p in parameters}:
+            raise UserError(
+                f"{keyword} is given, but {name} has no argument of that name: leave it out, or"
+                f" give a {name} that takes it"
+            )
+
+
+def check_values(name: str, values: Any, examples: int) -> None:
+    """Raises `UserError` unless a loss or metric returned one float per example."""
+    shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
+    if shape != (examples,) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        is_array = dtype is not None
+        given = f"shape {shape} and dtype {dtype}" if is_array else f"a {type(values).__name__}"
+        raise UserError(
+            f"{name} returned {given}: expected floats of shape {(examples,)}, one per example"
+        )

@@ -1,0 +1,77 @@
+"""Inputs of the network and of the loss: a batch after augmentation and mixing."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from resflax.data.augment import Augment, Mix, flip_parity
+from resflax.train.metrics import check_keys, check_labels_of, one_hot_or_nan
+from resflax.train.state import TrainState
+
+# Arrays with a leading axis of examples; "target" and "label" may be trees of them.
+Batch = dict[str, Any]
+
+
+class TrainInputs(NamedTuple):
+    """A batch after augmentation: inputs of the network and of the loss.
+
+    Attributes:
+      image: normalized images.
+      target: targets of the loss: labels, the probability of each class, or any tree.
+      label: labels for the metrics, the batch's; its targets before they are mixed without labels.
+      dropout_keys: one key per example for a network that needs them, else None.
+    """
+
+    image: Float[Array, "n height width channels"]
+    target: Any
+    label: Any
+    dropout_keys: Key[Array, " n"] | None
+
+
+def example_keys(
+    seed: UInt32[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]
+) -> Key[Array, " n"]:
+    """Returns one key per example, a function of (seed, step, example) only."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def make_prepare_batch(
+    augment: Augment | None,
+    normalize: Callable[[Array], Array],
+    mix: Mix | None,
+    num_classes: int,
+    needs_rng: bool,
+) -> Callable[[TrainState, Batch], TrainInputs]:
+    """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix."""
+
+    def prepare(state: TrainState, batch: Batch) -> TrainInputs:
+        needs_keys = augment or mix or needs_rng
+        check_keys(batch, ("image", *["index"] * bool(needs_keys)))
+        images, (target, label) = batch["image"], _targets(batch)
+        keys: Any = None
+        if needs_keys:
+            # Each consumer folds the number of its own stream into them.
+            keys = example_keys(state.seed, state.step, batch["index"])
+        if augment and "epoch" in batch:
+            parity = flip_parity(state.seed, batch["index"], batch["epoch"])
+            images = augment(keys, images, parity)
+        elif augment:
+            images = augment(keys, images)
+        images = normalize(images)
+        if mix:
+            is_label = getattr(target, "ndim", None) == 1
+            soft = one_hot_or_nan(target, num_classes) if is_label else target
+            images, target = mix(keys, images, soft)
+        return TrainInputs(images, target, label, keys if needs_rng else None)
+
+    return prepare
+
+
+def _targets(batch: Batch) -> tuple[Any, Any]:
+    """Returns what a batch has for the loss, and for the metrics."""
+    given = [key for key in ("target", "label") if key in batch] or ["label"]
+    check_labels_of(batch, given)
+    return batch[given[0]], batch[given[-1]]
