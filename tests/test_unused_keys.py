@@ -111,6 +111,7 @@ ALWAYS = {
     "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.gate", "spec.preact",
     "spec.attention", "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",
     "spec.batch_repetition", "spec.input_repetition", "spec.pooling", "spec.head",
+    "spec.dimensions",
 }  # fmt: skip
 
 

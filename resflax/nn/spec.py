@@ -1,5 +1,6 @@
 """An architecture as data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from operator import mul
@@ -13,6 +14,7 @@ from resflax.nn.fields import FIELDS, canonical, canonical_block, describe, reso
 from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
+from resflax.nn.spec_json import from_json, to_json
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 
 # The name of a part, its row, or a function: see `resflax.nn.fields`.
@@ -248,6 +250,22 @@ class Spec:
             if name not in known:
                 raise UserError(f"unknown field {name!r} of a spec: expected {', '.join(known)}")
         return replace(self, **overrides)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns all fields as JSON values, with functions as "module:name"."""
+        return {f.name: to_json(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_json_dict(cls, values: Mapping[str, Any]) -> "Spec":
+        """Returns the spec from the values of `to_json_dict`.
+
+        Functions are imported. One that cannot be imported is an error where the network calls it.
+
+        Raises:
+          UserError: if a value is invalid.
+          TypeError: if a field is missing or unknown.
+        """
+        return cls(**{name: from_json(value) for name, value in values.items()})
 
     def _check_fields(self) -> None:
         for field in FIELDS:
