@@ -81,7 +81,7 @@ def inference_spec(spec: Spec) -> Spec:
 
 def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
-    if spec.ensemble != "none" or spec.gate != "none":
+    if spec.ensemble != "none" or spec.gate != "none" or spec.order != "auto":
         return False
     if spec.stem not in (STEM_TYPES_V2 if spec.preact else STEM_TYPES):
         return False

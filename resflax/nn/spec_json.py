@@ -12,12 +12,13 @@ from resflax.nn.ensembles import EnsembleRow
 from resflax.nn.functions import function_name, import_function
 from resflax.nn.gates import Gate
 from resflax.nn.norms import NormRow
+from resflax.nn.orders import Order
 from resflax.nn.shortcuts import ShortcutRow
 from resflax.nn.stems import Stem, StemConv
 
 ROWS: dict[str, Any] = {
     row.__name__: row
-    for row in (ConvRow, Stem, StemConv, ShortcutRow, Gate, AntiAlias, NormRow, EnsembleRow)
+    for row in (ConvRow, Stem, StemConv, ShortcutRow, Gate, Order, AntiAlias, NormRow, EnsembleRow)
 }
 
 

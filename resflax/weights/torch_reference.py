@@ -69,8 +69,7 @@ class TorchResNet:
                 x = self.block(f"stage{i}_block{j}", block, x, variance)
                 if self.spec.gate == "normalizer_free":
                     variance = (1.0 if j == 1 else variance) + 0.2**2
-        if self.spec.preact:
-            x = self.norm("head_norm", x, act=True)
+        x = self.before("head_norm", x)
         x = x.mean((2, 3))
         return self.dense("head", x) if self.spec.num_classes else x
 
@@ -79,12 +78,24 @@ class TorchResNet:
         if "stem_conv.weight" in self.tensors:
             stride = 1 if self.spec.stem == "cifar" else 2
             x = self.conv("stem_conv", x, stride=stride)
-            return x if self.spec.preact else self.norm("stem_norm", x, act=True)
+            return self.after_stem("stem_norm", x)
         for i, stride in ((1, 2), (2, 1), (3, 1)):
             x = self.conv(f"stem_conv{i}", x, stride=stride)
-            if i < 3 or not self.spec.preact:
+            if i < 3:
                 x = self.norm(f"stem_norm{i}", x, act=True)
-        return x
+        return self.after_stem("stem_norm3", x)
+
+    def after_stem(self, name: str, x: Any) -> Any:
+        """Applies what follows the stem's last convolution: the first block may begin with it."""
+        if self.spec.preact:
+            return x
+        return self.norm(name, x, act=self.spec.order != "act_only_preact")
+
+    def before(self, name: str, x: Any) -> Any:
+        """Applies a norm and an activation, or only the latter, in pre-activation networks."""
+        if self.spec.preact:
+            return self.norm(name, x, act=True)
+        return self.f.relu(x) if self.spec.order == "act_only_preact" else x
 
     def pool(self, x: Any) -> Any:
         """Applies the stem's pooling, if it has one."""
@@ -103,7 +114,7 @@ class TorchResNet:
     def block(self, name: str, block: BlockConfig, x: Any, variance: float) -> Any:
         """Applies one residual block: branch, attention, shortcut."""
         spec, geometry = self.spec, block.geometry
-        h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
+        h = self.before(f"{name}.norm1", x)
         h = h / variance**0.5
         y, last, dilation = h, len(block.rows), geometry.in_dilation
         for i, row in enumerate(block.rows, start=1):
@@ -114,13 +125,16 @@ class TorchResNet:
             groups = spec.groups if row.grouped else 1
             y = self.conv(f"{name}.conv{i}", y, stride=stride, dilation=dilation, groups=groups)
             dilation = geometry.dilation if row.strided else dilation
-            if not spec.preact:
-                y = self.norm(f"{name}.norm{i}", y, act=i < last)
+            if i < last or spec.order != "norm_after_add":
+                act = i < last or spec.order == "act_before_add"
+                y = y if spec.preact else self.norm(f"{name}.norm{i}", y, act=act)
             y = self.down(y, geometry.stride) if filtered else y
         y = self.attend(name, y)
         if spec.shortcut != "none":
             y = self.gate(name, h, y, self.shortcut(name, geometry, h, x))
-        return y if spec.preact else self.f.relu(y)
+        if spec.order == "norm_after_add":
+            return self.norm(f"{name}.norm{last}", y, act=True)
+        return y if spec.preact or spec.order != "auto" else self.f.relu(y)
 
     def gate(self, name: str, h: Any, y: Any, s: Any) -> Any:
         """Combines the branch `y` of a block and its shortcut `s`."""
@@ -155,7 +169,9 @@ class TorchResNet:
             h = self.f.avg_pool2d(self.f.pad(h, (0, 1, 0, 1)), 2, 1)
         stride = 1 if spec.shortcut == "D" else geometry.stride
         y = self.conv(f"{name}.Ws", h, stride=stride, dilation=geometry.in_dilation)
-        return y if spec.preact else self.norm(f"{name}.Ws_norm", y, act=False)
+        if spec.preact or spec.order == "norm_after_add":
+            return y
+        return self.norm(f"{name}.Ws_norm", y, act=False)
 
     def down(self, x: Any, stride: int) -> Any:
         """Applies the anti-aliasing filter with the given stride."""
