@@ -255,7 +255,7 @@ def test_spec_with_rows_is_json():
     assert found.activation.keywords == {"negative_slope": 0.2}
 
 
-def test_function_that_cannot_be_imported_is_an_error_when_it_is_called():
+def test_missing_function_is_an_error_when_called():
     values = small(attention=lambda ops, x, channels: x).spec.to_json_dict()
     spec = Spec.from_json_dict(values)
     assert spec.to_json_dict() == values
