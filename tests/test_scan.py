@@ -109,13 +109,11 @@ def test_scanned_blocks_keep_all_collections_and_random_streams(monkeypatch):
 
     row = lambda ops, x, *_: Attention(name="attention")(x)  # noqa: E731
     monkeypatch.setitem(ATTENTION, "none", row)
-    net, x = model(scan=True), jnp.asarray(batch()["image"])
+    net, x = model(scan=True, depths=(1, 1, 4)), batch()["image"]
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
-    variables = net.init(keys, x, train=False)
-    mutable = ["cache", "intermediates"]
-    _, updated = net.apply(
-        variables, x, train=False, mutable=mutable, rngs={"noise": keys["noise"]}
-    )
+    variables = run(lambda x: net.init(keys, x, train=False), x)
+    options = {"mutable": ["cache", "intermediates"], "rngs": {"noise": keys["noise"]}}
+    _, updated = run(lambda v, x: net.apply(v, x, train=False, **options), variables, x)
     before = variables["cache"]["stage3_rest"]["attention"]["calls"]
     after = updated["cache"]["stage3_rest"]["attention"]["calls"]
     np.testing.assert_array_equal(after, before + 1)
