@@ -11,7 +11,7 @@ from helpers.conv_reference import assert_close
 from helpers.networks import randomized, run, variables_of
 
 from resflax import create_model
-from resflax.nn.layers import make_ops
+from resflax.nn.layers import CONVS, make_ops
 from resflax.nn.norms import NORMS
 
 SHAPE = (3, 4, 5, 64)
@@ -71,7 +71,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        ops = make_ops(train=self.train, dtype=self.dtype, norm=self.norm)
+        ops = make_ops(train=self.train, dtype=self.dtype, norm=NORMS[self.norm])
         if self.act:
             return ops.norm_act(x, name="norm")
         return ops.norm(x, name="norm", zero=self.zero)
@@ -139,7 +139,7 @@ def test_standardized_kernels_have_mean_0_and_variance_1():
     class Convolution(nn.Module):
         @nn.compact
         def __call__(self, x):
-            ops = make_ops(train=False, dtype=x.dtype, conv="standardized")
+            ops = make_ops(train=False, dtype=x.dtype, conv=CONVS["standardized"])
             return ops.conv(x, 5, 3, name="conv")
 
     x, kernel = RNG.standard_normal((2, 6, 7, 4)), 3 + RNG.standard_normal((3, 3, 4, 5))

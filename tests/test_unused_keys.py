@@ -94,6 +94,11 @@ MORE = [
     ("spec.output_stride", 16, {"model": "cifar_resnet8"}, {"model": "resnet18"}),
     ("spec.zero_init", False, {"model": "plain18"}, {"model": "resnet18"}),
     (
+        "spec.activation", "silu",
+        {"model": "resnetv2_18", "spec.norm": "evonorm_s0"},
+        {"model": "resnet18", "spec.norm": "evonorm_s0"},
+    ),
+    (
         "spec.antialias", "blur",
         {"spec.depths": (2,), "spec.widths": (16,)},
         {"spec.depths": (2, 2), "spec.widths": (16, 16)},
@@ -103,9 +108,9 @@ MORE = [
 ALWAYS = {
     "model", "pretrained", "dtype", "scan", "dataset", "batch_size", "epochs", "data.validation",
     "data.mean", "data.std", "mesh.fsdp", "ensemble.size", "spec.depths", "spec.widths",
-    "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.preact", "spec.attention",
-    "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",
-    "spec.batch_repetition", "spec.input_repetition",
+    "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.gate", "spec.preact",
+    "spec.attention", "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",
+    "spec.batch_repetition", "spec.input_repetition", "spec.pooling", "spec.head",
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from resflax.errors import UserError
-from resflax.export.onnx_operators import OnnxWriter, write_node
+from resflax.export.onnx_operators import write_node
+from resflax.export.onnx_writer import OnnxWriter
 from resflax.export.trained_model import normalization_of
 from resflax.inference import Graph, Node, build_graph
 from resflax.weights.pretrained_config import PretrainedConfig

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from resflax.nn import BLOCKS, Spec
+from resflax.nn import Spec
 from resflax.zoo import get_spec
 from resflax.zoo.cifar import FAMILIES
 from resflax.zoo.registry import SPECS
@@ -59,7 +59,8 @@ def zoo_name(spec: Spec) -> str | None:
     >>> zoo_name(get_spec("cifar_resnet26").override(num_classes=3))
     'cifar_resnet26'
     """
-    spec, layers = inference_spec(spec), len(BLOCKS[spec.block_names[0]]) * sum(spec.depths)
+    spec = inference_spec(spec)
+    layers = sum(len(block.rows) for stage in spec.stages for block in stage)
     names = [
         *SPECS,
         *(
@@ -80,24 +81,33 @@ def inference_spec(spec: Spec) -> Spec:
 
 def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
-    if spec.ensemble != "none":
+    if spec.ensemble != "none" or spec.gate != "none":
         return False
     if spec.stem not in (STEM_TYPES_V2 if spec.preact else STEM_TYPES):
         return False
-    if spec.shortcut not in DOWNSAMPLE_KERNELS or "bottleneck_v1" in spec.block_names:
+    if spec.shortcut not in DOWNSAMPLE_KERNELS or "bottleneck_v1" in spec.block_values:
         return False
     if spec.preact:
         # timm rounds widths to multiples of 8, and its bottlenecks project where shapes agree too.
         rounds = any(width % 8 for width in (*spec.widths, spec.stem_width))
         return not rounds and (spec.block == "basic" or spec.stem_width != 4 * spec.widths[0])
-    if len(spec.depths) != 4 or ("basic" in spec.block_names and spec.base_width != 64):
+    if len(spec.depths) != 4 or ("basic" in spec.block_values and spec.base_width != 64):
         return False
     return spec.stem_width == 64 if spec.stem == "imagenet" else spec.stem_width % 8 == 0
 
 
 def _fixed(spec: Spec) -> tuple[Any, ...]:
     """Returns the fields for which timm's constructors take no JSON value."""
-    fixed: tuple[Any, ...] = (spec.preact, spec.block, spec.norm, spec.conv, spec.antialias)
+    fixed: tuple[Any, ...] = (
+        spec.preact,
+        spec.block,
+        spec.norm,
+        spec.conv,
+        spec.antialias,
+        spec.activation,
+        spec.pooling,
+        spec.head,
+    )
     if spec.preact:
         fixed += (spec.groups, spec.base_width)
     if spec.conv == "standardized":  # timm's functions for BiT take none of these

@@ -9,7 +9,10 @@ from resflax.errors import UserError, unknown
 from resflax.inference.graph import Graph
 from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
-from resflax.nn import SHORTCUTS, STEMS, BlockConfig, BlockGeometry, Spec
+from resflax.nn import BlockConfig, BlockGeometry, Spec
+from resflax.nn.fields import check_named, resolve
+from resflax.nn.gates import input_scales
+from resflax.nn.layers import Sizes, per_axis
 from resflax.nn.stems import conv_pool, default_pool, zero_padded_pool
 
 OUTPUTS = ("logits", "probabilities", "features")
@@ -47,9 +50,9 @@ def build_graph(
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
-      UserError: if the spec has an ensemble, the variables are not those of the spec, `outputs` is
-        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
-        images' channels.
+      UserError: if the spec has an ensemble or is not of images, the variables are not those of
+        the spec, `outputs` is unknown, the network has no head and `outputs` needs one, or `mean`
+        and `std` do not fit the images' channels.
 
     >>> import jax
     >>> from resflax.zoo import create_model
@@ -63,18 +66,12 @@ def build_graph(
     >>> node.op, node.inputs, node.attributes["activation"], sorted(node.arrays)
     ('conv', ('stage1_block1/conv1', 'stem_conv'), 'relu', ['bias', 'kernel'])
     """
-    if spec.ensemble != "none":
+    if spec.dimensions != 2:
         raise UserError(
-            f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
-            " build one per member, from spec.member and resflax.nn.split_members"
+            f"spec.dimensions is {spec.dimensions}, and the inference form is of networks of"
+            " images: use create_model(spec).apply(variables, x, train=False)"
         )
-    if outputs not in OUTPUTS:
-        raise unknown("outputs", outputs, OUTPUTS)
-    if outputs != "features" and not spec.num_classes:
-        raise UserError(
-            f"outputs is {outputs!r}, but the network has no head (num_classes is 0):"
-            " use outputs='features'"
-        )
+    _check_spec(spec, outputs)
     parameters = Parameters(variables)
     builder = GraphBuilder(spec, parameters, fold=fold, dtype=dtype)
     x, channels = Graph.input, _image_channels(spec, parameters)
@@ -95,15 +92,44 @@ def build_graph(
     return Graph(builder.nodes, x, channels, features)
 
 
+def _check_spec(spec: Spec, outputs: str) -> None:
+    """Checks that the inference form has everything that the network has."""
+    if spec.ensemble != "none":
+        raise UserError(
+            f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
+            " build one per member, from spec.member and resflax.nn.split_members"
+        )
+    check_named(spec.own_parts, "the inference form has no operation for it")
+    if resolve("gate", spec.gate).factors is None:
+        raise UserError(
+            f"spec.gate is {spec.gate!r}, whose factors depend on the image, and the inference form"
+            " has none of these: use model.apply(variables, x, train=False)"
+        )
+    if outputs not in OUTPUTS:
+        raise unknown("outputs", outputs, OUTPUTS)
+    if outputs != "features" and not spec.num_classes:
+        raise UserError(
+            f"outputs is {outputs!r}, but the network has no head (num_classes is 0):"
+            " use outputs='features'"
+        )
+
+
 def _image_channels(spec: Spec, parameters: Parameters) -> int:
     """Returns the number of channels that the first convolution reads."""
-    name = "stem_conv" if len(STEMS[spec.stem].convs) == 1 else "stem_conv1"
+    name = "stem_conv" if len(resolve("stem", spec.stem).convs) == 1 else "stem_conv1"
     return int(parameters.get(name, "kernel").shape[2])
+
+
+def _side(sizes: Sizes) -> int:
+    """Returns the size along each of the two axes, which are alike in a network of images."""
+    side, other = per_axis(sizes, 2)
+    assert side == other, sizes
+    return side
 
 
 def _stem(builder: GraphBuilder, x: str) -> str:
     """Emits convolutions and pooling of the stem."""
-    spec, stem = builder.spec, STEMS[builder.spec.stem]
+    spec, stem = builder.spec, resolve("stem", builder.spec.stem)
     last = len(stem.convs)
     for i, row in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
@@ -111,10 +137,10 @@ def _stem(builder: GraphBuilder, x: str) -> str:
         x = builder.conv(
             x,
             f"stem_conv{number}",
-            (row.kernel, int(spec.stem_width * row.width_fraction)),
+            (_side(row.kernel), int(spec.stem_width * row.width_fraction)),
             norm=norm,
             act=norm is not None,
-            stride=row.stride,
+            stride=_side(row.stride),
         )
     return STEM_POOLS[stem.pool](builder, x) if stem.pool else x
 
@@ -159,18 +185,30 @@ BLOCK_FILTERS: dict[str, Callable[[GraphBuilder, str, str, int], str] | None] = 
 
 def _stages(builder: GraphBuilder, x: str) -> tuple[str, int]:
     """Emits all blocks; returns the result and its channels."""
-    channels = builder.spec.stem_width
-    for i, blocks in enumerate(builder.spec.stages, start=1):
+    spec, channels = builder.spec, builder.spec.stem_width
+    alpha = resolve("gate", spec.gate).alpha
+    scales = input_scales(spec.depths, alpha) if alpha else [[1.0] * n for n in spec.depths]
+    for i, blocks in enumerate(spec.stages, start=1):
         for j, block in enumerate(blocks, start=1):
-            x = _block(builder, f"stage{i}_block{j}", block, x, channels)
+            scale = scales[i - 1][j - 1]
+            x = _block(builder, f"stage{i}_block{j}", block, x, channels, scale)
             channels = block.channels[-1]
     return x, channels
 
 
-def _block(builder: GraphBuilder, name: str, block: BlockConfig, x: str, channels: int) -> str:
+def _block(
+    builder: GraphBuilder,
+    name: str,
+    block: BlockConfig,
+    x: str,
+    channels: int,
+    input_scale: float,
+) -> str:
     """Emits one residual block, in the order of v1 or v2."""
-    spec, row = builder.spec, SHORTCUTS[builder.spec.shortcut]
+    spec, row = builder.spec, resolve("shortcut", builder.spec.shortcut)
     h = builder.norm(x, f"{name}/norm1", act=True) if spec.preact else x
+    merge = spec.preact  # otherwise the shortcut reads `h` as well
+    h = builder.scale(h, input_scale, channels, f"{name}/input_scale", merge=merge)
     y = ATTENTIONS[spec.attention](builder, name, _branch(builder, name, block, h))
     shortcut: str | None = None
     if row.make is not None:
@@ -178,7 +216,18 @@ def _block(builder: GraphBuilder, name: str, block: BlockConfig, x: str, channel
         differs = row.always or stride > 1 or channels != out_channels
         make = SHORTCUT_NODES[spec.shortcut]
         shortcut = make(builder, name, block.geometry, h, channels, out_channels) if differs else x
+        y, shortcut = _gate(builder, name, y, shortcut, out_channels)
     return builder.finish(y, shortcut, f"{name}/add", act=not spec.preact)
+
+
+def _gate(
+    builder: GraphBuilder, name: str, y: str, shortcut: str, channels: int
+) -> tuple[str, str]:
+    """Emits the factors of branch and shortcut."""
+    factors: Any = resolve("gate", builder.spec.gate).factors
+    for_shortcut, for_branch = factors(builder.parameters.module(f"{name}/gate"))
+    y = builder.scale(y, for_branch, channels, f"{name}/branch_scale", merge=True)
+    return y, builder.scale(shortcut, for_shortcut, channels, f"{name}/shortcut_scale")
 
 
 def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str:
@@ -192,7 +241,7 @@ def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str
         x = builder.conv(
             x,
             f"{name}/conv{i}",
-            (row.kernel, features),
+            (_side(row.kernel), features),
             norm=None if spec.preact and i == last else norm,
             act=i < last,
             stride=geometry.stride if row.strided and not downsample else 1,

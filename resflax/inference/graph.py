@@ -76,9 +76,9 @@ class Op(NamedTuple):
 
 # Feature maps are (n, height, width, channels), pooled features (n, channels). All per-channel
 # arrays are vectors. Windows are square, and all sizes, strides and paddings are integers, in
-# pixels, the same for both axes and all sides. `activation` is applied last: "none", "relu" or, for
-# pooled features, "sigmoid". An executor may round feature maps to a compute dtype, but computes
-# means, variances and everything on pooled features in float32.
+# pixels, the same for both axes and all sides. `activation` is applied last: "none", a name
+# in `resflax.nn.ACTIVATIONS` or, for pooled features, "sigmoid". An executor may round feature maps
+# to a compute dtype, but computes means, variances and everything on pooled features in float32.
 OPS: dict[str, Op] = {
     "normalize": Op(
         "(x / 255 - mean) / std if x is uint8; floating-point images are already normalized and"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from resflax import nn
 from resflax.inference.graph import Graph, Node
 from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.materialize import materialize
@@ -17,8 +18,8 @@ from resflax.nn.norms import group_std
 
 Arrays = dict[str, dict[str, Any]]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "none": lambda x: x,
-    "relu": jax.nn.relu,
+    **nn.ACTIVATIONS,
+    "none": nn.identity,
     "sigmoid": jax.nn.sigmoid,
 }
 

@@ -98,7 +98,7 @@ class GraphBuilder:
             padding=side // 2 * dilation,
             dilation=dilation,
             groups=groups,
-            activation="relu" if affine and act else "none",
+            activation=self.activation(bool(affine) and act),
         )
         return self.norm(x, norm, act=act) if norm and not affine else x
 
@@ -106,9 +106,15 @@ class GraphBuilder:
         """Emits a norm on its own, followed by its activation if `act`."""
         affine = self._affine(name, act)
         if affine:
-            activation = "relu" if act else "none"
-            return self.emit("affine", name, x, arrays=affine._asdict(), activation=activation)
+            return self.emit(
+                "affine", name, x, arrays=affine._asdict(), activation=self.activation(act)
+            )
         return NORM_NODES[self.spec.norm](self, x, name, act)
+
+    def activation(self, act: bool) -> str:
+        """Returns the spec's activation as an attribute, or "none" if there is none."""
+        name = str(self.spec.activation)
+        return "none" if not act or name == "identity" else name
 
     def _affine(self, name: str, act: bool) -> Affine | None:
         """Returns a norm as an affine map, or None for norms that are not one or are kept."""
@@ -138,6 +144,24 @@ class GraphBuilder:
         """Emits the product of a feature map and its gate."""
         return self.emit("gate", f"{block}/gate", x, gate, activation="none")
 
+    def scale(self, x: str, factor: Any, channels: int, name: str, *, merge: bool = False) -> str:
+        """Emits `x` times a number or a vector over its channels.
+
+        With `merge`, into a convolution or affine map that computes `x`: the factor must be above 0
+        if an activation follows that, and nothing else may read `x`.
+        """
+        if np.ndim(factor) == 0 and factor == 1:
+            return x
+        vector = np.broadcast_to(np.asarray(factor, np.float64), (channels,))
+        node = self._nodes.get(x)
+        if merge and node and node.op in ("conv", "affine") and len(node.inputs) == 1:
+            arrays = {key: array.astype(np.float64) * vector for key, array in node.arrays.items()}
+            rounded = {key: array.astype(self.dtype) for key, array in arrays.items()}
+            self._nodes[x] = node._replace(arrays=rounded)
+            return x
+        arrays = {"scale": vector, "bias": np.zeros(channels)}
+        return self.emit("affine", name, x, arrays=arrays, activation="none")
+
     def finish(self, x: str, residual: str | None, name: str, *, act: bool) -> str:
         """Emits `x + residual` and an activation, merged into the operation that computes `x`.
 
@@ -146,7 +170,7 @@ class GraphBuilder:
         node = self._nodes[x]
         if residual is None and not act:
             return x
-        activation = "relu" if act else "none"
+        activation = self.activation(act)
         if residual is not None and node.op not in SUMMING_OPS:
             return self.emit("add", name, x, residual, activation=activation)
         del self._nodes[x]  # it moves behind the nodes of the shortcut
@@ -165,7 +189,7 @@ def _batch_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
         x,
         arrays=builder.norm_arrays(name) | statistics,
         epsilon=BatchNorm.epsilon,
-        activation="relu" if act else "none",
+        activation=builder.activation(act),
     )
 
 
@@ -177,7 +201,7 @@ def _group_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
         arrays=builder.norm_arrays(name),
         groups=GROUPS,
         epsilon=GROUP_NORM_EPSILON,
-        activation="relu" if act else "none",
+        activation=builder.activation(act),
     )
 
 

@@ -26,6 +26,9 @@ def onednn_reason_against(graph: Graph, dtype: Any) -> str | None:
     unknown_ops = {node.op for node in graph.nodes} - {*NETWORK_OPS}
     if unknown_ops:
         return f"oneDNN's executor lacks the operation {min(unknown_ops)}"
+    activations = {node.attributes.get("activation", "none") for node in graph.nodes}
+    if unknown_activations := activations - {*ACTIVATIONS}:
+        return f"oneDNN's executor lacks the activation {min(unknown_activations)}"
     if jnp.dtype(dtype).name not in DTYPES:
         return f"oneDNN's executor computes in {' or '.join(DTYPES)}, not in {dtype}"
     if jax.default_backend() != "cpu":

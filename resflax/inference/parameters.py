@@ -36,6 +36,12 @@ class Parameters:
         self._read.add(name)
         return np.asarray(self.arrays[name]).astype(np.float64)
 
+    def module(self, path: str) -> dict[str, np.ndarray]:
+        """Returns the parameters of a module by name, empty if it has none."""
+        prefix = f"params/{path}/"
+        leaves = [name.removeprefix(prefix) for name in self.arrays if name.startswith(prefix)]
+        return {leaf: self.get(path, leaf) for leaf in leaves}
+
     def check_all_read(self, *, ignore: str = "") -> None:
         """Checks that every array was read, except those of the module `ignore`.
 

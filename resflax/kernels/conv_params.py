@@ -86,6 +86,18 @@ class ConvParams(NamedTuple):
         return (*mapped, *self.kernel_size, lhs[-1] // self.groups, rhs[-1])
 
 
+def channels_last(dimensions: int) -> Any:
+    """Returns the layout of arrays `(n, *space, channels)` and kernels `(*space, in, out)`.
+
+    >>> channels_last(2) == lax.conv_dimension_numbers((0,) * 4, (0,) * 4, ("NHWC", "HWIO", "NHWC"))
+    True
+    """
+    space = tuple(range(1, dimensions + 1))
+    array = (0, dimensions + 1, *space)
+    kernel = (dimensions + 1, dimensions, *range(dimensions))
+    return lax.ConvDimensionNumbers(array, kernel, array)
+
+
 def xla_conv(
     conv_pass: ConvPass,
     lhs: Float[Array, "*mapped _ _ _ _"],

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from resflax.nn.activations import ACTIVATIONS as ACTIVATIONS
+from resflax.nn.activations import identity as identity
 from resflax.nn.batch_norm import BATCH_NORM_MODES as BATCH_NORM_MODES
 from resflax.nn.batch_norm import BatchNormMode as BatchNormMode
 from resflax.nn.blocks import BLOCKS as BLOCKS
@@ -10,12 +12,13 @@ from resflax.nn.blocks import BlockGeometry as BlockGeometry
 from resflax.nn.blocks import ConvRow as ConvRow
 from resflax.nn.blocks import apply_branch as apply_branch
 from resflax.nn.ensembles import ENSEMBLES as ENSEMBLES
+from resflax.nn.gates import GATES as GATES
+from resflax.nn.gates import Gate as Gate
 from resflax.nn.layers import Ops as Ops
 from resflax.nn.layers import make_ops as make_ops
 from resflax.nn.mc_dropout import sample_logits as sample_logits
 from resflax.nn.members import split_members as split_members
 from resflax.nn.residual import Residual as Residual
-from resflax.nn.residual import identity as identity
 from resflax.nn.resnet import ResNet as ResNet
 from resflax.nn.scan import stack_params as stack_params
 from resflax.nn.scan import unstack_params as unstack_params

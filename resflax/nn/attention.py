@@ -9,26 +9,26 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.nn.layers import Ops
+from resflax.nn.space import expand_like, mean_over_space
 
 Attention = Callable[[Ops, Array, int], Array]
 
 
 def squeeze_excite(
-    ops: Ops, x: Float[Array, "n height width channels"], channels: int, *, ratio: float
-) -> Float[Array, "n height width channels"]:
+    ops: Ops, x: Float[Array, "n *space channels"], channels: int, *, ratio: float
+) -> Float[Array, "n *space channels"]:
     """Returns `x * sigmoid(W2 relu(W1 mean(x)))` (Hu et al. 2017, arXiv:1709.01507, eq. 3).
 
     The hidden layer has `ratio` times the channels of `x`, rounded to a multiple of 8, at least 8.
     """
     del channels
     hidden = max(8, int(x.shape[-1] * ratio + 4) // 8 * 8)
-    h = ops.act(ops.dense(jnp.mean(x, (1, 2)), hidden, name="se_fc1"))
+    h = jax.nn.relu(ops.dense(mean_over_space(x), hidden, name="se_fc1"))
     gate = jax.nn.sigmoid(ops.dense(h, x.shape[-1], name="se_fc2"))
-    return x * gate[:, None, None]
+    return x * expand_like(gate, x)
 
 
 def eca_kernel_size(channels: int) -> int:
@@ -44,14 +44,14 @@ def eca_kernel_size(channels: int) -> int:
 
 
 def efficient_channel(
-    ops: Ops, x: Float[Array, "n height width kept_channels"], channels: int
-) -> Float[Array, "n height width kept_channels"]:
+    ops: Ops, x: Float[Array, "n *space kept_channels"], channels: int
+) -> Float[Array, "n *space kept_channels"]:
     """Returns `x * sigmoid(conv1d(mean(x)))`, a convolution over the channels (arXiv:1910.03151).
 
     The kernel size follows from `channels`, also where pruning kept fewer channels.
     """
-    gate = ops.conv1d(jnp.mean(x, (1, 2)), eca_kernel_size(channels), name="eca_conv")
-    return x * jax.nn.sigmoid(gate)[:, None, None]
+    gate = ops.conv1d(mean_over_space(x), eca_kernel_size(channels), name="eca_conv")
+    return x * expand_like(jax.nn.sigmoid(gate), x)
 
 
 ATTENTION: dict[str, Attention] = {

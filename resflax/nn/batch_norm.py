@@ -189,8 +189,8 @@ class BatchNorm(nn.Module):
 
         Args:
           x: the images.
-          kernel: `(1, 1, channels, outputs)`, to normalize the convolution of `x` with it instead;
-            see `resflax.nn.pointwise`. Only with the mode "global".
+          kernel: of size 1, `(..., channels, outputs)`, to normalize the convolution of `x` with it
+            instead; see `resflax.nn.pointwise`. Only with the mode "global".
         """
         channels = x.shape[-1:] if kernel is None else kernel.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)

@@ -4,33 +4,61 @@ Basic and bottleneck blocks are those of He et al. 2015 (arXiv:1512.03385), figu
 those of Xie et al. 2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
 from resflax.nn.antialias import ANTIALIAS, AntiAlias
-from resflax.nn.layers import Ops
+from resflax.nn.layers import Ops, Sizes, per_axis
 
 
 class ConvRow(NamedTuple):
     """One convolution of a branch.
 
     Attributes:
-      kernel: side of the kernel, in pixels.
+      kernel: side of the kernel, in pixels, or one size per spatial axis.
       expansion: output channels as a multiple of the stage's width. None for the block's inner
         width, which also depends on `Spec.base_width` and `Spec.groups`.
-      strided: whether this convolution has the block's stride.
+      strided: whether this convolution has the block's stride; with one kernel size per axis, along
+        the axes where it is larger than 1.
       grouped: whether this convolution is split into `Spec.groups` groups.
       divisor: number by which the output channels are divided.
+      factored: whether this convolution and the next are the factors of a 3x3x3 convolution. The
+        first has as many output channels as give both its number of weights (Tran et al. 2018,
+        arXiv:1711.11248, section 3.5).
     """
 
-    kernel: int
+    kernel: Sizes
     expansion: int | None = None
     strided: bool = False
     grouped: bool = False
     divisor: int = 1
+    factored: bool = False
+
+    def out_channels(self, inputs: int, width: int, inner: int) -> int:
+        """Returns the output channels.
+
+        Args:
+          inputs: channels of the block's input.
+          width: width of the stage.
+          inner: inner width of the block.
+        """
+        if self.factored:
+            return 27 * inputs * width // (9 * inputs + 3 * width)
+        return (inner if self.expansion is None else width * self.expansion) // self.divisor
+
+    def strides(self, stride: int) -> Sizes:
+        """Returns this convolution's stride in a block with a stride."""
+        if not self.strided or isinstance(self.kernel, int):
+            return stride if self.strided else 1
+        return tuple(stride if size > 1 else 1 for size in self.kernel)
 
 
+# A branch: convolutions, or a function `(ops, x, features, stride) -> x`.
+Block = tuple[ConvRow, ...] | Callable[..., Array]
+
+_SPATIAL, _TEMPORAL = (1, 3, 3), (3, 1, 1)
 BLOCKS: dict[str, tuple[ConvRow, ...]] = {
     "basic": (ConvRow(3, strided=True), ConvRow(3, expansion=1)),
     # "v1.5": stride on the 3x3 convolution, as in fb.resnet.torch, torchvision and timm.
@@ -42,6 +70,14 @@ BLOCKS: dict[str, tuple[ConvRow, ...]] = {
         ConvRow(1, divisor=2),
         ConvRow(3, strided=True, grouped=True),
         ConvRow(1, expansion=4),
+    ),
+    # Of clips, without the axis of time, and in two factors (Tran et al. 2018, arXiv:1711.11248).
+    "basic_spatial": (ConvRow(_SPATIAL, strided=True), ConvRow(_SPATIAL, expansion=1)),
+    "basic_2plus1d": (
+        ConvRow(_SPATIAL, strided=True, factored=True),
+        ConvRow(_TEMPORAL, expansion=1, strided=True),
+        ConvRow(_SPATIAL, factored=True),
+        ConvRow(_TEMPORAL, expansion=1),
     ),
 }
 
@@ -74,24 +110,33 @@ class BlockConfig(NamedTuple):
       channels: output channels of each convolution.
       width: output channels of the block before pruning.
       geometry: stride and dilation.
+      function: `(ops, x, features, stride) -> x` in place of `rows`, which are then empty.
     """
 
     rows: tuple[ConvRow, ...]
     channels: tuple[int, ...]
     width: int
     geometry: BlockGeometry
+    function: Callable[..., Array] | None = None
+
+    def strides(self, dimensions: int) -> tuple[int, ...]:
+        """Returns the block's stride along each axis."""
+        if self.function:
+            return per_axis(self.geometry.stride, dimensions)
+        strides = [per_axis(row.strides(self.geometry.stride), dimensions) for row in self.rows]
+        return tuple(map(max, zip(*strides, strict=True)))
 
 
 def apply_branch(
     ops: Ops,
     block: BlockConfig,
-    x: Float[Array, "n height width channels"],
+    x: Float[Array, "n *space channels"],
     *,
     antialias: AntiAlias = ANTIALIAS["none"],
     groups: int = 1,
     preact: bool = False,
     zero_init: bool = False,
-) -> Float[Array, "n out_height out_width out_channels"]:
+) -> Float[Array, "n *out_space out_channels"]:
     """Runs the convolutions of `block`, with a norm and an activation between them.
 
     Call it in a compact scope: it makes the modules `conv1`, `norm1`, `conv2` and so on.
@@ -132,12 +177,14 @@ def apply_branch(
     (True, (2, 3, 3, 32))
     """
     geometry, last = block.geometry, len(block.rows)
+    if block.function:
+        return block.function(ops, x, block.channels[-1], geometry.stride)
     dilation = geometry.in_dilation
     for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
         filtered = row.strided and geometry.strides_or_dilates and i < last
         downsample = antialias.downsample if filtered else None
         zero = zero_init and i == last
-        stride = geometry.stride if row.strided and not downsample else 1
+        stride = 1 if downsample else row.strides(geometry.stride)
         fields: dict[str, Any] = {"name": f"conv{i}", "dilation": dilation}
         fields["groups"] = groups if row.grouped else 1
         if row.strided:
@@ -149,5 +196,5 @@ def apply_branch(
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
         if i < last:
             x = ops.norm_act(x, name=f"norm{i + 1 if preact else i}")
-        x = downsample(x, geometry.stride) if downsample else x
+        x = downsample(ops, x, geometry.stride) if downsample else x
     return x

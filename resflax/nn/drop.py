@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 # Numbers folded into each example's key, distinct from those that `resflax.data` folds in.
 DROP_PATH_STREAM, DROPOUT_STREAM = 2000, 2001
+BLOCK_STREAM = 2004  # 2002 and 2003 are those of other files
 
 
 def _uniform(
@@ -32,6 +33,15 @@ def block_rates(rate: float, blocks: int) -> list[float]:
     [0.0, 0.25, 0.5]
     """
     return [rate * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
+def block_keys(keys: Key[Array, " n"], blocks: int) -> Key[Array, "{blocks} n"]:
+    """Returns keys for each block and example, for what a block draws itself."""
+
+    def fold(block: Array) -> Array:
+        return jax.vmap(lambda key: jax.random.fold_in(key, BLOCK_STREAM + block))(keys)
+
+    return jax.vmap(fold)(jnp.arange(blocks))
 
 
 def drop_path(

@@ -171,7 +171,7 @@ class Inputs(NamedTuple):
       split_logits: `(rows, head outputs) -> (members, n, classes)`.
     """
 
-    images: Float[Array, "rows h w channels"]
+    images: Float[Array, "rows *space channels"]
     keys: Keys
     split_logits: Callable[[Array], Array]
 
@@ -271,11 +271,12 @@ ENSEMBLE_FIELDS: dict[str, float] = {
 MAX_MEMBERS, MAX_ALPHA = 65_536, 65_536.0
 
 
-def check_ensemble_fields(name: str, values: Mapping[str, Any]) -> None:
+def check_ensemble_fields(name: str, row: EnsembleRow, values: Mapping[str, Any]) -> None:
     """Checks the fields of an ensemble.
 
     Args:
-      name: a name in `ENSEMBLES`.
+      name: of the ensemble, for messages.
+      row: its row.
       values: values of `ENSEMBLE_FIELDS`.
 
     Raises:
@@ -286,9 +287,9 @@ def check_ensemble_fields(name: str, values: Mapping[str, Any]) -> None:
     check_number("alpha", values["alpha"], 0.0, MAX_ALPHA)
     check_number("input_repetition", values["input_repetition"], 0.0, 1.0)
     for field, default in ENSEMBLE_FIELDS.items():
-        if field not in ENSEMBLES[name].fields and values[field] != default:
-            users = [repr(other) for other, row in ENSEMBLES.items() if field in row.fields]
+        if field not in row.fields and values[field] != default:
+            users = [repr(name) for name, other in ENSEMBLES.items() if field in other.fields]
             raise UserError(
-                f"{field} is {values[field]!r}, but ensemble is {name!r}: use {field}={default} or"
+                f"{field} is {values[field]!r}, but ensemble is {name}: use {field}={default} or"
                 f" ensemble={' or '.join(users)}"
             )

@@ -14,19 +14,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
+from resflax.nn.activations import Activation
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
-from resflax.nn.norms import NORMS, Lift
+from resflax.nn.norms import NORMS, Lift, NormRow
+
+Conv = Callable[..., Array]
+
+Sizes = int | tuple[int, ...]
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def standardized_conv(
-    lhs: Float[Array, "n height width channels"],
-    rhs: Float[Array, "kernel_height kernel_width in out"],
+    lhs: Float[Array, "n *space channels"],
+    rhs: Float[Array, "*kernel in out"],
     *args: Any,
     **kwargs: Any,
-) -> Float[Array, "n out_height out_width out"]:
+) -> Float[Array, "n *out_space out"]:
     """Convolves with a kernel whose output channels are scaled to mean 0 and variance 1.
 
     Qiao et al. 2019 (arXiv:1903.10520), eq. 5, with BiT's epsilon (Kolesnikov et al. 2019). Further
@@ -39,7 +44,7 @@ def standardized_conv(
     return conv_general_dilated(lhs, rhs, *args, **kwargs)
 
 
-CONVS: dict[str, Callable[..., Array]] = {
+CONVS: dict[str, Conv] = {
     "plain": conv_general_dilated,
     "standardized": standardized_conv,
 }
@@ -67,9 +72,10 @@ class Ops:
     """Operations from which blocks are built. Each call makes a module called `name`.
 
     Attributes:
-      conv: `conv(x, features, kernel, stride=1, name=..., groups=1, dilation=1, zero=False)`: a 2D
-        convolution without bias, with symmetric padding. `zero` initializes its kernel to 0 instead
-        of He normal.
+      conv: `conv(x, features, kernel, stride=1, name=..., groups=1, dilation=1, zero=False)`: a
+        convolution without bias, with symmetric padding, along the `dimensions` spatial axes.
+        `kernel` and `stride` are one number for all of them, or a tuple. `zero` initializes its
+        kernel to 0 instead of He normal.
       image_conv: the same, for the convolution that reads the images.
       norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
       norm_act: `norm_act(x, name=...)`: the norm, then its activation.
@@ -80,8 +86,12 @@ class Ops:
         channel, without bias.
       channel_groups: number of groups of channels that are separate networks; 1 except for packed
         ensembles.
+      train: whether this call trains.
+      dtype: compute dtype.
+      axis_name: mapped axis over which batch statistics are averaged, or None.
       fused_conv_norm: a 1x1 convolution and its norm as one, see `resflax.nn.pointwise`; None if
         this call has no such operation.
+      dimensions: number of spatial axes of the arrays.
     """
 
     conv: Callable[..., Array]
@@ -93,10 +103,14 @@ class Ops:
     dense: Callable[..., Array]
     conv1d: Callable[..., Array]
     channel_groups: int = 1
+    train: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
     fused_conv_norm: Callable[..., Array] | None = None
+    dimensions: int = 2
 
     def conv_norm(
-        self, x: Array, features: int, kernel: int, stride: int | tuple[int, ...] = 1, *,
+        self, x: Array, features: int, kernel: Sizes, stride: Sizes = 1, *,
         name: str, norm_name: str, zero: bool = False, **kwargs: Any,
     ) -> Array:  # fmt: skip
         """Applies `conv`, called `name`, and `norm`, called `norm_name`.
@@ -119,7 +133,7 @@ class Kernel(nn.Module):
     shape: tuple[int, ...]
 
     @nn.compact
-    def __call__(self) -> Float[Array, "height width inputs outputs"]:
+    def __call__(self) -> Float[Array, "*kernel inputs outputs"]:
         """Returns the kernel."""
         return self.param("kernel", he_normal_fan_out, self.shape, jnp.float32)
 
@@ -130,8 +144,10 @@ def make_ops(
     dtype: Any,
     axis_name: str | None = None,
     batch_norm: BatchNormMode = GLOBAL_BATCH,
-    norm: str = "batch",
-    conv: str = "plain",
+    norm: NormRow = NORMS["batch"],
+    conv: Conv = conv_general_dilated,
+    activation: Activation = nn.relu,
+    dimensions: int = 2,
     lift_norm: Lift = lambda module_class: module_class,
 ) -> Ops:
     """Returns the operations for one call of a network.
@@ -142,15 +158,19 @@ def make_ops(
       dtype: compute dtype. Parameters and statistics stay float32.
       axis_name: `pmap` or `shard_map` axis over which batch statistics are averaged.
       batch_norm: which statistics batch norms normalize by with `train=True`.
-      norm: a name in `NORMS`.
-      conv: a name in `CONVS`.
+      norm: a row of `NORMS`.
+      conv: a row of `CONVS`.
+      activation: a row of `ACTIVATIONS`.
+      dimensions: number of spatial axes.
       lift_norm: applied to the class of each norm, such as a linen transform.
     """
-    norm_row, act = NORMS[norm], nn.relu
 
     def run_norm(x: Array, *, name: str, zero: bool = False, with_act: bool = False) -> Array:
+        if norm.function:
+            return norm.function(ops, x, name=name, zero=zero)
         scale_init = nn.initializers.zeros if zero else nn.initializers.ones
-        module: Any = norm_row.make(
+        assert norm.make
+        module: Any = norm.make(
             lift_norm,
             train=train,
             dtype=dtype,
@@ -164,16 +184,16 @@ def make_ops(
 
     def norm_act(x: Array, *, name: str) -> Array:
         x = run_norm(x, name=name, with_act=True)
-        return x if norm_row.has_activation else act(x)
+        return x if norm.has_activation else activation(x)
 
     def dense(x: Array, features: int, *, name: str, use_bias: bool = True) -> Array:
         return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
 
     def fused_conv_norm(
-        x: Array, features: int, stride: Any, *, name: str, norm_name: str, zero: bool
+        x: Array, features: int, stride: Sizes, *, name: str, norm_name: str, zero: bool
     ) -> Array:
-        height, width = (stride, stride) if isinstance(stride, int) else stride
-        kernel = Kernel((1, 1, x.shape[-1], features), name=name)()
+        strides = per_axis(stride, dimensions)
+        kernel = Kernel((*[1] * dimensions, x.shape[-1], features), name=name)()
         module = BatchNorm(
             train=True,
             dtype=dtype,
@@ -182,46 +202,59 @@ def make_ops(
             scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
             name=norm_name,
         )
-        if max(height, width) > 1:
+        if max(strides) > 1:
             # Written once: as a part of each of its five consumers it would be read in full.
-            x = jax.lax.optimization_barrier(x[:, ::height, ::width])
+            strided = jax.lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))
+            x = jax.lax.optimization_barrier(strided)
         return module(x, kernel)
 
     # In float32 the default precision of matrix products on accelerators is too low for variances.
-    fuses = train and dtype == jnp.bfloat16 and (norm, conv) == ("batch", "plain")
-    fuses = fuses and batch_norm.name == "global"
-    run_conv = _make_conv(CONVS[conv], dtype)
-    return Ops(
+    fuses = train and dtype == jnp.bfloat16 and batch_norm.name == "global"
+    fuses = fuses and norm == NORMS["batch"] and conv is conv_general_dilated
+    fuses_relu = activation is nn.relu and dtype == jnp.bfloat16
+    run_conv = _make_conv(conv, dtype, dimensions)
+    ops = Ops(
         conv=run_conv,
         image_conv=run_conv,
         norm=run_norm,
         norm_act=norm_act,
-        act=act,
-        act_of_sum=relu_of_sum if dtype == jnp.bfloat16 else act,
+        act=activation,
+        act_of_sum=relu_of_sum if fuses_relu else activation,
         dense=dense,
         conv1d=_make_conv1d(dtype),
+        train=train,
+        dtype=dtype,
+        axis_name=axis_name,
         fused_conv_norm=fused_conv_norm if fuses else None,
+        dimensions=dimensions,
     )
+    return ops
 
 
-def _make_conv(conv_fn: Callable[..., Array], dtype: Any) -> Callable[..., Array]:
+def per_axis(sizes: Sizes, dimensions: int) -> tuple[int, ...]:
+    """Returns one number per spatial axis, from one for all of them or a tuple."""
+    return (sizes,) * dimensions if isinstance(sizes, int) else tuple(sizes)
+
+
+def _make_conv(conv_fn: Callable[..., Array], dtype: Any, dimensions: int) -> Callable[..., Array]:
     def conv(
-        x: Float[Array, "n height width channels"],
+        x: Float[Array, "n *space channels"],
         features: int,
-        kernel: int,
-        stride: int = 1,
+        kernel: Sizes,
+        stride: Sizes = 1,
         *,
         name: str,
         groups: int = 1,
         dilation: int = 1,
         zero: bool = False,
-    ) -> Float[Array, "n out_height out_width {features}"]:
+    ) -> Float[Array, "n *out_space {features}"]:
+        sizes = per_axis(kernel, dimensions)
         # Not "SAME": with stride 2 it pads even sizes on one side only, unlike the paper and torch.
         return nn.Conv(
             features,
-            (kernel, kernel),
+            sizes,
             strides=stride,
-            padding=kernel // 2 * dilation,
+            padding=[(size // 2 * dilation,) * 2 for size in sizes],
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=False,

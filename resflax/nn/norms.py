@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.nn.batch_norm import BatchNorm, BatchNormMode, statistics_dtype
+from resflax.nn.space import expand_like, space_axes
 
 GROUPS = 32
 # From the class of a norm to a function of its fields that returns a module or a function of `x`.
@@ -16,13 +17,13 @@ Lift = Callable[[Any], Callable[..., Any]]
 
 
 def group_std(
-    x: Float[Array, "n height width channels"], epsilon: float
-) -> Float[Array, "n 1 1 channels"]:
+    x: Float[Array, "n *space channels"], epsilon: float
+) -> Float[Array, "n *ones channels"]:
     """Returns the standard deviation within each of 32 channel groups of each image."""
-    n, height, width, channels = x.shape
-    groups = x.reshape(n, height, width, GROUPS, channels // GROUPS)
-    std = jnp.sqrt(jnp.var(groups, (1, 2, 4)) + epsilon)
-    return jnp.repeat(std, channels // GROUPS, -1)[:, None, None]
+    size = x.shape[-1] // GROUPS
+    groups = x.reshape(*x.shape[:-1], GROUPS, size)
+    std = jnp.sqrt(jnp.var(groups, (*space_axes(x), x.ndim)) + epsilon)
+    return expand_like(jnp.repeat(std, size, -1), x)
 
 
 class EvoNormS0(nn.Module):
@@ -37,9 +38,7 @@ class EvoNormS0(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n height width channels"]
-    ) -> Float[Array, "n height width channels"]:
+    def __call__(self, x: Float[Array, "n *space channels"]) -> Float[Array, "n *space channels"]:
         """Normalizes each image on its own."""
         channels, dtype = x.shape[-1:], statistics_dtype(x)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
@@ -63,15 +62,13 @@ class FilterResponseNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n height width channels"]
-    ) -> Float[Array, "n height width channels"]:
+    def __call__(self, x: Float[Array, "n *space channels"]) -> Float[Array, "n *space channels"]:
         """Normalizes each image on its own."""
         channels, dtype = x.shape[-1:], statistics_dtype(x)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         x, scale, bias = x.astype(dtype), scale.astype(dtype), bias.astype(dtype)
-        square = jnp.mean(jnp.square(x), (1, 2), keepdims=True)
+        square = jnp.mean(jnp.square(x), space_axes(x), keepdims=True)
         x = x * jax.lax.rsqrt(square + self.epsilon) * scale + bias
         if self.act:
             tau = self.param("tau", nn.initializers.zeros, channels, jnp.float32)
@@ -88,11 +85,13 @@ class NormRow(NamedTuple):
       has_activation: whether the module made with `act=True` applies its own activation. If False,
         the network's activation follows it.
       channel_multiple: number by which the channels must be divisible.
+      function: `(ops, x, *, name, zero) -> x` in place of `make`.
     """
 
-    make: Callable[..., Callable[[Array], Array]]
+    make: Callable[..., Callable[[Array], Array]] | None
     has_activation: bool = False
     channel_multiple: int = 1
+    function: Callable[..., Array] | None = None
 
 
 def _batch(lift: Lift, *, act: bool, **fields: Any) -> Any:

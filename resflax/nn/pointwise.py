@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
+from resflax.kernels.conv_params import channels_last
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -52,12 +53,12 @@ def _product(a: Array, b: Array, dtype: Any) -> Array:
 
 
 def moments_after(
-    x: Float[Array, "n height width inputs"],
-    kernel: Float[Array, "1 1 inputs outputs"],
+    x: Float[Array, "n *space inputs"],
+    kernel: Float[Array, "*ones inputs outputs"],
     shift: Float[Array, " outputs"],
 ) -> tuple[Float[Array, " outputs"], Float[Array, " outputs"]]:
     """Returns the means of `y` and `(y - shift)^2` per channel, for `y` the convolution of `x`."""
-    w = kernel[0, 0].astype(shift.dtype)
+    w = kernel.reshape(kernel.shape[-2:]).astype(shift.dtype)
     mean = jnp.mean(x.astype(shift.dtype), range(x.ndim - 1))
     covariance = second_moments(x, shift.dtype) - jnp.outer(mean, mean)
     variance = jnp.sum(w * jnp.matmul(covariance, w, precision="highest"), 0)
@@ -66,22 +67,27 @@ def moments_after(
 
 
 def affine_after(
-    x: Float[Array, "n height width inputs"],
-    kernel: Float[Array, "1 1 inputs outputs"],
+    x: Float[Array, "n *space inputs"],
+    kernel: Float[Array, "*ones inputs outputs"],
     factor: Float[Array, " outputs"],
     offset: Float[Array, " outputs"],
-) -> Float[Array, "n height width outputs"]:
+) -> Float[Array, "n *space outputs"]:
     """Returns `y * factor + offset`, for `y` the convolution of `x`, in the dtype of `x`."""
     return _add_offset(pointwise_conv(x, kernel.astype(factor.dtype) * factor), offset)
 
 
 def pointwise_conv(
-    x: Float[Array, "n height width inputs"], kernel: Float[Array, "1 1 inputs outputs"]
-) -> Float[Array, "n height width outputs"]:
+    x: Float[Array, "n *space inputs"], kernel: Float[Array, "*ones inputs outputs"]
+) -> Float[Array, "n *space outputs"]:
     """Convolves in the dtype of `x`."""
-    layout, no_padding = ("NHWC", "HWIO", "NHWC"), ((0, 0), (0, 0))
-    kernel = kernel.astype(x.dtype)
-    return conv_general_dilated(x, kernel, (1, 1), no_padding, dimension_numbers=layout)
+    space = x.ndim - 2
+    return conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (1,) * space,
+        ((0, 0),) * space,
+        dimension_numbers=channels_last(space),
+    )
 
 
 @jax.custom_jvp

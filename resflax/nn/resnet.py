@@ -9,20 +9,27 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
-from resflax.nn.antialias import ANTIALIAS
-from resflax.nn.attention import ATTENTION
+from resflax.nn.activations import identity
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
-from resflax.nn.drop import block_rates, drop_path, dropout
-from resflax.nn.ensembles import ENSEMBLES, log_mean_probability
+from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
+from resflax.nn.ensembles import log_mean_probability
+from resflax.nn.fields import resolve
+from resflax.nn.gates import input_scales
 from resflax.nn.layers import Ops
-from resflax.nn.residual import Residual, identity
+from resflax.nn.residual import Residual
 from resflax.nn.scan import REST, scan_module
-from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.shuffle import Shuffling
 from resflax.nn.spec import Spec
 from resflax.nn.stages import FeatureInfo
-from resflax.nn.stems import STEMS, apply_stem
+from resflax.nn.stems import apply_stem
+
+# By number of spatial axes.
+INPUT_SHAPES = {
+    1: "signals of shape (n, length, channels)",
+    2: "images of shape (n, height, width, channels)",
+    3: "volumes or clips of shape (n, depth, height, width, channels)",
+}
 
 
 def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any) -> Any:
@@ -30,19 +37,21 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
 
     `module_class` is `Residual`, or the result of a linen transform of it.
     """
-    shortcut, attention = SHORTCUTS[spec.shortcut], ATTENTION[spec.attention]
+    shortcut, attention = resolve("shortcut", spec.shortcut), resolve("attention", spec.attention)
+    antialias = resolve("antialias", spec.antialias)
 
     def branch(x: Array) -> Array:
         x = apply_branch(
             ops,
             block,
             x,
-            antialias=ANTIALIAS[spec.antialias],
+            antialias=antialias,
             groups=spec.groups,
             preact=spec.preact,
             zero_init=spec.zero_init and shortcut.make is not None,
         )
-        return attention(ops, x, block.width)
+        y: Array = attention(ops, x, block.width)
+        return y
 
     # In v2 the shared pre-activation has already normalized the projection's input.
     norm = not spec.preact
@@ -52,6 +61,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
         always=shortcut.always,
         pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
         post=materialize if spec.preact else (lambda x: materialize(ops.act_of_sum(x))),
+        gate=None if spec.gate == "none" else resolve("gate", spec.gate),
         name=name,
     )
 
@@ -94,7 +104,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "n height width channels"],
+        x: Float[Array, "n *space channels"],
         *,
         train: bool,
         dropout_keys: Key[Array, " n"] | None = None,
@@ -103,8 +113,10 @@ class ResNet(nn.Module):
     ) -> Any:
         """Computes logits `(n, num_classes)` from images with any number of channels.
 
-        With `num_classes=0` the result is the pooled features `(n, channels)`. With `out_indices`
-        it is a tuple of maps `(n, height / stride, width / stride, channels)`, sizes rounded up.
+        Images have `spec.dimensions` axes between the batch and the channels: signals have one,
+        clips and volumes three. With `num_classes=0` the result is the pooled features `(n,
+        channels)`. With `out_indices` it is a tuple of maps `(n, height / stride, width / stride,
+        channels)`, sizes rounded up.
 
         If the spec has an ensemble, the logits are the logarithms of the members' mean
         probabilities, as float32, and in training those of all members, `(members, n,
@@ -126,13 +138,14 @@ class ResNet(nn.Module):
             for a spec without ensemble `(1, n, num_classes)`.
 
         Raises:
-          ValueError: if `x` does not have four axes, or keys are missing.
+          ValueError: if `x` has the wrong number of axes, or keys are missing.
         """
-        if x.ndim != 4:
+        if x.ndim != self.spec.dimensions + 2:
             raise ValueError(
-                f"expected images of shape (n, height, width, channels): got {x.shape}"
+                f"expected {INPUT_SHAPES[self.spec.dimensions]}, as spec.dimensions is"
+                f" {self.spec.dimensions}: got shape {x.shape}"
             )
-        spec, stem, ensemble = self.spec, STEMS[self.spec.stem], ENSEMBLES[self.spec.ensemble]
+        spec, stem, ensemble = self.spec, resolve("stem", self.spec.stem), self.spec.ensemble_row
         needs_keys = self.needs_rng and (train or dropout_keys is not None)
         keys = self._check_keys(dropout_keys, len(x)) if needs_keys else None
         ops = ensemble.make_ops(
@@ -141,8 +154,10 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             batch_norm=self.batch_norm,
-            norm=spec.norm,
-            conv=spec.conv,
+            norm=resolve("norm", spec.norm),
+            conv=resolve("conv", spec.conv),
+            activation=resolve("activation", spec.activation),
+            dimensions=spec.dimensions,
         )
         x, keys, split_logits = ensemble.make_inputs(
             jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
@@ -150,22 +165,22 @@ class ResNet(nn.Module):
         x = apply_stem(ops, stem, x, spec.stem_channels, preact=spec.preact)
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
-            x = stem.pool(ops, x, ANTIALIAS[spec.antialias])
-        branch_scales = self._branch_scales(keys, drop_path_rates)
+            x = stem.pool(ops, x, resolve("antialias", spec.antialias))
+        inputs = self._block_inputs(keys, drop_path_rates)
         for i, blocks in enumerate(spec.stages[:last_stage]):
-            x = self._run_stage(ops, blocks, x, branch_scales[i], name=f"stage{i + 1}")
+            x = self._run_stage(ops, blocks, x, inputs[i], name=f"stage{i + 1}")
             maps.append(x)
         if self.out_indices is not None:
             return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
         if spec.preact:
             x = ops.norm_act(x, name="head_norm")
-        x = jnp.mean(x, axis=(1, 2))
+        x = resolve("pooling", spec.pooling)(ops, x)
         if keys is not None and spec.dropout:
             x = dropout(keys, x, spec.dropout)
         if not spec.num_classes:
             return ensemble.merge_rows(x, spec.members)
         outputs = ensemble.head_outputs(spec.members, spec.num_classes)
-        logits = ops.dense(x, outputs, name="head")
+        logits = resolve("head", spec.head)(ops, x, outputs)
         if spec.ensemble == "none" and not members:
             return logits
         logits = split_logits(logits)
@@ -186,36 +201,52 @@ class ResNet(nn.Module):
             )
         return keys
 
-    def _branch_scales(
+    def _block_inputs(
         self, keys: Array | None, rates: Float[Array, " blocks"] | None
-    ) -> list[Array | None]:
-        """Returns each stage's drop-path factors, `(blocks, n)`; None where nothing is dropped."""
-        depths, rate = self.spec.depths, self.spec.drop_path
-        if keys is None or not rate:
-            return [None] * len(depths)
-        scales = drop_path(keys, block_rates(rate, sum(depths)) if rates is None else rates)
-        return [*jnp.split(scales, np.cumsum(depths)[:-1])]
+    ) -> list[list[Array | None]]:
+        """Returns what the blocks of each stage take besides `x`, as `Residual.__call__` does.
+
+        Each array has an axis over the blocks; None where there is nothing to pass.
+        """
+        spec, gate = self.spec, resolve("gate", self.spec.gate)
+        blocks, scales, scalars, gate_keys = sum(spec.depths), None, None, None
+        if keys is not None and spec.drop_path:
+            scales = drop_path(
+                keys, block_rates(spec.drop_path, blocks) if rates is None else rates
+            )
+        if gate.alpha is not None:
+            scalars = jnp.asarray(np.concatenate(input_scales(spec.depths, gate.alpha)), self.dtype)
+        if keys is not None and gate.is_random:
+            gate_keys = block_keys(keys, blocks)
+        ends = np.cumsum(spec.depths)
+        return [
+            [None if a is None else a[end - depth : end] for a in (scales, scalars, gate_keys)]
+            for depth, end in zip(spec.depths, ends, strict=True)
+        ]
 
     def _run_stage(
         self,
         ops: Ops,
         blocks: tuple[BlockConfig, ...],
-        x: Float[Array, "n height width channels"],
-        branch_scales: Float[Array, "blocks n"] | None,
+        x: Float[Array, "n *space channels"],
+        inputs: list[Array | None],
         *,
         name: str,
-    ) -> Float[Array, "n out_height out_width out_channels"]:
+    ) -> Float[Array, "n *out_space out_channels"]:
         """Runs the first block, which alone can change shapes, and the identical others."""
         module_class: Any = nn.remat(Residual) if self.remat else Residual
         make = partial(make_block, self.spec, ops)
-        scales = [None] * len(blocks) if branch_scales is None else branch_scales
-        x = make(blocks[0], name=f"{name}_block1", module_class=module_class)(x, scales[0])
+
+        def select(index: int | slice) -> list[Array | None]:
+            return [None if array is None else array[index] for array in inputs]
+
+        x = make(blocks[0], name=f"{name}_block1", module_class=module_class)(x, *select(0))
         if self.scan and len(blocks) > 1:
             # Inside a loop, XLA cannot undo `remat` by sharing with the forward pass.
             inner: Any = nn.remat(Residual, prevent_cse=False) if self.remat else Residual
             scanned = scan_module(inner, len(blocks) - 1)
             rest = make(blocks[1], name=f"{name}_{REST}", module_class=scanned)
-            return rest.step(x, None if branch_scales is None else branch_scales[1:])[0]
+            return rest.step(x, *select(slice(1, None)))[0]
         for j, block in enumerate(blocks[1:], start=1):
-            x = make(block, name=f"{name}_block{j + 1}", module_class=module_class)(x, scales[j])
+            x = make(block, name=f"{name}_block{j + 1}", module_class=module_class)(x, *select(j))
         return x

@@ -114,7 +114,7 @@ def projection_3x3(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut
 
 
 def pooled_projection(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Shortcut:
-    """Makes option D: 2x2 average pooling with the block's stride, then a 1x1 convolution."""
+    """Makes option D: average pooling of size 2 with the block's stride, then a 1x1 convolution."""
 
     def project(h: Array, shape: Shape) -> Array:
         if geometry.stride > 1:

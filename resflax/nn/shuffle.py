@@ -68,7 +68,9 @@ def make_shuffle(keys: Key[Array, " n"], members: int, shuffling: Shuffling) -> 
     return Shuffle(order, jnp.argsort(order, axis=1))
 
 
-def join_images(images: Float[Array, "members n h w c"]) -> Float[Array, "n h w members*c"]:
+def join_images(
+    images: Float[Array, "members n *space c"],
+) -> Float[Array, "n *space members*c"]:
     """Concatenates the members' images along the channels."""
     images = jnp.moveaxis(images, 0, -2)
     return images.reshape(*images.shape[:-2], -1)

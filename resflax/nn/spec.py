@@ -1,31 +1,22 @@
 """An architecture as data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import mul
 from typing import Any
 
 from resflax.errors import UserError
-from resflax.nn.antialias import ANTIALIAS
-from resflax.nn.attention import ATTENTION
-from resflax.nn.blocks import BLOCKS
-from resflax.nn.checks import check_integer, check_name, nested_lengths, to_tuples
-from resflax.nn.ensembles import ENSEMBLE_FIELDS, ENSEMBLES, check_ensemble_fields
-from resflax.nn.layers import CONVS
-from resflax.nn.norms import NORMS
-from resflax.nn.shortcuts import SHORTCUTS
+from resflax.nn.blocks import Block, ConvRow
+from resflax.nn.checks import check_integer, nested_lengths, to_tuples
+from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow, check_ensemble_fields
+from resflax.nn.fields import FIELDS, canonical, canonical_block, describe, resolve
+from resflax.nn.gates import Gate
+from resflax.nn.layers import per_axis
+from resflax.nn.norms import NormRow
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
-from resflax.nn.stems import STEMS
 
-CHOICES: dict[str, Mapping[str, Any]] = {
-    "stem": STEMS,
-    "shortcut": SHORTCUTS,
-    "attention": ATTENTION,
-    "antialias": ANTIALIAS,
-    "norm": NORMS,
-    "conv": CONVS,
-    "ensemble": ENSEMBLES,
-}
+# The name of a part, its row, or a function: see `resflax.nn.fields`.
+Part = Any
 OUTPUT_STRIDES = (8, 16, 32)
 
 # Far above any network in use, so that a typing error does not exhaust the machine's memory.
@@ -41,11 +32,15 @@ class Spec:
       depths: number of blocks in each stage. Each stage but the first halves the image.
       widths: channels of each stage's blocks before expansion.
       block: branch of the blocks, a name in `BLOCKS`: "basic", "bottleneck" (v1.5),
-        "bottleneck_v1" or "bottleneck_senet"; or a tuple with one name per stage.
+        "bottleneck_v1" or "bottleneck_senet"; or a tuple with one per stage. As all fields that
+        choose a part by name, it also takes the part itself: a row of the table (here a tuple of
+        `ConvRow`), or a function (see `resflax.nn.fields` and docs/composition.md).
       stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
       stem_width: channels after the stem.
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
+      gate: how blocks combine shortcut and branch, a name in `GATES`: "none" for the sum, or
+        "scaled", "exclusive", "shortcut_only", "conv", "dropout", "rezero", "layer_scale", ...
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
       groups: groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
       base_width: inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
@@ -54,6 +49,9 @@ class Spec:
       antialias: a name in `ANTIALIAS`: "none", "blur" or "average".
       norm: a name in `NORMS`: "batch", "group", "evonorm_s0" or "frn_tlu".
       conv: a name in `CONVS`: "plain" or "standardized".
+      activation: a name in `ACTIVATIONS`, such as "relu", "gelu" or "silu".
+      pooling: a name in `POOLINGS`: "avg", "max" or "avgmax", over all pixels before the head.
+      head: a name in `HEADS`: "linear".
       output_stride: largest stride of a feature map: 32, 16 or 8. Strides beyond it are replaced by
         dilation.
       pruned: channels of each convolution of each block of each stage, overriding those that follow
@@ -65,6 +63,9 @@ class Spec:
         It rises linearly from 0 at the first block (stochastic depth).
       dropout: probability with which training drops a feature before the head.
       num_classes: outputs of the head, per member. 0 for pooled features.
+      dimensions: number of spatial axes: 1 for signals `(n, length, channels)`, 2 for images
+        `(n, height, width, channels)`, 3 for volumes or clips `(n, depth, height, width,
+        channels)`. A row's "3x3" then has 3 or 3x3x3 weights per pair of channels.
       ensemble: a name in `ENSEMBLES`: "none", or an efficient ensemble in one network: "batch"
         (rank-1 factors), "packed" (grouped convolutions) or "mimo" (several inputs and heads).
       members: number of members of the ensemble.
@@ -84,24 +85,29 @@ class Spec:
 
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    block: str | tuple[str, ...] = "bottleneck"
-    stem: str = "imagenet"
+    block: Part = "bottleneck"
+    stem: Part = "imagenet"
     stem_width: int = 64
-    shortcut: str = "B"
+    shortcut: Part = "B"
+    gate: Part = "none"
     preact: bool = False
     groups: int = 1
     base_width: int = 64
-    attention: str = "none"
-    antialias: str = "none"
-    norm: str = "batch"
-    conv: str = "plain"
+    attention: Part = "none"
+    antialias: Part = "none"
+    norm: Part = "batch"
+    conv: Part = "plain"
+    activation: Part = "relu"
+    pooling: Part = "avg"
+    head: Part = "linear"
     output_stride: int = 32
     pruned: Pruned | None = None
     zero_init: bool = True
     drop_path: float = 0.0
     dropout: float = 0.0
     num_classes: int = 1000
-    ensemble: str = "none"
+    dimensions: int = 2
+    ensemble: Part = "none"
     members: int = 1
     alpha: float = 1.0
     batch_repetition: int = 1
@@ -111,7 +117,7 @@ class Spec:
         self._check_fields()
         self._check_rates()
         # Config files have lists; tuples keep the spec hashable.
-        for field in ("depths", "widths", "block", "pruned"):
+        for field in ("depths", "widths", "pruned"):
             object.__setattr__(self, field, to_tuples(getattr(self, field)))
         if len(self.depths) != len(self.widths):
             raise UserError(
@@ -119,6 +125,8 @@ class Spec:
                 " expected one of each per stage"
             )
         self._check_blocks()
+        self._check_gate()
+        self._check_dimensions()
         self._check_ensemble()
         self._check_channels()
 
@@ -133,28 +141,52 @@ class Spec:
         stages = make_stages(
             self.depths,
             self.widths,
-            self.block_names,
+            self.blocks,
             groups=self.groups,
             base_width=self.base_width,
-            stem_stride=STEMS[self.stem].stride,
+            stem_width=self.stem_width,
+            stem_stride=max(resolve("stem", self.stem).strides(self.dimensions)),
             output_stride=self.output_stride,
         )
         return stages if self.pruned is None else prune(stages, self.pruned)
 
     @property
-    def block_names(self) -> tuple[str, ...]:
-        """Name in `BLOCKS` of each stage's branch."""
-        return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
+    def block_values(self) -> tuple[Any, ...]:
+        """Value of `block` of each stage: a name, a row or a function."""
+        per_stage = isinstance(self.block, tuple) and not isinstance(self.block[0], ConvRow)
+        return tuple(self.block) if per_stage else (self.block,) * len(self.depths)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Branch of each stage's blocks: rows of convolutions, or a function."""
+        return tuple(resolve("block", block) for block in self.block_values)
+
+    @property
+    def own_parts(self) -> dict[str, Any]:
+        """Fields with a function or a row that is not in the field's table, and their values.
+
+        Blocks of convolutions are not among them, since their rows are data.
+        """
+        parts = {field: getattr(self, field) for field in FIELDS if field != "block"}
+        parts = {field: part for field, part in parts.items() if not isinstance(part, str)}
+        functions = [block for block in self.block_values if callable(block)]
+        return parts | ({"block": functions[0]} if functions else {})
 
     @property
     def min_image_size(self) -> int:
         """Smallest image side, in pixels, for which no stride is applied to a single pixel."""
-        return self.features[-1].stride // 2 + 1
+        return max(per_axis(self.features[-1].stride, self.dimensions)) // 2 + 1
+
+    @property
+    def ensemble_row(self) -> EnsembleRow:
+        """Row of `ENSEMBLES`."""
+        row: EnsembleRow = resolve("ensemble", self.ensemble)
+        return row
 
     @property
     def channel_groups(self) -> int:
         """Number of groups of channels that belong to different members."""
-        return self.members if ENSEMBLES[self.ensemble].channels else 1
+        return self.members if self.ensemble_row.channels else 1
 
     @property
     def stem_channels(self) -> int:
@@ -167,7 +199,7 @@ class Spec:
         if self.ensemble == "none":
             return self
         defaults: dict[str, Any] = {"ensemble": "none", **ENSEMBLE_FIELDS}
-        if ENSEMBLES[self.ensemble].channels:
+        if self.ensemble_row.channels:
             defaults["stem_width"] = self._member_channels("stem_width", self.stem_width)
             defaults["widths"] = tuple(self._member_channels("widths", w) for w in self.widths)
         return replace(self, **defaults)
@@ -175,25 +207,35 @@ class Spec:
     @property
     def needs_rng(self) -> bool:
         """Whether training draws random numbers in the network."""
-        shuffles = ENSEMBLES[self.ensemble].shuffles and self.members > 1
-        return self.drop_path > 0 or self.dropout > 0 or (shuffles and self.input_repetition < 1)
+        shuffles = self.ensemble_row.shuffles and self.members > 1
+        shuffles = shuffles and self.input_repetition < 1
+        return self.drop_path > 0 or self.dropout > 0 or self._gate.is_random or shuffles
 
     def without_rng(self) -> "Spec":
         """Returns the spec whose training draws no random numbers, as evaluation does not."""
-        same = 1.0 if ENSEMBLES[self.ensemble].shuffles else 0.0
-        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same)
+        same = 1.0 if self.ensemble_row.shuffles else 0.0
+        gate = "none" if self._gate.is_random else self.gate
+        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same, gate=gate)
+
+    @property
+    def _gate(self) -> Gate:
+        row: Gate = resolve("gate", self.gate)
+        return row
 
     @property
     def features(self) -> tuple[FeatureInfo, ...]:
         """Feature maps of the stem (before its pooling) and of every stage."""
-        stem, rows = STEMS[self.stem], self.members if ENSEMBLES[self.ensemble].rows else 1
-        channels = self.stem_channels * rows
-        features, stride = [FeatureInfo("stem", channels, stem.conv_stride)], stem.stride
+        stem, rows = resolve("stem", self.stem), self.members if self.ensemble_row.rows else 1
+        channels, dimensions = self.stem_channels * rows, self.dimensions
+        maps = [("stem", channels, stem.conv_strides(dimensions))]
+        strides = stem.strides(dimensions)
         for i, blocks in enumerate(self.stages, start=1):
-            stride *= blocks[0].geometry.stride
-            channels = blocks[-1].channels[-1] * rows
-            features.append(FeatureInfo(f"stage{i}", channels, stride))
-        return tuple(features)
+            strides = tuple(map(mul, strides, blocks[0].strides(dimensions)))
+            maps.append((f"stage{i}", blocks[-1].channels[-1] * rows, strides))
+        return tuple(
+            FeatureInfo(name, channels, strides if len({*strides}) > 1 else strides[0])
+            for name, channels, strides in maps
+        )
 
     def override(self, **overrides: Any) -> "Spec":
         """Returns a copy with some fields replaced.
@@ -208,8 +250,9 @@ class Spec:
         return replace(self, **overrides)
 
     def _check_fields(self) -> None:
-        for field, table in CHOICES.items():
-            check_name(field, getattr(self, field), table)
+        for field in FIELDS:
+            fix = canonical_block if field == "block" else partial(canonical, field)
+            object.__setattr__(self, field, fix(getattr(self, field)))
         for field in ("preact", "zero_init"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
@@ -222,6 +265,7 @@ class Spec:
         for field, minimum, maximum in (
             ("stem_width", 1, MAX_CHANNELS),
             ("num_classes", 0, MAX_CLASSES),
+            ("dimensions", 1, 3),
             ("groups", 1, MAX_CHANNELS),
             ("base_width", 1, MAX_CHANNELS),
         ):
@@ -235,36 +279,88 @@ class Spec:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value < 1:
                 raise UserError(f"{field} is {value!r}: expected a probability below 1")
-        if self.drop_path and SHORTCUTS[self.shortcut].make is None:
+        if self.drop_path and resolve("shortcut", self.shortcut).make is None:
             raise UserError(
                 f"drop_path is {self.drop_path}: a network without shortcuts needs every branch,"
                 " use drop_path=0"
             )
 
+    def _check_gate(self) -> None:
+        if self.gate == "none":
+            return
+        if resolve("shortcut", self.shortcut).make is None:
+            raise UserError(
+                f"gate is {describe(self.gate)}, but shortcut is 'none': use gate='none' or another"
+                " shortcut"
+            )
+        if self.ensemble in ("batch", "packed"):
+            raise UserError(
+                f"gate is {describe(self.gate)}, but the members of ensemble {self.ensemble!r} are"
+                " one network, whose gates would mix them: use gate='none'"
+            )
+
     def _check_blocks(self) -> None:
-        if not isinstance(self.block, str | tuple) or len(self.block_names) != len(self.depths):
-            raise UserError(f"block is {self.block!r}: expected one name, or one name per stage")
-        for name in self.block_names:
-            check_name("block", name, BLOCKS)
-            if self.groups > 1 and not any(row.grouped for row in BLOCKS[name]):
+        if len(self.block_values) != len(self.depths):
+            raise UserError(
+                f"block has {len(self.block_values)} values for {len(self.depths)} stages: expected"
+                " one, or one per stage"
+            )
+        for value, block in zip(self.block_values, self.blocks, strict=True):
+            if self.groups > 1 and (callable(block) or not any(row.grouped for row in block)):
                 raise UserError(
-                    f"groups is {self.groups}, but block {name!r} has no grouped convolution:"
-                    " use groups=1 or a bottleneck"
+                    f"groups is {self.groups}, but block {describe(value)} has no grouped"
+                    " convolution: use groups=1 or a bottleneck"
+                )
+        for value, stage in zip(self.block_values, self.stages, strict=True):
+            if stage[0].function and stage[-1].geometry.dilation > 1:
+                raise UserError(
+                    f"output_stride is {self.output_stride}, but block {describe(value)}, a"
+                    " function, has no dilation: use output_stride=32 or rows of convolutions"
+                )
+
+    def _check_dimensions(self) -> None:
+        """Checks that kernels with one size per axis have as many as there are axes."""
+        rows: list[tuple[str, Any]] = [
+            (f"block {describe(value)}", () if callable(block) else block)
+            for value, block in zip(self.block_values, self.blocks, strict=True)
+        ]
+        rows.append((f"stem {describe(self.stem)}", resolve("stem", self.stem).convs))
+        for name, convs in rows:
+            kernels = [conv.kernel for conv in convs if not isinstance(conv.kernel, int)]
+            if kernels and len(kernels[0]) != self.dimensions:
+                raise UserError(
+                    f"{name} has kernels of {len(kernels[0])} dimensions, but dimensions is"
+                    f" {self.dimensions}: use dimensions={len(kernels[0])} or another"
+                    f" {name.split()[0]}"
+                )
+            if kernels and self.antialias != "none":
+                raise UserError(
+                    f"antialias {describe(self.antialias)} pools all axes alike, and {name} has"
+                    f" kernels such as {kernels[0]}: use antialias='none'"
                 )
 
     def _check_ensemble(self) -> None:
         check_ensemble_fields(
-            self.ensemble, {name: getattr(self, name) for name in ENSEMBLE_FIELDS}
+            describe(self.ensemble),
+            self.ensemble_row,
+            {name: getattr(self, name) for name in ENSEMBLE_FIELDS},
         )
         if self.channel_groups > 1:
-            if self.attention != "none" or NORMS[self.norm].channel_multiple > 1:
+            norm: NormRow = resolve("norm", self.norm)
+            if self.attention != "none" or norm.channel_multiple > 1 or norm.function:
                 raise UserError(
-                    f"ensemble 'packed' with attention {self.attention!r} and norm {self.norm!r}:"
-                    " expected attention='none', and norm='batch' or 'frn_tlu', which keep members"
-                    " apart"
+                    f"ensemble 'packed' with attention {describe(self.attention)} and norm"
+                    f" {describe(self.norm)}: expected attention='none', and norm='batch' or"
+                    " 'frn_tlu', which keep members apart"
                 )
             if self.pruned is not None:
                 raise UserError("ensemble 'packed' cannot be pruned: use pruned=None")
+
+        if self.ensemble_row.rows and resolve("norm", self.norm).function:
+            raise UserError(
+                f"ensemble 'batch' with norm {describe(self.norm)}, a function: expected a name in"
+                " NORMS, so that each member has its own"
+            )
 
     def _member_channels(self, field: str, width: int) -> int:
         """Returns a member's share of a width of a packed ensemble."""
@@ -284,12 +380,14 @@ class Spec:
                     "pruned does not match depths and block: expected the number of channels of"
                     " every convolution of every block"
                 )
-        multiple = max(NORMS[self.norm].channel_multiple, self.channel_groups)
-        stem = [int(self.stem_channels * conv.width_fraction) for conv in STEMS[self.stem].convs]
+        multiple = max(resolve("norm", self.norm).channel_multiple, self.channel_groups)
+        convs = resolve("stem", self.stem).convs
+        stem = [int(self.stem_channels * conv.width_fraction) for conv in convs]
         for channels in {*stem}.union(*(b.channels for stage in self.stages for b in stage)):
             check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
             if channels % multiple:
-                part = f"norm {self.norm!r}" if self.channel_groups == 1 else "ensemble 'packed'"
+                packed = self.channel_groups > 1
+                part = "ensemble 'packed'" if packed else f"norm {describe(self.norm)}"
                 raise UserError(
                     f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
                 )

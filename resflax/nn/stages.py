@@ -1,29 +1,35 @@
 """Blocks and feature maps of each stage: channels, strides and dilations from a spec's fields."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-from resflax.nn.blocks import BLOCKS, BlockConfig, BlockGeometry
+from resflax.nn.blocks import Block, BlockConfig, BlockGeometry
+from resflax.nn.layers import Sizes
 
 Stages = tuple[tuple[BlockConfig, ...], ...]
 Pruned = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class FeatureInfo(NamedTuple):
-    """Name, channels and stride (image size over map size) of a feature map."""
+    """Name, channels and stride (image size over map size) of a feature map.
+
+    The stride is one per axis where they differ, as of clips.
+    """
 
     name: str
     channels: int
-    stride: int
+    stride: Sizes
 
 
 def make_stages(
     depths: Sequence[int],
     widths: Sequence[int],
-    blocks: Sequence[str],
+    blocks: Sequence[Block],
     *,
     groups: int,
     base_width: int,
+    stem_width: int,
     stem_stride: int,
     output_stride: int,
 ) -> Stages:
@@ -35,27 +41,35 @@ def make_stages(
     Args:
       depths: number of blocks in each stage.
       widths: channels of each stage's blocks before expansion.
-      blocks: name in `BLOCKS` of each stage's branch.
+      blocks: branch of each stage: rows of convolutions, or a function.
       groups: see `Spec`.
       base_width: see `Spec`.
-      stem_stride: stride of the stem's output.
+      stem_width: channels after the stem.
+      stem_stride: stride of the stem's output, along the axis where it is largest.
       output_stride: largest stride of a feature map.
     """
-    stages, stride, dilation = [], stem_stride, 1
-    for i, (depth, width, name) in enumerate(zip(depths, widths, blocks, strict=True)):
-        rows, stage_stride, in_dilation = BLOCKS[name], 2 if i else 1, dilation
+    stages, inputs, stride, dilation = [], stem_width, stem_stride, 1
+    for i, (depth, width, block) in enumerate(zip(depths, widths, blocks, strict=True)):
+        stage_stride, in_dilation = 2 if i else 1, dilation
         if stride >= output_stride:
             stage_stride, dilation = 1, dilation * stage_stride
         stride *= stage_stride
         inner = width * base_width // 64 * groups
-        channels = tuple(
-            (inner if row.expansion is None else width * row.expansion) // row.divisor
-            for row in rows
-        )
-        rest = BlockConfig(rows, channels, channels[-1], BlockGeometry(1, dilation, dilation))
-        first = rest._replace(geometry=BlockGeometry(stage_stride, in_dilation, dilation))
+        make = partial(_make_block, block, width=width, inner=inner)
+        first = make(inputs, BlockGeometry(stage_stride, in_dilation, dilation))
+        inputs = first.width
+        rest = make(inputs, BlockGeometry(1, dilation, dilation))
         stages.append((first, *[rest] * (depth - 1)))
     return tuple(stages)
+
+
+def _make_block(
+    block: Block, inputs: int, geometry: BlockGeometry, *, width: int, inner: int
+) -> BlockConfig:
+    if callable(block):
+        return BlockConfig((), (width,), width, geometry, block)
+    channels = tuple(row.out_channels(inputs, width, inner) for row in block)
+    return BlockConfig(block, channels, channels[-1], geometry)
 
 
 def prune(stages: Stages, pruned: Pruned) -> Stages:

@@ -1,28 +1,34 @@
 """The layers before the first block, as a table of convolutions and a pooling function."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from typing import NamedTuple
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.kernels.pool import max_pool
 from resflax.nn.antialias import AntiAlias
-from resflax.nn.layers import Ops
+from resflax.nn.layers import Ops, Sizes, make_ops, per_axis
+
+PROBE_SIZE, PROBE_WIDTH = 64, 64
 
 
 class StemConv(NamedTuple):
     """One convolution of a stem.
 
     Attributes:
-      kernel: side of the kernel, in pixels.
-      stride: 1 or 2.
+      kernel: side of the kernel, in pixels, or one size per spatial axis.
+      stride: 1 or 2, or one per spatial axis.
       width_fraction: output channels as a fraction of the stem's width.
     """
 
-    kernel: int
-    stride: int = 1
+    kernel: Sizes
+    stride: Sizes = 1
     width_fraction: Fraction = Fraction(1)
 
 
@@ -32,30 +38,51 @@ class Stem(NamedTuple):
     Attributes:
       convs: convolutions, each followed by a norm and an activation.
       pool: `(ops, x, antialias) -> x`, with stride 2. None for no pooling.
+      function: `(ops, x, features) -> x` in place of convolutions. Its strides are found from the
+        shape that it gives an image.
     """
 
     convs: tuple[StemConv, ...]
     pool: Callable[[Ops, Array, AntiAlias], Array] | None = None
+    function: Callable[[Ops, Array, int], Array] | None = None
 
-    @property
-    def conv_stride(self) -> int:
-        """Stride of the convolutions together, in pixels."""
-        return 2 ** sum(conv.stride == 2 for conv in self.convs)
+    def conv_strides(self, dimensions: int) -> tuple[int, ...]:
+        """Returns the stride of the convolutions together along each axis, in pixels."""
+        if self.function:
+            return _function_strides(self.function, dimensions)
+        strides = [per_axis(conv.stride, dimensions) for conv in self.convs]
+        return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
 
-    @property
-    def stride(self) -> int:
-        """Stride of convolutions and pooling together, in pixels."""
-        return self.conv_stride * (2 if self.pool else 1)
+    def strides(self, dimensions: int) -> tuple[int, ...]:
+        """Returns the stride of convolutions and pooling together along each axis, in pixels."""
+        return tuple(n * (2 if self.pool else 1) for n in self.conv_strides(dimensions))
+
+
+@cache
+def _function_strides(function: Callable[..., Array], dimensions: int) -> tuple[int, ...]:
+    """Returns the strides of a function, from the shape that it gives an image of 64 pixels."""
+
+    class Probe(nn.Module):
+        @nn.compact
+        def __call__(self, x: Array) -> Array:
+            ops = make_ops(train=False, dtype=x.dtype, dimensions=dimensions)
+            return function(ops, x, PROBE_WIDTH)
+
+    image = jax.ShapeDtypeStruct((1, *[PROBE_SIZE] * dimensions, 3), jnp.float32)
+    result, _ = jax.eval_shape(lambda x: Probe().init_with_output(jax.random.key(0), x), image)
+    return tuple(round(PROBE_SIZE / size) for size in result.shape[1:-1])
 
 
 def apply_stem(
-    ops: Ops, stem: Stem, x: Float[Array, "n height width channels"], width: int, *, preact: bool
-) -> Float[Array, "n out_height out_width {width}"]:
+    ops: Ops, stem: Stem, x: Float[Array, "n *space channels"], width: int, *, preact: bool
+) -> Float[Array, "n *out_space {width}"]:
     """Runs the convolutions of a stem, without its pooling.
 
     Modules are called `stem_conv` and `stem_norm`, numbered from 1 if there are several. With
     `preact` the last norm and activation are omitted: the first block starts with its own.
     """
+    if stem.function:
+        return stem.function(ops, x, width)
     last = len(stem.convs)
     for i, conv in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
@@ -68,27 +95,26 @@ def apply_stem(
 
 
 def default_pool(
-    ops: Ops, x: Float[Array, "n height width channels"], antialias: AntiAlias
-) -> Float[Array, "n out_height out_width channels"]:
+    ops: Ops, x: Float[Array, "n *space channels"], antialias: AntiAlias
+) -> Float[Array, "n *out_space channels"]:
     """Applies `antialias.pool`: by default 3x3 max pooling with stride 2 (He et al. 2015)."""
-    del ops
-    return antialias.pool(x)
+    return antialias.pool(ops, x)
 
 
 def conv_pool(
-    ops: Ops, x: Float[Array, "n height width channels"], antialias: AntiAlias
-) -> Float[Array, "n out_height out_width channels"]:
+    ops: Ops, x: Float[Array, "n *space channels"], antialias: AntiAlias
+) -> Float[Array, "n *out_space channels"]:
     """Applies a 3x3 convolution with stride 2, a norm and an activation (ResNet-RS)."""
     del antialias
     return ops.norm_act(ops.conv(x, x.shape[-1], 3, 2, name="stem_pool"), name="stem_pool_norm")
 
 
 def zero_padded_pool(
-    ops: Ops, x: Float[Array, "n height width channels"], antialias: AntiAlias
-) -> Float[Array, "n out_height out_width channels"]:
+    ops: Ops, x: Float[Array, "n *space channels"], antialias: AntiAlias
+) -> Float[Array, "n *out_space channels"]:
     """Applies 3x3 max pooling with stride 2, with zeros instead of -inf as padding (BiT)."""
     del ops, antialias
-    return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
+    return max_pool(jnp.pad(x, ((0, 0), *[(1, 1)] * (x.ndim - 2), (0, 0))), padding=0)
 
 
 _IMAGENET = (StemConv(7, 2),)
@@ -104,4 +130,7 @@ STEMS: dict[str, Stem] = {
     "bit": Stem(_IMAGENET, zero_padded_pool),
     # For small images (He et al. 2015, section 4.2).
     "cifar": Stem((StemConv(3),)),
+    # For clips (Tran et al. 2018, arXiv:1711.11248, table 1); the second is that of R(2+1)D.
+    "video": Stem((StemConv((3, 7, 7), (1, 2, 2)),)),
+    "video_2plus1d": Stem((StemConv((1, 7, 7), (1, 2, 2), Fraction(45, 64)), StemConv((3, 1, 1)))),
 }

@@ -7,6 +7,7 @@ import typing
 from typing import Any, NamedTuple
 
 from resflax.nn import Spec
+from resflax.nn.fields import FIELDS
 
 
 class Key(NamedTuple):
@@ -184,7 +185,11 @@ def _spec_keys() -> dict[str, Key]:
     """Returns the keys that set fields of the model's spec, with the texts of its docstring."""
     meanings = _documented_attributes(Spec.__doc__ or "")
     return {
-        f"spec.{field.name}": Key(None, meanings[field.name], _flag_type(field.type))
+        f"spec.{field.name}": Key(
+            None,
+            meanings[field.name],
+            object if field.name in FIELDS else _flag_type(field.type),  # names and functions
+        )
         for field in dataclasses.fields(Spec)
         if field.name not in NOT_KEYS
     }

@@ -14,8 +14,8 @@ from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
-from resflax.nn import BATCH_NORM_MODES, BLOCKS, Spec
-from resflax.nn.spec import CHOICES as SPEC_CHOICES
+from resflax.nn import BATCH_NORM_MODES, Spec
+from resflax.nn.fields import FIELDS
 from resflax.nn.spec import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import build_augment, build_mix, build_model, default_config
@@ -128,7 +128,6 @@ CHOICES: dict[str, Any] = {
 EXPECTED: dict[str, str] = {
     "model": "a name of `resflax list`",
     "dtype": f"one of {', '.join(DTYPES)}",
-    "spec.block": f"one of {', '.join(BLOCKS)}",
     "spec.output_stride": ", ".join(map(str, OUTPUT_STRIDES)),
     **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if f"data.{name}" in KEYS},
     **{f"data.{name}": MEMBER_RULES["mixup"].expected for name in MIXES},
@@ -136,7 +135,7 @@ EXPECTED: dict[str, str] = {
         f"ensemble.{name}": f"one number per member, {r.expected}"
         for name, r in MEMBER_RULES.items()
     },
-    **{f"spec.{name}": f"one of {', '.join(table)}" for name, table in SPEC_CHOICES.items()},
+    **{f"spec.{name}": f"one of {', '.join(row.table)}" for name, row in FIELDS.items()},
     **{f"spec.{name}": LESS_THAN_ONE.expected for name in ("drop_path", "dropout")},
 }
 # Rules over several keys: the invalid combination, and its message.

@@ -6,19 +6,26 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resflax.nn import Spec
-from resflax.nn.shortcuts import SHORTCUTS
-from resflax.nn.stems import STEMS
+from resflax.nn.fields import resolve
 from resflax.train.config import build_model, spec_overrides
 from resflax.zoo import get_spec
 
 
 def _has_strides(spec: Spec) -> bool:
     strides = [block.geometry.stride for stage in spec.stages for block in stage]
-    return max(strides) > 1 or STEMS[spec.stem].pool is not None
+    return max(strides) > 1 or resolve("stem", spec.stem).pool is not None
 
 
 def _stages_differ(spec: Spec, without: Spec) -> bool:
     return spec.stages != without.stages
+
+
+def _has_shortcuts(spec: Spec, without: Spec) -> bool:
+    return resolve("shortcut", spec.shortcut).make is not None
+
+
+def _has_activations(spec: Spec, without: Spec) -> bool:
+    return not spec.preact or not resolve("norm", spec.norm).has_activation
 
 
 # Whether a field of a spec has an effect, given the spec, and the spec without the change; and why
@@ -27,7 +34,8 @@ EFFECTS: dict[str, tuple[Callable[[Spec, Spec], bool], str]] = {
     "base_width": (_stages_differ, "no number of channels changes"),
     "groups": (_stages_differ, "no convolution changes"),
     "output_stride": (_stages_differ, "no feature map has a larger stride"),
-    "zero_init": (lambda spec, _: SHORTCUTS[spec.shortcut].make is not None, "it has no shortcuts"),
+    "zero_init": (_has_shortcuts, "it has no shortcuts"),
+    "activation": (_has_activations, "its norms have their own"),
     "antialias": (lambda spec, _: _has_strides(spec), "it has no strides"),
 }
 

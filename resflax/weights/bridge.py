@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from resflax.errors import Report, UserError, print_to_stderr, unknown
 from resflax.nn import Spec, stack_params, unstack_params
+from resflax.nn.fields import check_named
 from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
     BATCH_COUNT,
@@ -198,6 +199,7 @@ def _check_single(spec: Spec) -> None:
             f"spec.ensemble is {spec.ensemble!r}, and torch has single networks: convert each"
             " member, from spec.member and resflax.nn.split_members"
         )
+    check_named(spec.own_parts, "torch has no names for its arrays")
 
 
 def _display_name(name: str | Spec) -> str:
@@ -265,7 +267,7 @@ def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> n
     A 1x1 kernel becomes a matrix where the linen parameter is one.
     """
     if spec.path[-1] != "kernel":
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     expected: Any = reduce(lambda tree, part: tree[part], spec.path, shapes)
     array = array.reshape(array.shape[: len(expected.shape)])
     return np.ascontiguousarray(np.moveaxis(array, (1, 0), (-2, -1)))
@@ -275,4 +277,4 @@ def _to_torch_axes(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     """Inverts `_from_torch_axes`."""
     if spec.path[-1] == "kernel":
         array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(spec.shape)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")

@@ -94,6 +94,7 @@ class ArraySpec(NamedTuple):
 
 
 ATTENTION = {"se_fc1": "se.fc1", "se_fc2": "se.fc2", "eca_conv": "se.conv"}
+GATE = {"gate": "gate"}  # no torch library has gates
 DIGITS = range(1, 4)
 
 
@@ -132,6 +133,7 @@ def timm_layout(spec: Spec) -> Layout:
             "Ws": f"downsample.{first}",
             "Ws_norm": f"downsample.{first + 1}",
             **ATTENTION,
+            **GATE,
         },
         conv1x1=("se_fc1", "se_fc2"),
     )
@@ -154,6 +156,7 @@ def timm_v2_layout(spec: Spec) -> Layout:
             **_numbered("norm", "norm{}"),
             "Ws": "downsample.conv",
             "Ws_norm": "downsample.norm",
+            **GATE,
         },
         conv1x1=("head",),
     )
@@ -190,6 +193,7 @@ def cifar_layout(spec: Spec) -> Layout:
             **_numbered("norm", "bn{}"),
             "Ws": "shortcut.0",
             "Ws_norm": "shortcut.1",
+            **GATE,
         },
         zero_counts=False,  # the published checkpoints predate num_batches_tracked
     )

@@ -22,7 +22,7 @@ def variable_shapes(spec: Spec, channels: int = 3) -> dict[str, Any]:
     model = create_model(spec, scan=spec.pruned is None)
 
     def init() -> Any:
-        image = jnp.zeros((1, 64, 64, channels))
+        image = jnp.zeros((1, *[64] * spec.dimensions, channels))
         return unstack_params(model.init(jax.random.key(0), image, train=False))
 
     return jax.eval_shape(init)

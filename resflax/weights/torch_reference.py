@@ -63,9 +63,12 @@ class TorchResNet:
     def __call__(self, x: Any) -> Any:
         """Maps images `(n, channels, height, width)` to logits."""
         x = self.pool(self.stem(x))
+        variance = 1.0  # of the input of a block, in a normalizer-free network
         for i, stage in enumerate(self.spec.stages, start=1):
             for j, block in enumerate(stage, start=1):
-                x = self.block(f"stage{i}_block{j}", block, x)
+                x = self.block(f"stage{i}_block{j}", block, x, variance)
+                if self.spec.gate == "normalizer_free":
+                    variance = (1.0 if j == 1 else variance) + 0.2**2
         if self.spec.preact:
             x = self.norm("head_norm", x, act=True)
         x = x.mean((2, 3))
@@ -97,10 +100,11 @@ class TorchResNet:
             return self.blur(self.f.max_pool2d(x, 3, 1, 1), 2)
         return self.f.max_pool2d(x, 3, 2, 1)
 
-    def block(self, name: str, block: BlockConfig, x: Any) -> Any:
+    def block(self, name: str, block: BlockConfig, x: Any, variance: float) -> Any:
         """Applies one residual block: branch, attention, shortcut."""
         spec, geometry = self.spec, block.geometry
         h = self.norm(f"{name}.norm1", x, act=True) if spec.preact else x
+        h = h / variance**0.5
         y, last, dilation = h, len(block.rows), geometry.in_dilation
         for i, row in enumerate(block.rows, start=1):
             if spec.preact and i > 1:
@@ -114,8 +118,28 @@ class TorchResNet:
                 y = self.norm(f"{name}.norm{i}", y, act=i < last)
             y = self.down(y, geometry.stride) if filtered else y
         y = self.attend(name, y)
-        y = y + self.shortcut(name, geometry, h, x) if spec.shortcut != "none" else y
+        if spec.shortcut != "none":
+            y = self.gate(name, h, y, self.shortcut(name, geometry, h, x))
         return y if spec.preact else self.f.relu(y)
+
+    def gate(self, name: str, h: Any, y: Any, s: Any) -> Any:
+        """Combines the branch `y` of a block and its shortcut `s`."""
+        kind = self.spec.gate
+        if kind == "normalizer_free":
+            return s + 0.2 * y
+        if kind in ("none", "dropout", "drop_path"):
+            return s + y
+        if kind in ("scaled", "scaled_shortcut"):
+            return 0.5 * s + (0.5 * y if kind == "scaled" else y)
+        weight = self.tensors[f"{name}.gate.weight"]
+        if kind == "conv":
+            return self.f.conv2d(s, weight[:, :, None, None]) + y
+        if weight.dim() < 2:  # learned factors
+            return s + weight.reshape(1, -1, 1, 1) * y
+        stride = round(h.shape[2] / y.shape[2])
+        bias = self.tensors[f"{name}.gate.bias"]
+        g = self.f.conv2d(h, weight[:, :, None, None], bias, stride).sigmoid()
+        return (1 - g) * s + (g * y if kind.startswith("exclusive") else y)
 
     def shortcut(self, name: str, geometry: BlockGeometry, h: Any, x: Any) -> Any:
         """Returns the shortcut of `x`; projections take the activated input `h`."""

@@ -12,26 +12,27 @@ def reference(conv_pass, lhs, rhs, shape, *, strides, padding, dilation, groups)
     x, w, y = {"fwd": (lhs, rhs, out), "dgrad": (out, rhs, lhs), "wgrad": (lhs, out, rhs)}[
         conv_pass
     ]
-    (top, bottom), (left, right) = np.maximum(padding, 0)
-    x_padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    xg = x_padded.reshape(*x_padded.shape[:3], groups, -1)
+    x_padded = np.pad(x, ((0, 0), *np.maximum(padding, 0), (0, 0)))
+    xg = x_padded.reshape(*x_padded.shape[:-1], groups, -1)
     crops = np.maximum(np.negative(padding), 0)
-    inside = (slice(low, n - high) for n, (low, high) in zip(xg.shape[1:3], crops, strict=True))
+    inside = (slice(low, n - high) for n, (low, high) in zip(xg.shape[1:-2], crops, strict=True))
     xg = xg[:, *inside]  # a view: additions to it change `x_padded`
-    yg = y.reshape(*y.shape[:3], groups, -1)
-    wg = w.reshape(*w.shape[:3], groups, -1)
-    height, width = y.shape[1:3]
-    for i, j in np.ndindex(*w.shape[:2]):
-        rows = slice(i * dilation[0], i * dilation[0] + (height - 1) * strides[0] + 1, strides[0])
-        columns = slice(j * dilation[1], j * dilation[1] + (width - 1) * strides[1] + 1, strides[1])
+    yg = y.reshape(*y.shape[:-1], groups, -1)
+    wg = w.reshape(*w.shape[:-1], groups, -1)
+    for position in np.ndindex(*w.shape[:-2]):
+        axes = zip(position, dilation, y.shape[1:-1], strides, strict=True)
+        at = (slice(None), *(slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, n, s in axes))
         if conv_pass == "fwd":
-            yg += np.einsum("nhwgi,igo->nhwgo", xg[:, rows, columns], wg[i, j])
+            yg += np.einsum("n...gi,igo->n...go", xg[at], wg[position])
         elif conv_pass == "dgrad":
-            xg[:, rows, columns] += np.einsum("nhwgo,igo->nhwgi", yg, wg[i, j])
+            xg[at] += np.einsum("n...go,igo->n...gi", yg, wg[position])
         else:
-            wg[i, j] = np.einsum("nhwgi,nhwgo->igo", xg[:, rows, columns], yg)
+            pixels = (a.reshape(-1, *a.shape[-2:]) for a in (xg[at], yg))
+            wg[position] = np.einsum("pgi,pgo->igo", *pixels)
     if conv_pass == "dgrad":
-        return x_padded[:, top : top + shape[1], left : left + shape[2]]
+        starts = np.maximum(padding, 0)[:, 0]
+        sizes = zip(starts, shape[1:-1], strict=True)
+        return x_padded[:, *(slice(start, start + size) for start, size in sizes)]
     return out
 
 

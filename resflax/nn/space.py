@@ -1,0 +1,25 @@
+"""Operations over the spatial axes: all axes but the first (batch) and the last (channels)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def space_axes(x: Array) -> tuple[int, ...]:
+    """Returns the numbers of the spatial axes.
+
+    >>> space_axes(jnp.ones((8, 100, 3))), space_axes(jnp.ones((8, 16, 32, 32, 3)))
+    ((1,), (1, 2, 3))
+    """
+    return tuple(range(1, x.ndim - 1))
+
+
+def mean_over_space(x: Float[Array, "n *space channels"]) -> Float[Array, "n channels"]:
+    """Returns the mean of each example's channels (global average pooling)."""
+    return jnp.mean(x, space_axes(x))
+
+
+def expand_like(
+    vectors: Float[Array, "n channels"], x: Float[Array, "n *space channels"]
+) -> Float[Array, "n *ones channels"]:
+    """Returns one vector per example with spatial axes of size 1, as many as `x` has."""
+    return jnp.expand_dims(vectors, space_axes(x))

@@ -1,0 +1,212 @@
+"""Fields of `Spec`: names, rows and functions."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.networks import apply, randomized, variables_of
+
+from resflax import UserError, create_model
+from resflax.inference import build_graph, make_predictor
+from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, Spec
+from resflax.nn.attention import ATTENTION
+from resflax.nn.fields import FIELDS
+from resflax.weights import to_torch
+
+SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "cifar", "stem_width": 8, "num_classes": 5}
+IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+
+
+def small(**fields):
+    return create_model(Spec(**(SMALL | {"block": "basic"} | fields)))
+
+
+def gate(ops, x, channels):
+    y = ops.dense(jnp.mean(x, tuple(range(1, x.ndim - 1))), x.shape[-1], name="gate")
+    return x * jax.nn.sigmoid(y)[:, None, None]
+
+
+def layer_norm(ops, x, *, name, zero=False):
+    init = nn.initializers.zeros if zero else nn.initializers.ones
+    return nn.LayerNorm(dtype=ops.dtype, scale_init=init, name=name)(x)
+
+
+def patches(ops, x, features):
+    return ops.norm_act(ops.conv(x, features, 3, 4, name="patches"), name="patches_norm")
+
+
+def wide(ops, x, features, stride):
+    y = ops.act(ops.conv(x, 4 * features, 1, name="expand"))
+    return ops.norm(ops.conv(y, features, 3, stride, name="reduce"), name="norm", zero=True)
+
+
+def project(ops, x, features, stride):
+    return ops.conv(x, features, 1, stride, name="W")
+
+
+def every_second(ops, x, stride):
+    return x[:, ::stride, ::stride]
+
+
+def largest(ops, x):
+    return jnp.max(x, (1, 2))
+
+
+def two_heads(ops, x, features):
+    return ops.dense(x, features, name="head"), ops.dense(x, 1, name="score")
+
+
+def half(h, y, s):
+    return (y + s) / 2
+
+
+FUNCTIONS = {
+    "gate": half,
+    "attention": gate,
+    "norm": layer_norm,
+    "stem": patches,
+    "block": wide,
+    "shortcut": project,
+    "antialias": every_second,
+    "activation": jnp.sin,
+    "pooling": largest,
+    "head": two_heads,
+}
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("field", FUNCTIONS)
+def test_field_takes_a_function(field, scan):
+    model = small(**{field: FUNCTIONS[field]}, depths=(3, 3)).clone(scan=scan)
+    variables = variables_of(model, IMAGES.shape)
+    outputs = jax.eval_shape(lambda v: model.apply(v, IMAGES, train=False), variables)
+    shapes = [(2, 5), (2, 1)] if field == "head" else [(2, 5)]
+    assert [leaf.shape for leaf in jax.tree.leaves(outputs)] == shapes
+    own = {"attention": "gate", "block": "expand", "shortcut": "W"}.get(field)
+    paths = ["/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(variables)]
+    assert own is None or any(f"/{own}/" in path for path in paths)
+
+
+def test_every_field_that_takes_functions_is_tested():
+    assert {field for field, row in FIELDS.items() if row.signature} == {*FUNCTIONS, "conv"}
+
+
+def test_convolution_field_takes_a_function():
+    scaled = partial(lambda x, kernel, *args, **kwargs: 2 * jax.lax.conv_general_dilated(
+        x, kernel, *args, **kwargs))  # fmt: skip
+    plain, twice = (small(conv=conv, num_classes=0) for conv in ("plain", scaled))
+    variables = randomized(variables_of(plain, IMAGES.shape))
+    assert not np.allclose(apply(plain, variables, IMAGES), apply(twice, variables, IMAGES))
+
+
+def test_stride_of_a_stem_is_found():
+    spec = small(stem=patches).spec
+    assert [f.stride for f in spec.features] == [4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("field", "row", "name"),
+    [
+        ("attention", ATTENTION["eca"], "eca"),
+        ("shortcut", SHORTCUTS["C"], "C"),
+        ("stem", STEMS["deep"], "deep"),
+        ("block", BLOCKS["bottleneck"], "bottleneck"),
+        ("block", [ConvRow(3, strided=True), ConvRow(3, expansion=1)], "basic"),
+        ("activation", jax.nn.relu, "relu"),
+    ],
+)
+def test_shipped_row_becomes_its_name(field, row, name):
+    assert getattr(small(**{field: row}).spec, field) == name
+
+
+def test_blocks_can_differ_by_stage():
+    rows = (ConvRow(3, strided=True), ConvRow(5), ConvRow(3, expansion=1))
+    spec = small(block=(rows, wide)).spec
+    first, second = (stage[0] for stage in spec.stages)
+    assert (first.rows, first.channels) == (rows, (8, 8, 8))
+    assert (second.rows, second.channels, second.geometry.stride) == ((), (16,), 2)
+    graph = build_graph(*initialized(small(block=rows)))
+    assert [n.arrays["kernel"].shape[0] for n in graph.nodes if "block1/conv" in n.name] == [
+        3, 5, 3, 3, 5, 3,
+    ]  # fmt: skip
+
+
+def initialized(model):
+    return model.spec, randomized(variables_of(model, IMAGES.shape))
+
+
+@pytest.mark.parametrize(
+    ("activation", "preact"),
+    [*((name, False) for name in ACTIVATIONS if name != "relu"), ("silu", True)],
+)
+def test_activation_replaces_every_relu(activation, preact):
+    model = small(activation=activation, preact=preact, depths=(1,), widths=(8,), num_classes=0)
+    spec, variables = initialized(model)
+    jaxpr = str(jax.make_jaxpr(lambda x: model.apply(variables, x, train=False))(IMAGES))
+    assert "jit[name=relu " not in jaxpr
+    expected = apply(model, variables, IMAGES)
+    predict = make_predictor(spec, variables, outputs="features")
+    np.testing.assert_allclose(predict(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("attention", lambda x: x, r"attention is \S+\(x\): .*none, se, .* \(ops, x, channels\)"),
+        ("attention", 3, r"attention is 3: expected one of none, .* or a function \(ops, x, chan"),
+        ("norm", nn.LayerNorm, r"norm is flax\S+LayerNorm.*, or a row, NormRow, or a function"),
+        (
+            "block",
+            (),
+            r"block is \(\): expected one of basic, .* a tuple of ConvRow, or a func",
+        ),
+        ("stem", "no_module:f", "cannot import 'no_module:f': No module .*, or pass the function"),
+        ("ensemble", gate, "ensemble is .*: expected one of none, batch, packed, mimo, or a row"),
+    ],
+)
+def test_invalid_value_is_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
+        small(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "function", "message"),
+    [
+        ("attention", lambda ops, x, channels: x[:, 1:], r"returns shape \(1, 7, 8, 8\) for x of"),
+        ("pooling", lambda ops, x: x, r"returns shape \(1, 4, 4, 16\) .*: .*shape \(1, any\)"),
+        ("activation", lambda x: None, r"returns NoneType for x of shape \(1, 8, 8, 8\)"),
+        ("shortcut", lambda ops, x, features, stride: x @ jnp.ones((3, 3)),
+         r"fails on x of shape \(1, 8, 8, 8\): TypeError: .*; expected \(ops, x, features, str"),
+    ],
+)  # fmt: skip
+def test_error_has_field_and_shape(field, function, message):
+    model = small(**{field: function})
+    with pytest.raises(UserError, match=f"^{field} test_fields:<lambda> {message}"):
+        variables_of(model, (1, 8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block": wide, "output_stride": 8, "stem": "deep", "depths": (1, 1, 1),
+          "widths": (8, 8, 8)}, "output_stride is 8, but block .*:wide, a function, has no dila"),
+        ({"block": wide, "groups": 2}, "groups is 2, but block .*:wide has no grouped conv"),
+        ({"norm": layer_norm, "ensemble": "batch", "members": 2}, "ensemble 'batch' with norm"),
+        ({"norm": layer_norm, "ensemble": "packed", "members": 2, "alpha": 2.0}, "keep members ap"),
+    ],
+)  # fmt: skip
+def test_impossible_combination_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        small(**fields)
+
+
+@pytest.mark.parametrize("field", FUNCTIONS)
+def test_conversions_need_names(field):
+    spec, variables = small(**{field: FUNCTIONS[field]}).spec, {"params": {}}
+    name = r"(\w|\.)+:\w+"
+    for convert in (build_graph, partial(to_torch, layout="timm")):
+        with pytest.raises(UserError, match=f"^{field} is {name}, and .*: expected one of "):
+            convert(spec, variables)
