@@ -109,6 +109,7 @@ ALWAYS = {
     "model", "pretrained", "dtype", "scan", "dataset", "batch_size", "epochs", "data.validation",
     "data.mean", "data.std", "mesh.fsdp", "ensemble.size", "spec.depths", "spec.widths",
     "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.gate", "spec.preact",
+    "spec.order", "spec.dimensions",
     "spec.attention", "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",
     "spec.batch_repetition", "spec.input_repetition", "spec.pooling", "spec.head",
 }  # fmt: skip

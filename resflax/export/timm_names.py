@@ -81,7 +81,9 @@ def inference_spec(spec: Spec) -> Spec:
 
 def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
-    if spec.ensemble != "none" or spec.gate != "none":
+    if spec.ensemble != "none" or spec.gate != "none" or spec.order != "auto":
+        return False
+    if spec.dimensions != 2:
         return False
     if spec.stem not in (STEM_TYPES_V2 if spec.preact else STEM_TYPES):
         return False
@@ -107,6 +109,7 @@ def _fixed(spec: Spec) -> tuple[Any, ...]:
         spec.activation,
         spec.pooling,
         spec.head,
+        spec.dimensions,
     )
     if spec.preact:
         fixed += (spec.groups, spec.base_width)

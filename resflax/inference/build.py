@@ -13,6 +13,7 @@ from resflax.nn import BlockConfig, BlockGeometry, Spec
 from resflax.nn.fields import check_named, resolve
 from resflax.nn.gates import input_scales
 from resflax.nn.layers import Sizes, per_axis
+from resflax.nn.orders import ACT, NORM_ACT
 from resflax.nn.stems import conv_pool, default_pool, zero_padded_pool
 
 OUTPUTS = ("logits", "probabilities", "features")
@@ -81,8 +82,7 @@ def build_graph(
         arrays = dict(zip(("scale", "bias"), map(np.asarray, scale_and_bias), strict=True))
         x = builder.emit("affine", "renormalize", x, arrays=arrays, activation="none")
     x, features = _stages(builder, _stem(builder, x))
-    if spec.preact:
-        x = builder.norm(x, "head_norm", act=True)
+    x = builder.steps(x, spec.order_row.pre, "head_norm")
     x = builder.emit("mean", "pool", x)
     if outputs != "features":
         x, features = builder.dense(x, "head"), spec.num_classes
@@ -133,13 +133,14 @@ def _stem(builder: GraphBuilder, x: str) -> str:
     last = len(stem.convs)
     for i, row in enumerate(stem.convs, start=1):
         number = i if last > 1 else ""
-        norm = f"stem_norm{number}" if i < last or not spec.preact else None
+        steps = spec.order_row.stem if i == last else NORM_ACT
+        norm = f"stem_norm{number}" if "norm" in steps else None
         x = builder.conv(
             x,
             f"stem_conv{number}",
             (_side(row.kernel), int(spec.stem_width * row.width_fraction)),
             norm=norm,
-            act=norm is not None,
+            act="act" in steps,
             stride=_side(row.stride),
         )
     return STEM_POOLS[stem.pool](builder, x) if stem.pool else x
@@ -204,10 +205,14 @@ def _block(
     channels: int,
     input_scale: float,
 ) -> str:
-    """Emits one residual block, in the order of v1 or v2."""
-    spec, row = builder.spec, resolve("shortcut", builder.spec.shortcut)
-    h = builder.norm(x, f"{name}/norm1", act=True) if spec.preact else x
-    merge = spec.preact  # otherwise the shortcut reads `h` as well
+    """Emits one residual block, in its order."""
+    spec, row, order = (
+        builder.spec,
+        resolve("shortcut", builder.spec.shortcut),
+        builder.spec.order_row,
+    )
+    h = builder.steps(x, order.pre, f"{name}/norm1")
+    merge = h != x  # otherwise the shortcut reads `h` as well
     h = builder.scale(h, input_scale, channels, f"{name}/input_scale", merge=merge)
     y = ATTENTIONS[spec.attention](builder, name, _branch(builder, name, block, h))
     shortcut: str | None = None
@@ -217,7 +222,8 @@ def _block(
         make = SHORTCUT_NODES[spec.shortcut]
         shortcut = make(builder, name, block.geometry, h, channels, out_channels) if differs else x
         y, shortcut = _gate(builder, name, y, shortcut, out_channels)
-    return builder.finish(y, shortcut, f"{name}/add", act=not spec.preact)
+    x = builder.finish(y, shortcut, f"{name}/add", act=order.post == ACT)
+    return x if order.post == ACT else builder.steps(x, order.post, f"{name}/norm{len(block.rows)}")
 
 
 def _gate(
@@ -237,13 +243,14 @@ def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str
     for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
         filtered = row.strided and geometry.strides_or_dilates and i < last
         downsample = BLOCK_FILTERS[spec.antialias] if filtered else None
-        norm = f"{name}/norm{i + 1 if spec.preact else i}"
+        steps = NORM_ACT if i < last else spec.order_row.last
+        norm = f"{name}/norm{spec.order_row.norm_number(i)}"
         x = builder.conv(
             x,
             f"{name}/conv{i}",
             (_side(row.kernel), features),
-            norm=None if spec.preact and i == last else norm,
-            act=i < last,
+            norm=norm if "norm" in steps else None,
+            act="act" in steps,
             stride=geometry.stride if row.strided and not downsample else 1,
             dilation=dilation,
             groups=spec.groups if row.grouped else 1,
@@ -289,7 +296,7 @@ def _zero_pad(
 def _project(
     builder: GraphBuilder, name: str, h: str, features: int, *, kernel: int = 1, **geometry: int
 ) -> str:
-    norm = None if builder.spec.preact else f"{name}/Ws_norm"
+    norm = f"{name}/Ws_norm" if "norm" in builder.spec.order_row.last else None
     return builder.conv(h, f"{name}/Ws", (kernel, features), norm=norm, act=False, **geometry)
 
 

@@ -12,6 +12,7 @@ from resflax.inference.parameters import Parameters
 from resflax.nn import Spec
 from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.norms import GROUPS, EvoNormS0, FilterResponseNorm
+from resflax.nn.orders import Steps
 
 GROUP_NORM_EPSILON = 1e-5
 # What a residual sum can be merged into: the operations with an optional input "residual".
@@ -130,6 +131,17 @@ class GraphBuilder:
         """Returns scale, bias and further parameters of a norm."""
         return {leaf: self.parameters.get(name, leaf) for leaf in ("scale", "bias", *leaves)}
 
+    def steps(self, x: str, steps: Steps, name: str) -> str:
+        """Emits the norm called `name`, the activation, both or neither, as `apply_steps`."""
+        if "norm" in steps:
+            return self.norm(x, name, act="act" in steps)
+        return self.act(x, name) if "act" in steps else x
+
+    def act(self, x: str, name: str) -> str:
+        """Emits an activation on its own."""
+        one = {"scale": np.ones(1), "bias": np.zeros(1)}
+        return self.emit("affine", f"{name}_act", x, arrays=one, activation=self.activation(True))
+
     def dense(self, x: str, name: str, *, activation: str = "none") -> str:
         """Emits a linear layer with bias."""
         arrays = {leaf: self.parameters.get(name, leaf) for leaf in ("kernel", "bias")}
@@ -147,14 +159,16 @@ class GraphBuilder:
     def scale(self, x: str, factor: Any, channels: int, name: str, *, merge: bool = False) -> str:
         """Emits `x` times a number or a vector over its channels.
 
-        With `merge`, into a convolution or affine map that computes `x`: the factor must be above 0
-        if an activation follows that, and nothing else may read `x`.
+        With `merge`, where possible into the convolution or affine map that computes `x`, which
+        nothing else may read.
         """
         if np.ndim(factor) == 0 and factor == 1:
             return x
         vector = np.broadcast_to(np.asarray(factor, np.float64), (channels,))
         node = self._nodes.get(x)
-        if merge and node and node.op in ("conv", "affine") and len(node.inputs) == 1:
+        activation = node.attributes.get("activation") if node else None
+        commutes = activation == "none" or (activation == "relu" and bool((vector > 0).all()))
+        if merge and commutes and node and node.op in ("conv", "affine") and len(node.inputs) == 1:
             arrays = {key: array.astype(np.float64) * vector for key, array in node.arrays.items()}
             rounded = {key: array.astype(self.dtype) for key, array in arrays.items()}
             self._nodes[x] = node._replace(arrays=rounded)
@@ -171,7 +185,8 @@ class GraphBuilder:
         if residual is None and not act:
             return x
         activation = self.activation(act)
-        if residual is not None and node.op not in SUMMING_OPS:
+        can_sum = node.op in SUMMING_OPS and node.attributes["activation"] == "none"
+        if residual is not None and not can_sum:
             return self.emit("add", name, x, residual, activation=activation)
         del self._nodes[x]  # it moves behind the nodes of the shortcut
         inputs = node.inputs if residual is None else (*node.inputs, residual)

@@ -18,6 +18,8 @@ from resflax.nn.layers import Ops as Ops
 from resflax.nn.layers import make_ops as make_ops
 from resflax.nn.mc_dropout import sample_logits as sample_logits
 from resflax.nn.members import split_members as split_members
+from resflax.nn.orders import ORDERS as ORDERS
+from resflax.nn.orders import Order as Order
 from resflax.nn.residual import Residual as Residual
 from resflax.nn.resnet import ResNet as ResNet
 from resflax.nn.scan import stack_params as stack_params

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from resflax.nn.antialias import ANTIALIAS, AntiAlias
 from resflax.nn.layers import Ops, Sizes, per_axis
+from resflax.nn.orders import NORM, NORM_ACT, ORDERS, Order, apply_steps
 
 
 class ConvRow(NamedTuple):
@@ -134,7 +135,7 @@ def apply_branch(
     *,
     antialias: AntiAlias = ANTIALIAS["none"],
     groups: int = 1,
-    preact: bool = False,
+    order: Order = ORDERS["original"],
     zero_init: bool = False,
 ) -> Float[Array, "n *out_space out_channels"]:
     """Runs the convolutions of `block`, with a norm and an activation between them.
@@ -148,10 +149,11 @@ def apply_branch(
       antialias: a row of `ANTIALIAS`. With `antialias.downsample`, the strided convolution has
         stride 1 and the downsampling follows its activation (Zhang 2019, arXiv:1904.11486).
       groups: groups of the grouped convolutions.
-      preact: if False (v1), the branch ends with a norm without an activation. If True (v2), it
-        ends with a convolution, and its norms are numbered from 2: the block itself owns `norm1`.
-      zero_init: initialize the last norm's scale (Goyal et al. 2017, section 5.1) or, with
-        `preact`, the last kernel (timm) to zero, so that the branch is zero at the start.
+      order: a row of `ORDERS`: what follows the last convolution. If the block itself begins with
+        a norm, `norm1`, those of the branch are numbered from 2.
+      zero_init: initialize the last norm's scale (Goyal et al. 2017, section 5.1) or, where no norm
+        follows it, the last kernel (timm) to zero, so that the branch is zero at the start. Without
+        effect if an activation ends the branch: its gradient would stay zero.
 
     The row "bottleneck", unrolled:
 
@@ -183,18 +185,18 @@ def apply_branch(
     for i, (row, features) in enumerate(zip(block.rows, block.channels, strict=True), start=1):
         filtered = row.strided and geometry.strides_or_dilates and i < last
         downsample = antialias.downsample if filtered else None
-        zero = zero_init and i == last
+        zero = zero_init and i == last and order.last != NORM_ACT
         stride = 1 if downsample else row.strides(geometry.stride)
         fields: dict[str, Any] = {"name": f"conv{i}", "dilation": dilation}
         fields["groups"] = groups if row.grouped else 1
         if row.strided:
             dilation = geometry.dilation
-        if i == last and not preact:
+        if i == last and order.last == NORM:
             return ops.conv_norm(
                 x, features, row.kernel, stride, norm_name=f"norm{i}", zero=zero, **fields
             )
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
-        if i < last:
-            x = ops.norm_act(x, name=f"norm{i + 1 if preact else i}")
+        steps = NORM_ACT if i < last else order.last
+        x = apply_steps(ops, steps, x, name=f"norm{order.norm_number(i)}")
         x = downsample(ops, x, geometry.stride) if downsample else x
     return x

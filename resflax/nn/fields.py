@@ -22,6 +22,7 @@ from resflax.nn.gates import GATES, Gate
 from resflax.nn.heads import HEADS, POOLINGS
 from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS, NormRow
+from resflax.nn.orders import ORDERS, Order
 from resflax.nn.shortcuts import SHORTCUTS, ShortcutRow
 from resflax.nn.stems import STEMS, Stem
 
@@ -187,6 +188,7 @@ FIELDS: dict[str, Field] = {
         Gate,
         lambda function: Gate(lambda h, y, s, keys: (function(h, y, s),)),
     ),
+    "order": Field({"auto": None, **ORDERS}, row=Order),
     "attention": Field(
         ATTENTION, Signature(("ops", "x", "channels"), (), "array of the shape of x"), _same_shape
     ),

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
-from resflax.nn.activations import identity
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
 from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
@@ -17,6 +16,7 @@ from resflax.nn.ensembles import log_mean_probability
 from resflax.nn.fields import resolve
 from resflax.nn.gates import input_scales
 from resflax.nn.layers import Ops
+from resflax.nn.orders import ACT, apply_steps
 from resflax.nn.residual import Residual
 from resflax.nn.scan import REST, scan_module
 from resflax.nn.shuffle import Shuffling
@@ -33,12 +33,13 @@ INPUT_SHAPES = {
 
 
 def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any) -> Any:
-    """Returns one block of `spec`: branch, attention and shortcut, in the order of v1 or v2.
+    """Returns one block of `spec`: branch, attention and shortcut, in its order.
 
     `module_class` is `Residual`, or the result of a linen transform of it.
     """
     shortcut, attention = resolve("shortcut", spec.shortcut), resolve("attention", spec.attention)
     antialias = resolve("antialias", spec.antialias)
+    order = spec.order_row
 
     def branch(x: Array) -> Array:
         x = apply_branch(
@@ -47,20 +48,25 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
             x,
             antialias=antialias,
             groups=spec.groups,
-            preact=spec.preact,
+            order=order,
             zero_init=spec.zero_init and shortcut.make is not None,
         )
         y: Array = attention(ops, x, block.width)
         return y
 
-    # In v2 the shared pre-activation has already normalized the projection's input.
-    norm = not spec.preact
+    def post(x: Array) -> Array:
+        if order.post == ACT:
+            return materialize(ops.act_of_sum(x))
+        return materialize(apply_steps(ops, order.post, x, name=f"norm{len(block.rows)}"))
+
+    # Elsewhere a norm follows the addition, or has preceded the projection as well (v2).
+    norm = "norm" in order.last
     return module_class(
         branch=branch,
         shortcut=shortcut.make(ops, block.geometry, norm=norm) if shortcut.make else None,
         always=shortcut.always,
-        pre=partial(ops.norm_act, name="norm1") if spec.preact else identity,
-        post=materialize if spec.preact else (lambda x: materialize(ops.act_of_sum(x))),
+        pre=partial(apply_steps, ops, order.pre, name="norm1"),
+        post=post,
         gate=None if spec.gate == "none" else resolve("gate", spec.gate),
         name=name,
     )
@@ -162,7 +168,7 @@ class ResNet(nn.Module):
         x, keys, split_logits = ensemble.make_inputs(
             jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
         )
-        x = apply_stem(ops, stem, x, spec.stem_channels, preact=spec.preact)
+        x = apply_stem(ops, stem, x, spec.stem_channels, order=spec.order_row)
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, resolve("antialias", spec.antialias))
@@ -172,8 +178,7 @@ class ResNet(nn.Module):
             maps.append(x)
         if self.out_indices is not None:
             return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
-        if spec.preact:
-            x = ops.norm_act(x, name="head_norm")
+        x = apply_steps(ops, spec.order_row.pre, x, name="head_norm")
         x = resolve("pooling", spec.pooling)(ops, x)
         if keys is not None and spec.dropout:
             x = dropout(keys, x, spec.dropout)

@@ -13,6 +13,7 @@ from resflax.nn.fields import FIELDS, canonical, canonical_block, describe, reso
 from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
+from resflax.nn.orders import ORDERS, Order
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 
 # The name of a part, its row, or a function: see `resflax.nn.fields`.
@@ -42,6 +43,9 @@ class Spec:
       gate: how blocks combine shortcut and branch, a name in `GATES`: "none" for the sum, or
         "scaled", "exclusive", "shortcut_only", "conv", "dropout", "rezero", "layer_scale", ...
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
+      order: where norms and activations are, a name in `ORDERS`: "original" (v1), "norm_after_add",
+        "act_before_add", "act_only_preact" or "preact" (v2). "auto" follows `preact`, and is what
+        "original" and "preact" are stored as.
       groups: groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
       base_width: inner channels per group of a block whose width is 64 (ResNeXt, wide ResNets). A
         block has `width * base_width // 64 * groups` inner channels.
@@ -91,6 +95,7 @@ class Spec:
     shortcut: Part = "B"
     gate: Part = "none"
     preact: bool = False
+    order: Part = "auto"
     groups: int = 1
     base_width: int = 64
     attention: Part = "none"
@@ -124,6 +129,7 @@ class Spec:
                 f"depths {self.depths} and widths {self.widths} differ in length:"
                 " expected one of each per stage"
             )
+        self._resolve_order()
         self._check_blocks()
         self._check_gate()
         self._check_dimensions()
@@ -159,6 +165,13 @@ class Spec:
             output_stride=self.output_stride,
         )
         return stages if self.pruned is None else prune(stages, self.pruned)
+
+    @property
+    def order_row(self) -> Order:
+        """The row of `ORDERS`."""
+        name = "preact" if self.preact else "original"
+        row: Order = resolve("order", self.order) or ORDERS[name]
+        return row
 
     @property
     def block_values(self) -> tuple[Any, ...]:
@@ -294,6 +307,17 @@ class Spec:
                 f"drop_path is {self.drop_path}: a network without shortcuts needs every branch,"
                 " use drop_path=0"
             )
+
+    def _resolve_order(self) -> None:
+        """Stores one of two names for the same network."""
+        if self.order == "preact":
+            object.__setattr__(self, "preact", True)
+        elif self.order != "auto" and self.preact:
+            raise UserError(
+                f"preact is True, but order is {self.order!r}: use preact=False with it"
+            )
+        if self.order in ("original", "preact"):
+            object.__setattr__(self, "order", "auto")
 
     def _check_gate(self) -> None:
         if self.gate == "none":

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from resflax.kernels.pool import max_pool
 from resflax.nn.antialias import AntiAlias
 from resflax.nn.layers import Ops, Sizes, make_ops, per_axis
+from resflax.nn.orders import NORM_ACT, Order, apply_steps
 
 PROBE_SIZE, PROBE_WIDTH = 64, 64
 
@@ -74,12 +75,12 @@ def _function_strides(function: Callable[..., Array], dimensions: int) -> tuple[
 
 
 def apply_stem(
-    ops: Ops, stem: Stem, x: Float[Array, "n *space channels"], width: int, *, preact: bool
+    ops: Ops, stem: Stem, x: Float[Array, "n *space channels"], width: int, *, order: Order
 ) -> Float[Array, "n *out_space {width}"]:
     """Runs the convolutions of a stem, without its pooling.
 
-    Modules are called `stem_conv` and `stem_norm`, numbered from 1 if there are several. With
-    `preact` the last norm and activation are omitted: the first block starts with its own.
+    Modules are called `stem_conv` and `stem_norm`, numbered from 1 if there are several. The
+    last norm and activation are omitted where the first block starts with its own.
     """
     if stem.function:
         return stem.function(ops, x, width)
@@ -89,8 +90,8 @@ def apply_stem(
         features = int(width * conv.width_fraction)
         run_conv = ops.image_conv if i == 1 else ops.conv
         x = run_conv(x, features, conv.kernel, conv.stride, name=f"stem_conv{number}")
-        if i < last or not preact:
-            x = ops.norm_act(x, name=f"stem_norm{number}")
+        steps = order.stem if i == last else NORM_ACT
+        x = apply_steps(ops, steps, x, name=f"stem_norm{number}")
     return x
 
 
