@@ -70,8 +70,8 @@ def _count_channels_and_classes(arrays: Arrays) -> tuple[int, int]:
     for key, array in arrays.items():
         if key in HEADS and array.ndim == 1:
             classes = array.shape[0]
-        elif key.removesuffix(".weight") in STEMS and array.ndim == 4:
+        elif key.removesuffix(".weight") in STEMS and array.ndim > 2:
             channels = array.shape[1]
-        elif key in FLAX_STEMS and array.ndim == 4:
-            channels = array.shape[2]
+        elif key in FLAX_STEMS and array.ndim > 2:
+            channels = array.shape[-2]
     return channels, classes
