@@ -33,7 +33,7 @@ class PretrainedConfig(NamedTuple):
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the config as JSON values, as a checkpoint's metadata have it under "model"."""
         fields = {
-            "spec": dataclasses.asdict(self.spec),
+            "spec": self.spec.to_json_dict(),
             "channels": self.channels,
             "preprocess": dataclasses.asdict(self.preprocess),
             "labels": self.labels,
@@ -51,7 +51,7 @@ class PretrainedConfig(NamedTuple):
         preprocess = dict(values["preprocess"])
         preprocess |= {key: tuple(preprocess[key]) for key in ("size", "mean", "std")}
         return cls(
-            Spec(**values["spec"]),
+            Spec.from_json_dict(values["spec"]),
             values["channels"],
             Preprocess(**preprocess),
             tuple(values["labels"]),
