@@ -37,6 +37,7 @@ from resflax.kernels.conv_params import (
 )
 from resflax.kernels.members import member_convolution
 from resflax.kernels.partition import gathers_batch, partitioned
+from resflax.kernels.varying import vary_alike
 
 conv_p = jax.extend.core.Primitive("resflax_conv")
 
@@ -128,19 +129,7 @@ def _pair(values: Sequence[int]) -> Pair:
 
 
 def _bind(lhs: Array, rhs: Array, **static: Any) -> Array:
-    # Under `shard_map` both operands must vary over the same mesh axes.
-    axes = _varying_axes(lhs) | _varying_axes(rhs)
-    lhs, rhs = (
-        lax.pcast(a, tuple(missing), to="varying") if (missing := axes - _varying_axes(a)) else a
-        for a in (lhs, rhs)
-    )
-    return conv_p.bind(lhs, rhs, **static)
-
-
-def _varying_axes(x: Array) -> frozenset[Any]:
-    aval: Any = jax.typeof(x)
-    manual = getattr(aval, "manual_axis_type", None)
-    return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
+    return conv_p.bind(*vary_alike(lhs, rhs), **static)
 
 
 def _abstract_eval(

@@ -34,7 +34,7 @@ class PretrainedConfig(NamedTuple):
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the config as JSON values, as a checkpoint's metadata have it under "model"."""
         fields = {
-            "spec": dataclasses.asdict(self.spec),
+            "spec": self.spec.to_json_dict(),
             "channels": self.channels,
             "preprocess": dataclasses.asdict(self.preprocess),
             "labels": self.labels,
@@ -54,7 +54,7 @@ class PretrainedConfig(NamedTuple):
         preprocess |= {key: tuple(preprocess[key]) for key in sizes}
         kind = ArrayPreprocess if "space" in preprocess else Preprocess
         return cls(
-            Spec(**values["spec"]),
+            Spec.from_json_dict(values["spec"]),
             values["channels"],
             kind(**preprocess),
             tuple(values["labels"]),
