@@ -44,6 +44,6 @@ class ArrayPreprocess(Preprocess):
                 f"expected an array of {self.dtype} and shape {shape}: got {array.dtype} and"
                 f" {array.shape}"
             )
-        values = array.astype(np.float32)
-        values = values / 255 if self.dtype == "uint8" else values
+        scale = np.float32(255 if self.dtype == "uint8" else 1)
+        values = array.astype(np.float32) / scale
         return (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
