@@ -1,11 +1,15 @@
 """Maximum, average and blur pooling of NHWC images."""
 
+import itertools
 from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
+
+NOT_IN_WINDOW = 255
 
 
 def max_pool(
@@ -61,22 +65,45 @@ def _max_pool_by_index_jvp(
     window: int, stride: int, padding: int, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     pad = (padding, padding, 0)
-
-    def positions(x: Array, fill: float) -> list[Array]:
-        """Returns the elements at each position of all windows, in row-major order."""
-        x = lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
-        rows = _window_slices(x, 1, window, stride)
-        return [element for row in rows for element in _window_slices(row, 2, window, stride)]
-
-    first, *others = positions(primals[0], -jnp.inf)
+    x = primals[0]
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
+    rows = _window_slices(x, 1, window, stride)
+    first, *others = (x for row in rows for x in _window_slices(row, 2, window, stride))
     y, index = first, jnp.zeros(first.shape, jnp.uint8)
     for i, x in enumerate(others, start=1):
         index = jnp.where(x > y, jnp.uint8(i), index)
         y = jnp.maximum(x, y)
-    dy = jnp.zeros_like(y)
-    for i, dx in enumerate(positions(tangents[0], 0)):
-        dy = dy + jnp.where(index == i, dx, jnp.zeros_like(dx))
-    return y, dy
+    return y, _take_from_windows(tangents[0], index, window, stride, padding)
+
+
+def _take_from_windows(
+    x: Float[Array, "n h w c"],
+    index: UInt8[Array, "n h_out w_out c"],
+    window: int,
+    stride: int,
+    padding: int,
+) -> Float[Array, "n h_out w_out c"]:
+    """Returns the element of each window at the position `index`, in row-major order.
+
+    `x` is split into blocks of `stride * stride` pixels, of which a window covers a few. In the
+    transpose, every pixel then reads only the windows that contain it, in one pass.
+    """
+    n, height, width, channels = index.shape
+    count = -(-window // stride)  # blocks that a window covers along an axis, the last one in part
+    sizes = [(size + count - 1) * stride for size in (height, width)]
+    pads = [(padding, size - padding - x.shape[i], 0) for i, size in enumerate(sizes, start=1)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    blocks = x.reshape(n, sizes[0] // stride, stride, sizes[1] // stride, stride, channels)
+    offset = np.arange(count * stride)
+    position = offset[:, None] * window + offset
+    position[np.maximum(offset[:, None], offset) >= window] = NOT_IN_WINDOW
+    codes = position.astype(np.uint8).reshape(count, 1, 1, stride, count, 1, stride, 1)
+    index, y = index[:, :, None, :, None], jnp.zeros((n, height, width, channels), x.dtype)
+    for a, b in itertools.product(range(count), repeat=2):
+        part = blocks[:, a : a + height, :, b : b + width]
+        selected = jnp.where(index == codes[a, :, :, :, b], part, jnp.zeros_like(part))
+        y = y + jnp.sum(selected, (2, 4))
+    return y
 
 
 def avg_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w_out c"]:
