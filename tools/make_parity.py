@@ -71,7 +71,7 @@ def describe_all() -> dict[str, dict[str, Any]]:
     import torchvision
 
     names = {n for module in ("resnet", "resnetv2") for n in timm.list_models(module=module)}
-    families = ("resnet", "resnext", "wide_resnet")
+    families = ("resnet", "resnext", "wide_resnet", "r3d", "mc3", "r2plus1d")
     torchvision_names = [n for n in torchvision.models.list_models() if n.startswith(families)]
     with torch.device("meta"):
         networks = {f"timm/{name}": describe(timm.create_model(name)) for name in sorted(names)}

@@ -83,6 +83,8 @@ def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
     if spec.ensemble != "none" or spec.gate != "none" or spec.order != "auto":
         return False
+    if spec.dimensions != 2:
+        return False
     if spec.stem not in (STEM_TYPES_V2 if spec.preact else STEM_TYPES):
         return False
     if spec.shortcut not in DOWNSAMPLE_KERNELS or "bottleneck_v1" in spec.block_values:
@@ -107,6 +109,7 @@ def _fixed(spec: Spec) -> tuple[Any, ...]:
         spec.activation,
         spec.pooling,
         spec.head,
+        spec.dimensions,
     )
     if spec.preact:
         fixed += (spec.groups, spec.base_width)

@@ -96,14 +96,14 @@ def convert_channels(variables: Variables, channels: int) -> Variables:
 
 
 def _convert_kernel(
-    kernel: Float[np.ndarray, "height width channels out"], channels: int
-) -> Float[np.ndarray, "height width {channels} out"]:
-    old = kernel.shape[2]
+    kernel: Float[np.ndarray, "*size channels out"], channels: int
+) -> Float[np.ndarray, "*size {channels} out"]:
+    old = kernel.shape[-2]
     if channels == old:
         return kernel
     if channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    repeated = kernel[:, :, np.arange(channels) % old]
+        return kernel.sum(axis=-2, keepdims=True)
+    repeated = kernel[..., np.arange(channels) % old, :]
     return (repeated * (old / channels)).astype(kernel.dtype)
 
 

@@ -104,9 +104,10 @@ def to_torch(
     Args:
       name: model name or spec.
       variables: "params" and "batch_stats" of a model with `scan=True` or `scan=False`.
-      layout: "timm" (also torchvision), "timm_v2", "huggingface", "cifar" or "sequential" (the
-        children of torchvision's by number). Default: "timm_v2" for pre-activation networks,
-        "cifar" for other networks with the CIFAR stem, else "timm".
+      layout: "timm" (also torchvision), "timm_v2", "huggingface", "cifar", "sequential" (the
+        children of torchvision's by number) or "torchvision_video". Default: "torchvision_video"
+        for networks with a video stem, "timm_v2" for pre-activation networks, "cifar" for other
+        networks with the CIFAR stem, else "timm".
       **overrides: fields of the spec; `num_classes` is taken from the variables by default.
 
     Raises:
@@ -262,7 +263,7 @@ def _check_variables(
 
 
 def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> np.ndarray:
-    """Transposes kernels from (out, in, height, width) to (height, width, in, out).
+    """Transposes kernels from (out, in, *space) to (*space, in, out).
 
     A 1x1 kernel becomes a matrix where the linen parameter is one.
     """

@@ -19,12 +19,14 @@ TORCH_LEAVES = {
     "tau": "tau",  # filter response norm
 }
 BATCH_COUNT = "num_batches_tracked"
+VIDEO_STEMS = ("video", "video_2plus1d")
 # Modules of the first convolution in every layout, and its array in the names of resflax.
 STEMS = (
     "conv1",
     "conv1.0",
     "stem.conv",
     "stem.conv1",
+    "stem.0",
     "resnet.embedder.embedder.convolution",
     "0",
 )
@@ -214,17 +216,43 @@ def sequential_layout(spec: Spec) -> Layout:
     )
 
 
+def video_layout(spec: Spec) -> Layout:
+    """Returns the names of torchvision's video networks."""
+    if spec.stem == "video_2plus1d":
+        # Each 3x3x3 convolution is a Sequential: spatial, norm, activation, temporal.
+        convs = [f"conv{i}.0.{part}" for i in (1, 2) for part in (0, 3)]
+        norms = [f"conv{i}.{part}" for i in (1, 2) for part in ("0.1", "1")]
+    else:
+        convs, norms = ([f"conv{i}.{part}" for i in DIGITS] for part in (0, 1))
+    stem = {f"stem_conv{i}": f"stem.{3 * (i - 1)}" for i in DIGITS} | {
+        f"stem_norm{i}": f"stem.{3 * i - 2}" for i in DIGITS
+    }
+    return Layout(
+        outer={"stem_conv": "stem.0", "stem_norm": "stem.1", **stem, "head": "fc"},
+        block="layer{stage}.{block0}",
+        inner={
+            **{f"conv{i}": name for i, name in enumerate(convs, start=1)},
+            **{f"norm{i}": name for i, name in enumerate(norms, start=1)},
+            "Ws": "downsample.0",
+            "Ws_norm": "downsample.1",
+        },
+    )
+
+
 LAYOUTS = {
     "timm": timm_layout,
     "timm_v2": timm_v2_layout,
     "huggingface": huggingface_layout,
     "cifar": cifar_layout,
     "sequential": sequential_layout,
+    "torchvision_video": video_layout,
 }
 
 
 def default_layout(spec: Spec) -> str:
     """Returns the name of the layout that `to_torch` uses when none is given."""
+    if spec.stem in VIDEO_STEMS:
+        return "torchvision_video"
     if spec.preact:
         return "timm_v2"
     return "cifar" if spec.stem == "cifar" else "timm"
@@ -247,6 +275,6 @@ def array_specs(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | No
             return None
         shape = (*array.shape[:-3:-1], *array.shape[:-2]) if leaf == "kernel" else array.shape
         if leaf == "kernel" and modules[-1] in table.conv1x1:
-            shape = (*shape, 1, 1)
+            shape = (*shape, *[1] * spec.dimensions)
         specs.append(ArraySpec(path, f"{name}.{TORCH_LEAVES[leaf]}", shape))
     return specs

@@ -15,6 +15,7 @@ from resflax.errors import UserError
 from resflax.nn import Spec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 MIN_STD = 1e-6
 HALF = (0.5, 0.5, 0.5)
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]
@@ -88,6 +89,12 @@ def default_preprocess(spec: Spec) -> Preprocess:
     """Returns the preprocessing of an architecture whose weights come without a config."""
     if spec.stem == "cifar":
         return Preprocess(size=(32, 32), crop_pct=1.0)
+    if spec.dimensions == 3:
+        # Of torchvision's weights for Kinetics-400: frames of 128x171 pixels, cropped.
+        return Preprocess(
+            size=(112, 112), crop_pct=0.875, mean=KINETICS_MEAN, std=KINETICS_STD,
+            interpolation="bilinear",
+        )  # fmt: skip
     return Preprocess(mean=HALF, std=HALF) if spec.preact else Preprocess()
 
 

@@ -11,13 +11,14 @@ from jaxtyping import Float
 
 from resflax.errors import UserError
 from resflax.nn import BlockConfig, BlockGeometry, Spec
+from resflax.nn.layers import Sizes
 from resflax.weights.bridge import Variables, to_torch
-from resflax.weights.layouts import TORCH_LEAVES, array_specs, default_layout
+from resflax.weights.layouts import TORCH_LEAVES, VIDEO_STEMS, array_specs, default_layout
 from resflax.weights.shapes import variable_shapes
 
 
 def torch_logits(
-    spec: Spec, variables: Variables, images: Float[np.ndarray, "n h w c"]
+    spec: Spec, variables: Variables, images: Float[np.ndarray, "n *space c"]
 ) -> Float[np.ndarray, "n classes"]:
     """Returns the float32 logits that PyTorch computes for a batch of images.
 
@@ -43,7 +44,7 @@ def torch_logits(
         for s in array_specs(layout, spec, variable_shapes(spec, images.shape[-1])) or ()
     }
     with torch.no_grad():
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
         return TorchResNet(spec, tensors)(x).numpy()
 
 
@@ -59,9 +60,19 @@ class TorchResNet:
         import torch
 
         self.spec, self.tensors, self.torch, self.f = spec, tensors, torch, torch.nn.functional
+        self.dimensions = spec.dimensions
+        self.space = tuple(range(2, 2 + self.dimensions))
+
+    def run(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function for the spec's number of spatial axes, such as `conv2d`."""
+        return getattr(self.f, f"{name}{self.dimensions}d")(*args, **kwargs)
+
+    def pad_space(self, x: Any, before: int, after: int, **kwargs: Any) -> Any:
+        """Pads each spatial axis."""
+        return self.f.pad(x, (before, after) * self.dimensions, **kwargs)
 
     def __call__(self, x: Any) -> Any:
-        """Maps images `(n, channels, height, width)` to logits."""
+        """Maps images `(n, channels, *space)` to logits."""
         x = self.pool(self.stem(x))
         variance = 1.0  # of the input of a block, in a normalizer-free network
         for i, stage in enumerate(self.spec.stages, start=1):
@@ -70,20 +81,20 @@ class TorchResNet:
                 if self.spec.gate == "normalizer_free":
                     variance = (1.0 if j == 1 else variance) + 0.2**2
         x = self.before("head_norm", x)
-        x = x.mean((2, 3))
+        x = x.mean(self.space)
         return self.dense("head", x) if self.spec.num_classes else x
 
     def stem(self, x: Any) -> Any:
-        """Applies the stem's convolutions: one of 7x7 or 3x3, or three of 3x3."""
-        if "stem_conv.weight" in self.tensors:
-            stride = 1 if self.spec.stem == "cifar" else 2
-            x = self.conv("stem_conv", x, stride=stride)
-            return self.after_stem("stem_norm", x)
-        for i, stride in ((1, 2), (2, 1), (3, 1)):
-            x = self.conv(f"stem_conv{i}", x, stride=stride)
-            if i < 3:
-                x = self.norm(f"stem_norm{i}", x, act=True)
-        return self.after_stem("stem_norm3", x)
+        """Applies the stem's convolutions: one of 7x7 or 3x3, or several."""
+        last = next((i for i in (3, 2) if f"stem_conv{i}.weight" in self.tensors), 1)
+        for i in range(1, last + 1):
+            number = i if last > 1 else ""
+            stride = 1 if self.spec.stem == "cifar" or i > 1 else 2
+            strides = (1, 2, 2) if self.spec.stem in VIDEO_STEMS and i == 1 else stride
+            x = self.conv(f"stem_conv{number}", x, stride=strides)
+            if i < last:
+                x = self.norm(f"stem_norm{number}", x, act=True)
+        return self.after_stem(f"stem_norm{last if last > 1 else ''}", x)
 
     def after_stem(self, name: str, x: Any) -> Any:
         """Applies what follows the stem's last convolution: the first block may begin with it."""
@@ -99,17 +110,17 @@ class TorchResNet:
 
     def pool(self, x: Any) -> Any:
         """Applies the stem's pooling, if it has one."""
-        if self.spec.stem == "cifar":
+        if self.spec.stem == "cifar" or self.spec.stem in VIDEO_STEMS:
             return x
         if self.spec.stem == "rs":
             return self.norm("stem_pool_norm", self.conv("stem_pool", x, stride=2), act=True)
         if self.spec.stem == "bit":
-            return self.f.max_pool2d(self.f.pad(x, (1, 1, 1, 1)), 3, 2)
+            return self.run("max_pool", self.pad_space(x, 1, 1), 3, 2)
         if self.spec.antialias == "average":
-            return self.f.avg_pool2d(x, 2)
+            return self.run("avg_pool", x, 2)
         if self.spec.antialias == "blur":
-            return self.blur(self.f.max_pool2d(x, 3, 1, 1), 2)
-        return self.f.max_pool2d(x, 3, 2, 1)
+            return self.blur(self.run("max_pool", x, 3, 1, 1), 2)
+        return self.run("max_pool", x, 3, 2, 1)
 
     def block(self, name: str, block: BlockConfig, x: Any, variance: float) -> Any:
         """Applies one residual block: branch, attention, shortcut."""
@@ -121,7 +132,7 @@ class TorchResNet:
             if spec.preact and i > 1:
                 y = self.norm(f"{name}.norm{i}", y, act=True)
             filtered = row.strided and geometry.strides_or_dilates and spec.antialias != "none"
-            stride = geometry.stride if row.strided and not filtered else 1
+            stride = 1 if filtered else row.strides(geometry.stride)
             groups = spec.groups if row.grouped else 1
             y = self.conv(f"{name}.conv{i}", y, stride=stride, dilation=dilation, groups=groups)
             dilation = geometry.dilation if row.strided else dilation
@@ -131,7 +142,8 @@ class TorchResNet:
             y = self.down(y, geometry.stride) if filtered else y
         y = self.attend(name, y)
         if spec.shortcut != "none":
-            y = self.gate(name, h, y, self.shortcut(name, geometry, h, x))
+            strides = block.strides(self.dimensions)
+            y = self.gate(name, h, y, self.shortcut(name, geometry, strides, h, x))
         if spec.order == "norm_after_add":
             return self.norm(f"{name}.norm{last}", y, act=True)
         return y if spec.preact or spec.order != "auto" else self.f.relu(y)
@@ -146,28 +158,32 @@ class TorchResNet:
         if kind in ("scaled", "scaled_shortcut"):
             return 0.5 * s + (0.5 * y if kind == "scaled" else y)
         weight = self.tensors[f"{name}.gate.weight"]
+        ones = [1] * self.dimensions
         if kind == "conv":
-            return self.f.conv2d(s, weight[:, :, None, None]) + y
+            return self.run("conv", s, weight.reshape(*weight.shape, *ones)) + y
         if weight.dim() < 2:  # learned factors
-            return s + weight.reshape(1, -1, 1, 1) * y
-        stride = round(h.shape[2] / y.shape[2])
+            return s + weight.reshape(1, -1, *ones) * y
+        strides = [round(a / b) for a, b in zip(h.shape[2:], y.shape[2:], strict=True)]
         bias = self.tensors[f"{name}.gate.bias"]
-        g = self.f.conv2d(h, weight[:, :, None, None], bias, stride).sigmoid()
+        g = self.run("conv", h, weight.reshape(*weight.shape, *ones), bias, strides).sigmoid()
         return (1 - g) * s + (g * y if kind.startswith("exclusive") else y)
 
-    def shortcut(self, name: str, geometry: BlockGeometry, h: Any, x: Any) -> Any:
+    def shortcut(
+        self, name: str, geometry: BlockGeometry, strides: tuple[int, ...], h: Any, x: Any
+    ) -> Any:
         """Returns the shortcut of `x`; projections take the activated input `h`."""
         spec = self.spec
         if f"{name}.Ws.weight" not in self.tensors:
             if spec.shortcut != "A" or not geometry.stride > 1:
                 return x
             padding = h.shape[1] // 2
-            return self.f.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, padding, padding))
+            h = h[:, :, *(slice(None, None, stride) for stride in strides)]
+            return self.f.pad(h, (*[0, 0] * self.dimensions, padding, padding))
         if spec.shortcut == "D" and geometry.stride > 1:
-            h = self.f.avg_pool2d(h, 2, 2, ceil_mode=True, count_include_pad=False)
+            h = self.run("avg_pool", h, strides, strides, ceil_mode=True, count_include_pad=False)
         elif spec.shortcut == "D" and geometry.dilation > 1:
-            h = self.f.avg_pool2d(self.f.pad(h, (0, 1, 0, 1)), 2, 1)
-        stride = 1 if spec.shortcut == "D" else geometry.stride
+            h = self.run("avg_pool", self.pad_space(h, 0, 1), 2, 1)
+        stride = 1 if spec.shortcut == "D" else strides
         y = self.conv(f"{name}.Ws", h, stride=stride, dilation=geometry.in_dilation)
         if spec.preact or spec.order == "norm_after_add":
             return y
@@ -177,36 +193,38 @@ class TorchResNet:
         """Applies the anti-aliasing filter with the given stride."""
         if self.spec.antialias == "blur":
             return self.blur(x, stride)
-        return self.f.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False) if (
-            stride > 1
-        ) else x  # fmt: skip
+        if stride == 1:
+            return x
+        return self.run("avg_pool", x, 2, 2, ceil_mode=True, count_include_pad=False)
 
     def blur(self, x: Any, stride: int) -> Any:
-        """Applies the filter (1, 2, 1) / 4 along both axes, with reflect padding."""
-        taps = self.torch.tensor([0.25, 0.5, 0.25])
-        kernel = self.torch.outer(taps, taps).repeat(x.shape[1], 1, 1, 1)
-        padded = self.f.pad(x, (1, 1, 1, 1), mode="reflect")
-        return self.f.conv2d(padded, kernel, stride=stride, groups=x.shape[1])
+        """Applies the filter (1, 2, 1) / 4 along all spatial axes, with reflect padding."""
+        taps = kernel = self.torch.tensor([0.25, 0.5, 0.25])
+        for _ in self.space[1:]:
+            kernel = kernel[..., None] * taps
+        kernel = kernel.repeat(x.shape[1], 1, *[1] * self.dimensions)
+        padded = self.pad_space(x, 1, 1, mode="reflect")
+        return self.run("conv", padded, kernel, stride=stride, groups=x.shape[1])
 
     def attend(self, name: str, x: Any) -> Any:
         """Applies squeeze-and-excitation or ECA, if the block has either."""
         if f"{name}.eca_conv.weight" in self.tensors:
             kernel = self.tensors[f"{name}.eca_conv.weight"]
-            pooled = x.mean((2, 3))[:, None]
+            pooled = x.mean(self.space)[:, None]
             gate = self.f.conv1d(pooled, kernel, padding=kernel.shape[-1] // 2)[:, 0]
         elif f"{name}.se_fc1.weight" in self.tensors:
-            gate = self.dense(f"{name}.se_fc1", x.mean((2, 3)))
+            gate = self.dense(f"{name}.se_fc1", x.mean(self.space))
             gate = self.dense(f"{name}.se_fc2", self.f.relu(gate))
         else:
             return x
-        return x * gate.sigmoid()[:, :, None, None]
+        return x * gate.sigmoid().reshape(*gate.shape, *[1] * self.dimensions)
 
     def dense(self, name: str, x: Any) -> Any:
         """Applies a linear layer, whose weight may be stored as a 1x1 convolution kernel."""
         weight = self.tensors[f"{name}.weight"]
         return self.f.linear(x, weight.reshape(weight.shape[:2]), self.tensors[f"{name}.bias"])
 
-    def conv(self, name: str, x: Any, *, stride: int, dilation: int = 1, groups: int = 1) -> Any:
+    def conv(self, name: str, x: Any, *, stride: Sizes, dilation: int = 1, groups: int = 1) -> Any:
         """Applies a convolution with symmetric padding and, if set, weight standardization."""
         weight = self.tensors[f"{name}.weight"]
         if self.spec.conv == "standardized":
@@ -214,8 +232,8 @@ class TorchResNet:
             filters = filters - filters.mean(1, keepdim=True)
             filters = filters / (filters.square().mean(1, keepdim=True) + 1e-8).sqrt()
             weight = filters.reshape(weight.shape)
-        padding = weight.shape[-1] // 2 * dilation
-        return self.f.conv2d(x, weight, None, stride, padding, dilation, groups)
+        padding = [size // 2 * dilation for size in weight.shape[2:]]
+        return self.run("conv", x, weight, None, stride, padding, dilation, groups)
 
     def norm(self, name: str, x: Any, *, act: bool) -> Any:
         """Applies the spec's norm, followed by its activation if `act`."""
@@ -224,7 +242,7 @@ class TorchResNet:
             return self.tensors.get(f"{name}.{leaf}")
 
         weight, bias, kind = get("weight"), get("bias"), self.spec.norm
-        per_channel = (1, -1, 1, 1)
+        per_channel = (1, -1, *[1] * self.dimensions)
         if kind == "batch":
             x = self.f.batch_norm(x, get("running_mean"), get("running_var"), weight, bias)
         elif kind == "group":
@@ -233,11 +251,12 @@ class TorchResNet:
             if act:
                 grouped = x.reshape(x.shape[0], 32, -1)
                 std = (grouped.var(2, unbiased=False) + 1e-5).sqrt()
-                std = std.repeat_interleave(x.shape[1] // 32, 1)[:, :, None, None]
+                std = std.repeat_interleave(x.shape[1] // 32, 1)
+                std = std.reshape(*std.shape, *[1] * self.dimensions)
                 x = x * (x * get("v").reshape(per_channel)).sigmoid() / std
             return x * weight.reshape(per_channel) + bias.reshape(per_channel)
         else:
-            x = x / (x.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+            x = x / (x.square().mean(self.space, keepdim=True) + 1e-5).sqrt()
             x = x * weight.reshape(per_channel) + bias.reshape(per_channel)
             return self.torch.maximum(x, get("tau").reshape(per_channel)) if act else x
         return self.f.relu(x) if act else x

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
-from resflax.zoo import cifar, resnet, resnetv2, resnext, senet
+from resflax.zoo import cifar, resnet, resnetv2, resnext, senet, signals, video
 
 MIN_SCAN_DEPTH = 18
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-FAMILIES = (resnet, resnext, senet, resnetv2, cifar)
+FAMILIES = (resnet, resnext, senet, resnetv2, cifar, signals, video)
 # Ends of names that are files: no tags.
 FILE_SUFFIXES = ("safetensors", "pth", "pt", "th", "bin", "ckpt", "tar", "pkl", "json", "onnx")
 SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.SPECS.items()}
@@ -140,7 +140,9 @@ def create_model(
 ) -> ResNet:
     """Returns a named network as a linen module for float images in NHWC layout.
 
-    `model.apply(variables, x, train=False)` computes logits, `(n, num_classes)`.
+    `model.apply(variables, x, train=False)` computes logits, `(n, num_classes)`. With
+    `dimensions=1` or 3, `x` is signals `(n, length, channels)` or clips and volumes `(n, depth,
+    height, width, channels)`.
 
     Args:
       name: one of `list_models()`, also with one of timm's tags; a CIFAR family and any valid

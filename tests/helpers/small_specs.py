@@ -20,10 +20,12 @@ def shrink(spec, **overrides):
 
 
 def zoo_specs():
-    """Returns a shrunk spec for each combination of parts in the zoo, by one of its names."""
+    """Returns a shrunk spec for each combination of parts of networks of images in the zoo."""
     distinct = {}
     for name in list_models():
         spec = get_spec(name)
+        if spec.dimensions != 2:
+            continue
         key = tuple(getattr(spec, f.name) for f in fields(Spec) if f.name not in SIZES)
         distinct.setdefault((*key, spec.groups > 1), name)
     return {name: shrink(get_spec(name)) for name in distinct.values()}
