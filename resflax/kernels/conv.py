@@ -25,7 +25,7 @@ from jax._src import dispatch
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from resflax.kernels import backend, cpu_conv, onednn
+from resflax.kernels import backend, cpu_conv, onednn, space_to_depth
 from resflax.kernels.backend import choose_backend, is_unpartitioned, takes_rules
 from resflax.kernels.conv_params import (
     PASS_OPERANDS,
@@ -241,7 +241,7 @@ def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
 def _lower_gpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
     if takes_rules(ctx) and gathers_batch(ctx.avals_in[0].ndim, static["params"]):
         return _lower_partitioned(ctx, lhs, rhs, name="xla", **static)
-    return _lower(ctx, lhs, rhs, run=_choose_xla("gpu", ctx, xla_conv), **static)
+    return _lower(ctx, lhs, rhs, run=_choose_xla("gpu", ctx, space_to_depth.convolve), **static)
 
 
 def _choose_xla(platform: str, ctx: Any, convolve: Any) -> Any:
