@@ -1,5 +1,6 @@
 """Fields of `Spec`: names, rows and functions."""
 
+import json
 from functools import partial
 
 import flax.linen as nn
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 from helpers.networks import apply, randomized, variables_of
 
-from resflax import UserError, create_model
+from resflax import UserError, create_model, load_pretrained
+from resflax.cli.main import main
+from resflax.export.onnx import to_onnx
 from resflax.inference import build_graph, make_predictor
-from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, Spec
+from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, ResNet, Spec
 from resflax.nn.attention import ATTENTION
 from resflax.nn.fields import FIELDS
-from resflax.weights import to_torch
+from resflax.train import default_config, fit
+from resflax.weights import PretrainedConfig, to_torch
 
 SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "cifar", "stem_width": 8, "num_classes": 5}
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
@@ -204,9 +208,78 @@ def test_impossible_combination_is_refused(fields, message):
 
 
 @pytest.mark.parametrize("field", FUNCTIONS)
-def test_conversions_need_names(field):
-    spec, variables = small(**{field: FUNCTIONS[field]}).spec, {"params": {}}
+def test_conversion_to_torch_needs_names(field):
     name = r"(\w|\.)+:\w+"
-    for convert in (build_graph, partial(to_torch, layout="timm")):
-        with pytest.raises(UserError, match=f"^{field} is {name}, and .*: expected one of "):
-            convert(spec, variables)
+    with pytest.raises(UserError, match=f"^{field} is {name}, and torch .*: expected one of "):
+        to_torch(small(**{field: FUNCTIONS[field]}).spec, {"params": {}}, layout="timm")
+
+
+@pytest.mark.parametrize("fields", [
+    {"attention": gate, "stem": patches}, {"norm": layer_norm}, {"pooling": "max"},
+])  # fmt: skip
+def test_predictor_runs_functions(fields):
+    model = small(**fields, depths=(1,), widths=(8,))
+    spec, variables = initialized(model)
+    predict = make_predictor(spec, variables, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
+    assert predict.backend == "jax"
+    np.testing.assert_allclose(predict(IMAGES), apply(model, variables, IMAGES), atol=1e-5)
+    pixels = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
+    images = ((pixels / 255 - (0.4, 0.5, 0.6)) / (0.2, 0.3, 0.2)).astype(np.float32)
+    np.testing.assert_allclose(predict(pixels), apply(model, variables, images), atol=1e-4)
+
+
+def test_predictor_needs_one_array_of_logits():
+    spec, variables = initialized(small(head=two_heads, depths=(1,), widths=(8,)))
+    with pytest.raises(UserError, match=r"two_heads returns \(\(2, 5\), \(2, 1\)\): "):
+        make_predictor(spec, variables)(IMAGES)
+
+
+@pytest.mark.parametrize("field", [*FUNCTIONS, "conv"])
+def test_spec_with_a_function_is_json(field):
+    function = FUNCTIONS.get(field, jax.lax.conv_general_dilated)
+    values = json.loads(json.dumps(small(**{field: function}).spec.to_json_dict()))
+    assert values[field] == f"{function.__module__}:{function.__qualname__}"
+    assert Spec.from_json_dict(values) == small(**{field: function}).spec
+
+
+def test_spec_with_rows_is_json():
+    rows = (ConvRow(3, strided=True), ConvRow(5), ConvRow(3, expansion=1))
+    stem = STEMS["tiered"]._replace(pool=None)
+    scale = partial(jax.nn.leaky_relu, negative_slope=0.2)
+    spec = small(block=[rows, "basic"], stem=stem, activation=scale, shortcut="D").spec
+    values = json.loads(json.dumps(spec.to_json_dict()))
+    assert values["block"][0][0] == {"ConvRow": {"kernel": 3, "strided": True}}
+    found = Spec.from_json_dict(values)
+    assert found.override(activation="relu") == spec.override(activation="relu")
+    assert found.to_json_dict() == spec.to_json_dict()
+    assert found.activation.keywords == {"negative_slope": 0.2}
+
+
+def test_missing_function_is_an_error_when_called():
+    values = small(attention=lambda ops, x, channels: x).spec.to_json_dict()
+    spec = Spec.from_json_dict(values)
+    assert spec.to_json_dict() == values
+    with pytest.raises(UserError, match="has the function test_fields:.*, which cannot be impor"):
+        variables_of(ResNet(spec), (1, 8, 8, 3))
+
+
+def train(tmp_path, epochs=1, **fields):
+    config = default_config()
+    config.update({"model": "cifar_resnet8", "epochs": epochs, "batch_size": 512})
+    config.spec.update({"widths": (8, 8, 8), "stem_width": 8, "depths": (1, 1, 1), **fields})
+    return fit(config, tmp_path / "run", silent=True)
+
+
+@pytest.mark.slow
+def test_run_with_a_function_is_resumed_and_read(tmp_path):
+    train(tmp_path, attention=gate)
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    assert saved["spec"]["attention"] == "test_fields:gate"
+    with pytest.raises(UserError, match="spec.attention 'test_fields:gate', now None"):
+        train(tmp_path)
+    assert train(tmp_path, epochs=2, attention="test_fields:gate")["steps"] == 6
+    loaded = load_pretrained(tmp_path / "run")
+    assert loaded.model.spec.attention is gate
+    main(["evaluate", str(tmp_path / "run"), f"--out={tmp_path / 'evaluation'}"])
+    with pytest.raises(UserError, match="attention test_fields:gate, for which there are no ONNX"):
+        to_onnx(PretrainedConfig(loaded.model.spec, 1, loaded.preprocess), loaded.variables)

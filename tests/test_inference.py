@@ -176,7 +176,7 @@ def test_nodes_have_what_their_operation_lists(fold):
             defined.add(node.name)
             seen.add(node.op)
         assert graph.output in defined
-    assert seen == set(OPS) - ({"batch_norm"} if fold else {"affine"})
+    assert seen == set(OPS) - ({"batch_norm", "network"} if fold else {"affine", "network"})
     assert set(OPERATIONS) == set(OPS)
 
 

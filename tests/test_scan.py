@@ -1,5 +1,6 @@
 """`scan` and `remat`: the same function as the unrolled network."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError, create_model
 from resflax.nn import stack_params, unstack_params
+from resflax.nn.attention import ATTENTION
 from resflax.train import create_state, make_optimizer, make_train_step, params_sha256
 
 TINY = {"depths": (1, 3, 4), "widths": (4, 8, 8), "stem_width": 4, "num_classes": 5}
@@ -75,6 +77,50 @@ def test_remat_keeps_parameter_names_and_gradients():
     (other, _), other_grads = loss_and_gradients(model(scan=False, remat=True), variables)
     np.testing.assert_allclose(other, loss, rtol=1e-6)
     assert_trees_close(other_grads, grads, 1e-4)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_captured_intermediates_of_scanned_blocks_are_stacked(remat):
+    variables, x = random_variables(model(scan=False)), batch()["image"]
+    options = {"train": False, "capture_intermediates": True, "mutable": ["intermediates"]}
+
+    def capture(scan, variables):
+        net = model(scan=scan, remat=remat)
+        return run(lambda v, x: net.apply(v, x, **options)[1]["intermediates"], variables, x)
+
+    expected, actual = capture(False, variables), capture(True, stack_params(variables))
+    assert actual["stage3_rest"]["conv1"]["__call__"][0].shape == (3, 6, 2, 2, 8)
+    assert_trees_close(unstack_params(actual), expected)
+
+
+def test_scanned_blocks_keep_all_collections_and_random_streams(monkeypatch):
+    """Blocks sow, count their calls and draw random numbers in an attention of the user's own."""
+
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            calls = self.variable("cache", "calls", jnp.zeros, (), jnp.int32)
+            if self.is_mutable_collection("cache"):
+                calls.value += 1
+            self.sow("intermediates", "mean", jnp.mean(x))
+            noise = jax.random.normal(self.make_rng("noise"), (), x.dtype)
+            self.sow("intermediates", "noise", noise)
+            return x
+
+    row = lambda ops, x, *_: Attention(name="attention")(x)  # noqa: E731
+    monkeypatch.setitem(ATTENTION, "none", row)
+    net, x = model(scan=True, depths=(1, 1, 4)), batch()["image"]
+    keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+    variables = run(lambda x: net.init(keys, x, train=False), x)
+    options = {"mutable": ["cache", "intermediates"], "rngs": {"noise": keys["noise"]}}
+    _, updated = run(lambda v, x: net.apply(v, x, train=False, **options), variables, x)
+    before = variables["cache"]["stage3_rest"]["attention"]["calls"]
+    after = updated["cache"]["stage3_rest"]["attention"]["calls"]
+    np.testing.assert_array_equal(after, before + 1)
+    assert after.shape == (3,)
+    sown = updated["intermediates"]["stage3_rest"]["attention"]
+    assert sown["mean"][0].shape == (3,)
+    assert len(np.unique(sown["noise"][0])) == 3
 
 
 def test_stack_params_is_lossless_for_train_states():

@@ -70,7 +70,7 @@ def _context(
         "model": " ".join(args.where),
         "source": plan.members.describe(),
         "checkpoint_chosen": plan.selection,
-        "spec": dataclasses.asdict(plan.members.spec),
+        "spec": plan.members.spec.to_json_dict(),
         **plan.members.as_json(),
         "dataset": plan.dataset,
         "split": plan.source.name,

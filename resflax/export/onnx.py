@@ -16,6 +16,7 @@ from resflax.export.onnx_operators import write_node
 from resflax.export.onnx_writer import OnnxWriter
 from resflax.export.trained_model import normalization_of
 from resflax.inference import Graph, Node, build_graph
+from resflax.inference.whole import missing_part
 from resflax.weights.pretrained_config import PretrainedConfig
 
 OPSETS = range(13, 23)
@@ -122,6 +123,12 @@ def _write(
     if opset not in OPSETS:
         raise UserError(f"opset is {opset!r}: expected an integer from {OPSETS[0]} to {OPSETS[-1]}")
     _check_size([variables for _, variables in members])
+    for member, _ in members:
+        if part := missing_part(member.spec):
+            raise UserError(
+                f"the network has {part}, for which there are no ONNX operators: use the format"
+                " stablehlo, or a part that resflax names"
+            )
     config = members[0][0]
     preprocess = config.preprocess
     output = "probabilities" if uint8 or is_ensemble else "logits"

@@ -9,8 +9,9 @@ from resflax.errors import UserError, unknown
 from resflax.inference.graph import Graph
 from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
+from resflax.inference.whole import missing_part, whole_network
 from resflax.nn import BlockConfig, BlockGeometry, Spec
-from resflax.nn.fields import check_named, resolve
+from resflax.nn.fields import resolve
 from resflax.nn.gates import input_scales
 from resflax.nn.layers import Sizes, per_axis
 from resflax.nn.orders import ACT, NORM_ACT
@@ -35,7 +36,8 @@ def build_graph(
     Batch norm is folded into the convolution before it; where there is none, as at the start of a
     pre-activation block, it becomes an affine map. The sum with the shortcut and the activation
     that follows become attributes of the branch's last convolution. The arithmetic on parameters is
-    in float64.
+    in float64. A network with parts that have no operation, such as functions of the user's own, is
+    one node "network".
 
     Args:
       spec: the architecture.
@@ -75,21 +77,33 @@ def build_graph(
     _check_spec(spec, outputs)
     parameters = Parameters(variables)
     builder = GraphBuilder(spec, parameters, fold=fold, dtype=dtype)
-    x, channels = Graph.input, _image_channels(spec, parameters)
+    x, channels = Graph.input, _image_channels(spec, parameters, mean)
     if mean is not None or std is not None:
         x = builder.normalize(x, mean, std, channels)
     if scale_and_bias is not None:
         arrays = dict(zip(("scale", "bias"), map(np.asarray, scale_and_bias), strict=True))
         x = builder.emit("affine", "renormalize", x, arrays=arrays, activation="none")
+    if missing_part(spec):
+        attributes = whole_network(spec, outputs)
+        x = builder.emit("network", "network", x, arrays=parameters.arrays, **attributes)
+        features = spec.num_classes if outputs != "features" else spec.features[-1].channels
+    else:
+        x, features = _layers(builder, x, outputs)
+    if outputs == "probabilities":
+        x = builder.emit("softmax", "probabilities", x)
+    return Graph(builder.nodes, x, channels, features)
+
+
+def _layers(builder: GraphBuilder, x: str, outputs: str) -> tuple[str, int]:
+    """Emits all layers; returns the result and its features."""
+    spec = builder.spec
     x, features = _stages(builder, _stem(builder, x))
     x = builder.steps(x, spec.order_row.pre, "head_norm")
     x = builder.emit("mean", "pool", x)
     if outputs != "features":
         x, features = builder.dense(x, "head"), spec.num_classes
-    if outputs == "probabilities":
-        x = builder.emit("softmax", "probabilities", x)
-    parameters.check_all_read(ignore="head" if outputs == "features" else "")
-    return Graph(builder.nodes, x, channels, features)
+    builder.parameters.check_all_read(ignore="head" if outputs == "features" else "")
+    return x, features
 
 
 def _check_spec(spec: Spec, outputs: str) -> None:
@@ -98,12 +112,6 @@ def _check_spec(spec: Spec, outputs: str) -> None:
         raise UserError(
             f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"
             " build one per member, from spec.member and resflax.nn.split_members"
-        )
-    check_named(spec.own_parts, "the inference form has no operation for it")
-    if resolve("gate", spec.gate).factors is None:
-        raise UserError(
-            f"spec.gate is {spec.gate!r}, whose factors depend on the image, and the inference form"
-            " has none of these: use model.apply(variables, x, train=False)"
         )
     if outputs not in OUTPUTS:
         raise unknown("outputs", outputs, OUTPUTS)
@@ -114,8 +122,13 @@ def _check_spec(spec: Spec, outputs: str) -> None:
         )
 
 
-def _image_channels(spec: Spec, parameters: Parameters) -> int:
-    """Returns the number of channels that the first convolution reads."""
+def _image_channels(spec: Spec, parameters: Parameters, mean: Sequence[float] | None) -> int:
+    """Returns the number of channels that the first convolution reads.
+
+    Those of a stem of the user's own follow from the normalization; without one it is 0, for any.
+    """
+    if resolve("stem", spec.stem).function:
+        return len(mean or ())
     name = "stem_conv" if len(resolve("stem", spec.stem).convs) == 1 else "stem_conv1"
     return int(parameters.get(name, "kernel").shape[2])
 

@@ -39,7 +39,7 @@ class Graph:
     Attributes:
       nodes: the operations.
       output: name of the node whose result is the network's.
-      channels: number of image channels.
+      channels: number of image channels; 0 if only the network itself knows it.
       features: size of the output's last axis.
       input: name by which nodes read the images, `(n, height, width, channels)`.
     """
@@ -162,4 +162,9 @@ OPS: dict[str, Op] = {
         arrays=("kernel",),
     ),
     "softmax": Op("softmax over the last axis"),
+    "network": Op(
+        "all layers of the network with this spec, without operations of their own: only JAX runs"
+        " it. The arrays are the variables by their paths",
+        attributes=("spec",),
+    ),
 }

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from resflax import nn
 from resflax.inference.graph import Graph, Node
+from resflax.inference.whole import run_network
 from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.materialize import materialize
 from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, max_pool
@@ -67,7 +68,7 @@ def check_images(graph: Graph, images: Any) -> None:
       ValueError: if the images have another number of axes or channels, or are neither floating
         point nor uint8 in a graph that normalizes.
     """
-    if images.ndim != 4 or images.shape[-1] != graph.channels:
+    if images.ndim != 4 or graph.channels not in (0, images.shape[-1]):
         raise ValueError(
             f"expected images of shape (n, height, width, {graph.channels}): got {images.shape}"
         )
@@ -195,6 +196,7 @@ def _channel_conv(node: Node, arrays: Any, dtype: Any, x: Array) -> Array:
 
 # `(node, arrays, dtype, *inputs) -> result` of each row of `OPS`.
 OPERATIONS: dict[str, Callable[..., Array]] = {
+    "network": run_network,
     "normalize": _normalize,
     "conv": _conv,
     "affine": _affine,

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from resflax.inference.graph import OPS, Graph
+from resflax.inference.whole import missing_part
 from resflax.kernels import network, onednn
 
 # In the order of `Op` in kernels/network/program.h.
@@ -23,6 +24,9 @@ DTYPES = ("float32", "bfloat16")
 
 def onednn_reason_against(graph: Graph, dtype: Any) -> str | None:
     """Returns why oneDNN cannot run `graph` here, in one line, or None if it can."""
+    for node in graph.nodes:
+        if node.op == "network":
+            return f"oneDNN's executor has no {missing_part(node.attributes['spec'])}"
     unknown_ops = {node.op for node in graph.nodes} - {*NETWORK_OPS}
     if unknown_ops:
         return f"oneDNN's executor lacks the operation {min(unknown_ops)}"

@@ -3,6 +3,10 @@
 With `scan=True` a network keeps the parameters of blocks 2 to n of stage i under "stage{i}_rest",
 each leaf with a leading axis over blocks. With `scan=False` they are under "stage{i}_block2" and so
 on. `stack_params` and `unstack_params` convert between the two.
+
+All collections are stacked in this way: what blocks sow into "intermediates", and what linen's
+`capture_intermediates` records, is under "stage{i}_rest" too, and `unstack_params` gives it the
+names of `scan=False`.
 """
 
 import re
@@ -22,8 +26,8 @@ def scan_module(module_class: Any, length: int) -> Any:
     """Returns a module class whose method `step` runs `module_class.step` `length` times."""
     return nn.scan(
         module_class,
-        variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True},
+        variable_axes={True: 0},  # of all collections: linen drops those that are not named
+        split_rngs={True: True},
         length=length,
         methods=["step"],
     )

@@ -1,7 +1,8 @@
 """An architecture as data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import lru_cache, partial
 from operator import mul
 from typing import Any
 
@@ -14,6 +15,7 @@ from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
 from resflax.nn.orders import ORDERS, Order
+from resflax.nn.spec_json import from_json, to_json
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 
 # The name of a part, its row, or a function: see `resflax.nn.fields`.
@@ -137,12 +139,22 @@ class Spec:
         self._check_ensemble()
         self._check_channels()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # without the cached `stages`
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """What the names of the fields stand for now, one part per stage and field.
 
-    @cached_property
+        A cache by the spec needs them as well: the tables are open, and an equal spec has other
+        parts after a row has been replaced.
+        """
+        others = (resolve(field, getattr(self, field)) for field in FIELDS if field != "block")
+        return (*self.blocks, *others)
+
+    @property
     def stages(self) -> Stages:
         """Blocks of each stage, with channels, strides and dilations resolved."""
+        return _stages(self, self.parts)
+
+    def _make_stages(self) -> Stages:
         if self.channel_groups > 1:
             return repeat_channels(self.member.stages, self.members)
         stages = make_stages(
@@ -207,7 +219,7 @@ class Spec:
         """Channels after the stem, of all members that have separate channels."""
         return self.member.stem_width * self.channel_groups
 
-    @cached_property
+    @property
     def member(self) -> "Spec":
         """The single network that each member of the ensemble is, with the same outputs."""
         if self.ensemble == "none":
@@ -262,6 +274,22 @@ class Spec:
             if name not in known:
                 raise UserError(f"unknown field {name!r} of a spec: expected {', '.join(known)}")
         return replace(self, **overrides)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns all fields as JSON values, with functions as "module:name"."""
+        return {f.name: to_json(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_json_dict(cls, values: Mapping[str, Any]) -> "Spec":
+        """Returns the spec from the values of `to_json_dict`.
+
+        Functions are imported. One that cannot be imported is an error where the network calls it.
+
+        Raises:
+          UserError: if a value is invalid.
+          TypeError: if a field is missing or unknown.
+        """
+        return cls(**{name: from_json(value) for name, value in values.items()})
 
     def _check_fields(self) -> None:
         for field in FIELDS:
@@ -421,3 +449,9 @@ class Spec:
                 raise UserError(
                     f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
                 )
+
+
+@lru_cache(maxsize=256)
+def _stages(spec: Spec, parts: tuple[Any, ...]) -> Stages:
+    del parts  # of the key only
+    return spec._make_stages()

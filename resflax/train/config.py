@@ -8,6 +8,7 @@ from ml_collections.config_dict import placeholder
 
 from resflax.data.augment import Augment, Mix, make_augment, make_mix
 from resflax.nn import ResNet
+from resflax.nn.spec_json import to_json
 from resflax.train.config_keys import KEYS
 from resflax.zoo import create_model
 
@@ -41,12 +42,15 @@ def default_config() -> ConfigDict:
 
 
 def to_json_dict(config: ConfigDict) -> dict[str, Any]:
-    """Returns a config as JSON values.
+    """Returns a config as JSON values, with functions in `config.spec` as "module:name".
 
     >>> to_json_dict(ConfigDict({"a": (1, 2), "b": {"c": None}}))
     {'a': [1, 2], 'b': {'c': None}}
     """
-    return json.loads(json.dumps(config.to_dict()))
+    values = config.to_dict()
+    if "spec" in values:
+        values["spec"] = to_json(values["spec"])
+    return dict(json.loads(json.dumps(values)))
 
 
 def spec_overrides(config: ConfigDict) -> dict[str, Any]:
@@ -87,6 +91,9 @@ def build_augment(config: ConfigDict) -> Augment | None:
         color_jitter=data.color_jitter,
         random_erasing=data.random_erasing,
         cutout=data.cutout,
+        shift=data.shift,
+        noise=data.noise,
+        mask=data.mask,
     )
 
 

@@ -70,9 +70,6 @@ def compute_batch_stats(
     return updated["batch_stats"]
 
 
-_compute_batch_stats = partial(jax.jit, static_argnums=0)(compute_batch_stats)
-
-
 def per_batch_stats(
     compute: Callable[[BatchStats, Any], BatchStats], start: BatchStats, batches: Iterable[Any]
 ) -> Iterator[BatchStats]:
@@ -144,8 +141,11 @@ def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Ar
     if not updated:
         return variables
 
+    # Not a module's: it would return the old network for an equal model whose tables have changed.
+    on_batch = jax.jit(partial(compute_batch_stats, model))
+
     def compute(stats: BatchStats, images: Array) -> BatchStats:
-        return _compute_batch_stats(model, {**variables, "batch_stats": stats}, images)
+        return on_batch({**variables, "batch_stats": stats}, images)
 
     start = _start(variables["batch_stats"], updated)
     stats = population_stats(per_batch_stats(compute, start, batches))

@@ -12,6 +12,7 @@ from flax import struct
 from flax.core import unfreeze
 from jaxtyping import Array, Int, UInt32
 
+from resflax.nn import ResNet
 from resflax.train.freeze import split_params
 from resflax.train.module_checks import check_module
 from resflax.train.variables import check_training, check_variables
@@ -92,12 +93,15 @@ def create_state(
         check_variables(model, shape, variables)
     check_training(model, shape)
     if variables is None:
-        return _init(model, optimizer, start, shape, ema, tuple(freeze))
+        # Modules of the user's own may depend on anything, so that equal ones share no program.
+        parts = model.spec.parts if isinstance(model, ResNet) else object()
+        return _init(model, optimizer, start, shape, ema, tuple(freeze), parts)
     return _create(optimizer, ema, tuple(freeze), start, variables)
 
 
-# Jitted with the seed as an argument, so that an ensemble compiles once.
-@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
+# Jitted with the seed as an argument, so that an ensemble compiles once. The names in a spec may
+# stand for other parts than when an equal model was traced.
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
 def _init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -105,7 +109,9 @@ def _init(
     image_shape: tuple[int, ...],
     ema: bool,
     freeze: tuple[str, ...],
+    parts: Any,
 ) -> TrainState:
+    del parts  # of the key only
     example = jnp.zeros((1, *image_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), example, train=False)
     return _create(optimizer, ema, freeze, seed, variables)

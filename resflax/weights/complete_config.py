@@ -28,6 +28,9 @@ def complete_config(
       UserError: if the model is unknown, or has another number of classes than class names.
     """
     config, channels, classes = given, *_count_channels_and_classes(arrays)
+    network = spec or (config.spec if config else None)
+    if network and "head" in network.own_parts:  # whose arrays do not tell the classes
+        classes = config.spec.num_classes if config else network.num_classes
     if spec is not None:
         config = config or PretrainedConfig(spec, 3, default_preprocess(spec))
         config = config._replace(spec=spec.override(num_classes=classes))

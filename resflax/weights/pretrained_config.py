@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from resflax.errors import UserError
 from resflax.nn import Spec
+from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.preprocess import Preprocess, default_preprocess
 from resflax.zoo import get_spec
 
@@ -33,7 +34,7 @@ class PretrainedConfig(NamedTuple):
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the config as JSON values, as a checkpoint's metadata have it under "model"."""
         fields = {
-            "spec": dataclasses.asdict(self.spec),
+            "spec": self.spec.to_json_dict(),
             "channels": self.channels,
             "preprocess": dataclasses.asdict(self.preprocess),
             "labels": self.labels,
@@ -49,11 +50,13 @@ class PretrainedConfig(NamedTuple):
           KeyError, TypeError: if a field is missing or unknown.
         """
         preprocess = dict(values["preprocess"])
-        preprocess |= {key: tuple(preprocess[key]) for key in ("size", "mean", "std")}
+        sizes = (key for key in ("size", "mean", "std", "space") if key in preprocess)
+        preprocess |= {key: tuple(preprocess[key]) for key in sizes}
+        kind = ArrayPreprocess if "space" in preprocess else Preprocess
         return cls(
-            Spec(**values["spec"]),
+            Spec.from_json_dict(values["spec"]),
             values["channels"],
-            Preprocess(**preprocess),
+            kind(**preprocess),
             tuple(values["labels"]),
         )
 

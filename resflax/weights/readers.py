@@ -169,7 +169,9 @@ def _notes(found: Found, config: PretrainedConfig, stripped: str) -> Iterator[st
 def _have_equal_parameters(spec: Spec, other: Spec) -> bool:
     """Returns whether two specs are of one network, whatever its classes and regularization are."""
     specs = [x.override(num_classes=0, drop_path=0.0, dropout=0.0) for x in (spec, other)]
-    return specs[0] == specs[1] or variable_shapes(specs[0]) == variable_shapes(specs[1])
+    if specs[0].to_json_dict() == specs[1].to_json_dict():
+        return True
+    return variable_shapes(specs[0]) == variable_shapes(specs[1])
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from resflax.nn import Spec, unstack_params
 from resflax.zoo import create_model
 
 
-@lru_cache(maxsize=16)
 def variable_shapes(spec: Spec, channels: int = 3) -> dict[str, Any]:
     """Returns shapes and dtypes of a network's variables in the tree of `scan=False`.
 
@@ -18,6 +17,12 @@ def variable_shapes(spec: Spec, channels: int = 3) -> dict[str, Any]:
       spec: the architecture.
       channels: number of image channels.
     """
+    return _variable_shapes(spec, channels, spec.parts)
+
+
+@lru_cache(maxsize=16)
+def _variable_shapes(spec: Spec, channels: int, parts: tuple[Any, ...]) -> dict[str, Any]:
+    del parts  # of the key only
     # Tracing is faster with scan, which traces each stage's repeated block once.
     model = create_model(spec, scan=spec.pruned is None)
 

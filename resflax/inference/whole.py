@@ -1,0 +1,47 @@
+"""A network as one operation, where it has parts that the inference form does not describe."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from resflax.errors import UserError
+from resflax.inference.graph import Node
+from resflax.nn import ResNet, Spec
+from resflax.nn.fields import describe, resolve
+
+
+def missing_part(spec: Spec) -> str | None:
+    """Returns the part of a network that the inference form does not describe, or None."""
+    for field, part in spec.own_parts.items():
+        return f"{field} {describe(part)}"
+    if resolve("gate", spec.gate).factors is None:
+        return f"gate {spec.gate!r}"
+    return None if spec.pooling == "avg" else f"pooling {spec.pooling!r}"
+
+
+def whole_network(spec: Spec, outputs: str) -> dict[str, Any]:
+    """Returns the attributes of the node "network"."""
+    return {"spec": spec.override(num_classes=0) if outputs == "features" else spec}
+
+
+def run_network(
+    node: Node, arrays: Any, dtype: Any, x: Float[Array, "n height width channels"]
+) -> Float[Array, "n features"]:
+    """Returns the network's outputs in evaluation mode, in float32 (float64 if `dtype` is).
+
+    Raises:
+      UserError: if they are not one array.
+    """
+    spec: Spec = node.attributes["spec"]
+    model: nn.Module = ResNet(spec, dtype=dtype)
+    y = model.apply(traverse_util.unflatten_dict(dict(arrays), sep="/"), x, train=False)
+    if not isinstance(y, jax.Array) or y.ndim != 2:
+        raise UserError(
+            f"head {describe(spec.head)} returns {jax.tree.map(jnp.shape, y)}: expected logits"
+            " (n, num_classes) for predictions; use model.apply for other outputs"
+        )
+    return y.astype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
