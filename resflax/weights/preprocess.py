@@ -52,6 +52,11 @@ class Preprocess(EvalTransform):
         """Number of image channels: 1 (gray) or 3 (RGB)."""
         return len(self.mean)
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes of the network's input."""
+        return self.size
+
     def __call__(self, image: ImageLike) -> Float[np.ndarray, "height width channels"]:
         """Returns the float32 input for one image, with one channel per entry of `mean`.
 
