@@ -302,8 +302,10 @@ def test_step_freezes_statistics_with_scales_and_biases(scan, freeze_stats):
     step = make_train_step(net, optimizer, freeze=patterns, freeze_stats=freeze_stats)
     new, _ = run(step, state, batch())
     moved = flatten_dict(changed(state.batch_stats, new.batch_stats))
-    kept = {"/".join(path[:-1]) for path, has_moved in moved.items() if not has_moved}
-    assert kept == (set(frozen_batch_norms(state.variables, patterns)) if freeze_stats else set())
+    unchanged = {"/".join(path[:-1]) for path, has_moved in moved.items() if not has_moved}
+    assert unchanged == (
+        set(frozen_batch_norms(state.variables, patterns)) if freeze_stats else set()
+    )
     assert "stem_norm" in frozen_batch_norms(state.variables, patterns)
 
 
