@@ -44,13 +44,13 @@ def read_array(path: Path) -> np.ndarray:
 def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     name = ""
     try:
-        content: Any = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            yield path.stem, content
-            return
-        with content as archive:
-            for name in archive.files:
-                yield name, archive[name]
+        with path.open("rb") as file:  # `np.load` of a path leaves damaged files open
+            content: Any = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                yield path.stem, content
+                return
+            for name in content.files:
+                yield name, content[name]
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
