@@ -100,6 +100,8 @@ def default_preprocess(spec: Spec) -> Preprocess:
             size=(112, 112), crop_pct=0.875, mean=KINETICS_MEAN, std=KINETICS_STD,
             interpolation="bilinear",
         )  # fmt: skip
+    if spec.conv == "scaled_standardized":
+        return Preprocess(crop_pct=0.9)  # of timm's nfnet.py
     return Preprocess(mean=HALF, std=HALF) if spec.preact else Preprocess()
 
 
