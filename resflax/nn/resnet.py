@@ -119,9 +119,9 @@ class ResNet(nn.Module):
           variables: the variables.
           *args: the inputs.
           capture: names of modules, such as "stage2_block1" or "stage3_block1/conv1", also as
-            shell-style patterns ("stage?_block1"; `*` also matches `/`); "stem" and "stage1" and so on for the maps of
-            `spec.features`, and "pooled" for the input of the head. The names are the same with
-            `scan=True`.
+            shell-style patterns ("stage?_block1"; `*` also matches `/`); "stem" and "stage1" and so
+            on for the maps of `spec.features`, and "pooled" for the input of the head. The names
+            are the same with `scan=True`.
           **kwargs: further arguments of `__call__` and of linen's `apply`.
 
         Returns:
