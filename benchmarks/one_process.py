@@ -27,7 +27,7 @@ from resflax.errors import Parser
 from resflax.files import path_type
 
 ROUNDS = 3
-TRACED_CALLS = 5
+TRACED_CALLS, KEPT_COSTS = 5, 20
 Result = dict[str, Any]
 
 
@@ -93,7 +93,7 @@ def _trace(model: Any) -> Result:
         model.wait(model.step())
 
     analysis = program.cost_analysis() or {}
-    costs = largest_costs(call, program.as_text(), TRACED_CALLS)
+    costs = largest_costs(call, program.as_text(), TRACED_CALLS, KEPT_COSTS)
     return {
         "bytes_accessed": analysis.get("bytes accessed"),
         "largest_costs": [cost._asdict() for cost in costs],

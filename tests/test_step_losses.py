@@ -156,7 +156,8 @@ def test_mix_can_add_a_teachers_logits_to_the_targets():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_other_collections_are_updated_in_training(count):
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+def test_other_collections_are_updated_in_training(count, name):
     """Integers keep their value over devices, floats become the mean of the last micro-batch."""
     batch = random_batch(32)
     state = create_state(Counter(), OPTIMIZER, 0, SHAPE)
@@ -166,7 +167,7 @@ def test_other_collections_are_updated_in_training(count):
     last = batch["image"].astype(np.float64)[count - 1 :: count].mean()
     assert int(new.collections["cache"]["calls"]) == 2 * count
     np.testing.assert_allclose(new.eval_variables["cache"]["mean"], last, atol=1e-6)
-    engine = make_engine("pmap")
+    engine = make_engine(name)
     step = make_train_step(Counter(), OPTIMIZER, grad_accum_steps=count, axis_name=engine.axis_name)
     cache = engine.to_host(
         engine.compile_train(step)(engine.put_state(state), engine.shard_batch(batch))[0]

@@ -197,6 +197,7 @@ class MeshEngine:
 
     name = "mesh"
     axis_name: str | None = None
+    _axes: tuple[str, ...] = (BATCH_AXIS, FSDP_AXIS)
 
     def __init__(self, devices: Sequence[Any], fsdp: int = 1) -> None:
         if len(devices) % fsdp:
@@ -206,11 +207,11 @@ class MeshEngine:
             )
         self.devices, self.batch_devices, self._fsdp = devices, len(devices), fsdp
         # `Mesh` has Auto axes; `jax.make_mesh` makes Explicit ones, which linen's layers reject.
-        mesh = Mesh(np.array(devices).reshape(-1, fsdp), (BATCH_AXIS, FSDP_AXIS))
+        mesh = Mesh(np.array(devices).reshape((-1, fsdp)[: len(self._axes)]), self._axes)
         self._mesh = mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._rows = NamedSharding(mesh, PartitionSpec((BATCH_AXIS, FSDP_AXIS)))
-        self._columns = NamedSharding(mesh, PartitionSpec(None, (BATCH_AXIS, FSDP_AXIS)))
+        self._rows = NamedSharding(mesh, PartitionSpec(self._axes))
+        self._columns = NamedSharding(mesh, PartitionSpec(None, self._axes))
         self._gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
         self._count = len(local_devices(devices))
 
@@ -275,6 +276,7 @@ class ShardMapEngine(MeshEngine):
 
     name = "shard_map"
     axis_name: str | None = BATCH_AXIS
+    _axes = (BATCH_AXIS,)
 
     def __init__(self, devices: Sequence[Any]) -> None:
         super().__init__(devices)
@@ -294,15 +296,8 @@ class ShardMapEngine(MeshEngine):
         return jax.jit(self._map(step, self._rows.spec))
 
     def _map(self, step: Step, data: Any) -> Step:
-        # Without `check_vma`: with it, JAX adds up the gradients of replicated parameters itself,
-        # and the step's own mean over the batch axis would be a sum.
-        return jax.shard_map(
-            step,
-            mesh=self._mesh,
-            in_specs=(PartitionSpec(), data),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
+        specs = (PartitionSpec(), data)
+        return jax.shard_map(step, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec())
 
 
 ENGINES: dict[str, Callable[..., Engine]] = {

@@ -69,8 +69,8 @@ class MemberProgram:
             updates, leaves = self._updates_state, jax.tree.leaves(data)
             return _run_members(step, state, leaves, axes, self._method, updates_state=updates)
 
-        # Without `check_vma`: with it, JAX adds up the gradients of replicated parameters itself,
-        # and the step's own mean over the batch axis would be a sum.
+        # Without `check_vma`: a step does not reduce its results over a batch axis of one device,
+        # which it is made without, and the check does not except it.
         mapped = jax.shard_map(
             run,
             mesh=self._mesh,

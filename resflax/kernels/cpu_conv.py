@@ -17,6 +17,7 @@ from resflax.kernels import im2col, winograd
 from resflax.kernels.conv_params import ConvParams, ConvPass, Shape, xla_conv
 from resflax.kernels.im2col import pixels_under
 from resflax.kernels.materialize import materialize_on_cpu
+from resflax.kernels.varying import vary_over, varying_axes
 from resflax.kernels.winograd import channel_outer_product
 
 # Largest chunk of a batch, so that the intermediate arrays of a chunk stay in the CPU's cache.
@@ -254,7 +255,6 @@ def _sum_chunks(f: Callable[[Array, Array], Array], x: Array, g: Array, chunks: 
         return f(x, g)
     parts = tuple(a.reshape(chunks, -1, *a.shape[1:]) for a in (x, g))
     like = jax.eval_shape(f, *(part[0] for part in parts))
-    total, _ = lax.scan(
-        lambda total, part: (total + f(*part), None), jnp.zeros(like.shape, like.dtype), parts
-    )
+    start = vary_over(varying_axes(x, g), jnp.zeros(like.shape, like.dtype))
+    total, _ = lax.scan(lambda total, part: (total + f(*part), None), start, parts)
     return total

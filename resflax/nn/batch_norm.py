@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from resflax.kernels.varying import vary_alike
 from resflax.nn.pointwise import affine_after, moments_after, pointwise_conv
 
 
@@ -70,7 +71,7 @@ def _fusion_barrier(*arrays: Array) -> tuple[Array, ...]:
     same arrays, and their consumers would share again, so each caller passes a different set.
     """
     return lax.platform_dependent(
-        arrays, cpu=lax.optimization_barrier, default=lambda arrays: arrays
+        vary_alike(*arrays), cpu=lax.optimization_barrier, default=lambda arrays: arrays
     )
 
 

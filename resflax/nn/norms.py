@@ -112,8 +112,14 @@ def _group(lift: Lift, **fields: Any) -> Any:
     del fields["act"]
     dtype = fields.pop("dtype")
     norm = lift(nn.GroupNorm)(num_groups=GROUPS, epsilon=1e-5, use_fast_variance=False, **fields)
-    # Flax's conversion to float32 fails under strict dtype promotion.
-    return lambda x: norm(x.astype(statistics_dtype(x))).astype(dtype)
+
+    def run(x: Array) -> Array:
+        # Flax promotes dtypes, which strict dtype promotion rejects.
+        with jax.numpy_dtype_promotion("standard"):
+            y: Array = norm(x.astype(statistics_dtype(x)))
+        return y.astype(dtype)
+
+    return run
 
 
 def _evonorm_s0(lift: Lift, **fields: Any) -> Any:

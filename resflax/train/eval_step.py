@@ -86,7 +86,9 @@ def make_predict_step(
     options: dict[str, Any] = {"members": True} if members else {}
 
     def gather(x: Array, axis: int = 0) -> Array:
-        return lax.all_gather(x, axis_name, axis=axis, tiled=True) if axis_name else x
+        if axis_name is None:
+            return x
+        return lax.all_gather(x, axis_name, axis=axis, tiled=True, to="invarying")
 
     def step(state: TrainState, batch: Batch) -> Metrics:
         check_eval_batch(batch)

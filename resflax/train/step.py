@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resflax.data.augment import Augment, Mix
+from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import identity
 from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
@@ -171,10 +172,13 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)
-        gradient = partial(_gradient, model, loss_fn, metrics, drop_path_rates, trainable, frozen)
-        collections = {"batch_stats": state.batch_stats, **state.collections}
+        # Otherwise JAX would sum the gradients over the devices, and `average` not divide them.
+        vary = partial(vary_over, varying_axes(*jax.tree.leaves(batch)))
+        local, own = jax.tree.map(vary, (trainable, state.collections))
+        gradient = partial(_gradient, model, loss_fn, metrics, drop_path_rates, local, frozen)
+        collections = {"batch_stats": state.batch_stats, **own}
         grads, collections, results = accumulate(
-            gradient, trainable, collections, prepare(state, batch), grad_accum_steps
+            gradient, local, collections, prepare(state, batch), grad_accum_steps
         )
         batch_stats = collections.pop("batch_stats")
         grads, results = average((grads, results))

@@ -10,6 +10,7 @@ from flax.errors import FlaxError
 from jaxtyping import Array
 
 from resflax.errors import UserError
+from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import ResNet
 from resflax.weights.mismatch import describe_mismatch
 
@@ -83,7 +84,7 @@ def check_training(model: nn.Module, image_shape: tuple[int, ...]) -> None:
 
 
 def keep_types(old: Any, new: Any) -> Any:
-    """Returns collections after training with the dtypes that they had before.
+    """Returns collections after training with the types that they had before.
 
     Args:
       old: the collections that were mutable, by name.
@@ -99,7 +100,11 @@ def keep_types(old: Any, new: Any) -> Any:
                 f"training changes the structure or shapes of the collection {name!r}: expected"
                 " those before it; use self.sow only with the collection 'intermediates'"
             )
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), merged, old)
+
+    def keep_type(new: Any, old: Any) -> Any:
+        return vary_over(varying_axes(old), new.astype(old.dtype))
+
+    return jax.tree.map(keep_type, merged, old)
 
 
 def _example_keys(model: nn.Module, examples: int) -> dict[str, Any]:
