@@ -4,9 +4,12 @@
 stages, `*/norm?` the norms of all blocks.
 
 A batch norm whose scale and bias are both frozen also keeps its statistics, and normalizes by them
-in training, as in PyTorch with `requires_grad_(False)` and `eval()`; see `frozen_batch_norms`.
+in training, as in PyTorch with `requires_grad_(False)` and `eval()`, and as timm's `freeze` does
+with its default `include_bn_running_stats=True`; see `freeze_statistics`. Frozen kernels alone do
+not freeze the statistics of the norm that follows.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +18,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resflax.errors import UserError
+from resflax.nn.batch_norm import BatchNormMode
 from resflax.nn.patterns import Path, check_patterns, matches_leaf, unstacked_names
 
 Params = dict[str, Any]
@@ -77,6 +81,61 @@ def frozen_batch_norms(variables: Params, patterns: Sequence[str]) -> tuple[str,
     modules = [{"/".join(path[:-1]) for path in flatten_dict(tree)} for tree in (trainable, frozen)]
     norms = batch_norms(variables.get("batch_stats", {}))
     return tuple(norm for norm in norms if norm in modules[1] - modules[0])
+
+
+def freeze_statistics(model: Any, variables: Params, patterns: Sequence[str]) -> Any:
+    """Returns a model whose batch norms with frozen parameters keep their statistics.
+
+    Args:
+      model: a linen module. If there is such a batch norm, it needs a field `batch_norm` of type
+        `BatchNormMode`, as `ResNet` has.
+      variables: "params" and "batch_stats", or their shapes.
+      patterns: see `split_params`.
+
+    Raises:
+      UserError: if it has no such field.
+    """
+    norms = frozen_batch_norms(variables, patterns)
+    if not norms:
+        return model
+    check_batch_norm_field(model, "frozen batch norms need")
+    mode = model.batch_norm
+    frozen = tuple(dict.fromkeys((*mode.frozen, *norms)))
+    return model.clone(batch_norm=dataclasses.replace(mode, frozen=frozen))
+
+
+def check_batch_norm_field(model: Any, user: str) -> None:
+    """Raises `UserError` unless a model has a field `batch_norm` that chooses the statistics.
+
+    Args:
+      model: a linen module.
+      user: who needs it, with the verb.
+    """
+    if not isinstance(getattr(model, "batch_norm", None), BatchNormMode):
+        raise UserError(
+            f"the model has no field batch_norm of type BatchNormMode, which {user}: freeze other"
+            " parameters, or add it as resflax.nn.ResNet does"
+        )
+
+
+def moving_statistics(variables: Params, patterns: Sequence[str], mode: BatchNormMode) -> list[str]:
+    """Returns the batch norms that change their statistics in blocks whose kernels are all frozen.
+
+    Args:
+      variables: "params" and "batch_stats", or their shapes.
+      patterns: see `split_params`.
+      mode: that of the model.
+    """
+
+    def block(path: Sequence[str]) -> str:
+        return path[0].partition("_")[0] if path[0].startswith("stem") else path[0]
+
+    kernels = [
+        {block(path) for path in flatten_dict(tree) if path[-1] == "kernel"}
+        for tree in split_params(variables["params"], patterns)
+    ]
+    norms = filter(mode.updates, batch_norms(variables.get("batch_stats", {})))
+    return [norm for norm in norms if block(norm.split("/")) in kernels[1] - kernels[0]]
 
 
 def count_params(params: Params) -> int:
