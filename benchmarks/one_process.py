@@ -62,7 +62,7 @@ def measure_card(task: Task, args: argparse.Namespace, output: Output) -> None:
 
 def measure_network(task: Task, args: argparse.Namespace, output: Output) -> None:
     """Measures training and inference of an implementation; traces the training step in JAX."""
-    name, network = args.name, layers(task.spec, task.size, task.channels)
+    name, network = args.name, layers(task.spec, task.sides, task.channels)
     flops = {"step": train_flops(network), "inference": forward_flops(network)}
     for mode in ("step", "inference"):
         session = Session()

@@ -71,7 +71,7 @@ class ArrayClassifier:
                         normalize(arrays, mean=config.preprocess.mean, std=config.preprocess.std),
                         train=False,
                     )
-                    .astype(jnp.float32)  # type: ignore[union-attr]
+                    .astype(jnp.float32)
                     for config, own in zip(configs, variables, strict=True)
                 ]
             )

@@ -9,14 +9,13 @@ from ml_collections import ConfigDict
 from resflax.errors import UserError, quantity
 from resflax.nn import BatchNormMode, ResNet
 from resflax.nn.batch_norm import batch_norm_mode
+from resflax.nn.patterns import matches_all, parse_patterns
 from resflax.train.ensemble import is_ensemble
 from resflax.train.freeze import (
     batch_norms,
     check_batch_norm_field,
     frozen_batch_norms,
-    matches_all,
     moving_statistics,
-    parse_patterns,
 )
 from resflax.train.layer_decay import HEAD, scale_by_layer
 from resflax.train.variables import variable_shapes
