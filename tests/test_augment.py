@@ -18,6 +18,9 @@ ENABLED = {
     "color_jitter": (0.4, 0.4, 0.4, 0.1),
     "random_erasing": 0.5,
     "cutout": 3,
+    "shift": 2,
+    "noise": 0.5,
+    "mask": 3,
 }
 
 

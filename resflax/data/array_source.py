@@ -1,7 +1,7 @@
 """Examples in memory as a `Source`, for splits that are read through the data loader."""
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 
 from resflax.data.decode import convert_pixels
 from resflax.data.fingerprint import Fingerprint
@@ -35,9 +35,8 @@ class ArraySource:
         """Returns the label of each example."""
         return self.split.labels
 
-    def read(
-        self, index: int, channels: int = 0
-    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
-        """Returns the pixels and the label of an example."""
+    def read(self, index: int, channels: int = 0) -> tuple[Num[np.ndarray, "*space channels"], int]:
+        """Returns the pixels and the label of an example; only images are converted."""
         pixels, label = self.split.images[index], int(self.split.labels[index])
-        return convert_pixels(pixels, channels), label
+        is_image = pixels.ndim == 3 and pixels.dtype == np.uint8
+        return convert_pixels(pixels, channels) if is_image else pixels, label

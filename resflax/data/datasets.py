@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from resflax.data.array_source import ArraySource
 from resflax.data.class_names import similar_names
 from resflax.data.crops import TrainCrop
@@ -73,10 +75,17 @@ class Dataset:
         return len(self.classes)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)`."""
-        shape: tuple[int, int, int] = self.train.image_shape
+    def image_shape(self) -> tuple[int, ...]:
+        """`(height, width, channels)`, or `(*space, channels)` of arrays of another rank."""
+        shape: tuple[int, ...] = self.train.image_shape
         return shape
+
+    @property
+    def has_arrays(self) -> bool:
+        """Whether the examples are not images of pixels: of another rank, or not uint8."""
+        if not isinstance(self.train, InMemorySplit):
+            return False
+        return self.train.images.ndim != 4 or self.train.images.dtype != np.uint8
 
     def with_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Dataset":
         """Returns the dataset with another `train.mean_std()`; () keeps the measured values.
@@ -84,7 +93,7 @@ class Dataset:
         Raises:
           UserError: if the number of values is not the number of channels.
         """
-        channels = self.image_shape[2]
+        channels = self.image_shape[-1]
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (0, channels):
                 raise UserError(
@@ -136,7 +145,9 @@ def load_dataset(
       name: "digits", which is included; a name of TensorFlow Datasets (TFDS) such as
         "fashion_mnist", "emnist/letters" or "mnist:3.*.*"; "folder:PATH" for
         `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`; "hf:PATH" for a Hugging Face dataset
-        on disk; or noise of a given size, "fake:224x224x3:1000:1024" (see `resflax.data.fake`).
+        on disk; "npz:PATH" for arrays of any rank (see `resflax.data.arrays`); "ecg" for
+        synthetic signals; or noise of a given size, "fake:224x224x3:1000:1024" (see
+        `resflax.data.fake`).
       data_dir: folder of prepared TFDS datasets; "" is the default of TFDS (`$TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`).
       image_size: 0 to read a dataset with images of one size into memory. Otherwise images of any
@@ -184,7 +195,8 @@ def load_dataset(
         )
 
     opened = {role: open_split(role, source) for role, source in sources.items()}
-    if len({s.image_shape[2] for s in opened.values() if s is not None}) > 1:
+    channel_counts = {s.image_shape[-1] for s in opened.values() if s is not None}
+    if channel_counts == {1, 3} and not kind_of(name).is_in_memory:
         opened = {role: s if s is None else s.in_color() for role, s in opened.items()}
     problems = (problem for source in sources.values() if source for problem in source.problems)
     similar = "".join(

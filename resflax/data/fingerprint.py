@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 
 from resflax.errors import printable
 
@@ -28,7 +28,7 @@ SAMPLE_SIZE = 256
 
 
 def arrays_fingerprint(
-    images: UInt8[np.ndarray, "examples height width channels"],
+    images: Num[np.ndarray, "examples *space channels"],
     labels: Int[np.ndarray, " examples"],
 ) -> Fingerprint:
     """Returns the number of examples of a split in memory, by label, and digests of their content.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, Num
 
 from resflax.data.decode import BadExampleError, convert_pixels
 from resflax.data.fingerprint import Fingerprint, arrays_fingerprint
@@ -11,20 +11,24 @@ from resflax.data.skipping import check_skipped
 from resflax.data.source import MeanStd, Source, bad_example
 from resflax.progress import progress_range
 
+# Smallest standard deviation of a channel of numbers that are not scaled.
+MIN_STD = 1e-6
+
 
 @dataclass(frozen=True)
 class InMemorySplit:
     """One split in memory.
 
     Attributes:
-      images: uint8 `(n, height, width, channels)`.
+      images: uint8 `(n, height, width, channels)`. Arrays of `npz:PATH` can have other ranks, and
+        can be float32, which is not scaled.
       labels: int32 `(n,)`, each in `range(num_classes)`.
       skipped: one line for each example that was skipped: where it is, and why.
       mean_std_override: returned by `mean_std` in place of the measured values.
       source_fingerprint: what identifies the examples on disk that were read.
     """
 
-    images: UInt8[np.ndarray, "examples height width channels"]
+    images: Num[np.ndarray, "examples *space channels"]
     labels: Int[np.ndarray, " examples"]
     skipped: tuple[str, ...] = ()
     mean_std_override: MeanStd | None = None
@@ -34,22 +38,26 @@ class InMemorySplit:
         return len(self.labels)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)`."""
-        height, width, channels = self.images.shape[1:]
-        return height, width, channels
+    def image_shape(self) -> tuple[int, ...]:
+        """`(height, width, channels)`, or the shape of an array with another rank."""
+        return tuple(self.images.shape[1:])
 
     def get_batch(
         self, index: Int[np.ndarray, " batch"], step: int = 0
-    ) -> tuple[UInt8[np.ndarray, "batch height width channels"], Int[np.ndarray, " batch"]]:
+    ) -> tuple[Num[np.ndarray, "batch *space channels"], Int[np.ndarray, " batch"]]:
         """Returns the images and labels of some examples, the same at every step."""
         del step
         return self.images[index], self.labels[index]
 
     def mean_std(self) -> MeanStd:
-        """Returns the mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+        """Returns the mean and standard deviation of each channel, of pixels scaled to [0, 1].
+
+        Of float32 arrays they are those of the numbers as they are.
+        """
         if self.mean_std_override:
             return self.mean_std_override
+        if self.images.dtype != np.uint8:
+            return _moments(self.images)
         counts = np.stack(
             [
                 np.bincount(channel.ravel(), minlength=256)
@@ -68,6 +76,15 @@ class InMemorySplit:
     def fingerprint(self) -> Fingerprint:
         """Returns the number of examples, by label, and digests of images, labels and files."""
         return self.source_fingerprint | arrays_fingerprint(self.images, self.labels)
+
+
+def _moments(arrays: Float[np.ndarray, "*shape channels"]) -> MeanStd:
+    """Returns mean and standard deviation of each channel, summed in float64."""
+    mean, std = list[float](), list[float]()
+    for channel in np.moveaxis(arrays, -1, 0):
+        mean.append(float(channel.mean(dtype=np.float64)))
+        std.append(max(float(channel.std(dtype=np.float64)), MIN_STD))
+    return tuple(mean), tuple(std)
 
 
 def read_all(source: Source, *, channels: int = 0, on_bad_example: str = "raise") -> InMemorySplit:

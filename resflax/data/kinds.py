@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from resflax.data.array_source import ArraySource
+from resflax.data.arrays import ArrayDataset
+from resflax.data.ecg import CLASSES as ECG_CLASSES
+from resflax.data.ecg import make_ecg
 from resflax.data.fake import make_fake_split
 from resflax.data.folder import open_folder, open_folder_split
 from resflax.data.hf import HfDataset
@@ -43,7 +46,7 @@ class Kind(NamedTuple):
 
     Attributes:
       find: finds a dataset.
-      is_in_memory: whether the images are in memory, of one size.
+      is_in_memory: whether the images are read into memory as they are, of one size.
       has_keys: whether images and labels have names.
       has_path: whether the name has the path of files that TFDS did not prepare.
     """
@@ -184,8 +187,8 @@ class _Digits:
         return overlap("digits", first, second, DIGITS_LENGTHS)
 
 
-class _Fake:
-    """The splits of noise."""
+class _Generated:
+    """The splits of a generated dataset: noise, or synthetic signals."""
 
     def __init__(self, location: Location) -> None:
         self._name, self._seed = location.name, location.seed
@@ -198,8 +201,11 @@ class _Fake:
         return SplitSources(self.open_split(names["train"]), validation, test, names, "")
 
     def open_split(self, split: str) -> Source:
-        noise, classes = make_fake_split(self._name, self._seed, split or "test")
-        return ArraySource(f"{self._name}, {split or 'test'}", noise, classes)
+        split = split or "test"
+        if self._name == "ecg":
+            return ArraySource(f"ecg, {split}", make_ecg(split), ECG_CLASSES)
+        noise, classes = make_fake_split(self._name, self._seed, split)
+        return ArraySource(f"{self._name}, {split}", noise, classes)
 
     def overlap(self, first: str, second: str) -> bool:
         return first == second
@@ -239,8 +245,10 @@ def _read(source: Source) -> Any:
 # By name, or by prefix; the row "" is that of all other names.
 KINDS = {
     "digits": Kind(_Digits, is_in_memory=True),
-    "fake": Kind(_Fake, is_in_memory=True),
-    "fake:": Kind(_Fake, is_in_memory=True),
+    "ecg": Kind(_Generated, is_in_memory=True),
+    "fake": Kind(_Generated, is_in_memory=True),
+    "fake:": Kind(_Generated, is_in_memory=True),
+    "npz:": Kind(ArrayDataset, is_in_memory=True, has_path=True),
     FOLDER_PREFIX: Kind(_Folder, has_path=True),
     "csv:": Kind(_Table, has_path=True),
     "hf:": Kind(_find_hf, has_keys=True, has_path=True),

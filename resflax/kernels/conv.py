@@ -1,4 +1,4 @@
-"""Two-dimensional convolution: a faster drop-in for `lax.conv_general_dilated` on CPUs.
+"""Convolution: a faster drop-in for `lax.conv_general_dilated` on CPUs.
 
 One primitive computes all three passes of a convolution (`conv_params.py`). Since the passes are
 closed under differentiation, forward and reverse mode, `vmap`, `pmap`, `shard_map`, `remat` and
@@ -27,7 +27,14 @@ from jaxtyping import Array, Float
 
 from resflax.kernels import backend, cpu_conv, onednn
 from resflax.kernels.backend import choose_backend, is_unpartitioned, takes_rules
-from resflax.kernels.conv_params import PASS_OPERANDS, ConvParams, ConvPass, Pair, xla_conv
+from resflax.kernels.conv_params import (
+    PASS_OPERANDS,
+    ConvParams,
+    ConvPass,
+    Pair,
+    channels_last,
+    xla_conv,
+)
 from resflax.kernels.members import member_convolution
 from resflax.kernels.partition import gathers_batch, partitioned
 from resflax.kernels.varying import vary_alike
@@ -36,8 +43,8 @@ conv_p = jax.extend.core.Primitive("resflax_conv")
 
 
 def conv_general_dilated(
-    lhs: Float[Array, "n h w c_in"],
-    rhs: Float[Array, "kernel_h kernel_w c_in_per_group c_out"],
+    lhs: Float[Array, "n *space c_in"],
+    rhs: Float[Array, "*kernel c_in_per_group c_out"],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -45,21 +52,23 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     **kwargs: Any,
-) -> Float[Array, "n h_out w_out c_out"]:
+) -> Float[Array, "n *out_space c_out"]:
     """Convolves as `lax.conv_general_dilated`, with the CPU backends of this package.
 
     They support floating-point NHWC images and HWIO kernels of the same dtype, strides, explicit
-    padding, kernel dilation and groups. Anything else, other ranks and dtypes included, is passed
-    to `lax.conv_general_dilated`. For Flax:
-    `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
+    padding, kernel dilation and groups; and signals `(n, length, channels)`, which are computed as
+    images of height 1. Anything else, other dtypes included, is passed to
+    `lax.conv_general_dilated`. For Flax: `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
     """
+    space = lhs.ndim - 2
+    ones = (1,) * space
     supported = (
         _are_supported_arrays(lhs, rhs, feature_group_count)
-        and _is_nhwc(dimension_numbers)
-        and _is_explicit_padding(padding)
-        and _are_positive_pair(window_strides)
-        and _are_positive_pair(rhs_dilation or (1, 1))
-        and tuple(lhs_dilation or (1, 1)) == (1, 1)
+        and _is_channels_last(dimension_numbers, space)
+        and _is_explicit_padding(padding, space)
+        and _are_positive(window_strides, space)
+        and _are_positive(rhs_dilation or ones, space)
+        and tuple(lhs_dilation or ones) == ones
         and all(value is None or value == 1 for value in kwargs.values())
     )
     if not supported:
@@ -67,6 +76,12 @@ def conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
             feature_group_count, **kwargs,
         )  # fmt: skip
+    if space == 1:
+        y = conv_general_dilated(
+            lhs[:, None], rhs[None], (1, *window_strides), ((0, 0), *padding), None,
+            (1, *(rhs_dilation or ones)), channels_last(2), feature_group_count, **kwargs,
+        )  # fmt: skip
+        return y[:, 0]
     params = ConvParams(
         image_size=_pair(lhs.shape[1:3]),
         kernel_size=_pair(rhs.shape[:2]),
@@ -81,7 +96,8 @@ def conv_general_dilated(
 
 def _are_supported_arrays(lhs: Array, rhs: Array, groups: int) -> bool:
     return (
-        lhs.ndim == rhs.ndim == 4
+        lhs.ndim == rhs.ndim
+        and lhs.ndim in (3, 4)
         and not any(jax.typeof(a).sharding.mesh.explicit_axes for a in (lhs, rhs))
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
@@ -90,21 +106,21 @@ def _are_supported_arrays(lhs: Array, rhs: Array, groups: int) -> bool:
     )
 
 
-def _is_nhwc(dimension_numbers: Any) -> bool:
-    names = ("NHWC", "HWIO", "NHWC")
-    return dimension_numbers in (lax.conv_dimension_numbers((0,) * 4, (0,) * 4, names), names)
+def _is_channels_last(dimension_numbers: Any, space: int) -> bool:
+    names = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}[space]
+    return dimension_numbers in (channels_last(space), names)
 
 
-def _is_explicit_padding(padding: str | Sequence[tuple[int, int]]) -> bool:
+def _is_explicit_padding(padding: str | Sequence[tuple[int, int]], space: int) -> bool:
     return (
         not isinstance(padding, str)
         and all(np.shape(pad) == (2,) for pad in padding)
-        and len(padding) == 2
+        and len(padding) == space
     )
 
 
-def _are_positive_pair(values: Sequence[int]) -> bool:
-    return len(values) == 2 and all(value > 0 for value in values)
+def _are_positive(values: Sequence[int], space: int) -> bool:
+    return len(values) == space and all(value > 0 for value in values)
 
 
 def _pair(values: Sequence[int]) -> Pair:

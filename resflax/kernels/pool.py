@@ -1,5 +1,6 @@
-"""Maximum, average and blur pooling of NHWC images."""
+"""Maximum, average and blur pooling along all axes but the first and the last."""
 
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import jax
@@ -9,9 +10,9 @@ from jaxtyping import Array, Float
 
 
 def max_pool(
-    x: Float[Array, "n h w c"], *, window: int = 3, stride: int = 2, padding: int = 1
-) -> Float[Array, "n h_out w_out c"]:
-    """Returns the maximum of each window, with `padding` on all four sides.
+    x: Float[Array, "n *space c"], *, window: int = 3, stride: int = 2, padding: int = 1
+) -> Float[Array, "n *out_space c"]:
+    """Returns the maximum of each window, with `padding` on both sides of each spatial axis.
 
     Among equal values the gradient goes to the first in row-major order.
 
@@ -25,16 +26,14 @@ def max_pool(
         # separately.
         dtype = x.dtype
         x = x.astype(dtype if dtype == jnp.float64 else jnp.float32)
-        pad = (padding, padding, 0)
-        x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
-        for axis in (2, 1):  # within a row first, so that ties go to the first in row-major order
+        x = _pad_space(x, -jnp.inf, padding)
+        # The last axis first, so that ties go to the first in row-major order.
+        for axis in reversed(range(1, x.ndim - 1)):
             x = reduce(_maximum, _window_slices(x, axis, window, stride))
         return x.astype(dtype)
 
     def by_windows(x: Array) -> Array:
-        size, strides = (1, window, window, 1), (1, stride, stride, 1)
-        pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, pads)
+        return _windowed_maximum(x, window, stride, padding)
 
     def by_index(x: Array) -> Array:
         return max_pool_by_index(x, window, stride, padding)
@@ -44,29 +43,26 @@ def max_pool(
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def max_pool_by_index(
-    x: Float[Array, "n h w c"], window: int, stride: int, padding: int
-) -> Float[Array, "n h_out w_out c"]:
+    x: Float[Array, "n *space c"], window: int, stride: int, padding: int
+) -> Float[Array, "n *out_space c"]:
     """Returns the maximum of each window, with a derivative for GPUs.
 
     It keeps the position of each maximum as one byte. XLA's gradient on a GPU finds the positions
     once more, keeps them in four arrays of int32, and adds to memory by atomic operations.
     """
-    size, strides = (1, window, window, 1), (1, stride, stride, 1)
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, pads)
+    return _windowed_maximum(x, window, stride, padding)
 
 
 @max_pool_by_index.defjvp
 def _max_pool_by_index_jvp(
     window: int, stride: int, padding: int, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
-    pad = (padding, padding, 0)
-
     def positions(x: Array, fill: float) -> list[Array]:
         """Returns the elements at each position of all windows, in row-major order."""
-        x = lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), pad, pad, (0, 0, 0)))
-        rows = _window_slices(x, 1, window, stride)
-        return [element for row in rows for element in _window_slices(row, 2, window, stride)]
+        parts = [_pad_space(x, fill, padding)]
+        for axis in range(1, x.ndim - 1):
+            parts = [s for part in parts for s in _window_slices(part, axis, window, stride)]
+        return parts
 
     first, *others = positions(primals[0], -jnp.inf)
     y, index = first, jnp.zeros(first.shape, jnp.uint8)
@@ -79,13 +75,32 @@ def _max_pool_by_index_jvp(
     return y, dy
 
 
-def avg_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w_out c"]:
-    """Returns the mean of 2x2 windows; pixels outside of the image do not count.
+def _windowed_maximum(x: Array, window: int, stride: int, padding: int) -> Array:
+    space = x.ndim - 2
+    size, strides = (1, *[window] * space, 1), (1, *[stride] * space, 1)
+    pads = ((0, 0), *[(padding, padding)] * space, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, pads)
+
+
+def _pad_space(x: Array, fill: float, padding: int) -> Array:
+    pads = [(padding, padding, 0)] * (x.ndim - 2)
+    return lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+
+
+def avg_pool(
+    x: Float[Array, "n *space c"], stride: int | Sequence[int]
+) -> Float[Array, "n *out_space c"]:
+    """Returns the mean of windows of size 2; pixels outside of the image do not count.
+
+    `stride` is one number for all spatial axes, or one per axis, where 1 leaves an axis as it is.
 
     >>> avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
     [[2.0, 3.5], [6.5, 8.0]]
     """
-    for axis in (1, 2):
+    strides = [stride] * (x.ndim - 2) if isinstance(stride, int) else stride
+    for axis, stride in enumerate(strides, start=1):
+        if stride == 1:
+            continue
         if x.shape[axis] % stride:  # repeating a last row without partner leaves its mean unchanged
             # Not `jnp.pad`: its gradient exchanges images where XLA splits the batch.
             last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
@@ -94,23 +109,23 @@ def avg_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w
     return x
 
 
-def avg_pool_same(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Returns the mean of 2x2 windows at stride 1, with zeros below and right of the image."""
-    for axis in (1, 2):
+def avg_pool_same(x: Float[Array, "n *space c"]) -> Float[Array, "n *space c"]:
+    """Returns the mean of windows of size 2 at stride 1, with zeros after the end of each axis."""
+    for axis in range(1, x.ndim - 1):
         widths = [(0, 1 if a == axis else 0) for a in range(x.ndim)]
         x = _mean_of_pairs(jnp.pad(x, widths), axis, 1)
     return x
 
 
-def blur_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h_out w_out c"]:
-    """Applies the binomial filter (1, 2, 1) / 4 along both axes, with reflected padding.
+def blur_pool(x: Float[Array, "n *space c"], stride: int) -> Float[Array, "n *out_space c"]:
+    """Applies the binomial filter (1, 2, 1) / 4 along all spatial axes, with reflected padding.
 
     Zhang 2019 (arXiv:1904.11486).
 
     >>> blur_pool(jnp.eye(3).reshape(1, 3, 3, 1), 2)[0, :, :, 0].tolist()
     [[0.5, 0.25], [0.25, 0.5]]
     """
-    for axis in (1, 2):
+    for axis in range(1, x.ndim - 1):
         widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
         padded = jnp.pad(x, widths, mode="reflect")
         before, center, after = _window_slices(padded, axis, 3, stride)

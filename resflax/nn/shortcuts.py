@@ -118,7 +118,7 @@ def pooled_projection(ops: Ops, geometry: BlockGeometry, *, norm: bool) -> Short
 
     def project(h: Array, shape: Shape) -> Array:
         if geometry.stride > 1:
-            h = avg_pool(h, geometry.stride)
+            h = avg_pool(h, strides_between(h.shape, shape)[1:])
         elif geometry.dilation > 1:
             h = avg_pool_same(h)
         y = ops.conv(h, shape[-1], 1, name="Ws")

@@ -91,6 +91,9 @@ def build_augment(config: ConfigDict) -> Augment | None:
         color_jitter=data.color_jitter,
         random_erasing=data.random_erasing,
         cutout=data.cutout,
+        shift=data.shift,
+        noise=data.noise,
+        mask=data.mask,
     )
 
 

@@ -92,6 +92,9 @@ AUGMENTATION = {
     "data.color_jitter": Key((), "ranges of random brightness, contrast, saturation and hue"),
     "data.random_erasing": Key(0.0, "probability of erasing a random rectangle"),
     "data.cutout": Key(0, "side in pixels of a square that is erased at random"),
+    "data.shift": Key(0, "largest circular shift along each axis, in positions, of arrays"),
+    "data.noise": Key(0.0, "Gaussian noise, as a share of the standard deviation of each channel"),
+    "data.mask": Key(0, "size along each axis of a random box that is replaced by the mean"),
     "data.mixup": Key(0.0, "alpha of mixup; 0: none"),
     "data.cutmix": Key(0.0, "alpha of CutMix; 0: none"),
 }

@@ -62,7 +62,7 @@ def normalize_dataset(
     """
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     if pretrained:
-        preprocess = convert_preprocess(pretrained.preprocess, dataset.image_shape[2])
+        preprocess = convert_preprocess(pretrained.preprocess, dataset.image_shape[-1])
         mean, std = mean or preprocess.mean, std or preprocess.std
     dataset = dataset.with_normalization(mean, std)
     return dataset.with_normalization(*dataset.train.mean_std())

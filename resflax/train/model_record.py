@@ -7,6 +7,7 @@ import flax.linen as nn
 from resflax.data import Dataset, StreamingSplit
 from resflax.nn import ResNet
 from resflax.weights import Preprocess, PretrainedConfig
+from resflax.weights.array_preprocess import ArrayPreprocess
 
 
 def model_record(model: nn.Module, dataset: Dataset) -> PretrainedConfig | None:
@@ -23,7 +24,19 @@ def model_record(model: nn.Module, dataset: Dataset) -> PretrainedConfig | None:
     if not isinstance(model, ResNet):
         return None
     mean, std = dataset.train.mean_std()
-    height, width, channels = dataset.test.image_shape
+    labels = dataset.classes if model.spec.num_classes == dataset.num_classes else ()
+    *space, channels = dataset.test.image_shape
+    if dataset.has_arrays:
+        arrays = ArrayPreprocess(
+            size=(1, *space)[-2:],
+            crop_pct=1.0,
+            mean=tuple(mean),
+            std=tuple(std),
+            space=tuple(space),
+            dtype=str(dataset.test.images.dtype),
+        )
+        return PretrainedConfig(model.spec, channels, arrays, labels)
+    height, width = space
     fields: dict[str, Any] = {
         "size": (height, width),
         "crop_pct": 1.0,
@@ -33,5 +46,4 @@ def model_record(model: nn.Module, dataset: Dataset) -> PretrainedConfig | None:
     if isinstance(dataset.test, StreamingSplit):
         fields = {key: getattr(dataset.test.transform, key) for key in fields}
     preprocess = Preprocess(**fields, mean=tuple(mean), std=tuple(std))
-    labels = dataset.classes if model.spec.num_classes == dataset.num_classes else ()
     return PretrainedConfig(model.spec, channels, preprocess, labels)

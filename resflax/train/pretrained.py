@@ -67,7 +67,7 @@ def fit_to_dataset(
     fitted = adapt_weights(
         weights,
         num_classes=dataset.num_classes,
-        channels=dataset.image_shape[2],
+        channels=dataset.image_shape[-1],
         reset_head=not keeps_head,
         seed=config.seed if seed is None else seed,
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resflax.data import Split
+from resflax.data import InMemorySplit, Split
 from resflax.distributed.engines import Step
 from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.train.evaluation import compile_evaluation
@@ -58,12 +58,17 @@ def run_programs(run: Run) -> Iterator[Program]:
     yield Program("evaluation", compile_evaluation(run), (state, eval_batch_shapes(run)), examples)
 
 
+def _dtype(split: Split) -> Any:
+    """Returns the dtype of a split's images."""
+    return split.images.dtype if isinstance(split, InMemorySplit) else np.uint8
+
+
 def train_batch_shapes(run: Run, split: Split) -> dict[str, Any]:
     """Returns the shapes of the batches that `train_iterator` yields."""
     config, seeds = run.config, batch_seeds(split, run.config)
     rows = (config.batch_size,) if len(seeds) == 1 else (len(seeds), config.batch_size)
     batch = {
-        "image": jax.ShapeDtypeStruct((*rows, *split.image_shape), np.uint8),
+        "image": jax.ShapeDtypeStruct((*rows, *split.image_shape), _dtype(split)),
         "label": jax.ShapeDtypeStruct(rows, np.int32),
         "index": jax.ShapeDtypeStruct(rows, np.int32),
     }
@@ -81,7 +86,7 @@ def eval_batch_shapes(run: Run) -> dict[str, Any]:
     split = getattr(run.dataset, run.dataset.best_by)
     return run.engine.shard_batch(
         {
-            "image": jax.ShapeDtypeStruct((rows, *split.image_shape), np.uint8),
+            "image": jax.ShapeDtypeStruct((rows, *split.image_shape), _dtype(split)),
             "label": jax.ShapeDtypeStruct((rows,), np.int32),
             "weight": jax.ShapeDtypeStruct((rows,), np.float32),
         }

@@ -1,5 +1,6 @@
 """Builds the run that a config describes: dataset, model, weights, engine and steps."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,12 +8,14 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, StreamingSplit
+from resflax.data.augment.pipeline import TRANSFORMS
 from resflax.distributed import Engine, make_engine
 from resflax.distributed.engines import check_batch_size
 from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.errors import UserError, quantity
 from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
+from resflax.nn.resnet import INPUT_SHAPES
 from resflax.train.accumulate import check_micro_batches
 from resflax.train.builders import (
     Normalizer,
@@ -150,10 +153,10 @@ def build_engine(config: ConfigDict, devices: Sequence[Any] | None = None) -> En
 
 def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
     """Returns how a device runs its members, for the size of a member's batch on it."""
-    height, width = dataset.image_shape[:2]
+    pixels = math.prod(dataset.image_shape[:-1])
     examples = config.batch_size // engine.batch_devices // config.grad_accum_steps
     platform = engine.devices[0].platform
-    return choose_method(platform, examples * height * width, dtype=config.dtype)
+    return choose_method(platform, examples * pixels, dtype=config.dtype)
 
 
 def _build_model_for(
@@ -165,14 +168,21 @@ def _build_model_for(
     else:
         spec = build_model(config, dataset.num_classes).spec
     check_averaging(config, spec)
-    minimum = spec.min_image_size
+    minimum, name = spec.min_image_size, config.model or config.pretrained
     for split in dataset.splits.values():
-        height, width = split.image_shape[:2]
-        if min(height, width) < minimum:
+        sides = split.image_shape[:-1]
+        if len(sides) != spec.dimensions:
             raise UserError(
-                f"the images of {config.dataset} are {height}x{width}, too small for"
-                f" {config.model or config.pretrained} with the {spec.stem} stem, which needs"
-                f" {minimum}x{minimum}: try --config.spec.stem=cifar"
+                f"the examples of {config.dataset} have the shape {split.image_shape}, with"
+                f" {len(sides)} axes before the channels, but {name} has dimensions"
+                f" {spec.dimensions}: use --config.spec.dimensions={len(sides)}, or data with"
+                f" {INPUT_SHAPES[spec.dimensions]}"
+            )
+        if min(sides) < minimum:
+            raise UserError(
+                f"the images of {config.dataset} are {'x'.join(map(str, sides))}, too small for"
+                f" {name} with the {spec.stem} stem, which needs"
+                f" {'x'.join([str(minimum)] * len(sides))}: try --config.spec.stem=cifar"
             )
     return create_model(spec, dtype=config.dtype, scan=config.scan, remat=config.remat)
 
@@ -199,7 +209,9 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
             f"batch_size {batch_size} is larger than the train split of {dataset.name!r},"
             f" {examples} examples: use {examples} or less"
         )
-    side, padding = min(dataset.image_shape[:2]), config.data.pad_crop
+    if dataset.has_arrays:
+        check_array_augmentation(config, dataset)
+    side, padding = min(dataset.image_shape[:-1]), config.data.pad_crop
     if padding > side:
         raise UserError(
             f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
@@ -207,6 +219,25 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
     if total_steps(config, examples) >= 2**31:
         raise UserError(
             f"{total_steps(config, examples)} steps are more than 2**31 - 1: lower config.epochs"
+        )
+
+
+def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises `UserError` if a transform of the config is for images of pixels only."""
+    keys = [name for name, transform in TRANSFORMS.items() if not transform.any_array]
+    keys += ["alternating_flip", "cutmix"]
+    for key in keys:
+        if config.data.get(key):
+            allowed = [name for name, transform in TRANSFORMS.items() if transform.any_array]
+            raise UserError(
+                f"config.data.{key} is {config.data[key]!r}, which is for images of pixels, but"
+                f" {dataset.name!r} has {dataset.train.images.dtype} arrays of shape"
+                f" {dataset.image_shape}: use {', '.join(allowed)} or mixup"
+            )
+    if config.data.train_crop not in ("auto", "none"):
+        raise UserError(
+            f"config.data.train_crop is {config.data.train_crop!r}, which is for images, but"
+            f" {dataset.name!r} has arrays of shape {dataset.image_shape}: use pad_crop"
         )
 
 

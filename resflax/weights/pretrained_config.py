@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from resflax.errors import UserError
 from resflax.nn import Spec
+from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.preprocess import Preprocess, default_preprocess
 from resflax.zoo import get_spec
 
@@ -49,11 +50,13 @@ class PretrainedConfig(NamedTuple):
           KeyError, TypeError: if a field is missing or unknown.
         """
         preprocess = dict(values["preprocess"])
-        preprocess |= {key: tuple(preprocess[key]) for key in ("size", "mean", "std")}
+        sizes = (key for key in ("size", "mean", "std", "space") if key in preprocess)
+        preprocess |= {key: tuple(preprocess[key]) for key in sizes}
+        kind = ArrayPreprocess if "space" in preprocess else Preprocess
         return cls(
             Spec.from_json_dict(values["spec"]),
             values["channels"],
-            Preprocess(**preprocess),
+            kind(**preprocess),
             tuple(values["labels"]),
         )
 

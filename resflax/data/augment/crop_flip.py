@@ -11,22 +11,22 @@ NO_STEP = 2**32 - 1
 
 
 def crop_at(
-    image: Num[Array, "h w c"], row: Int[Array, ""], column: Int[Array, ""], *, padding: int
-) -> Num[Array, "h w c"]:
+    image: Num[Array, "*space c"], *start: Int[Array, ""], padding: int
+) -> Num[Array, "*space c"]:
     """Pads one image with zeros and crops its original size at (row, column) of the result."""
-    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    return jax.lax.dynamic_slice(padded, (row, column, jnp.zeros_like(row)), image.shape)
+    padded = jnp.pad(image, (*[(padding, padding)] * len(start), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (*start, jnp.zeros_like(start[0])), image.shape)
 
 
 def pad_crop(
-    key: Key[Array, ""], image: Num[Array, "h w c"], *, padding: int
-) -> Num[Array, "h w c"]:
+    key: Key[Array, ""], image: Num[Array, "*space c"], *, padding: int
+) -> Num[Array, "*space c"]:
     """Pads one image with zeros on each side and crops its original size at a random position.
 
-    He et al. 2015, section 4.2, with `padding=4`.
+    He et al. 2015, section 4.2, with `padding=4`. Arrays can have any number of spatial axes.
     """
-    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-    return crop_at(image, row, column, padding=padding)
+    start = jax.random.randint(key, (image.ndim - 1,), 0, 2 * padding + 1)
+    return crop_at(image, *start, padding=padding)
 
 
 def flip_where(image: Num[Array, "h w c"], condition: Bool[Array, ""]) -> Num[Array, "h w c"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt8
 
-from resflax.data.augment import crop, crop_flip, erase, jitter, rand
+from resflax.data.augment import arrays, crop, crop_flip, erase, jitter, rand
 from resflax.errors import UserError
 
 Op = Callable[[Array, Array, Array], Array]
@@ -18,7 +18,8 @@ class Augment(Protocol):
     """Augments a batch: `(keys, images, parity) -> images` of the same shape and dtype.
 
     `keys` are `(n,)`, one per example, so that an image does not depend on the rest of the batch.
-    `images` are uint8 `(n, h, w, c)`. `parity`, int32 `(n,)`, is the result of `flip_parity`; only
+    `images` are uint8 `(n, h, w, c)`, or arrays of any rank where all transforms have
+    `any_array`. `parity`, int32 `(n,)`, is the result of `flip_parity`; only
     the alternating flip needs it.
     """
 
@@ -41,12 +42,15 @@ class Transform(NamedTuple):
       expected: the valid values, in words.
       is_valid: returns whether a value is valid.
       make_op: makes `(key, image, parity) -> image` from a value that enables the transform.
+      any_array: whether it applies to arrays `(*space, channels)` of any rank and dtype, not only
+        to images of pixels.
     """
 
     stream: int
     expected: str
     is_valid: Check
     make_op: Callable[[Any], Op]
+    any_array: bool = False
 
 
 def _is_number(low: float, high: float, types: Any = (int, float)) -> Check:
@@ -87,6 +91,7 @@ TRANSFORMS: dict[str, Transform] = {
         "a number of pixels, 0 to disable",
         _is_number(0, 2**15, int),
         lambda value: _op(crop_flip.pad_crop, padding=value),
+        any_array=True,
     ),
     "inception_crop": Transform(
         2,
@@ -126,6 +131,27 @@ TRANSFORMS: dict[str, Transform] = {
         _is_number(0, 2**15, int),
         lambda value: _op(erase.cutout, size=value),
     ),
+    "shift": Transform(
+        7,
+        "a number of positions, 0 to disable",
+        _is_number(0, 2**15, int),
+        lambda value: _op(arrays.shift, size=value),
+        any_array=True,
+    ),
+    "noise": Transform(
+        8,
+        "a share of the standard deviation (0 to 1000)",
+        _is_number(0, 1000),
+        lambda value: _op(arrays.noise, scale=value),
+        any_array=True,
+    ),
+    "mask": Transform(
+        9,
+        "a number of positions, 0 to disable",
+        _is_number(0, 2**15, int),
+        lambda value: _op(arrays.mask, size=value),
+        any_array=True,
+    ),
 }
 
 
@@ -145,6 +171,9 @@ def make_augment(
     color_jitter: Sequence[float] = (),
     random_erasing: float = 0.0,
     cutout: int = 0,
+    shift: int = 0,
+    noise: float = 0.0,
+    mask: int = 0,
 ) -> Augment | None:
     """Returns a function that augments a batch, or None if all transforms are disabled.
 
@@ -161,6 +190,9 @@ def make_augment(
         `(0.4, 0.4, 0.4, 0.1)`.
       random_erasing: the probability of random erasing.
       cutout: side of the square that is set to zero, in pixels.
+      shift: largest circular shift along each axis, in positions.
+      noise: standard deviation of Gaussian noise, as a share of that of each channel.
+      mask: size along each axis of a box that is replaced by the mean, in positions.
 
     Raises:
       UserError: if a value is invalid.
@@ -178,6 +210,9 @@ def make_augment(
         "color_jitter": color_jitter,
         "random_erasing": random_erasing,
         "cutout": cutout,
+        "shift": shift,
+        "noise": noise,
+        "mask": mask,
     }
     check_augment(**settings)
     ops = [

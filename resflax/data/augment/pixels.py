@@ -11,11 +11,15 @@ def normalize(
 ) -> Float[Array, "*batch channels"]:
     """Returns `(images / 255 - mean) / std` in float32, per channel (the last axis).
 
+    Floating-point arrays, which are not pixels, are not divided by 255.
+
     >>> normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), mean=(0.5,), std=(0.25,)).tolist()
     [[[[2.0]]]]
     """
     scale = jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / scale
+    is_float = jnp.issubdtype(images.dtype, jnp.floating)
+    values = images.astype(jnp.float32) if is_float else images.astype(jnp.float32) / 255
+    return (values - jnp.asarray(mean, jnp.float32)) / scale
 
 
 def round_to_dtype(x: Float[Array, "*shape"], dtype: Any) -> Num[Array, "*shape"]:
