@@ -56,7 +56,9 @@ def put(leaf: Any, sharding: NamedSharding) -> Any:
     if is_abstract(leaf):
         return _shard(leaf, sharding)
     array = np.asarray(leaf)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    parts = sharding.addressable_devices_indices_map(array.shape)
+    shards = jax.device_put([array[index] for index in parts.values()], list(parts))
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
 
 def put_local(tree: Any, sharding: NamedSharding) -> Any:

@@ -96,7 +96,7 @@ class Run:
             return initial_states(self.config, self._create)
         lowered = jax.jit(self._create).lower(jax.ShapeDtypeStruct((), jnp.uint32))
         create = lowered.compile({"xla_backend_optimization_level": "1"})
-        return initial_states(self.config, lambda seed: create(np.uint32(seed)))
+        return initial_states(self.config, lambda seed: create(jax.device_put(np.uint32(seed))))
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes and dtypes of the state; computes nothing."""
