@@ -12,14 +12,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.accelerator_steps import (
+    DIGITS,
+    DRY_RUN,
+    GPU,
+    MINUTES,
+    NETWORKS,
+    ROOT,
+    Part,
+    Step,
+    make_parts,
+)
 from benchmarks.cli import run
 from benchmarks.compare import relative_difference
 from benchmarks.machine import describe, machine
@@ -27,179 +37,10 @@ from benchmarks.task import check_choice
 from resflax.errors import Parser, UserError
 from resflax.files import path_type
 
-ROOT = Path(__file__).parents[1]
-# Of a run on a GPU. With `--minutes`, the limits of parts and steps grow in proportion.
-MINUTES, DRY_MINUTES = 8.0, 40.0
+DRY_MINUTES = 60.0
 KEPT_LINES = 3
+KEPT_COSTS = 3
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A process to run.
-
-    Attributes:
-      name: name of the step and of its log.
-      command: arguments of Python.
-      limit: seconds after which it is ended, in a run of `MINUTES`.
-      results: JSON file that it writes, in the folder that it runs in.
-      keys: those of its results to keep; all of them if empty.
-      env: environment variables.
-      requires: package that must be installed; "" for none.
-    """
-
-    name: str
-    command: Sequence[str]
-    limit: float
-    results: str = ""
-    keys: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    requires: str = ""
-
-
-class Part(NamedTuple):
-    """Groups of steps; the steps of a group run at the same time.
-
-    Attributes:
-      seconds: its part of the time; what it leaves is for the following parts.
-      groups: the steps.
-    """
-
-    seconds: float
-    groups: list[list[Step]]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes and settings that differ between a run and a dry run."""
-
-    network: str
-    members: str
-    counts: str
-    device: str
-    seconds: float
-    train: tuple[str, ...]
-    recipe: tuple[str, ...]
-
-
-GPU = Sizes(
-    network="resnet50@224:256",
-    members="cifar_resnet20@32:128",
-    counts="1,4,16",
-    device="gpu",
-    seconds=2.0,
-    train=("--config.epochs=5",),
-    recipe=("--config.epochs=20", "--config.decay_epochs=(10.0,15.0)"),
-)
-DRY_RUN = Sizes(
-    network="cifar_resnet8@8:8",
-    members="cifar_resnet8@8:8",
-    counts="2",
-    device="cpu",
-    seconds=0.05,
-    train=("--config.model=cifar_resnet8", "--config.epochs=1", "--config.batch_size=256"),
-    recipe=("--config.model=cifar_resnet8", "--config.epochs=1", "--config.decay_epochs=(0.5,)"),
-)
-RESULTS = ("params_sha256", "test_accuracy", "wall_seconds")
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Runs of the digits with the same config and seed, twice each.
-DIGITS = {
-    "pmap": ("pmap", ""),
-    "mesh": ("mesh", ""),
-    "deterministic": ("pmap", DETERMINISTIC),
-    "deterministic, not autotuned": ("pmap", f"{DETERMINISTIC} --xla_gpu_autotune_level=0"),
-}
-NETWORKS = {"resflax": "jax", "torch.compile": "torch", "flax": "flax", "torch": "torch"}
-
-
-def reproducibility(sizes: Sizes) -> Part:
-    """Returns runs with the same config, and the logits of one of them next to PyTorch's."""
-    runs = [
-        Step(
-            f"digits {name} {i}",
-            [
-                *(str(ROOT / "train.py"), f"--workdir=digits {name} {i}"),
-                *(f"--config.parallel={engine}", *sizes.train),
-            ],
-            limit=90,
-            results=f"digits {name} {i}/results.json",
-            keys=RESULTS,
-            env={"XLA_FLAGS": flags},
-        )
-        for name, (engine, flags) in DIGITS.items()
-        for i in (1, 2)
-    ]
-    convert = ["-m", "resflax", "convert", "digits pmap 1"]
-    verified = [
-        Step(
-            f"convert --verify, {precision}",
-            [*convert, f"{precision}.safetensors", "--verify"],
-            limit=45,
-            env={"JAX_DEFAULT_MATMUL_PRECISION": precision},
-            requires="torch",
-        )
-        for precision in ("default", "highest")
-    ]
-    return Part(90, [runs, verified])
-
-
-def _measure(name: str, sizes: Sizes, *command: str, limit: float, **fields: Any) -> Step:
-    file = f"{name}.json"
-    options = (f"--device={sizes.device}", f"--seconds={sizes.seconds}", f"--json={file}")
-    arguments = ["-m", "benchmarks.one_process", *command, *options]
-    return Step(name, arguments, limit=limit, results=file, **fields)
-
-
-def network(sizes: Sizes) -> Part:
-    """Returns training and inference of ResNet-50, next to the rates of the card."""
-    steps = [_measure("card", sizes, "card", "--dtype=bfloat16", limit=45)]
-    for name, package in NETWORKS.items():
-        task = (f"--model={sizes.network}", "--dtype=bfloat16")
-        steps.append(_measure(name, sizes, "network", name, *task, limit=110, requires=package))
-    return Part(230, [[step] for step in steps])
-
-
-def ensembles(sizes: Sizes) -> Part:
-    """Returns the training step of several members, by how they are computed."""
-    groups = [
-        [
-            _measure(
-                f"members, {convolution}",
-                sizes,
-                *("members", methods, f"--model={sizes.members}", f"--members={sizes.counts}"),
-                limit=80,
-                env={"RESFLAX_MEMBER_CONV": convolution},
-            )
-        ]
-        for convolution, methods in (("loop", "separate,vmap,map"), ("grouped", "vmap"))
-    ]
-    return Part(90, groups)
-
-
-def seeds(sizes: Sizes, data: str) -> Part:
-    """Returns a run of three seeds as one program, on the images in `data`."""
-    folder, groups = "digits", []
-    if data:
-        folder = f"folder:{data}"
-    if data and Path(data).is_file():
-        groups.append([Step("unpack", ["-m", "tarfile", "-e", data, "data"], limit=60)])
-        folder = "folder:data"
-    options = (f"--config.dataset={folder}", "--config.ensemble.size=3", *sizes.recipe)
-    recipe = f"--config={ROOT / 'configs' / 'cifar10_resnet.py'}:20"
-    command = [str(ROOT / "train.py"), recipe, "--workdir=seeds", *options]
-    groups.append([Step("three seeds", command, limit=110, results="seeds/results.json")])
-    return Part(70, groups)
-
-
-def make_parts(sizes: Sizes, data: str) -> dict[str, Part]:
-    """Returns the parts by name, in the order in which they run."""
-    parts = {
-        "reproducibility": reproducibility(sizes),
-        "resnet50": network(sizes),
-        "ensembles": ensembles(sizes),
-    }
-    # A dry run without images uses the digits.
-    return parts | ({"cifar10": seeds(sizes, data)} if data or sizes is DRY_RUN else {})
 
 
 def run_step(step: Step, limit: float, *, folder: Path, env: Mapping[str, str]) -> Result:
@@ -254,7 +95,7 @@ def run_parts(
         for group in part.groups:
             left = end - time.monotonic()
             limits = [min(scale * step.limit, left) for step in group]
-            with ThreadPoolExecutor(len(group)) as pool:
+            with ThreadPoolExecutor(max(len(group), 1)) as pool:
                 results = pool.map(partial(run_step, folder=folder, env=env), group, limits)
                 for step, result in zip(group, results, strict=True):
                     yield name, step, result
@@ -302,7 +143,7 @@ def _shares(found: Mapping[str, Result]) -> Result:
     if "bandwidth" in card and step.get("bytes_accessed"):
         rate = step["bytes_accessed"] / step["seconds"]["median"]
         shares["share_of_bandwidth"] = rate / card["bandwidth"]["per_second"]
-    shares["largest_costs"] = step.get("largest_costs", "not traced")
+    shares["largest_costs"] = step.get("largest_costs", [])[:KEPT_COSTS] or "not traced"
     shares["loss_difference"] = {
         name: relative_difference(step["losses"], found[name]["step"]["losses"])
         for name in NETWORKS
@@ -358,8 +199,8 @@ def main(argv: list[str]) -> None:
             text = (folder / f"{step.name}.log").read_text(errors="replace")
             output.write(f"== {part}: {step.name}\n{text}\n")
     shutil.rmtree(folder, ignore_errors=True)
-    if not args.data:
-        print("cifar10: no --data: " + ("the digits instead" if args.dry_run else "not run"))
+    if not args.data and "runs" in chosen:
+        print("three seeds: no --data: " + ("the digits instead" if args.dry_run else "not run"))
     print(json.dumps(report["summary"], indent=1))
 
 

@@ -46,6 +46,8 @@ EPILOG = """models: name[@size][:batch], for any post-activation ResNet of resfl
   resnet50                  224x224, batch 16
   resnet18@32:64            up to 64x64: the CIFAR stem and ten classes
   cifar_resnet20            32x32, batch 128
+  resnet1d18@1024:64        signals of 1,024 samples (step, memory, compile)
+  r3d_18@56:4               clips of 8 frames of 56x56 (step, memory, compile)
 peers: torch (eager, channels_last), torch.compile, flax (plain linen), and resflax with a given
   convolution backend: resflax:cpu, resflax:onednn, resflax:xla (RESFLAX_CONV in the worker process;
   unset for resflax), in inference through `model.apply`. In inference also onnxruntime and openvino
@@ -198,7 +200,14 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
     if not names:
         raise UserError("--models is empty: expected names, e.g. --models=resnet50,cifar_resnet20")
     return [
-        parse_task(name, batch=batch, needs_peers=needs_peers, dtype=dtype, device=args.device)
+        parse_task(
+            name,
+            batch=batch,
+            needs_peers=needs_peers,
+            any_dimensions=args.command in ("step", "memory", "compile"),
+            dtype=dtype,
+            device=args.device,
+        )
         for dtype in args.dtype.split(",")
         for name in names
     ]

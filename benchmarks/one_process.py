@@ -27,7 +27,7 @@ from resflax.errors import Parser
 from resflax.files import path_type
 
 ROUNDS = 3
-TRACED_CALLS = 5
+TRACED_CALLS, KEPT_COSTS = 5, 20
 Result = dict[str, Any]
 
 
@@ -62,7 +62,7 @@ def measure_card(task: Task, args: argparse.Namespace, output: Output) -> None:
 
 def measure_network(task: Task, args: argparse.Namespace, output: Output) -> None:
     """Measures training and inference of an implementation; traces the training step in JAX."""
-    name, network = args.name, layers(task.spec, task.size, task.channels)
+    name, network = args.name, layers(task.spec, task.sides, task.channels)
     flops = {"step": train_flops(network), "inference": forward_flops(network)}
     for mode in ("step", "inference"):
         session = Session()
@@ -93,7 +93,7 @@ def _trace(model: Any) -> Result:
         model.wait(model.step())
 
     analysis = program.cost_analysis() or {}
-    costs = largest_costs(call, program.as_text(), TRACED_CALLS)
+    costs = largest_costs(call, program.as_text(), TRACED_CALLS, KEPT_COSTS)
     return {
         "bytes_accessed": analysis.get("bytes accessed"),
         "largest_costs": [cost._asdict() for cost in costs],

@@ -107,14 +107,14 @@ def heading(task: Task, command: str, platform: str) -> str:
 
 def layer_table(task: Task) -> str:
     """Formats the shape and the forward operations per image of every layer."""
-    network = layers(task.spec, task.size, task.channels)
+    network = layers(task.spec, task.sides, task.channels)
     total = forward_flops(network)
     rows = [
         [
             layer.name,
-            f"{layer.kernel}x{layer.kernel}",
+            "x".join(map(str, layer.kernel)),
             f"{layer.cin} -> {layer.cout}",
-            f"{layer.side}x{layer.side}",
+            "x".join(map(str, layer.sides)),
             f"{layer.flops / 1e6:,.2f}",
             f"{100 * layer.flops / total:.1f} %",
         ]
@@ -122,7 +122,7 @@ def layer_table(task: Task) -> str:
     ]
     body = table(["layer", "kernel", "channels", "output", "MFLOP", "share"], rows)
     return (
-        f"## {task.model} at {task.size}x{task.size}, one image\n\n{body}\n\n"
+        f"## {task.model} at {'x'.join(map(str, task.sides))}, one image\n\n{body}\n\n"
         f"forward {total / 1e9:.4g} GFLOP ({total / 2e9:.4g} GMAC),"
         f" training step {train_flops(network) / 1e9:.4g} GFLOP"
     )

@@ -16,6 +16,8 @@ MAX_SMALL_IMAGE = 64
 # Networks with more blocks than this train on small batches and with `remat`.
 VERY_DEEP = 200
 MAX_IMAGE, MAX_BATCH = 4096, 65_536
+CLIP_FRAMES = 8  # of tasks with three dimensions
+DEFAULT_SIZES = {1: 1024, 2: 224, 3: 112}
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -28,7 +30,7 @@ class Task:
       model: name in `resflax.list_models()`.
       overrides: fields of the spec that differ from the named model's.
       spec: all fields of the spec.
-      size: height and width of the images in pixels.
+      size: height and width of the images in pixels; length of signals.
       batch: batch size.
       dtype: dtype of the computation; parameters are float32.
       device: "auto", "cpu" or "gpu".
@@ -49,6 +51,11 @@ class Task:
     learning_rate: float = 0.01
     weight_decay: float = 1e-4
     seed: int = 0
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes: length, height and width, or frames, height and width."""
+        return (CLIP_FRAMES, self.size, self.size)[3 - self.spec["dimensions"] :]
 
     @property
     def name(self) -> str:
@@ -76,7 +83,12 @@ def _parse_int(text: str, description: str, maximum: int) -> int:
 
 
 def parse_task(
-    text: str, *, batch: int | None = None, needs_peers: bool = True, **fields: Any
+    text: str,
+    *,
+    batch: int | None = None,
+    needs_peers: bool = True,
+    any_dimensions: bool = False,
+    **fields: Any,
 ) -> Task:
     """Parses `name[@size][:batch]`.
 
@@ -84,6 +96,7 @@ def parse_task(
       text: the model, with optional image size and batch size.
       batch: batch size if `text` has none; None for `default_batch`.
       needs_peers: whether the peers must implement the network.
+      any_dimensions: whether networks of signals and clips are allowed.
       **fields: other fields of the task.
 
     Raises:
@@ -93,15 +106,21 @@ def parse_task(
     rest, _, batch_text = text.partition(":")
     model, _, size_text = rest.partition("@")
     spec = get_spec(model)
-    if needs_peers and (spec.preact or spec.shortcut not in ("A", "B")):
+    if spec.dimensions != 2 and not any_dimensions:
+        raise UserError(
+            f"{model} has dimensions {spec.dimensions}: this benchmark is for images, use step,"
+            " memory or compile"
+        )
+    blocks = ("basic", "bottleneck", "bottleneck_v1")
+    if needs_peers and (spec.preact or spec.shortcut not in ("A", "B") or spec.block not in blocks):
         raise UserError(
             f"the peers do not implement {model!r}: expected a post-activation network with"
-            " shortcuts A or B"
+            " shortcuts A or B and one kind of block"
         )
     size = _parse_int(size_text, f"image size in {text!r}", MAX_IMAGE) if size_text else 0
-    size = size or (32 if spec.stem == "cifar" else 224)
+    size = size or (32 if spec.stem == "cifar" else DEFAULT_SIZES[spec.dimensions])
     overrides: dict[str, Any] = {}
-    if spec.stem == "imagenet" and size <= MAX_SMALL_IMAGE:
+    if spec.stem == "imagenet" and spec.dimensions == 2 and size <= MAX_SMALL_IMAGE:
         overrides = {"stem": "cifar", "num_classes": 10}
     spec = spec.override(**overrides)
     if size < spec.min_image_size:

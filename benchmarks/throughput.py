@@ -124,7 +124,7 @@ def measure(task: Task, mode: str, names: Sequence[str], rounds: int, seconds: f
         timings = time_rounds([*workers, gemm], rounds, seconds, f"{task.name} {mode}")
         gemm_seconds = quartiles(timings["gemm"])
         gemm_rate = 2 * gemm.info["side"] ** 3 / gemm_seconds["median"]
-        network = layers(task.spec, task.size, task.channels)
+        network = layers(task.spec, task.sides, task.channels)
         flops = train_flops(network) if mode == "step" else forward_flops(network)
         results = _results(workers, timings, task, flops, gemm_rate)
     for name, result in results.items():

@@ -88,5 +88,7 @@ def _operations(profile: Any) -> Iterator[tuple[str, float]]:
                 continue
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
+                if str(operation).startswith("command_buffer"):  # a graph of several kernels
+                    operation = re.sub(r"_(\d+)$", r".\1", event.name)
                 if devices or operation:
                     yield str(operation or event.name), event.duration_ns

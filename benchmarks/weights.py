@@ -5,6 +5,7 @@ zero, so that every branch contributes, and activations keep their magnitude at 
 """
 
 import zlib
+from math import prod
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -33,17 +34,17 @@ def _norm(seed: int, layer: ConvLayer, scale: float) -> Weights:
 
 def make_weights(task: Task) -> Weights:
     """Returns parameters and running statistics, float32, by their paths in resflax's variables."""
-    network = layers(task.spec, task.size, task.channels)
+    network = layers(task.spec, task.sides, task.channels)
     # Scaling the last norm of each branch by 1/sqrt(blocks) keeps the sum over all blocks bounded.
     branch_end = f"norm{2 if task.spec['block'] == 'basic' else 3}"
     branch_scale = sum(task.spec["depths"]) ** -0.5
     arrays: Weights = {}
     for layer in network:
-        kernel = _rng(task.seed, layer.name).standard_normal(
-            (layer.kernel, layer.kernel, layer.cin, layer.cout)
-        )
-        kernel *= (2 / (layer.kernel**2 * layer.cin)) ** 0.5
-        arrays[f"params/{layer.name}/kernel"] = kernel if layer.norm else kernel[0, 0]
+        shape = (*layer.kernel, layer.cin, layer.cout)
+        kernel = _rng(task.seed, layer.name).standard_normal(shape)
+        kernel *= (2 / (prod(layer.kernel) * layer.cin)) ** 0.5
+        kernel = kernel if layer.norm else kernel.reshape(shape[-2:])
+        arrays[f"params/{layer.name}/kernel"] = kernel
         if layer.norm:
             scale = branch_scale if layer.norm.endswith(f"/{branch_end}") else 1.0
             arrays |= _norm(task.seed, layer, scale)
@@ -51,9 +52,9 @@ def make_weights(task: Task) -> Weights:
     return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
-def make_batch(task: Task) -> tuple[Float32[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
+def make_batch(task: Task) -> tuple[Float32[np.ndarray, "n *space c"], Int32[np.ndarray, " n"]]:
     """Returns the images and labels of a task's batch."""
-    shape = (task.batch, task.size, task.size, task.channels)
+    shape = (task.batch, *task.sides, task.channels)
     images = _rng(task.seed, "images").standard_normal(shape, np.float32)
     labels = _rng(task.seed, "labels").integers(0, task.spec["num_classes"], task.batch)
     return images, labels.astype(np.int32)

@@ -17,12 +17,11 @@ def get_config() -> ConfigDict:
     config.dataset = "ecg"
     config.spec.widths = (16, 32, 64, 128)
     config.spec.stem_width = 16
-    config.epochs = 10
+    config.epochs = 12
     config.batch_size = 64
-    config.learning_rate = 0.05
+    config.learning_rate = 0.1
     config.warmup_epochs = 1.0
     config.weight_decay = 5e-4
-    config.data.shift = 16
+    config.data.pad_crop = 16
     config.data.noise = 0.1
-    config.data.mask = 16
     return config

@@ -27,7 +27,14 @@ from benchmarks.task import parse_task  # noqa: E402
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
 # Every block, shortcut and stem, on small images.
-MODELS = ("cifar_resnet8@8:2", "resnet18@16:2", "resnet50@65:2", "resnet50_v1@16:2")
+MODELS = (
+    "cifar_resnet8@8:2",
+    "resnet18@16:2",
+    "resnet50@65:2",
+    "resnet50_v1@16:2",
+    "resnet1d50@65:2",
+    "r3d_18@17:2",
+)
 
 
 def run(*args, module="benchmarks"):
@@ -57,7 +64,7 @@ def run(*args, module="benchmarks"):
 )
 def test_forward_flops_equal_published_values(name, shortcut, published):
     task = parse_task(name)
-    network = layers.layers({**task.spec, "shortcut": shortcut}, task.size)
+    network = layers.layers({**task.spec, "shortcut": shortcut}, task.sides)
     assert f"{layers.forward_flops(network) / 2:.2e}" == published
 
 
@@ -70,12 +77,15 @@ def test_forward_flops_agree_with_xla(name):
     x = jax.ShapeDtypeStruct((1, task.size, task.size, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
     lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, x)
-    counted = layers.forward_flops(layers.layers(task.spec, task.size))
+    counted = layers.forward_flops(layers.layers(task.spec, task.sides))
     assert counted == pytest.approx(lowered.cost_analysis()["flops"], rel=0.02)
 
 
 def test_train_flops_are_three_passes_without_the_image_gradient():
-    network = [layers.ConvLayer("a", 3, 2, 4, 5, ""), layers.ConvLayer("b", 1, 4, 3, 1, "")]
+    network = [
+        layers.ConvLayer("a", (3, 3), 2, 4, (5, 5), ""),
+        layers.ConvLayer("b", (1, 1), 4, 3, (1, 1), ""),
+    ]
     assert layers.forward_flops(network) == 2 * (9 * 2 * 4 * 25) + 2 * 12
     assert layers.train_flops(network) == 2 * 2 * (9 * 2 * 4 * 25) + 3 * 2 * 12
 
@@ -83,9 +93,9 @@ def test_train_flops_are_three_passes_without_the_image_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_have_the_names_and_shapes_of_the_model(name):
-    task = parse_task(name)
+    task = parse_task(name, any_dimensions=True)
     model = create_model(task.model, **task.overrides)
-    x = jax.ShapeDtypeStruct((1, task.size, task.size, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *task.sides, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
     made = unflatten(weights.make_weights(task))
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, dict(variables))
@@ -139,7 +149,7 @@ def test_torch_peer_equals_flax_peer(name):
 
     # Only the logits of the deeper networks are compared, because their steps compile slowly.
     steps = 3 if name == MODELS[0] else 0
-    task = parse_task(name, device="cpu", **LARGE_UPDATES)
+    task = parse_task(name, any_dimensions=True, device="cpu", **LARGE_UPDATES)
     arrays = weights.make_weights(task)
     outputs = {
         "flax": outputs_of(flax_net.make(task), arrays, steps),

@@ -92,7 +92,7 @@ def test_convolutions_of_a_step_are_three_passes_of_each_layer():
     counts = {name: 0 for name in ("fwd", "dgrad", "wgrad")}
     for convolution, count in found.items():
         counts[convolution.conv_pass] += count
-    convolutions = len(layers(TASK.spec, TASK.size, TASK.channels)) - 1  # without the head
+    convolutions = len(layers(TASK.spec, TASK.sides, TASK.channels)) - 1  # without the head
     # The images need no gradient.
     assert counts == {"fwd": convolutions, "dgrad": convolutions - 1, "wgrad": convolutions}
 

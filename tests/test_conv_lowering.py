@@ -124,10 +124,10 @@ UNSUPPORTED = {
     "precision": {"precision": lax.Precision.HIGHEST},
     "result dtype": {"preferred_element_type": jnp.float32},
     "batch groups": {"batch_group_count": 2},
-    "one spatial axis": {
-        "window_strides": (1,),
-        "padding": ((1, 1),),
-        "dimension_numbers": ("NHC", "HIO", "NHC"),
+    "no spatial axis": {
+        "window_strides": (),
+        "padding": (),
+        "dimension_numbers": ("NC", "IO", "NC"),
     },
 }
 

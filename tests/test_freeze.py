@@ -6,7 +6,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers.modules import NormNet
-from helpers.networks import randomized, variables_of
+from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError, create_model
 from resflax.kernels import conv_backend
@@ -21,7 +21,12 @@ from resflax.train import (
     make_optimizer,
     make_train_step,
 )
-from resflax.train.freeze import frozen_batch_norms, merge_params, split_params
+from resflax.train.freeze import (
+    frozen_batch_norms,
+    merge_params,
+    moving_statistics,
+    split_params,
+)
 
 TINY = {"depths": (1, 3), "widths": (4, 8), "stem_width": 4, "num_classes": 5}
 SHAPE = (8, 8, 3)
@@ -285,3 +290,56 @@ def test_module_without_field_cannot_freeze_a_batch_norm():
         build(make_config(freeze="stem*"), model=NormNet())
     state = build(make_config(freeze="stem_conv"), model=NormNet()).init()
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 12 + 70
+
+
+@pytest.mark.parametrize("freeze_stats", [True, False])
+@pytest.mark.parametrize("scan", [True, False])
+def test_step_freezes_statistics_with_scales_and_biases(scan, freeze_stats):
+    """Those of norms with a trained scale change in any case."""
+    patterns, optimizer = ("stem_norm", "stage2_block[23]/norm1", "*/norm2/bias"), optax.sgd(0.1)
+    net = model(scan=scan)
+    state = create_state(net, optimizer, 0, SHAPE, freeze=patterns)
+    step = make_train_step(net, optimizer, freeze=patterns, freeze_stats=freeze_stats)
+    new, _ = run(step, state, batch())
+    moved = flatten_dict(changed(state.batch_stats, new.batch_stats))
+    unchanged = {"/".join(path[:-1]) for path, has_moved in moved.items() if not has_moved}
+    assert unchanged == (
+        set(frozen_batch_norms(state.variables, patterns)) if freeze_stats else set()
+    )
+    assert "stem_norm" in frozen_batch_norms(state.variables, patterns)
+
+
+def test_step_needs_a_field_to_freeze_statistics():
+    options = {"freeze": ("stem*",)}
+    state = create_state(NormNet(), optax.sgd(0.1), 0, (2, 2, 1), **options)
+    images = {"image": np.ones((4, 2, 2, 1), np.float32), "label": np.zeros(4, np.int32)}
+    with pytest.raises(UserError, match="no field batch_norm of type BatchNormMode, which frozen"):
+        jax.eval_shape(make_train_step(NormNet(), optax.sgd(0.1), **options), state, images)
+    step = make_train_step(NormNet(), optax.sgd(0.1), **options, freeze_stats=False)
+    assert jax.eval_shape(step, state, images)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "norms"),
+    [
+        (("stem*", "stage1*"), []),
+        (("stage1*/conv?",), ["stage1_block1/norm1", "stage1_block1/norm2"]),
+        (("stem_conv", "stage1*/conv1"), ["stem_norm"]),
+    ],
+)
+def test_moving_statistics_of_frozen_blocks_are_found(patterns, norms):
+    shapes = variables_of(model(), (1, *SHAPE))
+    mode = BatchNormMode(frozen=frozen_batch_norms(shapes, patterns))
+    assert moving_statistics(shapes, patterns, mode) == norms
+    assert moving_statistics(shapes, patterns, BatchNormMode("frozen")) == []
+
+
+def test_run_says_which_frozen_blocks_change_their_statistics():
+    config = default_config()
+    config.model, config.freeze = "cifar_resnet8", "stem_conv"
+    assert build(config).notes == (
+        "freeze: the statistics of 1 batch norm in frozen blocks, such as stem_norm, still change:"
+        " freeze scales and biases too, or use --config.batch_norm=frozen",
+    )
+    config.freeze = "stem*"
+    assert build(config).notes == ()

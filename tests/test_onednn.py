@@ -152,7 +152,7 @@ def test_convolve_runs_in_many_threads_at_once():
     [
         (X, W, (2, 7, 8, 24), {}, "oneDNN: could not create"),
         (X, W, Y, {"groups": 0}, "groups must be positive"),
-        (X, W, Y[1:], {}, "four axes"),
+        (X, W, Y[1:], {}, "an axis per stride"),
         ((3, *X), W, Y, {}, "differ in their mapped axes"),
     ],
 )

@@ -64,9 +64,9 @@ def torch_shapes(spec, tree):
 
 def test_zoo_has_all_timm_and_torchvision_resnets():
     names = [name.split("/") for name in PARITY["networks"]]
-    assert sum(source == "timm" for source, _ in names) == 101
+    assert sum(source == "timm" for source, _ in names) == 104
     assert sum(source == "torchvision" for source, _ in names) == 13
-    assert len({name for _, name in names}) == 104
+    assert len({name for _, name in names}) == 107
     assert {name for _, name in names} <= {*list_models()}
 
 

@@ -17,10 +17,11 @@ from resflax.weights.bridge import flatten, is_flat, unflatten
 from resflax.weights.layouts import LAYOUTS, default_layout
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo import create_model, get_spec
+from resflax.zoo.nfnet import NORMALIZER_FREE
 
 SMALL = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8, "num_classes": 5}
 BASIC = Spec(**SMALL, block="basic", stem="cifar", shortcut="B")
-ALL = {*LAYOUTS}
+ALL = {*LAYOUTS} - {"timm_nf"}  # which has no norms
 # Specs, each with the layouts that can name its modules.
 SPECS = {
     "cifar": (BASIC, ALL),
@@ -29,6 +30,7 @@ SPECS = {
     "deep": (Spec(**SMALL, stem="deep", shortcut="D", attention="eca"), {"timm", "sequential"}),
     "rs": (Spec(**SMALL, stem="rs", shortcut="D", attention="se_rs"), {"timm", "sequential"}),
     "preact": (Spec(**SMALL, preact=True), {"timm_v2"}),
+    "normalizer-free": (Spec(**SMALL, **NORMALIZER_FREE), {*LAYOUTS}),
     "frn": (Spec(**SMALL, preact=True, stem="deep", shortcut="D", norm="frn_tlu"), {"timm_v2"}),
 }
 every_spec = pytest.mark.parametrize(("spec", "layouts"), SPECS.values(), ids=SPECS)
@@ -54,7 +56,7 @@ def norms(*modules):
 
 def test_layout_names_match_published_state_dicts():
     variables = variables_of(BASIC)
-    names = {layout: {*to_torch(BASIC, variables, layout=layout)} for layout in LAYOUTS}
+    names = {layout: {*to_torch(BASIC, variables, layout=layout)} for layout in ALL}
     blocks = ("layer1.0", "layer2.0", "layer2.1")
     convs = {f"{block}.conv{i}.weight" for block in blocks for i in (1, 2)}
     common = (

@@ -48,9 +48,11 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("resnetv2_50d_evos", {"depths": DEPTHS}, (64, 64)),
     ("resnetv2_50d_frn", {"depths": DEPTHS}, (64, 64)),
     ("resnetv2_50x1_bit", {"depths": DEPTHS}, (65, 64)),
+    ("nf_resnet26", {"depths": DEPTHS}, (64, 96)),
+    ("nf_resnet50", {"depths": DILATED, "output_stride": 8}, (71, 64)),
 ]
 # Cases whose feature maps are recorded as well.
-FEATURE_MAPS = ("resnetaa34d", "senet154", "resnetv2_18")
+FEATURE_MAPS = ("resnetaa34d", "senet154", "resnetv2_18", "nf_resnet26")
 # timm's names of the spec's fields.
 TIMM_FIELDS = {"depths": "layers", "widths": "channels"}
 
@@ -71,6 +73,7 @@ def describe_all() -> dict[str, dict[str, Any]]:
     import torchvision
 
     names = {n for module in ("resnet", "resnetv2") for n in timm.list_models(module=module)}
+    names |= {*timm.list_models("nf_resnet*")}
     families = ("resnet", "resnext", "wide_resnet", "r3d", "mc3", "r2plus1d")
     torchvision_names = [n for n in torchvision.models.list_models() if n.startswith(families)]
     with torch.device("meta"):
@@ -90,7 +93,8 @@ def run_case(name: str, overrides: dict[str, Any], size: tuple[int, int]) -> dic
     create = timm.create_model
     if name == "resnetv2_50x1_bit":  # timm's entry point does not accept `layers`
         create = partial(timm.models.resnetv2._create_resnetv2_bit, width_factor=1)
-    fields = {TIMM_FIELDS.get(key, key): value for key, value in overrides.items()}
+    names = {} if name.startswith("nf_") else TIMM_FIELDS
+    fields = {names.get(key, key): value for key, value in overrides.items()}
     model: Any = create(name, num_classes=NUM_CLASSES, **fields).eval()
     state = {k: torch.from_numpy(draw_array(k, v.shape)) for k, v in model.state_dict().items()}
     model.load_state_dict(state)

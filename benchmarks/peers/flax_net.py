@@ -14,6 +14,7 @@ import optax
 from flax.training import train_state
 from jaxtyping import Array, Float, Int
 
+from benchmarks.layers import STEMS, per_axis
 from benchmarks.peers.jax_model import JaxModel, unflatten
 from benchmarks.task import Task
 from benchmarks.weights import Weights
@@ -32,25 +33,26 @@ class Block(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Any:
+    def __call__(self, x: Float[Array, "n *space c"]) -> Any:
+        one, three = ((size,) * (x.ndim - 2) for size in (1, 3))
         if self.kind == BASIC:
-            y = self.conv(self.filters, (3, 3), self.stride, padding=1)(x)
+            y = self.conv(self.filters, three, self.stride, padding=1)(x)
             y = nn.relu(self.norm()(y))
-            y = self.conv(self.filters, (3, 3), padding=1)(y)
+            y = self.conv(self.filters, three, padding=1)(y)
         else:
             first, second = (1, self.stride) if self.kind == BOTTLENECK else (self.stride, 1)
-            y = self.conv(self.filters, (1, 1), first)(x)
+            y = self.conv(self.filters, one, first)(x)
             y = nn.relu(self.norm()(y))
-            y = self.conv(self.filters, (3, 3), second, padding=1)(y)
+            y = self.conv(self.filters, three, second, padding=1)(y)
             y = nn.relu(self.norm()(y))
-            y = self.conv(self.filters * 4, (1, 1))(y)
+            y = self.conv(self.filters * 4, one)(y)
         y = self.norm()(y)
         if x.shape != y.shape and self.shortcut == "A":
             extra = y.shape[-1] - x.shape[-1]
             x = x[:, :: self.stride, :: self.stride]
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         elif x.shape != y.shape:
-            x = self.conv(y.shape[-1], (1, 1), self.stride, name="conv_proj")(x)
+            x = self.conv(y.shape[-1], one, self.stride, name="conv_proj")(x)
             x = self.norm(name="norm_proj")(x)
         return nn.relu(x + y)
 
@@ -62,27 +64,28 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, ...]
     widths: tuple[int, ...]
     stem_width: int
-    small_images: bool
+    stem: str
     shortcut: str
     num_classes: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Any:
+    def __call__(self, x: Float[Array, "n *space c"], train: bool) -> Any:
         conv = partial(nn.Conv, use_bias=False, padding=0, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
-        if self.small_images:
-            x = conv(self.stem_width, (3, 3), padding=1, name="conv_init")(x)
-            x = nn.relu(norm(name="bn_init")(x))
-        else:
-            x = conv(self.stem_width, (7, 7), 2, padding=3, name="conv_init")(x)
-            x = nn.relu(norm(name="bn_init")(x))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        kernel, stride, pools = STEMS[self.stem]
+        space = x.ndim - 2
+        sizes = per_axis(kernel, space)
+        pads = [(size // 2, size // 2) for size in sizes]
+        x = conv(self.stem_width, sizes, stride, padding=pads, name="conv_init")(x)
+        x = nn.relu(norm(name="bn_init")(x))
+        if pools:
+            x = nn.max_pool(x, (3,) * space, strides=(2,) * space, padding=((1, 1),) * space)
         for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
             for j in range(size):
                 stride = 2 if i > 0 and j == 0 else 1
                 x = Block(self.kind, width, stride, self.shortcut, conv, norm)(x)
-        x = jnp.mean(x, axis=(1, 2))
+        x = jnp.mean(x, axis=range(1, x.ndim - 1))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x)
 
 
@@ -119,7 +122,7 @@ def make_model(task: Task) -> ResNet:
         stage_sizes=tuple(spec["depths"]),
         widths=tuple(spec["widths"]),
         stem_width=spec["stem_width"],
-        small_images=spec["stem"] == "cifar",
+        stem=spec["stem"],
         shortcut=spec["shortcut"],
         num_classes=spec["num_classes"],
         dtype=jnp.dtype(task.dtype),

@@ -1,8 +1,11 @@
-"""A PyTorch ResNet in the style of torchvision: channels_last, eager or with `torch.compile`."""
+"""A PyTorch ResNet in the style of torchvision: channels_last, eager or with `torch.compile`.
+
+Signals have no such layout in PyTorch: their arrays are `(n, channels, length)`.
+"""
 
 import contextlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,15 +13,38 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn
 
+from benchmarks.layers import STEMS, Shape
 from benchmarks.task import Task
 from benchmarks.weights import Weights, make_batch
 
-Images = Float[torch.Tensor, "n c h w"]
+Images = Float[torch.Tensor, "n c *space"]
 
 
-def conv(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+class Layers(NamedTuple):
+    """Classes of layers for a number of spatial axes."""
+
+    conv: Any
+    norm: Any
+    max_pool: Any
+    average_pool: Any
+    memory_format: torch.memory_format
+
+
+LAYERS = {
+    1: Layers(
+        nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, torch.contiguous_format
+    ),
+    2: Layers(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, torch.channels_last),
+    3: Layers(
+        nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AdaptiveAvgPool3d, torch.channels_last_3d
+    ),
+}
+
+
+def conv(layers: Layers, cin: int, cout: int, kernel: int | Shape, stride: int | Shape = 1) -> Any:
     """Makes a convolution without bias and with padding `kernel // 2`."""
-    return nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False)
+    padding = kernel // 2 if isinstance(kernel, int) else tuple(size // 2 for size in kernel)
+    return layers.conv(cin, cout, kernel, stride, padding=padding, bias=False)
 
 
 class PadShortcut(nn.Module):
@@ -29,17 +55,18 @@ class PadShortcut(nn.Module):
         self.before, self.after, self.stride = extra // 2, extra - extra // 2, stride
 
     def forward(self, x: Images) -> Images:
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+        space = x.ndim - 2
+        x = x[:, :, *[slice(None, None, self.stride)] * space]
+        return F.pad(x, (*[0, 0] * space, self.before, self.after))
 
 
-def make_shortcut(shortcut: str, cin: int, cout: int, stride: int) -> Any:
+def make_shortcut(layers: Layers, shortcut: str, cin: int, cout: int, stride: int) -> Any:
     """Makes the shortcut of a block; None for the identity."""
     if stride == 1 and cin == cout:
         return None
     if shortcut == "A":
         return PadShortcut(cout - cin, stride)
-    return nn.Sequential(conv(cin, cout, 1, stride), nn.BatchNorm2d(cout))
+    return nn.Sequential(conv(layers, cin, cout, 1, stride), layers.norm(cout))
 
 
 class BasicBlock(nn.Module):
@@ -48,13 +75,13 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
+        self, layers: Layers, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv(cin, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv(layers, cin, width, 3, stride), layers.norm(width)
+        self.conv2, self.bn2 = conv(layers, width, width, 3), layers.norm(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(shortcut, cin, width, stride)
+        self.downsample = make_shortcut(layers, shortcut, cin, width, stride)
 
     def forward(self, x: Images) -> Images:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -69,15 +96,15 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
+        self, layers: Layers, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_first else (1, stride)
-        self.conv1, self.bn1 = conv(cin, width, 1, first), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3, second), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = conv(width, width * 4, 1), nn.BatchNorm2d(width * 4)
+        self.conv1, self.bn1 = conv(layers, cin, width, 1, first), layers.norm(width)
+        self.conv2, self.bn2 = conv(layers, width, width, 3, second), layers.norm(width)
+        self.conv3, self.bn3 = conv(layers, width, width * 4, 1), layers.norm(width * 4)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(shortcut, cin, width * 4, stride)
+        self.downsample = make_shortcut(layers, shortcut, cin, width * 4, stride)
 
     def forward(self, x: Images) -> Images:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -94,23 +121,21 @@ class ResNet(nn.Module):
         super().__init__()
         block: Any = BasicBlock if spec["block"] == "basic" else Bottleneck
         stride_first, cin = spec["block"] == "bottleneck_v1", spec["stem_width"]
-        self.maxpool: nn.Module
-        if spec["stem"] == "imagenet":
-            self.conv1 = conv(channels, cin, 7, 2)
-            self.maxpool = nn.MaxPool2d(3, 2, 1)
-        else:
-            self.conv1, self.maxpool = conv(channels, cin, 3), nn.Identity()
-        self.bn1, self.relu = nn.BatchNorm2d(cin), nn.ReLU(inplace=True)
+        layers = LAYERS[spec["dimensions"]]
+        kernel, stem_stride, pools = STEMS[spec["stem"]]
+        self.conv1 = conv(layers, channels, cin, kernel, stem_stride)
+        self.maxpool = layers.max_pool(3, 2, 1) if pools else nn.Identity()
+        self.bn1, self.relu = layers.norm(cin), nn.ReLU(inplace=True)
         stages = []
         for i, (depth, width) in enumerate(zip(spec["depths"], spec["widths"], strict=True)):
             blocks = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(cin, width, stride, spec["shortcut"], stride_first))
+                blocks.append(block(layers, cin, width, stride, spec["shortcut"], stride_first))
                 cin = width * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layers = nn.Sequential(*stages)
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.avgpool = layers.average_pool(1)
         self.fc = nn.Linear(cin, spec["num_classes"])
 
     def forward(self, x: Images) -> Float[torch.Tensor, "n classes"]:
@@ -141,11 +166,12 @@ def rename(name: str) -> str:
 
 def to_state_dict(weights: Weights) -> dict[str, torch.Tensor]:
     """Converts weights to a torch state dict: kernels from HWIO to OIHW, the head transposed."""
-    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-    return {
-        rename(name): torch.from_numpy(np.ascontiguousarray(value.transpose(axes[value.ndim])))
-        for name, value in weights.items()
-    }
+
+    def to_torch_axes(value: np.ndarray) -> np.ndarray:
+        value = np.moveaxis(value, (-1, -2), (0, 1)) if value.ndim > 1 else value
+        return np.ascontiguousarray(value)
+
+    return {rename(name): torch.from_numpy(to_torch_axes(value)) for name, value in weights.items()}
 
 
 def pick_device(device: str) -> torch.device:
@@ -162,11 +188,11 @@ class TorchModel:
         self.library = f"torch {torch.__version__}"
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in JAX by default
         self.net: Any = ResNet(task.spec, task.channels).to(self.device)
-        self.net = self.net.to(memory_format=torch.channels_last)
+        self.net = self.net.to(memory_format=LAYERS[task.spec["dimensions"]].memory_format)
         self.model: Any = torch.compile(self.net) if compiled else self.net
         images, labels = make_batch(task)
         # The batch is NHWC in memory, so the transposed view is channels_last.
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
+        self.images = torch.from_numpy(images).movedim(-1, 1).to(self.device)
         self.labels = torch.from_numpy(labels).long().to(self.device)
 
     def load(self, weights: Weights) -> None:

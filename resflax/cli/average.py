@@ -25,6 +25,7 @@ from resflax.progress import progress_range
 from resflax.runtime import enable_compilation_cache
 from resflax.train.precise_bn import recompute_batch_stats
 from resflax.weights import Preprocess, Weights, adapt_weights, read_ensemble
+from resflax.weights.array_preprocess import check_takes_images
 from resflax.weights.average import (
     average_weights,
     check_same_origin,
@@ -133,6 +134,7 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
       UserError: if no dataset is given or known, it cannot be opened, or it is too small; or if
         the runs held out different examples.
     """
+    check_takes_images(average.config.preprocess, "resflax average")
     config = own_config(args.where, args.dataset)
     if not args.dataset and not config.get("dataset"):
         raise UserError(

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from resflax.data import StreamingSplit
 from resflax.data.decode import BadExampleError
-from resflax.data.fake import is_fake
+from resflax.data.kinds import kind_of
 from resflax.data.source import Source
 from resflax.train.dataset import build_dataset
 
@@ -21,13 +21,16 @@ class DatasetFacts(NamedTuple):
     Attributes:
       examples: number of training images.
       image_size: height and width of the images in pixels if they are read into memory as they
-        are; None if they have several sizes, or more than `MAX_SIDE` pixels.
+        are, or the sizes of all spatial axes of arrays; None if they have several sizes, or more
+        than `MAX_SIDE` pixels.
       classes: number of classes.
+      has_arrays: whether they are arrays other than images of pixels.
     """
 
     examples: int
-    image_size: tuple[int, int] | None
+    image_size: tuple[int, ...] | None
     classes: int
+    has_arrays: bool = False
 
 
 def dataset_facts(config: ConfigDict) -> DatasetFacts:
@@ -36,16 +39,17 @@ def dataset_facts(config: ConfigDict) -> DatasetFacts:
     Raises:
       UserError: if the dataset cannot be opened.
     """
-    if not is_fake(config.dataset):
+    if not kind_of(config.dataset).is_in_memory:
         config = config.copy_and_resolve_references()
         config.data.image_size = 8  # any size: opens the splits without reading images
     dataset = build_dataset(config)
     split = dataset.train
+    size: tuple[int, ...] | None
     if isinstance(split, StreamingSplit):
         size = _common_size(split.source)
     else:
-        size = split.image_shape[:2]  # noise, which cannot be resized
-    return DatasetFacts(len(split), size, dataset.num_classes)
+        size = split.image_shape[:-1]  # noise or arrays, which cannot be resized
+    return DatasetFacts(len(split), size, dataset.num_classes, dataset.has_arrays)
 
 
 def _common_size(source: Source) -> tuple[int, int] | None:

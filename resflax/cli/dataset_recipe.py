@@ -87,6 +87,10 @@ def dataset_recipe(texts: dict[str, str | None]) -> tuple[ConfigDict, str]:
     changes = general_recipe(facts, values, stem=_stem(given))
     if values.get("pretrained") and "model" not in values:
         changes["model"] = ""  # that of the weights
+    elif facts.has_arrays and "spec.dimensions" not in values and facts.image_size:
+        dimensions = len(facts.image_size)
+        if get_spec(given.model).dimensions != dimensions:
+            changes["spec.dimensions"] = dimensions
     used = _make_config(given.dataset, changes)
     set_values(used, texts)
     unused = reset_unused(used, default_config(), texts)
@@ -115,7 +119,8 @@ def workdir_name(dataset: str) -> str:
     if _prefix(dataset):
         path = Path(Location(dataset).path).expanduser()
         name = path.resolve().name if path.name in ("", ".", "..") else path.name
-        name = Path(name).stem if dataset.startswith("csv:") else name
+        is_file = dataset.startswith("csv:") or name.endswith(".npz")
+        name = Path(name).stem if is_file else name
     else:
         name = dataset.partition(":")[0]
     return re.sub(r"[^\w.]+", "-", name).strip("-.") or "run"
@@ -136,7 +141,8 @@ def _describe(facts: DatasetFacts, chosen: dict[str, Any]) -> str:
     if facts.image_size is None:
         size = "of several or large sizes"
     else:
-        size = f"of {facts.image_size[1]}x{facts.image_size[0]} pixels"
+        unit = "positions" if facts.has_arrays else "pixels"
+        size = f"of {'x'.join(map(str, reversed(facts.image_size)))} {unit}"
     keys = ", ".join(f"{key}={value}" for key, value in chosen.items())
-    images = quantity(facts.examples, "training image")
+    images = quantity(facts.examples, "training array" if facts.has_arrays else "training image")
     return f"no --config: recipe for {images} {size} in {facts.classes} classes: {keys}"

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from resflax.cli.evaluate_flags import parse_preprocess
 from resflax.cli.run_data import read_run_config
 from resflax.errors import UserError
+from resflax.evaluate.arrays import ArrayClassifier
 from resflax.evaluate.classifier import DropoutClassifier, EnsembleClassifier, MemberClassifier
 from resflax.nn import Spec
 from resflax.weights import Weights, adapt_weights, read_ensemble
+from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.ensemble import describe_members
 from resflax.weights.workdirs import split_checkpoint
 
@@ -113,6 +115,8 @@ class Members(NamedTuple):
                 dtype=dtype,
                 seed=DROPOUT_SEED,
             )
+        if isinstance(self.networks[0].config.preprocess, ArrayPreprocess):
+            return ArrayClassifier(self.networks, dtype=dtype)
         return EnsembleClassifier.from_weights(self.networks, dtype=dtype)
 
 

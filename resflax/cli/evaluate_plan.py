@@ -35,6 +35,7 @@ from resflax.evaluate.corruptions import Condition
 from resflax.evaluate.deep_ensemble import Reference, read_reference
 from resflax.evaluate.views import Views
 from resflax.weights import Preprocess, Weights
+from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.workdirs import BEST, split_checkpoint
 
 
@@ -97,7 +98,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
     members = read_evaluated_members(args)
     networks, first = members.networks, members.networks[0].config
     for network in networks:
-        check_image_size(views.scales or first.preprocess.size, network.config.spec)
+        check_image_size(views.scales or first.preprocess.sides, network.config.spec)
+    if isinstance(first.preprocess, ArrayPreprocess):
+        _check_array_options(args, networks[0].where)
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
     training = find_training_split(args.where, args.data_dir, config.get("dataset", ""))
     source = open_source(
@@ -134,6 +137,22 @@ def make_plan(args: argparse.Namespace) -> Plan:
         reference=reference,
         corruptions=plan_corruptions(args, first.preprocess.channels),
     )
+
+
+def _check_array_options(args: argparse.Namespace, where: str) -> None:
+    """Raises `UserError` if an option needs images, and the network takes other arrays."""
+    options = {
+        "--tta": args.tta != "none",
+        "--crops": args.crops != 1,
+        "--scales": bool(args.scales),
+        "--corruptions": bool(args.corruptions),
+    }
+    for option, is_given in options.items():
+        if is_given:
+            raise UserError(
+                f"{option} changes images of pixels, and {where} was trained on other arrays:"
+                " leave it out"
+            )
 
 
 def _missing_dataset(wheres: list[str]) -> UserError:
@@ -200,12 +219,15 @@ def describe(plan: Plan) -> str:
     height, width = preprocess.size
     resize = f"{height}x{width}, crop_pct {preprocess.crop_pct:g}, {preprocess.crop_mode} crop"
     resize = "whole images" if plan.views.scales else resize
+    resize = f"{resize}, {preprocess.interpolation}"
+    if isinstance(preprocess, ArrayPreprocess):
+        resize = f"{preprocess.dtype} arrays of shape {(*preprocess.space, preprocess.channels)}"
     normalization = " and ".join(dict.fromkeys(map(_normalization, plan.members.networks)))
     lines = [
         f"weights: {plan.members.describe()}",
         *([f"checkpoint: {steps}"] if (steps := plan.members.describe_steps()) else []),
         f"checkpoint chosen: {plan.selection}",
-        f"preprocessing: {resize}, {preprocess.interpolation}, {normalization}",
+        f"preprocessing: {resize}, {normalization}",
         f"data: {source.name}, {len(source):,} examples of {len(plan.label_map.columns)} classes;"
         f" {plan.views}; {plan.dtype}",
     ]

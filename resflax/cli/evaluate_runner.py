@@ -3,17 +3,20 @@
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from resflax.cli.evaluate_data import unlabeled
 from resflax.cli.evaluate_plan import Plan
 from resflax.data import StreamingSplit
 from resflax.data.source import Source
 from resflax.distributed.processes import is_main_process
+from resflax.evaluate.arrays import ArraySplit
 from resflax.evaluate.classes import LabelMap
 from resflax.evaluate.classifier import MemberClassifier, full_batch_size
 from resflax.evaluate.corruptions import Condition, evaluate_corrupted
 from resflax.evaluate.run import Evaluated, Reduction, evaluate_split
 from resflax.progress import ProgressMeter
+from resflax.weights.array_preprocess import ArrayPreprocess
 
 
 class Speed:
@@ -102,8 +105,11 @@ class Runner:
         finally:
             meter.close()
 
-    def _open(self, source: Source, on_bad_example: str) -> StreamingSplit:
+    def _open(self, source: Source, on_bad_example: str) -> Any:
+        """Opens a split: a `StreamingSplit`, or an `ArraySplit` for a network of arrays."""
         preprocess = self.plan.preprocess
+        if isinstance(preprocess, ArrayPreprocess):
+            return ArraySplit(source, preprocess)
         return StreamingSplit(
             source,
             max(preprocess.size),

@@ -78,6 +78,8 @@ def _optimizer_keys(row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_keys(facts: DatasetFacts, given: Mapping[str, Any], stem: str) -> dict[str, Any]:
+    if facts.has_arrays:
+        return {"data.image_size": 0, "data.pad_crop": min(facts.image_size or (0,)) // 8}
     size = _image_size(facts, given, stem)
     keys: dict[str, Any] = {"data.image_size": size, "data.flip": True}
     if given.get("pretrained") or (size and facts.examples > MAX_SQUASHED):

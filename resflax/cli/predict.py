@@ -20,6 +20,7 @@ from resflax.cli.output_files import (
     open_features,
     open_predictions,
 )
+from resflax.data.array_files import SUFFIXES
 from resflax.data.decode import BadExampleError
 from resflax.data.image_files import check_images, find_images
 from resflax.data.source import ON_BAD_EXAMPLE
@@ -27,6 +28,7 @@ from resflax.errors import Parser, UserError, printable
 from resflax.files import path_type, where_type
 from resflax.runtime import enable_compilation_cache
 from resflax.weights import Weights, adapt_weights, read_ensemble
+from resflax.weights.array_preprocess import check_takes_images
 from resflax.weights.class_names import class_names
 from resflax.weights.ensemble import describe_members
 
@@ -42,6 +44,12 @@ def main(arguments: list[str]) -> None:
     """
     args = _parse(arguments)
     labels = _read_labels(args.labels)
+    for path in args.paths:
+        if path.endswith(SUFFIXES):
+            raise UserError(
+                f"{path} is an array, and predict reads image files: use resflax.load_pretrained in"
+                " Python, whose preprocess normalizes arrays"
+            )
     paths = find_images(args.paths)
     outputs = {"--out": args.out, "--features": args.features, "--sheet": args.sheet}
     check_distinct(outputs, [*paths, args.labels])
@@ -54,6 +62,7 @@ def main(arguments: list[str]) -> None:
         adapt_weights(weights)
         for weights in read_ensemble(args.weights, args.model, revision=args.revision)
     ]
+    check_takes_images(members[0].config.preprocess, "resflax predict")
     _check_members(args, members)
     classes = _class_names(args, members[0], labels)
     print(describe_members(members), flush=True)

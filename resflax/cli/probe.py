@@ -35,6 +35,7 @@ from resflax.progress import ProgressMeter
 from resflax.run.signals import InterruptedRunError
 from resflax.runtime import enable_compilation_cache
 from resflax.weights import Pretrained, load_pretrained
+from resflax.weights.array_preprocess import check_takes_images
 from resflax.zoo.registry import DTYPES
 
 DESCRIPTION = f"""Fits a logistic regression (scikit-learn) to the standardized features of a
@@ -90,6 +91,7 @@ def _probe(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
     sources = _open_sources(args)
     preprocess = pretrained.preprocess
+    check_takes_images(preprocess, "resflax probe")
     check_image_size(preprocess.size, pretrained.model.spec)
     print(f"weights: {pretrained.source}", flush=True)
     train, test = _all_features(args, pretrained, sources)

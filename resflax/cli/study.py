@@ -17,6 +17,8 @@ STUDIES = {
     "degradation": "deeper plain networks train worse, deeper residual ones do not",
     "responses": "standard deviation of layer responses, plain and residual",
     "shortcuts": "shortcut options A, B, C and none: errors and costs",
+    "shortcuts2016": "scaled, gated, convolutional and dropped shortcuts",
+    "activation": "orders of norm and activation in a block",
     "identity": "stacks of blocks that fit the identity, plain and residual",
     "gradients": "gradient norm of each layer at initialization",
     "dropping": "test error of a trained network without one of its blocks",
@@ -24,7 +26,7 @@ STUDIES = {
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {name:13}{description}" for name, description in STUDIES.items())
+    rows = "\n".join(f"  {name:15}{description}" for name, description in STUDIES.items())
     return (
         "usage: resflax study NAME ...\n\nRuns an experiment of He et al. (2015) or a follow-up"
         f" paper.\n\n{rows}\n\nresflax study NAME --help"

@@ -19,6 +19,7 @@ from resflax.zoo import create_model
 
 FLAX = "flax"  # the names of `flatten`
 VERIFY_RTOL = 1e-3
+CLIP_FRAMES = 8  # of clips, whose length the preprocessing of frames does not say
 
 
 def convert_main(arguments: list[str]) -> None:
@@ -83,12 +84,14 @@ def _check_not_input(target: Path, source: Path) -> None:
 
 
 def compare_with_torch(config: PretrainedConfig, variables: Variables) -> str:
-    """Compares resflax's and PyTorch's logits on two noise images and returns a summary line.
+    """Compares resflax's and PyTorch's logits on two noise inputs and returns a summary line.
 
     Raises:
       UserError: if they differ by more than 1e-3 of the largest logit, or PyTorch is missing.
     """
-    shape = (2, *config.preprocess.size, config.channels)
+    dimensions = config.spec.dimensions
+    sides = (CLIP_FRAMES, *config.preprocess.sides)[-dimensions:]
+    shape = (2, *sides, config.channels)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     expected = torch_logits(config.spec, variables, images)
     difference = np.abs(compute_logits(config.spec, variables, images) - expected).max()
@@ -96,7 +99,7 @@ def compare_with_torch(config: PretrainedConfig, variables: Variables) -> str:
     version = importlib.metadata.version("torch")
     summary = (
         f"largest logit difference {difference:.2e}, {difference / largest:.2e} of the largest"
-        f" logit {largest:.4g} (PyTorch {version}, two images of {shape[1]}x{shape[2]})"
+        f" logit {largest:.4g} (PyTorch {version}, two inputs of {'x'.join(map(str, sides))})"
     )
     if not difference <= VERIFY_RTOL * largest:
         raise UserError(f"{summary}: expected at most {VERIFY_RTOL:g}; nothing was written")
@@ -104,7 +107,7 @@ def compare_with_torch(config: PretrainedConfig, variables: Variables) -> str:
 
 
 def compute_logits(
-    spec: Spec, variables: Variables, images: Float[np.ndarray, "n h w c"]
+    spec: Spec, variables: Variables, images: Float[np.ndarray, "n *space c"]
 ) -> Float[np.ndarray, "n classes"]:
     """Returns the float32 logits in evaluation mode."""
     model = create_model(spec, scan=False)

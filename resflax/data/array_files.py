@@ -44,23 +44,24 @@ def read_array(path: Path) -> np.ndarray:
 def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     name = ""
     try:
-        content: Any = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            yield path.stem, content
-            return
-        with content as archive:
-            for name in archive.files:
-                yield name, archive[name]
+        with path.open("rb") as file:  # `np.load` of a path leaves damaged files open
+            content: Any = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                yield path.stem, content
+                return
+            for name in content.files:
+                yield name, content[name]
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         array = f"the array {name!r} in {path}" if name else str(path)
-        if "allow_pickle" in str(e):
+        if "Object arrays" in str(e):
             raise UserError(
                 f"{array} has Python objects, which are not read since they can run code: save it"
                 " with a dtype of numbers, such as float32"
             ) from e
-        reason = getattr(e, "strerror", None) or e
+        # NumPy takes other files for pickles.
+        reason = "not a NumPy file" if "pickle" in str(e) else getattr(e, "strerror", None) or e
         raise UserError(f"cannot read {array}: {reason}") from e
 
 

@@ -19,7 +19,7 @@ from resflax.data.array_source import ArraySource
 from resflax.data.in_memory import InMemorySplit
 from resflax.data.location import Location
 from resflax.data.named_splits import default_split
-from resflax.data.source import SplitSources
+from resflax.data.source import SplitSources, check_two_classes
 from resflax.data.split_names import role_of_split, splits_by_name
 from resflax.errors import UserError, unknown
 from resflax.files import user_path
@@ -63,6 +63,7 @@ class ArrayDataset:
             for role in ("train", "validation", "test")
         )
         assert train
+        check_two_classes(train)
         return SplitSources(train, validation, test, names, self.note)
 
     def open_split(self, split: str) -> ArraySource:

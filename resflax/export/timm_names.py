@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from resflax.nn import Spec
 from resflax.zoo import get_spec
 from resflax.zoo.cifar import FAMILIES
+from resflax.zoo.nfnet import NORMALIZER_FREE
 from resflax.zoo.registry import SPECS
 
 # Networks that timm does not have: CIFAR stems, plain networks and the paper's bottlenecks.
@@ -81,9 +82,13 @@ def inference_spec(spec: Spec) -> Spec:
 
 def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
-    if spec.ensemble != "none" or spec.gate != "none" or spec.order != "auto":
+    if spec.ensemble != "none" or spec.order != "auto" or spec.dimensions != 2:
         return False
-    if spec.dimensions != 2:
+    if spec.conv == "scaled_standardized":
+        base = NORMALIZER_FREE | {"block": "bottleneck", "stem": "imagenet", "base_width": 64}
+        multiples = not any(width % 8 for width in (*spec.widths, spec.stem_width))
+        return multiples and all(getattr(spec, key) == value for key, value in base.items())
+    if spec.gate != "none":
         return False
     if spec.stem not in (STEM_TYPES_V2 if spec.preact else STEM_TYPES):
         return False
@@ -119,7 +124,14 @@ def _fixed(spec: Spec) -> tuple[Any, ...]:
 
 
 def _arguments(spec: Spec) -> dict[str, Any]:
-    """Returns arguments of the constructor of timm's `ResNet` or `ResNetV2`."""
+    """Returns arguments of the constructor of timm's `ResNet`, `ResNetV2` or `NormFreeNet`."""
+    if spec.conv == "scaled_standardized":
+        return {
+            "depths": list(spec.depths),
+            "channels": [4 * width for width in spec.widths],
+            "stem_chs": spec.stem_width,
+            "output_stride": spec.output_stride,
+        }
     shared = {
         "layers": list(spec.depths),
         "output_stride": spec.output_stride,

@@ -11,6 +11,7 @@ from resflax.export.trained_model import TrainedModel
 from resflax.nn import Spec
 from resflax.weights import PretrainedConfig, to_torch
 from resflax.weights.files import save_file
+from resflax.weights.layouts import default_layout
 from resflax.weights.pretrained_config import RESAMPLING, read_config
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -112,7 +113,8 @@ def check_transformers(spec: Spec) -> None:
 
 def write_timm(model: TrainedModel, folder: Path, license_name: str = "") -> None:
     """Writes config.json and model.safetensors in timm's layout."""
-    layout = "timm_v2" if model.spec.preact else "timm"
+    layout = default_layout(model.spec)
+    layout = layout if layout.startswith("timm_") else "timm"
     write_weights(model, folder, layout)
     write_config(timm_config(model, license_name), folder, model.config)
 

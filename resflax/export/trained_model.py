@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from resflax.errors import UserError
 from resflax.nn import Spec
 from resflax.weights import Preprocess, PretrainedConfig, Weights, adapt_weights, read_ensemble
+from resflax.weights.array_preprocess import check_takes_images
 from resflax.weights.bridge import Variables
 from resflax.weights.class_names import class_names
 from resflax.weights.ensemble import describe_members
@@ -216,6 +217,12 @@ def load_trained_model(
         if not weights.config.spec.num_classes:
             raise UserError(
                 f"{weights.where} has no classification head: expected weights with classes"
+            )
+        check_takes_images(weights.config.preprocess, "resflax export")
+        if weights.config.spec.dimensions != 2:
+            raise UserError(
+                f"{weights.where} has dimensions {weights.config.spec.dimensions}, and resflax"
+                " export writes networks of images: use resflax convert for PyTorch's names"
             )
     models = tuple(
         TrainedModel(w.config, w.variables, w.source, read_run_record([w], whole=False), w.where)

@@ -11,8 +11,10 @@ from resflax.inference.graph import Node
 from resflax.inference.parameters import Parameters
 from resflax.nn import Spec
 from resflax.nn.batch_norm import BatchNorm
+from resflax.nn.fields import resolve
 from resflax.nn.norms import GROUPS, EvoNormS0, FilterResponseNorm
 from resflax.nn.orders import Steps
+from resflax.nn.scaled_conv import EPSILON, gamma_of
 
 GROUP_NORM_EPSILON = 1e-5
 # What a residual sum can be merged into: the operations with an optional input "residual".
@@ -77,7 +79,7 @@ class GraphBuilder:
     ) -> str:
         """Emits a convolution of `shape` (side, channels out) and a norm, folded if possible.
 
-        The activation follows the norm; without a norm there is none.
+        The activation follows the norm, or the convolution if there is none.
         """
         side, features = shape
         kernel = self.parameters.get(name, "kernel")
@@ -86,10 +88,12 @@ class GraphBuilder:
                 f"the kernel of {name} has shape {kernel.shape}: expected"
                 f" ({side}, {side}, channels, {features})"
             )
-        arrays = {"kernel": standardize(kernel) if self.spec.conv == "standardized" else kernel}
+        arrays = self._conv_arrays(name, kernel)
+        norm = None if self.spec.norm == "none" else norm
         affine = self._affine(norm, act) if norm else None
         if affine:
-            arrays = {"kernel": arrays["kernel"] * affine.scale, "bias": affine.bias}
+            bias = affine.bias + affine.scale * arrays.get("bias", 0.0)
+            arrays = {"kernel": arrays["kernel"] * affine.scale, "bias": bias}
         x = self.emit(
             "conv",
             name,
@@ -99,13 +103,23 @@ class GraphBuilder:
             padding=side // 2 * dilation,
             dilation=dilation,
             groups=groups,
-            activation=self.activation(bool(affine) and act),
+            activation=self.activation(act and (bool(affine) or not norm)),
         )
         return self.norm(x, norm, act=act) if norm and not affine else x
 
+    def _conv_arrays(self, name: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the kernel, with the standardization of the spec applied, and the bias if any."""
+        if self.spec.conv == "scaled_standardized":
+            gain, bias = (self.parameters.get(name, leaf) for leaf in ("gain", "bias"))
+            gamma = gamma_of(resolve("activation", self.spec.activation))
+            fan_in = kernel.size // kernel.shape[-1]
+            factor = gain * gamma / fan_in**0.5
+            return {"kernel": standardize(kernel, EPSILON) * factor, "bias": bias}
+        return {"kernel": standardize(kernel) if self.spec.conv == "standardized" else kernel}
+
     def norm(self, x: str, name: str, *, act: bool) -> str:
         """Emits a norm on its own, followed by its activation if `act`."""
-        affine = self._affine(name, act)
+        affine = self._affine(name, act) if self.spec.norm != "none" else None
         if affine:
             return self.emit(
                 "affine", name, x, arrays=affine._asdict(), activation=self.activation(act)
@@ -139,8 +153,19 @@ class GraphBuilder:
 
     def act(self, x: str, name: str) -> str:
         """Emits an activation on its own."""
-        one = {"scale": np.ones(1), "bias": np.zeros(1)}
+        channels = self._channels(x)
+        one = {"scale": np.ones(channels), "bias": np.zeros(channels)}
         return self.emit("affine", f"{name}_act", x, arrays=one, activation=self.activation(True))
+
+    def _channels(self, x: str) -> int:
+        """Returns the number of channels of a feature map."""
+        node = self._nodes[x]
+        if node.op == "conv":
+            return int(node.arrays["kernel"].shape[-1])
+        if node.op == "zero_pad":
+            padding: int = node.attributes["before"] + node.attributes["after"]
+            return self._channels(node.inputs[0]) + padding
+        return len(node.arrays["scale"]) if node.arrays else self._channels(node.inputs[0])
 
     def dense(self, x: str, name: str, *, activation: str = "none") -> str:
         """Emits a linear layer with bias."""
@@ -250,4 +275,5 @@ NORM_NODES: dict[str, Callable[[GraphBuilder, str, str, bool], str]] = {
     "group": _group_norm,
     "evonorm_s0": _evonorm_s0,
     "frn_tlu": _filter_response_norm,
+    "none": lambda builder, x, name, act: builder.act(x, name) if act else x,
 }

@@ -25,13 +25,12 @@ from jax._src import dispatch
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from resflax.kernels import backend, cpu_conv, onednn
+from resflax.kernels import backend, cpu_conv, onednn, space_to_depth
 from resflax.kernels.backend import choose_backend, is_unpartitioned, takes_rules
 from resflax.kernels.conv_params import (
     PASS_OPERANDS,
     ConvParams,
     ConvPass,
-    Pair,
     channels_last,
     xla_conv,
 )
@@ -56,9 +55,10 @@ def conv_general_dilated(
     """Convolves as `lax.conv_general_dilated`, with the CPU backends of this package.
 
     They support floating-point NHWC images and HWIO kernels of the same dtype, strides, explicit
-    padding, kernel dilation and groups; and signals `(n, length, channels)`, which are computed as
-    images of height 1. Anything else, other dtypes included, is passed to
-    `lax.conv_general_dilated`. For Flax: `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
+    padding, kernel dilation and groups; volumes `(n, depth, height, width, channels)`; and signals
+    `(n, length, channels)`, as images of height 1. Anything else, other dtypes included, is passed
+    to `lax.conv_general_dilated`. For Flax:
+    `nn.Conv(..., conv_general_dilated=conv_general_dilated)`.
     """
     space = lhs.ndim - 2
     ones = (1,) * space
@@ -83,11 +83,11 @@ def conv_general_dilated(
         )  # fmt: skip
         return y[:, 0]
     params = ConvParams(
-        image_size=_pair(lhs.shape[1:3]),
-        kernel_size=_pair(rhs.shape[:2]),
-        strides=_pair(window_strides),
-        padding=(_pair(padding[0]), _pair(padding[1])),  # type: ignore[arg-type]
-        dilation=_pair(rhs_dilation or (1, 1)),
+        image_size=_integers(lhs.shape[1:-1]),
+        kernel_size=_integers(rhs.shape[:-2]),
+        strides=_integers(window_strides),
+        padding=tuple((int(pads[0]), int(pads[1])) for pads in padding),
+        dilation=_integers(rhs_dilation or ones),
         groups=feature_group_count,
         precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     )
@@ -97,7 +97,7 @@ def conv_general_dilated(
 def _are_supported_arrays(lhs: Array, rhs: Array, groups: int) -> bool:
     return (
         lhs.ndim == rhs.ndim
-        and lhs.ndim in (3, 4)
+        and lhs.ndim in (3, 4, 5)
         and all(isinstance(size, int) for size in lhs.shape[1:])  # not symbolic, for export
         and not any(jax.typeof(a).sharding.mesh.explicit_axes for a in (lhs, rhs))
         and lhs.dtype == rhs.dtype
@@ -108,8 +108,8 @@ def _are_supported_arrays(lhs: Array, rhs: Array, groups: int) -> bool:
 
 
 def _is_channels_last(dimension_numbers: Any, space: int) -> bool:
-    names = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}[space]
-    return dimension_numbers in (channels_last(space), names)
+    names = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+    return dimension_numbers in (channels_last(space), names[space])
 
 
 def _is_explicit_padding(padding: str | Sequence[tuple[int, int]], space: int) -> bool:
@@ -124,9 +124,8 @@ def _are_positive(values: Sequence[int], space: int) -> bool:
     return len(values) == space and all(value > 0 for value in values)
 
 
-def _pair(values: Sequence[int]) -> Pair:
-    first, second = values
-    return int(first), int(second)
+def _integers(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(int, values))
 
 
 def _bind(lhs: Array, rhs: Array, **static: Any) -> Array:
@@ -174,7 +173,7 @@ def _batch(
     """Folds a mapped axis into the batch or the channels where the other operand is shared."""
     bind = functools.partial(conv_p.bind, conv_pass=conv_pass, params=params, backend=backend)
     (lhs, rhs), (lhs_axis, rhs_axis) = args, axes
-    is_first_axis = lhs.ndim - (lhs_axis is not None) == 4
+    is_first_axis = lhs.ndim - (lhs_axis is not None) == params.rank
     if is_first_axis and rhs_axis is None and conv_pass in ("fwd", "dgrad"):
         lhs = jnp.moveaxis(lhs, lhs_axis, 0)
         out = bind(lhs.reshape(-1, *lhs.shape[2:]), rhs)
@@ -242,7 +241,7 @@ def _lower_cpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
 def _lower_gpu(ctx: Any, lhs: Any, rhs: Any, **static: Any) -> Any:
     if takes_rules(ctx) and gathers_batch(ctx.avals_in[0].ndim, static["params"]):
         return _lower_partitioned(ctx, lhs, rhs, name="xla", **static)
-    return _lower(ctx, lhs, rhs, run=_choose_xla("gpu", ctx, xla_conv), **static)
+    return _lower(ctx, lhs, rhs, run=_choose_xla("gpu", ctx, space_to_depth.convolve), **static)
 
 
 def _choose_xla(platform: str, ctx: Any, convolve: Any) -> Any:
@@ -252,7 +251,7 @@ def _choose_xla(platform: str, ctx: Any, convolve: Any) -> Any:
         return xla_conv
 
     def loop(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams) -> Array:
-        if lhs.ndim == 4:
+        if lhs.ndim == params.rank:
             return convolve(conv_pass, lhs, rhs, params)
         return lax.map(lambda pair: loop(conv_pass, pair[0], pair[1], params), (lhs, rhs))
 

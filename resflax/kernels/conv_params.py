@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Shape = tuple[int, ...]
-Pair = tuple[int, int]
+Padding = tuple[tuple[int, int], ...]
 
 ConvPass = Literal["fwd", "dgrad", "wgrad"]
 # The two operands of each pass, in order.
@@ -34,29 +34,34 @@ PASS_OPERANDS: dict[ConvPass, tuple[str, str]] = {
 
 
 class ConvParams(NamedTuple):
-    """Static parameters of a two-dimensional convolution of NHWC images with HWIO kernels.
+    """Static parameters of a convolution of NHWC images with HWIO kernels, or of NDHWC volumes.
 
     Attributes:
-      image_size: height and width of x, in pixels.
-      kernel_size: height and width of w.
-      strides: over height and width.
+      image_size: height and width of x, in pixels; of volumes, depth, height and width.
+      kernel_size: sizes of w along these axes.
+      strides: over these axes.
       padding: ((top, bottom), (left, right)), in pixels; negative values crop.
-      dilation: dilation of the kernel, over height and width; 1 for none.
+      dilation: dilation of the kernel over these axes; 1 for none.
       groups: number of channel groups; w has `channels / groups` inputs.
       precision: matmul precision, as in `jax.default_matmul_precision`; None for JAX's default.
     """
 
-    image_size: Pair
-    kernel_size: Pair
-    strides: Pair
-    padding: tuple[Pair, Pair]
-    dilation: Pair
+    image_size: Shape
+    kernel_size: Shape
+    strides: Shape
+    padding: Padding
+    dilation: Shape
     groups: int
     precision: str | None = None
 
     @property
-    def output_size(self) -> Pair:
-        """Height and width of conv(x, w), in pixels."""
+    def rank(self) -> int:
+        """Number of axes of x, w and conv(x, w), without mapped ones."""
+        return len(self.kernel_size) + 2
+
+    @property
+    def output_size(self) -> Shape:
+        """Sizes of the spatial axes of conv(x, w), in pixels."""
         axes = zip(
             self.image_size,
             self.kernel_size,
@@ -65,11 +70,10 @@ class ConvParams(NamedTuple):
             self.dilation,
             strict=True,
         )
-        height, width = (
+        return tuple(
             max((size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1, 0)
             for size, kernel, stride, pad, dilation in axes
         )
-        return height, width
 
     @property
     def crops(self) -> bool:
@@ -77,12 +81,12 @@ class ConvParams(NamedTuple):
         return any(pad < 0 for side in self.padding for pad in side)
 
     def result_shape(self, conv_pass: ConvPass, lhs: Shape, rhs: Shape) -> Shape:
-        """Returns the shape of a pass's result; axes before the last four are mapped axes."""
-        mapped = lhs[:-4]
+        """Returns the shape of a pass's result; axes before the last `rank` are mapped axes."""
+        mapped, examples = lhs[: -self.rank], lhs[-self.rank]
         if conv_pass == "fwd":
-            return (*mapped, lhs[-4], *self.output_size, rhs[-1])
+            return (*mapped, examples, *self.output_size, rhs[-1])
         if conv_pass == "dgrad":
-            return (*mapped, lhs[-4], *self.image_size, rhs[-2] * self.groups)
+            return (*mapped, examples, *self.image_size, rhs[-2] * self.groups)
         return (*mapped, *self.kernel_size, lhs[-1] // self.groups, rhs[-1])
 
 
@@ -100,15 +104,15 @@ def channels_last(dimensions: int) -> Any:
 
 def xla_conv(
     conv_pass: ConvPass,
-    lhs: Float[Array, "*mapped _ _ _ _"],
-    rhs: Float[Array, "*mapped _ _ _ _"],
+    lhs: Float[Array, " *shape"],
+    rhs: Float[Array, " *shape"],
     params: ConvParams,
-) -> Float[Array, "*mapped _ _ _ _"]:
+) -> Float[Array, " *shape"]:
     """Computes a pass by `lax.conv_general_dilated` or its transpose, on any platform.
 
     With a mapped axis, all convolutions are one grouped convolution.
     """
-    if lhs.ndim > 4:
+    if lhs.ndim > params.rank:
         return jax.vmap(lambda a, b: xla_conv(conv_pass, a, b, params))(lhs, rhs)
     shape = params.result_shape(conv_pass, lhs.shape, rhs.shape)
     # From `lhs`, so that under `shard_map` the type varies over the same mesh axes.
@@ -140,7 +144,7 @@ def _xla_forward(x: Array, w: Array, params: ConvParams) -> Array:
         params.strides,
         inner,
         rhs_dilation=params.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=channels_last(len(params.strides)),
         feature_group_count=params.groups,
         precision=params.precision,
     )

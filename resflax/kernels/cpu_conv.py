@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from resflax.kernels import im2col, winograd
 from resflax.kernels.conv_params import ConvParams, ConvPass, Shape, xla_conv
+from resflax.kernels.depth import convolve_slices
 from resflax.kernels.im2col import pixels_under
 from resflax.kernels.materialize import materialize_on_cpu
 from resflax.kernels.varying import vary_over, varying_axes
@@ -36,17 +37,24 @@ MIN_WINOGRAD_PIXELS_PER_CHANNEL = 8
 
 def convolve(
     conv_pass: ConvPass,
-    lhs: Float[Array, "*mapped _ _ _ _"],
-    rhs: Float[Array, "*mapped _ _ _ _"],
+    lhs: Float[Array, " *shape"],
+    rhs: Float[Array, " *shape"],
     params: ConvParams,
     *,
     chunked: bool,
-) -> Float[Array, "*mapped _ _ _ _"]:
+) -> Float[Array, " *shape"]:
     """Computes a pass of float32 or bfloat16 arrays, in float32.
 
-    Axes before the last four are mapped. `chunked` allows loops over chunks of the batch, which XLA
-    cannot partition over a mesh.
+    Axes before the last `params.rank` are mapped. `chunked` allows loops over chunks of the batch,
+    which XLA cannot partition over a mesh.
     """
+    if params.rank > 4:
+        run_volumes = partial(convolve, conv_pass, params=params, chunked=chunked)
+        if lhs.ndim > params.rank:
+            return lax.map(lambda pair: run_volumes(*pair), (lhs, rhs))
+        volumes = (lhs.astype(jnp.float32), rhs.astype(jnp.float32))
+        run_images = partial(convolve, chunked=chunked)
+        return convolve_slices(run_images, conv_pass, *volumes, params).astype(lhs.dtype)
     if lhs.ndim > 4 and _fits_im2col(conv_pass, lhs.shape[-4:], rhs.shape[-4:], params):
         return _convolve_members_by_im2col(conv_pass, lhs, rhs, params)
     if lhs.ndim > 4:
@@ -173,7 +181,7 @@ def xla_convolve(conv_pass: ConvPass, lhs: Array, rhs: Array, params: ConvParams
     is_within_reach = all(
         0 <= pad <= r for pads, r in zip(params.padding, reach, strict=True) for pad in pads
     )
-    if conv_pass == "fwd" or params.groups > 1 or not is_within_reach:
+    if conv_pass == "fwd" or params.groups > 1 or params.rank > 4 or not is_within_reach:
         return xla_conv(conv_pass, lhs, rhs, params)
     # How far the last kernel position reaches, from the first padded pixel.
     sizes = zip(params.strides, params.output_size, reach, strict=True)

@@ -2,7 +2,7 @@
 //
 // There are three passes (conv_params.py): "fwd" takes (x, w) and returns y = conv(x, w); "dgrad"
 // takes (g, w) and returns the gradient for x; "wgrad" takes (x, g) and returns the gradient for w.
-// x, y and g, which has the shape of y, are NHWC; w is HWIO.
+// x, y and g, which has the shape of y, are NHWC or NDHWC; w is HWIO or DHWIO.
 
 #include <algorithm>
 #include <atomic>
@@ -39,7 +39,7 @@ enum class Pass { kForward, kDataGrad, kWeightGrad };
 struct ConvParams {
   Pass pass;
   memory::data_type dtype;
-  Dims x, w, y;  // NHWC, HWIO, NHWC
+  Dims x, w, y;  // NHWC, HWIO, NHWC; of volumes with the depth before H
   Dims strides, padding, dilation;
   int64_t groups;
   std::vector<int64_t> Key() const {
@@ -125,8 +125,12 @@ class Plan {
       : pass_(p.pass), x_(ActivationDesc(p.x, p.dtype)), y_(ActivationDesc(p.y, p.dtype)),
         w_(KernelDesc(p)) {
     const memory::desc any(w_.get_dims(), p.dtype, memory::format_tag::any);  // oneDNN chooses
-    const Dims low = {p.padding[0], p.padding[2]}, high = {p.padding[1], p.padding[3]};
-    const Dims holes = {p.dilation[0] - 1, p.dilation[1] - 1};  // oneDNN's dilation starts at 0
+    Dims low, high, holes;
+    for (size_t i = 0; i < p.strides.size(); ++i) {
+      low.push_back(p.padding[2 * i]);
+      high.push_back(p.padding[2 * i + 1]);
+      holes.push_back(p.dilation[i] - 1);  // oneDNN's dilation starts at 0
+    }
     const auto direct = dnnl::algorithm::convolution_direct;
     dnnl::primitive_attr attr;
     attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -166,14 +170,21 @@ class Plan {
 
  private:
   static memory::desc ActivationDesc(const Dims& nhwc, memory::data_type dtype) {
-    return {{nhwc[0], nhwc[3], nhwc[1], nhwc[2]}, dtype, memory::format_tag::nhwc};
+    Dims dims = {nhwc.front(), nhwc.back()};
+    dims.insert(dims.end(), nhwc.begin() + 1, nhwc.end() - 1);
+    using Tag = memory::format_tag;
+    return {dims, dtype, dims.size() == 4 ? Tag::nhwc : Tag::ndhwc};
   }
 
   static memory::desc KernelDesc(const ConvParams& p) {
-    const int64_t h = p.w[0], w = p.w[1], in = p.w[2], out = p.w[3];
-    if (p.groups == 1) return {{out, in, h, w}, p.dtype, memory::format_tag::hwio};
+    const int64_t in = p.w[p.w.size() - 2], out = p.w.back();
+    const bool planar = p.w.size() == 4;
+    using Tag = memory::format_tag;
     // If groups do not divide out, the channels are inconsistent, which oneDNN rejects.
-    return {{p.groups, out / p.groups, in, h, w}, p.dtype, memory::format_tag::hwigo};
+    Dims dims = p.groups == 1 ? Dims{out, in} : Dims{p.groups, out / p.groups, in};
+    dims.insert(dims.end(), p.w.begin(), p.w.end() - 2);
+    if (p.groups == 1) return {dims, p.dtype, planar ? Tag::hwio : Tag::dhwio};
+    return {dims, p.dtype, planar ? Tag::hwigo : Tag::dhwigo};
   }
 
   template <typename Primitive>
@@ -255,25 +266,25 @@ class PlanCache {
   std::vector<std::unique_ptr<CallContext>> contexts_;
 };
 
-Dims LastFour(const ffi::AnyBuffer& array) {
+Dims LastAxes(const ffi::AnyBuffer& array, size_t rank) {
   const auto d = array.dimensions();
-  return Dims(d.end() - 4, d.end());
+  return Dims(d.end() - rank, d.end());
 }
 
-// The product of the axes before the last four: the number of convolutions in one call.
-int64_t MappedCount(const ffi::AnyBuffer& array) {
+// The product of the axes before the last ones: the number of convolutions in one call.
+int64_t MappedCount(const ffi::AnyBuffer& array, size_t rank) {
   int64_t count = 1;
-  for (size_t i = 0; i + 4 < array.dimensions().size(); ++i) count *= array.dimensions()[i];
+  for (size_t i = 0; i + rank < array.dimensions().size(); ++i) count *= array.dimensions()[i];
   return count;
 }
 
 // Returns an error message for arguments that oneDNN would not reject, or null.
 const char* FindInvalidArgument(const ffi::AnyBuffer& lhs, const ffi::AnyBuffer& rhs,
-                                const ffi::AnyBuffer& out, int64_t groups) {
+                                const ffi::AnyBuffer& out, size_t rank, int64_t groups) {
   const auto dtype = out.element_type(), f32 = ffi::DataType::F32, bf16 = ffi::DataType::BF16;
   for (const ffi::AnyBuffer* array : {&lhs, &rhs, &out}) {
-    if (array->dimensions().size() < 4) return "arrays must have four axes or more";
-    if (MappedCount(*array) != MappedCount(out)) return "arrays differ in their mapped axes";
+    if (array->dimensions().size() < rank) return "arrays must have an axis per stride, and two";
+    if (MappedCount(*array, rank) != MappedCount(out, rank)) return "arrays differ in their mapped axes";
     if (array->element_type() != dtype || (dtype != f32 && dtype != bf16))
       return "arrays must be all float32 or all bfloat16";
   }
@@ -284,7 +295,7 @@ const char* FindInvalidArgument(const ffi::AnyBuffer& lhs, const ffi::AnyBuffer&
 double Operations(const ConvParams& p) {
   double operations = 2;
   for (int64_t n : p.y) operations *= n;
-  for (int i = 0; i < 3; ++i) operations *= p.w[i];
+  for (size_t i = 0; i + 1 < p.w.size(); ++i) operations *= p.w[i];
   return operations;
 }
 
@@ -303,7 +314,8 @@ int64_t NumConcurrent(const ConvParams& params, int64_t count, int64_t threads) 
 ffi::Error Convolve(ffi::AnyBuffer lhs, ffi::AnyBuffer rhs, ffi::Result<ffi::AnyBuffer> out,
                     ffi::ThreadPool pool, std::string_view conv_pass, Span strides, Span padding,
                     Span dilation, int64_t groups) try {
-  const char* invalid = FindInvalidArgument(lhs, rhs, *out, groups);
+  const size_t rank = strides.size() + 2;
+  const char* invalid = FindInvalidArgument(lhs, rhs, *out, rank, groups);
   if (invalid) return ffi::Error::InvalidArgument(invalid);
   if (!lhs.element_count() || !rhs.element_count() || !out->element_count()) {  // empty sums
     std::memset(out->untyped_data(), 0, out->size_bytes());
@@ -317,9 +329,9 @@ ffi::Error Convolve(ffi::AnyBuffer lhs, ffi::AnyBuffer rhs, ffi::Result<ffi::Any
   const auto copy = [](Span span) { return Dims(span.begin(), span.end()); };
   const bool is_f32 = out->element_type() == ffi::DataType::F32;
   const ConvParams params = {pass, is_f32 ? memory::data_type::f32 : memory::data_type::bf16,
-                             LastFour(x), LastFour(w), LastFour(y),
+                             LastAxes(x, rank), LastAxes(w, rank), LastAxes(y, rank),
                              copy(strides), copy(padding), copy(dilation), groups};
-  const int64_t count = MappedCount(*out);
+  const int64_t count = MappedCount(*out, rank);
   const auto element = [count](const ffi::AnyBuffer& array, int64_t i) {
     return static_cast<char*>(array.untyped_data()) + i * (array.size_bytes() / count);
   };

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.kernels.conv_params import ConvPass, Pair
+from resflax.kernels.conv_params import ConvPass, Padding, Shape
 from resflax.runtime import cache_dir
 
 LIBRARY_WHEEL = "onednn-cpu-gomp"
@@ -73,29 +73,29 @@ def supports(dtype: Any) -> bool:
 
 def convolve(
     conv_pass: ConvPass,
-    lhs: Float[Array, "*mapped _ _ _ _"],
-    rhs: Float[Array, "*mapped _ _ _ _"],
-    shape: tuple[int, ...],
+    lhs: Float[Array, " *shape"],
+    rhs: Float[Array, " *shape"],
+    shape: Shape,
     *,
-    strides: Pair,
-    padding: tuple[Pair, Pair],
-    dilation: Pair = (1, 1),
+    strides: Shape,
+    padding: Padding,
+    dilation: Shape = (1, 1),
     groups: int = 1,
-) -> Float[Array, "*mapped _ _ _ _"]:
+) -> Float[Array, " *shape"]:
     """Computes a pass; call it only if `unavailable_reason()` is None.
 
-    Operands, as in `conv_params.py`: x, g and the output are NHWC; w is HWIO with `C / groups`
-    inputs. All may have the same further axes in front, one convolution each; `vmap` adds such an
-    axis. Several convolutions run at the same time, each on one thread. Not differentiable: the
-    primitive of `conv.py` is.
+    Operands, as in `conv_params.py`: x, g and the output are NHWC or NDHWC; w is HWIO or DHWIO
+    with `C / groups` inputs. All may have the same further axes in front, one convolution each;
+    `vmap` adds such an axis. Several convolutions run at the same time, each on one thread. Not
+    differentiable: the primitive of `conv.py` is.
 
     Args:
       conv_pass: "fwd", "dgrad" or "wgrad".
       lhs: first operand, float32 or bfloat16.
       rhs: second operand, of the dtype of `lhs`.
       shape: shape of the result. Its dtype is that of `lhs`; sums are accumulated in float32.
-      strides: over height and width.
-      padding: ((top, bottom), (left, right)), not negative.
+      strides: over the spatial axes, two or three.
+      padding: before and after each of these axes, not negative.
       dilation: dilation of the kernel; 1 for none.
       groups: number of channel groups.
 

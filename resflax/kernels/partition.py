@@ -24,13 +24,16 @@ from jaxtyping import Array
 from resflax.kernels.conv_params import PASS_OPERANDS, ConvParams, ConvPass
 from resflax.kernels.members import default_member_convolution
 
-# The last four axes of each operand and result. "n" is the batch; no other name occurs twice.
-_AXES = {"x": "n h w c", "w": "p q i o", "g": "n r s f"}
+
+def _axes(dimensions: int) -> dict[str, list[str]]:
+    """Returns names of the axes of x, w and g. "n" is the batch; no other name occurs twice."""
+    x, w, g = ([f"{array}{i}" for i in range(dimensions)] for array in "xwg")
+    return {"x": ["n", *x, "c"], "w": [*w, "i", "o"], "g": ["n", *g, "f"]}
 
 
 def gathers_batch(ndim: int, params: ConvParams) -> bool:
     """Returns whether XLA itself gathers the batch for a pass over operands with `ndim` axes."""
-    return ndim > 4 or params.groups > 1
+    return ndim > params.rank or params.groups > 1
 
 
 def partitioned(
@@ -49,9 +52,9 @@ def partitioned(
       params: parameters of the convolution.
       backend: what else the result of `run` depends on, for the compilation cache.
     """
-    mapped = ndim - 4
-    names = *PASS_OPERANDS[conv_pass], *({*_AXES} - {*PASS_OPERANDS[conv_pass]})
-    factors = [[*(f"m{i}" for i in range(mapped)), *_AXES[name].split()] for name in names]
+    mapped, own_axes = ndim - params.rank, _axes(params.rank - 2)
+    names = *PASS_OPERANDS[conv_pass], *({*own_axes} - {*PASS_OPERANDS[conv_pass]})
+    factors = [[*(f"m{i}" for i in range(mapped)), *own_axes[name]] for name in names]
     reduced = ("n",) if conv_pass == "wgrad" else ()
     # Axes that no device may split.
     whole = dict.fromkeys(axis for axes in factors for axis in axes[mapped:] if axis != "n")

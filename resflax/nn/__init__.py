@@ -24,6 +24,8 @@ from resflax.nn.residual import Residual as Residual
 from resflax.nn.resnet import ResNet as ResNet
 from resflax.nn.scan import stack_params as stack_params
 from resflax.nn.scan import unstack_params as unstack_params
+from resflax.nn.selection import Selection as Selection
+from resflax.nn.selection import select as select
 from resflax.nn.shortcuts import SHORTCUTS as SHORTCUTS
 from resflax.nn.shortcuts import linear_projection as linear_projection
 from resflax.nn.shortcuts import projection as projection

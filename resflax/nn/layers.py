@@ -17,6 +17,7 @@ from resflax.kernels.conv import conv_general_dilated
 from resflax.nn.activations import Activation
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
 from resflax.nn.norms import NORMS, Lift, NormRow
+from resflax.nn.scaled_conv import ScaledConv, gamma_of, scaled_standardized_conv
 
 Conv = Callable[..., Array]
 
@@ -47,6 +48,7 @@ def standardized_conv(
 CONVS: dict[str, Conv] = {
     "plain": conv_general_dilated,
     "standardized": standardized_conv,
+    "scaled_standardized": scaled_standardized_conv,
 }
 
 
@@ -75,7 +77,7 @@ class Ops:
       conv: `conv(x, features, kernel, stride=1, name=..., groups=1, dilation=1, zero=False)`: a
         convolution without bias, with symmetric padding, along the `dimensions` spatial axes.
         `kernel` and `stride` are one number for all of them, or a tuple. `zero` initializes its
-        kernel to 0 instead of He normal.
+        kernel (with scaled kernels, its gain) to 0 instead of He normal.
       image_conv: the same, for the convolution that reads the images.
       norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
       norm_act: `norm_act(x, name=...)`: the norm, then its activation.
@@ -92,6 +94,7 @@ class Ops:
       fused_conv_norm: a 1x1 convolution and its norm as one, see `resflax.nn.pointwise`; None if
         this call has no such operation.
       dimensions: number of spatial axes of the arrays.
+      norms: whether `norm` normalizes; if not, it returns its input.
     """
 
     conv: Callable[..., Array]
@@ -108,6 +111,7 @@ class Ops:
     axis_name: str | None = None
     fused_conv_norm: Callable[..., Array] | None = None
     dimensions: int = 2
+    norms: bool = True
 
     def conv_norm(
         self, x: Array, features: int, kernel: Sizes, stride: Sizes = 1, *,
@@ -116,14 +120,17 @@ class Ops:
         """Applies `conv`, called `name`, and `norm`, called `norm_name`.
 
         The two are one operation for an expansion by a 1x1 convolution, where there is one. `zero`
-        initializes the norm's scale to 0 instead of 1. Other arguments are those of `conv`.
+        initializes the norm's scale to 0 instead of 1, or without norms the kernel. Other arguments
+        are those of `conv`.
         """
         groups = kwargs.get("groups", 1)
         if self.fused_conv_norm and kernel == groups == 1 and x.shape[-1] < features:
             return self.fused_conv_norm(
                 x, features, stride, name=name, norm_name=norm_name, zero=zero
             )
-        x = self.conv(x, features, kernel, stride, name=name, **kwargs)
+        x = self.conv(
+            x, features, kernel, stride, name=name, zero=zero and not self.norms, **kwargs
+        )
         return self.norm(x, name=norm_name, zero=zero)
 
 
@@ -212,7 +219,8 @@ def make_ops(
     fuses = train and dtype == jnp.bfloat16 and batch_norm.name == "global"
     fuses = fuses and norm == NORMS["batch"] and conv is conv_general_dilated
     fuses_relu = activation is nn.relu and dtype == jnp.bfloat16
-    run_conv = _make_conv(conv, dtype, dimensions)
+    gamma = gamma_of(activation) if conv is scaled_standardized_conv else None
+    run_conv = _make_conv(conv, dtype, dimensions, gamma)
     ops = Ops(
         conv=run_conv,
         image_conv=run_conv,
@@ -227,6 +235,7 @@ def make_ops(
         axis_name=axis_name,
         fused_conv_norm=fused_conv_norm if fuses else None,
         dimensions=dimensions,
+        norms=norm != NORMS["none"],
     )
     return ops
 
@@ -236,7 +245,11 @@ def per_axis(sizes: Sizes, dimensions: int) -> tuple[int, ...]:
     return (sizes,) * dimensions if isinstance(sizes, int) else tuple(sizes)
 
 
-def _make_conv(conv_fn: Callable[..., Array], dtype: Any, dimensions: int) -> Callable[..., Array]:
+def _make_conv(
+    conv_fn: Callable[..., Array], dtype: Any, dimensions: int, gamma: float | None
+) -> Callable[..., Array]:
+    """Returns `Ops.conv`; with `gamma` of scaled kernels, see `ScaledConv`."""
+
     def conv(
         x: Float[Array, "n *space channels"],
         features: int,
@@ -250,18 +263,24 @@ def _make_conv(conv_fn: Callable[..., Array], dtype: Any, dimensions: int) -> Ca
     ) -> Float[Array, "n *out_space {features}"]:
         sizes = per_axis(kernel, dimensions)
         # Not "SAME": with stride 2 it pads even sizes on one side only, unlike the paper and torch.
+        fields: dict[str, Any] = {
+            "strides": stride,
+            "padding": [(size // 2 * dilation,) * 2 for size in sizes],
+            "kernel_dilation": dilation,
+            "feature_group_count": groups,
+            "dtype": dtype,
+            "name": name,
+        }
+        if gamma is not None:
+            gain_init = nn.initializers.zeros if zero else nn.initializers.ones
+            return ScaledConv(features, sizes, gamma=gamma, gain_init=gain_init, **fields)(x)
         return nn.Conv(
             features,
             sizes,
-            strides=stride,
-            padding=[(size // 2 * dilation,) * 2 for size in sizes],
-            kernel_dilation=dilation,
-            feature_group_count=groups,
             use_bias=False,
             conv_general_dilated=conv_fn,
-            dtype=dtype,
             kernel_init=nn.initializers.zeros if zero else he_normal_fan_out,
-            name=name,
+            **fields,
         )(x)
 
     return conv

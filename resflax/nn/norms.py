@@ -130,9 +130,15 @@ def _frn_tlu(lift: Lift, **fields: Any) -> Any:
     return lift(FilterResponseNorm)(**_without_batch_statistics(**fields))
 
 
+def _none(lift: Lift, **fields: Any) -> Any:
+    del lift, fields
+    return lambda x: x
+
+
 NORMS: dict[str, NormRow] = {
     "batch": NormRow(_batch),
     "group": NormRow(_group, channel_multiple=GROUPS),  # Wu and He 2018, arXiv:1803.08494
     "evonorm_s0": NormRow(_evonorm_s0, has_activation=True, channel_multiple=GROUPS),
     "frn_tlu": NormRow(_frn_tlu, has_activation=True),
+    "none": NormRow(_none),  # makes no module
 }

@@ -1,5 +1,6 @@
 """The linen module that runs a `Spec`."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from resflax.kernels.materialize import materialize
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
 from resflax.nn.blocks import BlockConfig, apply_branch
+from resflax.nn.capture import COLLECTION, apply_and_capture
 from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
 from resflax.nn.ensembles import log_mean_probability
 from resflax.nn.fields import resolve
@@ -107,6 +109,32 @@ class ResNet(nn.Module):
         """Whether calls with `train=True` need `dropout_keys`."""
         return self.spec.needs_rng
 
+    @nn.nowrap
+    def apply(
+        self, variables: Any, *args: Any, capture: str | Sequence[str] = (), **kwargs: Any
+    ) -> Any:
+        """Applies the network as linen does; with `capture`, also returns intermediate outputs.
+
+        Args:
+          variables: the variables.
+          *args: the inputs.
+          capture: names of modules, such as "stage2_block1" or "stage3_block1/conv1", also as
+            shell-style patterns ("stage?_block1"; `*` also matches `/`); "stem" and "stage1" and so
+            on for the maps of `spec.features`, and "pooled" for the input of the head. The names
+            are the same with `scan=True`.
+          **kwargs: further arguments of `__call__` and of linen's `apply`.
+
+        Returns:
+          The result of linen's `apply`; with `capture`, this and a dict from names to arrays.
+
+        Raises:
+          UserError: if a name matches no module.
+        """
+        apply = partial(super().apply, variables, *args)
+        if not capture:
+            return apply(**kwargs)
+        return apply_and_capture(apply, capture, self.spec.depths, **kwargs)
+
     @nn.compact
     def __call__(
         self,
@@ -169,17 +197,20 @@ class ResNet(nn.Module):
             jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
         )
         x = apply_stem(ops, stem, x, spec.stem_channels, order=spec.order_row)
+        self.sow(COLLECTION, "stem", x)
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, resolve("antialias", spec.antialias))
         inputs = self._block_inputs(keys, drop_path_rates)
         for i, blocks in enumerate(spec.stages[:last_stage]):
             x = self._run_stage(ops, blocks, x, inputs[i], name=f"stage{i + 1}")
+            self.sow(COLLECTION, f"stage{i + 1}", x)
             maps.append(x)
         if self.out_indices is not None:
             return tuple(ensemble.merge_rows(maps[i], spec.members) for i in self.out_indices)
         x = apply_steps(ops, spec.order_row.pre, x, name="head_norm")
         x = resolve("pooling", spec.pooling)(ops, x)
+        self.sow(COLLECTION, "pooled", x)
         if keys is not None and spec.dropout:
             x = dropout(keys, x, spec.dropout)
         if not spec.num_classes:

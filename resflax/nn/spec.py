@@ -53,8 +53,9 @@ class Spec:
         block has `width * base_width // 64 * groups` inner channels.
       attention: a name in `ATTENTION`: "none", "se", "se_rs" or "eca".
       antialias: a name in `ANTIALIAS`: "none", "blur" or "average".
-      norm: a name in `NORMS`: "batch", "group", "evonorm_s0" or "frn_tlu".
-      conv: a name in `CONVS`: "plain" or "standardized".
+      norm: a name in `NORMS`: "batch", "group", "evonorm_s0", "frn_tlu" or "none".
+      conv: a name in `CONVS`: "plain", "standardized" or "scaled_standardized"
+        (with gains and biases).
       activation: a name in `ACTIVATIONS`, such as "relu", "gelu" or "silu".
       pooling: a name in `POOLINGS`: "avg", "max" or "avgmax", over all pixels before the head.
       head: a name in `HEADS`: "linear".
@@ -392,6 +393,11 @@ class Spec:
                 )
 
     def _check_ensemble(self) -> None:
+        if self.conv == "scaled_standardized" and self.ensemble not in ("none", "packed"):
+            raise UserError(
+                f"conv is {self.conv!r}, but the members of ensemble {self.ensemble!r} share"
+                " kernels, which it would scale together: use another conv or ensemble='none'"
+            )
         check_ensemble_fields(
             describe(self.ensemble),
             self.ensemble_row,

@@ -9,8 +9,14 @@ from ml_collections import ConfigDict
 from resflax.errors import UserError, quantity
 from resflax.nn import BatchNormMode, ResNet
 from resflax.nn.batch_norm import batch_norm_mode
+from resflax.nn.patterns import matches_all, parse_patterns
 from resflax.train.ensemble import is_ensemble
-from resflax.train.freeze import batch_norms, frozen_batch_norms, matches_all, parse_patterns
+from resflax.train.freeze import (
+    batch_norms,
+    check_batch_norm_field,
+    frozen_batch_norms,
+    moving_statistics,
+)
 from resflax.train.layer_decay import HEAD, scale_by_layer
 from resflax.train.variables import variable_shapes
 
@@ -57,13 +63,33 @@ def build_batch_norm(
     mode = _fit_to_devices(config, dataclasses.replace(mode, frozen=frozen), devices)
     if mode.name == "global" and not frozen:
         return model
-    if not isinstance(getattr(model, "batch_norm", None), BatchNormMode):
-        raise UserError(
-            f"the model has no field batch_norm of type BatchNormMode, which"
-            f" {'frozen batch norms need' if frozen else f'batch_norm={mode.name!r} needs'}:"
-            " freeze other parameters, or add it as resflax.nn.ResNet does"
-        )
+    user = "frozen batch norms need" if frozen else f"batch_norm={mode.name!r} needs"
+    check_batch_norm_field(model, user)
     return model.clone(batch_norm=mode)
+
+
+def describe_statistics(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Returns a line on batch statistics that change although the kernels before them are frozen.
+
+    Args:
+      config: of the run.
+      model: the result of `build_batch_norm`.
+      image_shape: shape of one example.
+    """
+    patterns = parse_patterns(config.freeze)
+    if not patterns:
+        return ()
+    shapes = variable_shapes(model, image_shape)
+    norms = moving_statistics(shapes, patterns, batch_norm_mode(model))
+    if not norms:
+        return ()
+    return (
+        f"freeze: the statistics of {quantity(len(norms), 'batch norm')} in frozen blocks, such as"
+        f" {norms[0]}, still change: freeze scales and biases too, or use"
+        " --config.batch_norm=frozen",
+    )
 
 
 def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> BatchNormMode:

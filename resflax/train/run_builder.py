@@ -31,7 +31,7 @@ from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.ensemble import is_ensemble, shared_config
 from resflax.train.eval_step import EvalStep, make_eval_step, make_predict_step
-from resflax.train.finetune import build_batch_norm
+from resflax.train.finetune import build_batch_norm, describe_statistics
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
@@ -117,7 +117,10 @@ def build(
         model=model,
         pretrained=pretrained,
         read_variables=read_variables,
-        notes=_describe_start(config, fitted, model, dataset),
+        notes=(
+            *_describe_start(config, fitted, model, dataset),
+            *describe_statistics(config, model, dataset.image_shape),
+        ),
         steps=total_steps(config, examples),
         schedules=schedules,
         optimizer=optimizer,

@@ -22,7 +22,7 @@ from resflax.nn import identity
 from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
-from resflax.train.freeze import merge_params, split_params
+from resflax.train.freeze import freeze_statistics, merge_params, split_params
 from resflax.train.metrics import METRICS, ExampleFn, Metrics, cross_entropy
 from resflax.train.module_checks import (
     check_functions,
@@ -101,6 +101,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     on_nonfinite: str = "ignore",
     freeze: Sequence[str] = (),
+    freeze_stats: bool = True,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Makes a pure `(state, batch) -> (state, metrics)`.
@@ -144,8 +145,10 @@ def make_train_step(
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
         stop; "skip" also discards the update where anything is not finite.
       freeze: patterns of parameters that the step does not change and computes no gradient for,
-        those of `create_state`; see `resflax.train.freeze`. Batch statistics still change, except
-        those of `model.batch_norm.frozen`.
+        those of `create_state`; see `resflax.train.freeze`.
+      freeze_stats: whether batch norms with a frozen scale and bias also keep their statistics and
+        normalize by them, as with `include_bn_running_stats` of timm's `freeze`. Those of other
+        norms change, except those of `model.batch_norm.frozen`.
       axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
@@ -154,7 +157,8 @@ def make_train_step(
         known to return something else than logits, which the default loss and accuracy take; on a
         `loss_fn` without the argument `label_smoothing` if there is one. From the step when traced,
         if labels are not integers of shape `(n,)` or targets not floats of shape `(n, classes)`.
-        A label that is not in `range(classes)` gives a loss of NaN; see `on_nonfinite`.
+        A label that is not in `range(classes)` gives a loss of NaN; see `on_nonfinite`. If
+        `freeze_stats` needs a field `batch_norm`, see `resflax.train.freeze`.
     """
     check_module(model)
     model = with_axis_name(model, axis_name)
@@ -172,10 +176,11 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)
+        network = freeze_statistics(model, state.variables, freeze) if freeze_stats else model
         # Otherwise JAX would sum the gradients over the devices, and `average` not divide them.
         vary = partial(vary_over, varying_axes(*jax.tree.leaves(batch)))
         local, own = jax.tree.map(vary, (trainable, state.collections))
-        gradient = partial(_gradient, model, loss_fn, metrics, drop_path_rates, local, frozen)
+        gradient = partial(_gradient, network, loss_fn, metrics, drop_path_rates, local, frozen)
         collections = {"batch_stats": state.batch_stats, **own}
         grads, collections, results = accumulate(
             gradient, local, collections, prepare(state, batch), grad_accum_steps

@@ -24,6 +24,11 @@ class ArrayPreprocess(Preprocess):
     space: tuple[int, ...]
     dtype: str = "float32"
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes of the network's input."""
+        return self.space
+
     def __call__(self, image: Any) -> Float[np.ndarray, "*space channels"]:
         """Returns the float32 input for one example.
 
@@ -47,3 +52,17 @@ class ArrayPreprocess(Preprocess):
         scale = np.float32(255 if self.dtype == "uint8" else 1)
         values = array.astype(np.float32) / scale
         return (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+
+def check_takes_images(preprocess: Preprocess, command: str) -> None:
+    """Checks that a network takes images of pixels, for a command that reads image files.
+
+    Raises:
+      UserError: if it takes other arrays.
+    """
+    if isinstance(preprocess, ArrayPreprocess):
+        raise UserError(
+            f"{command} reads images of pixels, and the network takes {preprocess.dtype} arrays of"
+            f" shape {(*preprocess.space, preprocess.channels)}: use resflax.load_pretrained in"
+            " Python, whose preprocess normalizes arrays"
+        )

@@ -122,7 +122,8 @@ def to_torch(
         raise unknown("layout", layout, LAYOUTS)
     flat = traverse_util.flatten_dict(unstack_params(variables))
     flat = {path: np.asarray(array) for path, array in flat.items()}
-    channels = next((a.shape[-2] for path, a in flat.items() if path[1].startswith("stem_conv")), 3)
+    kernels = {path[1]: array for path, array in flat.items() if path[-1] == "kernel"}
+    channels = next((a.shape[-2] for name, a in kernels.items() if name.startswith("stem_conv")), 3)
     shapes = variable_shapes(spec, channels)
     specs = array_specs(layout, spec, shapes)
     if specs is None:
@@ -265,17 +266,17 @@ def _check_variables(
 def _from_torch_axes(spec: ArraySpec, array: np.ndarray, shapes: Variables) -> np.ndarray:
     """Transposes kernels from (out, in, *space) to (*space, in, out).
 
-    A 1x1 kernel becomes a matrix where the linen parameter is one.
+    A 1x1 kernel becomes a matrix where the linen parameter is one, and a gain becomes a vector.
     """
-    if spec.path[-1] != "kernel":
-        return np.asarray(array, order="C")
     expected: Any = reduce(lambda tree, part: tree[part], spec.path, shapes)
     array = array.reshape(array.shape[: len(expected.shape)])
+    if spec.path[-1] != "kernel":
+        return np.asarray(array, order="C")
     return np.ascontiguousarray(np.moveaxis(array, (1, 0), (-2, -1)))
 
 
 def _to_torch_axes(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
     """Inverts `_from_torch_axes`."""
     if spec.path[-1] == "kernel":
-        array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(spec.shape)
-    return np.asarray(array, order="C")
+        array = np.moveaxis(array, (-1, -2), (0, 1))
+    return np.asarray(array.reshape(spec.shape), order="C")

@@ -16,6 +16,7 @@ TORCH_LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
     "v": "v",  # EvoNorm-S0
+    "gain": "gain",  # scaled weight standardization
     "tau": "tau",  # filter response norm
 }
 BATCH_COUNT = "num_batches_tracked"
@@ -164,6 +165,26 @@ def timm_v2_layout(spec: Spec) -> Layout:
     )
 
 
+def timm_nf_layout(spec: Spec) -> Layout:
+    """Returns the names of timm's nfnet.py (normalizer-free)."""
+    del spec
+    return Layout(
+        outer={
+            "stem_conv": "stem.conv",
+            **_numbered("stem_conv", "stem.conv{}"),
+            "head": "head.fc",
+        },
+        block="stages.{stage0}.{block0}",
+        inner={
+            **_numbered("conv", "conv{}"),
+            "Ws": "downsample.conv",
+            **{name: f"attn_last.{torch[3:]}" for name, torch in ATTENTION.items()},
+            **GATE,
+        },
+        conv1x1=("se_fc1", "se_fc2"),
+    )
+
+
 def huggingface_layout(spec: Spec) -> Layout:
     """Returns the names of `ResNetForImageClassification` in Hugging Face Transformers."""
     del spec
@@ -242,6 +263,7 @@ def video_layout(spec: Spec) -> Layout:
 LAYOUTS = {
     "timm": timm_layout,
     "timm_v2": timm_v2_layout,
+    "timm_nf": timm_nf_layout,
     "huggingface": huggingface_layout,
     "cifar": cifar_layout,
     "sequential": sequential_layout,
@@ -253,6 +275,8 @@ def default_layout(spec: Spec) -> str:
     """Returns the name of the layout that `to_torch` uses when none is given."""
     if spec.stem in VIDEO_STEMS:
         return "torchvision_video"
+    if spec.conv == "scaled_standardized":
+        return "timm_nf"
     if spec.preact:
         return "timm_v2"
     return "cifar" if spec.stem == "cifar" else "timm"
@@ -268,7 +292,8 @@ def array_specs(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | No
     """
     table = LAYOUTS[layout](spec)
     specs = []
-    for path, array in traverse_util.flatten_dict(variables).items():
+    flat = traverse_util.flatten_dict(variables)
+    for path, array in flat.items():
         _, *modules, leaf = path
         name = table.module_name(tuple(modules))
         if name is None:
@@ -276,5 +301,7 @@ def array_specs(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | No
         shape = (*array.shape[:-3:-1], *array.shape[:-2]) if leaf == "kernel" else array.shape
         if leaf == "kernel" and modules[-1] in table.conv1x1:
             shape = (*shape, *[1] * spec.dimensions)
+        if leaf == "gain":
+            shape = (*shape, *[1] * (len(flat[(*path[:-1], "kernel")].shape) - 1))
         specs.append(ArraySpec(path, f"{name}.{TORCH_LEAVES[leaf]}", shape))
     return specs

@@ -52,6 +52,11 @@ class Preprocess(EvalTransform):
         """Number of image channels: 1 (gray) or 3 (RGB)."""
         return len(self.mean)
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes of the network's input."""
+        return self.size
+
     def __call__(self, image: ImageLike) -> Float[np.ndarray, "height width channels"]:
         """Returns the float32 input for one image, with one channel per entry of `mean`.
 
@@ -95,6 +100,8 @@ def default_preprocess(spec: Spec) -> Preprocess:
             size=(112, 112), crop_pct=0.875, mean=KINETICS_MEAN, std=KINETICS_STD,
             interpolation="bilinear",
         )  # fmt: skip
+    if spec.conv == "scaled_standardized":
+        return Preprocess(crop_pct=0.9)  # of timm's nfnet.py
     return Preprocess(mean=HALF, std=HALF) if spec.preact else Preprocess()
 
 

@@ -11,7 +11,9 @@ from jaxtyping import Float
 
 from resflax.errors import UserError
 from resflax.nn import BlockConfig, BlockGeometry, Spec
+from resflax.nn.fields import resolve
 from resflax.nn.layers import Sizes
+from resflax.nn.scaled_conv import gamma_of
 from resflax.weights.bridge import Variables, to_torch
 from resflax.weights.layouts import TORCH_LEAVES, VIDEO_STEMS, array_specs, default_layout
 from resflax.weights.shapes import variable_shapes
@@ -226,14 +228,19 @@ class TorchResNet:
 
     def conv(self, name: str, x: Any, *, stride: Sizes, dilation: int = 1, groups: int = 1) -> Any:
         """Applies a convolution with symmetric padding and, if set, weight standardization."""
-        weight = self.tensors[f"{name}.weight"]
-        if self.spec.conv == "standardized":
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+        if self.spec.conv != "plain":
+            epsilon = 1e-8 if self.spec.conv == "standardized" else 1e-5
             filters = weight.reshape(weight.shape[0], -1)
             filters = filters - filters.mean(1, keepdim=True)
-            filters = filters / (filters.square().mean(1, keepdim=True) + 1e-8).sqrt()
+            filters = filters / (filters.square().mean(1, keepdim=True) + epsilon).sqrt()
+            if self.spec.conv == "scaled_standardized":
+                gamma = gamma_of(resolve("activation", self.spec.activation))
+                scale = gamma / filters.shape[1] ** 0.5
+                filters = filters * self.tensors[f"{name}.gain"].reshape(-1, 1) * scale
             weight = filters.reshape(weight.shape)
         padding = [size // 2 * dilation for size in weight.shape[2:]]
-        return self.run("conv", x, weight, None, stride, padding, dilation, groups)
+        return self.run("conv", x, weight, bias, stride, padding, dilation, groups)
 
     def norm(self, name: str, x: Any, *, act: bool) -> Any:
         """Applies the spec's norm, followed by its activation if `act`."""
@@ -255,7 +262,7 @@ class TorchResNet:
                 std = std.reshape(*std.shape, *[1] * self.dimensions)
                 x = x * (x * get("v").reshape(per_channel)).sigmoid() / std
             return x * weight.reshape(per_channel) + bias.reshape(per_channel)
-        else:
+        elif kind == "frn_tlu":
             x = x / (x.square().mean(self.space, keepdim=True) + 1e-5).sqrt()
             x = x * weight.reshape(per_channel) + bias.reshape(per_channel)
             return self.torch.maximum(x, get("tau").reshape(per_channel)) if act else x

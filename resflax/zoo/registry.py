@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, Spec
-from resflax.zoo import cifar, resnet, resnetv2, resnext, senet, signals, video
+from resflax.zoo import cifar, nfnet, resnet, resnetv2, resnext, senet, signals, video
 
 MIN_SCAN_DEPTH = 18
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-FAMILIES = (resnet, resnext, senet, resnetv2, cifar, signals, video)
+FAMILIES = (resnet, resnext, senet, resnetv2, nfnet, cifar, signals, video)
 # Ends of names that are files: no tags.
 FILE_SUFFIXES = ("safetensors", "pth", "pt", "th", "bin", "ckpt", "tar", "pkl", "json", "onnx")
 SPECS: dict[str, Spec] = {name: spec for family in FAMILIES for name, spec in family.SPECS.items()}

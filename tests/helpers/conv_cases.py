@@ -43,6 +43,11 @@ def example_of(layer):
     return normal(x), normal(w, seed=1) / scale, *tangents, options
 
 
+def example_of_shapes(*shapes):
+    """Returns an array of each shape."""
+    return [normal(shape, seed=seed) for seed, shape in enumerate(shapes)]
+
+
 def pass_shapes(params, x, w):
     """Returns, for each pass, the shapes of its two operands and of its result."""
     y = params.result_shape("fwd", x, w)

@@ -1,0 +1,67 @@
+"""Intermediate outputs of a network, by names that do not depend on `scan`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array
+
+from resflax.errors import UserError, suggest
+from resflax.nn.patterns import matches_path, parse_patterns
+from resflax.nn.scan import REST, unstack_params
+
+COLLECTION = "intermediates"
+
+
+def apply_and_capture(
+    apply: Callable[..., Any], names: str | Sequence[str], depths: Sequence[int], **kwargs: Any
+) -> tuple[Any, dict[str, Array]]:
+    """Returns the result of `apply(**kwargs)`, and outputs of the modules that names match.
+
+    Args:
+      apply: a network's `apply`, with its variables and inputs.
+      names: names or patterns, see `ResNet.apply`.
+      depths: number of blocks in each stage.
+      **kwargs: further arguments of `apply`.
+
+    Raises:
+      UserError: if a name matches nothing.
+    """
+    patterns, known = parse_patterns(names), dict[str, None]()
+    mutable = kwargs.pop("mutable", False)
+    collections = [mutable] if isinstance(mutable, str) else list(mutable or ())
+
+    def is_wanted(module: nn.Module, method: str) -> bool:
+        if not module.path or method != "__call__":
+            return False
+        paths = _unstacked_paths(module.path, depths)
+        known.update(dict.fromkeys(paths))
+        return any(matches_path(path, patterns) for path in paths)
+
+    outputs, state = apply(
+        **kwargs, mutable=[*collections, COLLECTION], capture_intermediates=is_wanted
+    )
+    found = {}
+    for path, calls in flatten_dict(unstack_params(state.pop(COLLECTION, {}))).items():
+        name = "/".join(path).removesuffix("/__call__")
+        known[name] = None
+        if matches_path(name, patterns):
+            found[name] = calls[0]
+    for pattern in patterns:
+        if not any(matches_path(name, [pattern]) for name in known):
+            raise UserError(f"capture {pattern!r} matches no module: {suggest(pattern, known)}")
+    return (outputs, state) if mutable else outputs, found
+
+
+def _unstacked_paths(path: tuple[str, ...], depths: Sequence[int]) -> list[str]:
+    """Returns the path of a module, or those in each block if the blocks are stacked.
+
+    >>> _unstacked_paths(("stage1_rest", "conv1"), (3, 4))
+    ['stage1_block2/conv1', 'stage1_block3/conv1']
+    """
+    stage, _, suffix = path[0].partition("_")
+    if suffix != REST:
+        return ["/".join(path)]
+    blocks = range(2, depths[int(stage.removeprefix("stage")) - 1] + 1)
+    return ["/".join((f"{stage}_block{i}", *path[1:])) for i in blocks]

@@ -1,0 +1,317 @@
+"""Datasets of arrays, `npz:PATH`, and runs on them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resflax import UserError, load_pretrained
+from resflax.cli.main import main
+from resflax.data import InMemorySplit, load_dataset, make_augment, normalize
+from resflax.data.ecg import CLASSES, make_ecg
+from resflax.data.roles import SplitChoice
+from resflax.data.splits import load_split
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((12, 20, 2)).astype(np.float32), np.arange(12) % 3
+ARRAYS = {"x_train": X, "y_train": Y, "x_test": X[:6], "y_test": Y[:6]}
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_x", "train_y", "test_x", "test_y"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("X", "Y", "X_test", "Y_test"),
+    ],
+)
+def test_usual_names_of_arrays_are_found(tmp_path, names):
+    dataset = load_dataset(
+        save(tmp_path / "a.npz", **dict(zip(names, ARRAYS.values(), strict=True)))
+    )
+    np.testing.assert_array_equal(dataset.train.images, X)
+    np.testing.assert_array_equal(dataset.test.labels, Y[:6])
+    assert (dataset.image_shape, dataset.classes) == ((20, 2), ("0", "1", "2"))
+
+
+def test_folders_of_npy_files_are_one_dataset(tmp_path):
+    for name, array in ARRAYS.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    assert load_dataset(f"npz:{tmp_path}").fingerprint() == (
+        load_dataset(save(tmp_path / "a.npz", **ARRAYS)).fingerprint()
+    )
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("",)])
+def test_class_folders_of_npy_files(tmp_path, splits):
+    for split in splits:
+        for i, (x, y) in enumerate(zip(X, Y, strict=True)):
+            path = tmp_path / split / "abc"[y] / f"{i:02}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, x)
+    dataset = load_dataset(f"npz:{tmp_path}")
+    assert dataset.classes == ("a", "b", "c")
+    if "test" in splits:
+        np.testing.assert_array_equal(
+            dataset.test.images, np.concatenate([X[i::3] for i in range(3)])
+        )
+    else:  # a tenth of each class is held out
+        assert (len(dataset.train), len(dataset.test)) == (9, 3)
+
+
+def test_validation_arrays_choose_the_checkpoint(tmp_path):
+    name = save(tmp_path / "a.npz", **ARRAYS, val_images=X[6:], val_labels=Y[6:, None])
+    dataset = load_dataset(name)
+    assert dataset.best_by == "validation"
+    np.testing.assert_array_equal(dataset.validation.labels, Y[6:])
+    chosen = load_dataset(name, splits=SplitChoice(validation="test", test="val"))
+    np.testing.assert_array_equal(chosen.validation.images, X[:6])
+    assert len(load_split(name, "val")) == 6
+
+
+@pytest.mark.parametrize(
+    ("array", "shape", "dtype"),
+    [
+        (np.zeros((12, 9)), (9, 1), np.float32),
+        (np.zeros((12, 9), np.int16), (9, 1), np.float32),
+        (np.zeros((12, 9, 8), np.uint8), (9, 8, 1), np.uint8),
+        (np.zeros((12, 9, 8), np.float64), (9, 8), np.float32),
+        (np.zeros((12, 4, 5, 6, 2), np.float16), (4, 5, 6, 2), np.float32),
+    ],
+)
+def test_ranks_and_dtypes_of_arrays(tmp_path, array, shape, dtype):
+    split = load_dataset(save(tmp_path / "a.npz", x=array, y=Y)).train
+    assert (split.image_shape, split.images.dtype) == (shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (Y * 2 - 1, ("-1", "1", "3")),
+        (Y.astype(np.float32), ("0", "1", "2")),
+        (np.array(["b", "a", "c"])[Y], ("a", "b", "c")),
+        (Y > 0, ("0", "1")),
+    ],
+)
+def test_labels_are_positions_of_their_sorted_values(tmp_path, labels, classes):
+    dataset = load_dataset(save(tmp_path / "a.npz", x=X, y=labels, x_test=X, y_test=labels))
+    assert dataset.classes == classes
+    expected = np.unique(labels, return_inverse=True)[1]
+    np.testing.assert_array_equal(dataset.train.labels, expected)
+
+
+def test_class_names_come_with_the_arrays(tmp_path):
+    dataset = load_dataset(save(tmp_path / "a.npz", **ARRAYS, classes=np.array(["n", "a", "v"])))
+    assert dataset.classes == ("n", "a", "v")
+    np.testing.assert_array_equal(dataset.train.labels, Y)
+
+
+def with_nan():
+    x = X.copy()
+    x[5, 3] = np.nan
+    return x
+
+
+BAD_ARRAYS = {
+    "no labels": ({"x_train": X}, "no labels of the train split: expected y_train as well"),
+    "no values": ({**ARRAYS, "y_val": Y}, "no values of the val split: expected x_val as well"),
+    "unknown names": ({"a": X, "b": Y}, "has a, b: expected x_train, y_train, x_test and y_test"),
+    "two names": ({**ARRAYS, "train_images": X}, "could both be the values of the train split"),
+    "no training split": ({"x_test": X, "y_test": Y}, "no training split"),
+    "lengths": ({**ARRAYS, "y_train": Y[:9]}, "x_train has 12 examples and y_train has 9 labels"),
+    "NaN": ({**ARRAYS, "x_train": with_nan()}, "infinite values in 1 of 12 examples, first in ex"),
+    "overflow": ({**ARRAYS, "x_train": X.astype(float) * 1e300}, "NaN or infinite values"),
+    "text": ({**ARRAYS, "x_train": X.astype(str)}, "expected integers or floats"),
+    "complex": ({**ARRAYS, "x_train": X + 1j}, "has the dtype complex64"),
+    "rank 1": ({**ARRAYS, "x_train": X[:, 0, 0]}, "has the shape (12,): expected signals"),
+    "empty": ({**ARRAYS, "x_train": X[:0]}, "has the shape (0, 20, 2)"),
+    "one-hot": ({**ARRAYS, "y_train": np.eye(3)[Y]}, ".argmax(1)"),
+    "fractions": ({**ARRAYS, "y_train": Y / 2}, "expected integers or text"),
+    "shapes": ({**ARRAYS, "x_test": X[:6, :9]}, "expected one shape"),
+    "unknown class": ({**ARRAYS, "y_test": Y[:6] + 1}, "has the label 3, which no training"),
+    "one class": ({**ARRAYS, "y_train": Y * 0, "y_test": Y[:6] * 0}, "12 examples have the class"),
+    "few names": ({**ARRAYS, "classes": np.array(["a"])}, "has the label 2 and 1 class names"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_refused_in_one_line(tmp_path, case):
+    arrays, message = BAD_ARRAYS[case]
+    with pytest.raises(UserError) as error:
+        load_dataset(save(tmp_path / "a.npz", **arrays))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", x_train=np.array([{}], object), y_train=Y)
+    (tmp_path / "text.npz").write_text("a,b")
+    (tmp_path / "whole.npz").write_bytes(b"PK\3\4" + bytes(100))
+    (tmp_path / "empty").mkdir()
+    for name, message in {
+        "objects.npz": "the array 'x_train' in",
+        "text.npz": "cannot read",
+        "whole.npz": "cannot read",
+        "missing.npz": "does not exist",
+        "objects.npy": "is not an .npz file or a folder",
+        "empty": "has no .npy files in class folders",
+        "": "which are not read since they can run code",
+    }.items():
+        with pytest.raises(UserError) as error:
+            load_dataset(f"npz:{tmp_path / name}")
+        assert message in str(error.value), name
+        assert "\n" not in str(error.value)
+
+
+def test_floats_are_normalized_as_they_are():
+    split = InMemorySplit(X, Y.astype(np.int32))
+    mean, std = split.mean_std()
+    np.testing.assert_allclose(mean, X.mean((0, 1)), atol=1e-6)
+    normalized = np.asarray(normalize(jnp.asarray(X), mean=mean, std=std))
+    np.testing.assert_allclose(normalized.mean((0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.std((0, 1)), 1, atol=1e-5)
+
+
+# Augmentation.
+
+
+def augmented(arrays, **settings):
+    keys = jax.random.split(jax.random.key(0), len(arrays))
+    return np.asarray(make_augment(**settings)(keys, jnp.asarray(arrays)))
+
+
+SHAPES = [(20, 30, 2), (20, 8, 9, 1), (20, 7, 6, 5, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shift_rolls_each_axis(shape):
+    x = RNG.standard_normal(shape).astype(np.float32)
+    space, found = range(1, x.ndim - 1), set()
+    for before, after in zip(x, augmented(x, shift=2), strict=True):
+        rolls = [
+            offsets
+            for offsets in np.ndindex(*[5] * len(space))
+            if np.array_equal(np.roll(before, np.subtract(offsets, 2), range(len(space))), after)
+        ]
+        assert len(rolls) == 1
+        found.update(rolls)
+    assert len(found) > 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pad_crop_is_a_slice_of_the_padded_array(shape):
+    x = RNG.standard_normal(shape).astype(np.float32)
+    dimensions = x.ndim - 2
+    for before, after in zip(x, augmented(x, pad_crop=1), strict=True):
+        padded = np.pad(before, [(1, 1)] * dimensions + [(0, 0)])
+        slices = [
+            padded[tuple(slice(a, a + n) for a, n in zip(start, before.shape, strict=False))]
+            for start in np.ndindex(*[3] * dimensions)
+        ]
+        assert any(np.array_equal(part, after) for part in slices)
+
+
+def test_noise_is_in_units_of_the_standard_deviation():
+    x = RNG.standard_normal((50, 400, 2)).astype(np.float32) * np.array([1, 10], np.float32)
+    np.testing.assert_allclose((augmented(x, noise=0.1) - x).std((0, 1)), [0.1, 1.0], rtol=0.03)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mask_is_a_box_of_the_mean(shape):
+    x = RNG.standard_normal(shape).astype(np.float32)
+    largest = 0
+    for before, after in zip(x, augmented(x, mask=3), strict=True):
+        changed = (before != after).any(-1)
+        assert 1 <= changed.sum() <= 3 ** (x.ndim - 2)
+        largest = max(largest, changed.sum())
+        mean = before.mean(tuple(range(before.ndim - 1)))
+        np.testing.assert_allclose(
+            after[changed], np.broadcast_to(mean, after[changed].shape), atol=1e-5
+        )
+    assert largest == 3 ** (x.ndim - 2)
+
+
+# Runs.
+
+
+def test_ecg_is_balanced_and_the_same_each_time():
+    train, test = make_ecg("train"), make_ecg("test")
+    assert np.bincount(train.labels).tolist() == [500] * len(CLASSES)
+    np.testing.assert_array_equal(test.images, make_ecg("test").images)
+    assert not np.array_equal(train.images[: len(test)], test.images)
+
+
+SMALL = [
+    "--config.model=resnet1d18",
+    "--config.spec.depths=(1,)",
+    "--config.spec.widths=(8,)",
+    "--config.spec.stem_width=8",
+    "--config.epochs=2",
+    "--config.batch_size=8",
+]
+
+
+@pytest.fixture(scope="module")
+def run_on_arrays(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arrays")
+    name = save(folder / "a.npz", **ARRAYS)
+    main(["train", *SMALL, f"--config.dataset={name}", "--config.data.shift=2",
+          f"--workdir={folder / 'run'}"])  # fmt: skip
+    return folder
+
+
+def test_runs_on_arrays_are_evaluated(run_on_arrays):
+    out = run_on_arrays / "out"
+    main(["evaluate", str(run_on_arrays / "run"), "--calibrate=none", f"--out={out}"])
+    accuracy = json.loads((out / "evaluation.json").read_text())["accuracy"]
+    results = json.loads((run_on_arrays / "run" / "results.json").read_text())
+    assert accuracy == pytest.approx(results["test_accuracy"])
+
+
+def test_preprocess_of_a_run_normalizes_arrays(run_on_arrays):
+    np.save(run_on_arrays / "one.npy", X[0])
+    weights = load_pretrained(run_on_arrays / "run")
+    expected = (X[0] - X.mean((0, 1))) / X.std((0, 1))
+    np.testing.assert_allclose(weights.preprocess(X[0]), expected, atol=1e-5)
+    np.testing.assert_allclose(weights.preprocess(run_on_arrays / "one.npy"), expected, atol=1e-5)
+    with pytest.raises(UserError, match="expected an array of float32 and shape"):
+        weights.preprocess(X[0, :9])
+
+
+def test_commands_for_images_refuse_runs_on_arrays(run_on_arrays):
+    run = str(run_on_arrays / "run")
+    for command in (
+        ["predict", str(run_on_arrays / "one.npy"), f"--weights={run}"],
+        ["export", run, str(run_on_arrays / "model.onnx")],
+        ["evaluate", run, "--tta=flip"],
+        ["evaluate", run, "--corruptions"],
+    ):
+        assert main(command) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.flip"], "config.data.flip is True, which is for images of pixels"),
+        (["--config.data.cutout=3"], "config.data.cutout is 3, which is for images"),
+        (["--config.spec.dimensions=2"], "use --config.spec.dimensions=1, or data with images"),
+        (["--config.data.pad_crop=21"], "expected at most"),
+        (["--config.data.image_size=32"], "has its own image size"),
+        (["--config.data.noise=-1.0"], "noise is -1.0: expected a share"),
+    ],
+)
+def test_settings_that_do_not_fit_arrays_are_refused(tmp_path, capsys, flags, message):
+    name = save(tmp_path / "a.npz", **ARRAYS)
+    arguments = [*SMALL, f"--config.dataset={name}", *flags, f"--workdir={tmp_path / 'r'}"]
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
