@@ -1,6 +1,8 @@
 """Datasets of arrays, `npz:PATH`, and runs on them."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -275,6 +277,21 @@ def test_runs_on_arrays_are_evaluated(run_on_arrays):
     accuracy = json.loads((out / "evaluation.json").read_text())["accuracy"]
     results = json.loads((run_on_arrays / "run" / "results.json").read_text())
     assert accuracy == pytest.approx(results["test_accuracy"])
+
+
+def test_python_code_of_dimensions_page_runs(run_on_arrays, capsys):
+    np.save(run_on_arrays / "one.npy", X[0])
+    page = (Path(__file__).parents[1] / "docs" / "dimensions.md").read_text()
+    networks, prediction = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(networks, {})
+    assert capsys.readouterr().out.strip() in page
+    for name in ("runs/ecg", "one.npy"):
+        assert name in prediction
+        prediction = prediction.replace(
+            name, str(run_on_arrays / Path(name.replace("ecg", "run")).name)
+        )
+    exec(prediction, {})
+    assert capsys.readouterr().out.strip() in {"0", "1", "2"}
 
 
 def test_preprocess_of_a_run_normalizes_arrays(run_on_arrays):

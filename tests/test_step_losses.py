@@ -225,6 +225,12 @@ def test_step_refuses_what_it_cannot_train(model, options, message):
         make_train_step(model(), OPTIMIZER, **options)
 
 
+def test_step_refuses_a_model_that_computes_in_float16():
+    with pytest.raises(UserError, match="computes in float16, .* use dtype='bfloat16' or 'floa"):
+        make_train_step(tiny(dtype="float16"), OPTIMIZER)
+    make_eval_step(tiny(dtype="float16"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

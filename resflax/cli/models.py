@@ -6,6 +6,8 @@ from resflax.errors import Parser, UserError
 from resflax.zoo.cost import PartCost, part_costs
 from resflax.zoo.registry import create_model, list_models
 
+DEFAULT_SIZES = {1: 1024, 2: 224, 3: 112}  # by number of dimensions
+CLIP_FRAMES = 16
 MAX_SIZE = MAX_CHANNELS = 10_000
 
 
@@ -37,7 +39,10 @@ def info_main(arguments: list[str]) -> None:
     )
     parser.add_argument("name", help="a network, as listed by `resflax list`")
     parser.add_argument(
-        "--size", type=int, help="side of the image in pixels; default: 224, or 32 for CIFAR stems"
+        "--size",
+        type=int,
+        help="side of the image in pixels, or length of a signal; default: 224, 32 for CIFAR stems,"
+        f" 1024 for signals, 112 for clips of {CLIP_FRAMES} frames",
     )
     parser.add_argument("--channels", type=int, default=3, help="image channels; default: 3")
     args = parser.parse_args(arguments)
@@ -46,7 +51,8 @@ def info_main(arguments: list[str]) -> None:
 
 def _cost_table(args: argparse.Namespace) -> str:
     model = create_model(args.name, scan=False)
-    size = args.size or (32 if model.spec.stem == "cifar" else 224)
+    dimensions = model.spec.dimensions
+    size = args.size or (32 if model.spec.stem == "cifar" else DEFAULT_SIZES[dimensions])
     if not model.spec.min_image_size <= size <= MAX_SIZE:
         raise UserError(
             f"--size is {size}: expected {model.spec.min_image_size} to {MAX_SIZE} pixels"
@@ -54,7 +60,8 @@ def _cost_table(args: argparse.Namespace) -> str:
         )
     if not 1 <= args.channels <= MAX_CHANNELS:
         raise UserError(f"--channels is {args.channels}: expected 1 to {MAX_CHANNELS}")
-    parts = part_costs(model, (size, size, args.channels))
+    sides = (CLIP_FRAMES, size, size)[-dimensions:]
+    parts = part_costs(model, (*sides, args.channels))
     total = PartCost(
         "total",
         sum(part.blocks for part in parts),
@@ -63,7 +70,7 @@ def _cost_table(args: argparse.Namespace) -> str:
         sum(part.multiply_adds for part in parts),
     )
     lines = [
-        f"{args.name}, {size}x{size}x{args.channels}",
+        f"{args.name}, {'x'.join(map(str, (*sides, args.channels)))}",
         f"{'part':8}{'blocks':>8}{'output':>16}{'parameters':>14}{'multiply-adds':>17}",
     ]
     for part in (*parts, total):

@@ -79,7 +79,10 @@ class ResNet(nn.Module):
 
     Attributes:
       spec: the architecture.
-      dtype: compute dtype. Parameters and batch statistics are stored in float32.
+      dtype: compute dtype, also that of the results. Parameters and batch statistics are stored in
+        float32, and means and variances computed in it. `jax.default_matmul_precision` applies to
+        the convolutions and the head as elsewhere in JAX: on accelerators, where products of
+        float32 have fewer bits by default; CPUs compute in float32 in any case.
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm averages. None under `jit`,
         which sees the global batch.
       scan: run each stage as its first block and one scanned block for the rest, so that compile
@@ -150,7 +153,8 @@ class ResNet(nn.Module):
         Images have `spec.dimensions` axes between the batch and the channels: signals have one,
         clips and volumes three. With `num_classes=0` the result is the pooled features `(n,
         channels)`. With `out_indices` it is a tuple of maps `(n, height / stride, width / stride,
-        channels)`, sizes rounded up.
+        channels)`, sizes rounded up. All are in the compute dtype, such as bfloat16 logits: convert
+        them to float32 before a softmax, as the losses of `resflax.train` do.
 
         If the spec has an ensemble, the logits are the logarithms of the members' mean
         probabilities, as float32, and in training those of all members, `(members, n,

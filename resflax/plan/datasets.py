@@ -99,7 +99,7 @@ def planned_dataset(
     roles = Roles(sources[0], None, sources[1], SplitNames(), "", "")
     dataset = build_dataset(config, pretrained, roles)
     # Measured from the images where the config has none; they are constants of the programs.
-    channels = dataset.image_shape[2]
+    channels = dataset.image_shape[-1]
     normalization = (0.5,) * channels, (0.25,) * channels
     return replace(dataset, train=replace(dataset.train, mean_std_override=normalization))
 

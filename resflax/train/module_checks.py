@@ -63,6 +63,19 @@ def check_module(model: Any) -> None:
         )
 
 
+def check_training_dtype(model: nn.Module) -> None:
+    """Raises `UserError` for a model that computes in float16.
+
+    Gradients below 6e-8 are zero in it, so that training needs a scaled loss, which no step has.
+    bfloat16 has the range of float32.
+    """
+    if jnp.dtype(getattr(model, "dtype", None) or jnp.float32) == jnp.float16:
+        raise UserError(
+            "the model computes in float16, in which small gradients become zero: use"
+            " dtype='bfloat16' or 'float32' for training, float16 for evaluation and export only"
+        )
+
+
 def _check_logits(model: nn.Module, user: str) -> None:
     """Raises `UserError` if a model is known to return something else than one array of logits.
 

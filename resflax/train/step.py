@@ -27,6 +27,7 @@ from resflax.train.metrics import METRICS, ExampleFn, Metrics, cross_entropy
 from resflax.train.module_checks import (
     check_functions,
     check_module,
+    check_training_dtype,
     check_values,
     with_axis_name,
 )
@@ -161,6 +162,7 @@ def make_train_step(
         `freeze_stats` needs a field `batch_norm`, see `resflax.train.freeze`.
     """
     check_module(model)
+    check_training_dtype(model)
     model = with_axis_name(model, axis_name)
     smooths = isinstance(label_smoothing, Choice) or label_smoothing != 0
     check_functions(model, loss_fn, metrics, ("label_smoothing",) if smooths else ())

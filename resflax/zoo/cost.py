@@ -31,8 +31,8 @@ class PartCost(NamedTuple):
     multiply_adds: int
 
 
-def part_costs(model: ResNet, image_shape: tuple[int, int, int]) -> list[PartCost]:
-    """Returns the costs of stem, stages and head for an image `(height, width, channels)`.
+def part_costs(model: ResNet, image_shape: tuple[int, ...]) -> list[PartCost]:
+    """Returns the costs of stem, stages and head for an image `(*space, channels)`.
 
     Nothing is computed: the model is traced by `jax.eval_shape`. It must have `scan=False`.
 

@@ -140,14 +140,15 @@ def create_model(
 ) -> ResNet:
     """Returns a named network as a linen module for float images in NHWC layout.
 
-    `model.apply(variables, x, train=False)` computes logits, `(n, num_classes)`. With
+    `model.apply(variables, x, train=False)` computes logits, `(n, num_classes)`, in `dtype`. With
     `dimensions=1` or 3, `x` is signals `(n, length, channels)` or clips and volumes `(n, depth,
     height, width, channels)`.
 
     Args:
       name: one of `list_models()`, also with one of timm's tags; a CIFAR family and any valid
         depth; or a `Spec`.
-      dtype: compute dtype, or its name. Parameters stay float32.
+      dtype: compute dtype, or its name: "float32", "bfloat16", "float64" (with
+        JAX_ENABLE_X64=1), or "float16", which is not for training. Parameters stay float32.
       axis_name: mapped axis over which batch norm averages.
       scan: compile the identical blocks of a stage once, with stacked parameters
         (`resflax.nn.stack_params`). By default True for networks for small images with at least 18
