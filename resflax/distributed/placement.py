@@ -51,6 +51,11 @@ def is_abstract(tree: Any) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
+def to_default_device(tree: Any) -> Any:
+    """Puts arrays on JAX's default device, by a transfer that `jax.transfer_guard` allows."""
+    return jax.device_put(tree)
+
+
 def put(leaf: Any, sharding: NamedSharding) -> Any:
     """Puts an array on the devices; every process has all of it."""
     if is_abstract(leaf):

@@ -13,6 +13,7 @@ from flax import struct
 from flax.core import unfreeze
 from jaxtyping import Array, Int, UInt32
 
+from resflax.distributed.placement import to_default_device
 from resflax.nn import ResNet
 from resflax.train.freeze import split_params
 from resflax.train.module_checks import check_module
@@ -89,7 +90,7 @@ def create_state(
     """
     check_module(model)
     start = seed if isinstance(seed, jax.Array) else np.uint32(seed)
-    start, shape = jax.device_put(start).astype(jnp.uint32), tuple(image_shape)
+    start, shape = to_default_device(start).astype(jnp.uint32), tuple(image_shape)
     if variables is not None:
         variables = unfreeze(variables)
         check_variables(model, shape, variables)
@@ -98,7 +99,7 @@ def create_state(
         # Modules of the user's own may depend on anything, so that equal ones share no program.
         parts = model.spec.parts if isinstance(model, ResNet) else object()
         return _init(model, optimizer, start, shape, ema, tuple(freeze), parts)
-    return _create(optimizer, ema, tuple(freeze), start, jax.device_put(variables))
+    return _create(optimizer, ema, tuple(freeze), start, to_default_device(variables))
 
 
 # Jitted with the seed as an argument, so that an ensemble compiles once. The names in a spec may
