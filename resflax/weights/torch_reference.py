@@ -88,7 +88,7 @@ class TorchResNet:
 
     def act(self, x: Any) -> Any:
         """Applies the spec's activation."""
-        name = self.spec.activation
+        name = str(self.spec.activation)
         if name in ("identity", "tanh"):
             return x if name == "identity" else x.tanh()
         if name == "gelu_tanh":
