@@ -83,7 +83,9 @@ class TorchResNet:
                 if self.spec.gate == "normalizer_free":
                     variance = (1.0 if j == 1 else variance) + 0.2**2
         x = self.before("head_norm", x)
-        x = x.mean(self.space)
+        mean, largest = x.mean(self.space), x.amax(self.space)
+        pooled = {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2}
+        x = pooled[str(self.spec.pooling)]
         return self.dense("head", x) if self.spec.num_classes else x
 
     def act(self, x: Any) -> Any:
