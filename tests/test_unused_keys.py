@@ -27,6 +27,7 @@ CASES = [
     ("nesterov", False, {"optimizer": "lamb"}, {"optimizer": "sgd"}),
     ("trust_coefficient", 0.1, {"optimizer": "lamb"}, {"optimizer": "lars"}),
     ("nesterov", False, {"momentum": 0.0}, {}),
+    ("grad_clip_mode", "agc", {}, {"grad_clip_norm": 0.01}),
     ("decay_mask", "all", {"weight_decay": 0.0}, {"weight_decay": 0.0, "optimizer": "lamb"}),
     ("max_consecutive_nonfinite", 3, {}, {"on_nonfinite": "skip"}),
     ("decay_epochs", (3,), {"schedule": "cosine"}, {"schedule": "step"}),

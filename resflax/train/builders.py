@@ -98,6 +98,7 @@ def build_optimizer(
         mask=config.decay_mask,
         trust_coefficient=config.trust_coefficient,
         grad_clip_norm=config.grad_clip_norm,
+        grad_clip_mode=config.grad_clip_mode,
     )
     scales = build_layer_scales(config, model)
     return optax.chain(optimizer, *scales) if scales else optimizer

@@ -107,6 +107,11 @@ OPTIMIZER = {
     "nesterov": Key(True, "Nesterov momentum for sgd and lars"),
     "trust_coefficient": Key(0.001, "trust coefficient of lars"),
     "grad_clip_norm": Key(0.0, "largest global norm of the gradient; 0: no clipping"),
+    "grad_clip_mode": Key(
+        "norm",
+        "what grad_clip_norm limits: the global norm, each value, or with agc the norm of each"
+        " unit's gradient over that of its weights",
+    ),
     "batch_size": Key(128, "examples per step, over all devices"),
     "grad_accum_steps": Key(1, "micro-batches that a batch is split into, to save memory"),
     "on_nonfinite": Key("stop", "after a loss or gradient that is not finite; skip: no update"),

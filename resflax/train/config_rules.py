@@ -18,6 +18,7 @@ from resflax.nn import BATCH_NORM_MODES, Spec
 from resflax.nn.fields import FIELDS
 from resflax.nn.spec_checks import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
+from resflax.train.clipping import CLIPPINGS
 from resflax.train.config import build_augment, build_mix, build_model, default_config
 from resflax.train.config_keys import KEYS
 from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble
@@ -116,6 +117,7 @@ CHOICES: dict[str, Any] = {
     "batch_norm": BATCH_NORM_MODES,
     "schedule": SCHEDULES,
     "decay_mask": DECAY_MASKS,
+    "grad_clip_mode": CLIPPINGS,
     "parallel": ENGINES,
     "on_nonfinite": ACTIONS[1:],
     "ensemble.method": METHODS,

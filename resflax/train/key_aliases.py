@@ -64,6 +64,7 @@ ALIASES: dict[str, str] = {
         "clip_grad clip_grad_norm gradient_clip_val grad_clip max_grad_norm clipnorm"
         " global_clipnorm gradient_clip gradient_clipping clip"
     ),
+    "grad_clip_mode": "clip_mode gradient_clip_algorithm",
     "batch_size": (
         "bs b batch train_batch_size per_device_train_batch_size mini_batch_size"
         " global_batch_size batch_size_per_gpu batch_size_train"

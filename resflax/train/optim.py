@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from resflax.errors import unknown
+from resflax.train.clipping import CLIPPINGS
 
 DECAY_MASKS = ("kernels", "all")
 Mask = Callable[[Any], Any]
@@ -106,6 +107,7 @@ def make_optimizer(
     mask: str = "kernels",
     trust_coefficient: float = 0.001,
     grad_clip_norm: float = 0.0,
+    grad_clip_mode: str = "norm",
 ) -> optax.GradientTransformation:
     """Makes an optimizer by name.
 
@@ -122,7 +124,9 @@ def make_optimizer(
       weight_decay: 0 for none; it may be a traced float32 scalar.
       mask: parameters that weight decay and trust ratios apply to; see `decay_mask`.
       trust_coefficient: trust coefficient of LARS.
-      grad_clip_norm: clip the gradient to this global norm; 0 for no clipping.
+      grad_clip_norm: clip the gradient to this norm; 0 for no clipping.
+      grad_clip_mode: what that limits, a name in `CLIPPINGS`: "norm" (the global norm), "value"
+        (each element), or "agc" (each unit's norm, as a multiple of that of its weights).
 
     Raises:
       UserError: on an unknown name.
@@ -138,5 +142,7 @@ def make_optimizer(
         weight_decay=weight_decay,
         trust_coefficient=trust_coefficient,
     )
-    clip = [optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm else []
+    if grad_clip_mode not in CLIPPINGS:
+        raise unknown("grad_clip_mode", grad_clip_mode, CLIPPINGS)
+    clip = [CLIPPINGS[grad_clip_mode](grad_clip_norm)] if grad_clip_norm else []
     return optax.chain(*clip, *chain)

@@ -128,6 +128,11 @@ ROWS: tuple[Row, ...] = (
     _optimizer_row("trust_coefficient", "trust_coefficient"),
     Row(("nesterov",), lambda c: not c.momentum, "config.momentum is 0: leave one of them out"),
     Row(
+        ("grad_clip_mode",),
+        lambda c: not c.grad_clip_norm,
+        "config.grad_clip_norm is 0: leave it out, or give the limit",
+    ),
+    Row(
         ("decay_mask",),
         lambda c: (
             c.optimizer in ("sgd", "adamw")
