@@ -1,7 +1,7 @@
 """Checks of the values of a `Spec`, before a network is made of it."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
@@ -9,16 +9,14 @@ from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
 from resflax.nn.fields import describe, resolve
 from resflax.nn.norms import NormRow
 
-if TYPE_CHECKING:
-    from resflax.nn.spec import Spec
-
+Spec = Any  # `resflax.nn.spec.Spec`, which imports this module
 OUTPUT_STRIDES = (8, 16, 32)
 # Far above any network in use, so that a typing error does not exhaust the machine's memory.
 MAX_BLOCKS, MAX_CHANNELS, MAX_CLASSES = 10_000, 65_536, 10_000_000
 MAX_INNER_CHANNELS = 2**31 - 1
 
 
-def check_values(spec: "Spec") -> None:
+def check_values(spec: Spec) -> None:
     """Checks each number and truth value.
 
     Raises:
@@ -33,7 +31,7 @@ def check_values(spec: "Spec") -> None:
         )
 
 
-def check_parts(spec: "Spec") -> None:
+def check_parts(spec: Spec) -> None:
     """Checks that the parts of the network fit each other.
 
     Raises:
@@ -51,7 +49,7 @@ def check_parts(spec: "Spec") -> None:
         check(spec)
 
 
-def _check_numbers(spec: "Spec") -> None:
+def _check_numbers(spec: Spec) -> None:
     for field in ("preact", "zero_init"):
         if not isinstance(getattr(spec, field), bool):
             raise UserError(f"{field} is {getattr(spec, field)!r}: expected True or False")
@@ -73,7 +71,7 @@ def _check_numbers(spec: "Spec") -> None:
         raise UserError(f"output_stride is {spec.output_stride!r}: expected 8, 16 or 32")
 
 
-def _check_rates(spec: "Spec") -> None:
+def _check_rates(spec: Spec) -> None:
     for field in ("drop_path", "dropout"):
         value = getattr(spec, field)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -86,7 +84,7 @@ def _check_rates(spec: "Spec") -> None:
         )
 
 
-def _check_blocks(spec: "Spec") -> None:
+def _check_blocks(spec: Spec) -> None:
     if len(spec.block_values) != len(spec.depths):
         raise UserError(
             f"block has {len(spec.block_values)} values for {len(spec.depths)} stages: expected"
@@ -100,7 +98,7 @@ def _check_blocks(spec: "Spec") -> None:
             )
 
 
-def _check_pruned(spec: "Spec") -> None:
+def _check_pruned(spec: Spec) -> None:
     if spec.pruned is None:
         return
     full = [[len(b.channels) for b in stage] for stage in replace(spec, pruned=None).stages]
@@ -111,7 +109,7 @@ def _check_pruned(spec: "Spec") -> None:
         )
 
 
-def _check_dilation(spec: "Spec") -> None:
+def _check_dilation(spec: Spec) -> None:
     for value, stage in zip(spec.block_values, spec.stages, strict=True):
         if stage[0].function and stage[-1].geometry.dilation > 1:
             raise UserError(
@@ -120,7 +118,7 @@ def _check_dilation(spec: "Spec") -> None:
             )
 
 
-def _check_gate(spec: "Spec") -> None:
+def _check_gate(spec: Spec) -> None:
     if spec.gate == "none":
         return
     if resolve("shortcut", spec.shortcut).make is None:
@@ -135,7 +133,7 @@ def _check_gate(spec: "Spec") -> None:
         )
 
 
-def _check_dimensions(spec: "Spec") -> None:
+def _check_dimensions(spec: Spec) -> None:
     """Checks that kernels with one size per axis have as many as there are axes."""
     rows: list[tuple[str, Any]] = [
         (f"block {describe(value)}", () if callable(block) else block)
@@ -157,7 +155,7 @@ def _check_dimensions(spec: "Spec") -> None:
             )
 
 
-def _check_ensemble(spec: "Spec") -> None:
+def _check_ensemble(spec: Spec) -> None:
     if spec.conv == "scaled_standardized" and spec.ensemble not in ("none", "packed"):
         raise UserError(
             f"conv is {spec.conv!r}, but the members of ensemble {spec.ensemble!r} share"
@@ -186,7 +184,7 @@ def _check_ensemble(spec: "Spec") -> None:
         )
 
 
-def _check_channels(spec: "Spec") -> None:
+def _check_channels(spec: Spec) -> None:
     multiple = max(resolve("norm", spec.norm).channel_multiple, spec.channel_groups)
     convs = resolve("stem", spec.stem).convs
     stem = [int(spec.stem_channels * conv.width_fraction) for conv in convs]
