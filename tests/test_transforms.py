@@ -149,7 +149,7 @@ def checked_step():
 
 
 @pytest.mark.slow
-def test_checkify_finds_nothing_in_a_valid_step_and_nans_in_others():
+def test_checkify_finds_only_nans_of_a_step():
     step, batch = checked_step(), make_batch()
     error, _ = step(batch)
     error.throw()
