@@ -19,6 +19,7 @@ from resflax.nn.attention import ATTENTION
 from resflax.nn.fields import FIELDS
 from resflax.train import default_config, fit
 from resflax.weights import PretrainedConfig, to_torch
+from resflax.weights.torch_reference import TorchResNet
 
 SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "cifar", "stem_width": 8, "num_classes": 5}
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
@@ -226,6 +227,15 @@ def test_predictor_runs_functions(fields):
     pixels = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
     images = ((pixels / 255 - (0.4, 0.5, 0.6)) / (0.2, 0.3, 0.2)).astype(np.float32)
     np.testing.assert_allclose(predict(pixels), apply(model, variables, images), atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_is_that_of_torch(activation):
+    torch = pytest.importorskip("torch")
+    reference = TorchResNet(small(activation=activation).spec, {})
+    x = np.linspace(-7, 7, 101, dtype=np.float32)
+    expected = reference.act(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[activation](x), expected, atol=2e-6)
 
 
 def test_predictor_needs_one_array_of_logits():

@@ -156,7 +156,7 @@ def test_list_models_by_pattern_in_natural_order():
         ("resnet50", {"base_width": 1.5}, "base_width is 1.5"),
         ("resnet50", {"output_stride": 4}, "output_stride is 4: expected 8, 16 or 32"),
         ("resnet50", {"output_stride": "8"}, "output_stride is '8'"),
-        ("resnet50", {"block": ("basic",) * 3}, "expected one name, or one name per stage"),
+        ("resnet50", {"block": ("basic",) * 3}, "block has 3 values for 4 stages: expected one"),
         ("resnet50", {"block": ("basic",) * 3 + ("best",)}, "unknown block 'best'"),
         (
             "resnet50",
@@ -195,7 +195,7 @@ def test_list_models_by_pattern_in_natural_order():
         ("resnet18", {"depths": (2, 2, 2, "2")}, "depths[3] is '2'"),
         ("resnet18", {"stem_width": 1.5}, "stem_width is 1.5"),
         ("resnet18", {"preact": "no"}, "preact is 'no': expected True or False"),
-        ("resnet18", {"shortcut": ["A"]}, "unknown shortcut ['A']"),
+        ("resnet18", {"shortcut": ["A"]}, "shortcut is ('A',): expected one of A, B, "),
         ("cifar_resnet999998", {}, "depths[0] is 166666: expected an integer from 1 to 10000"),
         ("cifar_resnet020", {}, "unknown model 'cifar_resnet020': did you mean cifar_resnet20"),
         ("MNIST", {}, "unknown model 'MNIST': expected one such as"),
@@ -215,7 +215,7 @@ def test_create_model_rejects_names_and_values_in_one_line(name, overrides, mess
     [
         ("ecaresnet50d_pruned", {"depths": (1, 2, 1, 1)}, "pruned does not match depths and block"),
         ("ecaresnet50d_pruned", {"pruned": 5}, "pruned does not match depths and block"),
-        ("resnet18", {"block": 5}, "block is 5: expected one name, or one name per stage"),
+        ("resnet18", {"block": 5}, "block is 5: expected one of basic, "),
         (
             "resnet26t",
             {"norm": "group"},

@@ -51,12 +51,19 @@ def is_abstract(tree: Any) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
+def to_default_device(tree: Any) -> Any:
+    """Puts arrays on JAX's default device, by a transfer that `jax.transfer_guard` allows."""
+    return jax.device_put(tree)
+
+
 def put(leaf: Any, sharding: NamedSharding) -> Any:
     """Puts an array on the devices; every process has all of it."""
     if is_abstract(leaf):
         return _shard(leaf, sharding)
     array = np.asarray(leaf)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    parts = sharding.addressable_devices_indices_map(array.shape)
+    shards = jax.device_put([array[index] for index in parts.values()], list(parts))
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
 
 def put_local(tree: Any, sharding: NamedSharding) -> Any:

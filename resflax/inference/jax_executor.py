@@ -14,7 +14,7 @@ from resflax.inference.graph import Graph, Node
 from resflax.inference.whole import run_network
 from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.materialize import materialize
-from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, max_pool
+from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, every_nth, max_pool
 from resflax.nn.norms import group_std
 
 Arrays = dict[str, dict[str, Any]]
@@ -170,7 +170,7 @@ def _avg_pool(node: Node, arrays: Any, dtype: Any, x: Array) -> Array:
 def _zero_pad(node: Node, arrays: Any, dtype: Any, x: Array) -> Array:
     stride = node.attributes["stride"]
     widths = (node.attributes["before"], node.attributes["after"])
-    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), widths))
+    return jnp.pad(every_nth(x, (1, stride, stride)), ((0, 0), (0, 0), (0, 0), widths))
 
 
 def _gate(node: Node, arrays: Any, dtype: Any, x: Array, gate: Array, *residual: Array) -> Array:

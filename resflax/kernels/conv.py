@@ -98,6 +98,7 @@ def _are_supported_arrays(lhs: Array, rhs: Array, groups: int) -> bool:
     return (
         lhs.ndim == rhs.ndim
         and lhs.ndim in (3, 4, 5)
+        and all(isinstance(size, int) for size in lhs.shape[1:])  # not symbolic, for export
         and not any(jax.typeof(a).sharding.mesh.explicit_axes for a in (lhs, rhs))
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)

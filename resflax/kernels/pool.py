@@ -101,11 +101,26 @@ def avg_pool(
     for axis, stride in enumerate(strides, start=1):
         if stride == 1:
             continue
-        if x.shape[axis] % stride:  # repeating a last row without partner leaves its mean unchanged
+        # Repeating a last row without partner leaves its mean unchanged. With a symbolic size, the
+        # repeated row of an even number is in no window.
+        if not isinstance(x.shape[axis], int) or x.shape[axis] % stride:
             # Not `jnp.pad`: its gradient exchanges images where XLA splits the batch.
             last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
             x = jnp.concatenate([x, last], axis)
         x = _mean_of_pairs(x, axis, stride)
+    return x
+
+
+def every_nth(x: Float[Array, "*axes c"], strides: Sequence[int]) -> Float[Array, "*fewer c"]:
+    """Returns every n-th element along all axes but the last, whose strides are given.
+
+    >>> every_nth(jnp.arange(5.0)[:, None], (2,))[:, 0].tolist()
+    [0.0, 2.0, 4.0]
+    """
+    for axis, stride in enumerate(strides):
+        if stride > 1:  # up to the last element, so that symbolic sizes are those of convolutions
+            last = stride * ((x.shape[axis] - 1) // stride)
+            x = lax.slice_in_dim(x, 0, last + 1, stride, axis)
     return x
 
 

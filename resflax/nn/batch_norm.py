@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from resflax.kernels.varying import vary_alike
 from resflax.nn.pointwise import affine_after, moments_after, pointwise_conv
+from resflax.nn.space import per_channel
 
 
 def statistics_dtype(x: Array) -> Any:
@@ -30,7 +31,8 @@ def _moments(
     """
     axes = range(x.ndim - 1)
     isolated_x, isolated_shift = _fusion_barrier(x, shift)
-    square = jnp.mean(jnp.square(isolated_x.astype(isolated_shift.dtype) - isolated_shift), axes)
+    difference = isolated_x.astype(isolated_shift.dtype) - per_channel(isolated_shift, x)
+    square = jnp.mean(jnp.square(difference), axes)
     (isolated_x,) = _fusion_barrier(x)
     return jnp.mean(isolated_x.astype(shift.dtype), axes), square
 
@@ -52,15 +54,16 @@ def _affine(
     offset: Float[Array, " channels"],
 ) -> Float[Array, "*batch channels"]:
     """Returns `x * factor + offset`, in the dtype of `factor`."""
-    return x.astype(factor.dtype) * factor + offset
+    return x.astype(factor.dtype) * per_channel(factor, x) + per_channel(offset, x)
 
 
 @_affine.defjvp
 def _affine_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, factor, _), (dx, dfactor, doffset) = primals, tangents
     isolated_x, _ = _fusion_barrier(x, factor)  # for the sum over pixels in the factor's gradient
-    dy = dx.astype(factor.dtype) * factor + isolated_x.astype(factor.dtype) * dfactor + doffset
-    return _affine(*primals), dy
+    by_x = dx.astype(factor.dtype) * per_channel(factor, x)
+    by_factor = isolated_x.astype(factor.dtype) * per_channel(dfactor, x)
+    return _affine(*primals), by_x + by_factor + per_channel(doffset, x)
 
 
 def _fusion_barrier(*arrays: Array) -> tuple[Array, ...]:
@@ -199,57 +202,95 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         dtype = statistics_dtype(x)
-
-        def normalize(x: Array, mean: Array, var: Array) -> Array:
-            return _affine(x, *factor_and_offset(mean, var)).astype(self.dtype)
-
-        def factor_and_offset(mean: Array, var: Array) -> tuple[Array, Array]:
-            factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)
-            return factor, bias.astype(dtype) - mean * factor
-
+        weights = _Weights(scale.astype(dtype), bias.astype(dtype), self.epsilon, self.dtype)
         updates = self.train and self.mode.updates("/".join(self.path))
         if not updates or self.is_initializing():
             x = x if kernel is None else pointwise_conv(x, kernel)
-            return normalize(x, *(v.value.astype(dtype) for v in (running_mean, running_var)))
-        shift = lax.stop_gradient(running_mean.value.astype(dtype))
-        size = self.mode.group_size(len(x))
-
-        def in_one_pass(x: Array) -> tuple[Array, Array, Array]:
-            mean, var = self._mean_var(_moments(x, shift), shift)
-            return normalize(x, mean, var), mean, var
-
-        def with_convolution(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
-            mean, var = self._mean_var(moments_after(x, kernel, shift), shift)
-            y = affine_after(x, kernel, *factor_and_offset(mean, var))
-            return y.astype(self.dtype), mean, var
-
-        if kernel is not None:
-            y, mean, var = lax.platform_dependent(
-                x,
-                kernel,
-                cpu=lambda x, kernel: in_one_pass(pointwise_conv(x, kernel)),
-                default=with_convolution,
+            return weights.normalize(
+                x, running_mean.value.astype(dtype), running_var.value.astype(dtype)
             )
+        shift, size = running_mean.value.astype(dtype), self.mode.group_size(len(x))
+        batch = _Batch(lax.stop_gradient(shift), self.axis_name, weights)
+        if kernel is not None:
+            y, mean, var = batch.normalize_convolution(x, kernel)
         elif size is None:
-            y, mean, var = in_one_pass(x)
+            y, mean, var = batch.normalize(x)
         else:
-            groups = x.reshape(-1, size, *x.shape[1:])
-            moments = jax.vmap(_moments, (0, None))(groups, shift)
-            y = jax.vmap(normalize)(groups, *_mean_var(moments, shift)).reshape(x.shape)
-            mean, var = self._mean_var(jax.tree.map(lambda m: jnp.mean(m, 0), moments), shift)
+            y, mean, var = batch.normalize_groups(x, size)
         running_mean.value = self._update_average(running_mean.value, mean)
         running_var.value = self._update_average(running_var.value, var)
         return y
-
-    def _mean_var(self, moments: Any, shift: Array) -> tuple[Array, Array]:
-        """Returns mean and variance over all devices, from the moments of this one."""
-        return _mean_var(lax.pmean(moments, self.axis_name) if self.axis_name else moments, shift)
 
     def _update_average(self, average: Array, new: Array) -> Array:
         return self.momentum * average + (1 - self.momentum) * new.astype(average.dtype)
 
 
+class _Weights(NamedTuple):
+    """Scale, bias and epsilon of a batch norm, and the dtype of its result."""
+
+    scale: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    epsilon: float
+    dtype: Any
+
+    def factor_and_offset(self, mean: Array, var: Array) -> tuple[Array, Array]:
+        """Returns the two vectors of `x * factor + offset`."""
+        factor = self.scale * lax.rsqrt(var + self.epsilon)
+        return factor, self.bias - mean * factor
+
+    def normalize(self, x: Array, mean: Array, var: Array) -> Array:
+        """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`."""
+        return _affine(x, *self.factor_and_offset(mean, var)).astype(self.dtype)
+
+
+class _Batch(NamedTuple):
+    """Normalizes by the statistics of a batch, and returns them: `(y, mean, var)`.
+
+    Attributes:
+      shift: variances are computed around it.
+      axis_name: mapped axis over which statistics are averaged.
+      weights: scale and bias.
+    """
+
+    shift: Float[Array, " channels"]
+    axis_name: str | None
+    weights: _Weights
+
+    def normalize(self, x: Array) -> tuple[Array, Array, Array]:
+        """Normalizes by the statistics of the whole batch."""
+        mean, var = self._global_statistics(_moments(x, self.shift))
+        return self.weights.normalize(x, mean, var), mean, var
+
+    def normalize_groups(self, x: Array, size: int) -> tuple[Array, Array, Array]:
+        """Normalizes groups of `size` examples, each by its own statistics."""
+        groups = x.reshape(-1, size, *x.shape[1:])
+        moments = jax.vmap(_moments, (0, None))(groups, self.shift)
+        statistics = _mean_var(moments, self.shift)
+        y = jax.vmap(self.weights.normalize)(groups, *statistics).reshape(x.shape)
+        return y, *self._global_statistics(jax.tree.map(lambda m: jnp.mean(m, 0), moments))
+
+    def normalize_convolution(self, x: Array, kernel: Array) -> tuple[Array, Array, Array]:
+        """Normalizes the 1x1 convolution of `x`, on accelerators without writing it to memory."""
+
+        def fused(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
+            mean, var = self._global_statistics(moments_after(x, kernel, self.shift))
+            y = affine_after(x, kernel, *self.weights.factor_and_offset(mean, var))
+            return y.astype(self.weights.dtype), mean, var
+
+        def separate(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
+            return self.normalize(pointwise_conv(x, kernel))
+
+        return lax.platform_dependent(x, kernel, cpu=separate, default=fused)
+
+    def _global_statistics(self, moments: Any) -> tuple[Array, Array]:
+        """Returns mean and variance over all devices, from the moments of this one."""
+        if self.axis_name:
+            moments = lax.pmean(moments, self.axis_name)
+        return _mean_var(moments, self.shift)
+
+
 def _mean_var(moments: Any, shift: Array) -> tuple[Array, Array]:
-    """Returns mean and variance from the results of `_moments`."""
+    """Returns mean and variance from the results of `_moments`, of one batch or of groups."""
     mean, square = moments
+    shift = lax.broadcast_to_rank(shift, mean.ndim)
     return mean, jnp.maximum(square - jnp.square(mean - shift), 0)

@@ -61,8 +61,8 @@ def drop_path(
     >>> drop_path(jax.random.split(jax.random.key(0), 2), block_rates(0.999, 3))[0].tolist()
     [1.0, 1.0]
     """
-    rates = jnp.asarray(rates, jnp.float32)
-    keep = _uniform(keys, DROP_PATH_STREAM, rates.shape) >= rates
+    rates = jnp.asarray(rates, jnp.float32)[None]
+    keep = _uniform(keys, DROP_PATH_STREAM, rates.shape[1:]) >= rates
     return jnp.where(keep, 1 / (1 - rates), 0.0).T
 
 

@@ -26,6 +26,7 @@ from resflax.nn.batch_norm import statistics_dtype
 from resflax.nn.checks import check_integer, check_number
 from resflax.nn.layers import Ops, make_ops
 from resflax.nn.shuffle import Shuffling, join_images, make_shuffle, restore_logits, shuffle_rows
+from resflax.nn.space import per_channel
 
 Keys = Key[Array, " n"] | None
 
@@ -79,7 +80,7 @@ class MemberScale(nn.Module):
 
         def vector(name: str, init: Any) -> Array:
             array = self.param(name, init, vectors, jnp.float32).astype(self.dtype)
-            return array.reshape(self.members, *inner, -1)
+            return array.reshape(1, self.members, *inner, -1)
 
         rows = rows * vector("scale", random_signs)
         if self.use_bias:
@@ -107,7 +108,8 @@ class GroupedDense(nn.Module):
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         kernel = kernel.reshape(shape[0], self.groups, -1)
         x = x.astype(self.dtype).reshape(len(x), self.groups, -1)
-        return jnp.einsum("ngi,igo->ngo", x, kernel).reshape(len(x), -1) + bias
+        y = jnp.einsum("ngi,igo->ngo", x, kernel).reshape(len(x), -1)
+        return y + per_channel(bias, y)
 
 
 def _rank_one_ops(members: int, **fields: Any) -> Ops:

@@ -40,7 +40,7 @@ def standardized_conv(
     """
     kernel = rhs.astype(statistics_dtype(rhs))
     axes = range(rhs.ndim - 1)
-    mean, var = jnp.mean(kernel, axes), jnp.var(kernel, axes)
+    mean, var = jnp.mean(kernel, axes, keepdims=True), jnp.var(kernel, axes, keepdims=True)
     rhs = ((kernel - mean) * jax.lax.rsqrt(var + 1e-8)).astype(rhs.dtype)
     return conv_general_dilated(lhs, rhs, *args, **kwargs)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.nn.batch_norm import BatchNorm, BatchNormMode, statistics_dtype
-from resflax.nn.space import expand_like, space_axes
+from resflax.nn.space import expand_like, per_channel, space_axes
 
 GROUPS = 32
 # From the class of a norm to a function of its fields that returns a module or a function of `x`.
@@ -46,8 +46,8 @@ class EvoNormS0(nn.Module):
         x, scale, bias = x.astype(dtype), scale.astype(dtype), bias.astype(dtype)
         if self.act:
             v = self.param("v", nn.initializers.ones, channels, jnp.float32).astype(dtype)
-            x = x * jax.nn.sigmoid(x * v) / group_std(x, self.epsilon)
-        return (x * scale + bias).astype(self.dtype)
+            x = x * jax.nn.sigmoid(x * per_channel(v, x)) / group_std(x, self.epsilon)
+        return (x * per_channel(scale, x) + per_channel(bias, x)).astype(self.dtype)
 
 
 class FilterResponseNorm(nn.Module):
@@ -69,10 +69,10 @@ class FilterResponseNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         x, scale, bias = x.astype(dtype), scale.astype(dtype), bias.astype(dtype)
         square = jnp.mean(jnp.square(x), space_axes(x), keepdims=True)
-        x = x * jax.lax.rsqrt(square + self.epsilon) * scale + bias
+        x = x * jax.lax.rsqrt(square + self.epsilon) * per_channel(scale, x) + per_channel(bias, x)
         if self.act:
             tau = self.param("tau", nn.initializers.zeros, channels, jnp.float32)
-            x = jnp.maximum(x, tau.astype(dtype))
+            x = jnp.maximum(x, per_channel(tau.astype(dtype), x))
         return x.astype(self.dtype)
 
 

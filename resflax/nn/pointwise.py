@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.conv_params import channels_last
+from resflax.nn.space import per_channel
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -73,7 +74,8 @@ def affine_after(
     offset: Float[Array, " outputs"],
 ) -> Float[Array, "n *space outputs"]:
     """Returns `y * factor + offset`, for `y` the convolution of `x`, in the dtype of `x`."""
-    return _add_offset(pointwise_conv(x, kernel.astype(factor.dtype) * factor), offset)
+    kernel = kernel.astype(factor.dtype) * per_channel(factor, kernel)
+    return _add_offset(pointwise_conv(x, kernel), offset)
 
 
 def pointwise_conv(
@@ -93,7 +95,7 @@ def pointwise_conv(
 @jax.custom_jvp
 def _add_offset(y: Array, offset: Array) -> Array:
     """Returns `y + offset`, in the dtype of `y`. Gradients for `offset` are summed in its own."""
-    return y + offset.astype(y.dtype)
+    return y + per_channel(offset.astype(y.dtype), y)
 
 
 @_add_offset.defjvp

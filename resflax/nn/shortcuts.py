@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from resflax.kernels.pool import avg_pool, avg_pool_same
+from resflax.kernels.pool import avg_pool, avg_pool_same, every_nth
 from resflax.nn.blocks import BlockGeometry
 from resflax.nn.layers import Ops, he_normal_fan_out
 
 Shape = tuple[int, ...]
 Shortcut = Callable[[Array, Shape], Array]
+MAX_SYMBOLIC_STRIDE = 8
 
 
 def strides_between(source: Shape, target: Shape) -> Shape:
@@ -36,11 +36,22 @@ def strides_between(source: Shape, target: Shape) -> Shape:
     if len(source) != len(target):
         raise ValueError(f"a shortcut cannot change the rank: got {source} to {target}")
     pairs = zip(source[:-1], target[:-1], strict=True)
-    strides = tuple(1 if a == b else -(-a // b) if b else 0 for a, b in pairs)
-    strided = tuple(-(-a // s) if s else 0 for a, s in zip(source[:-1], strides, strict=True))
-    if not all(strides) or strided != target[:-1]:
+    strides = tuple(_stride_between(a, b) for a, b in pairs)
+    if not all(strides):
         raise ValueError(f"no strides map {source} to {target}")
     return strides
+
+
+def _stride_between(size: int, target: int) -> int:
+    """Returns the stride that maps a size to another one, rounding up; 0 if there is none."""
+    if size == target:
+        return 1
+    if not (isinstance(size, int) and isinstance(target, int)):
+        # Symbolic, for export: equal only in the form that a convolution gives to its result.
+        candidates = (s for s in range(2, MAX_SYMBOLIC_STRIDE + 1) if (size - 1) // s + 1 == target)
+        return next(candidates, 0)
+    stride = -(-size // target) if target else 0
+    return stride if stride and -(-size // stride) == target else 0
 
 
 def subsample(
@@ -51,7 +62,7 @@ def subsample(
     Raises:
       ValueError: if no strides map the shape of `h` to `shape`.
     """
-    return lax.slice(h, (0,) * h.ndim, h.shape, (*strides_between(h.shape, shape), 1))
+    return every_nth(h, strides_between(h.shape, shape))
 
 
 def zero_pad(

@@ -1,6 +1,7 @@
 """Operations over the spatial axes: all axes but the first (batch) and the last (channels)."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -23,3 +24,11 @@ def expand_like(
 ) -> Float[Array, "n *ones channels"]:
     """Returns one vector per example with spatial axes of size 1, as many as `x` has."""
     return jnp.expand_dims(vectors, space_axes(x))
+
+
+def per_channel(vector: Float[Array, " channels"], x: Float[Array, "*axes channels"]) -> Array:
+    """Returns one number per channel with as many axes as `x`, to be multiplied with it or added.
+
+    NumPy's rule adds these axes as well, but `jax_numpy_rank_promotion="raise"` forbids that.
+    """
+    return lax.broadcast_to_rank(vector, x.ndim)

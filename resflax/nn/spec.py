@@ -8,23 +8,18 @@ from typing import Any
 
 from resflax.errors import UserError
 from resflax.nn.blocks import Block, ConvRow
-from resflax.nn.checks import check_integer, nested_lengths, to_tuples
-from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow, check_ensemble_fields
-from resflax.nn.fields import FIELDS, canonical, canonical_block, describe, resolve
+from resflax.nn.checks import to_tuples
+from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow
+from resflax.nn.fields import FIELDS, canonical, canonical_block, resolve
 from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
-from resflax.nn.norms import NormRow
 from resflax.nn.orders import ORDERS, Order
+from resflax.nn.spec_checks import check_parts, check_values
 from resflax.nn.spec_json import from_json, to_json
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 
 # The name of a part, its row, or a function: see `resflax.nn.fields`.
 Part = Any
-OUTPUT_STRIDES = (8, 16, 32)
-
-# Far above any network in use, so that a typing error does not exhaust the machine's memory.
-MAX_BLOCKS, MAX_CHANNELS, MAX_CLASSES = 10_000, 65_536, 10_000_000
-MAX_INNER_CHANNELS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Spec:
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
       gate: how blocks combine shortcut and branch, a name in `GATES`: "none" for the sum, or
-        "scaled", "exclusive", "shortcut_only", "conv", "dropout", "rezero", "layer_scale", ...
+        "rezero", "skip_init", "layer_scale" and others.
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
       order: where norms and activations are, a name in `ORDERS`: "original" (v1), "norm_after_add",
         "act_before_add", "act_only_preact" or "preact" (v2). "auto" follows `preact`, and is what
@@ -122,22 +117,10 @@ class Spec:
     input_repetition: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_fields()
-        self._check_rates()
-        # Config files have lists; tuples keep the spec hashable.
-        for field in ("depths", "widths", "pruned"):
-            object.__setattr__(self, field, to_tuples(getattr(self, field)))
-        if len(self.depths) != len(self.widths):
-            raise UserError(
-                f"depths {self.depths} and widths {self.widths} differ in length:"
-                " expected one of each per stage"
-            )
+        self._store_canonical_values()
+        check_values(self)
         self._resolve_order()
-        self._check_blocks()
-        self._check_gate()
-        self._check_dimensions()
-        self._check_ensemble()
-        self._check_channels()
+        check_parts(self)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -291,41 +274,13 @@ class Spec:
         """
         return cls(**{name: from_json(value) for name, value in values.items()})
 
-    def _check_fields(self) -> None:
+    def _store_canonical_values(self) -> None:
         for field in FIELDS:
             fix = canonical_block if field == "block" else partial(canonical, field)
             object.__setattr__(self, field, fix(getattr(self, field)))
-        for field in ("preact", "zero_init"):
-            if not isinstance(getattr(self, field), bool):
-                raise UserError(f"{field} is {getattr(self, field)!r}: expected True or False")
-        for field, maximum in (("depths", MAX_BLOCKS), ("widths", MAX_CHANNELS)):
-            value = getattr(self, field)
-            if not isinstance(value, list | tuple) or not value:
-                raise UserError(f"{field} is {value!r}: expected a tuple of integers")
-            for i, number in enumerate(value):
-                check_integer(f"{field}[{i}]", number, 1, maximum)
-        for field, minimum, maximum in (
-            ("stem_width", 1, MAX_CHANNELS),
-            ("num_classes", 0, MAX_CLASSES),
-            ("dimensions", 1, 3),
-            ("groups", 1, MAX_CHANNELS),
-            ("base_width", 1, MAX_CHANNELS),
-        ):
-            check_integer(field, getattr(self, field), minimum, maximum)
-        if self.output_stride not in OUTPUT_STRIDES:
-            raise UserError(f"output_stride is {self.output_stride!r}: expected 8, 16 or 32")
-
-    def _check_rates(self) -> None:
-        for field in ("drop_path", "dropout"):
-            value = getattr(self, field)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not 0 <= value < 1:
-                raise UserError(f"{field} is {value!r}: expected a probability below 1")
-        if self.drop_path and resolve("shortcut", self.shortcut).make is None:
-            raise UserError(
-                f"drop_path is {self.drop_path}: a network without shortcuts needs every branch,"
-                " use drop_path=0"
-            )
+        # Config files have lists; tuples keep the spec hashable.
+        for field in ("depths", "widths", "pruned"):
+            object.__setattr__(self, field, to_tuples(getattr(self, field)))
 
     def _resolve_order(self) -> None:
         """Stores one of two names for the same network."""
@@ -338,88 +293,6 @@ class Spec:
         if self.order in ("original", "preact"):
             object.__setattr__(self, "order", "auto")
 
-    def _check_gate(self) -> None:
-        if self.gate == "none":
-            return
-        if resolve("shortcut", self.shortcut).make is None:
-            raise UserError(
-                f"gate is {describe(self.gate)}, but shortcut is 'none': use gate='none' or another"
-                " shortcut"
-            )
-        if self.ensemble in ("batch", "packed"):
-            raise UserError(
-                f"gate is {describe(self.gate)}, but the members of ensemble {self.ensemble!r} are"
-                " one network, whose gates would mix them: use gate='none'"
-            )
-
-    def _check_blocks(self) -> None:
-        if len(self.block_values) != len(self.depths):
-            raise UserError(
-                f"block has {len(self.block_values)} values for {len(self.depths)} stages: expected"
-                " one, or one per stage"
-            )
-        for value, block in zip(self.block_values, self.blocks, strict=True):
-            if self.groups > 1 and (callable(block) or not any(row.grouped for row in block)):
-                raise UserError(
-                    f"groups is {self.groups}, but block {describe(value)} has no grouped"
-                    " convolution: use groups=1 or a bottleneck"
-                )
-        for value, stage in zip(self.block_values, self.stages, strict=True):
-            if stage[0].function and stage[-1].geometry.dilation > 1:
-                raise UserError(
-                    f"output_stride is {self.output_stride}, but block {describe(value)}, a"
-                    " function, has no dilation: use output_stride=32 or rows of convolutions"
-                )
-
-    def _check_dimensions(self) -> None:
-        """Checks that kernels with one size per axis have as many as there are axes."""
-        rows: list[tuple[str, Any]] = [
-            (f"block {describe(value)}", () if callable(block) else block)
-            for value, block in zip(self.block_values, self.blocks, strict=True)
-        ]
-        rows.append((f"stem {describe(self.stem)}", resolve("stem", self.stem).convs))
-        for name, convs in rows:
-            kernels = [conv.kernel for conv in convs if not isinstance(conv.kernel, int)]
-            if kernels and len(kernels[0]) != self.dimensions:
-                raise UserError(
-                    f"{name} has kernels of {len(kernels[0])} dimensions, but dimensions is"
-                    f" {self.dimensions}: use dimensions={len(kernels[0])} or another"
-                    f" {name.split()[0]}"
-                )
-            if kernels and self.antialias != "none":
-                raise UserError(
-                    f"antialias {describe(self.antialias)} pools all axes alike, and {name} has"
-                    f" kernels such as {kernels[0]}: use antialias='none'"
-                )
-
-    def _check_ensemble(self) -> None:
-        if self.conv == "scaled_standardized" and self.ensemble not in ("none", "packed"):
-            raise UserError(
-                f"conv is {self.conv!r}, but the members of ensemble {self.ensemble!r} share"
-                " kernels, which it would scale together: use another conv or ensemble='none'"
-            )
-        check_ensemble_fields(
-            describe(self.ensemble),
-            self.ensemble_row,
-            {name: getattr(self, name) for name in ENSEMBLE_FIELDS},
-        )
-        if self.channel_groups > 1:
-            norm: NormRow = resolve("norm", self.norm)
-            if self.attention != "none" or norm.channel_multiple > 1 or norm.function:
-                raise UserError(
-                    f"ensemble 'packed' with attention {describe(self.attention)} and norm"
-                    f" {describe(self.norm)}: expected attention='none', and norm='batch' or"
-                    " 'frn_tlu', which keep members apart"
-                )
-            if self.pruned is not None:
-                raise UserError("ensemble 'packed' cannot be pruned: use pruned=None")
-
-        if self.ensemble_row.rows and resolve("norm", self.norm).function:
-            raise UserError(
-                f"ensemble 'batch' with norm {describe(self.norm)}, a function: expected a name in"
-                " NORMS, so that each member has its own"
-            )
-
     def _member_channels(self, field: str, width: int) -> int:
         """Returns a member's share of a width of a packed ensemble."""
         channels = width * self.alpha / self.members
@@ -429,26 +302,6 @@ class Spec:
                 f" expected a multiple of members, {self.members}"
             )
         return int(channels)
-
-    def _check_channels(self) -> None:
-        if self.pruned is not None:
-            full = [[len(b.channels) for b in stage] for stage in replace(self, pruned=None).stages]
-            if nested_lengths(self.pruned) != full:
-                raise UserError(
-                    "pruned does not match depths and block: expected the number of channels of"
-                    " every convolution of every block"
-                )
-        multiple = max(resolve("norm", self.norm).channel_multiple, self.channel_groups)
-        convs = resolve("stem", self.stem).convs
-        stem = [int(self.stem_channels * conv.width_fraction) for conv in convs]
-        for channels in {*stem}.union(*(b.channels for stage in self.stages for b in stage)):
-            check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
-            if channels % multiple:
-                packed = self.channel_groups > 1
-                part = "ensemble 'packed'" if packed else f"norm {describe(self.norm)}"
-                raise UserError(
-                    f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
-                )
 
 
 @lru_cache(maxsize=256)

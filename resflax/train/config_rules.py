@@ -16,7 +16,7 @@ from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
 from resflax.nn import BATCH_NORM_MODES, Spec
 from resflax.nn.fields import FIELDS
-from resflax.nn.spec import OUTPUT_STRIDES
+from resflax.nn.spec_checks import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.train.clipping import CLIPPINGS
 from resflax.train.config import build_augment, build_mix, build_model, default_config

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -140,7 +141,9 @@ class Monitor:
     def learning_rates(self, step: int) -> list[float]:
         """Returns each member's learning rate; skipped updates do not advance the schedule."""
         schedules = zip(self._run.schedules, self._state.dropped, strict=True)
-        return [float(schedule(step - 1 - dropped)) for schedule, dropped in schedules]
+        # Schedules may compute with JAX, one operation at a time and with numbers of the host.
+        with jax.transfer_guard("allow"):
+            return [float(schedule(step - 1 - dropped)) for schedule, dropped in schedules]
 
 
 def excluded_members(run: Run, state: TrainerState) -> list[int]:

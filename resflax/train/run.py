@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from resflax.data import Dataset
 from resflax.distributed import Engine
+from resflax.distributed.placement import to_default_device
 from resflax.errors import UserError
 from resflax.nn import ResNet
 from resflax.train.config import to_json_dict
@@ -96,7 +97,7 @@ class Run:
             return initial_states(self.config, self._create)
         lowered = jax.jit(self._create).lower(jax.ShapeDtypeStruct((), jnp.uint32))
         create = lowered.compile({"xla_backend_optimization_level": "1"})
-        return initial_states(self.config, lambda seed: create(np.uint32(seed)))
+        return initial_states(self.config, lambda seed: create(to_default_device(np.uint32(seed))))
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes and dtypes of the state; computes nothing."""

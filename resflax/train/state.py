@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.core import unfreeze
 from jaxtyping import Array, Int, UInt32
 
+from resflax.distributed.placement import to_default_device
 from resflax.nn import ResNet
 from resflax.train.freeze import split_params
 from resflax.train.module_checks import check_module
@@ -87,7 +89,8 @@ def create_state(
         `freeze` matches no parameter, or all are frozen.
     """
     check_module(model)
-    start, shape = jnp.asarray(seed, jnp.uint32), tuple(image_shape)
+    start = seed if isinstance(seed, jax.Array) else np.uint32(seed)
+    start, shape = to_default_device(start).astype(jnp.uint32), tuple(image_shape)
     if variables is not None:
         variables = unfreeze(variables)
         check_variables(model, shape, variables)
@@ -96,7 +99,7 @@ def create_state(
         # Modules of the user's own may depend on anything, so that equal ones share no program.
         parts = model.spec.parts if isinstance(model, ResNet) else object()
         return _init(model, optimizer, start, shape, ema, tuple(freeze), parts)
-    return _create(optimizer, ema, tuple(freeze), start, variables)
+    return _create(optimizer, ema, tuple(freeze), start, to_default_device(variables))
 
 
 # Jitted with the seed as an argument, so that an ensemble compiles once. The names in a spec may

@@ -83,8 +83,19 @@ class TorchResNet:
                 if self.spec.gate == "normalizer_free":
                     variance = (1.0 if j == 1 else variance) + 0.2**2
         x = self.before("head_norm", x)
-        x = x.mean(self.space)
+        mean, largest = x.mean(self.space), x.amax(self.space)
+        pooled = {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2}
+        x = pooled[str(self.spec.pooling)]
         return self.dense("head", x) if self.spec.num_classes else x
+
+    def act(self, x: Any) -> Any:
+        """Applies the spec's activation."""
+        name = str(self.spec.activation)
+        if name in ("identity", "tanh"):
+            return x if name == "identity" else x.tanh()
+        if name == "gelu_tanh":
+            return self.f.gelu(x, approximate="tanh")
+        return getattr(self.f, {"hard_swish": "hardswish"}.get(name, name))(x)
 
     def stem(self, x: Any) -> Any:
         """Applies the stem's convolutions: one of 7x7 or 3x3, or several."""
@@ -108,7 +119,7 @@ class TorchResNet:
         """Applies a norm and an activation, or only the latter, in pre-activation networks."""
         if self.spec.preact:
             return self.norm(name, x, act=True)
-        return self.f.relu(x) if self.spec.order == "act_only_preact" else x
+        return self.act(x) if self.spec.order == "act_only_preact" else x
 
     def pool(self, x: Any) -> Any:
         """Applies the stem's pooling, if it has one."""
@@ -148,7 +159,7 @@ class TorchResNet:
             y = self.gate(name, h, y, self.shortcut(name, geometry, strides, h, x))
         if spec.order == "norm_after_add":
             return self.norm(f"{name}.norm{last}", y, act=True)
-        return y if spec.preact or spec.order != "auto" else self.f.relu(y)
+        return y if spec.preact or spec.order != "auto" else self.act(y)
 
     def gate(self, name: str, h: Any, y: Any, s: Any) -> Any:
         """Combines the branch `y` of a block and its shortcut `s`."""
@@ -266,4 +277,4 @@ class TorchResNet:
             x = x / (x.square().mean(self.space, keepdim=True) + 1e-5).sqrt()
             x = x * weight.reshape(per_channel) + bias.reshape(per_channel)
             return self.torch.maximum(x, get("tau").reshape(per_channel)) if act else x
-        return self.f.relu(x) if act else x
+        return self.act(x) if act else x

@@ -22,7 +22,7 @@ def warp(image: UInt8[Array, "h w c"], matrix: Float[Array, "6"]) -> UInt8[Array
     """
     height, width, channels = image.shape
     a, b, c, d, e, f = matrix
-    x = jnp.arange(width, dtype=jnp.float32) + 0.5
+    x = (jnp.arange(width, dtype=jnp.float32) + 0.5)[None]
     y = (jnp.arange(height, dtype=jnp.float32) + 0.5)[:, None]
     column = jnp.floor(a * x + b * y + c).astype(jnp.int32)
     row = jnp.floor(d * x + e * y + f).astype(jnp.int32)

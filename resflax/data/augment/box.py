@@ -26,7 +26,8 @@ def box_mask(box: Box, height: int, width: int) -> Bool[Array, "height width 1"]
     >>> box_mask(box, 2, 3)[..., 0].tolist()
     [[False, False, False], [True, False, False]]
     """
-    rows, columns = jnp.arange(height) - box.top, jnp.arange(width) - box.left
+    rows = jnp.arange(height, dtype=jnp.int32) - box.top
+    columns = jnp.arange(width, dtype=jnp.int32) - box.left
     rows, columns = (rows >= 0) & (rows < box.height), (columns >= 0) & (columns < box.width)
     return (rows[:, None] & columns[None, :])[..., None]
 

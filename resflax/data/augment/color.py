@@ -15,7 +15,7 @@ from resflax.data.augment.pixels import is_rgb, luma, round_to_dtype
 def autocontrast(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
     """Stretches each channel so that its minimum is 0 and its maximum 255."""
     wide = image.astype(jnp.int32)
-    low, high = jnp.min(wide, (0, 1)), jnp.max(wide, (0, 1))
+    low, high = (f(wide, (0, 1), keepdims=True) for f in (jnp.min, jnp.max))
     stretched = (wide - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, stretched, wide).astype(jnp.uint8)
 
@@ -26,8 +26,8 @@ def equalize(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
 
 
 def _equalize_channel(channel: UInt8[Array, "h w"]) -> UInt8[Array, "h w"]:
-    histogram = jnp.bincount(channel.ravel().astype(jnp.int32), length=256)
-    below = jnp.cumsum(histogram) - histogram
+    histogram = jnp.bincount(channel.ravel().astype(jnp.int32), length=256).astype(jnp.int32)
+    below = jnp.cumsum(histogram, dtype=jnp.int32) - histogram
     # Pillow does not count the pixels of the largest value.
     step = below[jnp.max(channel).astype(jnp.int32)] // 255
     table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
@@ -63,7 +63,7 @@ def brightness(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[
 def contrast(image: UInt8[Array, "h w c"], factor: Float[Array, ""]) -> UInt8[Array, "h w c"]:
     """Blends from the mean luma of the image (factor 0) to the image (factor 1) and beyond."""
     gray = luma(image)
-    mean = (2 * jnp.sum(gray) + gray.size) // (2 * gray.size)
+    mean = (2 * jnp.sum(gray, dtype=jnp.int32) + gray.size) // (2 * gray.size)
     return blend(mean, image, factor)
 
 
@@ -85,7 +85,9 @@ def _smooth(image: UInt8[Array, "h w c"]) -> Int[Array, "h w c"]:
     shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
     rows, columns = (np.isin(np.arange(side), (0, side - 1)) for side in (height, width))
     edge = jnp.asarray((rows[:, None] | columns)[..., None])
-    return jnp.where(edge, wide, (jnp.sum(jnp.stack(shifted), 0) + 4 * wide + 6) // 13)
+    return jnp.where(
+        edge, wide, (jnp.sum(jnp.stack(shifted), 0, dtype=jnp.int32) + 4 * wide + 6) // 13
+    )
 
 
 def hue(image: UInt8[Array, "h w c"], shift: Float[Array, ""]) -> UInt8[Array, "h w c"]:
@@ -106,6 +108,7 @@ def hue(image: UInt8[Array, "h w c"], shift: Float[Array, ""]) -> UInt8[Array, "
         (g - b) / divisor,
         jnp.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor),
     )
-    k = (jnp.asarray([5.0, 3.0, 1.0]) + (sextant + 6 * shift)[..., None]) % 6
+    phases = jnp.asarray([[[5.0, 3.0, 1.0]]], jnp.float32)
+    k = (phases + (sextant + 6 * shift)[..., None]) % 6
     fraction = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
     return round_to_dtype(value[..., None] - chroma[..., None] * fraction, image.dtype)

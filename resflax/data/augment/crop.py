@@ -17,7 +17,7 @@ def _interpolation_matrix(
     offset = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (length / size) - 0.5
     # Clipped, because pixels outside the box must not contribute.
     position = start + jnp.clip(offset, 0.0, length - 1)
-    distance = jnp.abs(position[:, None] - jnp.arange(size, dtype=jnp.float32))
+    distance = jnp.abs(position[:, None] - jnp.arange(size, dtype=jnp.float32)[None])
     return jnp.maximum(1 - distance, 0.0)
 
 

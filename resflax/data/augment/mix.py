@@ -36,7 +36,7 @@ def swap_box(
 ) -> tuple[Num[Array, "2 h w c"], Float[Array, ""]]:
     """Swaps the pixels inside a box between two images; also returns the fraction outside it."""
     mask = box_mask(box, *pair.shape[1:3])
-    return jnp.where(mask, pair[::-1], pair), 1 - jnp.mean(mask.astype(jnp.float32))
+    return jnp.where(mask[None], pair[::-1], pair), 1 - jnp.mean(mask.astype(jnp.float32))
 
 
 def mixup(
@@ -122,9 +122,10 @@ def _mix_pairs(alphas: dict[str, Alpha]) -> Mix:
 
     def mix_pair(key: Array, images: Array, targets: Array) -> tuple[Array, Array]:
         method_key, weight_key, mix_key = jax.random.split(jax.random.fold_in(key, STREAM), 3)
-        method = jax.random.randint(method_key, (), 0, len(branches))
+        method = jax.random.randint(method_key, (), 0, len(branches), jnp.int32)
         values = jnp.stack([jnp.float32(alpha) for alpha in alphas.values()])
-        method = jnp.where(jnp.all(values > 0), method, jnp.argmax(values > 0))
+        first = jnp.argmax(values > 0).astype(jnp.int32)
+        method = jnp.where(jnp.all(values > 0), method, first)
         alpha = values[method]
         weight = _mixing_weight(weight_key, alpha)
         images, weight = jax.lax.switch(method, branches, mix_key, images, weight)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int, Num, UInt8
 
 
@@ -16,10 +17,13 @@ def normalize(
     >>> normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), mean=(0.5,), std=(0.25,)).tolist()
     [[[[2.0]]]]
     """
-    scale = jnp.asarray(std, jnp.float32)
+    center, scale = (
+        lax.broadcast_to_rank(jnp.asarray(numbers, jnp.float32), images.ndim)
+        for numbers in (mean, std)
+    )
     is_float = jnp.issubdtype(images.dtype, jnp.floating)
     values = images.astype(jnp.float32) if is_float else images.astype(jnp.float32) / 255
-    return (values - jnp.asarray(mean, jnp.float32)) / scale
+    return (values - center) / scale
 
 
 def round_to_dtype(x: Float[Array, "*shape"], dtype: Any) -> Num[Array, "*shape"]:
@@ -45,6 +49,8 @@ def luma(image: UInt8[Array, "h w c"]) -> Int[Array, "h w 1"]:
     """
     wide = image.astype(jnp.int32)
     if not is_rgb(image):
-        return jnp.sum(wide, -1, keepdims=True) // image.shape[-1]
-    weighted = wide * jnp.asarray([19595, 38470, 7471], jnp.int32)  # fixed point, in units of 2^-16
-    return (jnp.sum(weighted, -1, keepdims=True) + 32768) >> 16
+        return jnp.sum(wide, -1, keepdims=True, dtype=jnp.int32) // image.shape[-1]
+    # Fixed point, in units of 2^-16. With an array of weights, `vmap` of a `switch` fails in JAX
+    # 0.10 under `shard_map`.
+    red, green, blue = (wide[..., i : i + 1] for i in range(3))
+    return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16

@@ -1,0 +1,198 @@
+"""Checks of the values of a `Spec`, before a network is made of it."""
+
+from dataclasses import replace
+from typing import Any
+
+from resflax.errors import UserError
+from resflax.nn.checks import check_integer, nested_lengths
+from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
+from resflax.nn.fields import describe, resolve
+from resflax.nn.norms import NormRow
+
+Spec = Any  # `resflax.nn.spec.Spec`, which imports this module
+OUTPUT_STRIDES = (8, 16, 32)
+# Far above any network in use, so that a typing error does not exhaust the machine's memory.
+MAX_BLOCKS, MAX_CHANNELS, MAX_CLASSES = 10_000, 65_536, 10_000_000
+MAX_INNER_CHANNELS = 2**31 - 1
+
+
+def check_values(spec: Spec) -> None:
+    """Checks each number and truth value.
+
+    Raises:
+      UserError: if one is invalid.
+    """
+    _check_numbers(spec)
+    _check_rates(spec)
+    if len(spec.depths) != len(spec.widths):
+        raise UserError(
+            f"depths {spec.depths} and widths {spec.widths} differ in length:"
+            " expected one of each per stage"
+        )
+
+
+def check_parts(spec: Spec) -> None:
+    """Checks that the parts of the network fit each other.
+
+    Raises:
+      UserError: if they do not.
+    """
+    for check in (
+        _check_blocks,
+        _check_pruned,
+        _check_dilation,
+        _check_gate,
+        _check_dimensions,
+        _check_ensemble,
+        _check_channels,
+    ):
+        check(spec)
+
+
+def _check_numbers(spec: Spec) -> None:
+    for field in ("preact", "zero_init"):
+        if not isinstance(getattr(spec, field), bool):
+            raise UserError(f"{field} is {getattr(spec, field)!r}: expected True or False")
+    for field, maximum in (("depths", MAX_BLOCKS), ("widths", MAX_CHANNELS)):
+        value = getattr(spec, field)
+        if not isinstance(value, list | tuple) or not value:
+            raise UserError(f"{field} is {value!r}: expected a tuple of integers")
+        for i, number in enumerate(value):
+            check_integer(f"{field}[{i}]", number, 1, maximum)
+    for field, minimum, maximum in (
+        ("stem_width", 1, MAX_CHANNELS),
+        ("num_classes", 0, MAX_CLASSES),
+        ("dimensions", 1, 3),
+        ("groups", 1, MAX_CHANNELS),
+        ("base_width", 1, MAX_CHANNELS),
+    ):
+        check_integer(field, getattr(spec, field), minimum, maximum)
+    if spec.output_stride not in OUTPUT_STRIDES:
+        raise UserError(f"output_stride is {spec.output_stride!r}: expected 8, 16 or 32")
+
+
+def _check_rates(spec: Spec) -> None:
+    for field in ("drop_path", "dropout"):
+        value = getattr(spec, field)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < 1:
+            raise UserError(f"{field} is {value!r}: expected a probability below 1")
+    if spec.drop_path and resolve("shortcut", spec.shortcut).make is None:
+        raise UserError(
+            f"drop_path is {spec.drop_path}: a network without shortcuts needs every branch,"
+            " use drop_path=0"
+        )
+
+
+def _check_blocks(spec: Spec) -> None:
+    if len(spec.block_values) != len(spec.depths):
+        raise UserError(
+            f"block has {len(spec.block_values)} values for {len(spec.depths)} stages: expected"
+            " one, or one per stage"
+        )
+    for value, block in zip(spec.block_values, spec.blocks, strict=True):
+        if spec.groups > 1 and (callable(block) or not any(row.grouped for row in block)):
+            raise UserError(
+                f"groups is {spec.groups}, but block {describe(value)} has no grouped"
+                " convolution: use groups=1 or a bottleneck"
+            )
+
+
+def _check_pruned(spec: Spec) -> None:
+    if spec.pruned is None:
+        return
+    full = [[len(b.channels) for b in stage] for stage in replace(spec, pruned=None).stages]
+    if nested_lengths(spec.pruned) != full:
+        raise UserError(
+            "pruned does not match depths and block: expected the number of channels of"
+            " every convolution of every block"
+        )
+
+
+def _check_dilation(spec: Spec) -> None:
+    for value, stage in zip(spec.block_values, spec.stages, strict=True):
+        if stage[0].function and stage[-1].geometry.dilation > 1:
+            raise UserError(
+                f"output_stride is {spec.output_stride}, but block {describe(value)}, a"
+                " function, has no dilation: use output_stride=32 or rows of convolutions"
+            )
+
+
+def _check_gate(spec: Spec) -> None:
+    if spec.gate == "none":
+        return
+    if resolve("shortcut", spec.shortcut).make is None:
+        raise UserError(
+            f"gate is {describe(spec.gate)}, but shortcut is 'none': use gate='none' or another"
+            " shortcut"
+        )
+    if spec.ensemble in ("batch", "packed"):
+        raise UserError(
+            f"gate is {describe(spec.gate)}, but the members of ensemble {spec.ensemble!r} are"
+            " one network, whose gates would mix them: use gate='none'"
+        )
+
+
+def _check_dimensions(spec: Spec) -> None:
+    """Checks that kernels with one size per axis have as many as there are axes."""
+    rows: list[tuple[str, Any]] = [
+        (f"block {describe(value)}", () if callable(block) else block)
+        for value, block in zip(spec.block_values, spec.blocks, strict=True)
+    ]
+    rows.append((f"stem {describe(spec.stem)}", resolve("stem", spec.stem).convs))
+    for name, convs in rows:
+        kernels = [conv.kernel for conv in convs if not isinstance(conv.kernel, int)]
+        if kernels and len(kernels[0]) != spec.dimensions:
+            raise UserError(
+                f"{name} has kernels of {len(kernels[0])} dimensions, but dimensions is"
+                f" {spec.dimensions}: use dimensions={len(kernels[0])} or another"
+                f" {name.split()[0]}"
+            )
+        if kernels and spec.antialias != "none":
+            raise UserError(
+                f"antialias {describe(spec.antialias)} pools all axes alike, and {name} has"
+                f" kernels such as {kernels[0]}: use antialias='none'"
+            )
+
+
+def _check_ensemble(spec: Spec) -> None:
+    if spec.conv == "scaled_standardized" and spec.ensemble not in ("none", "packed"):
+        raise UserError(
+            f"conv is {spec.conv!r}, but the members of ensemble {spec.ensemble!r} share"
+            " kernels, which it would scale together: use another conv or ensemble='none'"
+        )
+    check_ensemble_fields(
+        describe(spec.ensemble),
+        spec.ensemble_row,
+        {name: getattr(spec, name) for name in ENSEMBLE_FIELDS},
+    )
+    if spec.channel_groups > 1:
+        norm: NormRow = resolve("norm", spec.norm)
+        if spec.attention != "none" or norm.channel_multiple > 1 or norm.function:
+            raise UserError(
+                f"ensemble 'packed' with attention {describe(spec.attention)} and norm"
+                f" {describe(spec.norm)}: expected attention='none', and norm='batch' or"
+                " 'frn_tlu', which keep members apart"
+            )
+        if spec.pruned is not None:
+            raise UserError("ensemble 'packed' cannot be pruned: use pruned=None")
+
+    if spec.ensemble_row.rows and resolve("norm", spec.norm).function:
+        raise UserError(
+            f"ensemble 'batch' with norm {describe(spec.norm)}, a function: expected a name in"
+            " NORMS, so that each member has its own"
+        )
+
+
+def _check_channels(spec: Spec) -> None:
+    multiple = max(resolve("norm", spec.norm).channel_multiple, spec.channel_groups)
+    convs = resolve("stem", spec.stem).convs
+    stem = [int(spec.stem_channels * conv.width_fraction) for conv in convs]
+    for channels in {*stem}.union(*(b.channels for stage in spec.stages for b in stage)):
+        check_integer("number of channels of a convolution", channels, 1, MAX_INNER_CHANNELS)
+        if channels % multiple:
+            packed = spec.channel_groups > 1
+            part = "ensemble 'packed'" if packed else f"norm {describe(spec.norm)}"
+            raise UserError(
+                f"{part} needs numbers of channels divisible by {multiple}: got {channels}"
+            )
