@@ -136,9 +136,12 @@ def test_debugging_tools_run_convolutions(name):
 @pytest.mark.parametrize("name", ["basic", "group"])
 @pytest.mark.parametrize("tool", [jax.disable_jit, jax.debug_nans, jax.debug_infs])
 def test_debugging_tools_run_a_whole_step(name, tool):
-    expected = jax.jit(make_step(name))(make_batch())
+    step = jax.jit(make_step(name))
+    expected = step(make_batch())
+    if name != "group" or tool is not jax.debug_infs:  # max pooling pads with minus infinity
+        step = make_step(name)
     with tool(True):
-        result = make_step(name)(make_batch())
+        result = step(make_batch())
     for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 

@@ -64,7 +64,8 @@ def nan_if_invalid(labels: Int[Array, " n"], classes: int) -> Float[Array, " n"]
     >>> nan_if_invalid(jnp.array([-1, 0, 1, 2]), 2).tolist()
     [nan, 0.0, 0.0, nan]
     """
-    return jnp.where((labels >= 0) & (labels < classes), jnp.float32(0), jnp.float32(jnp.nan))
+    # NumPy's numbers: `jax_debug_nans` would report one of JAX that is NaN, valid labels or not.
+    return jnp.where((labels >= 0) & (labels < classes), np.float32(0), np.float32(np.nan))
 
 
 def one_hot_or_nan(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]:
