@@ -346,7 +346,7 @@ def test_commands_for_images_refuse_runs_on_arrays(run_on_arrays):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.data.flip"], "config.data.flip is True, which is for images of pixels"),
+        (["--config.data.flip"], "config.data.flip is True, which is for uint8 images"),
         (["--config.data.cutout=3"], "config.data.cutout is 3, which is for images"),
         (["--config.spec.dimensions=2"], "use --config.spec.dimensions=1, or data with images"),
         (["--config.data.pad_crop=21"], "expected at most"),
