@@ -146,9 +146,10 @@ def _describe(claim: Mapping[str, Any]) -> str:
     """Describes a checked claim.
 
     >>> claim = {"variant": "conv", "claim": "higher", "found": "close", "difference": 0.25}
-    >>> print(_describe(claim | {"held": False}).replace(" (", "\\n("))
+    >>> for part in _describe(claim | {"held": False}).split(" ("):
+    ...     print(part)
     NOT held, expected higher: the test error of conv is close
-    (+0.25 points, the ranges of the seeds overlap)
+    +0.25 points, the ranges of the seeds overlap)
     """
     difference = f"{claim['difference']:+.2f} points"
     overlap = "overlap" if claim["found"] == "close" else "do not overlap"
