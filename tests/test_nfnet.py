@@ -102,7 +102,7 @@ def test_ensembles_with_shared_kernels_are_refused(ensemble):
              members=2)  # fmt: skip
 
 
-def test_multiply_adds_are_those_of_the_network_with_plain_convolutions():
+def test_multiply_adds_are_those_of_plain_convolutions():
     spec = Spec((2, 1), (8, 16), **TINY)
     plain = spec.override(conv="plain", norm="batch", gate="none")
     costs = [part_costs(create_model(s, scan=False), (32, 32, 3)) for s in (spec, plain)]
