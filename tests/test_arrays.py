@@ -140,7 +140,20 @@ BAD_ARRAYS = {
     "shapes": ({**ARRAYS, "x_test": X[:6, :9]}, "expected one shape"),
     "unknown class": ({**ARRAYS, "y_test": Y[:6] + 1}, "has the label 3, which no training"),
     "one class": ({**ARRAYS, "y_train": Y * 0, "y_test": Y[:6] * 0}, "12 examples have the class"),
-    "few names": ({**ARRAYS, "classes": np.array(["a"])}, "has the label 2 and 1 class names"),
+    "few names": ({**ARRAYS, "classes": np.array(["a"])}, "train has the label 1 and there are 1"),
+    "negative label": (
+        {**ARRAYS, "y_train": Y - 1, "classes": np.array(["a", "b", "c"])},
+        "train has the label -1 and there are 3 class names: expected labels from 0 to 2",
+    ),
+    "large test label": (
+        {**ARRAYS, "y_test": Y[:6] + 5, "classes": np.array(["a", "b", "c"])},
+        "test has the label 5 and there are 3 class names",
+    ),
+    "equal names": ({**ARRAYS, "classes": np.array(["a", "b", "a"])}, "have the same name"),
+    "not a class": (
+        {**ARRAYS, "y_train": np.array(["a", "z"] * 6), "classes": np.array(["a", "b"])},
+        "train has the label z, which is no class: expected one of a, b",
+    ),
 }
 
 
@@ -172,6 +185,21 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
             load_dataset(f"npz:{tmp_path / name}")
         assert message in str(error.value), name
         assert "\n" not in str(error.value)
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path):
+    path = Path(save(tmp_path / "a.npz", **ARRAYS).removeprefix("npz:"))
+    np.savez_compressed(path, **ARRAYS)
+    content = path.read_bytes()
+    messages = set()
+    for i in range(40, len(content) - 4, len(content) // 40):
+        path.write_bytes(content[:i] + b"\x93\xff\x00\x7f" + content[i + 4 :])
+        try:
+            load_dataset(f"npz:{path}")
+        except UserError as error:
+            messages.add(str(error))
+    assert len(messages) > 1
+    assert not any("\n" in message for message in messages)
 
 
 def test_floats_are_normalized_as_they_are():
@@ -318,7 +346,7 @@ def test_commands_for_images_refuse_runs_on_arrays(run_on_arrays):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.data.flip"], "config.data.flip is True, which is for images of pixels"),
+        (["--config.data.flip"], "config.data.flip is True, which is for uint8 images"),
         (["--config.data.cutout=3"], "config.data.cutout is 3, which is for images"),
         (["--config.spec.dimensions=2"], "use --config.spec.dimensions=1, or data with images"),
         (["--config.data.pad_crop=21"], "expected at most"),

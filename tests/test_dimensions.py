@@ -127,6 +127,8 @@ def test_scan_and_remat_give_the_same_gradients(dimensions):
         ({"dimensions": 4}, "dimensions is 4: expected an integer from 1 to 3"),
         ({"dimensions": "2"}, "dimensions is '2': expected an integer"),
         ({"stem": "video"}, "stem 'video' has kernels of 3 dimensions, but dimensions is 2"),
+        ({"stem": "video_2plus1d"}, "stem 'video_2plus1d' has kernels of 3 dimensions"),
+        ({"stem": "video_2plus1d", "dimensions": 1}, "stem 'video_2plus1d' has kernels of 3"),
         ({"dimensions": 1, "block": "basic_spatial"}, "block 'basic_spatial' has kernels of 3"),
         (
             {"dimensions": 3, "block": "basic_2plus1d", "antialias": "blur"},

@@ -18,7 +18,8 @@ from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, ResNet, S
 from resflax.nn.attention import ATTENTION
 from resflax.nn.fields import FIELDS
 from resflax.train import default_config, fit
-from resflax.weights import PretrainedConfig, to_torch
+from resflax.weights import Preprocess, PretrainedConfig, to_torch
+from resflax.weights.pretrained_config import read_config
 from resflax.weights.torch_reference import TorchResNet
 
 SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "cifar", "stem_width": 8, "num_classes": 5}
@@ -249,7 +250,7 @@ def test_spec_with_a_function_is_json(field):
     function = FUNCTIONS.get(field, jax.lax.conv_general_dilated)
     values = json.loads(json.dumps(small(**{field: function}).spec.to_json_dict()))
     assert values[field] == f"{function.__module__}:{function.__qualname__}"
-    assert Spec.from_json_dict(values) == small(**{field: function}).spec
+    assert Spec.from_json_dict(values, import_functions=True) == small(**{field: function}).spec
 
 
 def test_spec_with_rows_is_json():
@@ -259,7 +260,7 @@ def test_spec_with_rows_is_json():
     spec = small(block=[rows, "basic"], stem=stem, activation=scale, shortcut="D").spec
     values = json.loads(json.dumps(spec.to_json_dict()))
     assert values["block"][0][0] == {"ConvRow": {"kernel": 3, "strided": True}}
-    found = Spec.from_json_dict(values)
+    found = Spec.from_json_dict(values, import_functions=True)
     assert found.override(activation="relu") == spec.override(activation="relu")
     assert found.to_json_dict() == spec.to_json_dict()
     assert found.activation.keywords == {"negative_slope": 0.2}
@@ -267,10 +268,23 @@ def test_spec_with_rows_is_json():
 
 def test_missing_function_is_an_error_when_called():
     values = small(attention=lambda ops, x, channels: x).spec.to_json_dict()
-    spec = Spec.from_json_dict(values)
+    spec = Spec.from_json_dict(values, import_functions=True)
     assert spec.to_json_dict() == values
     with pytest.raises(UserError, match="has the function test_fields:.*, which cannot be impor"):
         variables_of(ResNet(spec), (1, 8, 8, 3))
+
+
+def test_files_of_weights_import_and_call_no_functions(tmp_path, monkeypatch):
+    (tmp_path / "imported.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    called = {"partial": {"function": "builtins:exit", "args": [1], "keywords": {}}}
+    for part in ("imported:function", called):
+        spec = small().spec.to_json_dict() | {"activation": part}
+        config = PretrainedConfig(small().spec, 3, Preprocess(size=(8, 8))).to_json_dict()
+        (tmp_path / "config.json").write_text(json.dumps({"resflax": config | {"spec": spec}}))
+        found = read_config(tmp_path).spec
+        with pytest.raises(UserError, match="not imported from a file of weights: pass a spec"):
+            variables_of(ResNet(found), (1, 8, 8, 3))
 
 
 def train(tmp_path, epochs=1, **fields):

@@ -2,7 +2,7 @@
 # Measures this checkout on a machine with one GPU: reproducibility, ResNet-50 next to PyTorch and
 # plain Flax, ensembles, three seeds on CIFAR-10.
 #
-#   tools/accelerator.sh --data=PATH    # on the GPU, at most 8 minutes
+#   tools/accelerator.sh --data=PATH    # on the GPU, at most 12 minutes
 #   tools/accelerator.sh --dry-run      # tiny sizes on the CPU
 #   tools/accelerator.sh --wheels       # before: fetches what a machine without a registry lacks
 #

@@ -24,7 +24,7 @@ class DatasetFacts(NamedTuple):
         are, or the sizes of all spatial axes of arrays; None if they have several sizes, or more
         than `MAX_SIDE` pixels.
       classes: number of classes.
-      has_arrays: whether they are arrays other than images of pixels.
+      has_arrays: whether they are arrays other than uint8 images.
     """
 
     examples: int

@@ -150,7 +150,7 @@ def _check_array_options(args: argparse.Namespace, where: str) -> None:
     for option, is_given in options.items():
         if is_given:
             raise UserError(
-                f"{option} changes images of pixels, and {where} was trained on other arrays:"
+                f"{option} changes uint8 images, and {where} was trained on other arrays:"
                 " leave it out"
             )
 

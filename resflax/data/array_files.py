@@ -1,6 +1,8 @@
 """Arrays in NumPy's files: one .npz, a folder of .npy files, or class folders of .npy files."""
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from resflax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 SUFFIXES = (".npy", ".npz")
+# What NumPy raises for damaged files.
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -53,7 +57,7 @@ def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name, content[name]
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except DAMAGED as e:
         array = f"the array {name!r} in {path}" if name else str(path)
         if "Object arrays" in str(e):
             raise UserError(

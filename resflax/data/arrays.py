@@ -82,28 +82,31 @@ class ArrayDataset:
 
     def _classes(self, train: str) -> list[str]:
         """Returns the class names: given ones, or the values of the training split's labels."""
-        labels = self.raw[train].labels
         if self.class_names is None:
-            return [str(label) for label in np.unique(labels).tolist()]
-        if labels.dtype.kind in "iu" and labels.max(initial=0) >= len(self.class_names):
-            raise UserError(
-                f"{self.name} has the label {labels.max()} and {len(self.class_names)} class names:"
-                " expected one name per class"
-            )
+            return [str(label) for label in np.unique(self.raw[train].labels).tolist()]
+        if len({*self.class_names}) < len(self.class_names):
+            raise UserError(f"{self.name}: two classes have the same name: expected one name each")
         return self.class_names
 
     def _source(self, split: str, classes: list[str]) -> ArraySource:
         values, labels = self.raw[split]
         if self.class_names is not None and labels.dtype.kind in "iu":
+            outside = labels[(labels < 0) | (labels >= len(classes))]
+            if outside.size:
+                raise UserError(
+                    f"{self.name}: the split {split} has the label {outside[0]} and there are"
+                    f" {len(classes)} class names: expected labels from 0 to {len(classes) - 1}"
+                )
             indices = labels.astype(np.int32)
         else:
             position = {name: i for i, name in enumerate(classes)}
             present, inverse = np.unique(labels, return_inverse=True)
             for name in map(str, present.tolist()):
                 if name not in position:
+                    lacks = "no training example has" if self.class_names is None else "is no class"
                     raise UserError(
-                        f"{self.name}: the split {split} has the label {name}, which no training"
-                        f" example has: expected one of {', '.join(classes[:20])}"
+                        f"{self.name}: the split {split} has the label {name}, which {lacks}:"
+                        f" expected one of {', '.join(classes[:20])}"
                     )
             order = np.array([position[str(name)] for name in present.tolist()], np.int32)
             indices = order[inverse.ravel()]

@@ -1,4 +1,4 @@
-"""Evaluation of networks of arrays that are not images of pixels: signals, volumes, numbers."""
+"""Evaluation of networks of arrays that are not uint8 images: signals, volumes, numbers."""
 
 from collections.abc import Sequence
 from typing import Any

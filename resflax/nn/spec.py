@@ -38,7 +38,7 @@ class Spec:
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
       gate: how blocks combine shortcut and branch, a name in `GATES`: "none" for the sum, or
-        "rezero", "skip_init", "layer_scale" and others.
+        "rezero", "skipinit", "layer_scale" and others.
       preact: pre-activation (v2, 2016) instead of post-activation (v1, 2015).
       order: where norms and activations are, a name in `ORDERS`: "original" (v1), "norm_after_add",
         "act_before_add", "act_only_preact" or "preact" (v2). "auto" follows `preact`, and is what
@@ -263,16 +263,20 @@ class Spec:
         return {f.name: to_json(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_json_dict(cls, values: Mapping[str, Any]) -> "Spec":
+    def from_json_dict(cls, values: Mapping[str, Any], *, import_functions: bool = False) -> "Spec":
         """Returns the spec from the values of `to_json_dict`.
 
-        Functions are imported. One that cannot be imported is an error where the network calls it.
+        Args:
+          values: the values of all fields.
+          import_functions: import functions, which runs code that the values name. One that is not
+            imported, or cannot be, is an error where the network calls it.
 
         Raises:
           UserError: if a value is invalid.
           TypeError: if a field is missing or unknown.
         """
-        return cls(**{name: from_json(value) for name, value in values.items()})
+        decode = partial(from_json, import_functions=import_functions)
+        return cls(**{name: decode(value) for name, value in values.items()})
 
     def _store_canonical_values(self) -> None:
         for field in FIELDS:

@@ -39,10 +39,10 @@ def check_parts(spec: Spec) -> None:
     """
     for check in (
         _check_blocks,
+        _check_dimensions,  # before anything that needs the stages
         _check_pruned,
         _check_dilation,
         _check_gate,
-        _check_dimensions,
         _check_ensemble,
         _check_channels,
     ):

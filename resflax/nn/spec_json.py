@@ -23,20 +23,18 @@ ROWS: dict[str, Any] = {
 
 
 class MissingFunction:
-    """A function that a file names and that cannot be imported; an error where it is called."""
+    """A function that a file names and that was not imported; an error where it is called."""
 
-    def __init__(self, name: str, reason: UserError) -> None:
+    def __init__(self, name: str, reason: str) -> None:
         self.__module__, _, self.__qualname__ = name.partition(":")
         self.reason = reason
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises `UserError`."""
-        name = function_name(self)
         raise UserError(
-            f"the network has the function {name}, which cannot be imported: put its module on the"
-            " Python path (PYTHONPATH), or pass a spec that has the function, as in"
-            " load_pretrained(..., model=spec)"
-        ) from self.reason
+            f"the network has the function {function_name(self)}, which {self.reason}pass a spec"
+            " that has the function, as in load_pretrained(..., model=spec)"
+        )
 
 
 def to_json(value: Any) -> Any:
@@ -68,24 +66,36 @@ def to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Fraction) else value
 
 
-def from_json(value: Any) -> Any:
-    """Returns the value that `to_json` encodes, and a `MissingFunction` for one not importable."""
+def from_json(value: Any, *, import_functions: bool) -> Any:
+    """Returns the value that `to_json` encodes.
+
+    Args:
+      value: JSON values.
+      import_functions: import functions, which runs the code of their modules. Otherwise, and where
+        this fails, each is a `MissingFunction`.
+    """
+    decode = partial(from_json, import_functions=import_functions)
     if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
+        return tuple(decode(item) for item in value)
     if isinstance(value, dict):
         ((kind, fields),) = value.items()
         if kind == "partial":
-            keywords = {key: from_json(item) for key, item in fields["keywords"].items()}
-            return partial(_find(fields["function"]), *from_json(fields["args"]), **keywords)
-        fields = {key: from_json(item) for key, item in fields.items()}
+            keywords = {key: decode(item) for key, item in fields["keywords"].items()}
+            return partial(decode(fields["function"]), *decode(fields["args"]), **keywords)
+        fields = {key: decode(item) for key, item in fields.items()}
         if "width_fraction" in fields:
             fields["width_fraction"] = Fraction(fields["width_fraction"])
         return ROWS[kind](**fields)
-    return _find(value) if isinstance(value, str) and ":" in value else value
+    if isinstance(value, str) and ":" in value:
+        return _find(value, import_functions)
+    return value
 
 
-def _find(name: str) -> Callable[..., Any]:
+def _find(name: str, import_functions: bool) -> Callable[..., Any]:
+    if not import_functions:
+        return MissingFunction(name, "is not imported from a file of weights: ")
     try:
         return import_function(name)
-    except UserError as e:
-        return MissingFunction(name, e)
+    except UserError:
+        reason = "cannot be imported: put its module on the Python path (PYTHONPATH), or "
+        return MissingFunction(name, reason)

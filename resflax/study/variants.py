@@ -145,15 +145,19 @@ def _mean(values: Sequence[float]) -> float:
 def _describe(claim: Mapping[str, Any]) -> str:
     """Describes a checked claim.
 
-    >>> _describe({"variant": "conv", "claim": "higher", "found": "close", "difference": 0.25}
-    ...           | {"held": False})
-    'NOT held: the test error of conv is higher (+0.25 points, within the range of seeds)'
+    >>> claim = {"variant": "conv", "claim": "higher", "found": "close", "difference": 0.25}
+    >>> for part in _describe(claim | {"held": False}).split(" ("):
+    ...     print(part)
+    NOT held, expected higher: the test error of conv is close
+    +0.25 points, the ranges of the seeds overlap)
     """
     difference = f"{claim['difference']:+.2f} points"
-    spread = {"close": "within the range of seeds"}.get(claim["found"], "in every seed")
-    relation = "close" if claim["claim"] == "close" else claim["claim"]
-    status = "held" if claim["held"] else "NOT held"
-    return f"{status}: the test error of {claim['variant']} is {relation} ({difference}, {spread})"
+    overlap = "overlap" if claim["found"] == "close" else "do not overlap"
+    status = "held" if claim["held"] else f"NOT held, expected {claim['claim']}"
+    return (
+        f"{status}: the test error of {claim['variant']} is {claim['found']} ({difference}, the"
+        f" ranges of the seeds {overlap})"
+    )
 
 
 def markdown_table(rows: Mapping[str, Any]) -> str:

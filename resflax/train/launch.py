@@ -90,9 +90,9 @@ def fit(
             progress = RunProgress(results["steps"], config.epochs, silent=silent)
             progress.print("run already finished")
         else:
-            run = build(
-                config, pretrained=pretrained and PretrainedConfig.from_json_dict(pretrained)
-            )
+            if pretrained:
+                pretrained = PretrainedConfig.from_json_dict(pretrained, import_functions=True)
+            run = build(config, pretrained=pretrained)
             progress = RunProgress(run.steps, config.epochs, silent=silent)
             if existing.metadata and "data" in existing.metadata:
                 _check_data(existing.metadata["data"], run.metadata["data"], path)

@@ -226,14 +226,14 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
 
 
 def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:
-    """Raises `UserError` if a transform of the config is for images of pixels only."""
+    """Raises `UserError` if a transform of the config is for uint8 images only."""
     keys = [name for name, transform in TRANSFORMS.items() if not transform.any_array]
     keys += ["alternating_flip", "cutmix"]
     for key in keys:
         if config.data.get(key):
             allowed = [name for name, transform in TRANSFORMS.items() if transform.any_array]
             raise UserError(
-                f"config.data.{key} is {config.data[key]!r}, which is for images of pixels, but"
+                f"config.data.{key} is {config.data[key]!r}, which is for uint8 images, but"
                 f" {dataset.name!r} has {dataset.train.images.dtype} arrays of shape"
                 f" {dataset.image_shape}: use {', '.join(allowed)} or mixup"
             )

@@ -55,14 +55,14 @@ class ArrayPreprocess(Preprocess):
 
 
 def check_takes_images(preprocess: Preprocess, command: str) -> None:
-    """Checks that a network takes images of pixels, for a command that reads image files.
+    """Checks that a network takes uint8 images, for a command that reads image files.
 
     Raises:
       UserError: if it takes other arrays.
     """
     if isinstance(preprocess, ArrayPreprocess):
         raise UserError(
-            f"{command} reads images of pixels, and the network takes {preprocess.dtype} arrays of"
+            f"{command} reads uint8 images, and the network takes {preprocess.dtype} arrays of"
             f" shape {(*preprocess.space, preprocess.channels)}: use resflax.load_pretrained in"
             " Python, whose preprocess normalizes arrays"
         )

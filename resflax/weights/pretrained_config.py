@@ -42,8 +42,12 @@ class PretrainedConfig(NamedTuple):
         return dict(json.loads(json.dumps(fields)))
 
     @classmethod
-    def from_json_dict(cls, values: dict[str, Any]) -> "PretrainedConfig":
+    def from_json_dict(
+        cls, values: dict[str, Any], *, import_functions: bool = False
+    ) -> "PretrainedConfig":
         """Returns the config from the values of `to_json_dict`.
+
+        `import_functions` is that of `Spec.from_json_dict`: True only for a run's own files.
 
         Raises:
           UserError: if a value is invalid.
@@ -54,7 +58,7 @@ class PretrainedConfig(NamedTuple):
         preprocess |= {key: tuple(preprocess[key]) for key in sizes}
         kind = ArrayPreprocess if "space" in preprocess else Preprocess
         return cls(
-            Spec.from_json_dict(values["spec"]),
+            Spec.from_json_dict(values["spec"], import_functions=import_functions),
             values["channels"],
             kind(**preprocess),
             tuple(values["labels"]),

@@ -199,7 +199,7 @@ def _get_config(path: Path, checkpoint: RunCheckpoint) -> PretrainedConfig:
             " with resflax.run.checkpoint.restore_latest"
         )
     try:
-        return PretrainedConfig.from_json_dict(checkpoint.metadata["model"])
+        return PretrainedConfig.from_json_dict(checkpoint.metadata["model"], import_functions=True)
     except (KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{path}: the record of the model at step {step} is not valid: {e!r}"

@@ -43,7 +43,7 @@ class Transform(NamedTuple):
       is_valid: returns whether a value is valid.
       make_op: makes `(key, image, parity) -> image` from a value that enables the transform.
       any_array: whether it applies to arrays `(*space, channels)` of any rank and dtype, not only
-        to images of pixels.
+        to uint8 images.
     """
 
     stream: int
