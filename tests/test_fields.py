@@ -17,7 +17,9 @@ from resflax.inference import build_graph, make_predictor
 from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, ResNet, Spec
 from resflax.nn.attention import ATTENTION
 from resflax.nn.fields import FIELDS
+from resflax.nn.orders import NORM, NORM_ACT, Order
 from resflax.train import default_config, fit
+from resflax.train.config import build_model
 from resflax.weights import Preprocess, PretrainedConfig, to_torch
 from resflax.weights.pretrained_config import read_config
 from resflax.weights.torch_reference import TorchResNet
@@ -169,13 +171,61 @@ def test_activation_replaces_every_relu(activation, preact):
             (),
             r"block is \(\): expected one of basic, .* a tuple of ConvRow, or a func",
         ),
-        ("stem", "no_module:f", "cannot import 'no_module:f': No module .*, or pass the function"),
+        # Text is imported in configs only.
+        ("stem", "math:sqrt", "unknown stem 'math:sqrt'"),
+        (
+            "block",
+            (ConvRow(3), ConvRow(3)),
+            r"\(1, 1\), and its stage by 2: expected one ConvRow w",
+        ),
+        ("block", (ConvRow(3, strided=True),) * 2, r"strides by \(4, 4\), and its stage by 2"),
+        (
+            "block",
+            (ConvRow((3, 3), strided=True), ConvRow((3, 3, 3), expansion=1)),
+            "has kernels of 3 dimensions, but dimensions is 2",
+        ),
+        (
+            "order",
+            Order(last=("act", "norm")),
+            r"order has last=\('act', 'norm'\): expected one of",
+        ),
+        ("order", Order(post=["norm"]), r"order has post=\['norm'\]: expected one of \(\)"),
         ("ensemble", gate, "ensemble is .*: expected one of none, batch, packed, mimo, or a row"),
     ],
 )
 def test_invalid_value_is_refused(field, value, message):
     with pytest.raises(UserError, match=message):
         small(**{field: value})
+
+
+def test_config_imports_functions():
+    config = default_config()
+    config.spec.attention = "test_fields:gate"
+    assert build_model(config).spec.attention is gate
+    config.spec.attention = "no_module:f"
+    with pytest.raises(UserError, match="cannot import 'no_module:f': No module .*, or pass the f"):
+        build_model(config)
+
+
+@pytest.mark.parametrize(
+    "order", [Order(pre=NORM_ACT, last=NORM), Order(last=NORM, post=NORM_ACT), Order(NORM, NORM)]
+)
+def test_norms_of_any_order_have_their_own_names(order):
+    model = small(order=order)
+    spec, variables = initialized(model)
+    names = [name for name in variables["params"]["stage1_block1"] if name.startswith("norm")]
+    assert len(names) == 1 + sum("norm" in steps for steps in order)
+    predict = make_predictor(spec, variables)
+    np.testing.assert_allclose(predict(IMAGES), apply(model, variables, IMAGES), atol=1e-4)
+
+
+def test_kernels_of_one_size_per_axis_are_predicted_with():
+    rows = (ConvRow((1, 3), strided=True), ConvRow((3, 1), strided=True, expansion=1))
+    model = small(block=rows)
+    spec, variables = initialized(model)
+    assert spec.features[-1].stride == 2
+    predict = make_predictor(spec, variables)
+    np.testing.assert_allclose(predict(IMAGES), apply(model, variables, IMAGES), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -189,13 +189,14 @@ def test_inference_form_has_the_gate(name):
     np.testing.assert_allclose(y, apply(model, variables, x), rtol=1e-4, atol=1e-5)
 
 
-def test_inference_form_refuses_gates_of_the_image():
+def test_gates_of_the_image_are_predicted_with_as_one_network():
     assert DEPENDENT == [
         "exclusive", "exclusive_open", "shortcut_only", "shortcut_only_open", "conv"
     ]  # fmt: skip
     for name in DEPENDENT:
-        with pytest.raises(UserError, match=f"spec.gate is '{name}'.*model.apply"):
-            build_graph(DEEP.override(gate=name), {})
+        model = create_model(DEEP.override(gate=name), scan=False)
+        graph = build_graph(model.spec, randomized(variables_of(model, (1, 8, 8, 3))))
+        assert "network" in [node.op for node in graph.nodes]
 
 
 @pytest.mark.parametrize("name", GATES)

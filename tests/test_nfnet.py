@@ -16,6 +16,7 @@ from resflax.weights.layouts import array_specs
 from resflax.weights.mismatch import describe_network
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec
+from resflax.zoo.cost import part_costs
 from resflax.zoo.nfnet import NORMALIZER_FREE
 
 RNG = np.random.default_rng(0)
@@ -99,3 +100,12 @@ def test_ensembles_with_shared_kernels_are_refused(ensemble):
     with pytest.raises(UserError, match="conv is 'scaled_standardized'"):
         Spec((1,), (8,), "basic", "cifar", 8, conv="scaled_standardized", ensemble=ensemble,
              members=2)  # fmt: skip
+
+
+def test_multiply_adds_are_those_of_plain_convolutions():
+    spec = Spec((2, 1), (8, 16), **TINY)
+    plain = spec.override(conv="plain", norm="batch", gate="none")
+    costs = [part_costs(create_model(s, scan=False), (32, 32, 3)) for s in (spec, plain)]
+    counts = [[part.multiply_adds for part in parts] for parts in costs]
+    assert counts[0] == counts[1]
+    assert min(counts[0]) > 0

@@ -236,7 +236,8 @@ def _block(
         shortcut = make(builder, name, block.geometry, h, channels, out_channels) if differs else x
         y, shortcut = _gate(builder, name, y, shortcut, out_channels)
     x = builder.finish(y, shortcut, f"{name}/add", act=order.post == ACT)
-    return x if order.post == ACT else builder.steps(x, order.post, f"{name}/norm{len(block.rows)}")
+    number = order.post_norm_number(len(block.rows))
+    return x if order.post == ACT else builder.steps(x, order.post, f"{name}/norm{number}")
 
 
 def _gate(

@@ -18,6 +18,9 @@ def missing_part(spec: Spec) -> str | None:
     """Returns the part of a network that the inference form does not describe, or None."""
     for field, part in spec.own_parts.items():
         return f"{field} {describe(part)}"
+    for value, block in zip(spec.block_values, spec.blocks, strict=True):
+        if not callable(block) and not all(isinstance(row.kernel, int) for row in block):
+            return f"block {describe(value)}, with kernels of one size per axis,"
     if resolve("gate", spec.gate).factors is None:
         return f"gate {spec.gate!r}"
     return None if spec.pooling == "avg" else f"pooling {spec.pooling!r}"

@@ -65,9 +65,10 @@ def _max_pool_by_index_jvp(
         return parts
 
     first, *others = positions(primals[0], -jnp.inf)
-    y, index = first, jnp.zeros(first.shape, jnp.uint8)
+    dtype = jnp.uint8 if len(others) < 256 else jnp.int32
+    y, index = first, jnp.zeros(first.shape, dtype)
     for i, x in enumerate(others, start=1):
-        index = jnp.where(x > y, jnp.uint8(i), index)
+        index = jnp.where(x > y, jnp.array(i, dtype), index)
         y = jnp.maximum(x, y)
     dy = jnp.zeros_like(y)
     for i, dx in enumerate(positions(tangents[0], 0)):

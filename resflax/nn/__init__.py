@@ -12,6 +12,7 @@ from resflax.nn.blocks import BlockGeometry as BlockGeometry
 from resflax.nn.blocks import ConvRow as ConvRow
 from resflax.nn.blocks import apply_branch as apply_branch
 from resflax.nn.ensembles import ENSEMBLES as ENSEMBLES
+from resflax.nn.fixup import fixup_params as fixup_params
 from resflax.nn.gates import GATES as GATES
 from resflax.nn.gates import Gate as Gate
 from resflax.nn.layers import Ops as Ops

@@ -5,6 +5,7 @@ those of Xie et al. 2016 (ResNeXt, arXiv:1611.05431), figure 3c.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
@@ -125,7 +126,7 @@ class BlockConfig(NamedTuple):
         if self.function:
             return per_axis(self.geometry.stride, dimensions)
         strides = [per_axis(row.strides(self.geometry.stride), dimensions) for row in self.rows]
-        return tuple(map(max, zip(*strides, strict=True)))
+        return tuple(map(prod, zip(*strides, strict=True)))
 
 
 def apply_branch(
@@ -191,12 +192,13 @@ def apply_branch(
         fields["groups"] = groups if row.grouped else 1
         if row.strided:
             dilation = geometry.dilation
+        norm_name = f"norm{order.norm_number(i)}"
         if i == last and order.last == NORM:
             return ops.conv_norm(
-                x, features, row.kernel, stride, norm_name=f"norm{i}", zero=zero, **fields
+                x, features, row.kernel, stride, norm_name=norm_name, zero=zero, **fields
             )
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
         steps = NORM_ACT if i < last else order.last
-        x = apply_steps(ops, steps, x, name=f"norm{order.norm_number(i)}")
+        x = apply_steps(ops, steps, x, name=norm_name)
         x = downsample(ops, x, geometry.stride) if downsample else x
     return x

@@ -7,6 +7,7 @@ that reads a spec call it.
 
 import contextlib
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from resflax.nn.antialias import ANTIALIAS, AntiAlias, filtered_maximum
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, ConvRow
 from resflax.nn.ensembles import ENSEMBLES, EnsembleRow
-from resflax.nn.functions import Signature, checked, function_name, import_function, strided
+from resflax.nn.functions import Signature, checked, function_name, strided
 from resflax.nn.gates import GATES, Gate
 from resflax.nn.heads import HEADS, POOLINGS
 from resflax.nn.layers import CONVS
@@ -78,16 +79,12 @@ def _function_row(field: str, function: Callable[..., Any]) -> Any:
 def canonical(field: str, value: Any) -> Any:
     """Returns the simplest equal value of a field: the name of a shipped row where it has one.
 
-    A string "module:name" is replaced by the function or row that it names.
-
     Raises:
       UserError: if the value is neither a name, nor a row, nor a function with the signature.
 
-    >>> canonical("activation", ACTIVATIONS["silu"]), canonical("activation", "math:sin")
-    ('silu', <built-in function sin>)
+    >>> canonical("activation", ACTIVATIONS["silu"])
+    'silu'
     """
-    if isinstance(value, str) and ":" in value:
-        value = import_function(value)
     if isinstance(value, list):
         value = tuple(value)
     if not isinstance(value, str):
@@ -188,7 +185,7 @@ FIELDS: dict[str, Field] = {
         Gate,
         lambda function: Gate(lambda h, y, s, keys: (function(h, y, s),)),
     ),
-    "order": Field({"auto": None, **ORDERS}, row=Order),
+    "order": Field(ChainMap[str, Any]({"auto": None}, ORDERS), row=Order),
     "attention": Field(
         ATTENTION, Signature(("ops", "x", "channels"), (), "array of the shape of x"), _same_shape
     ),

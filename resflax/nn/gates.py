@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 from resflax.nn.drop import drop_path, dropout
 from resflax.nn.layers import he_normal_fan_out
 from resflax.nn.shortcuts import subsample
+from resflax.nn.space import per_channel
 
 Keys = Key[Array, " n"] | None
 Terms = tuple[Array, ...]
@@ -131,7 +132,8 @@ class BranchScale(nn.Module):
         """Returns `y * scale`."""
         shape = y.shape[-1:] if self.per_channel else ()
         scale = self.param("scale", nn.initializers.constant(self.start), shape, jnp.float32)
-        return y * scale.astype(y.dtype)
+        scale = scale.astype(y.dtype)
+        return y * (per_channel(scale, y) if self.per_channel else scale)
 
 
 def learned_scale(init: float, *, per_channel: bool = False) -> Gate:

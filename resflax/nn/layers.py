@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from resflax.errors import UserError
 from resflax.kernels.conv import conv_general_dilated
 from resflax.nn.activations import Activation
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
@@ -241,8 +242,19 @@ def make_ops(
 
 
 def per_axis(sizes: Sizes, dimensions: int) -> tuple[int, ...]:
-    """Returns one number per spatial axis, from one for all of them or a tuple."""
-    return (sizes,) * dimensions if isinstance(sizes, int) else tuple(sizes)
+    """Returns one number per spatial axis, from one for all of them or a tuple.
+
+    Raises:
+      UserError: if the tuple has another length.
+    """
+    if isinstance(sizes, int):
+        return (sizes,) * dimensions
+    if len(sizes) != dimensions:
+        raise UserError(
+            f"kernel or stride {tuple(sizes)} in a network of {dimensions} dimensions: expected one"
+            " number, or one per dimension"
+        )
+    return tuple(sizes)
 
 
 def _make_conv(
@@ -264,7 +276,7 @@ def _make_conv(
         sizes = per_axis(kernel, dimensions)
         # Not "SAME": with stride 2 it pads even sizes on one side only, unlike the paper and torch.
         fields: dict[str, Any] = {
-            "strides": stride,
+            "strides": per_axis(stride, dimensions),
             "padding": [(size // 2 * dilation,) * 2 for size in sizes],
             "kernel_dilation": dilation,
             "feature_group_count": groups,

@@ -12,6 +12,7 @@ from resflax.nn.layers import Ops
 
 Steps = tuple[str, ...]
 NORM, ACT, NORM_ACT = ("norm",), ("act",), ("norm", "act")
+STEPS: tuple[Steps, ...] = ((), NORM, ACT, NORM_ACT)
 
 
 class Order(NamedTuple):
@@ -36,6 +37,10 @@ class Order(NamedTuple):
     def norm_number(self, conv: int) -> int:
         """Returns the number in the name of the norm between a convolution and the next one."""
         return conv + ("norm" in self.pre)
+
+    def post_norm_number(self, convs: int) -> int:
+        """Returns the number in the name of the norm after the addition."""
+        return self.norm_number(convs) + ("norm" in self.last)
 
 
 # The names in parentheses are those of figure 4 of the paper.

@@ -59,7 +59,9 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
     def post(x: Array) -> Array:
         if order.post == ACT:
             return materialize(ops.act_of_sum(x))
-        return materialize(apply_steps(ops, order.post, x, name=f"norm{len(block.rows)}"))
+        return materialize(
+            apply_steps(ops, order.post, x, name=f"norm{order.post_norm_number(len(block.rows))}")
+        )
 
     # Elsewhere a norm follows the addition, or has preceded the projection as well (v2).
     norm = "norm" in order.last

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from resflax.kernels.conv import conv_general_dilated
+from resflax.kernels.conv_params import channels_last
 from resflax.nn.activations import ACTIVATIONS, Activation
 from resflax.nn.batch_norm import statistics_dtype
+from resflax.nn.space import per_channel
 
 EPSILON = 1e-5
 # The constants of DeepMind's code and timm, measured on samples.
@@ -58,7 +60,8 @@ def scaled_kernel(
     """Returns the standardized kernel times `gain * gamma / sqrt(fan-in)`."""
     axes, fan_in = range(kernel.ndim - 1), kernel.size // kernel.shape[-1]
     mean, var = jnp.mean(kernel, axes), jnp.var(kernel, axes)
-    return (kernel - mean) * (jax.lax.rsqrt(var + EPSILON) * gain * gamma / fan_in**0.5)
+    factor = jax.lax.rsqrt(var + EPSILON) * gain * gamma / fan_in**0.5
+    return (kernel - per_channel(mean, kernel)) * per_channel(factor, kernel)
 
 
 class ScaledConv(nn.Module):
@@ -92,17 +95,16 @@ class ScaledConv(nn.Module):
         wide = statistics_dtype(x)
         scaled = scaled_kernel(kernel.astype(wide), gain.astype(wide), self.gamma)
         strides = self.strides
-        space = "DHW"[-dimensions:]
         y = conv_general_dilated(
             x,
             scaled.astype(self.dtype),
             (strides,) * dimensions if isinstance(strides, int) else tuple(strides),
             self.padding,
             rhs_dilation=(self.kernel_dilation,) * dimensions,
-            dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+            dimension_numbers=channels_last(dimensions),
             feature_group_count=self.feature_group_count,
         )
-        return y + bias.astype(self.dtype)
+        return y + per_channel(bias.astype(self.dtype), y)
 
 
 def scaled_standardized_conv(*args: Any, **kwargs: Any) -> Array:

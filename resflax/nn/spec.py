@@ -130,7 +130,7 @@ class Spec:
         parts after a row has been replaced.
         """
         others = (resolve(field, getattr(self, field)) for field in FIELDS if field != "block")
-        return (*self.blocks, *others)
+        return (*self.blocks, self.order_row, *others)
 
     @property
     def stages(self) -> Stages:

@@ -1,13 +1,16 @@
 """Checks of the values of a `Spec`, before a network is made of it."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
 from resflax.nn.fields import describe, resolve
+from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
+from resflax.nn.orders import STEPS
 
 Spec = Any  # `resflax.nn.spec.Spec`, which imports this module
 OUTPUT_STRIDES = (8, 16, 32)
@@ -38,8 +41,10 @@ def check_parts(spec: Spec) -> None:
       UserError: if they do not.
     """
     for check in (
+        _check_order,
         _check_blocks,
         _check_dimensions,  # before anything that needs the stages
+        _check_strides,
         _check_pruned,
         _check_dilation,
         _check_gate,
@@ -98,6 +103,29 @@ def _check_blocks(spec: Spec) -> None:
             )
 
 
+def _check_strides(spec: Spec) -> None:
+    """Checks that each branch has the stride of its block's shortcut: once along some axis."""
+    for i, (value, block) in enumerate(zip(spec.block_values, spec.blocks, strict=True)):
+        if callable(block):
+            continue
+        strides = [per_axis(row.strides(2), spec.dimensions) for row in block]
+        products = [prod(axis) for axis in zip(*strides, strict=True)]
+        # The first stage has no stride.
+        if max(products) > 2 or (i > 0 and max(products) < 2):
+            raise UserError(
+                f"block {describe(value)} strides by {tuple(products)}, and its stage by 2:"
+                " expected one ConvRow with strided=True"
+            )
+
+
+def _check_order(spec: Spec) -> None:
+    for field, steps in spec.order_row._asdict().items():
+        if steps not in STEPS:
+            raise UserError(
+                f"order has {field}={steps!r}: expected one of {', '.join(map(str, STEPS))}"
+            )
+
+
 def _check_pruned(spec: Spec) -> None:
     if spec.pruned is None:
         return
@@ -142,11 +170,10 @@ def _check_dimensions(spec: Spec) -> None:
     rows.append((f"stem {describe(spec.stem)}", resolve("stem", spec.stem).convs))
     for name, convs in rows:
         kernels = [conv.kernel for conv in convs if not isinstance(conv.kernel, int)]
-        if kernels and len(kernels[0]) != spec.dimensions:
+        for size in {len(kernel) for kernel in kernels} - {spec.dimensions}:
             raise UserError(
-                f"{name} has kernels of {len(kernels[0])} dimensions, but dimensions is"
-                f" {spec.dimensions}: use dimensions={len(kernels[0])} or another"
-                f" {name.split()[0]}"
+                f"{name} has kernels of {size} dimensions, but dimensions is {spec.dimensions}:"
+                f" use dimensions={size} or another {name.split()[0]}"
             )
         if kernels and spec.antialias != "none":
             raise UserError(

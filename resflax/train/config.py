@@ -8,6 +8,7 @@ from ml_collections.config_dict import placeholder
 
 from resflax.data.augment import Augment, Mix, make_augment, make_mix
 from resflax.nn import ResNet
+from resflax.nn.functions import import_function
 from resflax.nn.spec_json import to_json
 from resflax.train.config_keys import KEYS
 from resflax.zoo import create_model
@@ -54,8 +55,16 @@ def to_json_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def spec_overrides(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields of the spec that a config sets."""
-    return {key: value for key, value in config.spec.items() if value is not None}
+    """Returns the fields of the spec that a config sets. Functions, "module:name", are imported."""
+    return {
+        key: _import_functions(value) for key, value in config.spec.items() if value is not None
+    }
+
+
+def _import_functions(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_import_functions, value))
+    return import_function(value) if isinstance(value, str) and ":" in value else value
 
 
 def build_model(config: ConfigDict, num_classes: int | None = None) -> ResNet:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from resflax.nn import ResNet
 from resflax.nn.ensembles import GroupedDense
+from resflax.nn.scaled_conv import ScaledConv
 
 
 class PartCost(NamedTuple):
@@ -61,7 +62,7 @@ def part_costs(model: ResNet, image_shape: tuple[int, ...]) -> list[PartCost]:
         if len(path) == 1:
             name = add(path[0], blocks=int(path[0].startswith("stage")))
             parts[name] = parts[name]._replace(output_shape=y.shape[1:])
-        if isinstance(module, nn.Conv | nn.Dense | GroupedDense):
+        if isinstance(module, nn.Conv | ScaledConv | nn.Dense | GroupedDense):
             kernel = module.variables["params"]["kernel"]
             add(path[0], multiply_adds=prod(y.shape) * prod(kernel.shape[:-1]))
         return y
