@@ -16,7 +16,6 @@ from resflax.nn.patterns import check_patterns, matches, matches_leaf, parse_pat
 from resflax.nn.scan import REST, stack_params, unstack_params
 
 Tree = Any
-COLLECTIONS = ("params", "batch_stats")
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,12 @@ class Spec:
       depths: number of blocks in each stage. Each stage but the first halves the image.
       widths: channels of each stage's blocks before expansion.
       block: branch of the blocks, a name in `BLOCKS`: "basic", "bottleneck" (v1.5),
-        "bottleneck_v1" or "bottleneck_senet"; or a tuple with one per stage. As all fields that
-        choose a part by name, it also takes the part itself: a row of the table (here a tuple of
-        `ConvRow`), or a function (see `resflax.nn.fields` and docs/composition.md).
-      stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit" or "cifar".
+        "bottleneck_v1", "bottleneck_senet", "basic_spatial" or "basic_2plus1d"; or a tuple with one
+        per stage. As all fields that choose a part by name, it also takes the part itself: a row of
+        the table (here a tuple of `ConvRow`), or a function (see `resflax.nn.fields` and
+        docs/composition.md).
+      stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit", "cifar", "video" or
+        "video_2plus1d".
       stem_width: channels after the stem.
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.
