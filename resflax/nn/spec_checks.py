@@ -43,12 +43,13 @@ def check_parts(spec: Spec) -> None:
     for check in (
         _check_order,
         _check_blocks,
-        _check_dimensions,  # before anything that needs the stages
+        _check_dimensions,
         _check_strides,
+        _check_ensemble,
+        # The following need the stages.
         _check_pruned,
         _check_dilation,
         _check_gate,
-        _check_ensemble,
         _check_channels,
     ):
         check(spec)

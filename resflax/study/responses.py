@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from resflax.data import Dataset, eval_batches
 from resflax.nn import ResNet
@@ -113,7 +114,13 @@ def response_deviations(model: ResNet, variables: Any, dataset: Dataset) -> dict
             count = batch["weight"].sum() * y[0].size
             return jnp.stack([count, (weight * y).sum(), (weight * y**2).sum()])
 
-        return jax.tree.map(sums, state["intermediates"])
+        # Without the feature maps that the network itself records there.
+        captured = flatten_dict(state["intermediates"]).items()
+        return {
+            "/".join(path[:-1]): sums(calls[0])
+            for path, calls in captured
+            if path[-1] == "__call__"
+        }
 
     total = None
     for batch in eval_batches(dataset.train, batch_size=256):

@@ -87,7 +87,8 @@ def check_keys(batch: Mapping[str, Any], keys: Iterable[str]) -> None:
 def _check_arrays(tree: Any, name: str, examples: int) -> None:
     """Raises `UserError` unless a tree has arrays with a leading axis of examples."""
     for leaf in jax.tree.leaves(tree):
-        if not isinstance(leaf, np.ndarray | jax.Array):
+        # Under a transform, the numbers of a list are arrays.
+        if isinstance(tree, list) or not isinstance(leaf, np.ndarray | jax.Array):
             raise UserError(f"{name!r} is a {type(tree).__name__}: expected an array")
         if leaf.shape[:1] != (examples,):
             raise UserError(
