@@ -61,7 +61,8 @@ def matches_all(names: Sequence[str], patterns: Sequence[str]) -> bool:
 def unstacked_names(path: Path, leaf: Any) -> list[str]:
     """Returns the name of a parameter, or those of its blocks if they are stacked.
 
-    >>> unstacked_names(("stage2_rest", "conv1", "kernel"), jnp.zeros((2, 3, 3, 8, 8)))
+    >>> import numpy as np
+    >>> unstacked_names(("stage2_rest", "conv1", "kernel"), np.zeros((2, 3, 3, 8, 8)))
     ['stage2_block2/conv1/kernel', 'stage2_block3/conv1/kernel']
     """
     stage, _, suffix = path[0].partition("_")
