@@ -39,9 +39,11 @@ def test_verdict_counts_the_claims_that_held():
     assert [claim["difference"] for claim in result["claims"]] == [2.5, 1.75, -0.25]
     assert result["verdict"] == "2 of 3 claims of the paper held"
     assert result["text"].splitlines() == [
-        "held: the test error of a is higher (+2.50 points, in every seed)",
-        "NOT held: the test error of b is higher (+1.75 points, within the range of seeds)",
-        "held: the test error of c is close (-0.25 points, within the range of seeds)",
+        "held: the test error of a is higher (+2.50 points, the ranges of the seeds do not"
+        " overlap)",
+        "NOT held, expected higher: the test error of b is close (+1.75 points, the ranges of"
+        " the seeds overlap)",
+        "held: the test error of c is close (-0.25 points, the ranges of the seeds overlap)",
         "2 of 3 claims of the paper held.",
     ]
     assert "| a | 0.1 | 4.00 (3.00 to 5.00) | 4.00 (3.00 to 5.00) | 6.61 |" in result["table"]
