@@ -14,6 +14,7 @@ third:
 So the derivative of each pass is another pass, to any order.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -114,14 +115,25 @@ def xla_conv(
     """
     if lhs.ndim > params.rank:
         return jax.vmap(lambda a, b: xla_conv(conv_pass, a, b, params))(lhs, rhs)
+    return run_pass(_xla_forward, conv_pass, lhs, rhs, params)
+
+
+def run_pass(
+    forward: Callable[[Array, Array, ConvParams], Array],
+    conv_pass: ConvPass,
+    lhs: Float[Array, " *shape"],
+    rhs: Float[Array, " *shape"],
+    params: ConvParams,
+) -> Float[Array, " *shape"]:
+    """Computes a pass by `forward`, `(x, w, params) -> conv(x, w)`, or by its transposes."""
     shape = params.result_shape(conv_pass, lhs.shape, rhs.shape)
     # From `lhs`, so that under `shard_map` the type varies over the same mesh axes.
     result: Any = jax.typeof(lhs).update(shape=shape)
     if conv_pass == "fwd":
-        return _xla_forward(lhs, rhs, params)
+        return forward(lhs, rhs, params)
     if conv_pass == "dgrad":
-        return jax.linear_transpose(lambda x: _xla_forward(x, rhs, params), result)(lhs)[0]
-    return jax.linear_transpose(lambda w: _xla_forward(lhs, w, params), result)(rhs)[0]
+        return jax.linear_transpose(lambda x: forward(x, rhs, params), result)(lhs)[0]
+    return jax.linear_transpose(lambda w: forward(lhs, w, params), result)(rhs)[0]
 
 
 def _xla_forward(x: Array, w: Array, params: ConvParams) -> Array:
