@@ -152,7 +152,7 @@ BAD_ARRAYS = {
     "equal names": ({**ARRAYS, "classes": np.array(["a", "b", "a"])}, "have the same name"),
     "not a class": (
         {**ARRAYS, "y_train": np.array(["a", "z"] * 6), "classes": np.array(["a", "b"])},
-        "train has the label z, which is no class: expected one of a, b",
+        "train has the label z, which is not a class: expected one of a, b",
     ),
 }
 
@@ -347,7 +347,7 @@ def test_commands_for_images_refuse_runs_on_arrays(run_on_arrays):
     ("flags", "message"),
     [
         (["--config.data.flip"], "config.data.flip is True, which is for uint8 images"),
-        (["--config.data.cutout=3"], "config.data.cutout is 3, which is for images"),
+        (["--config.data.cutout=3"], "config.data.cutout is 3, which is for uint8 images"),
         (["--config.spec.dimensions=2"], "use --config.spec.dimensions=1, or data with images"),
         (["--config.data.pad_crop=21"], "expected at most"),
         (["--config.data.image_size=32"], "has its own image size"),

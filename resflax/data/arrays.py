@@ -103,7 +103,9 @@ class ArrayDataset:
             present, inverse = np.unique(labels, return_inverse=True)
             for name in map(str, present.tolist()):
                 if name not in position:
-                    lacks = "no training example has" if self.class_names is None else "is no class"
+                    lacks = (
+                        "no training example has" if self.class_names is None else "is not a class"
+                    )
                     raise UserError(
                         f"{self.name}: the split {split} has the label {name}, which {lacks}:"
                         f" expected one of {', '.join(classes[:20])}"
