@@ -96,15 +96,14 @@ def create_state(
         check_variables(model, shape, variables)
     check_training(model, shape)
     if variables is None:
+        if isinstance(model, ResNet):
+            parts = model.spec.parts
+            return _init_resnet(model, optimizer, start, shape, ema, tuple(freeze), parts)
         # Modules of the user's own may depend on anything, so that equal ones share no program.
-        parts = model.spec.parts if isinstance(model, ResNet) else object()
-        return _init(model, optimizer, start, shape, ema, tuple(freeze), parts)
+        return jax.jit(lambda seed: _init(model, optimizer, seed, shape, ema, tuple(freeze)))(start)
     return _create(optimizer, ema, tuple(freeze), start, to_default_device(variables))
 
 
-# Jitted with the seed as an argument, so that an ensemble compiles once. The names in a spec may
-# stand for other parts than when an equal model was traced.
-@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
 def _init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -112,12 +111,26 @@ def _init(
     image_shape: tuple[int, ...],
     ema: bool,
     freeze: tuple[str, ...],
-    parts: Any,
 ) -> TrainState:
-    del parts  # of the key only
     example = jnp.zeros((1, *image_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), example, train=False)
     return _create(optimizer, ema, freeze, seed, variables)
+
+
+# Jitted with the seed as an argument, so that an ensemble compiles once. The names in a spec may
+# stand for other parts than when an equal model was traced.
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
+def _init_resnet(
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    seed: Array,
+    image_shape: tuple[int, ...],
+    ema: bool,
+    freeze: tuple[str, ...],
+    parts: tuple[Any, ...],
+) -> TrainState:
+    del parts  # of the key only
+    return _init(model, optimizer, seed, image_shape, ema, freeze)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
