@@ -82,7 +82,7 @@ class Dataset:
 
     @property
     def has_arrays(self) -> bool:
-        """Whether the examples are not uint8 images: of another rank, or not uint8."""
+        """Whether the examples have another rank than images, or another dtype than uint8."""
         if not isinstance(self.train, InMemorySplit):
             return False
         return self.train.images.ndim != 4 or self.train.images.dtype != np.uint8

@@ -219,11 +219,8 @@ def _block(
     input_scale: float,
 ) -> str:
     """Emits one residual block, in its order."""
-    spec, row, order = (
-        builder.spec,
-        resolve("shortcut", builder.spec.shortcut),
-        builder.spec.order_row,
-    )
+    spec, order = builder.spec, builder.spec.order_row
+    row = resolve("shortcut", spec.shortcut)
     h = builder.steps(x, order.pre, f"{name}/norm1")
     merge = h != x  # otherwise the shortcut reads `h` as well
     h = builder.scale(h, input_scale, channels, f"{name}/input_scale", merge=merge)

@@ -18,7 +18,7 @@ def find_gate(gate: str | Gate | GateFn) -> Gate | GateFn:
     """Returns the row of `GATES` with that name; a function is returned unchanged.
 
     Raises:
-      UserError: if there is no such row.
+      UserError: if the name is unknown.
     """
     if callable(gate):
         return gate

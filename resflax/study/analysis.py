@@ -27,6 +27,20 @@ def best_rate_index(curves: dict[str, Any]) -> int:
     return min(range(len(curves["train"])), key=final)
 
 
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean."""
+    return sum(values) / len(values)
+
+
+def format_range(values: Sequence[float]) -> str:
+    """Formats mean, minimum and maximum.
+
+    >>> format_range([1.0, 2.0])
+    '1.50 (1.00 to 2.00)'
+    """
+    return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def errors_at_best_rate(curves: dict[str, Any], rates: Sequence[float]) -> dict[str, Any]:
     """Returns the best learning rate and the final errors with it, one per seed.
 

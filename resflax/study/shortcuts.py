@@ -15,7 +15,7 @@ from resflax.data import load_dataset
 from resflax.kernels.backend import conv_backend
 from resflax.nn import ResNet
 from resflax.plotting import line_style, new_figure, save
-from resflax.study.analysis import errors_at_best_rate
+from resflax.study.analysis import errors_at_best_rate, format_range
 from resflax.study.arguments import add_training_arguments, positive_int
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
@@ -92,10 +92,7 @@ def markdown_table(rows: dict[str, Any]) -> str:
         "| --- | --: | --: | --: | --: | --: |",
     ]
     for option, row in rows.items():
-        errors = " | ".join(
-            f"{sum(e) / len(e):.2f} ({min(e):.2f} to {max(e):.2f})"
-            for e in (row["train_error"], row["test_error"])
-        )
+        errors = " | ".join(format_range(row[key]) for key in ("train_error", "test_error"))
         lines.append(
             f"| {option} | {row['parameters']:,} | {row['multiply_adds']:,} |"
             f" {row['learning_rate']:g} | {errors} |"

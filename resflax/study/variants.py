@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from resflax.data import load_dataset
 from resflax.plotting import DASHES, SHADES, mean_and_range, new_figure, save
-from resflax.study.analysis import best_rate_index, errors_at_best_rate
+from resflax.study.analysis import best_rate_index, errors_at_best_rate, format_range, mean
 from resflax.study.arguments import add_training_arguments, positive_int
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
@@ -121,9 +121,10 @@ def analyze(
         relation = "" if label == ORIGINAL else compare(row["test_error"], original)
         rows[label] = row | {"relation": relation, "paper": variants[label].paper}
     for label, claimed in claims:
-        found, mean = rows[label]["relation"], _mean(rows[label]["test_error"]) - _mean(original)
+        found = rows[label]["relation"]
+        difference = mean(rows[label]["test_error"]) - mean(original)
         checked.append(
-            {"variant": label, "claim": claimed, "found": found, "difference": mean}
+            {"variant": label, "claim": claimed, "found": found, "difference": difference}
             | {"held": found == claimed}
         )
     held = sum(claim["held"] for claim in checked)
@@ -136,10 +137,6 @@ def analyze(
         "table": markdown_table(rows),
         "text": "\n".join([*lines, f"{verdict}."]),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _describe(claim: Mapping[str, Any]) -> str:
@@ -167,10 +164,7 @@ def markdown_table(rows: Mapping[str, Any]) -> str:
         "| --- | --: | --: | --: | --: |",
     ]
     for label, row in rows.items():
-        errors = " | ".join(
-            f"{_mean(e):.2f} ({min(e):.2f} to {max(e):.2f})"
-            for e in (row["train_error"], row["test_error"])
-        )
+        errors = " | ".join(format_range(row[key]) for key in ("train_error", "test_error"))
         lines.append(f"| {label} | {row['learning_rate']:g} | {errors} | {row['paper']} |")
     return "\n".join(lines)
 
@@ -182,7 +176,7 @@ def draw(study: StudyDir, name: str, curves: Mapping[str, Any], rows: Mapping[st
         color, dashes = SHADES[i % len(SHADES)], DASHES[(i + i // len(SHADES)) % len(DASHES)]
         errors = row["test_error"]
         axes[0].plot(errors, [-i] * len(errors), "o", color=color, fillstyle="none")
-        axes[0].plot([_mean(errors)], [-i], "|", color=color, markersize=14)
+        axes[0].plot([mean(errors)], [-i], "|", color=color, markersize=14)
         seeds = curves[label]["train"][best_rate_index(curves[label])]
         epochs = list(zip(*seeds, strict=True))
         style: Any = {"color": color, "linestyle": dashes}

@@ -138,7 +138,7 @@ def make_train_step(
         dtype; `targets` are those of `mix`, else the batch's "target", else its "label".
       label_smoothing: given to `loss_fn` as a keyword argument, unless it is 0.
       metrics: functions `(logits, labels) -> (n,)`, floats, by name. `labels` are the batch's,
-        whatever it was mixed with; without labels, its targets. `METRICS | {...}` adds to
+        also where mixup changed the targets; without labels, its targets. `METRICS | {...}` adds to
         "accuracy".
       drop_path_rates: replace those of a `ResNet` whose spec has drop path; they may be traced.
       grad_accum_steps: number of micro-batches; see `accumulate`.
