@@ -97,6 +97,8 @@ def test_target_config_is_complete_and_that_of_the_card():
         ("h100", 1, (1, 1), 1),
         ("a100:4", 1, (1, 4), 4),
         ("h200:2x8", 1, (2, 8), 16),
+        ("H100:8", 1, (1, 8), 8),
+        ("v4:2x2", 1, (2, 2, 1), 4),
     ],
 )
 def test_topologies_have_the_devices_of_their_name(name, slices, dimensions, count):
@@ -104,10 +106,35 @@ def test_topologies_have_the_devices_of_their_name(name, slices, dimensions, cou
     assert (topology.dimensions, topology.device_count) == (dimensions, count)
 
 
+# From the tables of sizes in Google Cloud's pages on each TPU.
+@pytest.mark.parametrize(
+    ("rented", "topology"),
+    [
+        ("v4-8", "v4:2x2x1"),
+        ("v4-32", "v4:2x2x4"),
+        ("v4-64", "v4:2x4x4"),
+        ("v4-512", "v4:4x8x8"),
+        ("v5p-128", "v5p:4x4x4"),
+        ("v5p-4096", "v5p:8x16x16"),
+        ("v5litepod-1", "v5e:1x1"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("v5e-256", "v5e:16x16"),
+        ("v6e-128", "v6e:8x16"),
+    ],
+)
+def test_rented_names_are_those_of_google_cloud(rented, topology):
+    assert parse_topology(rented) == parse_topology(topology)
+    assert parse_topology(rented).name == topology
+
+
 @pytest.mark.parametrize(
     ("name", "slices", "message"),
     [
-        ("", 1, "--topology is missing: expected for example v4:2x2x4"),
+        ("", 1, "--topology is missing: expected for example v4-32, v4:2x2x4"),
+        ("v4-12", 1, "--topology=v4-12 names no slice of v4: expected one of v4-8, v4-16"),
+        ("v6e-512", 1, "expected one of v6e-1, v6e-4, .*, or the chips in each direction"),
+        ("tpu7x-8", 1, "names no slice of tpu7x: expected the chips in each direction"),
+        ("v5e:2x2x2", 1, "has 3 directions: chips of v5e are connected in 2, such as v5e:4x4"),
         ("v9:4x4", 1, "unknown accelerator 'v9': expected one of v4, v5e"),
         ("v5e", 1, "unknown topology 'v5e': expected for example"),
         ("v5e:4x0", 1, "unknown topology 'v5e:4x0'"),

@@ -12,7 +12,8 @@ minutes for TPUs, and less than one for GPUs.
 Flags, besides those of `resflax train`:
 
   --topology=NAME    TPUs: v4:2x2x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1 (chips in each
-                     direction); GPUs: h100, h200, a100, h100:8 (of one host), h100:2x8 (hosts)
+                     direction), or as rented: v4-32, v5litepod-16, v5p-128, v6e-256;
+                     GPUs: h100, h200, a100, h100:8 (of one host), h100:2x8 (hosts)
   --num_slices=N     several slices of TPUs, between which the network is slow
   --data=HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES
                      sizes of a dataset that is not here and not known by its name

@@ -25,6 +25,9 @@ class Chip:
       source: where the numbers are from.
       devices_per_chip: devices that JAX sees on a chip; each has an equal part of the chip.
       max_chips: chips of the largest slice, or GPUs of a host.
+      axes: directions in which the chips of a slice are connected.
+      cores_per_chip: what the number in a rented name counts: v4-8 has 8 cores, 4 chips; v5e-8 8
+        chips. 0: no rented names.
       options: arguments of `get_topology_desc`.
       target: of a GPU, the fields of XLA's target configuration that differ between cards.
     """
@@ -37,6 +40,8 @@ class Chip:
     source: str
     devices_per_chip: int = 1
     max_chips: int = 8
+    axes: int = 3
+    cores_per_chip: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,10 +94,15 @@ _AMPERE: Mapping[str, Any] = {
 }
 _ROWS = (
     # TFLOP/s in bfloat16, GB/s, GiB
-    _tpu("v4", 275, 1200, 32, max_chips=4096, options={"chip_config_name": "megacore"}),
-    _tpu("v5e", 197, 819, 16, max_chips=256),
-    _tpu("v5p", 459, 2765, 95, max_chips=8960),
-    _tpu("v6e", 918, 1638, 32, max_chips=256),
+    _tpu(
+        *("v4", 275, 1200, 32),
+        max_chips=4096,
+        cores_per_chip=2,
+        options={"chip_config_name": "megacore"},
+    ),
+    _tpu("v5e", 197, 819, 16, max_chips=256, axes=2, cores_per_chip=1),
+    _tpu("v5p", 459, 2765, 95, max_chips=8960, cores_per_chip=2),
+    _tpu("v6e", 918, 1638, 32, max_chips=256, axes=2, cores_per_chip=1),
     _tpu("tpu7x", 2307, 7380, 192, max_chips=9216, devices_per_chip=2),
     # TFLOP/s in bfloat16 and in TF32, GB/s, bytes that a process sees
     _gpu("h100", 989.4, 494.7, 3352, 84_942_979_072, "NVIDIA H100 data sheet, SXM5", _HOPPER),
@@ -100,11 +110,13 @@ _ROWS = (
     _gpu("a100", 312, 156, 2039, 85_100_068_864, "NVIDIA A100 data sheet, SXM4 80 GB", _AMPERE),
 )
 CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in _ROWS})
-EXAMPLES = "v4:2x2x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, h100, h100:8, h200:2x8, a100"
+EXAMPLES = "v4-32, v4:2x2x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, h100, h100:8, h200:2x8"
+# Names in Google Cloud's accelerator types.
+ALIASES = MappingProxyType({"v5litepod": "v5e"})
 
 
 def find_chip(name: str) -> Chip:
-    """Returns a chip by its name.
+    """Returns a chip by its name, in small or capital letters.
 
     Raises:
       UserError: if it is not in `CHIPS`.
@@ -114,6 +126,8 @@ def find_chip(name: str) -> Chip:
     """
     if not name:
         raise UserError(f"--topology is missing: expected for example {EXAMPLES}")
+    name = name.lower()
+    name = ALIASES.get(name, name)
     if name not in CHIPS:
         raise unknown("accelerator", name, CHIPS)
     return CHIPS[name]

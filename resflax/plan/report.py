@@ -81,7 +81,7 @@ def describe_plan(plan: Plan) -> str:
     head = (
         f"{run.name} on {plan.topology.describe()}: {quantity(len(devices), 'device')}"
         f" ({devices[0].device_kind}), {run.config.parallel} engine, {run.config.dtype},"
-        f" {run.config.batch_size} images a step, {plan.steps['train'].examples:g} a device"
+        f" {run.config.batch_size} images a step{_describe_members(plan)}"
     )
     rows = [("step", "memory", "GFLOP", "MB", "compiled"), ("", "a device", "an image", "an image")]
     rows += [_row(step) for step in plan.steps.values()]
@@ -95,13 +95,29 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _describe_members(plan: Plan) -> str:
+    examples = f", {plan.steps['train'].examples:g} a device"
+    members = plan.run.config.ensemble.size
+    return examples if members == 1 else f" for each of {members} members{examples} in total"
+
+
 def _align(row: tuple[str, ...]) -> str:
     first, *others = row
     return (f"{first:12}" + "".join(f"{cell:>14}" for cell in others)).rstrip()
 
 
+def _format_bytes(size: float) -> str:
+    """Returns a size with its unit.
+
+    >>> _format_bytes(10_784_000_000), _format_bytes(9_695_744)
+    ('10.78 GB', '9.70 MB')
+    """
+    unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB")
+    return f"{size / unit:.2f} {name}"
+
+
 def _row(step: CompiledStep) -> tuple[str, ...]:
-    memory = f"{step.memory.total / 1e9:.2f} GB"
+    memory = _format_bytes(step.memory.total)
     if not step.fits:
         return (
             step.name,
@@ -111,14 +127,14 @@ def _row(step: CompiledStep) -> tuple[str, ...]:
             "too large",
         )
     flops, size = step.flops / step.examples / 1e9, step.bytes / step.examples / 1e6
-    return step.name, memory, f"{flops:.2f}", f"{size:.1f}", f"in {step.seconds:.0f} s"
+    return step.name, memory, f"{flops:.4g}", f"{size:.4g}", f"in {step.seconds:.0f} s"
 
 
 def _describe_memory(plan: Plan) -> str:
-    available = plan.topology.chip.device_memory / 1e9
+    available = _format_bytes(plan.topology.chip.device_memory)
     answer = "fits" if plan.fits else "does not fit"
     return (
-        f"memory: {plan.memory_bytes / 1e9:.2f} GB of {available:.1f} GB a device, {answer};"
+        f"memory: {_format_bytes(plan.memory_bytes)} of {available} a device, {answer};"
         f" {_describe_batch(plan)}"
     )
 

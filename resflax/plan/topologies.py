@@ -24,7 +24,7 @@ class Topology:
     """A number of equal slices of one kind of chip.
 
     Attributes:
-      name: as given, such as "v5e:4x4".
+      name: such as "v5e:4x4".
       chip: the row of the chip.
       dimensions: chips of a slice in each direction; of GPUs, hosts and GPUs of a host.
       num_slices: number of slices of TPUs.
@@ -50,15 +50,23 @@ class Topology:
 
 
 def parse_topology(name: str, num_slices: int = 1) -> Topology:
-    """Returns the topology of a name: of TPUs `CHIP:XxY`, of GPUs `CHIP`, `CHIP:N`, `CHIP:HOSTSxN`.
+    """Returns the topology of a name.
+
+    Args:
+      name: of TPUs the chips in each direction, `CHIP:XxY` or `CHIP:XxYxZ`, or the name under which
+        Google Cloud rents the slice, such as v4-32 or v5litepod-16; of GPUs `CHIP`, `CHIP:N`, or
+        `CHIP:HOSTSxN`.
+      num_slices: number of slices of TPUs.
 
     Raises:
       UserError: if the chip is unknown, or there are no slices of this size.
 
     >>> parse_topology("h100:8").dimensions, parse_topology("v5p:4x4x4").device_count
     ((1, 8), 64)
+    >>> parse_topology("v4-32").name, parse_topology("v5litepod-8").name
+    ('v4:2x2x4', 'v5e:2x4')
     """
-    chip = find_chip(name.partition(":")[0])
+    chip = find_chip(re.split("[:-]", name)[0])
     if num_slices < 1:
         raise UserError(f"--num_slices is {num_slices}: expected 1 or more")
     parse = _parse_tpus if chip.platform == "tpu" else _parse_gpus
@@ -68,14 +76,24 @@ def parse_topology(name: str, num_slices: int = 1) -> Topology:
             f"--num_slices={num_slices} is for TPUs: several hosts of {chip.name} are"
             f" --topology={chip.name}:{num_slices}x{dimensions[-1]}"
         )
+    if chip.platform == "tpu":
+        name = f"{chip.name}:{'x'.join(map(str, dimensions))}"
     return Topology(name, chip, dimensions, num_slices)
 
 
 def _parse_tpus(name: str, chip: Chip) -> tuple[int, ...]:
+    if rented := re.fullmatch(r"\w+-([0-9]{1,6})", name):
+        return _rented_slice(name, int(rented[1]), chip)
     match = re.fullmatch(rf"\w+:({NUMBER}(?:x{NUMBER}){{1,2}})", name)
     if not match:
         raise _unknown_topology(name)
     dimensions = tuple(map(int, match[1].split("x")))
+    if len(dimensions) > chip.axes:
+        raise UserError(
+            f"--topology={name} has {len(dimensions)} directions: chips of {chip.name} are"
+            f" connected in {chip.axes}, such as {_cube(chip)}"
+        )
+    dimensions += (1,) * (chip.axes - len(dimensions))
     chips = math.prod(dimensions)
     if chips > chip.max_chips:
         raise UserError(
@@ -83,6 +101,33 @@ def _parse_tpus(name: str, chip: Chip) -> tuple[int, ...]:
             f" {chip.max_chips}; --num_slices=N plans for several slices"
         )
     return dimensions
+
+
+def _rented_slice(name: str, cores: int, chip: Chip) -> tuple[int, ...]:
+    """Returns the chips in each direction of the slice that Google Cloud calls `name`.
+
+    Of the shapes that a number of chips allows, it is the one nearest to a square or a cube, as in
+    the tables of sizes of Google Cloud's pages on each TPU.
+    """
+    per_chip = chip.cores_per_chip
+    smallest = 4 if chip.axes == 3 else 1
+    sizes = [smallest << k for k in range(14) if smallest << k <= chip.max_chips]
+    if not per_chip or cores % per_chip or cores // per_chip not in sizes:
+        names = ", ".join(f"{chip.name}-{size * per_chip}" for size in sizes if size != 2)
+        raise UserError(
+            f"--topology={name} names no slice of {chip.name}: expected"
+            + (f" one of {names}, or" if per_chip else "")
+            + f" the chips in each direction, such as {_cube(chip)}"
+        )
+    dimensions = [2, 2, 1] if chip.axes == 3 else [1, 1]
+    while math.prod(dimensions) < cores // per_chip:
+        last_smallest = max(range(chip.axes), key=lambda axis: (-dimensions[axis], axis))
+        dimensions[last_smallest] *= 2
+    return tuple(dimensions)
+
+
+def _cube(chip: Chip) -> str:
+    return f"{chip.name}:{'x'.join(['4'] * chip.axes)}"
 
 
 def _parse_gpus(name: str, chip: Chip) -> tuple[int, int]:
