@@ -13,9 +13,9 @@ from PIL import Image
 from resflax import UserError, create_model
 from resflax.cli import show_batch
 from resflax.cli.data import main
-from resflax.cli.show_batch import augment_batch
 from resflax.train import check_config, default_config
 from resflax.train.builders import build_schedule
+from resflax.train.first_batch import augment_batch
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"--config={ROOT / 'configs' / 'digits.py'}"

@@ -42,6 +42,7 @@ CASES = [
     ("decay_rate", 0.5, {"schedule": "step"}, {"schedule": "step", "decay_epochs": (3,)}),
     ("precise_bn_batches", 2, {"freeze_batch_norm": True}, {}),
     ("precise_bn_batches", 2, {"spec.norm": "group", **WIDTHS}, {}),
+    ("log_histograms_every_steps", 5, {"log_to": "csv"}, {"log_to": "csv,tensorboard"}),
     ("ensemble.learning_rate", (0.1, 0.2), {}, ENSEMBLE),
     ("ensemble.weight_decay", (0.1, 0.2), {}, ENSEMBLE),
     ("ensemble.label_smoothing", (0.1, 0.2), {}, ENSEMBLE),
@@ -110,7 +111,7 @@ ALWAYS = {
     "model", "pretrained", "dtype", "scan", "dataset", "batch_size", "epochs", "data.validation",
     "data.mean", "data.std", "mesh.fsdp", "ensemble.size", "spec.depths", "spec.widths",
     "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.gate", "spec.preact",
-    "spec.order", "spec.dimensions",
+    "spec.order", "spec.dimensions", "log_to",
     "spec.attention", "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",
     "spec.batch_repetition", "spec.input_repetition", "spec.pooling", "spec.head",
 }  # fmt: skip

@@ -3,19 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from resflax.cli.image_grid import Cell, draw_grid, shorten
 from resflax.data import Split, StreamingSplit, batch_indices
-from resflax.nn import identity
-from resflax.train import TrainState
-from resflax.train.config import build_augment, build_mix
 from resflax.train.dataset import build_dataset
-from resflax.train.metrics import one_hot
-from resflax.train.step_inputs import make_prepare_batch
+from resflax.train.first_batch import augment_batch
 
 COLUMNS, ROWS = 8, 2
 MIN_SINGLE = 0.995  # share of the target from which an image has one class
@@ -57,22 +52,3 @@ def _target_text(target: Float[np.ndarray, " classes"], label: int, names: Seque
     if target[label] > MIN_SINGLE:
         return ""
     return "\n".join(f"{names[k]} {target[k]:.2f}" for k in largest)
-
-
-def augment_batch(
-    config: ConfigDict,
-    images: UInt8[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
-    index: Int[np.ndarray, " n"],
-    num_classes: int,
-) -> tuple[UInt8[np.ndarray, "n height width channels"], Float[np.ndarray, "n classes"]]:
-    """Returns images and targets as the first step of a run sees them, before normalization."""
-    augment, mix = build_augment(config), build_mix(config)
-    prepare = make_prepare_batch(augment, identity, mix, num_classes, needs_rng=False)
-    state = TrainState(jnp.int32(0), jnp.uint32(config.seed), {}, {}, {})
-    numbers = jnp.asarray(index, jnp.int32)
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "index": numbers}
-    inputs = prepare(state, batch | {"epoch": jnp.zeros_like(numbers)})
-    target = inputs.target
-    soft = target if target.ndim == 2 else one_hot(target, num_classes)
-    return np.asarray(inputs.image), np.asarray(soft)

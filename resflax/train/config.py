@@ -21,6 +21,8 @@ RESUMABLE_KEYS = (
     "data.num_workers",
     "data.placement",
     "checkpoint_",
+    "log_to",
+    "log_histograms_every_steps",
     "ensemble.member_devices",
     "ensemble.method",
 )

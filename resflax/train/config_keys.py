@@ -157,11 +157,17 @@ EVALUATION = {
     "precise_bn_batches": Key(
         0, "batches from which statistics of batch norm are computed before evaluation; 0: none"
     ),
-    "log_every_steps": Key(10, "steps per record in metrics.jsonl"),
     "eval_every_epochs": Key(1, "epochs between evaluations"),
     "checkpoint_every_steps": Key(0, "steps between checkpoints; 0: none by steps"),
     "checkpoint_every_minutes": Key(10.0, "minutes between checkpoints; 0: none by time"),
     "checkpoint_max_to_keep": Key(3, "latest checkpoints that are kept, besides the best one"),
+}
+LOGGING = {
+    "log_every_steps": Key(10, "steps per record in metrics.jsonl"),
+    "log_to": Key(None, "where records are written besides metrics.jsonl, such as csv", object),
+    "log_histograms_every_steps": Key(
+        0, "steps between histograms of parameters and gradients; 0: none"
+    ),
 }
 ENSEMBLES = {
     "ensemble.size": Key(1, "networks that are trained as one program"),
@@ -230,6 +236,7 @@ GROUPS: dict[str, dict[str, Key]] = {
     "schedule": SCHEDULE,
     "regularization": REGULARIZATION,
     "evaluation and checkpoints": EVALUATION,
+    "logging": LOGGING,
     "ensembles": ENSEMBLES,
     "parallel": PARALLEL,
     "architecture, instead of that of the named model": _spec_keys(),

@@ -18,6 +18,7 @@ from resflax.nn import BATCH_NORM_MODES, Spec
 from resflax.nn.fields import FIELDS
 from resflax.nn.spec_checks import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
+from resflax.run.metric_writer import WRITERS, parse_writers
 from resflax.train.clipping import CLIPPINGS
 from resflax.train.config import build_augment, build_mix, build_model, default_config
 from resflax.train.config_keys import KEYS
@@ -80,6 +81,14 @@ RULES: dict[str, Rule] = {
     "precise_bn_batches": COUNT_OR_ZERO,
     "mesh.fsdp": COUNT,
     "log_every_steps": COUNT,
+    "log_to": Rule(
+        f"names among {', '.join(WRITERS)}, each once, such as tensorboard,csv",
+        lambda v: (
+            all(name in WRITERS for name in parse_writers(v))
+            and len({*parse_writers(v)}) == len(parse_writers(v))
+        ),
+    ),
+    "log_histograms_every_steps": COUNT_OR_ZERO,
     "eval_every_epochs": COUNT,
     "checkpoint_every_steps": COUNT_OR_ZERO,
     "checkpoint_every_minutes": NOT_NEGATIVE,

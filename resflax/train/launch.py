@@ -18,6 +18,7 @@ from resflax.distributed.processes import (
 from resflax.errors import UserError, unknown
 from resflax.files import user_path
 from resflax.kernels import describe_backend
+from resflax.run.metric_writer import check_writers, parse_writers
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt
 from resflax.run.workdir import ExistingRun, Workdir
@@ -76,6 +77,7 @@ def fit(
     if resume not in RESUME:
         raise unknown("resume", resume, RESUME)
     check_config(config)
+    check_writers(parse_writers(config.log_to))
     path = user_path(workdir or default_workdir(config.model or "pretrained"), "workdir")
     with lost_process_as_user_error():
         existing = ExistingRun()

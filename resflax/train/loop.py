@@ -72,13 +72,15 @@ class TrainingLoop:
         self.pending: list[Any] = []  # metrics on the devices
         self.ticks = 0  # points at which the run could stop, the same for all processes
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
+        self.closing = contextlib.ExitStack()  # of what the loop opens
         self.checkpoints = RunCheckpoints(trainer, workdir, self._print)
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
         try:
-            eval_state = self._train()
-            results = self._finish(eval_state)
+            with self.closing:
+                eval_state = self._train()
+                results = self._finish(eval_state)
         except BaseException:
             self.checkpoints.close(cancel_verification=True)
             raise
@@ -125,7 +127,7 @@ class TrainingLoop:
                 f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
                 " raise config.epochs, or choose another --workdir"
             )
-        self.recorder = Recorder(trainer, self.workdir, self.progress, self.state)
+        self.recorder = self._open_recorder(first)
         self.progress.resume(first)
         self.progress.show("compiling")
         names = param_group_names(state.params, state.batch_stats)
@@ -148,6 +150,14 @@ class TrainingLoop:
             self._save(state, trainer.steps)
         return eval_state or trainer.eval_state(state)
 
+    def _open_recorder(self, step: int) -> Recorder:
+        """Opens the recorder of a run that starts or resumes at a step, until the loop ends."""
+        evaluates = self._should_evaluate(step) or self._should_test(step)
+        first = 0 if self.checkpoints.saved_step < 0 else step + (not evaluates)
+        recorder = Recorder(self.trainer, self.workdir, self.progress, self.state, first)
+        self.closing.callback(recorder.close)
+        return recorder
+
     def _after_step(self, state: TrainState, step: int) -> tuple[TrainState, TrainState | None]:
         """Records, evaluates, saves; returns the results of `_evaluate`, if it evaluates."""
         self.recorder.throughput.step(self.config.batch_size * self.trainer.run.size)
@@ -160,6 +170,7 @@ class TrainingLoop:
         if records:
             means, rates = self.state.pop_means(), self.monitor.learning_rates(step)
             self.recorder.add_training(step, means, rates, evaluates=evaluates)
+        self.recorder.add_histograms(state, step)
         if stops:
             self._stop(state, step)
         if evaluates:
@@ -286,6 +297,7 @@ class TrainingLoop:
         self.checkpoints.wait()
         if self.workdir.writes:
             self.recorder.draw_curves(self.state)
+            self.recorder.add_evaluation_table()
         results = make_results(
             self.trainer.run,
             self.state,

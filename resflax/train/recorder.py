@@ -1,17 +1,32 @@
-"""The records of a run: written to `metrics.jsonl`, shown as progress, drawn as curves."""
+"""The records of a run: written to `metrics.jsonl` and by writers, shown as progress, drawn."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from resflax.run.config_diff import flatten_config
 from resflax.run.curves import draw_curves
+from resflax.run.metric_writer import (
+    MetricWriter,
+    WriterStart,
+    open_writers,
+    parse_writers,
+    scalars_of,
+)
 from resflax.run.progress import RunProgress
 from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
+from resflax.train.config import to_json_dict
+from resflax.train.first_batch import first_images
+from resflax.train.histograms import HistogramSource
 from resflax.train.results import describe_accuracies, make_record, member_labels
+from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
+
+MAX_IMAGES = 16  # of the first batch, that writers get
 
 
 class Recorder:
@@ -22,16 +37,41 @@ class Recorder:
       workdir: its directory.
       progress: shows the records.
       state: host-side state from which the run starts or resumes.
+      first_step: first step of which there will be records; 0 for a new run.
 
     Attributes:
       throughput: speed of training; the caller counts each step in it.
     """
 
     def __init__(
-        self, trainer: Trainer, workdir: Workdir, progress: RunProgress, state: TrainerState
+        self,
+        trainer: Trainer,
+        workdir: Workdir,
+        progress: RunProgress,
+        state: TrainerState,
+        first_step: int,
     ) -> None:
         self._trainer, self._workdir, self._progress = trainer, workdir, progress
         self.throughput = Throughput(trainer.steps, state.examples, state.train_seconds)
+        self._histograms = HistogramSource(trainer.run)
+        self._writers: list[MetricWriter] = []
+        names = parse_writers(trainer.config.log_to)
+        if workdir.writes and names:
+            with workdir.disk_errors():
+                records = workdir.records.all()
+                self._writers = open_writers(names, WriterStart(workdir.path, first_step, records))
+                if not first_step:
+                    self._write_start()
+
+    def _write_start(self) -> None:
+        """Writes the config and images of the first batch."""
+        config = self._trainer.config
+        with jax.transfer_guard("allow"):
+            images = first_images(config, self._trainer.dataset, MAX_IMAGES)
+        for writer in self._writers:
+            writer.write_hyperparameters(flatten_config(to_json_dict(config)))
+            if images is not None:
+                writer.write_images(0, "train/first_batch", images)
 
     def add_training(
         self, step: int, means: dict[str, Any], rates: Sequence[float], *, evaluates: bool
@@ -45,7 +85,7 @@ class Recorder:
           evaluates: whether an evaluation follows at the same step.
         """
         record = self._make_record(step, "train", means, rates, self.throughput.lap())
-        self._workdir.add_record(record)
+        self._write(record)
         self._progress.train(record, self._remaining(step), evaluates=evaluates)
 
     def add_evaluation(
@@ -62,8 +102,47 @@ class Recorder:
         count = int(metrics["count"])
         speed = count / self.throughput.pause(count * self._trainer.run.size)
         record = self._make_record(step, split, metrics, rates, speed)
-        self._workdir.add_record(record)
+        self._write(record)
         self._progress.evaluation(record, self._remaining(step))
+
+    def add_histograms(self, state: TrainState, step: int) -> None:
+        """Adds histograms of parameters and gradients if the config has them at this step.
+
+        Args:
+          state: on the engine's devices.
+          step: number of steps taken.
+        """
+        every = self._trainer.config.log_histograms_every_steps
+        if not every or step % every:
+            return
+        arrays = self._histograms(state, step)
+        with self._workdir.disk_errors():
+            for writer in self._writers:
+                writer.write_histograms(step, arrays)
+
+    def add_evaluation_table(self) -> None:
+        """Adds one table of all evaluations of the run."""
+        if not self._writers:
+            return
+        rows = [r for r in self._workdir.records.all() if r["split"] != "train"]
+        table = [{"step": r["step"], "split": r["split"], **scalars_of(r)} for r in rows]
+        columns = dict.fromkeys(key for row in table for key in row)
+        table = [{key: row.get(key) for key in columns} for row in table]
+        with self._workdir.disk_errors():
+            for writer in self._writers:
+                writer.write_table(self._trainer.steps, "evaluations", table)
+
+    def close(self) -> None:
+        """Closes the writers."""
+        with self._workdir.disk_errors():
+            for writer in self._writers:
+                writer.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._workdir.add_record(record)
+        with self._workdir.disk_errors():
+            for writer in self._writers:
+                writer.write_scalars(record["step"], record["split"], scalars_of(record))
 
     def draw_curves(self, state: TrainerState) -> None:
         """Draws `curves.png` from all records of the run."""

@@ -10,6 +10,7 @@ from resflax.data.fake import is_fake
 from resflax.data.kinds import kind_of
 from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
+from resflax.run.metric_writer import WRITERS, parse_writers
 from resflax.train.config import build_model, crop_kind
 from resflax.train.config_keys import AUGMENTATION, KEYS, OPTIMIZER, REGULARIZATION, SCHEDULE
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
@@ -30,7 +31,8 @@ AUGMENT_KEYS = tuple(key for key in AUGMENTATION if key != "data.train_crop")
 TRAINING_KEYS = (
     "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat",
     *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
-    "log_every_steps", "eval_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
+    "log_every_steps", "log_histograms_every_steps", "eval_every_epochs",
+    "checkpoint_every_steps", "checkpoint_every_minutes",
     "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path", "spec.dropout",
 )  # fmt: skip
 
@@ -166,6 +168,13 @@ ROWS: tuple[Row, ...] = (
         ("precise_bn_batches",),
         _has_no_batch_norm,
         "the model has no batch norm: leave it out",
+    ),
+    # Logging.
+    Row(
+        ("log_histograms_every_steps",),
+        lambda c: not any(WRITERS[name].has_histograms for name in parse_writers(c.log_to)),
+        "config.log_to={c.log_to!r} has no writer of histograms: leave it out, or use "
+        + " or ".join(name for name, row in WRITERS.items() if row.has_histograms),
     ),
     # Ensembles.
     *(

@@ -1,0 +1,1 @@
+"""Writers of metrics: one file for each row of `resflax.run.metric_writer.WRITERS`."""
