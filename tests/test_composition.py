@@ -24,6 +24,6 @@ def test_page_has_twelve_recipes_and_every_field():
     assert numbers == list(range(1, 13))
     rows = dict(re.findall(r"\n\| `(\w+)` \| .*?\|(.*?)\|", PAGE))
     for field, row in FIELDS.items():
-        if row.signature and field != "conv":
-            arguments = str(row.signature).partition(" -> ")[0]
+        if row.call and field != "conv":
+            arguments = str(row.call.signature).partition(" -> ")[0]
             assert f"`{arguments}" in rows[field]

@@ -14,10 +14,14 @@ from resflax import UserError, create_model, load_pretrained
 from resflax.cli.main import main
 from resflax.export.onnx import to_onnx
 from resflax.inference import build_graph, make_predictor
-from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, ResNet, Spec
+from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, Gate, ResNet, Spec
+from resflax.nn.antialias import AntiAlias
 from resflax.nn.attention import ATTENTION
 from resflax.nn.fields import FIELDS
+from resflax.nn.norms import NormRow
 from resflax.nn.orders import NORM, NORM_ACT, Order
+from resflax.nn.shortcuts import ShortcutRow
+from resflax.nn.stems import Stem, StemConv
 from resflax.train import default_config, fit
 from resflax.train.config import build_model
 from resflax.weights import Preprocess, PretrainedConfig, to_torch
@@ -99,7 +103,7 @@ def test_field_takes_a_function(field, scan):
 
 
 def test_every_field_that_takes_functions_is_tested():
-    assert {field for field, row in FIELDS.items() if row.signature} == {*FUNCTIONS, "conv"}
+    assert {field for field, row in FIELDS.items() if row.call} == {*FUNCTIONS, "conv"}
 
 
 def test_convolution_field_takes_a_function():
@@ -191,6 +195,23 @@ def test_activation_replaces_every_relu(activation, preact):
         ),
         ("order", Order(post=["norm"]), r"order has post=\['norm'\]: expected one of \(\)"),
         ("ensemble", gate, "ensemble is .*: expected one of none, batch, packed, mimo, or a row"),
+        (
+            "block",
+            (ConvRow(4, strided=True),),
+            r"block has ConvRow\(kernel=4, .* expected an odd i",
+        ),
+        ("block", (ConvRow(3, expansion=0.5),), "with expansion 0.5: expected a positive integer"),
+        ("block", (ConvRow(3, divisor=0),), "with divisor 0: expected a positive integer"),
+        ("block", (ConvRow(3, grouped=1),), "with grouped 1: expected True or False"),
+        ("stem", Stem(()), r"stem is Stem\(convs=\(\)\): expected one StemConv or more"),
+        ("stem", Stem((StemConv(3, (1, 2, 1)),)), r"StemConv\(.*with stride \(1, 2, 1\): expected"),
+        ("stem", Stem([StemConv(3)]), r"stem is Stem\(.*expected tuples in place of lists"),
+        ("stem", Stem((StemConv(3),), 3), "expected pool to be a function .ops, x, antialias"),
+        ("shortcut", ShortcutRow(3), "expected make to be a function .ops, geometry, .*norm"),
+        ("gate", Gate(half), r"gate is Gate\(combine=test_fields:half\): .* \(h, y, s, keys\)"),
+        ("gate", Gate(lambda h, y, s, keys: y, alpha="1"), "with alpha '1': expected a number fr"),
+        ("antialias", AntiAlias(None), r"AntiAlias\(pool=None\): expected pool to be a function"),
+        ("norm", NormRow(None), r"norm is NormRow\(make=None\): expected make or function"),
     ],
 )
 def test_invalid_value_is_refused(field, value, message):
@@ -236,11 +257,38 @@ def test_kernels_of_one_size_per_axis_are_predicted_with():
         ("activation", lambda x: None, r"returns NoneType for x of shape \(1, 8, 8, 8\)"),
         ("shortcut", lambda ops, x, features, stride: x @ jnp.ones((3, 3)),
          r"fails on x of shape \(1, 8, 8, 8\): TypeError: .*; expected \(ops, x, features, str"),
+        ("conv", lambda x, kernel, *args, **kwargs: x, r"returns shape \(1, 8, 8, 3\) for x of sh"),
+        ("head", lambda ops, x, features: (x, None, x[0]),
+         r"returns tuple .*: expected an array of shape \(1, ...\), from \(ops, x, features\)"),
+        ("norm", lambda ops, x, *, name, zero: x[..., :1], r"returns shape \(1, 8, 8, 1\) for x"),
+        ("stem", lambda ops, x, features: x, r"returns shape \(1, 64, 64, 3\) for x of shape"),
+        ("block", lambda ops, x, features, stride: x, r"returns shape .*8, 8\) .*\(1, 4, 4, 16\)"),
     ],
 )  # fmt: skip
 def test_error_has_field_and_shape(field, function, message):
-    model = small(**{field: function})
     with pytest.raises(UserError, match=f"^{field} test_fields:<lambda> {message}"):
+        variables_of(small(**{field: function}), (1, 8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("field", "row", "message"),
+    [
+        ("gate", Gate(lambda h, y, s, keys: (s, y)), "returns tuple for h of shape .1, 8, 8, 8.: "),
+        ("shortcut", ShortcutRow(lambda ops, geometry, norm: 1 / 0), "fails: ZeroDivisionError: "),
+        ("shortcut", ShortcutRow(lambda ops, geometry, norm: 3),
+         r"returns int: expected \(ops, geometry, \*, norm\) -> function \(h, shape\)"),
+        ("shortcut", ShortcutRow(lambda ops, geometry, norm: lambda h, shape: h),
+         r"returns shape \(1, 8, 8, 8\) for h of shape \(1, 8, 8, 8\): expected .*\(1, 4, 4, 16\)"),
+        ("antialias", AntiAlias(lambda ops, x: x, lambda ops, x, stride: x),
+         r"returns shape \(1, 8, 8, 16\) for x of .*, from \(ops, x, stride\) -> array"),
+        ("norm", NormRow(lambda lift, **fields: lambda x: x[1:]), r"returns shape \(0, 8, 8, 8\)"),
+        ("stem", STEMS["cifar"]._replace(pool=lambda ops, x, antialias: x),
+         r"returns shape \(1, 8, 8, 8\) for x .*: expected an array of shape \(1, 4, 4, 8\)"),
+    ],
+)  # fmt: skip
+def test_error_in_a_row_has_field_and_shape(field, row, message):
+    model = small(**{field: row}, depths=(1, 1))
+    with pytest.raises(UserError, match=rf"^{field} test_fields:\S*<lambda> {message}"):
         variables_of(model, (1, 8, 8, 3))
 
 

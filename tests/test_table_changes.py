@@ -7,11 +7,15 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from helpers.networks import variables_of
+from helpers.networks import randomized, run, variables_of
 
-from resflax import create_model
-from resflax.nn import BLOCKS, ResNet
+from resflax import UserError, create_model
+from resflax.inference import build_graph, make_predictor
+from resflax.nn import BLOCKS, GATES, ORDERS, ConvRow, ResNet, Spec, split_members
+from resflax.nn.antialias import ANTIALIAS, filtered_maximum
 from resflax.nn.attention import ATTENTION
+from resflax.nn.fields import FIELDS
+from resflax.nn.gates import constant
 from resflax.nn.layers import CONVS
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.stems import STEMS
@@ -115,3 +119,103 @@ def test_equal_models_share_the_compiled_initialization():
     with nn.intercept_methods(fail):
         state = create_state(create_model(NAME, **TINY), OPTIMIZER, 1, SHAPE)
     assert jnp.isfinite(state.params["stem_conv"]["kernel"]).all()
+
+
+def project(ops, x, features, stride):
+    return ops.conv(x, features, 1, stride, name="W")
+
+
+def no_norm(ops, x, *, name, zero):
+    return 2 * x
+
+
+def wide(ops, x, features, stride):
+    return ops.conv(ops.act(ops.conv(x, 8, 1, name="a")), features, 3, stride, name="b")
+
+
+# By field: rows in place of the one that the network names, shipped ones and functions.
+REPLACEMENTS = {
+    "block": [BLOCKS["bottleneck"], (ConvRow(5, strided=True, expansion=1),), wide],
+    "stem": [
+        WIDE_STEM,
+        STEMS["imagenet"],
+        STEM._replace(pool=lambda ops, x, antialias: x[:, ::2, ::2]),
+    ],
+    "shortcut": [SHORTCUTS["C"], SHORTCUTS["none"], project],
+    "gate": [GATES["exclusive"], GATES["rezero"], constant(0.5, 2.0), lambda h, y, s: y - s],
+    "order": [ORDERS["preact"], ORDERS["norm_after_add"]],
+    "attention": [ATTENTION["se"], lambda ops, x, channels: 2 * x],
+    "antialias": [
+        ANTIALIAS["blur"],
+        filtered_maximum(lambda ops, x, stride: x[:, ::stride, ::stride]),
+    ],
+    "norm": [FIELDS["norm"].table["frn_tlu"], FIELDS["norm"].table["none"], no_norm],
+    "conv": [
+        CONVS["standardized"],
+        lambda x, w, *args, **kwargs: 2 * CONVS["standardized"](x, w, *args, **kwargs),
+    ],
+    "activation": [FIELDS["activation"].table["silu"], jnp.sin],
+    "pooling": [
+        FIELDS["pooling"].table["max"],
+        lambda ops, x: jnp.concatenate([x.max((1, 2)), x.min((1, 2))], -1),
+    ],
+    "head": [lambda ops, x, features: jnp.tanh(ops.dense(x, features, name="head"))],
+}
+NAMES = {
+    "block": "basic",
+    "stem": "imagenet",
+    "shortcut": "B",
+    "order": "original",
+    "norm": "batch",
+    "conv": "plain",
+    "activation": "relu",
+    "pooling": "avg",
+    "head": "linear",
+}
+
+
+def test_replacements_are_of_every_field():
+    assert {*REPLACEMENTS} == {*FIELDS} - {"ensemble"}
+
+
+@pytest.mark.parametrize(
+    ("field", "index", "is_new"),
+    [(f, i, False) for f, rows in REPLACEMENTS.items() for i in range(len(rows))]
+    + [(f, -1, True) for f in REPLACEMENTS],
+)
+def test_predictor_follows_a_changed_row(field, index, is_new, monkeypatch):
+    table = ORDERS if field == "order" else FIELDS[field].table
+    key = "added" if is_new else NAMES.get(field, "none")
+    monkeypatch.setitem(table, key, REPLACEMENTS[field][index])
+    fields = {"block": "basic", "stem": "imagenet", field: key}
+    model = ResNet(Spec(depths=(1,), widths=(8,), stem_width=4, num_classes=5, **fields))
+    images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    variables = randomized(variables_of(model, images.shape))
+    predict = make_predictor(model.spec, variables, backend="jax")
+
+    def both(variables, arrays, images):
+        return model.apply(variables, images, train=False), predict.apply(arrays, images)
+
+    expected, actual = run(both, variables, predict.arrays, images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_an_own_pooling_are_not_guessed():
+    model = create_model("cifar_resnet8", **TINY, pooling=REPLACEMENTS["pooling"][1])
+    variables = randomized(variables_of(model, (1, *SHAPE)))
+    graph = build_graph(model.spec, variables, outputs="features")
+    assert graph.features == 0
+    model = create_model("cifar_resnet8", **TINY, pooling="max")
+    variables = randomized(variables_of(model, (1, *SHAPE)))
+    graph = build_graph(model.spec, variables, outputs="features")
+    assert graph.features == 8
+
+
+def test_members_of_a_replaced_ensemble_are_refused(monkeypatch):
+    ensembles = FIELDS["ensemble"].table
+    monkeypatch.setitem(ensembles, "mimo", ensembles["mimo"]._replace(shuffles=False))
+    model = create_model("cifar_resnet8", **TINY, ensemble="mimo", members=2)
+    with pytest.raises(
+        UserError, match="ensemble is 'mimo', a row that was .*: expected one of no"
+    ):
+        split_members(model.spec, {"params": {}})

@@ -9,7 +9,7 @@ from resflax.errors import UserError, unknown
 from resflax.inference.graph import Graph
 from resflax.inference.layers import GraphBuilder
 from resflax.inference.parameters import Parameters
-from resflax.inference.whole import missing_part, whole_network
+from resflax.inference.whole import missing_part, output_size, whole_network
 from resflax.nn import BlockConfig, BlockGeometry, Spec
 from resflax.nn.fields import resolve
 from resflax.nn.gates import input_scales
@@ -86,7 +86,7 @@ def build_graph(
     if missing_part(spec):
         attributes = whole_network(spec, outputs)
         x = builder.emit("network", "network", x, arrays=parameters.arrays, **attributes)
-        features = spec.num_classes if outputs != "features" else spec.features[-1].channels
+        features = output_size(spec, outputs)
     else:
         x, features = _layers(builder, x, outputs)
     if outputs == "probabilities":
@@ -241,10 +241,10 @@ def _gate(
     builder: GraphBuilder, name: str, y: str, shortcut: str, channels: int
 ) -> tuple[str, str]:
     """Emits the factors of branch and shortcut."""
-    factors: Any = resolve("gate", builder.spec.gate).factors
-    for_shortcut, for_branch = factors(builder.parameters.module(f"{name}/gate"))
-    y = builder.scale(y, for_branch, channels, f"{name}/branch_scale", merge=True)
-    return y, builder.scale(shortcut, for_shortcut, channels, f"{name}/shortcut_scale")
+    gate = resolve("gate", builder.spec.gate)
+    factors = gate.factors(builder.parameters.module(f"{name}/gate"))
+    y = builder.scale(y, factors.branch, channels, f"{name}/branch_scale", merge=True)
+    return y, builder.scale(shortcut, factors.shortcut, channels, f"{name}/shortcut_scale")
 
 
 def _branch(builder: GraphBuilder, name: str, block: BlockConfig, x: str) -> str:

@@ -40,7 +40,7 @@ class Graph:
       nodes: the operations.
       output: name of the node whose result is the network's.
       channels: number of image channels; 0 if only the network itself knows it.
-      features: size of the output's last axis.
+      features: size of the output's last axis; 0 if only the network itself knows it.
       input: name by which nodes read the images, `(n, height, width, channels)`.
     """
 

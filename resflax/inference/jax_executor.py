@@ -9,18 +9,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from resflax import nn
 from resflax.inference.graph import Graph, Node
 from resflax.inference.whole import run_network
 from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.materialize import materialize
 from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, every_nth, max_pool
+from resflax.nn.activations import identity
+from resflax.nn.fields import SHIPPED
 from resflax.nn.norms import group_std
 
 Arrays = dict[str, dict[str, Any]]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    **nn.ACTIVATIONS,
-    "none": nn.identity,
+    **SHIPPED["activation"],
+    "none": identity,
     "sigmoid": jax.nn.sigmoid,
 }
 

@@ -11,11 +11,15 @@ from jaxtyping import Array, Float
 from resflax.errors import UserError
 from resflax.inference.graph import Node
 from resflax.nn import ResNet, Spec
-from resflax.nn.fields import describe, resolve
+from resflax.nn.fields import resolve
+from resflax.nn.functions import describe
 
 
 def missing_part(spec: Spec) -> str | None:
-    """Returns the part of a network that the inference form does not describe, or None."""
+    """Returns the part of a network that the inference form does not describe, or None.
+
+    That is every row that is not as the library ships it: the builder knows them by their names.
+    """
     for field, part in spec.own_parts.items():
         return f"{field} {describe(part)}"
     for value, block in zip(spec.block_values, spec.blocks, strict=True):
@@ -29,6 +33,13 @@ def missing_part(spec: Spec) -> str | None:
 def whole_network(spec: Spec, outputs: str) -> dict[str, Any]:
     """Returns the attributes of the node "network"."""
     return {"spec": spec.override(num_classes=0) if outputs == "features" else spec}
+
+
+def output_size(spec: Spec, outputs: str) -> int:
+    """Returns the size of the last axis of a network's outputs; 0 if only its own part knows it."""
+    if outputs == "features":
+        return 0 if "pooling" in spec.own_parts else spec.features[-1].channels
+    return 0 if "head" in spec.own_parts else spec.num_classes
 
 
 def run_network(

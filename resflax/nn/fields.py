@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+import jax
+
 from resflax.errors import UserError, suggest, unknown
 from resflax.nn.activations import ACTIVATIONS
 from resflax.nn.antialias import ANTIALIAS, AntiAlias, filtered_maximum
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, ConvRow
 from resflax.nn.ensembles import ENSEMBLES, EnsembleRow
-from resflax.nn.functions import Signature, checked, function_name, strided
+from resflax.nn.functions import Call, Signature, checked, describe, strided
 from resflax.nn.gates import GATES, Gate
 from resflax.nn.heads import HEADS, POOLINGS
 from resflax.nn.layers import CONVS
@@ -33,21 +35,24 @@ class Field(NamedTuple):
 
     Attributes:
       table: the rows by name.
-      signature: how the network calls a function. None for a field that takes no functions.
-      expected: `(*arguments) -> shape` of a function's result; None for any.
+      call: how the network calls a function. None for a field that takes no functions.
       row: class of the rows. None if they are functions.
       make_row: from a function, with checks of its results, to a row.
+      functions: how the network calls the functions that a row has, by attribute.
     """
 
     table: Mapping[str, Any]
-    signature: Signature | None = None
-    expected: Callable[..., Any] = lambda *args: None
+    call: Call | None = None
     row: type | None = None
     make_row: Callable[[Callable[..., Any]], Any] = lambda function: function
+    functions: Mapping[str, Call] = {}
 
 
 def resolve(field: str, value: Any) -> Any:
     """Returns the row of `FIELDS[field].table` that a value of the field is or names.
+
+    The functions of a row that the library does not ship raise `UserError` where they fail, or
+    return another shape.
 
     Args:
       field: a name in `FIELDS`.
@@ -59,21 +64,67 @@ def resolve(field: str, value: Any) -> Any:
     >>> resolve("stem", "cifar") is STEMS["cifar"] is resolve("stem", STEMS["cifar"])
     True
     """
-    row = FIELDS[field]
-    if isinstance(value, str) and value in row.table:
-        return row.table[value]
-    if _is_row(row, value):
-        return value
-    if not row.signature or not callable(value) or not row.signature.fits(value):
-        raise _invalid(field, value)
-    return _function_row(field, value)
+    row, part = FIELDS[field], value
+    if isinstance(value, str):
+        if value not in row.table:
+            raise unknown(field, value, row.table)
+        part = row.table[value]
+    if any(part is shipped for shipped in SHIPPED[field].values()):
+        return part
+    if _is_row(row, part):
+        return _checked_row(field, part) if row.functions else part
+    if not row.call or not callable(part) or not row.call.signature.fits(part):
+        raise _invalid(field, part)
+    return _function_row(field, part)
 
 
 @cache
 def _function_row(field: str, function: Callable[..., Any]) -> Any:
     row = FIELDS[field]
-    assert row.signature
-    return row.make_row(checked(field, function, row.signature, row.expected))
+    assert row.call
+    return row.make_row(checked(field, function, row.call))
+
+
+def _checked_row(field: str, row: Any) -> Any:
+    """Returns a row whose functions are checked where they run.
+
+    Raises:
+      UserError: if one of them is not a function with its signature.
+    """
+    for name, call in FIELDS[field].functions.items():
+        function = getattr(row, name)
+        is_valid = callable(function) and call.signature.fits(function)
+        if not is_valid and not (function is None and call.optional):
+            raise UserError(
+                f"{field} is {describe(row)}: expected {name} to be a function {call.signature}"
+            )
+    try:
+        return _with_checks(field, row)
+    except TypeError as e:
+        raise UserError(f"{field} is {row}: {e}, expected tuples in place of lists") from e
+
+
+@cache
+def _with_checks(field: str, row: Any) -> Any:
+    calls = FIELDS[field].functions.items()
+    functions = {name: (getattr(row, name), call) for name, call in calls}
+    return row._replace(
+        **{name: checked(field, f, call) for name, (f, call) in functions.items() if f is not None}
+    )
+
+
+def is_shipped(field: str, value: Any) -> bool:
+    """Returns whether a value is the name of a row that is as the library ships it.
+
+    The tables are open: a program can add rows, and replace them. What knows the shipped rows by
+    their names, such as the inference form and other libraries' weights, asks this first.
+
+    >>> is_shipped("attention", "se"), is_shipped("attention", ATTENTION["se"])
+    (True, False)
+    """
+    if not isinstance(value, str) or value not in SHIPPED[field]:
+        return False
+    return bool(FIELDS[field].table.get(value) is SHIPPED[field][value])
 
 
 def canonical(field: str, value: Any) -> Any:
@@ -87,11 +138,11 @@ def canonical(field: str, value: Any) -> Any:
     """
     if isinstance(value, list):
         value = tuple(value)
-    if not isinstance(value, str):
-        shipped = FIELDS[field].table.items()
-        value = next((name for name, row in shipped if row is value or row == value), value)
     resolve(field, value)
-    return value
+    if isinstance(value, str):
+        return value
+    names = (name for name, row in SHIPPED[field].items() if row is value or row == value)
+    return next((name for name in names if is_shipped(field, name)), value)
 
 
 def canonical_block(value: Any) -> Any:
@@ -100,15 +151,6 @@ def canonical_block(value: Any) -> Any:
     if not per_stage or not value:
         return canonical("block", value)
     return tuple(canonical("block", block) for block in value)
-
-
-def describe(value: Any) -> str:
-    """Returns a value of a field for messages: a name in quotes, or a function as "module:name".
-
-    >>> describe("se"), describe(describe)
-    ("'se'", 'resflax.nn.fields:describe')
-    """
-    return function_name(value) if callable(value) else repr(value)
 
 
 def check_named(parts: Mapping[str, Any], purpose: str) -> None:
@@ -122,27 +164,23 @@ def check_named(parts: Mapping[str, Any], purpose: str) -> None:
       UserError: if there is one.
     """
     for field, part in parts.items():
-        names = ", ".join(FIELDS[field].table)
+        names = ", ".join(SHIPPED[field])
         raise UserError(f"{field} is {describe(part)}, and {purpose}: expected one of {names}")
 
 
 def _is_row(row: Field, value: Any) -> bool:
     if row.row is tuple:  # a branch: a tuple of convolutions
         return isinstance(value, tuple) and bool(value) and {*map(type, value)} == {ConvRow}
-    if row.row:
-        return isinstance(value, row.row)
-    return any(value is shipped for shipped in row.table.values())
+    return row.row is not None and isinstance(value, row.row)
 
 
 def _invalid(field: str, value: Any) -> UserError:
     row = FIELDS[field]
-    if isinstance(value, str):
-        return unknown(field, value, row.table)
     kinds = [suggest(field, row.table)]
     if row.row:
         kinds.append("a tuple of ConvRow" if row.row is tuple else f"a row, {row.row.__name__}")
-    if row.signature:
-        kinds.append(f"a function {row.signature}")
+    if row.call:
+        kinds.append(f"a function {row.call.signature}")
     arguments = ""
     if callable(value):
         with contextlib.suppress(TypeError, ValueError):
@@ -162,66 +200,144 @@ def _strided_shape(ops: Any, x: Any, features: int, stride: int) -> Any:
     return strided(x.shape, stride, features)
 
 
-def _same_shape(ops: Any, x: Any, *args: Any) -> Any:
+def _filtered_shape(ops: Any, x: Any, stride: int) -> Any:
+    return strided(x.shape, stride, x.shape[-1])
+
+
+def _same_shape(ops: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x.shape
 
 
+def _convolved_shape(x: Any, kernel: Any, *args: Any, **kwargs: Any) -> Any:
+    def convolve(x: Any, kernel: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+
+    return jax.eval_shape(convolve, x, kernel).shape
+
+
 FEATURES = ("ops", "x", "features")
-STRIDED = Signature((*FEATURES, "stride"), (), "array (n, *space / stride, features)")
+STRIDED = Call(
+    Signature((*FEATURES, "stride"), (), "array (n, *space / stride, features)"), _strided_shape
+)
+STEM = Call(
+    Signature(FEATURES, (), "array (n, *space, features)"),
+    lambda ops, x, features: (len(x), *[None] * (x.ndim - 2), features),
+)
+FILTER = Call(
+    Signature(("ops", "x", "stride"), (), "array (n, *space / stride, channels)"), _filtered_shape
+)
+NORM = Call(Signature(("ops", "x"), ("name", "zero"), "array of the shape of x"), _same_shape)
 FIELDS: dict[str, Field] = {
-    "block": Field(BLOCKS, STRIDED, _strided_shape, tuple),
+    "block": Field(BLOCKS, STRIDED, tuple),
     "stem": Field(
         STEMS,
-        Signature(FEATURES, (), "array (n, *space, features)"),
-        lambda ops, x, features: (len(x), *[None] * (x.ndim - 2), features),
+        STEM,
         Stem,
         lambda function: Stem((), function=function),
+        {
+            "pool": Call(
+                Signature(("ops", "x", "antialias"), (), "array (n, *space / 2, channels)"),
+                lambda ops, x, antialias: _filtered_shape(ops, x, 2),
+                optional=True,
+            ),
+            "function": STEM._replace(optional=True),
+        },
     ),
-    "shortcut": Field(SHORTCUTS, STRIDED, _strided_shape, ShortcutRow, _shortcut_row),
+    "shortcut": Field(
+        SHORTCUTS,
+        STRIDED,
+        ShortcutRow,
+        _shortcut_row,
+        {
+            "make": Call(
+                Signature(("ops", "geometry"), ("norm",), "function (h, shape)"),
+                result=Call(
+                    Signature(("h", "shape"), (), "array of that shape"), lambda h, shape: shape
+                ),
+                optional=True,
+            )
+        },
+    ),
     "gate": Field(
         GATES,
-        Signature(("h", "y", "s"), (), "array of the shape of y"),
-        lambda h, y, s: y.shape,
+        Call(Signature(("h", "y", "s"), (), "array of the shape of y"), lambda h, y, s: y.shape),
         Gate,
-        lambda function: Gate(lambda h, y, s, keys: (function(h, y, s),)),
+        lambda function: Gate(lambda h, y, s, keys: function(h, y, s)),
+        {
+            "combine": Call(
+                Signature(("h", "y", "s", "keys"), (), "array of the shape of y"),
+                lambda h, y, s, keys: y.shape,
+            )
+        },
     ),
     "order": Field(ChainMap[str, Any]({"auto": None}, ORDERS), row=Order),
     "attention": Field(
-        ATTENTION, Signature(("ops", "x", "channels"), (), "array of the shape of x"), _same_shape
+        ATTENTION,
+        Call(Signature(("ops", "x", "channels"), (), "array of the shape of x"), _same_shape),
     ),
     "antialias": Field(
         ANTIALIAS,
-        Signature(("ops", "x", "stride"), (), "array (n, *space / stride, channels)"),
-        lambda ops, x, stride: strided(x.shape, stride, x.shape[-1]),
+        FILTER,
         AntiAlias,
         filtered_maximum,
+        {
+            "pool": Call(
+                Signature(("ops", "x"), (), "array (n, *space / 2, channels)"),
+                lambda ops, x: _filtered_shape(ops, x, 2),
+            ),
+            "downsample": FILTER._replace(optional=True),
+        },
     ),
     "norm": Field(
         NORMS,
-        Signature(("ops", "x"), ("name", "zero"), "array of the shape of x"),
-        _same_shape,
+        NORM,
         NormRow,
         lambda function: NormRow(None, function=function),
+        {
+            "make": Call(
+                Signature(
+                    ("lift",),
+                    ("train", "dtype", "axis_name", "mode", "scale_init", "act", "name"),
+                    "module or function (x)",
+                ),
+                result=Call(Signature(("x",), (), "array of the shape of x"), lambda x: x.shape),
+                optional=True,
+            ),
+            "function": NORM._replace(optional=True),
+        },
     ),
     "activation": Field(
-        ACTIVATIONS, Signature(("x",), (), "array of the shape of x"), lambda x: x.shape
+        ACTIVATIONS, Call(Signature(("x",), (), "array of the shape of x"), lambda x: x.shape)
     ),
     "conv": Field(
         CONVS,
-        Signature(
-            ("x", "kernel", "strides", "padding"),
-            (
-                "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
-                "precision",
+        Call(
+            Signature(
+                ("x", "kernel", "strides", "padding"),
+                (
+                    "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
+                    "precision",
+                ),
+                "array, as jax.lax.conv_general_dilated",
             ),
-            "array, as jax.lax.conv_general_dilated",
+            _convolved_shape,
         ),
     ),
     "pooling": Field(
         POOLINGS,
-        Signature(("ops", "x"), (), "array (n, channels)"),
-        lambda ops, x: (len(x), None),
+        Call(
+            Signature(("ops", "x"), (), "array (n, channels)"), lambda ops, x: (len(x), None)
+        ),
     ),
-    "head": Field(HEADS, Signature(FEATURES, (), "logits (n, features)")),
+    "head": Field(
+        HEADS,
+        Call(
+            Signature(FEATURES, (), "logits (n, features), or a tree of arrays (n, ...)"),
+            lambda ops, x, features: (len(x), ...),
+            is_tree=True,
+        ),
+    ),
     "ensemble": Field(ENSEMBLES, row=EnsembleRow),
 }  # fmt: skip
+# The rows of each table as the library ships them; the tables are open.
+SHIPPED: dict[str, dict[str, Any]] = {field: dict(row.table) for field, row in FIELDS.items()}

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from resflax.nn.fields import resolve
+from resflax.errors import UserError
+from resflax.nn.functions import describe
 from resflax.nn.spec import Spec
 
 
@@ -22,6 +23,9 @@ def fixup_params(spec: Spec, params: Any) -> Any:
       spec: the architecture, whose blocks are rows of convolutions.
       params: the collection "params", of a network with `scan=True` or `scan=False`.
 
+    Raises:
+      UserError: if a block is a function.
+
     >>> from resflax import create_model
     >>> model = create_model("cifar_resnet8", norm="none", gate="fixup", zero_init=False)
     >>> image = jnp.ones((1, 8, 8, 3))
@@ -31,7 +35,14 @@ def fixup_params(spec: Spec, params: Any) -> Any:
     0.0
     """
     blocks = sum(spec.depths)
-    lengths = [len(resolve("block", block)) for block in spec.block_values]
+    lengths = []
+    for value, block in zip(spec.block_values, spec.blocks, strict=True):
+        if callable(block):
+            raise UserError(
+                f"block is {describe(value)}, a function, and Fixup rescales convolutions:"
+                " expected rows of ConvRow"
+            )
+        lengths.append(len(block))
 
     def rescale(path: Any, leaf: Array) -> Array:
         module, *inner = (entry.key for entry in path)

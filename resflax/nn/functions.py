@@ -92,51 +92,96 @@ def strided(shape: tuple[int, ...], stride: int, features: int) -> Shape:
     return (shape[0], *(-(-size // stride) for size in shape[1:-1]), features)
 
 
-def checked(
-    field: str,
-    function: Callable[..., Any],
-    signature: Signature,
-    expected: Callable[..., Shape | None],
-) -> Callable[..., Any]:
+class Call(NamedTuple):
+    """How the network calls a function, and the shape of the result.
+
+    Attributes:
+      signature: of the function. Its argument "x", or the first one, is an array.
+      expected: `(*arguments, **keywords) -> shape`, with None for axes of any size, and `...` at
+        the end for any further ones; None for any result.
+      result: of a function that makes a function: how the network calls that one.
+      optional: whether a row may have None in its place.
+      is_tree: whether the result may be a tree of such arrays.
+    """
+
+    signature: Signature
+    expected: Callable[..., Any] = lambda *args, **kwargs: None
+    result: Any = None
+    optional: bool = False
+    is_tree: bool = False
+
+
+def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..., Any]:
     """Returns a function that raises `UserError` where `function` fails, or returns another shape.
 
     Args:
       field: the field of the spec that has the function.
-      function: of arguments as in `signature`, of which "x" or the first one is an array.
-      signature: for the message.
-      expected: `(*arguments) -> shape`, with None for axes of any size; None for any result.
+      function: the function.
+      call: how the network calls it.
     """
-    name = "x" if "x" in signature.arguments else signature.arguments[0]
-    position = signature.arguments.index(name)
+    signature, name = call.signature, function_name(function)
+    array = "x" if "x" in signature.arguments else signature.arguments[0]
+    position = signature.arguments.index(array)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        shape = np.shape(args[position])
-        start = f"{field} {function_name(function)}"
+    def run(*args: Any, **kwargs: Any) -> Any:
+        where = f"{array} of shape {np.shape(args[position])}"
         try:
             result = function(*args, **kwargs)
         except UserError:
             raise
         except Exception as e:
             reason = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}"
-            raise UserError(
-                f"{start} fails on {name} of shape {shape}: {reason}; expected {signature}"
-            ) from e
-        want = expected(*args)
-        if want is not None and not _has_shape(result, want):
+            on = "" if call.result else f" on {where}"
+            raise UserError(f"{field} {name} fails{on}: {reason}; expected {signature}") from e
+        if call.result:
+            if not callable(result):
+                raise UserError(
+                    f"{field} {name} returns {type(result).__name__}: expected {signature}"
+                )
+            return checked(field, result, call.result)
+        want = call.expected(*args, **kwargs)
+        leaves = jax.tree.leaves(result) if call.is_tree else [result]
+        if want is not None and not (leaves and all(_has_shape(leaf, want) for leaf in leaves)):
             got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
-            shown = f"({', '.join('any' if size is None else str(size) for size in want)})"
+            names = {None: "any", ...: "..."}
+            shown = f"({', '.join(names.get(size, str(size)) for size in want)})"
             raise UserError(
-                f"{start} returns {got} for {name} of shape {shape}: expected an array of shape"
-                f" {shown}, from {signature}"
+                f"{field} {name} returns {got} for {where}: expected an array of shape {shown},"
+                f" from {signature}"
             )
         return result
 
-    return call
+    run.__module__, _, run.__qualname__ = name.partition(":")  # for messages
+    return run
 
 
-def _has_shape(result: Any, want: Shape) -> bool:
-    if not isinstance(result, jax.Array | np.ndarray) or result.ndim != len(want):
+def _has_shape(result: Any, want: tuple[Any, ...]) -> bool:
+    if not isinstance(result, jax.Array | np.ndarray):
         return False
-    sizes = zip(result.shape, want, strict=True)
+    shape = result.shape
+    if want[-1] is ...:
+        want, shape = want[:-1], shape[: len(want) - 1]
     # Symbolic sizes, as in `jax.export`, are not compared.
-    return all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
+    return len(shape) == len(want) and all(
+        a == b
+        for a, b in zip(shape, want, strict=True)
+        if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def describe(value: Any) -> str:
+    """Returns a value of a field for messages: a name in quotes, or a function as "module:name".
+
+    A row has only the attributes that are not the default.
+
+    >>> describe("se"), describe(describe)
+    ("'se'", 'resflax.nn.functions:describe')
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        defaults: dict[str, Any] = getattr(value, "_field_defaults", {})
+        given = zip(value._fields, value, strict=True)
+        shown = [f"{k}={describe(v)}" for k, v in given if k not in defaults or v != defaults[k]]
+        return f"{type(value).__name__}({', '.join(shown)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
+    return function_name(value) if callable(value) else repr(value)

@@ -1,13 +1,11 @@
 """How a residual block combines its shortcut `s` and its branch `y = F(h)`, as a table.
 
 He et al. 2016 (arXiv:1603.05027), section 3, compare the sum `s + y` with five alternatives; other
-rows are learned factors of the branch. Each is a function `(h, y, s, keys)` that returns the two
-terms of the sum. It runs in the block's compact scope; its parameters are in the module "gate".
+rows are learned factors of the branch. Each is a function `(h, y, s, keys)` that returns the
+combination. It runs in the block's compact scope; its parameters are in the module "gate".
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,20 +19,24 @@ from resflax.nn.shortcuts import subsample
 from resflax.nn.space import per_channel
 
 Keys = Key[Array, " n"] | None
-Terms = tuple[Array, ...]
-Factors = tuple[Any, Any]
+
+
+class Factors(NamedTuple):
+    """Factors of the sum `shortcut * s + branch * y`: numbers, or vectors over the channels."""
+
+    shortcut: Any = 1.0
+    branch: Any = 1.0
 
 
 class Gate(NamedTuple):
     """Row of `GATES`.
 
     Attributes:
-      terms: `(h, y, s, keys) -> (shortcut term, branch term)`, both with the shape of `y`, or their
-        sum alone. `h` is the input of the branch. `keys` has one key per example, or is None in
-        evaluation.
-      is_random: whether `terms` draws random numbers from the keys.
-      factors: from the arrays of the module "gate" by name to the factors of `s` and `y` in
-        evaluation: numbers, or vectors over the channels. None if they depend on the input.
+      combine: `(h, y, s, keys) -> array of the shape of y`. `h` is the input of the branch. `keys`
+        has one key per example, or is None in evaluation.
+      is_random: whether `combine` draws random numbers from the keys.
+      factors: from the arrays of the module "gate" by name to the factors that `combine` multiplies
+        by in evaluation. None if they depend on the input.
       alpha: factor of the branch in a normalizer-free network, from which the expected variance of
         each block's input follows; None for other gates.
 
@@ -42,21 +44,21 @@ class Gate(NamedTuple):
     [6.0]
     """
 
-    terms: Callable[[Array, Array, Array, Keys], Terms]
+    combine: Callable[[Array, Array, Array, Keys], Array]
     is_random: bool = False
     factors: Callable[[Mapping[str, Any]], Factors] | None = None
     alpha: float | None = None
 
     def __call__(self, h: Array, y: Array, s: Array, keys: Keys = None) -> Array:
-        """Returns the sum of the terms."""
-        return reduce(add, self.terms(h, y, s, keys))
+        """Returns the combination of branch `y` and shortcut `s`."""
+        return self.combine(h, y, s, keys)
 
 
 def constant(shortcut: float, branch: float, *, alpha: float | None = None) -> Gate:
     """Makes `shortcut * s + branch * y` (He et al. 2016, section 3.1)."""
     return Gate(
-        lambda h, y, s, keys: (shortcut * s, branch * y),
-        factors=lambda arrays: (shortcut, branch),
+        lambda h, y, s, keys: shortcut * s + branch * y,
+        factors=lambda arrays: Factors(shortcut, branch),
         alpha=alpha,
     )
 
@@ -78,31 +80,31 @@ def exclusive(bias: float) -> Gate:
       bias: initial value of bg.
     """
 
-    def terms(h: Array, y: Array, s: Array, keys: Keys) -> Terms:
+    def combine(h: Array, y: Array, s: Array, keys: Keys) -> Array:
         g = _sigmoid(h, y, bias)
-        return (1 - g) * s, g * y
+        return (1 - g) * s + g * y
 
-    return Gate(terms)
+    return Gate(combine)
 
 
 def shortcut_only(bias: float) -> Gate:
     """Makes `(1 - g) s + y` with `g = sigmoid(Wg h + bg)` (section 3.3), bg starting at `bias`."""
-    return Gate(lambda h, y, s, keys: ((1 - _sigmoid(h, y, bias)) * s, y))
+    return Gate(lambda h, y, s, keys: (1 - _sigmoid(h, y, bias)) * s + y)
 
 
-def _convolve(h: Array, y: Array, s: Array, keys: Keys) -> Terms:
+def _convolve(h: Array, y: Array, s: Array, keys: Keys) -> Array:
     dense = nn.Dense(
         s.shape[-1], use_bias=False, dtype=y.dtype, kernel_init=he_normal_fan_out, name="gate"
     )
-    return dense(s), y
+    return dense(s) + y
 
 
 def shortcut_dropout(rate: float) -> Gate:
     """Makes `dropout(s) + y` (section 3.5), drawn from each example's key."""
     return Gate(
-        lambda h, y, s, keys: (s if keys is None else dropout(keys, s, rate), y),
+        lambda h, y, s, keys: (s if keys is None else dropout(keys, s, rate)) + y,
         is_random=True,
-        factors=lambda arrays: (1.0, 1.0),
+        factors=lambda arrays: Factors(),
     )
 
 
@@ -112,13 +114,13 @@ def branch_drop_path(rate: float) -> Gate:
     In evaluation it is `s + y`; in training `y` is divided by `1 - rate` where it is kept.
     """
 
-    def terms(h: Array, y: Array, s: Array, keys: Keys) -> Terms:
+    def combine(h: Array, y: Array, s: Array, keys: Keys) -> Array:
         if keys is None:
-            return s, y
+            return s + y
         scale = drop_path(keys, [rate])[0].astype(y.dtype)
-        return s, y * scale.reshape(-1, *[1] * (y.ndim - 1))
+        return s + y * scale.reshape(-1, *[1] * (y.ndim - 1))
 
-    return Gate(terms, is_random=True, factors=lambda arrays: (1.0, 1.0))
+    return Gate(combine, is_random=True, factors=lambda arrays: Factors())
 
 
 class BranchScale(nn.Module):
@@ -139,8 +141,8 @@ class BranchScale(nn.Module):
 def learned_scale(init: float, *, per_channel: bool = False) -> Gate:
     """Makes `s + scale * y`, with one learned number per block or one per channel."""
     return Gate(
-        lambda h, y, s, keys: (s, BranchScale(init, per_channel, name="gate")(y)),
-        factors=lambda arrays: (1.0, arrays["scale"]),
+        lambda h, y, s, keys: s + BranchScale(init, per_channel, name="gate")(y),
+        factors=lambda arrays: Factors(branch=arrays["scale"]),
     )
 
 
@@ -162,9 +164,11 @@ def input_scales(depths: Sequence[int], alpha: float) -> list[list[float]]:
     return scales
 
 
+# `s + y`, which a block computes without a gate.
+SUM = constant(1.0, 1.0)
 # Biases and rates of the rows without another source are those of He et al. 2016, table 1.
 GATES: dict[str, Gate] = {
-    "none": constant(1.0, 1.0),
+    "none": SUM,
     "scaled_shortcut": constant(0.5, 1.0),
     "scaled": constant(0.5, 0.5),
     "exclusive": exclusive(-6.0),

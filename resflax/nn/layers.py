@@ -17,7 +17,7 @@ from resflax.errors import UserError
 from resflax.kernels.conv import conv_general_dilated
 from resflax.nn.activations import Activation
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
-from resflax.nn.norms import NORMS, Lift, NormRow
+from resflax.nn.norms import BATCH, NONE, Lift, NormRow
 from resflax.nn.scaled_conv import ScaledConv, gamma_of, scaled_standardized_conv
 
 Conv = Callable[..., Array]
@@ -152,7 +152,7 @@ def make_ops(
     dtype: Any,
     axis_name: str | None = None,
     batch_norm: BatchNormMode = GLOBAL_BATCH,
-    norm: NormRow = NORMS["batch"],
+    norm: NormRow = BATCH,
     conv: Conv = conv_general_dilated,
     activation: Activation = nn.relu,
     dimensions: int = 2,
@@ -218,7 +218,7 @@ def make_ops(
 
     # In float32 the default precision of matrix products on accelerators is too low for variances.
     fuses = train and dtype == jnp.bfloat16 and batch_norm.name == "global"
-    fuses = fuses and norm == NORMS["batch"] and conv is conv_general_dilated
+    fuses = fuses and norm is BATCH and conv is conv_general_dilated
     fuses_relu = activation is nn.relu and dtype == jnp.bfloat16
     gamma = gamma_of(activation) if conv is scaled_standardized_conv else None
     run_conv = _make_conv(conv, dtype, dimensions, gamma)
@@ -236,7 +236,7 @@ def make_ops(
         axis_name=axis_name,
         fused_conv_norm=fused_conv_norm if fuses else None,
         dimensions=dimensions,
-        norms=norm != NORMS["none"],
+        norms=norm is not NONE,
     )
     return ops
 

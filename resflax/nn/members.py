@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from resflax.errors import UserError
+from resflax.nn.fields import is_shipped
+from resflax.nn.functions import describe
 from resflax.nn.scan import unstack_params
 from resflax.nn.spec import Spec
 
@@ -27,12 +30,20 @@ def split_members(spec: Spec, variables: Variables) -> list[Variables]:
     Returns:
       One tree of NumPy arrays per member; a single one for a spec without ensemble.
 
+    Raises:
+      UserError: if the ensemble is not as the library ships it.
+
     >>> spec = Spec((1,), (8,), "basic", "cifar", 8, ensemble="packed", members=2, alpha=2.0)
     >>> kernel = np.ones((3, 3, 3, 16))
     >>> members = split_members(spec, {"params": {"stem_conv": {"kernel": kernel}}})
     >>> [member["params"]["stem_conv"]["kernel"].shape for member in members]
     [(3, 3, 3, 8), (3, 3, 3, 8)]
     """
+    if not is_shipped("ensemble", spec.ensemble):
+        raise UserError(
+            f"ensemble is {describe(spec.ensemble)}, a row that was added or replaced: expected one"
+            f" of {', '.join(SPLITS)} as the library ships it, whose members can be split"
+        )
     unrolled = unstack_params(jax.tree.map(np.asarray, variables))
     return [SPLITS[spec.ensemble](unrolled, k, spec.members) for k in range(spec.members)]
 

@@ -135,10 +135,11 @@ def _none(lift: Lift, **fields: Any) -> Any:
     return lambda x: x
 
 
+BATCH, NONE = NormRow(_batch), NormRow(_none)
 NORMS: dict[str, NormRow] = {
-    "batch": NormRow(_batch),
+    "batch": BATCH,
     "group": NormRow(_group, channel_multiple=GROUPS),  # Wu and He 2018, arXiv:1803.08494
     "evonorm_s0": NormRow(_evonorm_s0, has_activation=True, channel_multiple=GROUPS),
     "frn_tlu": NormRow(_frn_tlu, has_activation=True),
-    "none": NormRow(_none),  # makes no module
+    "none": NONE,  # makes no module
 }

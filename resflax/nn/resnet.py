@@ -16,7 +16,7 @@ from resflax.nn.capture import COLLECTION, apply_and_capture
 from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
 from resflax.nn.ensembles import log_mean_probability
 from resflax.nn.fields import resolve
-from resflax.nn.gates import input_scales
+from resflax.nn.gates import SUM, input_scales
 from resflax.nn.layers import Ops
 from resflax.nn.orders import ACT, apply_steps
 from resflax.nn.residual import Residual
@@ -40,7 +40,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
     `module_class` is `Residual`, or the result of a linen transform of it.
     """
     shortcut, attention = resolve("shortcut", spec.shortcut), resolve("attention", spec.attention)
-    antialias = resolve("antialias", spec.antialias)
+    antialias, gate = resolve("antialias", spec.antialias), resolve("gate", spec.gate)
     order = spec.order_row
 
     def branch(x: Array) -> Array:
@@ -71,7 +71,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
         always=shortcut.always,
         pre=partial(apply_steps, ops, order.pre, name="norm1"),
         post=post,
-        gate=None if spec.gate == "none" else resolve("gate", spec.gate),
+        gate=None if gate is SUM else gate,
         name=name,
     )
 

@@ -10,7 +10,7 @@ from resflax.errors import UserError
 from resflax.nn.blocks import Block, ConvRow
 from resflax.nn.checks import to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow
-from resflax.nn.fields import FIELDS, canonical, canonical_block, resolve
+from resflax.nn.fields import FIELDS, canonical, canonical_block, is_shipped, resolve
 from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.orders import ORDERS, Order
@@ -174,14 +174,23 @@ class Spec:
 
     @property
     def own_parts(self) -> dict[str, Any]:
-        """Fields with a function or a row that is not in the field's table, and their values.
+        """Fields with a function or a row that the library does not ship, and these.
 
-        Blocks of convolutions are not among them, since their rows are data.
+        A name is among them if its row was added to the field's table, or replaced. Blocks of
+        convolutions are not, since their rows are data.
         """
-        parts = {field: getattr(self, field) for field in FIELDS if field != "block"}
-        parts = {field: part for field, part in parts.items() if not isinstance(part, str)}
-        functions = [block for block in self.block_values if callable(block)]
-        return parts | ({"block": functions[0]} if functions else {})
+        values = {field: getattr(self, field) for field in FIELDS if field != "block"}
+        if self.order == "auto":
+            values["order"] = "preact" if self.preact else "original"
+        own = {field: value for field, value in values.items() if not is_shipped(field, value)}
+        blocks = zip(self.block_values, self.blocks, strict=True)
+        own["block"] = next((value for value, block in blocks if callable(block)), None)
+        tables = {field: FIELDS[field].table for field in own}
+        return {
+            field: tables[field][part] if isinstance(part, str) else part
+            for field, part in own.items()
+            if part is not None
+        }
 
     @property
     def min_image_size(self) -> int:

@@ -7,10 +7,13 @@ from typing import Any
 from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
-from resflax.nn.fields import describe, resolve
+from resflax.nn.fields import FIELDS, is_shipped, resolve
+from resflax.nn.functions import describe
+from resflax.nn.gates import SUM
 from resflax.nn.layers import per_axis
 from resflax.nn.norms import NormRow
 from resflax.nn.orders import STEPS
+from resflax.nn.row_checks import check_row_values
 
 Spec = Any  # `resflax.nn.spec.Spec`, which imports this module
 OUTPUT_STRIDES = (8, 16, 32)
@@ -41,6 +44,7 @@ def check_parts(spec: Spec) -> None:
       UserError: if they do not.
     """
     for check in (
+        _check_rows,
         _check_order,
         _check_blocks,
         _check_dimensions,
@@ -88,6 +92,15 @@ def _check_rates(spec: Spec) -> None:
             f"drop_path is {spec.drop_path}: a network without shortcuts needs every branch,"
             " use drop_path=0"
         )
+
+
+def _check_rows(spec: Spec) -> None:
+    """Checks the values of the rows that the library does not ship."""
+    fields = [field for field in FIELDS if field != "block"]
+    own = [field for field in fields if not is_shipped(field, getattr(spec, field))]
+    rows = [(field, resolve(field, getattr(spec, field))) for field in own]
+    for field, row in (*rows, *(("block", block) for block in spec.blocks)):
+        check_row_values(field, row, spec.dimensions)
 
 
 def _check_blocks(spec: Spec) -> None:
@@ -148,17 +161,18 @@ def _check_dilation(spec: Spec) -> None:
 
 
 def _check_gate(spec: Spec) -> None:
-    if spec.gate == "none":
+    if resolve("gate", spec.gate) is SUM:
         return
     if resolve("shortcut", spec.shortcut).make is None:
         raise UserError(
             f"gate is {describe(spec.gate)}, but shortcut is 'none': use gate='none' or another"
             " shortcut"
         )
-    if spec.ensemble in ("batch", "packed"):
+    if spec.ensemble_row.rows or spec.ensemble_row.channels:
         raise UserError(
-            f"gate is {describe(spec.gate)}, but the members of ensemble {spec.ensemble!r} are"
-            " one network, whose gates would mix them: use gate='none'"
+            f"gate is {describe(spec.gate)}, but the members of ensemble"
+            f" {describe(spec.ensemble)} are one network, whose gates would mix them: use"
+            " gate='none'"
         )
 
 
