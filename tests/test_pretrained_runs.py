@@ -17,13 +17,13 @@ from resflax.nn import ResNet
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.train import Trainer, build, default_config, fit
 from resflax.train.pretrained import fit_to_dataset
+from resflax.train.results import MEASURED
 from resflax.train.run import Run
 from resflax.weights import Preprocess, PretrainedConfig, save_file, to_torch
 from resflax.weights.imagenet import imagenet_classes
 from resflax.weights.readers import Weights
 
 TINY = {"depths": (1,), "widths": (4,), "stem_width": 4}
-TIMES = ("wall_seconds", "examples_per_second")
 
 
 def make_config(pretrained="", **keys):
@@ -69,7 +69,7 @@ def write_image_folder(root, classes=("a", "b"), count=4, size=(20, 30)):
 
 
 def without_times(results):
-    return {key: value for key, value in results.items() if key not in TIMES}
+    return {key: value for key, value in results.items() if key not in MEASURED}
 
 
 @pytest.mark.slow

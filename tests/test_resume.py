@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.modules import NormNet
-from helpers.records import read_records
+from helpers.records import read_reproducible
 
 from resflax import UserError
 from resflax.data import load_dataset
@@ -15,6 +15,7 @@ from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.train import Trainer, Workdir, build, default_config, loop
 from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
+from resflax.train.results import MEASURED
 
 DIGITS = load_dataset("digits")
 STEPS = 60  # two epochs of 30
@@ -95,14 +96,6 @@ def fit(path, config, interrupt=None, nonfinite=()):
     return None
 
 
-def records_without_speed(path):
-    records = read_records(path)
-    for record in records:
-        del record["examples_per_second"]
-    return records
-
-
-TIMES = ("wall_seconds", "examples_per_second")
 CONFIGS = {
     "default": {},
     "mesh, from the host": {"parallel": "mesh", "data__placement": "host"},
@@ -134,7 +127,7 @@ def uninterrupted(tmp_path_factory):
     def get(name):
         if name not in runs:
             path = tmp_path_factory.mktemp("run")
-            runs[name] = fit(path, make_config(**CONFIGS[name])), records_without_speed(path), path
+            runs[name] = fit(path, make_config(**CONFIGS[name])), read_reproducible(path), path
         return runs[name]
 
     return get
@@ -150,10 +143,10 @@ def unfinished(uninterrupted, tmp_path):
 
 def assert_same_run(results, path, uninterrupted):
     expected, records, _ = uninterrupted
-    assert {k: v for k, v in results.items() if k not in TIMES} == {
-        k: v for k, v in expected.items() if k not in TIMES
+    assert {k: v for k, v in results.items() if k not in MEASURED} == {
+        k: v for k, v in expected.items() if k not in MEASURED
     }
-    assert records_without_speed(path) == records
+    assert read_reproducible(path) == records
 
 
 @pytest.mark.slow
@@ -206,7 +199,7 @@ def test_run_resumes_with_another_engine_to_rounding(uninterrupted, tmp_path, mo
     assert fit(tmp_path, make_config(), InterruptAt(step=20)) is None
     results = fit(tmp_path, make_config(parallel="mesh", mesh__fsdp=4))
     expected, records, _ = uninterrupted("default")
-    losses = [record["loss"] for record in records_without_speed(tmp_path)]
+    losses = [record["loss"] for record in read_reproducible(tmp_path)]
     np.testing.assert_allclose(losses, [record["loss"] for record in records], rtol=1e-4)
     assert results["steps"] == expected["steps"]
     assert "resuming from the checkpoint at step 20" in lines
@@ -218,7 +211,7 @@ def test_more_epochs_continue_a_finished_run(uninterrupted, tmp_path):
     _, records, path = uninterrupted("default")
     shutil.copytree(path, tmp_path / "run")
     results = fit(tmp_path / "run", make_config(epochs=3))
-    all_records = records_without_speed(tmp_path / "run")
+    all_records = read_reproducible(tmp_path / "run")
     assert results["steps"] == 90
     assert all_records[: len(records)] == records
     assert [r["step"] for r in all_records if r["split"] == "test"] == [30, 60, 90]
@@ -233,7 +226,7 @@ def test_changed_records_are_reported_and_quarantined(uninterrupted, unfinished,
     monkeypatch.setattr(RunProgress, "print", lambda self, line: lines.append(line))
     resumed = fit(unfinished, make_config())
     assert resumed["params_sha256"] == results["params_sha256"]
-    assert records_without_speed(unfinished) == records[1:]
+    assert read_reproducible(unfinished) == records[1:]
     [warning] = [line for line in lines if line.startswith("warning: ")]
     assert "metrics.jsonl has changed since step 60: 11 of its 12 records can be read" in warning
     assert (unfinished / "damaged" / "metrics.jsonl").read_text() == changed
@@ -249,7 +242,7 @@ def test_corrupt_config_is_replaced_by_that_of_the_checkpoint(uninterrupted, unf
     assert note == "warning: config.json is corrupt: using the copy in the checkpoint"
     assert (unfinished / "config.json").read_text() == (path / "config.json").read_text()
     assert fit(unfinished, make_config())["params_sha256"] == results["params_sha256"]
-    assert records_without_speed(unfinished) == records
+    assert read_reproducible(unfinished) == records
 
 
 def test_fewer_steps_than_the_checkpoint_raise_user_error(unfinished):
@@ -268,7 +261,7 @@ def test_skipped_steps_are_counted_and_excluded_from_means(tmp_path):
     assert fit(tmp_path, config, InterruptAt(step=11), nonfinite) is None
     results = fit(tmp_path, config, nonfinite=nonfinite)
     assert results["dropped_steps"] == 8
-    records = [record for record in records_without_speed(tmp_path) if record["split"] == "train"]
+    records = [record for record in read_reproducible(tmp_path) if record["split"] == "train"]
     assert [record.get("dropped", 0) for record in records] == [1, 6, 1, 0, 0]
     rates = [record["learning_rate"] for record in records]
     peak = config.learning_rate

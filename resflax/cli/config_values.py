@@ -19,6 +19,7 @@ LIST_EXAMPLE = "0.1,0.2"
 LIST_EXAMPLES = {
     "decay_epochs": "30,60",
     "ensemble.seeds": "0,1",
+    "profile_steps": "10,13",
     "data.mean": "0.485,0.456,0.406",
     "data.std": "0.229,0.224,0.225",
     "data.rand_augment": "2,9",

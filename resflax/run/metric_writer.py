@@ -98,7 +98,7 @@ def parse_writers(value: str | Sequence[str] | None) -> tuple[str, ...]:
     (('tensorboard', 'csv'), ('csv',), ())
     """
     names = value.split(",") if isinstance(value, str) else value or ()
-    return tuple(name.strip() for name in names if name.strip())
+    return tuple(str(name).strip() for name in names if str(name).strip())
 
 
 def check_writers(names: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ class TrainerState:
       seconds: wall time of the run, over all processes that resumed it.
       examples: number of examples trained on.
       train_seconds: time they took, without compilation and evaluation.
+      data_wait_seconds: part of that time in which the devices waited for data.
       skipped: examples that could not be read.
       environment: platform, devices and versions, see `resflax.distributed.engines.environment`.
     """
@@ -55,6 +56,7 @@ class TrainerState:
     seconds: float = 0.0
     examples: int = 0
     train_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
 

@@ -23,6 +23,7 @@ RESUMABLE_KEYS = (
     "checkpoint_",
     "log_to",
     "log_histograms_every_steps",
+    "profile_steps",
     "ensemble.member_devices",
     "ensemble.method",
 )

@@ -168,6 +168,7 @@ LOGGING = {
     "log_histograms_every_steps": Key(
         0, "steps between histograms of parameters and gradients; 0: none"
     ),
+    "profile_steps": Key((), "first and last step of a profile in WORKDIR/profile; (): none"),
 }
 ENSEMBLES = {
     "ensemble.size": Key(1, "networks that are trained as one program"),

@@ -89,6 +89,12 @@ RULES: dict[str, Rule] = {
         ),
     ),
     "log_histograms_every_steps": COUNT_OR_ZERO,
+    "profile_steps": Rule(
+        "the first and the last step, 1 or more, such as (10, 13)",
+        lambda v: (
+            not v or (len(v) == 2 and all(type(x) is int for x in v) and 1 <= v[0] <= v[1] < 2**31)
+        ),
+    ),
     "eval_every_epochs": COUNT,
     "checkpoint_every_steps": COUNT_OR_ZERO,
     "checkpoint_every_minutes": NOT_NEGATIVE,

@@ -23,6 +23,7 @@ from resflax.data import (
 from resflax.distributed import Engine, EnsembleEngine
 from resflax.distributed.engines import Step
 from resflax.errors import UserError
+from resflax.train.data_wait import DataWait
 from resflax.train.ensemble import is_ensemble, seeds_by_use
 from resflax.train.metrics import Metrics
 from resflax.train.state import TrainState
@@ -143,12 +144,27 @@ def eval_iterator(split: Split, config: ConfigDict, local_rows: slice) -> Iterat
 
 
 def make_host_step_fn(
-    engine: Engine, step: TrainStep, split: Split, config: ConfigDict, start: int, stop: int
+    engine: Engine,
+    step: TrainStep,
+    split: Split,
+    config: ConfigDict,
+    start: int,
+    stop: int,
+    wait: DataWait | None = None,
 ) -> StepFn:
-    """Compiles a step that gets one batch at a time from the host, from step `start` on."""
+    """Compiles a step that gets one batch at a time from the host, from step `start` on.
+
+    `wait` measures how long the devices wait for the batches.
+    """
     batches = train_iterator(engine, split, config, start, stop)
-    run = engine.compile_train(step)
-    return lambda state: run(state, next(batches))
+    run, wait = engine.compile_train(step), wait or DataWait()
+
+    def run_step(state: TrainState) -> tuple[TrainState, Metrics]:
+        state, metrics = run(state, wait.next(batches))
+        wait.dispatched(metrics)
+        return state, metrics
+
+    return run_step
 
 
 def make_device_step_fn(

@@ -14,6 +14,7 @@ from resflax.data.workers import WorkerLostError
 from resflax.distributed import environment
 from resflax.distributed.processes import reached_preemption
 from resflax.errors import UserError
+from resflax.run.profiler import StepProfiler
 from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.run.trainer_state import TrainerState
@@ -74,11 +75,14 @@ class TrainingLoop:
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
         self.closing = contextlib.ExitStack()  # of what the loop opens
         self.checkpoints = RunCheckpoints(trainer, workdir, self._print)
+        self.profiler = StepProfiler(
+            self.config.profile_steps, workdir.path / "profile", writes=workdir.writes
+        )
 
     def run(self) -> dict[str, Any]:
         """Trains, and returns the results; see `fit`."""
         try:
-            with self.closing:
+            with self.closing, self.profiler:
                 eval_state = self._train()
                 results = self._finish(eval_state)
         except BaseException:
@@ -139,8 +143,10 @@ class TrainingLoop:
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
         for step in range(first + 1, trainer.steps + 1):
             assert step_fn
-            with self._stop_at_lost_worker(state, step - 1):
+            self.profiler.before(step, state)
+            with self._stop_at_lost_worker(state, step - 1), self.profiler.annotate(step):
                 state, metrics = step_fn(state)
+            self.profiler.after(step, metrics)
             self.pending.append(metrics)
             limit_in_flight(self.pending)
             if step == first + 1:  # compilation: the throughput is measured from its end
@@ -260,6 +266,7 @@ class TrainingLoop:
             seconds=self.state.seconds + time.monotonic() - self.start_time,
             examples=self.recorder.throughput.examples,
             train_seconds=self.recorder.throughput.seconds,
+            data_wait_seconds=self.recorder.data_wait_seconds,
         )
         self.checkpoints.save(step, arrays, self.eval_batch_stats, trainer_state, accuracy)
 
@@ -304,6 +311,7 @@ class TrainingLoop:
             final,
             seconds=self.state.seconds + time.monotonic() - self.start_time,
             examples_per_second=self.recorder.throughput.overall,
+            data_wait=self.recorder.data_wait,
         )
         self.workdir.write_skipped(self.state.skipped)
         self.workdir.write_results(results)

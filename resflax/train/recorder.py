@@ -1,13 +1,16 @@
 """The records of a run: written to `metrics.jsonl` and by writers, shown as progress, drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 
+from resflax.data import StreamingSplit
 from resflax.run.config_diff import flatten_config
 from resflax.run.curves import draw_curves
+from resflax.run.memory import memory_use
 from resflax.run.metric_writer import (
     MetricWriter,
     WriterStart,
@@ -20,6 +23,7 @@ from resflax.run.throughput import Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.config import to_json_dict
+from resflax.train.data_wait import WaitMeter, describe_wait
 from resflax.train.first_batch import first_images
 from resflax.train.histograms import HistogramSource
 from resflax.train.results import describe_accuracies, make_record, member_labels
@@ -27,6 +31,8 @@ from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
 MAX_IMAGES = 16  # of the first batch, that writers get
+# Share of the training time waited for data, and training time in seconds, from which a run warns.
+MAX_DATA_WAIT, MIN_SECONDS = 0.1, 10.0
 
 
 class Recorder:
@@ -52,6 +58,8 @@ class Recorder:
         first_step: int,
     ) -> None:
         self._trainer, self._workdir, self._progress = trainer, workdir, progress
+        self._has_warned = False
+        self._wait = None if trainer.on_device else WaitMeter(trainer.data_wait, state)
         self.throughput = Throughput(trainer.steps, state.examples, state.train_seconds)
         self._histograms = HistogramSource(trainer.run)
         self._writers: list[MetricWriter] = []
@@ -84,7 +92,10 @@ class Recorder:
           rates: learning rate of each member.
           evaluates: whether an evaluation follows at the same step.
         """
-        record = self._make_record(step, "train", means, rates, self.throughput.lap())
+        speed, resources = self.throughput.lap(), memory_use()
+        if self._wait:
+            resources["data_wait"] = self._wait.lap(self.throughput.seconds)
+        record = self._make_record(step, "train", means, rates, speed, resources)
         self._write(record)
         self._progress.train(record, self._remaining(step), evaluates=evaluates)
 
@@ -104,6 +115,7 @@ class Recorder:
         record = self._make_record(step, split, metrics, rates, speed)
         self._write(record)
         self._progress.evaluation(record, self._remaining(step))
+        self._warn_of_waiting()
 
     def add_histograms(self, state: TrainState, step: int) -> None:
         """Adds histograms of parameters and gradients if the config has them at this step.
@@ -153,11 +165,37 @@ class Recorder:
         with self._workdir.disk_errors(path.name):
             draw_curves(self._workdir.records.all(), path, title, labels)
 
+    @property
+    def data_wait_seconds(self) -> float:
+        """Time in which the devices waited for data, in the whole run."""
+        return self._wait.seconds if self._wait else 0.0
+
+    @property
+    def data_wait(self) -> float | None:
+        """The share of this time in the training time; None for data on the devices."""
+        return self._wait.share(self.throughput.seconds) if self._wait else None
+
+    def _warn_of_waiting(self) -> None:
+        """Prints a warning, once, if the devices wait for data."""
+        share, trainer = self.data_wait or 0.0, self._trainer
+        measured = self.throughput.seconds >= MIN_SECONDS and self._workdir.writes
+        if measured and share > MAX_DATA_WAIT and not self._has_warned:
+            self._has_warned = True
+            is_streamed = isinstance(trainer.dataset.train, StreamingSplit)
+            text = describe_wait(share, trainer.config, is_streamed=is_streamed)
+            self._progress.print(f"warning: {text}")
+
     def _make_record(
-        self, step: int, split: str, values: Any, rates: Sequence[float], speed: float
+        self,
+        step: int,
+        split: str,
+        values: Any,
+        rates: Sequence[float],
+        speed: float,
+        resources: Mapping[str, float] = MappingProxyType({}),
     ) -> dict[str, Any]:
         epoch, rate = self._trainer.epoch(step), float(np.mean(rates))
-        return make_record(self._trainer.config, step, epoch, split, values, rate, speed)
+        return make_record(self._trainer.config, step, epoch, split, values, rate, speed, resources)
 
     def _remaining(self, step: int) -> float | None:
         return self.throughput.remaining(step, self._trainer.evaluations_after(step))

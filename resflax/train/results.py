@@ -1,6 +1,7 @@
 """A run's outputs as JSON values: the records of `metrics.jsonl`, and `results.json`."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +17,15 @@ from resflax.train.monitor import excluded_members
 from resflax.train.run import Run
 from resflax.train.state import TrainState
 
+# Keys of records and results that differ between two runs of the same config.
+MEASURED = (
+    "wall_seconds",
+    "examples_per_second",
+    "host_memory_mib",
+    "device_memory_mib",
+    "data_wait",
+)
+
 
 def make_record(
     config: ConfigDict,
@@ -25,6 +35,7 @@ def make_record(
     values: dict[str, Any],
     learning_rate: float,
     examples_per_second: float,
+    resources: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns a record of a training interval or an evaluation.
 
@@ -37,6 +48,7 @@ def make_record(
         with the lists "loss" and "accuracy".
       learning_rate: of this step, mean over the members.
       examples_per_second: speed of the interval or the evaluation.
+      resources: memory and waiting times, see `memory_use` and `WaitMeter`.
     """
     return {
         "step": step,
@@ -46,6 +58,7 @@ def make_record(
         "accuracy": values["accuracy"],
         "learning_rate": learning_rate,
         "examples_per_second": round(examples_per_second, 1),
+        **resources,
         **({"weights": "ema"} if split != "train" and config.ema_decay else {}),
         **{key: values[key] for key in ("dropped", "members") if key in values},
     }
@@ -58,6 +71,7 @@ def make_results(
     *,
     seconds: float,
     examples_per_second: float,
+    data_wait: float | None = None,
 ) -> dict[str, Any]:
     """Returns the results of a run.
 
@@ -67,6 +81,8 @@ def make_results(
       final: the state that was evaluated, as NumPy arrays.
       seconds: wall time, over all processes that resumed the run.
       examples_per_second: speed of training.
+      data_wait: share of the training time in which the devices waited for data; None for data that
+        are on the devices.
     """
     trainable, _ = split_params(final.params, freeze_patterns(run.config, run.model))
     test, validation = trainer_state.test, trainer_state.validation
@@ -90,6 +106,7 @@ def make_results(
         "params_sha256": params_sha256(final.params),
         "wall_seconds": round(seconds, 3),
         "examples_per_second": round(examples_per_second, 1),
+        **({} if data_wait is None else {"data_wait": round(data_wait, 4)}),
         "platform": devices[0].platform,
         "device_count": len(devices),
         "process_count": jax.process_count(),

@@ -219,10 +219,14 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
         raise UserError(
             f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
         )
-    if total_steps(config, examples) >= 2**31:
+    steps = total_steps(config, examples)
+    if config.profile_steps and config.profile_steps[1] > steps:
         raise UserError(
-            f"{total_steps(config, examples)} steps are more than 2**31 - 1: lower config.epochs"
+            f"config.profile_steps is {config.profile_steps}: expected steps up to the last one,"
+            f" {steps}"
         )
+    if steps >= 2**31:
+        raise UserError(f"{steps} steps are more than 2**31 - 1: lower config.epochs")
 
 
 def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from resflax.data import Dataset, Split, StreamingSplit
 from resflax.errors import quantity
+from resflax.train.data_wait import DataWait
 from resflax.train.ensemble import is_ensemble
 from resflax.train.evaluation import TestMetrics, build_evaluator
 from resflax.train.input_pipeline import (
@@ -49,12 +50,18 @@ def precise_bn_split(dataset: Dataset) -> Split:
 
 
 class Trainer:
-    """Compiled steps of a `Run` on its engine, called by `resflax.train.loop.fit`."""
+    """Compiled steps of a `Run` on its engine, called by `resflax.train.loop.fit`.
+
+    Attributes:
+      on_device: whether the dataset is on the devices.
+      data_wait: how long the devices have waited for batches from the host.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.engine, self.dataset = run, run.config, run.engine, run.dataset
         self.steps = run.steps
         self.on_device = fits_on_device(self.config.data.placement, run.dataset)
+        self.data_wait = DataWait()
         self._evaluator = build_evaluator(run)
         self._stats_step = self.engine.compile_eval(run.stats_step)
         self._eval_batches: dict[int, list[Any]] = {}
@@ -83,9 +90,11 @@ class Trainer:
 
     def make_step_fn(self, start: int) -> StepFn:
         """Compiles the training step, with its batches from step `start` on."""
-        make: Any = make_device_step_fn if self.on_device else make_host_step_fn
         run = self.run
-        return make(self.engine, run.train_step, self.dataset.train, self.config, start, self.steps)
+        data = (self.engine, run.train_step, self.dataset.train, self.config, start, self.steps)
+        if self.on_device:
+            return make_device_step_fn(*data)
+        return make_host_step_fn(*data, self.data_wait)
 
     def evaluate(
         self,

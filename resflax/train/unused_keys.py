@@ -31,7 +31,7 @@ AUGMENT_KEYS = tuple(key for key in AUGMENTATION if key != "data.train_crop")
 TRAINING_KEYS = (
     "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat",
     *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
-    "log_every_steps", "log_histograms_every_steps", "eval_every_epochs",
+    "log_every_steps", "log_histograms_every_steps", "profile_steps", "eval_every_epochs",
     "checkpoint_every_steps", "checkpoint_every_minutes",
     "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path", "spec.dropout",
 )  # fmt: skip

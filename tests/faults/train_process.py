@@ -42,8 +42,6 @@ PIPELINES = {
         "--config.ensemble.learning_rate=(0.05, 0.1, 0.2)",
     ],
 }
-# Results that differ between two identical runs.
-TIMES = ("wall_seconds", "examples_per_second")
 
 
 def make_env(cache: Path, devices: int = 1) -> dict[str, str]:
@@ -132,9 +130,11 @@ def read_records(workdir: Path) -> list[str]:
 
 def read_outputs(workdir: Path) -> list[dict[str, Any]]:
     """Returns the results and the records of a finished run, without times."""
+    from resflax.train.results import MEASURED
+
     results = json.loads((workdir / "results.json").read_text())
     entries = [results, *map(json.loads, read_records(workdir))]
-    return [{k: v for k, v in entry.items() if k not in TIMES} for entry in entries]
+    return [{k: v for k, v in entry.items() if k not in MEASURED} for entry in entries]
 
 
 class Reference(NamedTuple):
