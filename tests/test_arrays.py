@@ -11,10 +11,22 @@ import pytest
 
 from resflax import UserError, load_pretrained
 from resflax.cli.main import main
-from resflax.data import InMemorySplit, load_dataset, make_augment, normalize
+from resflax.data import (
+    EvalTransform,
+    InMemorySplit,
+    StreamingSplit,
+    load_dataset,
+    make_augment,
+    normalize,
+)
 from resflax.data.ecg import CLASSES, make_ecg
 from resflax.data.roles import SplitChoice
 from resflax.data.splits import load_split
+from resflax.train import default_config
+from resflax.train.dataset import normalize_dataset
+from resflax.weights import Preprocess, PretrainedConfig
+from resflax.weights.array_preprocess import ArrayPreprocess
+from resflax.zoo import get_spec
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((12, 20, 2)).astype(np.float32), np.arange(12) % 3
@@ -110,6 +122,57 @@ def test_labels_are_positions_of_their_sorted_values(tmp_path, labels, classes):
     np.testing.assert_array_equal(dataset.train.labels, expected)
 
 
+def test_runs_say_what_the_arrays_are_taken_for(tmp_path):
+    for array, text in (
+        (np.zeros((12, 9, 8), np.uint8), "uint8 images of 9x8 and 1 channel, divided by 255"),
+        (np.zeros((12, 9, 8)), "float32 signals of 9 steps and 8 channels, not scaled"),
+        (np.zeros((12, 4, 5, 6, 2), int), "float32 volumes of 4x5x6 and 2 channels, not scaled"),
+    ):
+        dataset = load_dataset(save(tmp_path / "a.npz", x=array, y=Y, ids=Y))
+        assert f"{text}; not used: ids" in dataset.describe_splits()
+
+
+PIXELS = np.arange(12 * 8 * 8).reshape(12, 8, 8, 1) % 256
+
+
+def pretrained(mean=0.5, **fields):
+    """Returns the config of pretrained weights, whose preprocessing is of images or arrays."""
+    kind = ArrayPreprocess if fields else Preprocess
+    preprocess = kind(size=(8, 8), crop_pct=1.0, mean=(mean,), std=(0.25,), **fields)
+    return PretrainedConfig(get_spec("cifar_resnet8"), 1, preprocess, ())
+
+
+def test_pretrained_mean_and_std_need_values_of_their_scale(tmp_path):
+    config = default_config()
+
+    def mean_of(array, weights):
+        dataset = load_dataset(save(tmp_path / "a.npz", x=array, y=Y))
+        return normalize_dataset(dataset, config, weights).train.mean_std()[0]
+
+    floats = pretrained(mean=100.0, space=(8, 8))
+    assert mean_of(PIXELS.astype(np.uint8), pretrained()) == (0.5,)
+    assert mean_of(PIXELS / 255, pretrained()) == (0.5,)
+    assert mean_of(PIXELS, floats) == (100.0,)
+    for array, weights, message in (
+        (PIXELS, pretrained(), "float32 values from 0 to 255, but the mean and std of the pre"),
+        (PIXELS / 255 - 0.5, pretrained(space=(8, 8), dtype="uint8"), "values from -0.5 to 0.5"),
+        (PIXELS.astype(np.uint8), floats, "uint8 values, but the mean and std"),
+    ):
+        with pytest.raises(UserError, match=message):
+            mean_of(array, weights)
+    config.data.mean, config.data.std = (127.0,), (64.0,)
+    assert mean_of(PIXELS, pretrained()) == (127.0,)
+
+
+def test_networks_of_images_are_not_evaluated_on_floats(tmp_path):
+    name = save(tmp_path / "a.npz", x=PIXELS / 255, y=Y)
+    split = StreamingSplit(
+        load_split(name, "train"), 8, 1, eval_transform=EvalTransform(size=(8, 8))
+    )
+    with pytest.raises(UserError, match="has float32 arrays .* expected uint8 images"):
+        split.get_batch(np.arange(2))
+
+
 def test_class_names_come_with_the_arrays(tmp_path):
     dataset = load_dataset(save(tmp_path / "a.npz", **ARRAYS, classes=np.array(["n", "a", "v"])))
     assert dataset.classes == ("n", "a", "v")
@@ -137,6 +200,10 @@ BAD_ARRAYS = {
     "empty": ({**ARRAYS, "x_train": X[:0]}, "has the shape (0, 20, 2)"),
     "one-hot": ({**ARRAYS, "y_train": np.eye(3)[Y]}, ".argmax(1)"),
     "fractions": ({**ARRAYS, "y_train": Y / 2}, "expected integers or text"),
+    "dtypes": (
+        {**ARRAYS, "x_test": X[:6].astype(np.uint8)[..., None]},
+        "the split train is float32 and the split test is uint8, but only uint8 values are divided",
+    ),
     "shapes": ({**ARRAYS, "x_test": X[:6, :9]}, "expected one shape"),
     "unknown class": ({**ARRAYS, "y_test": Y[:6] + 1}, "has the label 3, which no training"),
     "one class": ({**ARRAYS, "y_train": Y * 0, "y_test": Y[:6] * 0}, "12 examples have the class"),

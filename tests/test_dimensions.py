@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.networks import apply, randomized, run, variables_of
 from helpers.small_specs import shrink
+from helpers.trees import assert_trees_close
 
 from resflax import create_model
 from resflax.errors import UserError
@@ -114,11 +115,7 @@ def test_scan_and_remat_give_the_same_gradients(dimensions):
     again = gradients(create_model(spec, scan=False, remat=True), variables)
     scanned = gradients(create_model(spec, scan=True), stack_params(variables))
     for actual in (stack_params(again), scanned):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max()),
-            actual,
-            stack_params(expected),
-        )
+        assert_trees_close(actual, stack_params(expected), 1e-3)
 
 
 @pytest.mark.parametrize(

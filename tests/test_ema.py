@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.modules import LinearClassifier, random_batch
+from helpers.modules import LinearClassifier, random_batch, weighted_batch
 from helpers.records import read_records
 
 from resflax import UserError, create_model
@@ -72,7 +72,7 @@ def test_average_is_evaluated_and_does_not_affect_training():
         states[decay], _ = step(init(optimizer, ema=decay > 0), random_batch(8))
     assert states[0.0].ema == {}
     jax.tree.map(np.testing.assert_array_equal, states[0.0].params, states[0.9].params)
-    batch = random_batch(8) | {"weight": np.ones(8, np.float32)}
+    batch = weighted_batch(8)
     eval_step = make_eval_step(LinearClassifier())
     metrics = eval_step(states[0.9], batch)
     only_average = dataclasses.replace(states[0.9], params=states[0.9].ema, ema={})

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.modules import NormNet
+from helpers.trees import to_float64
 
 from resflax import create_model
 from resflax.data import load_dataset, make_augment, normalize, train_batches
@@ -32,12 +33,6 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits")
-
-
-def to_float64(tree):
-    return jax.tree.map(
-        lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else None), tree
-    )
 
 
 def train(digits, name, devices, model, fsdp=1, prepare=lambda state: state):

@@ -1,4 +1,4 @@
-"""Higher derivatives of networks on every CPU backend against float64, and against differences."""
+"""Derivatives of networks on every CPU backend against float64, and against differences."""
 
 from functools import cache, partial
 
@@ -27,8 +27,20 @@ FAMILIES = {
         "num_classes": 3,
     },
     "bottleneck": SMALL | {"block": "bottleneck", "depths": (1,), "widths": (8,)},
+    "signals": SMALL | {"dimensions": 1, "stem": "imagenet"},
+    "volumes": SMALL | {"dimensions": 3, "depths": (1,), "widths": (8,)},
+    "clips": SMALL
+    | {
+        "dimensions": 3,
+        "stem": "video_2plus1d",
+        "block": "basic_2plus1d",
+        "depths": (1,),
+        "widths": (8,),
+        "shortcut": "B",
+    },
 }
-COUNT, SHAPE = 4, (6, 6, 3)
+COUNT = 4
+SHAPES = {1: (12, 3), 2: (6, 6, 3), 3: (4, 5, 6, 3)}
 STEP = 1e-6  # of the differences
 LABELS = np.arange(COUNT) % 3
 
@@ -39,9 +51,11 @@ def family_model(family, dtype):
 
 def random_inputs(family, dtype):
     """Returns images, variables and a direction of the parameters, the same for each dtype."""
-    variables = randomized(variables_of(family_model(family, "float32"), (1, *SHAPE)))
+    model = family_model(family, "float32")
+    shape = SHAPES[model.spec.dimensions]
+    variables = randomized(variables_of(model, (1, *shape)))
     direction = randomized(variables["params"], seed=1)
-    image = np.random.default_rng(2).standard_normal((COUNT, *SHAPE)).astype(np.float32)
+    image = np.random.default_rng(2).standard_normal((COUNT, *shape)).astype(np.float32)
     return jax.tree.map(lambda x: np.asarray(x, dtype), (image, variables, direction))
 
 
@@ -54,7 +68,7 @@ def losses(model, variables, params, image, labels, train):
 
 
 def derivatives(model, image, variables, direction):
-    """Returns Hessian-vector products in every order of modes, and gradients of each example.
+    """Returns the gradient, Hessian-vector products in every order, and gradients of each example.
 
     Batch norm uses the statistics of the batch, but for the gradients of each example.
     """
@@ -75,6 +89,7 @@ def derivatives(model, image, variables, direction):
 
     grad, zero = jax.grad(loss), jnp.zeros((), image.dtype)
     return {
+        "gradient": grad(params),
         "forward over reverse": jax.jvp(grad, (params,), (direction,))[1],
         "reverse over reverse": jax.grad(along)(params),
         "linearize": jax.linearize(grad, params)[1](direction),
@@ -121,7 +136,7 @@ def assert_close(actual, expected, tolerance):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["xla", *CPU_BACKENDS])
-def test_higher_derivatives_of_networks_match_float64(name, family):
+def test_derivatives_of_networks_match_float64(name, family):
     expected = in_float64(family)
     with conv_backend(name):
         model, inputs = family_model(family, "float32"), random_inputs(family, np.float32)

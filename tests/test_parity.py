@@ -96,21 +96,21 @@ def net(request):
 
 
 @pytest.mark.slow
-def test_logits_match_timm(net):
+def test_logits_match_timm_and_torchvision(net):
     case, spec, arrays = net
     assert shapes_digest({key: array.shape for key, array in arrays.items()}) == case["arrays"]
-    x = draw_images(case["size"]).transpose(0, 2, 3, 1)
+    x = np.moveaxis(draw_images(case["size"]), 1, -1)
     logits = apply(create_model(spec), from_torch(spec, arrays), x)
     expected = np.array(case["logits"], np.float32)
     np.testing.assert_allclose(logits[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow
-def test_torch_reference_logits_match_timm(net):
+def test_torch_reference_logits_match_the_same(net):
     """`resflax convert --verify` compares with this reference."""
     pytest.importorskip("torch")
     case, spec, arrays = net
-    x = draw_images(case["size"]).transpose(0, 2, 3, 1)
+    x = np.moveaxis(draw_images(case["size"]), 1, -1)
     logits = torch_logits(spec, from_torch(spec, arrays), x)
     expected = np.array(case["logits"], np.float32)
     np.testing.assert_allclose(logits[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -123,7 +123,7 @@ WITH_MAPS = [case for case in CASES if "maps" in case]
 @pytest.mark.parametrize("net", WITH_MAPS, ids=[c["name"] for c in WITH_MAPS], indirect=True)
 def test_feature_maps_match_timm(net):
     case, spec, arrays = net
-    x = draw_images(case["size"]).transpose(0, 2, 3, 1)
+    x = np.moveaxis(draw_images(case["size"]), 1, -1)
     model = create_model(spec, features_only=True)
     maps = apply(model, from_torch(spec, arrays), x)
     assert len(maps) == len(case["maps"]) == len(model.features)

@@ -12,12 +12,12 @@ TEXT = (ROOT / "README.md").read_text()
 @pytest.mark.slow
 def test_python_blocks_run_in_order(capsys):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
     assert capsys.readouterr().out == (
-        "['W1', 'W2'] ['W1', 'W2', 'Ws']\n['accuracy', 'loss']\n(2, 3, 3, 16, 16)\n"
+        "['W1', 'W2'] ['W1', 'W2', 'Ws']\n(2, 5)\n['accuracy', 'loss']\n(2, 3, 3, 16, 16)\n"
     )
     assert namespace["logits"].shape == (2, 10)
 

@@ -1,5 +1,7 @@
 """`scan` and `remat`: the same function as the unrolled network."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.networks import randomized, run, variables_of
+from helpers.trees import assert_trees_close
 
 from resflax import UserError, create_model
 from resflax.nn import stack_params, unstack_params
@@ -45,10 +48,7 @@ def loss_and_gradients(net, variables):
     return run(jax.value_and_grad(loss, has_aux=True), variables["params"])
 
 
-def assert_trees_close(actual, expected, tolerance=1e-5):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1e-3, np.abs(b).max()))
+assert_close = partial(assert_trees_close, floor=1e-3)
 
 
 @pytest.mark.slow
@@ -66,8 +66,8 @@ def test_scan_and_remat_match_the_unrolled_network(fields, remat):
     scanned = model(scan=True, remat=remat, **fields)
     (other, other_stats), other_grads = loss_and_gradients(scanned, stack_params(variables))
     np.testing.assert_allclose(other, loss, rtol=1e-6)
-    assert_trees_close(unstack_params(other_grads), grads, 1e-4)
-    assert_trees_close(unstack_params(other_stats), stats)
+    assert_close(unstack_params(other_grads), grads, 1e-4)
+    assert_close(unstack_params(other_stats), stats)
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_remat_keeps_parameter_names_and_gradients():
     (loss, _), grads = loss_and_gradients(model(scan=False), variables)
     (other, _), other_grads = loss_and_gradients(model(scan=False, remat=True), variables)
     np.testing.assert_allclose(other, loss, rtol=1e-6)
-    assert_trees_close(other_grads, grads, 1e-4)
+    assert_close(other_grads, grads, 1e-4)
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -90,7 +90,7 @@ def test_captured_intermediates_of_scanned_blocks_are_stacked(remat):
 
     expected, actual = capture(False, variables), capture(True, stack_params(variables))
     assert actual["stage3_rest"]["conv1"]["__call__"][0].shape == (3, 6, 2, 2, 8)
-    assert_trees_close(unstack_params(actual), expected)
+    assert_close(unstack_params(actual), expected)
 
 
 def test_scanned_blocks_keep_all_collections_and_random_streams(monkeypatch):

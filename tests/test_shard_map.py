@@ -1,11 +1,15 @@
 """Steps under `jax.shard_map` compute what one device computes, with and without `check_vma`."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.modules import LinearClassifier, random_batch, softmax
+from helpers.modules import LinearClassifier, random_batch, softmax, weighted_batch
 from helpers.networks import randomized, run
+from helpers.small_specs import ONE_BLOCK
+from helpers.trees import assert_trees_close, to_float64
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resflax import create_model
@@ -23,7 +27,6 @@ from resflax.train.precise_bn import make_stats_step
 
 DEVICES, ROWS, SHAPE = 4, 16, (4, 4, 1)
 SPLIT, WHOLE = PartitionSpec("d"), PartitionSpec()
-TINY = {"depths": (1,), "widths": (32,), "stem_width": 32}
 
 
 def make_mesh(axis_type=AxisType.Auto):
@@ -38,13 +41,6 @@ def run_split(step, state, batch, *, check_vma=True, axis_type=AxisType.Auto):
     )
     state = jax.device_put(state, NamedSharding(mesh, WHOLE))
     return run(mapped, state, jax.device_put(batch, NamedSharding(mesh, SPLIT)))
-
-
-def assert_same(result, expected, tolerance):
-    """Compares each array with the largest number of the expected one."""
-    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-30))
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -82,56 +78,61 @@ SLOW_CASES = {
     ),
     "mimo": ({"ensemble": "mimo", "members": 2}, {}, BatchNormMode()),
 }
+CASES = FAST_CASES | SLOW_CASES
+every_mapping = pytest.mark.parametrize(
+    ("check_vma", "axis_type"),
+    [(True, AxisType.Auto), (True, AxisType.Explicit), (False, AxisType.Auto)],
+)
 
 
 def make_case(fields, options, mode):
     """Returns model, optimizer (which clips by the norm) and a random state, in float64."""
-    model = create_model("cifar_resnet8", num_classes=3, dtype="float64", **{**TINY, **fields})
+    model = create_model("cifar_resnet8", num_classes=3, dtype="float64", **ONE_BLOCK | fields)
     model = model.clone(batch_norm=mode)
     optimizer = make_optimizer("sgd", 0.1, weight_decay=1e-2, grad_clip_norm=0.5)
     options = {"freeze": options.get("freeze", ()), "ema": "ema_decay" in options}
     shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0, SHAPE).variables)
     state = create_state(model, optimizer, 0, SHAPE, randomized(shapes), **options)
-    return model, optimizer, jax.tree.map(to_float64, state)
-
-
-def to_float64(x):
-    return np.asarray(x, np.float64 if x.dtype == np.float32 else None)
+    return model, optimizer, to_float64(state)
 
 
 def float64_batch():
-    batch = random_batch(ROWS, SHAPE) | {"weight": np.ones(ROWS, np.float32)}
+    batch = weighted_batch(ROWS, SHAPE)
     return batch | {"image": batch["image"].astype(np.float64)}
 
 
-def check_train_step(case, **mapping):
-    fields, options, mode = case
+@cache
+def on_one_device(name):
+    """Returns the state and the metrics after a train step of a case on one device."""
+    fields, options, mode = CASES[name]
     with jax.enable_x64(True):
         model, optimizer, state = make_case(fields, options, mode)
-        batch = float64_batch()
-        expected = run(make_train_step(model, optimizer, **options), state, batch)
+        return run(make_train_step(model, optimizer, **options), state, float64_batch())
+
+
+def check_train_step(name, **mapping):
+    fields, options, mode = CASES[name]
+    with jax.enable_x64(True):
+        model, optimizer, state = make_case(fields, options, mode)
         step = make_train_step(model, optimizer, axis_name="d", **options)
+        result = run_split(step, state, float64_batch(), **mapping)
         # The loss is in float32.
-        assert_same(run_split(step, state, batch, **mapping), expected, 1e-6)
+        assert_trees_close(result, on_one_device(name), 1e-6)
 
 
+@every_mapping
 @pytest.mark.parametrize("name", FAST_CASES)
-@pytest.mark.parametrize(
-    ("check_vma", "axis_type"), [(True, AxisType.Explicit), (False, AxisType.Auto)]
-)
 def test_train_step_equals_one_device_in_float64(name, check_vma, axis_type):
-    check_train_step(FAST_CASES[name], check_vma=check_vma, axis_type=axis_type)
+    check_train_step(name, check_vma=check_vma, axis_type=axis_type)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_CASES)
 def test_every_kind_of_train_step_equals_one_device(name):
-    check_train_step(SLOW_CASES[name])
+    check_train_step(name)
 
 
-@pytest.mark.parametrize(
-    ("check_vma", "axis_type"), [(True, AxisType.Explicit), (False, AxisType.Auto)]
-)
+@every_mapping
 def test_other_steps_equal_one_device_in_float64(check_vma, axis_type):
     with jax.enable_x64(True):
         model, _, state = make_case(*FAST_CASES["batch"])
@@ -147,7 +148,7 @@ def test_other_steps_equal_one_device_in_float64(check_vma, axis_type):
 
         expected = run(steps(None), state, batch)
         result = run_split(steps("d"), state, batch, check_vma=check_vma, axis_type=axis_type)
-        assert_same(result, expected, 1e-6)
+        assert_trees_close(result, expected, 1e-6)
 
 
 @pytest.mark.slow
@@ -160,7 +161,7 @@ def test_members_equal_one_device_in_float64():
         expected = run(jax.vmap(step, (0, None)), states, batch)
         step = make_train_step(model, optimizer, axis_name="d")
         result = run_split(jax.vmap(step, (0, None)), states, batch)
-        assert_same(result, expected, 1e-6)
+        assert_trees_close(result, expected, 1e-6)
 
 
 def test_per_device_batch_norm_is_ghost_batch_norm():
@@ -172,7 +173,7 @@ def test_per_device_batch_norm_is_ghost_batch_norm():
         expected = run(make_train_step(ghost, optimizer), state, batch)
         model = ghost.clone(batch_norm=BatchNormMode("per_device"))
         step = make_train_step(model, optimizer, axis_name="d")
-        assert_same(run_split(step, state, batch), expected, 1e-6)
+        assert_trees_close(run_split(step, state, batch), expected, 1e-6)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -204,4 +205,4 @@ def test_convolutions_in_chunks_equal_one_device(monkeypatch, backend, check_vma
         out_specs=(SPLIT, WHOLE),
         check_vma=check_vma,
     )
-    assert_same(run(mapped, x, w), expected, 1e-5)
+    assert_trees_close(run(mapped, x, w), expected, 1e-5)

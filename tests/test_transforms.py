@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.modules import NormNet, random_batch
-from helpers.networks import randomized
-from helpers.small_specs import EXTRA_SPECS, shrink
+from helpers.modules import NormNet, weighted_batch
+from helpers.networks import randomized, variables_of
+from helpers.small_specs import EXTRA_SPECS, ONE_BLOCK, shrink
 from jax import export
 from jax.experimental import checkify
 
@@ -32,7 +32,6 @@ from resflax.train.config import to_json_dict
 from resflax.zoo import get_spec
 
 SHAPE = (8, 8, 3)
-TINY = {"depths": (1,), "widths": (32,), "stem_width": 32}
 FAMILIES = {
     "basic": ("cifar_resnet8", {}),
     "preact": ("cifar_preact_resnet8", {}),
@@ -45,27 +44,38 @@ FAMILIES = {
     "dropout": ("cifar_resnet8", {"drop_path": 0.2, "dropout": 0.2}),
     "batch_ensemble": ("cifar_resnet8", {"ensemble": "batch", "members": 2}),
     "packed": ("cifar_resnet8", {"ensemble": "packed", "members": 2}),
+    "normalizer_free": ("nf_resnet26", {}),
+    "gate": ("cifar_resnet8", {"gate": "exclusive"}),
+    "random_gate": ("cifar_resnet8", {"gate": "dropout"}),
+    "order": ("cifar_resnet8", {"order": "norm_after_add"}),
+    "signals": ("resnet1d50", {}),
+    "clips": ("r2plus1d_18", {}),
 }
+
+
+def make_model(name):
+    base, fields = FAMILIES[name]
+    return create_model(base, num_classes=3, **ONE_BLOCK, **fields)
 
 
 def make_step(name):
     """Returns a function of a batch: creates a state, takes a training step and evaluates."""
-    base, fields = FAMILIES[name]
-    model = create_model(base, num_classes=3, **TINY, **fields)
+    model = make_model(name)
     optimizer = make_optimizer("sgd", 0.1, weight_decay=1e-4, grad_clip_norm=1.0)
     train = make_train_step(model, optimizer, ema_decay=0.9, on_nonfinite="skip")
     evaluate = make_eval_step(model)
 
     def run(batch):
-        state = create_state(model, optimizer, 0, SHAPE, ema=True)
+        state = create_state(model, optimizer, 0, batch["image"].shape[1:], ema=True)
         new, metrics = train(state, batch)
         return state, new, metrics, evaluate(new, batch)
 
     return run
 
 
-def make_batch():
-    return random_batch(4, SHAPE) | {"weight": np.ones(4, np.float32)}
+def make_batch(name):
+    dimensions = make_model(name).spec.dimensions
+    return weighted_batch(4, (8,) * dimensions + (3,))
 
 
 CHECKS = {
@@ -80,7 +90,7 @@ CHECKS = {
 def test_steps_trace_under_strict_checks(name, check):
     """The suite runs with strict dtype promotion; in 64 bits the state keeps its dtypes."""
     with CHECKS[check]():
-        old, new, metrics, sums = jax.eval_shape(make_step(name), make_batch())
+        old, new, metrics, sums = jax.eval_shape(make_step(name), make_batch(name))
     types = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (old, new)]
     assert types[0] == types[1]
     assert {x.dtype for x in jax.tree.leaves((metrics["loss"], sums))} == {np.dtype("float32")}
@@ -137,11 +147,11 @@ def test_debugging_tools_run_convolutions(name):
 @pytest.mark.parametrize("tool", [jax.disable_jit, jax.debug_nans, jax.debug_infs])
 def test_debugging_tools_run_a_whole_step(name, tool):
     step = jax.jit(make_step(name))
-    expected = step(make_batch())
+    expected = step(make_batch(name))
     if name != "group" or tool is not jax.debug_infs:  # max pooling pads with minus infinity
         step = make_step(name)
     with tool(True):
-        result = step(make_batch())
+        result = step(make_batch(name))
     for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -153,33 +163,37 @@ def checked_step():
 
 @pytest.mark.slow
 def test_checkify_finds_only_nans_of_a_step():
-    step, batch = checked_step(), make_batch()
+    step, batch = checked_step(), make_batch("basic")
     error, _ = step(batch)
     error.throw()
     batch["image"][0, 0, 0, 0] = np.nan
     assert "nan generated" in step(batch)[0].get()
 
 
-# Networks with every kind of stride, pooling and shortcut.
+# Networks with every kind of stride, pooling and shortcut, and in every number of dimensions.
 SYMBOLIC = {
     "A": shrink(get_spec("cifar_resnet8")),
     "D": shrink(get_spec("resnet50d")),
+    "signals": shrink(get_spec("resnet1d18")),
+    "clips": shrink(get_spec("r3d_18")),
     **{name: EXTRA_SPECS[name] for name in ("blur", "preact_se_A", "option_C", "dilated_B3")},
 }
 
 
 @pytest.mark.parametrize("name", SYMBOLIC)
-def test_export_takes_symbolic_heights_and_widths(name):
+def test_export_takes_symbolic_sizes(name):
     model = ResNet(SYMBOLIC[name])
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    )
+    dimensions = model.spec.dimensions
+    shapes = variables_of(model, (1, *[32] * dimensions, 3))
     variables = randomized(shapes)
     apply = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
-    n, h, w = export.symbolic_shape("n, h, w", constraints=["h >= 16", "w >= 16"])
-    images = jax.ShapeDtypeStruct((n, h, w, 3), np.float32)
+    sizes = ["d", "h", "w"][-dimensions:]
+    constraints = [f"{size} >= 16" for size in sizes]
+    n, *space = export.symbolic_shape(", ".join(["n", *sizes]), constraints=constraints)
+    images = jax.ShapeDtypeStruct((n, *space, 3), np.float32)
     exported = export.export(apply)(shapes, images)
-    x = np.random.default_rng(0).standard_normal((2, 33, 46, 3)).astype(np.float32)
+    shape = (2, *[17, 33, 46][-dimensions:], 3)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     with conv_backend("xla"):
         expected = apply(variables, x)
     np.testing.assert_allclose(exported.call(variables, x), expected, rtol=1e-3, atol=1e-3)

@@ -24,11 +24,11 @@ from helpers.parity_inputs import (  # noqa: E402
     shapes_digest,
 )
 
-# Shallow networks: name, fields of the spec, image size.
+# Shallow networks: name, fields of the spec, size of the image or the clip.
 DEPTHS = (1, 2, 1, 1)
 DILATED = (1, 1, 2, 2)
 NARROW = {"widths": (32, 64, 96, 128)}
-CASES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
+CASES: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("resnet18", {"depths": DEPTHS}, (64, 96)),
     ("resnet50", {"depths": DEPTHS}, (64, 64)),
     ("resnet50d", {"depths": DEPTHS}, (71, 65)),
@@ -50,6 +50,9 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("resnetv2_50x1_bit", {"depths": DEPTHS}, (65, 64)),
     ("nf_resnet26", {"depths": DEPTHS}, (64, 96)),
     ("nf_resnet50", {"depths": DILATED, "output_stride": 8}, (71, 64)),
+    ("r3d_18", {"depths": DEPTHS}, (6, 32, 40)),
+    ("mc3_18", {"depths": DEPTHS}, (5, 32, 32)),
+    ("r2plus1d_18", {"depths": DEPTHS}, (6, 32, 40)),
 ]
 # Cases whose feature maps are recorded as well.
 FEATURE_MAPS = ("resnetaa34d", "senet154", "resnetv2_18", "nf_resnet26")
@@ -85,17 +88,34 @@ def describe_all() -> dict[str, dict[str, Any]]:
     return networks
 
 
-def run_case(name: str, overrides: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Returns the logits, and for some cases the feature maps, of a shallow timm network."""
+def make_timm(name: str, overrides: dict[str, Any]) -> Any:
+    """Makes a network of timm."""
     import timm
-    import torch
 
     create = timm.create_model
     if name == "resnetv2_50x1_bit":  # timm's entry point does not accept `layers`
         create = partial(timm.models.resnetv2._create_resnetv2_bit, width_factor=1)
     names = {} if name.startswith("nf_") else TIMM_FIELDS
     fields = {names.get(key, key): value for key, value in overrides.items()}
-    model: Any = create(name, num_classes=NUM_CLASSES, **fields).eval()
+    return create(name, num_classes=NUM_CLASSES, **fields)
+
+
+def make_video(name: str, overrides: dict[str, Any]) -> Any:
+    """Makes a network of torchvision for clips; its stages are cut, as it takes no depths."""
+    import torchvision
+
+    model = torchvision.models.get_model(name, num_classes=NUM_CLASSES)
+    for i, depth in enumerate(overrides["depths"], start=1):
+        setattr(model, f"layer{i}", getattr(model, f"layer{i}")[:depth])
+    return model
+
+
+def run_case(name: str, overrides: dict[str, Any], size: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the logits, and for some cases the feature maps, of a shallow network."""
+    import torch
+
+    make = make_video if len(size) == 3 else make_timm
+    model = make(name, overrides).eval()
     state = {k: torch.from_numpy(draw_array(k, v.shape)) for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     with torch.no_grad():

@@ -6,6 +6,7 @@ from jaxtyping import Int, Num
 from resflax.data.decode import convert_pixels
 from resflax.data.fingerprint import Fingerprint
 from resflax.data.in_memory import InMemorySplit
+from resflax.errors import UserError
 
 
 class ArraySource:
@@ -36,7 +37,17 @@ class ArraySource:
         return self.split.labels
 
     def read(self, index: int, channels: int = 0) -> tuple[Num[np.ndarray, "*space channels"], int]:
-        """Returns the pixels and the label of an example; only images are converted."""
+        """Returns the pixels and the label of an example; only images are converted.
+
+        Raises:
+          UserError: if `channels` are given, those of images, and the example is another array.
+        """
         pixels, label = self.split.images[index], int(self.split.labels[index])
-        is_image = pixels.ndim == 3 and pixels.dtype == np.uint8
-        return convert_pixels(pixels, channels) if is_image else pixels, label
+        if pixels.ndim == 3 and pixels.dtype == np.uint8:
+            return convert_pixels(pixels, channels), label
+        if channels:
+            raise UserError(
+                f"{self.name} has {pixels.dtype} arrays of shape {pixels.shape}: expected uint8"
+                " images (height, width, channels), as the network takes them"
+            )
+        return pixels, label

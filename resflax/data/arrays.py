@@ -7,7 +7,7 @@ PATH is an .npz file or a folder of .npy files with the arrays `x_train`, `y_tra
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from resflax.data.location import Location
 from resflax.data.named_splits import default_split
 from resflax.data.source import SplitSources, check_two_classes
 from resflax.data.split_names import role_of_split, splits_by_name
-from resflax.errors import UserError, unknown
+from resflax.errors import UserError, quantity, unknown
 from resflax.files import user_path
 
 VALUES = ("x", "images", "image", "signals", "signal", "data", "inputs")
@@ -48,7 +48,9 @@ class ArrayDataset:
         arrays: Arrays = {} if is_folder else read_arrays(path)
         self.raw, unused = (_read_class_folders(path), []) if is_folder else _by_split(path, arrays)
         names = next((arrays[key] for key in arrays if key.lower() in CLASS_NAMES), None)
-        self.note = f"not used: {', '.join(unused)}" if unused else ""
+        examples = next(iter(self.raw.values())).values
+        notes = [f"{self.name}: {describe_values(examples)}"]
+        self.note = "; ".join([*notes, f"not used: {', '.join(unused)}"] if unused else notes)
         self.class_names = None if names is None else [str(name) for name in names.ravel()]
 
     def open_splits(self, chosen: Mapping[str, str]) -> SplitSources:
@@ -64,6 +66,7 @@ class ArrayDataset:
         )
         assert train
         check_two_classes(train)
+        self._check_dtypes([name for name in names.values() if name])
         return SplitSources(train, validation, test, names, self.note)
 
     def open_split(self, split: str) -> ArraySource:
@@ -79,6 +82,17 @@ class ArrayDataset:
     def overlap(self, first: str, second: str) -> bool:
         """Returns whether two splits have common examples."""
         return first == second
+
+    def _check_dtypes(self, names: Sequence[str]) -> None:
+        """Raises `UserError` if one split is uint8, which is divided by 255, and another is not."""
+        first, *others = names
+        for other in others:
+            pair = [self.raw[name].values.dtype for name in (first, other)]
+            if pair[0] != pair[1]:
+                raise UserError(
+                    f"{self.name}: the split {first} is {pair[0]} and the split {other} is"
+                    f" {pair[1]}, but only uint8 values are divided by 255: expected one dtype"
+                )
 
     def _classes(self, train: str) -> list[str]:
         """Returns the class names: given ones, or the values of the training split's labels."""
@@ -187,6 +201,21 @@ def _values(name: str, array: np.ndarray) -> Num[np.ndarray, " examples *shape"]
     # Signals of one channel and gray images may lack the axis.
     lacks_channels = array.ndim == 2 or (array.ndim == 3 and array.dtype == np.uint8)
     return array[..., None] if lacks_channels else array
+
+
+def describe_values(values: Num[np.ndarray, " examples *shape"]) -> str:
+    """Says what arrays are taken for, and how they are scaled.
+
+    >>> describe_values(np.zeros((5, 28, 28), np.float32))
+    'float32 signals of 28 steps and 28 channels, not scaled'
+    >>> describe_values(np.zeros((5, 28, 28, 1), np.uint8))
+    'uint8 images of 28x28 and 1 channel, divided by 255'
+    """
+    *space, channels = values.shape[1:]
+    kind = {1: "signals", 2: "images", 3: "volumes"}[len(space)]
+    size = "x".join(map(str, space)) + (" steps" if len(space) == 1 else "")
+    scale = "divided by 255" if values.dtype == np.uint8 else "not scaled"
+    return f"{values.dtype} {kind} of {size} and {quantity(channels, 'channel')}, {scale}"
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

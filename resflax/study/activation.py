@@ -5,11 +5,7 @@ recipe and several seeds, and compares their test errors with that of the origin
 claims that only full pre-activation is better.
 """
 
-import argparse
-from typing import Any
-
-from resflax.study.variants import ORIGINAL, Claim, Variant, run_variants
-from resflax.study.variants import add_arguments as add_variant_arguments
+from resflax.study.variants import ORIGINAL, Claim, Variant, VariantStudy
 
 # The paper's test errors of ResNet-110.
 VARIANTS: dict[str, Variant] = {
@@ -25,17 +21,5 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("ReLU-only pre-activation", "close"),
     Claim("full pre-activation", "lower"),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the study's options."""
-    add_variant_arguments(parser, depth=32)
-
-
-def run(args: Any) -> None:
-    """Trains the networks, checks the paper's claims, draws the figure.
-
-    Raises:
-      UserError: on an invalid depth or dataset, or if the directory cannot be used.
-    """
-    run_variants("activation", VARIANTS, CLAIMS, args)
+STUDY = VariantStudy("activation", VARIANTS, CLAIMS, depth=32)
+add_arguments, run = STUDY.add_arguments, STUDY.run

@@ -5,11 +5,7 @@ same recipe and several seeds, and compares their test errors with that of the i
 claims that none is better, and that only the shortcut-only gate with bias -6 is close to it.
 """
 
-import argparse
-from typing import Any
-
-from resflax.study.variants import ORIGINAL, Claim, Variant, run_variants
-from resflax.study.variants import add_arguments as add_variant_arguments
+from resflax.study.variants import ORIGINAL, Claim, Variant, VariantStudy
 
 # The paper's test errors of ResNet-110; "fail" is above 20 %.
 VARIANTS: dict[str, Variant] = {
@@ -30,17 +26,5 @@ CLAIMS: tuple[Claim, ...] = tuple(
     for label in VARIANTS
     if label != ORIGINAL
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the study's options."""
-    add_variant_arguments(parser, depth=20)
-
-
-def run(args: Any) -> None:
-    """Trains the networks, checks the paper's claims, draws the figure.
-
-    Raises:
-      UserError: on an invalid depth or dataset, or if the directory cannot be used.
-    """
-    run_variants("shortcuts2016", VARIANTS, CLAIMS, args)
+STUDY = VariantStudy("shortcuts2016", VARIANTS, CLAIMS, depth=20)
+add_arguments, run = STUDY.add_arguments, STUDY.run

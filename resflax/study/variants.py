@@ -1,7 +1,6 @@
 """Networks that differ in one part, compared with the original by their final test errors.
 
-The engine of the studies of tables 1 and 2 of He et al. 2016: a study is a table of variants and
-the paper's claims about them.
+The engine of the studies of tables 1 and 2 of He et al. 2016 (`shortcuts2016`, `activation`).
 """
 
 import argparse
@@ -44,54 +43,61 @@ class Claim(NamedTuple):
     relation: str
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, depth: int) -> None:
-    """Adds the options of such a study.
+class VariantStudy(NamedTuple):
+    """A study as data: a network, its variants and the paper's claims about them.
 
-    Args:
-      parser: parser of the study's options.
-      depth: default depth.
+    Attributes:
+      name: name of the study and of its files.
+      variants: the variants by name; `ORIGINAL` is one of them.
+      claims: the paper's claims.
+      depth: default depth of the networks, of the form 6n+2.
     """
-    parser.add_argument(
-        "--depth",
-        type=positive_int(20_000),
-        default=depth,
-        help=f"depth of the form 6n+2; default: {depth}",
-    )
-    add_training_arguments(parser, seeds=3, rates="0.1")
 
+    name: str
+    variants: Mapping[str, Variant]
+    claims: Sequence[Claim]
+    depth: int
 
-def run_variants(
-    name: str, variants: Mapping[str, Variant], claims: Sequence[Claim], args: argparse.Namespace
-) -> None:
-    """Trains the variants with several seeds each, checks the claims, prints and draws them.
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the study's options."""
+        parser.add_argument(
+            "--depth",
+            type=positive_int(20_000),
+            default=self.depth,
+            help=f"depth of the form 6n+2; default: {self.depth}",
+        )
+        add_training_arguments(parser, seeds=3, rates="0.1")
 
-    Raises:
-      UserError: on an invalid depth or dataset, or if the directory cannot be used.
-    """
-    network, rates = f"cifar_resnet{args.depth}", args.learning_rates
-    create_model(network)  # reports an invalid depth before the dataset is read
-    config = make_recipe(args.dataset, args.epochs, args.batch_size)
-    dataset = load_dataset(args.dataset, args.data_dir)
-    settings = {
-        "study": name,
-        "depth": args.depth,
-        "seeds": args.seeds,
-        "learning_rates": rates,
-        "config": config.to_dict(),
-    }
-    # With `scan`, many networks compile in the time that one takes.
-    fields: dict[str, Any] = {"zero_init": False, "num_classes": dataset.num_classes}
-    models = {
-        label: create_model(network, scan=True, **(fields | dict(variant.fields)))
-        for label, variant in variants.items()
-    }
-    with StudyDir.open(args.out, settings) as study:
-        curves = train_networks(study, models, dataset, config, seeds=args.seeds, rates=rates)
-        result = analyze(curves, variants, claims, rates)
-        study.write_result(name, result | {"curves": curves})
-        draw(study, name, curves, result["variants"])
-    print(f"{result['table']}\n\n{result['text']}")
-    print(f"saved in {study.path}: {name}.png, {name}.json")
+    def run(self, args: argparse.Namespace) -> None:
+        """Trains the variants with several seeds each, checks the claims, prints and draws them.
+
+        Raises:
+          UserError: on an invalid depth or dataset, or if the directory cannot be used.
+        """
+        network, rates = f"cifar_resnet{args.depth}", args.learning_rates
+        create_model(network)  # reports an invalid depth before the dataset is read
+        config = make_recipe(args.dataset, args.epochs, args.batch_size)
+        dataset = load_dataset(args.dataset, args.data_dir)
+        settings = {
+            "study": self.name,
+            "depth": args.depth,
+            "seeds": args.seeds,
+            "learning_rates": rates,
+            "config": config.to_dict(),
+        }
+        # With `scan`, many networks compile in the time that one takes.
+        fields: dict[str, Any] = {"zero_init": False, "num_classes": dataset.num_classes}
+        models = {
+            label: create_model(network, scan=True, **(fields | dict(variant.fields)))
+            for label, variant in self.variants.items()
+        }
+        with StudyDir.open(args.out, settings) as study:
+            curves = train_networks(study, models, dataset, config, seeds=args.seeds, rates=rates)
+            result = analyze(curves, self.variants, self.claims, rates)
+            study.write_result(self.name, result | {"curves": curves})
+            draw(study, self.name, curves, result["variants"])
+        print(f"{result['table']}\n\n{result['text']}")
+        print(f"saved in {study.path}: {self.name}.png, {self.name}.json")
 
 
 def compare(errors: Sequence[float], original: Sequence[float]) -> str:

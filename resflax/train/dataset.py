@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, EvalTransform, StreamingSplit, load_dataset
@@ -12,8 +13,9 @@ from resflax.data.roles import Roles, SplitChoice
 from resflax.distributed.processes import all_gather_strings
 from resflax.errors import UserError
 from resflax.train.config import crop_kind
-from resflax.weights import PretrainedConfig
+from resflax.weights import Preprocess, PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
+from resflax.weights.array_preprocess import ArrayPreprocess
 
 # `config.data.image_size` of the pretrained model's input size.
 PRETRAINED_SIZE = -1
@@ -59,13 +61,41 @@ def normalize_dataset(
 
     They are those of the config; where it has none, those of the pretrained weights; without these,
     those of the training split, which are measured here.
+
+    Raises:
+      UserError: if their number is not that of the channels, or those of the pretrained weights are
+        of values of another scale.
     """
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     if pretrained:
         preprocess = convert_preprocess(pretrained.preprocess, dataset.image_shape[-1])
+        if not (mean and std):
+            _check_scale(dataset, preprocess)
         mean, std = mean or preprocess.mean, std or preprocess.std
     dataset = dataset.with_normalization(mean, std)
     return dataset.with_normalization(*dataset.train.mean_std())
+
+
+def _check_scale(dataset: Dataset, preprocess: Preprocess) -> None:
+    """Raises `UserError` if a mean and std of pixels would normalize other numbers, or the reverse.
+
+    Pixels are uint8 values divided by 255, or floats from 0 to 1.
+    """
+    is_float = dataset.has_arrays and dataset.train.images.dtype != np.uint8
+    of_pixels = not isinstance(preprocess, ArrayPreprocess) or preprocess.dtype == "uint8"
+    if is_float == (not of_pixels):
+        return
+    values = "uint8 values"
+    if is_float:
+        low, high = float(dataset.train.images.min()), float(dataset.train.images.max())
+        if low >= 0 and high <= 1:
+            return
+        values = f"float32 values from {low:.4g} to {high:.4g}"
+    scale = "pixels from 0 to 1" if of_pixels else "numbers that are not divided by 255"
+    raise UserError(
+        f"{dataset.name!r} has {values}, but the mean and std of the pretrained weights are of"
+        f" {scale}: convert the values, or give --config.data.mean and --config.data.std"
+    )
 
 
 def gather_skipped(dataset: Dataset) -> list[str]:

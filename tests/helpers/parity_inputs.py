@@ -27,8 +27,8 @@ def draw_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def draw_images(size: tuple[int, int]) -> np.ndarray:
-    """Draws a batch of one noise image, `(1, 3, height, width)`."""
+def draw_images(size: tuple[int, ...]) -> np.ndarray:
+    """Draws a batch of one noise image or clip, `(1, 3, *size)`."""
     return np.random.default_rng(2015).standard_normal((1, 3, *size)).astype(np.float32)
 
 

@@ -6,6 +6,8 @@ from resflax import list_models
 from resflax.nn import Spec
 from resflax.zoo import get_spec
 
+# Fields of networks of images with one block, whose channels group norm can divide.
+ONE_BLOCK = {"depths": (1,), "widths": (32,), "stem_width": 32}
 # Fields that change the size of a network but none of its operations.
 SIZES = ("depths", "widths", "stem_width", "base_width", "groups", "pruned", "num_classes")
 
