@@ -1,25 +1,20 @@
-"""Datasets of arrays, `npz:PATH`, and runs on them."""
+"""Datasets of arrays, `npz:PATH`."""
 
-import json
-import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import ARRAYS, X, Y, save_arrays
 
-from resflax import UserError, load_pretrained
-from resflax.cli.main import main
+from resflax import UserError
 from resflax.data import (
     EvalTransform,
     InMemorySplit,
     StreamingSplit,
     load_dataset,
-    make_augment,
     normalize,
 )
-from resflax.data.ecg import CLASSES, make_ecg
 from resflax.data.roles import SplitChoice
 from resflax.data.splits import load_split
 from resflax.train import default_config
@@ -27,15 +22,6 @@ from resflax.train.dataset import normalize_dataset
 from resflax.weights import Preprocess, PretrainedConfig
 from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.zoo import get_spec
-
-RNG = np.random.default_rng(0)
-X, Y = RNG.standard_normal((12, 20, 2)).astype(np.float32), np.arange(12) % 3
-ARRAYS = {"x_train": X, "y_train": Y, "x_test": X[:6], "y_test": Y[:6]}
-
-
-def save(path, **arrays):
-    np.savez(path, **arrays)
-    return f"npz:{path}"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +35,7 @@ def save(path, **arrays):
 )
 def test_usual_names_of_arrays_are_found(tmp_path, names):
     dataset = load_dataset(
-        save(tmp_path / "a.npz", **dict(zip(names, ARRAYS.values(), strict=True)))
+        save_arrays(tmp_path / "a.npz", **dict(zip(names, ARRAYS.values(), strict=True)))
     )
     np.testing.assert_array_equal(dataset.train.images, X)
     np.testing.assert_array_equal(dataset.test.labels, Y[:6])
@@ -60,7 +46,7 @@ def test_folders_of_npy_files_are_one_dataset(tmp_path):
     for name, array in ARRAYS.items():
         np.save(tmp_path / f"{name}.npy", array)
     assert load_dataset(f"npz:{tmp_path}").fingerprint() == (
-        load_dataset(save(tmp_path / "a.npz", **ARRAYS)).fingerprint()
+        load_dataset(save_arrays(tmp_path / "a.npz", **ARRAYS)).fingerprint()
     )
 
 
@@ -82,7 +68,7 @@ def test_class_folders_of_npy_files(tmp_path, splits):
 
 
 def test_validation_arrays_choose_the_checkpoint(tmp_path):
-    name = save(tmp_path / "a.npz", **ARRAYS, val_images=X[6:], val_labels=Y[6:, None])
+    name = save_arrays(tmp_path / "a.npz", **ARRAYS, val_images=X[6:], val_labels=Y[6:, None])
     dataset = load_dataset(name)
     assert dataset.best_by == "validation"
     np.testing.assert_array_equal(dataset.validation.labels, Y[6:])
@@ -102,7 +88,7 @@ def test_validation_arrays_choose_the_checkpoint(tmp_path):
     ],
 )
 def test_ranks_and_dtypes_of_arrays(tmp_path, array, shape, dtype):
-    split = load_dataset(save(tmp_path / "a.npz", x=array, y=Y)).train
+    split = load_dataset(save_arrays(tmp_path / "a.npz", x=array, y=Y)).train
     assert (split.image_shape, split.images.dtype) == (shape, dtype)
 
 
@@ -116,7 +102,7 @@ def test_ranks_and_dtypes_of_arrays(tmp_path, array, shape, dtype):
     ],
 )
 def test_labels_are_positions_of_their_sorted_values(tmp_path, labels, classes):
-    dataset = load_dataset(save(tmp_path / "a.npz", x=X, y=labels, x_test=X, y_test=labels))
+    dataset = load_dataset(save_arrays(tmp_path / "a.npz", x=X, y=labels, x_test=X, y_test=labels))
     assert dataset.classes == classes
     expected = np.unique(labels, return_inverse=True)[1]
     np.testing.assert_array_equal(dataset.train.labels, expected)
@@ -128,7 +114,7 @@ def test_runs_say_what_the_arrays_are_taken_for(tmp_path):
         (np.zeros((12, 9, 8)), "float32 signals of 9 steps and 8 channels, not scaled"),
         (np.zeros((12, 4, 5, 6, 2), int), "float32 volumes of 4x5x6 and 2 channels, not scaled"),
     ):
-        dataset = load_dataset(save(tmp_path / "a.npz", x=array, y=Y, ids=Y))
+        dataset = load_dataset(save_arrays(tmp_path / "a.npz", x=array, y=Y, ids=Y))
         assert f"{text}; not used: ids" in dataset.describe_splits()
 
 
@@ -146,7 +132,7 @@ def test_pretrained_mean_and_std_need_values_of_their_scale(tmp_path):
     config = default_config()
 
     def mean_of(array, weights):
-        dataset = load_dataset(save(tmp_path / "a.npz", x=array, y=Y))
+        dataset = load_dataset(save_arrays(tmp_path / "a.npz", x=array, y=Y))
         return normalize_dataset(dataset, config, weights).train.mean_std()[0]
 
     floats = pretrained(mean=100.0, space=(8, 8))
@@ -165,7 +151,7 @@ def test_pretrained_mean_and_std_need_values_of_their_scale(tmp_path):
 
 
 def test_networks_of_images_are_not_evaluated_on_floats(tmp_path):
-    name = save(tmp_path / "a.npz", x=PIXELS / 255, y=Y)
+    name = save_arrays(tmp_path / "a.npz", x=PIXELS / 255, y=Y)
     split = StreamingSplit(
         load_split(name, "train"), 8, 1, eval_transform=EvalTransform(size=(8, 8))
     )
@@ -174,7 +160,9 @@ def test_networks_of_images_are_not_evaluated_on_floats(tmp_path):
 
 
 def test_class_names_come_with_the_arrays(tmp_path):
-    dataset = load_dataset(save(tmp_path / "a.npz", **ARRAYS, classes=np.array(["n", "a", "v"])))
+    dataset = load_dataset(
+        save_arrays(tmp_path / "a.npz", **ARRAYS, classes=np.array(["n", "a", "v"]))
+    )
     assert dataset.classes == ("n", "a", "v")
     np.testing.assert_array_equal(dataset.train.labels, Y)
 
@@ -228,7 +216,7 @@ BAD_ARRAYS = {
 def test_bad_arrays_are_refused_in_one_line(tmp_path, case):
     arrays, message = BAD_ARRAYS[case]
     with pytest.raises(UserError) as error:
-        load_dataset(save(tmp_path / "a.npz", **arrays))
+        load_dataset(save_arrays(tmp_path / "a.npz", **arrays))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -255,7 +243,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
-    path = Path(save(tmp_path / "a.npz", **ARRAYS).removeprefix("npz:"))
+    path = Path(save_arrays(tmp_path / "a.npz", **ARRAYS).removeprefix("npz:"))
     np.savez_compressed(path, **ARRAYS)
     content = path.read_bytes()
     messages = set()
@@ -276,154 +264,3 @@ def test_floats_are_normalized_as_they_are():
     normalized = np.asarray(normalize(jnp.asarray(X), mean=mean, std=std))
     np.testing.assert_allclose(normalized.mean((0, 1)), 0, atol=1e-5)
     np.testing.assert_allclose(normalized.std((0, 1)), 1, atol=1e-5)
-
-
-# Augmentation.
-
-
-def augmented(arrays, **settings):
-    keys = jax.random.split(jax.random.key(0), len(arrays))
-    return np.asarray(make_augment(**settings)(keys, jnp.asarray(arrays)))
-
-
-SHAPES = [(20, 30, 2), (20, 8, 9, 1), (20, 7, 6, 5, 1)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shift_rolls_each_axis(shape):
-    x = RNG.standard_normal(shape).astype(np.float32)
-    space, found = range(1, x.ndim - 1), set()
-    for before, after in zip(x, augmented(x, shift=2), strict=True):
-        rolls = [
-            offsets
-            for offsets in np.ndindex(*[5] * len(space))
-            if np.array_equal(np.roll(before, np.subtract(offsets, 2), range(len(space))), after)
-        ]
-        assert len(rolls) == 1
-        found.update(rolls)
-    assert len(found) > 3
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_pad_crop_is_a_slice_of_the_padded_array(shape):
-    x = RNG.standard_normal(shape).astype(np.float32)
-    dimensions = x.ndim - 2
-    for before, after in zip(x, augmented(x, pad_crop=1), strict=True):
-        padded = np.pad(before, [(1, 1)] * dimensions + [(0, 0)])
-        slices = [
-            padded[tuple(slice(a, a + n) for a, n in zip(start, before.shape, strict=False))]
-            for start in np.ndindex(*[3] * dimensions)
-        ]
-        assert any(np.array_equal(part, after) for part in slices)
-
-
-def test_noise_is_in_units_of_the_standard_deviation():
-    x = RNG.standard_normal((50, 400, 2)).astype(np.float32) * np.array([1, 10], np.float32)
-    np.testing.assert_allclose((augmented(x, noise=0.1) - x).std((0, 1)), [0.1, 1.0], rtol=0.03)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_mask_is_a_box_of_the_mean(shape):
-    x = RNG.standard_normal(shape).astype(np.float32)
-    largest = 0
-    for before, after in zip(x, augmented(x, mask=3), strict=True):
-        changed = (before != after).any(-1)
-        assert 1 <= changed.sum() <= 3 ** (x.ndim - 2)
-        largest = max(largest, changed.sum())
-        mean = before.mean(tuple(range(before.ndim - 1)))
-        np.testing.assert_allclose(
-            after[changed], np.broadcast_to(mean, after[changed].shape), atol=1e-5
-        )
-    assert largest == 3 ** (x.ndim - 2)
-
-
-# Runs.
-
-
-def test_ecg_is_balanced_and_the_same_each_time():
-    train, test = make_ecg("train"), make_ecg("test")
-    assert np.bincount(train.labels).tolist() == [500] * len(CLASSES)
-    np.testing.assert_array_equal(test.images, make_ecg("test").images)
-    assert not np.array_equal(train.images[: len(test)], test.images)
-
-
-SMALL = [
-    "--config.model=resnet1d18",
-    "--config.spec.depths=(1,)",
-    "--config.spec.widths=(8,)",
-    "--config.spec.stem_width=8",
-    "--config.epochs=2",
-    "--config.batch_size=8",
-]
-
-
-@pytest.fixture(scope="module")
-def run_on_arrays(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arrays")
-    name = save(folder / "a.npz", **ARRAYS)
-    main(["train", *SMALL, f"--config.dataset={name}", "--config.data.shift=2",
-          f"--workdir={folder / 'run'}"])  # fmt: skip
-    return folder
-
-
-def test_runs_on_arrays_are_evaluated(run_on_arrays):
-    out = run_on_arrays / "out"
-    main(["evaluate", str(run_on_arrays / "run"), "--calibrate=none", f"--out={out}"])
-    accuracy = json.loads((out / "evaluation.json").read_text())["accuracy"]
-    results = json.loads((run_on_arrays / "run" / "results.json").read_text())
-    assert accuracy == pytest.approx(results["test_accuracy"])
-
-
-def test_python_code_of_dimensions_page_runs(run_on_arrays, capsys):
-    np.save(run_on_arrays / "one.npy", X[0])
-    page = (Path(__file__).parents[1] / "docs" / "dimensions.md").read_text()
-    networks, prediction = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(networks, {})
-    assert capsys.readouterr().out.strip() in page
-    for name in ("runs/ecg", "one.npy"):
-        assert name in prediction
-        prediction = prediction.replace(
-            name, str(run_on_arrays / Path(name.replace("ecg", "run")).name)
-        )
-    exec(prediction, {})
-    assert capsys.readouterr().out.strip() in {"0", "1", "2"}
-
-
-def test_preprocess_of_a_run_normalizes_arrays(run_on_arrays):
-    np.save(run_on_arrays / "one.npy", X[0])
-    weights = load_pretrained(run_on_arrays / "run")
-    expected = (X[0] - X.mean((0, 1))) / X.std((0, 1))
-    np.testing.assert_allclose(weights.preprocess(X[0]), expected, atol=1e-5)
-    np.testing.assert_allclose(weights.preprocess(run_on_arrays / "one.npy"), expected, atol=1e-5)
-    with pytest.raises(UserError, match="expected an array of float32 and shape"):
-        weights.preprocess(X[0, :9])
-
-
-def test_commands_for_images_refuse_runs_on_arrays(run_on_arrays):
-    run = str(run_on_arrays / "run")
-    for command in (
-        ["predict", str(run_on_arrays / "one.npy"), f"--weights={run}"],
-        ["export", run, str(run_on_arrays / "model.onnx")],
-        ["evaluate", run, "--tta=flip"],
-        ["evaluate", run, "--corruptions"],
-    ):
-        assert main(command) == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config.data.flip"], "config.data.flip is True, which is for uint8 images"),
-        (["--config.data.cutout=3"], "config.data.cutout is 3, which is for uint8 images"),
-        (["--config.spec.dimensions=2"], "use --config.spec.dimensions=1, or data with images"),
-        (["--config.data.pad_crop=21"], "expected at most"),
-        (["--config.data.image_size=32"], "has its own image size"),
-        (["--config.data.noise=-1.0"], "noise is -1.0: expected a share"),
-    ],
-)
-def test_settings_that_do_not_fit_arrays_are_refused(tmp_path, capsys, flags, message):
-    name = save(tmp_path / "a.npz", **ARRAYS)
-    arguments = [*SMALL, f"--config.dataset={name}", *flags, f"--workdir={tmp_path / 'r'}"]
-    assert main(["train", *arguments]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "r").exists()

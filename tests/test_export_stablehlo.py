@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.modules import softmax
-from helpers.small_specs import EXTRA_SPECS, zoo_specs
+from helpers.small_specs import EXTRA_SPECS, shrink, zoo_specs
 from helpers.trained_models import trained_model
 from jax import export as jax_export
 
@@ -18,6 +18,7 @@ from resflax.export.stablehlo import export_stablehlo
 from resflax.export.verify import normalize_pixels
 from resflax.weights import PretrainedConfig
 from resflax.weights.torch_reference import torch_logits
+from resflax.zoo import get_spec
 
 # Runs an artefact in a process in which resflax and Flax cannot be imported.
 RUN = """
@@ -30,7 +31,11 @@ assert exported.platforms == ("cpu", "cuda", "tpu"), exported.platforms
 for file in files:
     np.save(file.replace(".npy", "-out.npy"), exported.call(np.load(file)))
 """
-SPECS = {**zoo_specs(), **EXTRA_SPECS}
+SPECS = {
+    **zoo_specs(),
+    **EXTRA_SPECS,
+    **{name: shrink(get_spec(name)) for name in ("resnet1d18", "r2plus1d_18")},
+}
 
 
 def run_without_resflax(path, batches):
@@ -82,6 +87,23 @@ def test_every_kind_of_network_exports_without_custom_calls(name):
     calls = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))
     assert calls <= {"shape_assertion"}
     assert exported.out_avals[0].shape[1:] == (10,)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "size"),
+    [
+        ("cifar_resnet8", ["height", "width"], "53x53"),
+        ("r3d_18", ["depth", "height", "width"], "26x53x53"),
+    ],
+)
+def test_symbolic_artefact_takes_any_size(tmp_path, name, axes, size):
+    model = trained_model(name, depths=(1, 1), widths=(8, 8), stem_width=8, num_classes=5)
+    report = export(model, tmp_path / "net.stablehlo", options=ExportOptions(symbolic=True))
+    images = [verification.images for verification in report.verifications]
+    assert images == ["4 noise images", f"4 noise images of {size}"]
+    description = json.loads((tmp_path / "net.stablehlo.json").read_text())["input"]
+    assert description["shape"] == ["n", *axes, 3]
+    assert [constraint.split(" >= ")[0] for constraint in description["constraints"]] == axes
 
 
 def test_artefact_has_the_weights_once():

@@ -403,5 +403,7 @@ def test_run_with_a_function_is_resumed_and_read(tmp_path):
     loaded = load_pretrained(tmp_path / "run")
     assert loaded.model.spec.attention is gate
     main(["evaluate", str(tmp_path / "run"), f"--out={tmp_path / 'evaluation'}"])
-    with pytest.raises(UserError, match="attention test_fields:gate, for which there are no ONNX"):
+    with pytest.raises(
+        UserError, match="attention test_fields:gate, which the ONNX export does not have"
+    ):
         to_onnx(PretrainedConfig(loaded.model.spec, 1, loaded.preprocess), loaded.variables)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.networks import apply, randomized, run, variables_of
-from helpers.small_specs import EXTRA_SPECS, zoo_specs
+from helpers.small_specs import EXTRA_SPECS, shrink, zoo_specs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resflax import UserError, create_model, list_models
@@ -59,6 +59,21 @@ def test_graph_matches_model(name):
     model, variables, x = network(SPECS[name])
     graph = build_graph(model.spec, variables)
     assert relative_error(run_graph(graph, x), apply(model, variables, x)) < 3e-6
+
+
+@pytest.mark.parametrize("name", ["resnet1d18", "r2plus1d_18"])
+def test_networks_of_signals_and_clips_match_model(name):
+    spec = shrink(get_spec(name))
+    shape = (2, *[9] * spec.dimensions, 3)
+    model = create_model(spec, scan=False)
+    variables = randomized(variables_of(model, shape))
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    graph = build_graph(spec, variables)
+    assert relative_error(run_graph(graph, x), apply(model, variables, x)) < 3e-6
+    predictor = make_predictor(spec, variables)
+    assert f"no convolutions of {spec.dimensions} dimension" in predictor.describe_backend()
+    with pytest.raises(ValueError, match=r"expected images of shape \(n, .*, 3\): got"):
+        predictor(x[:, 0])
 
 
 def count_weights(spec):

@@ -134,7 +134,7 @@ def _open_split(args: argparse.Namespace, average: Weights) -> StreamingSplit:
       UserError: if no dataset is given or known, it cannot be opened, or it is too small; or if
         the runs held out different examples.
     """
-    check_takes_images(average.config.preprocess, "resflax average")
+    check_takes_images(average.config.spec, average.config.preprocess, "resflax average")
     config = own_config(args.where, args.dataset)
     if not args.dataset and not config.get("dataset"):
         raise UserError(

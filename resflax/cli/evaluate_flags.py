@@ -97,6 +97,17 @@ def _parser() -> Parser:
         epilog=DATASETS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_inputs(parser)
+    _add_outputs(parser)
+    _add_views(parser)
+    _add_uncertainty(parser)
+    evaluate_corruptions.add_flags(parser)
+    _add_preprocessing(parser)
+    _add_execution(parser)
+    return parser
+
+
+def _add_inputs(parser: Parser) -> None:
     add = parser.add_argument
     text = "the model, or the members of an ensemble"
     add("where", metavar="WHERE", nargs="+", type=where_type, help=text)
@@ -109,63 +120,46 @@ def _parser() -> Parser:
     add_reading_options(parser)
     text = "labels of images without class folders"
     add("--labels-file", default="", metavar="FILE", type=where_type, help=text)
+
+
+def _add_outputs(parser: Parser) -> None:
+    add = parser.add_argument
     add("--out", type=path_type, metavar="DIR", help="write evaluation.json and figures to DIR")
-    add(
-        "--predictions",
-        type=path_type,
-        metavar="FILE",
-        help="write each prediction: .csv or .parquet",
-    )
-    add(
-        "--valid-labels",
-        type=path_type,
-        metavar="FILE",
-        help="evaluate on these classes only: one index, name or synset per line",
-    )
-    add(
-        "--real-labels",
-        type=path_type,
-        metavar="FILE",
-        help="also report ReaL accuracy: JSON list of the lists of correct labels",
-    )
-    add(
-        "--tta",
-        choices=("none", "flip"),
-        default="none",
-        help="flip: average the probabilities of the image and its mirror image",
-    )
-    add(
-        "--crops",
-        type=int,
-        choices=CROPS,
-        default=1,
-        help="10: average the probabilities of the corners, the center and their mirrors",
-    )
-    add(
-        "--scales",
-        default="",
-        metavar="N,N,...",
-        help="average the probabilities of whole images with these shorter sides",
-    )
-    _add_uncertainty(parser)
-    evaluate_corruptions.add_flags(parser)
-    defaults = parser.add_argument_group("preprocessing; default: the model's own")
-    defaults.add_argument("--size", metavar="N or HxW", help="side of the network's input")
-    defaults.add_argument("--crop-pct", type=float, help="side of the crop / resized image")
-    defaults.add_argument("--interpolation", choices=tuple(INTERPOLATIONS))
-    defaults.add_argument("--mean", metavar="X,X,X", help="of pixel values from 0 to 1")
-    defaults.add_argument("--std", metavar="X,X,X")
+    text = "write each prediction: .csv or .parquet"
+    add("--predictions", type=path_type, metavar="FILE", help=text)
+    text = "evaluate on these classes only: one index, name or synset per line"
+    add("--valid-labels", type=path_type, metavar="FILE", help=text)
+    text = "also report ReaL accuracy: JSON list of the lists of correct labels"
+    add("--real-labels", type=path_type, metavar="FILE", help=text)
+
+
+def _add_views(parser: Parser) -> None:
+    add = parser.add_argument
+    text = "flip: average the probabilities of the image and its mirror image"
+    add("--tta", choices=("none", "flip"), default="none", help=text)
+    text = "10: average the probabilities of the corners, the center and their mirrors"
+    add("--crops", type=int, choices=CROPS, default=1, help=text)
+    text = "average the probabilities of whole images with these shorter sides"
+    add("--scales", default="", metavar="N,N,...", help=text)
+
+
+def _add_preprocessing(parser: Parser) -> None:
+    add = parser.add_argument_group("preprocessing; default: the model's own").add_argument
+    add("--size", metavar="N or HxW", help="side of the network's input")
+    add("--crop-pct", type=float, help="side of the crop / resized image")
+    add("--interpolation", choices=tuple(INTERPOLATIONS))
+    add("--mean", metavar="X,X,X", help="of pixel values from 0 to 1")
+    add("--std", metavar="X,X,X")
+
+
+def _add_execution(parser: Parser) -> None:
+    add = parser.add_argument
     add("--batch-size", type=int, default=64, help="images per batch of all devices; default: 64")
     text = "compute dtype; default: that of the run on its own dataset, else float32"
     add("--dtype", choices=DTYPES, default="", help=text)
-    add(
-        "--on-bad-example",
-        choices=ON_BAD_EXAMPLE,
-        default="",
-        help="skip: count unreadable images instead of stopping",
-    )
+    text = "skip: count unreadable images instead of stopping"
+    add("--on-bad-example", choices=ON_BAD_EXAMPLE, default="", help=text)
     add_process_options(parser)
-    return parser
 
 
 def _add_uncertainty(parser: Parser) -> None:

@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> None:
         uint8=args.uint8,
         fold=args.fold,
         opset=args.opset,
+        symbolic=args.symbolic,
         license=args.license,
         train_command=training_command(model.run) if FORMATS[name].files else "",
     )
@@ -76,6 +77,8 @@ def _parser() -> Parser:
         help="fold batch norm into the convolutions (files only)",
     )
     parser.add_argument("--opset", type=int, help="ONNX opset")
+    text = "take inputs of any height and width, or length or depth (stablehlo only)"
+    parser.add_argument("--symbolic", action="store_true", help=text)
     parser.add_argument(
         "--images", metavar="FILE", nargs="+", default=(), help="verify on these instead of noise"
     )

@@ -1,19 +1,23 @@
-"""Predictions and features of image files, batch by batch."""
+"""Predictions and features of images or arrays, batch by batch."""
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 
+from resflax.cli.predict_inputs import Inputs
+from resflax.data import normalize
 from resflax.data.decode import BadExampleError
-from resflax.data.image_files import read_batches
-from resflax.evaluate.classifier import Classifier, EnsembleClassifier
+from resflax.evaluate.arrays import ArrayClassifier
+from resflax.evaluate.classifier import Classifier, EnsembleClassifier, MemberClassifier
 from resflax.metrics import log_mean_probability, log_softmax, mutual_information
 from resflax.progress import ProgressMeter
 from resflax.weights import Weights
+from resflax.weights.array_preprocess import ArrayPreprocess
 
 PROGRESS_SECONDS = 5.0
 Outputs = tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "members n classes"]]
@@ -54,9 +58,9 @@ class OutputBatch(NamedTuple):
     """The outputs of a network or an ensemble for some images.
 
     Attributes:
-      paths: the image files.
+      paths: names of the images or arrays.
       indices: their indices in the list of all files.
-      pixels: the images after resize and crop.
+      pixels: the images after resize and crop, or the arrays.
       features: pooled features; d is 0 unless they were asked for.
       predictions: the most probable classes of each image; none if the network has no head.
       uncertainties: of each image; None with one network.
@@ -64,7 +68,7 @@ class OutputBatch(NamedTuple):
 
     paths: list[str]
     indices: list[int]
-    pixels: UInt8[np.ndarray, "n height width channels"]
+    pixels: Num[np.ndarray, "n *space channels"]
     features: Float[np.ndarray, "n d"]
     predictions: list[list[Prediction]]
     uncertainties: Sequence[ImageUncertainty | None]
@@ -72,56 +76,49 @@ class OutputBatch(NamedTuple):
 
 def compute_outputs(
     members: Sequence[Weights],
-    paths: Sequence[str],
+    inputs: Inputs,
     *,
     classes: Sequence[str],
     top: int,
     features: bool,
     batch_size: int,
-    num_threads: int,
     on_bad: Callable[[BadExampleError], None],
 ) -> Iterator[OutputBatch]:
-    """Yields the outputs for all readable images in order, and shows the progress on stderr.
+    """Yields the outputs for all readable inputs in order, and shows the progress on stderr.
 
     Args:
       members: a network, or the members of an ensemble, whose probabilities are averaged.
-      paths: image files.
+      inputs: images or arrays.
       classes: names of all classes.
       top: number of predictions per image; all classes if there are fewer.
       features: whether to return the features, of one network only.
       batch_size: largest number of images in a batch.
-      num_threads: number of threads that decode images.
       on_bad: called with the error of each unreadable image, which is left out unless it raises.
     """
     network = build_network(members, features=features)
     # Batches of one size, the last one padded, because XLA compiles every size.
-    batch_size = math.ceil(len(paths) / math.ceil(len(paths) / batch_size))
-    transform, done = members[0].config.preprocess, 0
-    meter = ProgressMeter(
-        len(paths), interval=PROGRESS_SECONDS, delay=PROGRESS_SECONDS, file=sys.stderr
-    )
-    for indices, pixels in read_batches(
-        paths, transform, transform.channels, batch_size, num_threads=num_threads, on_bad=on_bad
-    ):
-        padding = np.zeros((batch_size - len(pixels), *pixels.shape[1:]), np.uint8)
+    total, done = len(inputs.names), 0
+    batch_size = math.ceil(total / math.ceil(total / batch_size))
+    meter = ProgressMeter(total, interval=PROGRESS_SECONDS, delay=PROGRESS_SECONDS, file=sys.stderr)
+    for indices, pixels in inputs.batches(batch_size, on_bad):
+        padding = np.zeros((batch_size - len(pixels), *pixels.shape[1:]), pixels.dtype)
         body, logits = network(np.concatenate([pixels, padding]))
         body, logits = body[: len(pixels)], logits[:, : len(pixels)]
         has_head = logits.shape[-1] > 0
         log_p = log_softmax(logits) if has_head else logits
         probabilities = np.exp(log_mean_probability(log_p)) if has_head else logits[0]
         predictions = [top_predictions(row, classes, top) for row in probabilities]
-        yield OutputBatch(
-            [paths[i] for i in indices], indices, pixels, body, predictions, uncertainties(log_p)
-        )
-        meter.update(indices[-1] + 1 - done, f"{indices[-1] + 1:,} images")
+        names = [inputs.names[i] for i in indices]
+        yield OutputBatch(names, indices, pixels, body, predictions, uncertainties(log_p))
+        meter.update(indices[-1] + 1 - done, f"{indices[-1] + 1:,} {inputs.noun}s")
         done = indices[-1] + 1
     meter.close()
 
 
 def build_network(
     members: Sequence[Weights], *, features: bool
-) -> Callable[[UInt8[np.ndarray, "n height width channels"]], Outputs]:
-    """Returns a function from uint8 images to their features and the logits of each member.
+) -> Callable[[Num[np.ndarray, "n *space channels"]], Outputs]:
+    """Returns a function from uint8 images, or arrays, to features and the logits of each member.
 
     The features have shape (n, 0) unless `features` is set, and the logits have no classes if there
     is no head. If both are wanted, the head is applied to the features, so that the body is
@@ -129,10 +126,13 @@ def build_network(
     """
     if features:
         return _build_features(members[0])
-    classify = EnsembleClassifier.from_weights(members)
+    takes_arrays = isinstance(members[0].config.preprocess, ArrayPreprocess)
+    classify: MemberClassifier = (
+        ArrayClassifier(members) if takes_arrays else EnsembleClassifier.from_weights(members)
+    )
     print(classify.describe_backend(), flush=True)
 
-    def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
+    def run(pixels: Num[np.ndarray, "n *space channels"]) -> Outputs:
         logits = np.asarray(classify.members(pixels, np.arange(len(pixels))))
         return logits[0, :, :0], logits
 
@@ -141,7 +141,7 @@ def build_network(
 
 def _build_features(
     weights: Weights,
-) -> Callable[[UInt8[np.ndarray, "n height width channels"]], Outputs]:
+) -> Callable[[Num[np.ndarray, "n *space channels"]], Outputs]:
     """Returns `build_network` of one network, with features."""
     spec, variables, preprocess = weights.config.spec, weights.variables, weights.config.preprocess
     classify = Classifier(
@@ -149,7 +149,9 @@ def _build_features(
     )
     print(classify.describe_backend(), flush=True)
 
-    def run(pixels: UInt8[np.ndarray, "n height width channels"]) -> Outputs:
+    def run(pixels: Num[np.ndarray, "n *space channels"]) -> Outputs:
+        if pixels.dtype != np.uint8:  # the classifier takes other numbers normalized
+            pixels = np.asarray(normalize(jnp.asarray(pixels), mean=preprocess.mean, std=preprocess.std))
         outputs = np.asarray(classify(pixels))
         if not spec.num_classes:
             return outputs, outputs[None, :, :0]

@@ -91,7 +91,7 @@ def _probe(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     pretrained = load_pretrained(args.where, model=args.model, revision=args.revision)
     sources = _open_sources(args)
     preprocess = pretrained.preprocess
-    check_takes_images(preprocess, "resflax probe")
+    check_takes_images(pretrained.model.spec, preprocess, "resflax probe")
     check_image_size(preprocess.size, pretrained.model.spec)
     print(f"weights: {pretrained.source}", flush=True)
     train, test = _all_features(args, pretrained, sources)

@@ -19,7 +19,6 @@ from resflax.zoo import create_model
 
 FLAX = "flax"  # the names of `flatten`
 VERIFY_RTOL = 1e-3
-CLIP_FRAMES = 8  # of clips, whose length the preprocessing of frames does not say
 
 
 def convert_main(arguments: list[str]) -> None:
@@ -89,9 +88,8 @@ def compare_with_torch(config: PretrainedConfig, variables: Variables) -> str:
     Raises:
       UserError: if they differ by more than 1e-3 of the largest logit, or PyTorch is missing.
     """
-    dimensions = config.spec.dimensions
-    sides = (CLIP_FRAMES, *config.preprocess.sides)[-dimensions:]
-    shape = (2, *sides, config.channels)
+    *sides, channels = config.input_shape
+    shape = (2, *sides, channels)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     expected = torch_logits(config.spec, variables, images)
     difference = np.abs(compute_logits(config.spec, variables, images) - expected).max()

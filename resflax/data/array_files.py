@@ -1,5 +1,6 @@
 """Arrays in NumPy's files: one .npz, a folder of .npy files, or class folders of .npy files."""
 
+import os
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +16,15 @@ Arrays = dict[str, np.ndarray]
 SUFFIXES = (".npy", ".npz")
 # What NumPy raises for damaged files.
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
+
+
+def is_array(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file has the suffix of NumPy's files.
+
+    >>> is_array("a.npy"), is_array("a.png")
+    (True, False)
+    """
+    return os.path.splitext(path)[1] in SUFFIXES
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -171,7 +171,8 @@ def load_dataset(
     check_on_bad_example(on_bad_example)
     if channels not in (0, 1, 3):
         raise UserError(f"channels is {channels}: expected 0, 1 or 3")
-    if kind_of(name).is_in_memory and (image_size or channels):
+    is_in_memory = kind_of(name).is_in_memory
+    if is_in_memory and (image_size or channels):
         raise UserError(
             f"dataset {name!r} has its own image size and channels: expected image_size 0 and"
             " channels 0"
@@ -179,9 +180,7 @@ def load_dataset(
     roles = roles or open_roles(Location(name, data_dir, on_bad_example, seed, keys), splits)
     sources = {"train": roles.train, "validation": roles.validation, "test": roles.test}
 
-    def open_split(role: str, source: Source | None) -> Any:
-        if source is None:
-            return None
+    def open_split(role: str, source: Source) -> Any:
         if not image_size:
             return _read_into_memory(source, channels=channels, on_bad_example=on_bad_example)
         return StreamingSplit(
@@ -194,26 +193,39 @@ def load_dataset(
             crop=train_crop or TrainCrop(),
         )
 
-    opened = {role: open_split(role, source) for role, source in sources.items()}
-    channel_counts = {s.image_shape[-1] for s in opened.values() if s is not None}
-    if channel_counts == {1, 3} and not kind_of(name).is_in_memory:
-        opened = {role: s if s is None else s.in_color() for role, s in opened.items()}
-    problems = (problem for source in sources.values() if source for problem in source.problems)
+    opened = {
+        role: None if source is None else open_split(role, source)
+        for role, source in sources.items()
+    }
+    dataset = _make_dataset(name, roles, opened if is_in_memory else _of_one_color(opened))
+    if not image_size:
+        _check_shapes(dataset)
+    return dataset
+
+
+def _of_one_color(splits: dict[str, Any]) -> dict[str, Any]:
+    """Returns the splits with all images in color, if one split has color and another does not."""
+    if {split.image_shape[-1] for split in splits.values() if split is not None} != {1, 3}:
+        return splits
+    return {role: split if split is None else split.in_color() for role, split in splits.items()}
+
+
+def _make_dataset(name: str, roles: Roles, splits: dict[str, Any]) -> Dataset:
+    """Makes a dataset of opened splits, with the problems and notes of their sources."""
+    sources = filter(None, (roles.train, roles.validation, roles.test))
+    problems = (problem for source in sources for problem in source.problems)
     similar = "".join(
         f"\nthe classes {' and '.join(map(repr, group))} differ only in case or spaces"
         for group in similar_names(roles.train.classes)[:3]
     )
-    dataset = Dataset(
+    return Dataset(
         name,
         classes=roles.train.classes,
         problems=tuple(dict.fromkeys(problems)),
         names=roles.names,
         note=f"{roles.note}{similar}".lstrip("\n"),
-        **opened,
+        **splits,
     )
-    if not image_size:
-        _check_shapes(dataset)
-    return dataset
 
 
 def _read_into_memory(source: Source, *, channels: int, on_bad_example: str) -> InMemorySplit:

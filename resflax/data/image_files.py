@@ -1,4 +1,4 @@
-"""Image files by path, glob and folder, decoded in threads."""
+"""Files of images and arrays by path, glob and folder; images decoded in threads."""
 
 import collections
 import concurrent.futures
@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from resflax.data.array_files import is_array
 from resflax.data.decode import BadExampleError, check_header, decode, ignore_pillow_warnings
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.formats import is_image
@@ -20,37 +22,77 @@ from resflax.errors import UserError
 from resflax.files import expand_path
 
 
+class FileKind(NamedTuple):
+    """A kind of files.
+
+    Attributes:
+      noun: what they are.
+      matches: whether a file has their suffix.
+      suffixes: the suffixes, for people.
+      example: a glob, for people.
+    """
+
+    noun: str
+    matches: Callable[[str], bool]
+    suffixes: str
+    example: str
+
+
+IMAGES = FileKind("image", is_image, ".jpg, .png and others", "photos/**/*.jpg")
+ARRAYS = FileKind("array", is_array, ".npy or .npz", "signals/**/*.npy")
+
+
 def find_images(patterns: Sequence[str]) -> list[str]:
-    """Returns the image files that are named by paths, globs and folders.
+    """Returns the image files that are named by paths, globs and folders; see `find_files`."""
+    return find_files(patterns, IMAGES)
+
+
+def find_files(patterns: Sequence[str], kind: FileKind) -> list[str]:
+    """Returns the files of a kind that are named by paths, globs and folders.
 
     Args:
-      patterns: files, which are returned as they are; folders, whose files with the suffix of an
-        image are returned, subfolders included, sorted; and globs, in which `**` matches any
+      patterns: files, which are returned as they are; folders, whose files with the suffix of the
+        kind are returned, subfolders included, sorted; and globs, in which `**` matches any
         number of folders. Files and folders of systems and archives (see `litter`) are left out.
+      kind: the kind.
 
     Raises:
-      UserError: if a path does not exist, a glob matches no file, or a folder contains no images.
+      UserError: if a path does not exist, a glob matches no file, or a folder contains no file of
+        the kind.
     """
-    return [path for pattern in patterns for path in _expand(expand_path(pattern, "image"))]
+    return [path for pattern in patterns for path in _expand(expand_path(pattern, kind.noun), kind)]
 
 
-def _expand(pattern: str) -> list[str]:
+def names_arrays(pattern: str) -> bool:
+    """Returns whether a path or a glob has the suffix of arrays, or a folder no images but arrays.
+
+    >>> names_arrays("signals/*.npy"), names_arrays("photos/cat.jpg")
+    (True, False)
+    """
+    if not os.path.isdir(pattern):
+        return is_array(pattern)
+    files = [*walk_files(pattern)]
+    return any(map(is_array, files)) and not any(map(is_image, files))
+
+
+def _expand(pattern: str, kind: FileKind) -> list[str]:
     if os.path.isdir(pattern):
         try:
-            paths = sorted(filter(is_image, walk_files(pattern)), key=lambda path: Path(path).parts)
+            found = filter(kind.matches, walk_files(pattern))
+            paths = sorted(found, key=lambda path: Path(path).parts)
         except OSError as e:
             raise UserError(f"cannot read the folder {e.filename}: {e.strerror}") from e
         if not paths:
-            raise UserError(f"folder {pattern} contains no images: expected .jpg, .png and others")
+            raise UserError(f"folder {pattern} contains no {kind.noun}s: expected {kind.suffixes}")
         return paths
     if os.path.lexists(pattern):
         return [pattern]
     if not glob.has_magic(pattern):
-        raise UserError(f"image not found: {pattern}")
-    found = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
-    matches = [path for path in found if not is_in_litter(path)]
+        raise UserError(f"{kind.noun} not found: {pattern}")
+    matched = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    matches = [path for path in matched if not is_in_litter(path)]
     if not matches:
-        raise UserError(f"no file matches {pattern}: expected a glob such as 'photos/**/*.jpg'")
+        raise UserError(f"no file matches {pattern}: expected a glob such as {kind.example!r}")
     return sorted(matches, key=lambda path: Path(path).parts)
 
 

@@ -17,6 +17,7 @@ from resflax.export.formats import (
     Format,
     Reader,
     check_options,
+    check_uint8,
     format_of,
     notes_of,
     one_network,
@@ -29,7 +30,7 @@ from resflax.export.verify import (
     Verification,
     expected_outputs,
     on_cpu,
-    read_sample_images,
+    read_samples,
     verify,
 )
 from resflax.files import user_path
@@ -71,7 +72,8 @@ def export(
       out: file or folder.
       format: a name in `FORMATS`; by default that of the suffix.
       options: see `ExportOptions`.
-      images: image files to compare the outputs on; by default noise.
+      images: image files, or .npy files of a network of arrays, to compare the outputs on; by
+        default noise.
 
     Raises:
       UserError: if the format cannot have the model or an option, a package is missing, `out`
@@ -82,16 +84,16 @@ def export(
     row = FORMATS[name]
     check_options(name, options)
     row.check(model)
+    if options.uint8:
+        check_uint8(model)
     check_target(out, row)
-    sample_images = read_sample_images(model, images)
+    samples = read_samples(model, images, symbolic=options.symbolic)
     with on_cpu():
-        expected = expected_outputs(model, sample_images.pixels, uint8=options.uint8)
+        expected = [expected_outputs(model, s.pixels, uint8=options.uint8) for s in samples]
     with _temporary_folder(out) as temporary:
         target = temporary if row.files else temporary / out.name
         row.write(model, target, options)
-        verifications = _load_and_verify(
-            row, target, model, sample_images, expected, uint8=options.uint8
-        )
+        verifications = _load_and_verify(row, target, model, samples, expected, uint8=options.uint8)
         if row.files:
             write_card(
                 one_network(model, name),
@@ -134,8 +136,8 @@ def _load_and_verify(
     row: Format,
     path: Path,
     model: Exportable,
-    images: SampleImages,
-    expected: Float[np.ndarray, "n classes"],
+    samples: Sequence[SampleImages],
+    expected: Sequence[Float[np.ndarray, "n classes"]],
     *,
     uint8: bool,
 ) -> tuple[Verification, ...]:
@@ -143,9 +145,10 @@ def _load_and_verify(
     loaded = [_load(reader, path, model) for reader in row.readers]
     with on_cpu():
         return tuple(
-            verify(exported, model, images, expected, uint8=uint8)
+            verify(exported, model, images, outputs, uint8=uint8)
             for exported in loaded
             if exported is not None
+            for images, outputs in zip(samples, expected, strict=True)
         )
 
 

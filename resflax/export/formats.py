@@ -25,7 +25,9 @@ from resflax.export.trained_model import (
     TrainedModel,
     describe_ensemble,
     ensemble_metadata,
+    input_dtype,
 )
+from resflax.weights.array_preprocess import check_takes_images
 
 # From this size on, Transformers' image processor for ResNets does not crop.
 MAX_CROPPED_SIZE = 384
@@ -38,6 +40,7 @@ class ExportOptions(NamedTuple):
       uint8: take raw uint8 NHWC pixels of the input size and return probabilities.
       fold: fold batch norm into the convolutions.
       opset: ONNX opset; None for the default.
+      symbolic: take images of any size, not of that of the preprocessing only.
       license: license of the weights, for the model card.
       train_command: command that trained the model, for the model card.
     """
@@ -45,6 +48,7 @@ class ExportOptions(NamedTuple):
     uint8: bool = False
     fold: bool = True
     opset: int | None = None
+    symbolic: bool = False
     license: str = ""
     train_command: str = ""
 
@@ -84,6 +88,21 @@ def one_network(model: Exportable, name: str) -> TrainedModel:
     )
 
 
+def check_images(model: Exportable, name: str) -> None:
+    """Raises `UserError` if a model is not of uint8 images, for a format that holds no other."""
+    check_takes_images(model.config.spec, model.preprocess, f"--format={name}")
+
+
+def _check_transformers(model: TrainedModel) -> None:
+    check_images(model, "transformers")
+    check_transformers(model.spec)
+
+
+def _check_onnx(model: Exportable) -> None:
+    check_onnx()
+    check_images(model, "onnx")
+
+
 Reader = Callable[[Path, Exportable], ExportedModel | None]
 
 
@@ -113,14 +132,14 @@ FORMATS: dict[str, Format] = {
         (readers.read_folder, readers.read_timm),
         (CONFIG, WEIGHTS, CARD),
         options=("license", "train_command"),
-        check=lambda model: one_network(model, "timm"),
+        check=lambda model: check_images(one_network(model, "timm"), "timm"),
     ),
     "transformers": Format(
         lambda model, path, options: write_transformers(one_network(model, "transformers"), path),
         (readers.read_folder, readers.read_transformers),
         (CONFIG, WEIGHTS, PROCESSOR, CARD),
         options=("license", "train_command"),
-        check=lambda model: check_transformers(one_network(model, "transformers").spec),
+        check=lambda model: _check_transformers(one_network(model, "transformers")),
     ),
     "onnx": Format(
         lambda model, path, options: write_onnx(
@@ -129,15 +148,15 @@ FORMATS: dict[str, Format] = {
         (readers.read_onnx,),
         suffix=".onnx",
         options=("uint8", "fold", "opset"),
-        check=lambda model: check_onnx(),
+        check=_check_onnx,
     ),
     "stablehlo": Format(
         lambda model, path, options: write_stablehlo(
-            model, path, uint8=options.uint8, fold=options.fold
+            model, path, uint8=options.uint8, fold=options.fold, symbolic=options.symbolic
         ),
         (readers.read_stablehlo,),
         suffix=".stablehlo",
-        options=("uint8", "fold"),
+        options=("uint8", "fold", "symbolic"),
     ),
 }
 
@@ -178,6 +197,15 @@ def check_options(name: str, options: ExportOptions) -> None:
             raise UserError(
                 f"--{flag} does not apply to --format={name}: it is for {', '.join(having)}"
             )
+
+
+def check_uint8(model: Exportable) -> None:
+    """Raises `UserError` if a model does not take uint8 values, for the option of that name."""
+    if input_dtype(model) != "uint8":
+        raise UserError(
+            f"--uint8 is for networks of uint8 values, and this one takes {input_dtype(model)}"
+            " arrays: leave it out"
+        )
 
 
 def notes_of(name: str, model: Exportable) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def _write(
     for member, _ in members:
         if part := missing_part(member.spec):
             raise UserError(
-                f"the network has {part}, for which there are no ONNX operators: use the format"
+                f"the network has {part}, which the ONNX export does not have: use the format"
                 " stablehlo, or a part that resflax names"
             )
     config = members[0][0]

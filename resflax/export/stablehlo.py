@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from resflax.export.trained_model import (
@@ -21,6 +22,7 @@ from resflax.inference import apply_graph, build_graph
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SIDECAR = ".json"
+SPACE = ("depth", "height", "width")
 
 
 def inference_function(
@@ -53,27 +55,47 @@ def inference_function(
     return run
 
 
-def export_stablehlo(model: Exportable, *, uint8: bool = False, fold: bool = True) -> bytes:
+def input_axes(model: Exportable, *, symbolic: bool) -> tuple[list[str | int], list[str]]:
+    """Returns the axes of the input, names or sizes, and the constraints of the named ones.
+
+    The first is "n". The spatial ones have the sizes of the preprocessing, or names if `symbolic`.
+    """
+    *space, channels = model.input_shape
+    if not symbolic:
+        return ["n", *space, channels], []
+    names = SPACE[-len(space) :] if len(space) > 1 else ("length",)
+    smallest = np.max([net.spec.min_sizes for net in networks_of(model)], 0)
+    constraints = [f"{name} >= {size}" for name, size in zip(names, smallest, strict=True)]
+    return ["n", *names, channels], constraints
+
+
+def export_stablehlo(
+    model: Exportable, *, uint8: bool = False, fold: bool = True, symbolic: bool = False
+) -> bytes:
     """Returns a serialized `jax.export.Exported` for a symbolic batch, for cpu, cuda and tpu.
 
-    Its input is `(n, height, width, channels)` of the preprocessing's size, its output
-    `(n, classes)`, float32. It contains no custom calls of resflax.
+    Its input is `(n, *space, channels)` of the preprocessing's size, or of any size if `symbolic`;
+    its output `(n, classes)`, float32. It contains no custom calls of resflax.
     """
     from jax import export
 
-    (batch,) = export.symbolic_shape("n")
-    dtype = jnp.uint8 if uint8 else jnp.float32
-    images = jax.ShapeDtypeStruct((batch, *model.input_shape), dtype)
+    axes, constraints = input_axes(model, symbolic=symbolic)
+    shape = export.symbolic_shape(", ".join(map(str, axes)), constraints=constraints)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8 if uint8 else jnp.float32)
     function = jax.jit(inference_function(model, uint8=uint8, fold=fold))
     return bytes(export.export(function, platforms=PLATFORMS)(images).serialize())
 
 
-def stablehlo_description(model: Exportable, *, uint8: bool = False) -> dict[str, Any]:
+def stablehlo_description(
+    model: Exportable, *, uint8: bool = False, symbolic: bool = False
+) -> dict[str, Any]:
     """Returns the JSON next to an artefact: input, output, preprocessing, classes and members."""
+    axes, constraints = input_axes(model, symbolic=symbolic)
     return {
         "input": {
             "dtype": "uint8" if uint8 else "float32",
-            "shape": ["n", *model.input_shape],
+            "shape": axes,
+            **({"constraints": constraints} if constraints else {}),
             "normalized": not uint8,
         },
         "output": output_name(model, uint8=uint8),
@@ -85,9 +107,14 @@ def stablehlo_description(model: Exportable, *, uint8: bool = False) -> dict[str
 
 
 def write_stablehlo(
-    model: Exportable, path: Path, *, uint8: bool = False, fold: bool = True
+    model: Exportable,
+    path: Path,
+    *,
+    uint8: bool = False,
+    fold: bool = True,
+    symbolic: bool = False,
 ) -> None:
     """Writes the artefact, and its description as `PATH.json`."""
-    path.write_bytes(export_stablehlo(model, uint8=uint8, fold=fold))
-    text = json.dumps(stablehlo_description(model, uint8=uint8), indent=2)
+    path.write_bytes(export_stablehlo(model, uint8=uint8, fold=fold, symbolic=symbolic))
+    text = json.dumps(stablehlo_description(model, uint8=uint8, symbolic=symbolic), indent=2)
     path.with_name(path.name + SIDECAR).write_text(text + "\n")

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from resflax.errors import UserError
 from resflax.nn import Spec
 from resflax.weights import Preprocess, PretrainedConfig, Weights, adapt_weights, read_ensemble
-from resflax.weights.array_preprocess import check_takes_images
+from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.bridge import Variables
 from resflax.weights.class_names import class_names
 from resflax.weights.ensemble import describe_members
@@ -68,9 +68,9 @@ class TrainedModel(NamedTuple):
         return self.config.preprocess
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the input, from the preprocessing."""
-        return (*self.preprocess.size, self.config.channels)
+    def input_shape(self) -> tuple[int, ...]:
+        """Spatial axes and channels of the input, from the preprocessing."""
+        return self.config.input_shape
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class TrainedModel(NamedTuple):
         """Number of trainable parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
 
-    def logits(self, images: Float[ArrayLike, "n h w c"]) -> Float[Array, "n classes"]:
+    def logits(self, images: Float[ArrayLike, "n *space c"]) -> Float[Array, "n classes"]:
         """Computes float32 logits of normalized images by `model.apply`, without folding."""
         model = create_model(self.spec, scan=False)
         logits: Any = model.apply(self.variables, images, train=False)
@@ -113,8 +113,8 @@ class TrainedEnsemble(NamedTuple):
         return self.config.preprocess
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the input, from the preprocessing."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Spatial axes and channels of the input, from the preprocessing."""
         return self.members[0].input_shape
 
     @property
@@ -122,7 +122,7 @@ class TrainedEnsemble(NamedTuple):
         """Number of trainable parameters of all members."""
         return sum(member.parameters for member in self.members)
 
-    def probabilities(self, images: Float[ArrayLike, "n h w c"]) -> Float[Array, "n classes"]:
+    def probabilities(self, images: Float[ArrayLike, "n *space c"]) -> Float[Array, "n classes"]:
         """Computes the mean of the probabilities that `TrainedModel.logits` gives.
 
         Args:
@@ -137,6 +137,12 @@ class TrainedEnsemble(NamedTuple):
 
 
 Exportable = TrainedModel | TrainedEnsemble
+
+
+def input_dtype(model: Exportable) -> str:
+    """Returns the dtype of examples before they are normalized: "uint8" for images."""
+    preprocess = model.preprocess
+    return preprocess.dtype if isinstance(preprocess, ArrayPreprocess) else "uint8"
 
 
 def networks_of(model: Exportable) -> tuple[TrainedModel, ...]:
@@ -217,12 +223,6 @@ def load_trained_model(
         if not weights.config.spec.num_classes:
             raise UserError(
                 f"{weights.where} has no classification head: expected weights with classes"
-            )
-        check_takes_images(weights.config.preprocess, "resflax export")
-        if weights.config.spec.dimensions != 2:
-            raise UserError(
-                f"{weights.where} has dimensions {weights.config.spec.dimensions}, and resflax"
-                " export writes networks of images: use resflax convert for PyTorch's names"
             )
     models = tuple(
         TrainedModel(w.config, w.variables, w.source, read_run_record([w], whole=False), w.where)

@@ -2,18 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from resflax.data import normalize
+from resflax.data.array_files import read_array
 from resflax.data.decode import read_image
-from resflax.errors import UserError
+from resflax.errors import UserError, quantity
 from resflax.export.readers import ExportedModel
-from resflax.export.trained_model import Exportable, TrainedEnsemble
+from resflax.export.trained_model import Exportable, TrainedEnsemble, input_dtype
+from resflax.weights.array_preprocess import ArrayPreprocess
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 NOISE_IMAGES = 4
@@ -42,22 +45,28 @@ class Verification(NamedTuple):
 
 
 class SampleImages(NamedTuple):
-    """Images for a comparison: uint8 pixels of the input size, and a description."""
+    """Images or arrays for a comparison, before they are normalized, and a description."""
 
-    pixels: UInt8[np.ndarray, "n h w c"]
+    pixels: Num[np.ndarray, "n *space c"]
     description: str
 
 
 def read_sample_images(model: Exportable, paths: Sequence[str] = ()) -> SampleImages:
     """Returns the images in some files, resized and cropped for the model; noise without files.
 
+    For a network of arrays, returns those in .npy files of one example each.
+
     Raises:
-      UserError: if a file is not a readable image, or the model takes neither gray nor RGB images.
+      UserError: if a file is not readable, an array has another shape or dtype, or the model takes
+        clips, or images that are neither gray nor RGB.
     """
     if not paths:
-        shape = (NOISE_IMAGES, *model.input_shape)
-        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return SampleImages(pixels, f"{NOISE_IMAGES} noise images")
+        return draw_noise(model, model.input_shape)
+    if isinstance(model.preprocess, ArrayPreprocess):
+        batches = [model.preprocess.to_batch(read_array(Path(path))[None], path) for path in paths]
+        return SampleImages(np.concatenate(batches), quantity(len(paths), "array"))
+    if model.config.spec.dimensions != 2:
+        raise UserError("--images has files, but the model takes clips: leave it out for noise")
     channels = model.config.channels
     if channels not in (1, 3):
         raise UserError(
@@ -66,7 +75,35 @@ def read_sample_images(model: Exportable, paths: Sequence[str] = ()) -> SampleIm
         )
     images = [read_image(path, channels) for path in paths]
     pixels = np.stack([model.preprocess.apply(image) for image in images])
-    return SampleImages(pixels, f"{len(paths)} image{'s' * (len(paths) > 1)}")
+    return SampleImages(pixels, quantity(len(paths), "image"))
+
+
+def draw_noise(model: Exportable, shape: tuple[int, ...]) -> SampleImages:
+    """Draws noise of a shape `(*space, channels)`, as the model's examples before normalization."""
+    rng, sides = np.random.default_rng(0), "x".join(map(str, shape[:-1]))
+    size = "" if shape == model.input_shape else f" of {sides}"
+    if input_dtype(model) == "uint8":
+        pixels = rng.integers(0, 256, (NOISE_IMAGES, *shape), np.uint8)
+        return SampleImages(pixels, f"{NOISE_IMAGES} noise images{size}")
+    noise = rng.standard_normal((NOISE_IMAGES, *shape)) * model.preprocess.std
+    noise += model.preprocess.mean
+    return SampleImages(noise.astype(np.float32), f"{NOISE_IMAGES} noise arrays{size}")
+
+
+def read_samples(
+    model: Exportable, paths: Sequence[str] = (), *, symbolic: bool = False
+) -> list[SampleImages]:
+    """Returns `read_sample_images`; if sizes are `symbolic`, also noise of a larger, odd size.
+
+    Raises:
+      UserError: as `read_sample_images`.
+    """
+    samples = [read_sample_images(model, paths)]
+    if symbolic:
+        *space, channels = model.input_shape
+        larger = (*(size + size // 8 + 17 for size in space), channels)
+        samples.append(draw_noise(model, larger))
+    return samples
 
 
 @contextlib.contextmanager
@@ -81,14 +118,14 @@ def on_cpu() -> Iterator[None]:
 
 
 def normalize_pixels(
-    model: Exportable, pixels: UInt8[np.ndarray, "n h w c"]
-) -> Float[Array, "n h w c"]:
-    """Converts pixels to the images that the model takes, normalized float32."""
+    model: Exportable, pixels: Num[np.ndarray, "n *space c"]
+) -> Float[Array, "n *space c"]:
+    """Converts pixels, or other numbers, to the images that the model takes, normalized float32."""
     return normalize(jnp.asarray(pixels), mean=model.preprocess.mean, std=model.preprocess.std)
 
 
 def expected_outputs(
-    model: Exportable, pixels: UInt8[np.ndarray, "n h w c"], *, uint8: bool = False
+    model: Exportable, pixels: Num[np.ndarray, "n *space c"], *, uint8: bool = False
 ) -> Float[np.ndarray, "n classes"]:
     """Returns the logits of `model.apply` for pixels; with `uint8`, the probabilities.
 

@@ -36,8 +36,8 @@ def build_graph(
     Batch norm is folded into the convolution before it; where there is none, as at the start of a
     pre-activation block, it becomes an affine map. The sum with the shortcut and the activation
     that follows become attributes of the branch's last convolution. The arithmetic on parameters is
-    in float64. A network with parts that have no operation, such as functions of the user's own, is
-    one node "network".
+    in float64. A network with parts that have no operation, such as functions of the user's own, or
+    of signals or volumes, is one node "network".
 
     Args:
       spec: the architecture.
@@ -53,9 +53,9 @@ def build_graph(
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
-      UserError: if the spec has an ensemble or is not of images, the variables are not those of
-        the spec, `outputs` is unknown, the network has no head and `outputs` needs one, or `mean`
-        and `std` do not fit the images' channels.
+      UserError: if the spec has an ensemble, the variables are not those of the spec, `outputs` is
+        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
+        images' channels.
 
     >>> import jax
     >>> from resflax.zoo import create_model
@@ -69,11 +69,6 @@ def build_graph(
     >>> node.op, node.inputs, node.attributes["activation"], sorted(node.arrays)
     ('conv', ('stage1_block1/conv1', 'stem_conv'), 'relu', ['bias', 'kernel'])
     """
-    if spec.dimensions != 2:
-        raise UserError(
-            f"spec.dimensions is {spec.dimensions}, and the inference form is of networks of"
-            " images: use create_model(spec).apply(variables, x, train=False)"
-        )
     _check_spec(spec, outputs)
     parameters = Parameters(variables)
     builder = GraphBuilder(spec, parameters, fold=fold, dtype=dtype)
@@ -91,7 +86,7 @@ def build_graph(
         x, features = _layers(builder, x, outputs)
     if outputs == "probabilities":
         x = builder.emit("softmax", "probabilities", x)
-    return Graph(builder.nodes, x, channels, features)
+    return Graph(builder.nodes, x, channels, features, dimensions=spec.dimensions)
 
 
 def _layers(builder: GraphBuilder, x: str, outputs: str) -> tuple[str, int]:
@@ -130,7 +125,7 @@ def _image_channels(spec: Spec, parameters: Parameters, mean: Sequence[float] | 
     if resolve("stem", spec.stem).function:
         return len(mean or ())
     name = "stem_conv" if len(resolve("stem", spec.stem).convs) == 1 else "stem_conv1"
-    return int(parameters.get(name, "kernel").shape[2])
+    return int(parameters.get(name, "kernel").shape[-2])
 
 
 def _side(sizes: Sizes) -> int:

@@ -41,7 +41,8 @@ class Graph:
       output: name of the node whose result is the network's.
       channels: number of image channels; 0 if only the network itself knows it.
       features: size of the output's last axis; 0 if only the network itself knows it.
-      input: name by which nodes read the images, `(n, height, width, channels)`.
+      input: name by which nodes read the images, `(n, *space, channels)`.
+      dimensions: number of their spatial axes.
     """
 
     nodes: tuple[Node, ...]
@@ -49,6 +50,7 @@ class Graph:
     channels: int
     features: int
     input: str = "image"
+    dimensions: int = 2
 
     @property
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:

@@ -19,6 +19,8 @@ from resflax.nn.fields import SHIPPED
 from resflax.nn.norms import group_std
 
 Arrays = dict[str, dict[str, Any]]
+# Names of the spatial axes, by their number.
+SPACE = {1: "length", 2: "height, width", 3: "depth, height, width"}
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     **SHIPPED["activation"],
     "none": identity,
@@ -29,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def apply_graph(
     graph: Graph,
     arrays: Arrays,
-    images: Shaped[Array, "n height width channels"],
+    images: Shaped[Array, "n *space channels"],
     *,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "n features"]:
@@ -41,8 +43,7 @@ def apply_graph(
     Args:
       graph: the operations. Its own arrays are not used.
       arrays: arrays with the tree of `graph.arrays`.
-      images: normalized images `(n, height, width, channels)`, or raw uint8 ones if the graph
-        normalizes.
+      images: normalized images `(n, *space, channels)`, or raw uint8 ones if the graph normalizes.
       dtype: dtype of convolutions and feature maps. Pooled features and logits are float32, or
         float64 if `dtype` is.
 
@@ -69,9 +70,10 @@ def check_images(graph: Graph, images: Any) -> None:
       ValueError: if the images have another number of axes or channels, or are neither floating
         point nor uint8 in a graph that normalizes.
     """
-    if images.ndim != 4 or graph.channels not in (0, images.shape[-1]):
+    if images.ndim != graph.dimensions + 2 or graph.channels not in (0, images.shape[-1]):
+        space = SPACE[graph.dimensions]
         raise ValueError(
-            f"expected images of shape (n, height, width, {graph.channels}): got {images.shape}"
+            f"expected images of shape (n, {space}, {graph.channels}): got {images.shape}"
         )
     normalizes = graph.nodes[0].op == "normalize"
     if not jnp.issubdtype(images.dtype, jnp.floating) and not (

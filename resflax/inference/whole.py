@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from resflax.errors import UserError
+from resflax.errors import UserError, quantity
 from resflax.inference.graph import Node
 from resflax.nn import ResNet, Spec
 from resflax.nn.fields import resolve
@@ -18,8 +18,11 @@ from resflax.nn.functions import describe
 def missing_part(spec: Spec) -> str | None:
     """Returns the part of a network that the inference form does not describe, or None.
 
-    That is every row that is not as the library ships it: the builder knows them by their names.
+    That is every row that is not as the library ships it, since the builder knows them by their
+    names, and another number of dimensions than two.
     """
+    if spec.dimensions != 2:
+        return f"convolutions of {quantity(spec.dimensions, 'dimension')}"
     for field, part in spec.own_parts.items():
         return f"{field} {describe(part)}"
     for value, block in zip(spec.block_values, spec.blocks, strict=True):
@@ -43,7 +46,7 @@ def output_size(spec: Spec, outputs: str) -> int:
 
 
 def run_network(
-    node: Node, arrays: Any, dtype: Any, x: Float[Array, "n height width channels"]
+    node: Node, arrays: Any, dtype: Any, x: Float[Array, "n *space channels"]
 ) -> Float[Array, "n features"]:
     """Returns the network's outputs in evaluation mode, in float32 (float64 if `dtype` is).
 

@@ -195,7 +195,13 @@ class Spec:
     @property
     def min_image_size(self) -> int:
         """Smallest image side, in pixels, for which no stride is applied to a single pixel."""
-        return max(per_axis(self.features[-1].stride, self.dimensions)) // 2 + 1
+        return max(self.min_sizes)
+
+    @property
+    def min_sizes(self) -> tuple[int, ...]:
+        """Smallest size along each axis for which no stride is applied to a single element."""
+        strides = per_axis(self.features[-1].stride, self.dimensions)
+        return tuple(stride // 2 + 1 for stride in strides)
 
     @property
     def ensemble_row(self) -> EnsembleRow:

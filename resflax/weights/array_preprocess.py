@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from resflax.data.array_files import read_array
 from resflax.errors import UserError
+from resflax.nn import Spec
 from resflax.weights.preprocess import Preprocess
 
 
@@ -40,29 +41,48 @@ class ArrayPreprocess(Preprocess):
           UserError: if the file cannot be read, or the array has another shape or dtype.
         """
         array = read_array(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
-        shape = (*self.space, self.channels)
-        if array.shape == self.space and self.channels == 1:
-            array = array[..., None]
-        is_stored = (array.dtype == np.uint8) == (self.dtype == "uint8")
-        if array.shape != shape or array.dtype.kind not in "uif" or not is_stored:
-            raise UserError(
-                f"expected an array of {self.dtype} and shape {shape}: got {array.dtype} and"
-                f" {array.shape}"
-            )
-        scale = np.float32(255 if self.dtype == "uint8" else 1)
-        values = array.astype(np.float32) / scale
+        values = self.to_batch(array[None], "the array")[0].astype(np.float32)
+        values = values / np.float32(255 if self.dtype == "uint8" else 1)
         return (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
+    def to_batch(self, arrays: np.ndarray, name: str) -> Num[np.ndarray, "n *space channels"]:
+        """Returns arrays `(n, *space, channels)` with the dtype of the training examples.
 
-def check_takes_images(preprocess: Preprocess, command: str) -> None:
-    """Checks that a network takes uint8 images, for a command that reads image files.
+        Args:
+          arrays: the arrays; the axis of channels may be missing if there is one channel.
+          name: what they are, for the message.
+
+        Raises:
+          UserError: if they have another shape or dtype, NaN or infinite values.
+        """
+        shape = (*self.space, self.channels)
+        if arrays.shape[1:] == self.space and self.channels == 1:
+            arrays = arrays[..., None]
+        is_stored = (arrays.dtype == np.uint8) == (self.dtype == "uint8")
+        if arrays.shape[1:] != shape or arrays.dtype.kind not in "uif" or not is_stored:
+            raise UserError(
+                f"{name} has the dtype {arrays.dtype} and the shape {arrays.shape[1:]}: expected"
+                f" {self.dtype} and {shape}"
+            )
+        if not np.isfinite(arrays).all():
+            raise UserError(f"{name} has NaN or infinite values: remove or replace them")
+        return arrays.astype(self.dtype)
+
+
+def check_takes_images(spec: Spec, preprocess: Preprocess, command: str) -> None:
+    """Checks that a network takes uint8 images, for a command that takes no other arrays.
 
     Raises:
-      UserError: if it takes other arrays.
+      UserError: if it takes other arrays, or signals, volumes or clips.
     """
     if isinstance(preprocess, ArrayPreprocess):
         raise UserError(
-            f"{command} reads uint8 images, and the network takes {preprocess.dtype} arrays of"
+            f"{command} takes uint8 images, and the network takes {preprocess.dtype} arrays of"
             f" shape {(*preprocess.space, preprocess.channels)}: use resflax.load_pretrained in"
             " Python, whose preprocess normalizes arrays"
+        )
+    if spec.dimensions != 2:
+        raise UserError(
+            f"{command} takes images, and the network has dimensions {spec.dimensions}: use"
+            " resflax.load_pretrained in Python"
         )

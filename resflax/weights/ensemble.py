@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -47,10 +46,11 @@ class Ensemble(NamedTuple):
     normalization: ChannelAffine
 
     def normalize(
-        self, images: Float[Array, "n height width channels"]
-    ) -> Float[Array, "size n height width channels"]:
+        self, images: Float[Array, "n *space channels"]
+    ) -> Float[Array, "size n *space channels"]:
         """Returns the images, as `preprocess` returns them, for each member."""
-        scale, bias = (jnp.asarray(a)[:, None, None, None] for a in self.normalization)
+        ones = [1] * (images.ndim - 1)
+        scale, bias = (a.reshape(self.size, *ones, a.shape[-1]) for a in self.normalization)
         return images * scale + bias
 
 
@@ -172,11 +172,12 @@ def _check_same_task(first: Weights, other: Weights) -> None:
     ]
     for own in values:
         del own["mean"], own["std"]
-    for key, value in values[0].items():
-        if values[1][key] != value:
+    for key in values[0] | values[1]:  # arrays have further ones
+        value, given = (own.get(key) for own in values)
+        if given != value:
             raise UserError(
-                f"{other.where} has another {key} than {first.where} ({values[1][key]}, not"
-                f" {value}): expected members with the same classes and preprocessing"
+                f"{other.where} has another {key} than {first.where} ({given}, not {value}):"
+                " expected members with the same classes and preprocessing"
             )
 
 

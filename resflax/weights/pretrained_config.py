@@ -13,6 +13,7 @@ from resflax.zoo import get_spec
 
 # timm's model arguments that affect training only.
 TRAINING_ARGUMENTS = ("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last")
+CLIP_FRAMES = 8  # of clips, whose length the preprocessing of frames does not say
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
@@ -30,6 +31,12 @@ class PretrainedConfig(NamedTuple):
     channels: int
     preprocess: Preprocess
     labels: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape `(*space, channels)` of an example, after the preprocessing."""
+        sides = (CLIP_FRAMES, *self.preprocess.sides)[-self.spec.dimensions :]
+        return (*sides, self.channels)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the config as JSON values, as a checkpoint's metadata have it under "model"."""
