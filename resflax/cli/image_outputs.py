@@ -151,7 +151,8 @@ def _build_features(
 
     def run(pixels: Num[np.ndarray, "n *space channels"]) -> Outputs:
         if pixels.dtype != np.uint8:  # the classifier takes other numbers normalized
-            pixels = np.asarray(normalize(jnp.asarray(pixels), mean=preprocess.mean, std=preprocess.std))
+            x = normalize(jnp.asarray(pixels), mean=preprocess.mean, std=preprocess.std)
+            pixels = np.asarray(x)
         outputs = np.asarray(classify(pixels))
         if not spec.num_classes:
             return outputs, outputs[None, :, :0]
