@@ -1,8 +1,13 @@
 """`curves.png`: readable ticks, whatever the range of the values."""
 
 import pytest
+from helpers.modules import NormNet
 
+from resflax.data import load_dataset
 from resflax.run import curves
+from resflax.run.progress import RunProgress
+from resflax.train import Trainer, Workdir, build, default_config, loop, recorder
+from resflax.train.config import to_json_dict
 
 
 @pytest.fixture
@@ -52,3 +57,26 @@ def test_curves_have_readable_ticks(losses, accuracies, draw):
         assert labels(ax.yaxis) == sorted(set(labels(ax.yaxis))) or ax.get_yscale() == "log"
         assert ax.yaxis.get_offset_text().get_text() == ""
         assert len(set(labels(ax.xaxis))) >= 2
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [1, 2, 3, 3]), (1e6, [3])])
+def test_curves_grow_while_training_if_time_allows(seconds, drawn, tmp_path, monkeypatch):
+    """Drawn after each of three evaluations and at the end, or at the end only."""
+    evaluations, titles = [], []
+
+    def draw(records, path, title, members):
+        evaluations.append(sum(record["split"] == "test" for record in records))
+        titles.append(title)
+
+    monkeypatch.setattr(recorder, "draw_curves", draw)
+    monkeypatch.setattr(recorder, "CURVES_SECONDS", seconds)
+    monkeypatch.setattr(recorder, "MAX_CURVES_SHARE", 1.0)
+    config = default_config()
+    config.epochs, config.batch_size = 3, 720
+    trainer = Trainer(build(config, model=NormNet(), dataset=load_dataset("digits")))
+    monkeypatch.setattr(trainer, "is_eval_step", lambda step: step in (2, 4, 6))
+    with Workdir.open(tmp_path, to_json_dict(config)) as workdir:
+        loop.fit(trainer, workdir, RunProgress(trainer.steps, silent=True))
+    assert trainer.steps == 6
+    assert evaluations == drawn
+    assert all(" on digits, test accuracy 0." in title for title in titles)

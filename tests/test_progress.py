@@ -7,7 +7,7 @@ import pytest
 
 from resflax.progress import ProgressMeter, progress_range
 from resflax.run.progress import RunProgress
-from resflax.run.throughput import Throughput
+from resflax.run.throughput import RareTask, Throughput
 
 
 class Terminal:
@@ -324,3 +324,16 @@ def test_remaining_time_of_a_resumed_run_is_known_after_a_step(clock):
     clock[0] += 300.0  # the first step compiles
     throughput.step(10)
     assert throughput.remaining(41, 0) == 59 * 2.0
+
+
+def test_rare_task_takes_at_most_its_share_of_the_time(clock):
+    task = RareTask(seconds=1.0, share=0.1)
+    spent = runs = 0
+    for _ in range(400):
+        clock[0] += 1
+        if task.is_due():
+            with task:
+                clock[0] += 2
+            spent, runs = spent + 2, runs + 1
+    assert runs > 10
+    assert spent / clock[0] <= 0.1 + 2 / clock[0]

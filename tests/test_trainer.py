@@ -9,6 +9,9 @@ from helpers.modules import NormNet
 
 from resflax.data import load_dataset, normalize, train_batches
 from resflax.train import Trainer, build, default_config, make_eval_step, recompute_batch_stats
+from resflax.train.freeze import count_params
+from resflax.train.trainer import describe_size
+from resflax.zoo.cost import format_count
 
 DIGITS = load_dataset("digits")
 
@@ -109,5 +112,26 @@ def test_eval_steps_end_every_nth_epoch_and_the_run():
 
 def test_summary_names_model_dataset_and_devices():
     assert make_trainer(model="resnet50").summary() == (
-        "resnet50 on digits: 1437 examples, 2 epochs, 60 steps of 48 on 8 cpu devices; compiling"
+        "resnet50 on digits: 1437 examples, 2 epochs, 60 steps of 48 on 8 cpu devices;"
+        " 472 parameters; compiling"
     )
+
+
+def test_describe_size_counts_parameters_and_multiply_adds():
+    """CIFAR ResNet-8 on gray 8x8 images: layers of the paper, counted by hand."""
+    config = default_config()
+    config.model, config.freeze = "cifar_resnet8", "stem*"
+    run = build(config, dataset=DIGITS)
+    multiply_adds = 9 * (8 * 8 * (16 + 2 * 16 * 16) + 4 * 4 * (16 * 32 + 32 * 32))
+    multiply_adds += 9 * 2 * 2 * (32 * 64 + 64 * 64) + 640
+    text = f"{count_params(run.abstract_state().params) / 1e3:.3g} k parameters"
+    assert describe_size(run).startswith(text)
+    assert f" of them trained, {multiply_adds / 1e3:.3g} k multiply-adds" in describe_size(run)
+    config.freeze, config.ensemble.size = None, 3
+    assert describe_size(build(config, dataset=DIGITS)).startswith(f"each {text}, ")
+
+
+def test_format_count_has_three_digits():
+    counts = (0, 999, 1000, 9996, 99_950, 999_499, 999_501, 123_456_789_012)
+    texts = ["0", "999", "1 k", "10 k", "100 k", "999 k", "1 M", "123 G"]
+    assert [format_count(count) for count in counts] == texts

@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "train": Command("resflax.cli.train:main", "train a network, or resume a run"),
+    "compare": Command("resflax.cli.compare:main", "compare the results and configs of runs"),
     "list": Command("resflax.cli.models:list_main", "list the networks by name"),
     "info": Command("resflax.cli.models:info_main", "show the size of a network"),
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),

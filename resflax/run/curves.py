@@ -1,6 +1,6 @@
 """`curves.png`: loss and accuracy over training steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
-from resflax.plotting import line_style, new_figure, save
+from resflax.plotting import line_style, new_figure, plain_text, save
 
 EVALUATED: dict[str, Any] = {
     "color": "#1f4e8c",
@@ -93,6 +93,36 @@ def draw_curves(
     _scale_loss(axes[0])
     axes[1].legend(frameon=False, loc="lower right", fontsize=8)
     save(figure, path, title)
+
+
+def draw_comparison(runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Plots the evaluations of several runs, and their training values as thin lines.
+
+    The split is the one that each run evaluates during training. The x-axis is the epoch, since the
+    batches of runs can have different sizes.
+
+    Args:
+      runs: records of `metrics.jsonl` by the name of the run.
+      path: of the figure.
+    """
+    figure, axes = new_figure(2, height=3.4 + 0.2 * len(runs))
+    for k, (name, records) in enumerate(runs.items()):
+        by_split = {split: [r for r in records if r["split"] == split] for split in STYLES}
+        evaluated = "validation" if by_split["validation"] else "test"
+        color = line_style(k)["color"]
+        for ax, key, factor in ((axes[0], "loss", 1.0), (axes[1], "accuracy", 100.0)):
+            for split, style in ((evaluated, line_style(k)), ("train", {"color": color})):
+                rows = by_split[split]
+                values = factor * np.array([row[key] for row in rows], np.float64)
+                thin = {"linewidth": 0.6, "alpha": 0.6} if split == "train" else {"label": name}
+                ax.plot([row["epoch"] for row in rows], values, **style | thin)
+    axes[0].set(xlabel="epoch", ylabel="loss (nats)")
+    axes[1].set(xlabel="epoch", ylabel="accuracy (%)")
+    _scale_loss(axes[0])
+    handles, labels = axes[1].get_legend_handles_labels()
+    labels = [plain_text(label) for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8)
+    save(figure, path, "evaluation (thick) and training (thin)")
 
 
 def _scale_loss(ax: Axes) -> None:

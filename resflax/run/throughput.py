@@ -1,6 +1,7 @@
-"""Training speed and remaining time of a run."""
+"""Training speed and remaining time of a run; tasks that may take a small share of it."""
 
 import time
+from typing import Any
 
 
 class Throughput:
@@ -68,6 +69,10 @@ class Throughput:
         self.evaluations += 1
         return seconds
 
+    def exclude(self) -> None:
+        """Excludes the seconds since the last lap or pause from the training time."""
+        self.lap_start = time.monotonic()
+
     def remaining(self, step: int, evaluations: int) -> float | None:
         """Estimates the seconds from `step` to the end of the run; None if it is too early.
 
@@ -79,3 +84,26 @@ class Throughput:
             return None
         training = (self.steps - step) * self.step_examples / self.overall
         return training + evaluations * self.eval_seconds
+
+
+class RareTask:
+    """A task that takes at most a share of the time: a context that measures it.
+
+    Args:
+      seconds: estimate of its time before it is first measured.
+      share: largest share of the time.
+    """
+
+    def __init__(self, seconds: float, share: float) -> None:
+        self._seconds, self._share, self._last = seconds, share, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Returns whether enough time has passed since the start or the last end of the task."""
+        return time.monotonic() - self._last >= self._seconds / self._share
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._last = time.monotonic()
+        self._seconds = self._last - self._start

@@ -237,8 +237,8 @@ class TrainingLoop:
             metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
         if self.monitor.check_evaluation(split, metrics, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
-        self.recorder.add_evaluation(step, split, metrics, self.monitor.learning_rates(step))
         setattr(self.state, split, metrics)
+        self.recorder.add_evaluation(step, split, metrics, self.monitor.learning_rates(step))
         if self.config.precise_bn_batches:
             self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
         return state

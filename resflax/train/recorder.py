@@ -19,7 +19,7 @@ from resflax.run.metric_writer import (
     scalars_of,
 )
 from resflax.run.progress import RunProgress
-from resflax.run.throughput import Throughput
+from resflax.run.throughput import RareTask, Throughput
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.config import to_json_dict
@@ -31,6 +31,8 @@ from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
 
 MAX_IMAGES = 16  # of the first batch, that writers get
+# Estimated time to draw the curves, and largest share of a run's time for drawing them meanwhile.
+CURVES_SECONDS, MAX_CURVES_SHARE = 1.0, 0.01
 # Share of the training time waited for data, and training time in seconds, from which a run warns.
 MAX_DATA_WAIT, MIN_SECONDS = 0.1, 10.0
 
@@ -58,7 +60,8 @@ class Recorder:
         first_step: int,
     ) -> None:
         self._trainer, self._workdir, self._progress = trainer, workdir, progress
-        self._has_warned = False
+        self._state, self._has_warned = state, False
+        self._curves_timer = RareTask(CURVES_SECONDS, MAX_CURVES_SHARE)
         self._wait = None if trainer.on_device else WaitMeter(trainer.data_wait, state)
         self.throughput = Throughput(trainer.steps, state.examples, state.train_seconds)
         self._histograms = HistogramSource(trainer.run)
@@ -116,6 +119,10 @@ class Recorder:
         self._write(record)
         self._progress.evaluation(record, self._remaining(step))
         self._warn_of_waiting()
+        if self._workdir.writes and self._curves_timer.is_due():
+            with self._curves_timer:
+                self.draw_curves(self._state)
+            self.throughput.exclude()
 
     def add_histograms(self, state: TrainState, step: int) -> None:
         """Adds histograms of parameters and gradients if the config has them at this step.

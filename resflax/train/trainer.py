@@ -7,9 +7,12 @@ from typing import Any
 
 from resflax.data import Dataset, Split, StreamingSplit
 from resflax.errors import quantity
+from resflax.nn import ResNet
 from resflax.train.data_wait import DataWait
 from resflax.train.ensemble import is_ensemble
 from resflax.train.evaluation import TestMetrics, build_evaluator
+from resflax.train.finetune import freeze_patterns
+from resflax.train.freeze import count_params, split_params
 from resflax.train.input_pipeline import (
     StepFn,
     eval_iterator,
@@ -22,6 +25,7 @@ from resflax.train.precise_bn import recompute_state_batch_stats
 from resflax.train.run import Run
 from resflax.train.schedules import cycle_ends
 from resflax.train.state import TrainState
+from resflax.zoo.cost import format_count, part_costs
 
 
 def is_last_of_epochs(step: int, *, batch_size: int, examples: int) -> bool:
@@ -47,6 +51,22 @@ def precise_bn_split(dataset: Dataset) -> Split:
         transform = dataset.test.eval_transform
         return dataclasses.replace(split, seed=None, eval_transform=transform)
     return split
+
+
+def describe_size(run: Run) -> str:
+    """Returns the parameters of a run's network and, of a `ResNet`, its multiply-adds, in words.
+
+    They are those of one member of an ensemble of networks.
+    """
+    params = run.abstract_state().params
+    trainable, _ = split_params(params, freeze_patterns(run.config, run.model))
+    count, trained = (count_params(tree) // run.size for tree in (params, trainable))
+    text = f"{'each ' * (run.size > 1)}{format_count(count)} parameters"
+    text += f", {format_count(trained)} of them trained" if trained < count else ""
+    if not isinstance(run.model, ResNet):
+        return text
+    parts = part_costs(run.model.clone(scan=False), run.dataset.image_shape)
+    return f"{text}, {format_count(sum(p.multiply_adds for p in parts))} multiply-adds per example"
 
 
 class Trainer:
@@ -79,13 +99,14 @@ class Trainer:
         return f"{networks}{self.run.name}{members} on {self.dataset.name}"
 
     def summary(self) -> str:
-        """Returns one line with the model, the dataset, the number of steps and the devices."""
+        """Returns one line: model and dataset, steps and devices, the size of the model."""
         config, devices = self.config, self.engine.devices
         return (
             f"{self.title}: {quantity(len(self.dataset.train), 'example')},"
             f" {quantity(config.epochs, 'epoch')}, {quantity(self.steps, 'step')} of"
             f" {config.batch_size} on"
-            f" {quantity(len(devices), f'{devices[0].platform} device')}; compiling"
+            f" {quantity(len(devices), f'{devices[0].platform} device')};"
+            f" {describe_size(self.run)}; compiling"
         )
 
     def make_step_fn(self, start: int) -> StepFn:

@@ -32,6 +32,18 @@ class PartCost(NamedTuple):
     multiply_adds: int
 
 
+def format_count(number: int) -> str:
+    """Returns a number with three digits and a prefix.
+
+    >>> format_count(650), format_count(269722), format_count(25557032), format_count(11513626624)
+    ('650', '270 k', '25.6 M', '11.5 G')
+    """
+    for factor, prefix in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= 0.9995 * factor:
+            return f"{number / factor:.3g}{prefix}"
+    return str(number)
+
+
 def part_costs(model: ResNet, image_shape: tuple[int, ...]) -> list[PartCost]:
     """Returns the costs of stem, stages and head for an image `(*space, channels)`.
 
