@@ -25,6 +25,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "train": Command("resflax.cli.train:main", "train a network, or resume a run"),
     "compare": Command("resflax.cli.compare:main", "compare the results and configs of runs"),
+    "sweep": Command("resflax.cli.sweep:main", "train a grid of runs, with a table of the results"),
     "list": Command("resflax.cli.models:list_main", "list the networks by name"),
     "info": Command("resflax.cli.models:info_main", "show the size of a network"),
     "data": Command("resflax.cli.data:main", "prepare a dataset, or draw its augmented images"),
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `main` as a program: sets up the process, and exits with the status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "train" in arguments[:1]:
+    if arguments[:1] and arguments[0] in ("train", "sweep"):
         exit_on_signals()
         silence_libraries()
     else:

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resflax.run.config_diff import flatten_config
+from resflax.train.config_keys import KEYS
 from resflax.train.state import TrainState
 
 Tree = TypeVar("Tree")
@@ -105,6 +106,31 @@ def member_config(config: ConfigDict, member: int) -> ConfigDict:
     changes |= {f"ensemble.{name}": False for name in SHARED.values()} | {"ensemble.size": 1}
     alone.update_from_flattened_dict(changes)
     return alone
+
+
+def join_configs(configs: Sequence[ConfigDict]) -> ConfigDict | None:
+    """Returns the config of the ensemble whose members are some runs; None if there is none.
+
+    It is the inverse of `member_config`: the runs may differ in seed and in `MEMBER_KEYS`.
+
+    Args:
+      configs: of runs of single networks.
+    """
+    joined = configs[0].copy_and_resolve_references()
+    if any(is_ensemble(config) for config in configs):
+        return None
+    rows = [flatten_config(config) for config in configs]
+    changes: dict[str, Any] = {"ensemble.size": len(configs), "seed": KEYS["seed"].default}
+    changes["ensemble.seeds"] = tuple(row["seed"] for row in rows)
+    for name, key in MEMBER_KEYS.items():
+        values = tuple(row[key] for row in rows)
+        if len({*values}) > 1:
+            changes |= {f"ensemble.{name}": values, key: KEYS[key].default}
+    joined.update_from_flattened_dict(changes)
+    for k, row in enumerate(rows):
+        if flatten_config(member_config(joined, k)) != row:
+            return None
+    return joined
 
 
 class Hyperparameters(NamedTuple):
