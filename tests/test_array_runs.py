@@ -167,6 +167,8 @@ def test_stablehlo_has_networks_of_arrays(run_on_arrays, tmp_path, capsys):
         (["export", "RUN", "n.stablehlo", "--images=short.npy"], "short.npy has the dtype float32"),
         (["evaluate", "RUN", "--tta=flip"], "RUN"),
         (["evaluate", "RUN", "--corruptions"], "RUN"),
+        (["data", "show", "--config.dataset=DATA"], "data show draws uint8 images, and npz:"),
+        (["study", "activation", "--dataset=DATA"], "arrays of shape (20, 2): expected images"),
         (["average", "RUN@2", "RUN", "--out=average"], "resflax average takes uint8 images"),
     ],
 )
@@ -179,7 +181,8 @@ def test_commands_that_do_not_fit_arrays_are_refused(
     np.save("nan.npy", np.where(np.arange(20)[:, None] == 3, np.nan, X[0]))
     Image.new("RGB", (8, 8)).save("photo.png")
     run = str(run_on_arrays / "run")
-    command = [argument.replace("RUN", run) for argument in command]
+    data = f"npz:{run_on_arrays / 'a.npz'}"
+    command = [argument.replace("RUN", run).replace("DATA", data) for argument in command]
     weights = [f"--weights={run}"] if command[0] == "predict" else []
     assert main([*command, *weights]) == 2
     error = capsys.readouterr().err.strip()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from resflax.cli.image_grid import Cell, draw_grid, shorten
 from resflax.data import Split, StreamingSplit, batch_indices
+from resflax.errors import UserError
 from resflax.train.dataset import build_dataset
 from resflax.train.first_batch import augment_batch
 
@@ -21,8 +22,16 @@ def show_batch(config: ConfigDict, out: Path) -> None:
 
     The first is the image before anything is done, below the name of its class; the one below it is
     cropped and augmented, and has the names and shares of its target if this mixes classes.
+
+    Raises:
+      UserError: if the examples are not uint8 images.
     """
     dataset = build_dataset(config)
+    if dataset.has_arrays:
+        raise UserError(
+            f"resflax data show draws uint8 images, and {config.dataset} has"
+            f" {dataset.train.images.dtype} arrays of shape {dataset.image_shape}"
+        )
     index = batch_indices(config.seed, 0, COLUMNS * ROWS, len(dataset.train))
     cropped, labels = dataset.train.get_batch(index)
     after, targets = augment_batch(config, cropped, labels, index, dataset.num_classes)

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from resflax.data import Dataset, load_dataset
+from resflax.errors import UserError
+
 
 def number_list(kind: type, minimum: float, maximum: float) -> Callable[[str], list[Any]]:
     """Returns an argparse type: distinct numbers from `minimum` to `maximum`, written "A,B,C".
@@ -46,6 +49,21 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_dir", default="", help="directory of prepared datasets; default: that of TFDS"
     )
+
+
+def open_dataset(args: argparse.Namespace) -> Dataset:
+    """Opens the dataset of the options that `add_data_arguments` adds.
+
+    Raises:
+      UserError: if it cannot be opened, or does not have images.
+    """
+    dataset = load_dataset(args.dataset, args.data_dir)
+    if len(dataset.image_shape) != 3:
+        raise UserError(
+            f"{dataset.name!r} has arrays of shape {dataset.image_shape}: expected images (height,"
+            " width, channels), which the networks of a study take"
+        )
+    return dataset
 
 
 def add_seeds_argument(parser: argparse.ArgumentParser, seeds: int) -> None:

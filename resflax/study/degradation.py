@@ -7,7 +7,6 @@ with the same recipe, several seeds and learning rates, and shows each at its be
 import argparse
 from typing import Any
 
-from resflax.data import load_dataset
 from resflax.errors import UserError
 from resflax.plotting import legend_above, line_style, mean_and_range, new_figure, save
 from resflax.study.analysis import (
@@ -17,7 +16,7 @@ from resflax.study.analysis import (
     error_increase,
     errors_at_best_rate,
 )
-from resflax.study.arguments import add_training_arguments, number_list
+from resflax.study.arguments import add_training_arguments, number_list, open_dataset
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
 from resflax.study.sweep import train_networks
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     for name in names:
         create_model(name)  # reports an invalid depth before the dataset is read
     config = make_recipe(args.dataset, args.epochs, args.batch_size)
-    dataset = load_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args)
     settings = {
         "study": "degradation",
         "depths": depths,

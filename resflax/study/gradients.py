@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resflax.data import Dataset, load_dataset
+from resflax.data import Dataset
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.arguments import (
     add_data_arguments,
     add_seeds_argument,
     number_list,
+    open_dataset,
     positive_int,
 )
 from resflax.study.nets import leaves_by_layer
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     args.depths.sort()
     names = [f"cifar_{kind}{depth}" for kind in KINDS for depth in args.depths]
     cost = {name: float(sum(create_model(name).spec.depths)) for name in names}
-    dataset = load_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args)
     settings = {key: getattr(args, key) for key in ("dataset", "seeds", "batch_size", "depths")}
     with StudyDir.open(args.out, {"study": "gradients"} | settings) as study:
         compute: dict[str, Any] = {

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, load_dataset
+from resflax.data import Dataset
 from resflax.errors import UserError
 from resflax.nn import ResNet, unstack_params
 from resflax.run.manifest import params_sha256
-from resflax.study.arguments import add_training_arguments
+from resflax.study.arguments import add_training_arguments, open_dataset
 from resflax.study.study_dir import MSGPACK, StudyDir
 from resflax.study.sweep import Curves, train_networks
 from resflax.train import TrainState
@@ -87,7 +87,7 @@ def open_nets(
         with StudyDir.open(args.out, settings) as study:
             yield study, list(loaded.values())
         return
-    dataset = load_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args)
     fields: Any = {"zero_init": False, "num_classes": dataset.num_classes}
     models = {name: create_model(name, **fields) for name in names}
     with StudyDir.open(args.out, settings) as study:
@@ -103,7 +103,7 @@ def load_nets(args: argparse.Namespace) -> dict[str, Net]:
             raise UserError(f"{option} has {source} more than once")
     if args.runs:
         return {source: load_run(source) for source in sources}
-    dataset = load_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args)
     return {source: load_weights(source, dataset) for source in sources}
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resflax.data import load_dataset
 from resflax.kernels.backend import conv_backend
 from resflax.nn import ResNet
 from resflax.plotting import line_style, new_figure, save
 from resflax.study.analysis import errors_at_best_rate, format_range
-from resflax.study.arguments import add_training_arguments, positive_int
+from resflax.study.arguments import add_training_arguments, open_dataset, positive_int
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
 from resflax.study.sweep import train_networks
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     name, rates = f"cifar_resnet{args.depth}", args.learning_rates
     create_model(name)  # reports an invalid depth before the dataset is read
     config = make_recipe(args.dataset, args.epochs, args.batch_size)
-    dataset = load_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args)
     settings = {
         "study": "shortcuts",
         "depth": args.depth,

@@ -7,10 +7,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from resflax.data import load_dataset
 from resflax.plotting import DASHES, SHADES, mean_and_range, new_figure, save
 from resflax.study.analysis import best_rate_index, errors_at_best_rate, format_range, mean
-from resflax.study.arguments import add_training_arguments, positive_int
+from resflax.study.arguments import add_training_arguments, open_dataset, positive_int
 from resflax.study.recipes import make_recipe
 from resflax.study.study_dir import StudyDir
 from resflax.study.sweep import train_networks
@@ -77,7 +76,7 @@ class VariantStudy(NamedTuple):
         network, rates = f"cifar_resnet{args.depth}", args.learning_rates
         create_model(network)  # reports an invalid depth before the dataset is read
         config = make_recipe(args.dataset, args.epochs, args.batch_size)
-        dataset = load_dataset(args.dataset, args.data_dir)
+        dataset = open_dataset(args)
         settings = {
             "study": self.name,
             "depth": args.depth,
