@@ -14,7 +14,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from resflax.data.augment import color
 from resflax.data.augment.affine import WARPS, warp, warp_matrix
 from resflax.data.augment.jitter import JITTERS, apply_jitter, color_jitter
-from resflax.data.augment.rand import COLOR_OPS, OPS, apply_op, rand_augment, sample_op
+from resflax.data.augment.levels import PAPER, arguments
+from resflax.data.augment.ops import COLOR_OPS, apply_op
+from resflax.data.augment.rand import rand_augment, sample_op
 
 SIDE = 24  # an image of fewer than 256 pixels is not equalized
 
@@ -45,6 +47,14 @@ ENHANCERS = {
     color.brightness: ImageEnhance.Brightness,
     color.sharpness: ImageEnhance.Sharpness,
 }
+
+
+OPS = tuple(row.op for row in PAPER)
+
+
+def paper_argument(op, magnitude, sign, shape):
+    """The argument that RandAugment gives an operation at a magnitude."""
+    return arguments(PAPER, magnitude, 10, sign, shape)[op]
 
 
 def enhance(function, factor, image):
@@ -126,13 +136,17 @@ def test_warp_matches_pillow_nearest_neighbor(name, amount):
     source = np.stack([a * x + b * y + c, d * x + e * y + f])
     unambiguous = (np.abs(source - np.round(source)) > 2e-3).all(0)
     assert unambiguous.mean() > 0.8
-    result = jax.jit(warp)(
-        jnp.asarray(image), warp_matrix(name, jnp.float32(amount), height, width)
-    )
+    argument = paper_argument(OPS.index(name), 10 * amount, 1.0, image.shape)
+    result = jax.jit(warp)(jnp.asarray(image), warp_matrix(name, argument, height, width))
     np.testing.assert_array_equal(np.asarray(result)[unambiguous], np.asarray(theirs)[unambiguous])
 
 
-APPLY_OP = jax.jit(jax.vmap(partial(apply_op, magnitude=9)))
+@jax.jit
+@jax.vmap
+def apply_paper_op(image, op, sign):
+    return apply_op(image, op, paper_argument(op, 9, sign, image.shape), OPS)
+
+
 # Every operation with both signs.
 EVERY_OP = np.tile(np.arange(14), 2), np.repeat(np.float32([1, -1]), 14)
 
@@ -164,7 +178,7 @@ def expected_op(name, image, sign, magnitude):
 def test_each_of_the_fourteen_ops_matches_pillow():
     image = make_image()
     images = np.broadcast_to(image, (28, *image.shape))
-    for result, op, sign in zip(APPLY_OP(images, *EVERY_OP), *EVERY_OP, strict=True):
+    for result, op, sign in zip(apply_paper_op(images, *EVERY_OP), *EVERY_OP, strict=True):
         expected = np.asarray(expected_op(OPS[op], image, sign, 9), np.int32)
         close = (np.abs(np.asarray(result, np.int32) - expected) <= 1).all(-1)
         # A few pixels of a warp are halfway between two source pixels.
@@ -174,17 +188,22 @@ def test_each_of_the_fourteen_ops_matches_pillow():
 @pytest.mark.slow
 def test_largest_magnitudes_saturate():
     image = make_image()
-    np.testing.assert_array_equal(COLOR_OPS["solarize"](image, 3.0, 1.0), 255 - image)
-    np.testing.assert_array_equal(COLOR_OPS["posterize"](image, 3.0, 1.0), image // 128 * 128)
+
+    def run(name, sign):
+        argument = paper_argument(OPS.index(name), 30, sign, image.shape)
+        return COLOR_OPS[name](jnp.asarray(image), argument)
+
+    np.testing.assert_array_equal(run("solarize", 1.0), 255 - image)
+    np.testing.assert_array_equal(run("posterize", 1.0), image // 128 * 128)
     expected = np.asarray(enhance(color.brightness, 0.1, to_pillow(image)), np.int32)
-    result = np.asarray(COLOR_OPS["brightness"](image, 3.0, -1.0), np.int32)
+    result = np.asarray(run("brightness", -1.0), np.int32)
     assert np.abs(result - expected).max() <= 1
 
 
 @pytest.mark.slow
 def test_sample_op_is_uniform_over_ops_and_signs():
     n = 5000
-    samples = jax.vmap(sample_op)(jax.random.split(jax.random.key(0), n))
+    samples = jax.vmap(partial(sample_op, count=14))(jax.random.split(jax.random.key(0), n))
     counts = Counter(zip(*map(np.ndarray.tolist, map(np.asarray, samples)), strict=True))
     assert set(counts) == set(zip(*map(np.ndarray.tolist, EVERY_OP), strict=True))
     assert all(abs(count - n / 28) < 5 * np.sqrt(n / 28) for count in counts.values())
@@ -198,7 +217,7 @@ def test_rand_augment_applies_sampled_ops_in_sequence():
     )
     result = jax.jit(jax.vmap(partial(rand_augment, layers=2, magnitude=9)))(keys, images)
     for layer in jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0):
-        images = APPLY_OP(images, *jax.vmap(sample_op)(layer))
+        images = apply_paper_op(images, *jax.vmap(partial(sample_op, count=14))(layer))
     np.testing.assert_array_equal(result, images)
 
 

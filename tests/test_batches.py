@@ -10,6 +10,7 @@ from resflax.data import (
     TrainOrder,
     batch_epochs,
     batch_indices,
+    batch_repeats,
     eval_batches,
     train_batches,
 )
@@ -93,3 +94,30 @@ def test_local_rows_of_all_processes_form_the_batch(size, batch, processes):
             np.testing.assert_array_equal(plan.index, np.concatenate([p.index for p in local]))
             np.testing.assert_array_equal(plan.weight, np.concatenate([p.weight for p in local]))
             assert {plan.step} == {p.step for p in local}
+
+
+@given(size=st.integers(1, 40), batch=st.integers(1, 12), repeats=st.integers(1, 4))
+def test_repeats_give_each_copy_of_the_first_examples(size, batch, repeats):
+    """Over an epoch: the permutation of `batch_indices` without repeats, `repeats` times each."""
+    steps = -(-size // batch)
+    pairs = [
+        (step * batch, batch_indices(7, step, batch, size, repeats),
+         batch_repeats(step, batch, size, repeats))
+        for step in range(steps)
+    ]  # fmt: skip
+    epoch = np.concatenate([batch_indices(7, step, batch, size) for step in range(steps)])[:size]
+    expected = np.repeat(epoch, repeats)[:size]
+    copies = np.tile(np.arange(repeats), size)[:size]
+    for first, index, copy in pairs:
+        assert (np.diff(copy) >= 0).all()  # the first copies, then the second ones
+        if first + batch <= size:
+            rows = slice(first, first + batch)
+            assert sorted(zip(index, copy, strict=True)) == sorted(
+                zip(expected[rows], copies[rows], strict=True)
+            )
+
+
+def test_copies_of_an_example_are_not_mixed_with_each_other():
+    for step in range(8):
+        index = batch_indices(0, step, 24, 100, 3)
+        assert (index[::2] != index[1::2]).all()

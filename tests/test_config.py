@@ -83,6 +83,11 @@ VALUES = {
     "data.crop_ratio": ([(0, 1), (2, 1), (1, 101), ()], [(0.75, 1.3333), (1, 1)]),
     "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
     "data.crop_mode": (["stretch", "resize"], ["", "center", "squash"]),
+    "data.mixup_prob": ([-0.1, 1.5], [0.0, 1.0]),
+    "data.mixup_switch_prob": ([-0.1, 1.5], [0.0, 1.0]),
+    "data.mixup_off_epoch": ([-1], [0, 9]),
+    "data.repeats": ([0, 1025], [1, 3]),
+    "data.train_interpolation": (["hamming"], ["", "random", "bicubic"]),
     "data.interpolation": (["hamming", "center"], ["", "nearest", "bicubic"]),
     "data.channels": ([2, 4, -1], [0, 1, 3]),
     "data.validation": ([1.0, -0.1], [0.0, 0.5]),
@@ -172,6 +177,28 @@ COMBINED = [
         {"data.alternating_flip": True},
     ),
     (
+        {"data.mixup_off_epoch": 10, "data.mixup": 0.2},
+        "config.data.mixup_off_epoch is 10: expected less than epochs, 10",
+        {"data.mixup_off_epoch": 9, "data.mixup": 0.2},
+    ),
+    (
+        {"data.repeats": 3, "batch_size": 2},
+        "config.data.repeats is 3: expected at most batch_size, 2",
+        {"data.repeats": 3, "batch_size": 8},
+    ),
+    (
+        {"data.repeats": 3, "data.alternating_flip": True},
+        "config.data.repeats is 3 with config.data.alternating_flip, which mirrors all copies of"
+        " an example or none: expected config.data.flip",
+        {"data.repeats": 3, "data.flip": True},
+    ),
+    (
+        {"data.rand_augment": (2, 9), "data.auto_augment": "trivial"},
+        "config.data.rand_augment is (2, 9) with config.data.auto_augment='trivial': expected one"
+        " of them",
+        {"data.auto_augment": "rand-m7-mstd0.5-inc1"},
+    ),
+    (
         {"freeze_batch_norm": True, "batch_norm": "ghost"},
         "config.freeze_batch_norm is True with config.batch_norm='ghost': expected one of them",
         {"freeze_batch_norm": True, "batch_norm": "frozen"},
@@ -224,6 +251,7 @@ def test_average_without_batch_norm_needs_no_statistics():
         ({"spec.depths": (0, 1, 1)}, "depths"),
         ({"data.pad_crop": -1}, "pad_crop"),
         ({"data.rand_augment": (1,)}, "rand_augment"),
+        ({"data.auto_augment": "rand-z"}, "where 'z' is not valid"),
         ({"data.color_jitter": (1.0,)}, "color_jitter"),
         ({"data.random_erasing": 2.0}, "random_erasing"),
         ({"data.cutout": -1}, "cutout"),

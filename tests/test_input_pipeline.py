@@ -14,7 +14,15 @@ from helpers.counting_step import (
 from PIL import Image
 
 from resflax import UserError
-from resflax.data import Dataset, InMemorySplit, StreamingSplit, load_dataset, train_batches
+from resflax.data import (
+    Dataset,
+    InMemorySplit,
+    StreamingSplit,
+    batch_indices,
+    batch_repeats,
+    load_dataset,
+    train_batches,
+)
 from resflax.distributed import EnsembleEngine
 from resflax.train import default_config, input_pipeline, make_engine
 from resflax.train.input_pipeline import (
@@ -164,3 +172,35 @@ def test_limit_in_flight_waits_for_all_but_two_results(monkeypatch):
     for count in range(1, 6):
         limit_in_flight(list(range(count)))
     assert waited == [0, 1, 2]
+
+
+@pytest.mark.parametrize("make", [make_host_step_fn, make_device_step_fn])
+def test_repeats_add_the_copy_of_each_example(split, make):
+    engine, config = make_engine("pmap"), make_config(repeats=2)
+    config.batch_size = 8
+    step_fn = make(engine, counting_step, split, config, 1, 4)
+    batches = collect_batches(engine, step_fn, 1, 3)
+    for step, batch in zip(range(1, 4), batches, strict=True):
+        index = batch_indices(5, step, 8, 50, 2)
+        np.testing.assert_array_equal(batch["index"], index)
+        np.testing.assert_array_equal(batch["repeat"], batch_repeats(step, 8, 50, 2))
+        np.testing.assert_array_equal(batch["label"], split.labels[index])
+
+
+def test_copies_of_a_streamed_example_have_crops_of_their_own(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    for name in ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    split = load_dataset(f"folder:{tmp_path}", image_size=8, seed=3).train
+    batches = [
+        next(train_batches(split, seed=0, batch_size=4, start=2, stop=3, repeats=repeats))
+        for repeats in (1, 2)
+    ]
+    once, twice = (batch["image"] for batch in batches)
+    np.testing.assert_array_equal(twice[0], split.example(int(batches[1]["index"][0]), 2)[0])
+    rows = {index: np.flatnonzero(batches[1]["index"] == index) for index in (0, 1)}
+    assert batches[1]["repeat"].tolist() == [0, 0, 1, 1]
+    for first, second in rows.values():
+        assert (twice[first] != twice[second]).any()
+    assert len(once) == len(twice) == 4

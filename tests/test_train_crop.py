@@ -102,6 +102,27 @@ def test_inception_crops_have_the_scale_and_ratio_of_the_config(folder, kind):
     np.testing.assert_array_equal(split.get_batch(np.array([1]), 4)[0][0], expected)
 
 
+def test_random_interpolation_is_bilinear_or_bicubic_with_the_same_boxes(folder):
+    split = build_dataset(make_config(folder, train_interpolation="random")).train
+    counts = [0, 0]
+    for step in range(80):
+        box = inception_box(np.random.default_rng([0, step, 1]), 30, 50)
+        image = split.get_batch(np.array([1]), step)[0][0]
+        kinds = (BILINEAR, Image.Resampling.BICUBIC)
+        expected = [np.asarray(Image.fromarray(NOISE).resize((8, 8), k, box=box)) for k in kinds]
+        (kind,) = {k for k in range(2) if (image == expected[k]).all()}
+        counts[kind] += 1
+    assert abs(counts[0] - 40) < 4.5 * np.sqrt(20)
+
+
+def test_train_interpolation_leaves_that_of_evaluation(folder):
+    keys = {"train_crop": "squash", "train_interpolation": "nearest", "interpolation": "bicubic"}
+    dataset = build_dataset(make_config(folder, **keys))
+    for split, kind in [(dataset.train, "NEAREST"), (dataset.test, "BICUBIC")]:
+        expected = resized(8, 8, Image.Resampling[kind])
+        np.testing.assert_array_equal(split.get_batch(np.array([1]))[0][0], expected)
+
+
 def test_inception_crops_on_the_device_have_the_scale_and_ratio():
     ramp = np.arange(48, dtype=np.float32)
     image = jnp.asarray(np.stack(np.meshgrid(ramp, ramp, indexing="ij"), -1))

@@ -101,6 +101,11 @@ AUGMENTS = {
     "inception_crop": {"inception_crop": (0.08, 1, 0.75, 4 / 3)},
     "rand_augment": {"rand_augment": (2, 9)},
     "color": {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
+    "rand-m7": {"auto_augment": "rand-m7-mstd0.5-inc1"},
+    "rand-t3aw": {"auto_augment": "rand-t3aw"},
+    "trivial": {"auto_augment": "trivial", "grayscale": 0.2, "gaussian_blur": 0.2},
+    "autoaugment": {"auto_augment": "autoaugment", "solarize": 0.2},
+    "3a": {"auto_augment": "3a"},
     "erase": {"random_erasing": 0.5, "cutout": 2},
 }
 
@@ -108,7 +113,9 @@ AUGMENTS = {
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentation_traces_under_strict_checks(name, check):
-    augment, mix = make_augment(**AUGMENTS[name]), make_mix(mixup=0.2, cutmix=1.0)
+    mode = "elem" if name == "erase" else "pair"
+    augment = make_augment(**AUGMENTS[name])
+    mix = make_mix(mixup=0.2, cutmix=1.0, mode=mode, probability=0.5, switch_probability=0.3)
 
     def run(seed, images, targets):
         keys = jax.random.split(jax.random.key(seed), 4)

@@ -21,11 +21,13 @@ def train_batches(
     stop: int,
     local_rows: slice = slice(None),
     num_workers: int = 0,
+    repeats: int = 1,
 ) -> Iterator[Batch]:
     """Yields the batches of steps `start` to `stop - 1`, which depend on (seed, step) only.
 
     Each is a dict of "image" uint8 `(n, height, width, channels)`, "label" int32 `(n,)` and
-    "index" int32 `(n,)`, the example indices.
+    "index" int32 `(n,)`, the example indices; with `repeats` above 1 also "repeat" int32 `(n,)`,
+    which copy of its example each row is.
 
     Args:
       split: the examples.
@@ -36,9 +38,11 @@ def train_batches(
       local_rows: the rows of each batch to yield: those of one process of several.
       num_workers: worker processes that read a `StreamingSplit`; 0 for threads. The batches do not
         depend on it.
+      repeats: copies of each example in an epoch, see `batch_indices`.
     """
-    order = TrainOrder(seed, batch_size, len(split), start, stop, local_rows)
-    return _batches(split, order, ("image", "label", "index"), num_workers)
+    order = TrainOrder(seed, batch_size, len(split), start, stop, local_rows, repeats)
+    keys = ("image", "label", "index", *(("repeat",) if repeats > 1 else ()))
+    return _batches(split, order, keys, num_workers)
 
 
 def eval_batches(
@@ -86,5 +90,6 @@ def _in_memory_batches(
             "label": labels,
             "index": plan.index.astype(np.int32),
             "weight": plan.weight,
+            "repeat": plan.repeat,
         }
         yield {key: batch[key] for key in keys}

@@ -15,6 +15,8 @@ Box = tuple[float, float, float, float]
 Range = tuple[float, float]
 # Szegedy et al. 2014 (arXiv:1409.4842), section 6.
 INCEPTION_SCALE, INCEPTION_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+RANDOM = "random"  # interpolation: one of the next two with equal probability, as in timm
+RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class TrainCrop:
       kind: a row of `CROPS`.
       scale: smallest and largest area of an Inception crop, as shares of the image's area.
       ratio: smallest and largest ratio of its width to its height.
+      interpolation: a row of `INTERPOLATIONS`, or `RANDOM`; "": bilinear for an Inception crop,
+        else that for evaluation.
     """
 
     kind: str = "inception"
     scale: Range = INCEPTION_SCALE
     ratio: Range = INCEPTION_RATIO
+    interpolation: str = ""
 
     def apply(
         self,
@@ -38,8 +43,16 @@ class TrainCrop:
         transform: EvalTransform,
     ) -> UInt8[np.ndarray, "out_height out_width channels"]:
         """Crops and resizes an image to the size of `transform`, the one for evaluation."""
+        if self.interpolation:
+            transform = replace(transform, interpolation=self._sample_interpolation(rng))
         image = CROPS[self.kind](self, to_pillow(pixels), rng, transform)
         return np.asarray(image).reshape(*transform.size, pixels.shape[-1])
+
+    def _sample_interpolation(self, rng: np.random.Generator) -> str:
+        if self.interpolation != RANDOM:
+            return self.interpolation
+        own = rng.spawn(1)[0]  # leaves the draws of the crop as they are
+        return RANDOM_INTERPOLATIONS[own.integers(len(RANDOM_INTERPOLATIONS))]
 
 
 def largest_size(height: int, width: int, ratio: Range = INCEPTION_RATIO) -> tuple[int, int]:
@@ -96,7 +109,8 @@ def _inception(
     crop: TrainCrop, image: Image.Image, rng: np.random.Generator, transform: EvalTransform
 ) -> Image.Image:
     box = inception_box(rng, image.height, image.width, crop.scale, crop.ratio)
-    return image.resize(transform.size[::-1], Image.Resampling.BILINEAR, box=box)
+    interpolation = transform.interpolation if crop.interpolation else "bilinear"
+    return image.resize(transform.size[::-1], INTERPOLATIONS[interpolation], box=box)
 
 
 def _resize(

@@ -42,7 +42,8 @@ class _OrderedSource:
         batch, row = divmod(int(position), self.rows)
         plan = self.order.batch(batch)
         index, weight = int(plan.index[row]), plan.weight[row]
-        image, label, skipped = self.split.example(index, plan.step)
+        repeat = plan.repeat[row]
+        image, label, skipped = self.split.example(index, plan.step, int(repeat))
         if skipped:
             weight = 0.0  # the image is a replacement, which counts at its own index
         return {
@@ -50,6 +51,7 @@ class _OrderedSource:
             "label": np.int32(label),
             "index": np.int32(index),
             "weight": np.float32(weight),
+            "repeat": np.int32(repeat),
             "skipped": skipped,
         }
 
@@ -62,7 +64,7 @@ def stream_batches(
     Args:
       split: the examples; its `skipped` is updated as batches arrive.
       order: which examples form each batch.
-      keys: the entries to yield, of "image", "label", "index" and "weight".
+      keys: the entries to yield, of "image", "label", "index", "weight" and "repeat".
       num_workers: processes that read and decode; 0 for threads. At most 4 per CPU core, and one
         per batch, are started, since each takes seconds of CPU time to start. They exit with this
         process.

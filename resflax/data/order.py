@@ -32,7 +32,7 @@ def number_of_steps(epochs: float, num_examples: int, batch_size: int) -> int:
 
 
 def batch_indices(
-    seed: int, step: int, batch_size: int, num_examples: int
+    seed: int, step: int, batch_size: int, num_examples: int, repeats: int = 1
 ) -> Int[np.ndarray, " batch"]:
     """Returns the indices of the examples of batch `step`, int64 `(batch_size,)`.
 
@@ -40,15 +40,44 @@ def batch_indices(
     split per epoch. Every example is used exactly once per epoch and none is dropped; a batch may
     cross an epoch boundary.
 
+    With `repeats` above 1, an epoch has the first examples of the permutation that many times, one
+    copy after the other, up to the size of the split: repeated augmentation (Hoffer et al. 2020,
+    arXiv:1901.09335) as in timm's `RepeatAugSampler`. A batch begins with the first copies,
+    followed by the second ones, so that no example is mixed with itself and devices have different
+    copies.
+
     >>> np.concatenate([batch_indices(0, step, 2, 5) for step in range(5)])[:5].sum()
     np.int64(10)
     """
+    epochs, offsets, _ = _positions(step, batch_size, num_examples, repeats)
+    permutation = _permutations(seed, num_examples)
+    index = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        rows = epochs == epoch
+        index[rows] = permutation(int(epoch))[offsets[rows]]
+    return index
+
+
+def batch_repeats(
+    step: int, batch_size: int, num_examples: int, repeats: int
+) -> Int[np.ndarray, " batch"]:
+    """Returns which copy of its example each row of batch `step` is, from 0, int32 `(batch_size,)`.
+
+    >>> batch_repeats(0, 6, 100, 3).tolist()
+    [0, 0, 1, 1, 2, 2]
+    """
+    return _positions(step, batch_size, num_examples, repeats)[2].astype(np.int32)
+
+
+def _positions(
+    step: int, batch_size: int, num_examples: int, repeats: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns epoch, position in the permutation, and copy of each row of batch `step`."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, num_examples)
-    permutation = _permutations(seed, num_examples)
-    return np.concatenate(
-        [permutation(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
-    )
+    offsets, copies = np.divmod(offsets, repeats)
+    rows = np.argsort(copies, kind="stable")
+    return epochs[rows], offsets[rows], copies[rows]
 
 
 def batch_epochs(step: int, batch_size: int, num_examples: int) -> Int[np.ndarray, " batch"]:
@@ -68,11 +97,13 @@ class BatchPlan:
     Attributes:
       index: int64 `(rows,)`, example indices.
       weight: float32 `(rows,)`, 1 for an example that counts and 0 for padding.
+      repeat: int32 `(rows,)`, which copy of its example each row is; 0 without repetition.
       step: the training step, which seeds random crops; 0 in evaluation.
     """
 
     index: Int[np.ndarray, " rows"]
     weight: Float[np.ndarray, " rows"]
+    repeat: Int[np.ndarray, " rows"]
     step: int
 
 
@@ -87,6 +118,7 @@ class TrainOrder:
       start: first step.
       stop: end of the steps, exclusive.
       local_rows: the rows of each batch that this process reads.
+      repeats: copies of each example, see `batch_indices`.
     """
 
     seed: int
@@ -95,15 +127,18 @@ class TrainOrder:
     start: int
     stop: int
     local_rows: slice
+    repeats: int = 1
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def batch(self, position: int) -> BatchPlan:
         """Returns the examples of batch `position`, that of step `start + position`."""
-        step = self.start + position
-        index = batch_indices(self.seed, step, self.batch_size, self.num_examples)[self.local_rows]
-        return BatchPlan(index, np.ones(len(index), np.float32), step)
+        step, rows = self.start + position, self.local_rows
+        shape = self.batch_size, self.num_examples, self.repeats
+        index = batch_indices(self.seed, step, *shape)[rows]
+        repeat = batch_repeats(step, *shape)[rows]
+        return BatchPlan(index, np.ones(len(index), np.float32), repeat, step)
 
 
 @dataclass(frozen=True)
@@ -130,7 +165,8 @@ class EvalOrder:
         first = position * self.batch_size
         index = np.arange(first, first + self.batch_size)[self.local_rows]
         valid = index < self.num_examples
-        return BatchPlan(np.where(valid, index, 0), valid.astype(np.float32), 0)
+        repeat = np.zeros(len(index), np.int32)
+        return BatchPlan(np.where(valid, index, 0), valid.astype(np.float32), repeat, 0)
 
 
 Order = TrainOrder | EvalOrder

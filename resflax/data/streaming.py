@@ -18,7 +18,7 @@ STATS_SAMPLE_SIZE = 1000
 
 @dataclass
 class StreamingSplit:
-    """One split on disk. The pixels of example `i` at step `s` depend on (seed, s, i) only.
+    """One split on disk. The pixels of example `i` at step `s` depend on (seed, s, i, copy) only.
 
     Attributes:
       source: the examples on disk.
@@ -61,13 +61,13 @@ class StreamingSplit:
         return replace(self.eval_transform, size=size) if is_for_training else self.eval_transform
 
     def example(
-        self, index: int, step: int = 0
+        self, index: int, step: int = 0, repeat: int = 0
     ) -> tuple[UInt8[np.ndarray, "height width channels"], int, dict[int, str]]:
-        """Returns the cropped pixels of an example at a step; otherwise like `decoded`."""
+        """Returns the cropped pixels of a copy of an example at a step; else like `decoded`."""
         image, label, skipped = self.decoded(index)
         if self.seed is None:
             return self.transform.apply(image), label, skipped
-        rng = np.random.default_rng([self.seed, step, index])
+        rng = np.random.default_rng([self.seed, step, index, *([repeat] if repeat else [])])
         return self.crop.apply(image, rng, self.transform), label, skipped
 
     def decoded(

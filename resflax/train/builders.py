@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from resflax.data import Split, make_mix, normalize
+from resflax.data import Split, normalize
 from resflax.data.order import number_of_steps
 from resflax.nn import ResNet
 from resflax.nn.drop import block_rates
 from resflax.train.choice import Choice
-from resflax.train.config import build_augment
+from resflax.train.config import build_augment, build_mix
 from resflax.train.ensemble import (
     Hyperparameters,
     differing_values,
@@ -118,10 +118,18 @@ def build_train_step(
     *,
     axis_name: str | None = None,
     values: Hyperparameters | None = None,
+    examples: int | None = None,
 ) -> TrainStep:
     """Builds the pure training step of a config.
 
-    `values` replace those of the config, except those that are in the optimizer.
+    Args:
+      config: see `default_config`.
+      model: the network.
+      optimizer: of `build_optimizer`.
+      normalizer: of `build_normalizer`.
+      axis_name: the mapped axis over which the batch is split, if any.
+      values: replace those of the config, except those that are in the optimizer.
+      examples: size of the training split, which says when `data.mixup_off_epoch` begins.
     """
     values = values or hyperparameters(config)
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
@@ -129,7 +137,8 @@ def build_train_step(
         model,
         optimizer,
         augment=build_augment(config),
-        mix=make_mix(mixup=_scalar(values.mixup), cutmix=config.data.cutmix),
+        mix=build_mix(config, _scalar(values.mixup)),
+        mix_steps=_mix_steps(config, examples),
         num_classes=num_classes,
         normalize=normalizer,
         label_smoothing=values.label_smoothing,
@@ -140,6 +149,13 @@ def build_train_step(
         freeze=freeze_patterns(config, model),
         axis_name=axis_name,
     )
+
+
+def _mix_steps(config: ConfigDict, examples: int | None) -> int | None:
+    """Returns the number of steps before `data.mixup_off_epoch`; None if there is no such epoch."""
+    if not config.data.mixup_off_epoch or examples is None:
+        return None
+    return number_of_steps(config.data.mixup_off_epoch, examples, config.batch_size)
 
 
 def _scalar(value: float | Choice) -> Any:
@@ -171,7 +187,13 @@ def build_member_step(
         schedule = build_schedule(shared, examples, values.learning_rate)
         optimizer = build_optimizer(shared, schedule, model, values.weight_decay)
         return build_train_step(
-            shared, model, optimizer, normalizer, axis_name=axis_name, values=values
+            shared,
+            model,
+            optimizer,
+            normalizer,
+            axis_name=axis_name,
+            values=values,
+            examples=examples,
         )
 
     step = make_member_step(make_step, hyperparameters(shared), differing_values(config))

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -100,7 +101,11 @@ def build_augment(config: ConfigDict) -> Augment | None:
         ),
         flip="alternating" if data.alternating_flip else "random" if data.flip else "none",
         rand_augment=data.rand_augment,
+        auto_augment=data.auto_augment,
         color_jitter=data.color_jitter,
+        grayscale=data.grayscale,
+        gaussian_blur=data.gaussian_blur,
+        solarize=data.solarize,
         random_erasing=data.random_erasing,
         cutout=data.cutout,
         shift=data.shift,
@@ -109,6 +114,16 @@ def build_augment(config: ConfigDict) -> Augment | None:
     )
 
 
-def build_mix(config: ConfigDict) -> Mix | None:
-    """Builds mixup and CutMix of a config; None if there are none."""
-    return make_mix(mixup=config.data.mixup, cutmix=config.data.cutmix)
+def build_mix(config: ConfigDict, mixup: float | jax.Array | None = None) -> Mix | None:
+    """Builds mixup and CutMix of a config; None if there are none.
+
+    `mixup` replaces `data.mixup`.
+    """
+    data = config.data
+    return make_mix(
+        mixup=data.mixup if mixup is None else mixup,
+        cutmix=data.cutmix,
+        mode=data.mixup_mode,
+        probability=data.mixup_prob,
+        switch_probability=data.mixup_switch_prob,
+    )

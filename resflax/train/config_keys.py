@@ -80,6 +80,11 @@ AUGMENTATION = {
         " resize of evaluation and a random crop; squash, a resize of both sides; none, the resize"
         " and center crop of evaluation; auto: inception with data.image_size, none in memory",
     ),
+    "data.train_interpolation": Key(
+        "",
+        "how training crops are resized; random: bilinear or bicubic; '': bilinear for inception,"
+        " or as in evaluation",
+    ),
     "data.crop_scale": Key(
         (0.08, 1.0), "smallest and largest area of an Inception crop, as shares of the image's area"
     ),
@@ -89,7 +94,13 @@ AUGMENTATION = {
     "data.flip": Key(False, "mirror images at random"),
     "data.alternating_flip": Key(False, "mirror each image in every other epoch"),
     "data.rand_augment": Key((), "RandAugment: number of operations and magnitude"),
+    "data.auto_augment": Key(
+        "", "augmentation policy: rand-m9-mstd0.5-inc1 as in timm, trivial, 3a or autoaugment"
+    ),
     "data.color_jitter": Key((), "ranges of random brightness, contrast, saturation and hue"),
+    "data.grayscale": Key(0.0, "probability of a gray image"),
+    "data.gaussian_blur": Key(0.0, "probability of a blur of 0.1 to 2 pixels"),
+    "data.solarize": Key(0.0, "probability of inverting all values of at least 128"),
     "data.random_erasing": Key(0.0, "probability of erasing a random rectangle"),
     "data.cutout": Key(0, "side in pixels of a square that is erased at random"),
     "data.shift": Key(0, "largest circular shift along each axis, in positions, of arrays"),
@@ -97,6 +108,16 @@ AUGMENTATION = {
     "data.mask": Key(0, "size along each axis of a random box that is replaced by the mean"),
     "data.mixup": Key(0.0, "alpha of mixup; 0: none"),
     "data.cutmix": Key(0.0, "alpha of CutMix; 0: none"),
+    "data.mixup_mode": Key(
+        "pair",
+        "which examples are mixed by the same random numbers: those of a pair, elem or batch",
+    ),
+    "data.mixup_prob": Key(1.0, "probability of mixup or CutMix"),
+    "data.mixup_switch_prob": Key(0.5, "probability of CutMix, with mixup too"),
+    "data.mixup_off_epoch": Key(0, "epoch from which nothing is mixed; 0: none"),
+    "data.repeats": Key(
+        1, "copies of an example in a batch, differently augmented; an epoch keeps its steps"
+    ),
 }
 OPTIMIZER = {
     "optimizer": Key("sgd", "the optimizer"),

@@ -7,8 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resflax.data.augment import TRANSFORMS
-from resflax.data.augment.mix import MIXES
-from resflax.data.crops import CROPS
+from resflax.data.augment.mix import MIXES, MODES
+from resflax.data.crops import CROPS, RANDOM
 from resflax.data.eval_transform import CROP_MODES, INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
 from resflax.distributed.engines import ENGINES, check_fsdp
@@ -32,6 +32,7 @@ from resflax.train.rule import (
     LESS_THAN_ONE,
     NOT_NEGATIVE,
     POSITIVE,
+    PROBABILITY,
     SEED,
     TYPE_NAMES,
     Combination,
@@ -116,9 +117,17 @@ RULES: dict[str, Rule] = {
         lambda v: len(v) == 2 and 0.01 <= v[0] <= v[1] <= 100,
     ),
     "data.crop_mode": Rule(f"'', {', '.join(CROP_MODES)}", lambda v: v in ("", *CROP_MODES)),
+    "data.train_interpolation": Rule(
+        f"'', random, {', '.join(INTERPOLATIONS)}",
+        lambda v: v in ("", RANDOM, *INTERPOLATIONS),
+    ),
     "data.interpolation": Rule(
         f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
     ),
+    "data.mixup_prob": PROBABILITY,
+    "data.mixup_switch_prob": PROBABILITY,
+    "data.mixup_off_epoch": COUNT_OR_ZERO,
+    "data.repeats": Rule("1 to 1024", lambda v: 1 <= v <= 1024),
     "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
     "data.validation": LESS_THAN_ONE,
     "data.validation_seed": SEED,
@@ -137,6 +146,7 @@ CHOICES: dict[str, Any] = {
     "on_nonfinite": ACTIONS[1:],
     "ensemble.method": METHODS,
     "ensemble.on_diverged": ON_DIVERGED,
+    "data.mixup_mode": MODES,
     "data.train_crop": ("auto", *CROPS),
     "data.placement": PLACEMENTS,
     "data.on_bad_example": ON_BAD_EXAMPLE,
@@ -189,6 +199,25 @@ COMBINATIONS: tuple[Combination, ...] = (
     (
         lambda c: c.data.flip and c.data.alternating_flip,
         "config.data.flip and config.data.alternating_flip are both True: expected one of them",
+    ),
+    (
+        lambda c: c.data.mixup_off_epoch >= c.epochs > 0,
+        "config.data.mixup_off_epoch is {c.data.mixup_off_epoch}: expected less than epochs,"
+        " {c.epochs}",
+    ),
+    (
+        lambda c: c.data.repeats > c.batch_size,
+        "config.data.repeats is {c.data.repeats}: expected at most batch_size, {c.batch_size}",
+    ),
+    (
+        lambda c: c.data.repeats > 1 and c.data.alternating_flip,
+        "config.data.repeats is {c.data.repeats} with config.data.alternating_flip, which mirrors"
+        " all copies of an example or none: expected config.data.flip",
+    ),
+    (
+        lambda c: c.data.rand_augment and c.data.auto_augment,
+        "config.data.rand_augment is {c.data.rand_augment} with"
+        " config.data.auto_augment={c.data.auto_augment!r}: expected one of them",
     ),
     (
         lambda c: c.freeze_batch_norm and c.batch_norm not in ("global", "frozen"),

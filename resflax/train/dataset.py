@@ -145,4 +145,4 @@ def _eval_transform(
 def _train_crop(config: ConfigDict) -> TrainCrop:
     """Returns the crop of streamed training images."""
     scale, ratio = tuple(config.data.crop_scale), tuple(config.data.crop_ratio)
-    return TrainCrop(crop_kind(config), scale, ratio)
+    return TrainCrop(crop_kind(config), scale, ratio, config.data.train_interpolation)

@@ -26,7 +26,10 @@ def augment_batch(
     state = TrainState(jnp.int32(0), jnp.uint32(config.seed), {}, {}, {})
     numbers = jnp.asarray(index, jnp.int32)
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "index": numbers}
-    inputs = prepare(state, batch | {"epoch": jnp.zeros_like(numbers)})
+    batch["epoch"] = jnp.zeros_like(numbers)
+    if config.data.repeats > 1:
+        batch["repeat"] = jnp.zeros_like(numbers)
+    inputs = prepare(state, batch)
     target = inputs.target
     soft = target if target.ndim == 2 else one_hot(target, num_classes)
     return np.asarray(inputs.image), np.asarray(soft)

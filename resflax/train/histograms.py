@@ -69,5 +69,8 @@ def make_gradient_step(run: Run) -> Any:
 
     optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), keep)
     normalizer, axis_name = build_normalizer(run.dataset.train), run.engine.axis_name
-    step = build_train_step(config, run.model, optimizer, normalizer, axis_name=axis_name)
+    examples = len(run.dataset.train)
+    step = build_train_step(
+        config, run.model, optimizer, normalizer, axis_name=axis_name, examples=examples
+    )
     return lambda state, batch: step(state, batch)[0].opt_state

@@ -17,6 +17,7 @@ from resflax.data import (
     StreamingSplit,
     batch_epochs,
     batch_indices,
+    batch_repeats,
     eval_batches,
     train_batches,
 )
@@ -103,6 +104,7 @@ def _host_iterator(
         stop=steps.stop,
         local_rows=rows,
         num_workers=num_workers,
+        repeats=config.data.repeats,
     )
     size, examples = config.batch_size, len(split)
     for step, batch in zip(steps, batches, strict=True):
@@ -223,7 +225,8 @@ def _shard_order(
     size, rows = config.batch_size, engine.local_slice(config.batch_size)
 
     def indices(seed: int) -> Int[np.ndarray, "steps rows"]:
-        batches = [batch_indices(seed, step, size, examples)[rows] for step in steps]
+        repeats = config.data.repeats
+        batches = [batch_indices(seed, step, size, examples, repeats)[rows] for step in steps]
         return np.stack(batches).astype(np.int32)
 
     if len(seeds) == 1:
@@ -235,6 +238,9 @@ def _shard_order(
     if config.data.alternating_flip:  # the same for all members
         epochs = [batch_epochs(step, size, examples)[rows] for step in steps]
         order |= engine.shard_index({"epoch": np.stack(epochs)})
+    if config.data.repeats > 1:
+        copies = [batch_repeats(s, size, examples, config.data.repeats)[rows] for s in steps]
+        order |= engine.shard_index({"repeat": np.stack(copies)})
     return order
 
 

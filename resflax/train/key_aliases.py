@@ -26,7 +26,7 @@ ALIASES: dict[str, str] = {
         " val_size eval_crop_size test_resolution"
     ),
     "data.crop_pct": "crop_ratio_eval eval_crop_ratio crop_percent center_crop",
-    "data.channels": "in_chans in_channels input_channels num_channels color_mode grayscale",
+    "data.channels": "in_chans in_channels input_channels num_channels color_mode",
     "data.on_bad_example": "skip_bad ignore_errors on_error",
     "data.validation": (
         "val_fraction val_ratio validation_ratio validation_fraction valid_pct holdout val_percent"
@@ -45,11 +45,20 @@ ALIASES: dict[str, str] = {
     "data.flip": (
         "hflip horizontal_flip random_flip fliplr random_horizontal_flip hflip_prob mirror"
     ),
-    "data.rand_augment": "aa auto_augment randaug ra ra_magnitude",
+    "data.auto_augment": "aa auto_augment_policy trivial_augment ta_wide augmix",
+    "data.rand_augment": "randaug ra ra_magnitude",
+    "data.train_interpolation": "train_resize_mode",
+    "data.grayscale": "grayscale_prob gray_prob random_grayscale",
+    "data.gaussian_blur": "gaussian_blur_prob blur_prob blur",
+    "data.solarize": "solarize_prob",
     "data.color_jitter": "jitter colour_jitter color_jitter_prob",
     "data.random_erasing": "reprob random_erase erasing erase_prob random_erase_prob",
     "data.mixup": "mixup_alpha mix_alpha",
     "data.cutmix": "cutmix_alpha",
+    "data.mixup_prob": "mix_prob",
+    "data.mixup_switch_prob": "switch_prob",
+    "data.mixup_mode": "mix_mode",
+    "data.repeats": "aug_repeats ra_reps ra_sampler repeated_aug num_repeats",
     "data.mean": "image_mean pixel_mean norm_mean",
     "data.std": "image_std pixel_std norm_std stddev",
     "optimizer": "opt optim optimiser optimizer_name solver optimizer_type",

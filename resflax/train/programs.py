@@ -74,6 +74,8 @@ def train_batch_shapes(run: Run, split: Split) -> dict[str, Any]:
     }
     if config.data.alternating_flip:
         batch["epoch"] = jax.ShapeDtypeStruct(rows, np.int32)
+    if config.data.repeats > 1:
+        batch["repeat"] = jax.ShapeDtypeStruct(rows, np.int32)
     if len(seeds) == 1:
         return run.engine.shard_batch(batch)
     assert isinstance(run.engine, EnsembleEngine)
@@ -108,6 +110,8 @@ def device_data_shapes(run: Run) -> dict[str, Any]:
         order = engine.shard_member_index({"index": index})
     if config.data.alternating_flip:
         order |= engine.shard_index({"epoch": jax.ShapeDtypeStruct((steps, rows), np.int32)})
+    if config.data.repeats > 1:
+        order |= engine.shard_index({"repeat": jax.ShapeDtypeStruct((steps, rows), np.int32)})
     return {
         "dataset": engine.replicate({"image": images, "label": labels}),
         "first_step": engine.replicate(jax.ShapeDtypeStruct((), np.int32)),

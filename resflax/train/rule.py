@@ -50,6 +50,7 @@ POSITIVE = Rule("more than 0", lambda v: v > 0)
 COUNT = Rule("1 to 2**31 - 1", lambda v: 0 < v < 2**31)
 COUNT_OR_ZERO = Rule("0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
 NOT_NEGATIVE = Rule("0 or more", lambda v: v >= 0)
+PROBABILITY = Rule("0 to 1", lambda v: 0 <= v <= 1)
 LESS_THAN_ONE = Rule("0 to less than 1", lambda v: 0 <= v < 1)
 SEED = Rule("0 to 2**32 - 1", lambda v: 0 <= v <= MAX_SEED)
 

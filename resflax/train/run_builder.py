@@ -103,7 +103,9 @@ def build(
     if is_ensemble(given):
         train_step = build_member_step(given, model, normalizer, examples, axis_name=axis_name)
     else:
-        train_step = build_train_step(config, model, optimizer, normalizer, axis_name=axis_name)
+        train_step = build_train_step(
+            config, model, optimizer, normalizer, axis_name=axis_name, examples=examples
+        )
 
     def read_variables(seed: int) -> Any:
         nonlocal weights

@@ -98,6 +98,7 @@ def make_train_step(
     label_smoothing: float | Choice = 0.0,
     metrics: Mapping[str, ExampleFn] = METRICS,
     drop_path_rates: Float[Array, " blocks"] | None = None,
+    mix_steps: int | None = None,
     grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
     on_nonfinite: str = "ignore",
@@ -141,6 +142,8 @@ def make_train_step(
         also where mixup changed the targets; without labels, its targets. `METRICS | {...}` adds to
         "accuracy".
       drop_path_rates: replace those of a `ResNet` whose spec has drop path; they may be traced.
+      mix_steps: number of steps, from the start of the run, in which `mix` is applied; by default
+        all. What `mix` returns must then have the shapes of what it is given.
       grad_accum_steps: number of micro-batches; see `accumulate`.
       ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
@@ -174,7 +177,7 @@ def make_train_step(
     if on_nonfinite not in ACTIONS:
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}: expected one of {ACTIONS}")
     needs_rng = getattr(model, "needs_rng", False)
-    prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng)
+    prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng, mix_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_params(state.params, freeze)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from resflax.data.augment import Augment, Mix, flip_parity
@@ -12,6 +13,10 @@ from resflax.train.state import TrainState
 
 # Arrays with a leading axis of examples; "target" and "label" may be trees of them.
 Batch = dict[str, Any]
+
+
+# Used in place of the number of an example for draws that are the same for a whole batch.
+WHOLE_BATCH = -1
 
 
 class TrainInputs(NamedTuple):
@@ -44,8 +49,12 @@ def make_prepare_batch(
     mix: Mix | None,
     num_classes: int,
     needs_rng: bool,
+    mix_steps: int | None = None,
 ) -> Callable[[TrainState, Batch], TrainInputs]:
-    """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix."""
+    """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix.
+
+    The last two are applied in the first `mix_steps` steps only, if given.
+    """
 
     def prepare(state: TrainState, batch: Batch) -> TrainInputs:
         needs_keys = augment or mix or needs_rng
@@ -55,6 +64,8 @@ def make_prepare_batch(
         if needs_keys:
             # Each consumer folds the number of its own stream into them.
             keys = example_keys(state.seed, state.step, batch["index"])
+        if needs_keys and "repeat" in batch:
+            keys = jax.vmap(jax.random.fold_in)(keys, batch["repeat"])
         if augment and "epoch" in batch:
             parity = flip_parity(state.seed, batch["index"], batch["epoch"])
             images = augment(keys, images, parity)
@@ -64,7 +75,15 @@ def make_prepare_batch(
         if mix:
             is_label = getattr(target, "ndim", None) == 1
             soft = one_hot_or_nan(target, num_classes) if is_label else target
-            images, target = mix(keys, images, soft)
+            mix_keys = keys
+            if getattr(mix, "mode", "") == "batch":
+                numbers = jnp.minimum(batch["index"], WHOLE_BATCH)  # all of them the same
+                mix_keys = example_keys(state.seed, state.step, numbers)
+            mixed = mix(mix_keys, images, soft)
+            if mix_steps is not None:
+                is_on = state.step < mix_steps
+                mixed = jax.tree.map(lambda x, y: jnp.where(is_on, x, y), mixed, (images, soft))
+            images, target = mixed
         return TrainInputs(images, target, label, keys if needs_rng else None)
 
     return prepare

@@ -94,6 +94,10 @@ def _is_streamed(c: ConfigDict) -> bool:
     return bool(c.data.image_size) and not _is_generated(c)
 
 
+def _mixup(c: ConfigDict) -> bool:
+    return bool(c.data.mixup or any(c.ensemble.mixup))
+
+
 def _has_no_batch_norm(c: ConfigDict) -> bool:
     return bool(c.model) and build_model(c).spec.norm != "batch"
 
@@ -230,6 +234,22 @@ ROWS: tuple[Row, ...] = (
         lambda c: not _is_streamed(c) and c.data.train_crop in RESIZING,
         "the images of {c.dataset!r} are in memory and not resized: leave it out, or stream a"
         " dataset with config.data.image_size",
+    ),
+    Row(
+        _data("mixup_mode", "mixup_prob", "mixup_off_epoch"),
+        lambda c: not _mixup(c) and not c.data.cutmix,
+        "config.data.mixup and config.data.cutmix are 0: leave it out, or set one of them",
+    ),
+    Row(
+        ("data.mixup_switch_prob",),
+        lambda c: not _mixup(c) or not c.data.cutmix,
+        "config.data.mixup or config.data.cutmix is 0: leave it out, or set both",
+    ),
+    Row(
+        ("data.train_interpolation",),
+        lambda c: not _is_streamed(c) or crop_kind(c) == "none",
+        "training images are not resized, or as in evaluation: leave it out, or use"
+        " config.data.image_size and another config.data.train_crop than none",
     ),
     Row(
         _data("crop_scale", "crop_ratio"),

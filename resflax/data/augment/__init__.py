@@ -4,6 +4,7 @@ The functions take a key and one image; `make_augment` and `make_mix` return fun
 and one key per example. Every random transform has a deterministic counterpart.
 """
 
+from resflax.data.augment.auto import auto_augment as auto_augment
 from resflax.data.augment.crop import inception_crop as inception_crop
 from resflax.data.augment.crop_flip import alternating_flip as alternating_flip
 from resflax.data.augment.crop_flip import flip as flip

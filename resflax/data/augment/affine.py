@@ -1,6 +1,5 @@
 """Affine warps: rotation, shear and translation as a table of coefficients."""
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -8,10 +7,6 @@ from jaxtyping import Array, Float, UInt8
 
 FILL = 128  # gray value of pixels from outside the image, as in the AutoAugment code
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-# The largest values of AutoAugment (Cubuk et al. 2018, arXiv:1805.09501, table 6), whose
-# translation is 150 pixels of ImageNet's 331.
-ROTATION, SHEAR, TRANSLATION = math.radians(30), 0.3, 150 / 331
 
 
 def warp(image: UInt8[Array, "h w c"], matrix: Float[Array, "6"]) -> UInt8[Array, "h w c"]:
@@ -32,29 +27,32 @@ def warp(image: UInt8[Array, "h w c"], matrix: Float[Array, "6"]) -> UInt8[Array
     return jnp.where(inside[..., None], warped, jnp.uint8(FILL))
 
 
-def _rotate(amount: Array, height: int, width: int) -> tuple[Array | float, ...]:
-    """Rotates counter-clockwise around the center."""
-    cos, sin = jnp.cos(ROTATION * amount), jnp.sin(ROTATION * amount)
+def _rotate(angle: Array, height: int, width: int) -> tuple[Array | float, ...]:
+    """Rotates counter-clockwise around the center, by an angle in radians."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
     return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
 
 
-# From an amount (1 for AutoAugment's largest), height and width to the six coefficients.
+# From an argument, height and width to the six coefficients. The argument is an angle in radians, a
+# slope, or a number of pixels.
 Coefficients = Callable[[Array, int, int], tuple[Array | float, ...]]
 WARPS: dict[str, Coefficients] = {
     "rotate": _rotate,
-    "shear_x": lambda amount, h, w: (1.0, SHEAR * amount, 0.0, 0.0, 1.0, 0.0),
-    "shear_y": lambda amount, h, w: (1.0, 0.0, 0.0, SHEAR * amount, 1.0, 0.0),
-    "translate_x": lambda amount, h, w: (1.0, 0.0, TRANSLATION * w * amount, 0.0, 1.0, 0.0),
-    "translate_y": lambda amount, h, w: (1.0, 0.0, 0.0, 0.0, 1.0, TRANSLATION * h * amount),
+    "shear_x": lambda slope, h, w: (1.0, slope, 0.0, 0.0, 1.0, 0.0),
+    "shear_y": lambda slope, h, w: (1.0, 0.0, 0.0, slope, 1.0, 0.0),
+    "translate_x": lambda pixels, h, w: (1.0, 0.0, pixels, 0.0, 1.0, 0.0),
+    "translate_y": lambda pixels, h, w: (1.0, 0.0, 0.0, 0.0, 1.0, pixels),
 }
 
 
-def warp_matrix(name: str, amount: Float[Array, ""], height: int, width: int) -> Float[Array, "6"]:
+def warp_matrix(
+    name: str, argument: Float[Array, ""], height: int, width: int
+) -> Float[Array, "6"]:
     """Returns the map of a row of `WARPS`, float32 `(6,)`; the identity for any other name.
 
-    >>> warp_matrix("translate_x", jnp.float32(-1), 8, 331).tolist()
-    [1.0, 0.0, -150.0, 0.0, 1.0, 0.0]
+    >>> warp_matrix("translate_x", jnp.float32(-3), 8, 8).tolist()
+    [1.0, 0.0, -3.0, 0.0, 1.0, 0.0]
     """
-    coefficients = WARPS[name](amount, height, width) if name in WARPS else IDENTITY
+    coefficients = WARPS[name](argument, height, width) if name in WARPS else IDENTITY
     return jnp.stack([jnp.asarray(number, jnp.float32) for number in coefficients])

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from resflax.data.augment.pixels import is_rgb, luma, round_to_dtype
 
+Scalar = float | Float[Array, ""]
+
 
 def autocontrast(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
     """Stretches each channel so that its minimum is 0 and its maximum 255."""
@@ -34,14 +36,26 @@ def _equalize_channel(channel: UInt8[Array, "h w"]) -> UInt8[Array, "h w"]:
     return jnp.where(step > 0, table[channel.astype(jnp.int32)].astype(jnp.uint8), channel)
 
 
-def solarize(image: UInt8[Array, "h w c"], threshold: int) -> UInt8[Array, "h w c"]:
+def solarize(image: UInt8[Array, "h w c"], threshold: Scalar) -> UInt8[Array, "h w c"]:
     """Inverts all values of at least `threshold`."""
-    return jnp.where(image.astype(jnp.int32) >= threshold, 255 - image, image)
+    return jnp.where(image.astype(jnp.float32) >= threshold, 255 - image, image)
 
 
-def posterize(image: UInt8[Array, "h w c"], bits: int) -> UInt8[Array, "h w c"]:
-    """Keeps the highest `bits` bits of each value, 1 to 8."""
-    return image & jnp.uint8(256 - 2 ** (8 - bits))
+def solarize_add(image: UInt8[Array, "h w c"], addend: Scalar) -> UInt8[Array, "h w c"]:
+    """Adds a whole number from 0 to 255 to all values below 128."""
+    brighter = jnp.minimum(image.astype(jnp.float32) + addend, 255).astype(jnp.uint8)
+    return jnp.where(image < 128, brighter, image)
+
+
+def posterize(image: UInt8[Array, "h w c"], bits: Scalar) -> UInt8[Array, "h w c"]:
+    """Keeps the highest `bits` bits of each value, 0 to 8."""
+    dropped = 8 - jnp.asarray(bits).astype(jnp.int32)
+    return image & (256 - jnp.left_shift(jnp.int32(1), dropped)).astype(jnp.uint8)
+
+
+def grayscale(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
+    """Replaces all channels by the luma, like torchvision's `rgb_to_grayscale(image, 3)`."""
+    return jnp.broadcast_to(luma(image), image.shape).astype(image.dtype)
 
 
 def blend(

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt8
 
-from resflax.data.augment import arrays, crop, crop_flip, erase, jitter, rand
+from resflax.data.augment import (
+    arrays,
+    auto,
+    chance,
+    crop,
+    crop_flip,
+    erase,
+    jitter,
+    rand,
+)
 from resflax.errors import UserError
 
 Op = Callable[[Array, Array, Array], Array]
@@ -79,6 +88,12 @@ def _is_inception_crop(value: Any) -> bool:
     return in_range(value) and (not value or (value[0] <= value[1] and value[2] <= value[3]))
 
 
+def _is_policy(value: Any) -> bool:
+    if value and isinstance(value, str):
+        auto.auto_augment(value)  # whose message names the part that is not valid
+    return isinstance(value, str)
+
+
 def _op(run: Callable[..., Array], **settings: Any) -> Op:
     """Returns an op that ignores `parity`."""
     return lambda key, image, parity: run(key, image, **settings)
@@ -112,12 +127,36 @@ TRANSFORMS: dict[str, Transform] = {
         _are_numbers(_is_number(1, 100, int), _is_number(0, 30)),
         lambda value: _op(rand.rand_augment, layers=value[0], magnitude=value[1]),
     ),
+    "auto_augment": Transform(
+        10,
+        f"'' or a policy such as {auto.EXAMPLES}",
+        _is_policy,
+        lambda value: _op(auto.auto_augment(value)),
+    ),
     "color_jitter": Transform(
         4,
         "widths of brightness, contrast, saturation (0 to 1000) and hue (0 to 0.5), or () to"
         " disable",
         _are_numbers(*[_is_number(0, 1000)] * 3, _is_number(0, 0.5)),
         lambda value: _op(jitter.color_jitter, widths=value),
+    ),
+    "grayscale": Transform(
+        11,
+        "a probability",
+        _is_number(0, 1),
+        lambda value: _op(chance.random_grayscale, probability=value),
+    ),
+    "gaussian_blur": Transform(
+        12,
+        "a probability",
+        _is_number(0, 1),
+        lambda value: _op(chance.random_blur, probability=value),
+    ),
+    "solarize": Transform(
+        13,
+        "a probability",
+        _is_number(0, 1),
+        lambda value: _op(chance.random_solarize, probability=value),
     ),
     "random_erasing": Transform(
         5,
@@ -168,7 +207,11 @@ def make_augment(
     inception_crop: Sequence[float] = (),
     flip: str = "none",
     rand_augment: Sequence[float] = (),
+    auto_augment: str = "",
     color_jitter: Sequence[float] = (),
+    grayscale: float = 0.0,
+    gaussian_blur: float = 0.0,
+    solarize: float = 0.0,
     random_erasing: float = 0.0,
     cutout: int = 0,
     shift: int = 0,
@@ -186,8 +229,12 @@ def make_augment(
         `(0.08, 1, 0.75, 4 / 3)`.
       flip: horizontal flip: "none", "random", or "alternating" (every other epoch).
       rand_augment: layers and magnitude of RandAugment, such as `(2, 9)`.
+      auto_augment: policy by name, such as "rand-m9-mstd0.5-inc1" or "trivial".
       color_jitter: widths of brightness, contrast, saturation and hue, such as
         `(0.4, 0.4, 0.4, 0.1)`.
+      grayscale: the probability of a gray image.
+      gaussian_blur: the probability of a blur of 0.1 to 2 pixels.
+      solarize: the probability of inverting all values of at least 128.
       random_erasing: the probability of random erasing.
       cutout: side of the square that is set to zero, in pixels.
       shift: largest circular shift along each axis, in positions.
@@ -207,7 +254,11 @@ def make_augment(
         "inception_crop": inception_crop,
         "flip": flip,
         "rand_augment": rand_augment,
+        "auto_augment": auto_augment,
         "color_jitter": color_jitter,
+        "grayscale": grayscale,
+        "gaussian_blur": gaussian_blur,
+        "solarize": solarize,
         "random_erasing": random_erasing,
         "cutout": cutout,
         "shift": shift,

@@ -1,79 +1,108 @@
-"""RandAugment: several random operations out of fourteen, all with one magnitude.
+"""Policies of independently sampled operations: RandAugment and TrivialAugment."""
 
-Cubuk et al. 2019 (arXiv:1909.13719), section 3.
-"""
-
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from resflax.data.augment import color
-from resflax.data.augment.affine import WARPS, warp, warp_matrix
 from resflax.data.augment.box import uniform_to_int
+from resflax.data.augment.levels import INFINITY, PAPER, TRIVIAL, Level, arguments
+from resflax.data.augment.ops import apply_op
 
-FULL_MAGNITUDE = 10  # the magnitude of AutoAugment's largest changes
-
-
-def _factor(strength: float, sign: Array) -> Array:
-    """Returns a blend factor: 1 keeps the image, 1 +- 0.9 is AutoAugment's largest change."""
-    return jnp.maximum(1 + 0.9 * strength * sign, 0.1)
+# Streams of draws besides those of `sample_op`, from the same key.
+APPLY, MAGNITUDE, OPERATIONS = 1, 2, 3
 
 
-# From (image, strength, sign) to an image: strength is 1 at AutoAugment's largest change, sign 1
-# or -1. A larger strength always changes more, as in torchvision and timm's "increasing" variants;
-# in the paper's code it changes less for solarize and posterize.
-COLOR_OPS: dict[str, Callable[[Array, float, Array], Array]] = {
-    "identity": lambda image, strength, sign: image,
-    "autocontrast": lambda image, strength, sign: color.autocontrast(image),
-    "equalize": lambda image, strength, sign: color.equalize(image),
-    "solarize": lambda image, strength, sign: color.solarize(
-        image, max(256 - round(256 * strength), 0)
-    ),
-    "color": lambda image, strength, sign: color.saturation(image, _factor(strength, sign)),
-    "posterize": lambda image, strength, sign: color.posterize(
-        image, max(8 - round(4 * strength), 1)
-    ),
-    "contrast": lambda image, strength, sign: color.contrast(image, _factor(strength, sign)),
-    "brightness": lambda image, strength, sign: color.brightness(image, _factor(strength, sign)),
-    "sharpness": lambda image, strength, sign: color.sharpness(image, _factor(strength, sign)),
-}
-OPS = (*COLOR_OPS, *WARPS)
+class RandPolicy(NamedTuple):
+    """Several operations with random signs and, if wanted, random magnitudes.
 
-
-def apply_op(
-    image: UInt8[Array, "h w c"], op: Int[Array, ""], sign: Float[Array, ""], *, magnitude: float
-) -> UInt8[Array, "h w c"]:
-    """Applies one operation to one image.
-
-    Args:
-      image: image of any size.
-      op: position in `OPS`, an int32 scalar.
-      sign: 1 or -1, a float32 scalar: the direction of the change.
-      magnitude: 10 for AutoAugment's largest change; larger values extrapolate.
+    Attributes:
+      levels: the operations.
+      full: magnitude at which arguments are `Level.end`.
+      layers: number of operations of an image.
+      magnitudes: the magnitude of an operation is one of them, with equal probability.
+      std: standard deviation of Gaussian noise on the only one of `magnitudes`; infinite: the
+        magnitude is uniform from 0 to it.
+      maximum: limit of the magnitude with noise; the other limit is 0.
+      probability: of each operation; otherwise it is left out.
+      weights: probability of each row of `levels`, which are then drawn without replacement; ():
+        equal ones, with replacement.
     """
-    strength, size = magnitude / FULL_MAGNITUDE, image.shape[:2]
-    # Under `vmap` every branch is computed for every image. The five warps are therefore one
-    # resampling with five matrices; for other operations it runs with the identity.
-    matrices = jnp.stack([warp_matrix(name, strength * sign, *size) for name in OPS])
-    image = warp(image, matrices[op])
-    branches = [lambda x, sign, run=run: run(x, strength, sign) for run in COLOR_OPS.values()]
-    branch = np.array([i if name in COLOR_OPS else 0 for i, name in enumerate(OPS)], np.int32)
-    return jax.lax.switch(jnp.asarray(branch)[op], branches, image, sign)
+
+    levels: tuple[Level, ...]
+    full: float = 10.0
+    layers: int = 2
+    magnitudes: tuple[float, ...] = (10.0,)
+    std: float = 0.0
+    maximum: float = 10.0
+    probability: float = 1.0
+    weights: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The operations by name."""
+        return tuple(row.op for row in self.levels)
 
 
-def sample_op(key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, ""]]:
-    """Samples the `op` and `sign` arguments of `apply_op`, uniformly."""
+TRIVIAL_AUGMENT = RandPolicy(TRIVIAL, full=30, layers=1, magnitudes=tuple(range(31)))
+
+
+def sample_op(key: Key[Array, ""], count: int) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Samples an operation, 0 to `count - 1`, and a sign, -1 or 1, uniformly."""
     u = jax.random.uniform(key, (2,), jnp.float32)
-    return uniform_to_int(u[0], len(OPS)), jnp.where(u[1] < 0.5, -1.0, 1.0).astype(jnp.float32)
+    return uniform_to_int(u[0], count), jnp.where(u[1] < 0.5, -1.0, 1.0).astype(jnp.float32)
+
+
+def sample_arguments(
+    key: Key[Array, ""], policy: RandPolicy, sign: Float[Array, ""], shape: tuple[int, ...]
+) -> Float[Array, " rows"]:
+    """Samples a magnitude; returns the argument that each operation has at it."""
+    stream = jax.random.fold_in(key, MAGNITUDE)
+    magnitude = policy.magnitudes[0]
+    if not policy.std:
+        table = arguments(policy.levels, np.array(policy.magnitudes), policy.full, sign, shape)
+        count = len(policy.magnitudes)
+        return table[jax.random.randint(stream, (), 0, count, jnp.int32) if count > 1 else 0]
+    if policy.std == INFINITY:
+        drawn = magnitude * jax.random.uniform(stream, (), jnp.float32)
+    else:
+        drawn = magnitude + policy.std * jax.random.normal(stream, (), jnp.float32)
+    drawn = jnp.clip(drawn, 0, policy.maximum)
+    return arguments(policy.levels, drawn, policy.full, sign, shape)
+
+
+def apply_policy(
+    key: Key[Array, ""], image: UInt8[Array, "h w c"], *, policy: RandPolicy
+) -> UInt8[Array, "h w c"]:
+    """Applies the sampled operations of a policy to one image, one after the other."""
+    names, keys = policy.names, jax.random.split(key, policy.layers)
+    chosen = None
+    if policy.weights:
+        p = jnp.asarray(np.array(policy.weights) / sum(policy.weights), jnp.float32)
+        stream = jax.random.fold_in(key, OPERATIONS)
+        chosen = jax.random.choice(stream, len(names), (policy.layers,), replace=False, p=p)
+
+    def layer(x: Array, inputs: tuple[Array, Array | None]) -> tuple[Array, None]:
+        key, op = inputs
+        sampled, sign = sample_op(key, len(names))
+        op = sampled if op is None else op
+        changed = apply_op(x, op, sample_arguments(key, policy, sign, x.shape)[op], names)
+        if policy.probability < 1:
+            applies = jax.random.bernoulli(jax.random.fold_in(key, APPLY), policy.probability)
+            changed = jnp.where(applies, changed, x)
+        return changed, None
+
+    return jax.lax.scan(layer, image, (keys, chosen))[0]
 
 
 def rand_augment(
     key: Key[Array, ""], image: UInt8[Array, "h w c"], *, layers: int, magnitude: float
 ) -> UInt8[Array, "h w c"]:
-    """Applies `layers` independently sampled operations of `OPS` to one image.
+    """Applies `layers` independently sampled operations of RandAugment to one image.
+
+    Cubuk et al. 2019 (arXiv:1909.13719), section 3.
 
     Args:
       key: a key for this image.
@@ -81,8 +110,5 @@ def rand_augment(
       layers: the paper's N.
       magnitude: the paper's M, from 0 to 30, where 10 is AutoAugment's largest change.
     """
-
-    def layer(x: Array, key: Array) -> tuple[Array, None]:
-        return apply_op(x, *sample_op(key), magnitude=magnitude), None
-
-    return jax.lax.scan(layer, image, jax.random.split(key, layers))[0]
+    policy = RandPolicy(PAPER, layers=layers, magnitudes=(magnitude,))
+    return apply_policy(key, image, policy=policy)
