@@ -38,10 +38,10 @@ def keys_of(mode):
 def timm_result(mix, keys, images, labels, monkeypatch, smoothing):
     """timm's images and targets with the draws of `mix`, in our order."""
     rows = {"pair": ORDER[: N // 2], "elem": ORDER, "batch": ORDER[:1]}[mix.mode]
-    draws = jax.vmap(mix.draw)(keys[rows])
-    use_cutmix, weights = np.asarray(draws.method) == 1, np.asarray(draws.weight)
+    drawn = jax.vmap(mix.draw)(keys[rows])
+    use_cutmix, weights = np.asarray(drawn.method) == 1, np.asarray(drawn.weight)
     boxes = []
-    for key, weight in zip(draws.key, draws.weight, strict=True):
+    for key, weight in zip(drawn.key, drawn.weight, strict=True):
         side = jnp.sqrt(1 - weight)
         height, width = ((size * side).astype(jnp.int32) for size in SHAPE[:2])
         box = sample_centered_box(key, SHAPE[:2], height, width)
@@ -84,8 +84,8 @@ def test_mixed_images_targets_and_loss_are_those_of_timm(mode, monkeypatch):
 def test_methods_are_drawn_by_their_probabilities(probability, switch):
     n = 4000
     mix = make_mix(mixup=0.8, cutmix=1.0, probability=probability, switch_probability=switch)
-    draws = jax.jit(jax.vmap(mix.draw))(split_keys(n))
-    is_mixed, is_cutmix = np.asarray(draws.weight) < 1, np.asarray(draws.method) == 1
+    drawn = jax.jit(jax.vmap(mix.draw))(split_keys(n))
+    is_mixed, is_cutmix = np.asarray(drawn.weight) < 1, np.asarray(drawn.method) == 1
     for drawn, expected in [(is_mixed, probability), (is_cutmix, switch)]:
         assert abs(drawn.mean() - expected) < 4.5 * np.sqrt(0.25 / n)
     share = (is_mixed & is_cutmix).mean()
@@ -94,8 +94,8 @@ def test_methods_are_drawn_by_their_probabilities(probability, switch):
 
 def test_one_method_is_always_chosen():
     for alphas in ({"mixup": 0.3}, {"cutmix": 0.3}):
-        draws = jax.vmap(make_mix(**alphas, switch_probability=1.0).draw)(split_keys(50))
-        assert not np.asarray(draws.method).any()
+        drawn = jax.vmap(make_mix(**alphas, switch_probability=1.0).draw)(split_keys(50))
+        assert not np.asarray(drawn.method).any()
 
 
 @pytest.mark.parametrize(
