@@ -135,7 +135,7 @@ def test_arguments_at_each_magnitude_are_those_of_torchvision(table, sign):
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_every_operation_of_trivial_augment_is_that_of_torchvision(sign):
+def test_operations_of_trivial_augment_are_those_of_torchvision(sign):
     image = make_image()
     theirs, ours = TORCHVISION_TABLES["trivial"]
     names = [row.op for row in ours]

@@ -102,7 +102,7 @@ def test_inception_crops_have_the_scale_and_ratio_of_the_config(folder, kind):
     np.testing.assert_array_equal(split.get_batch(np.array([1]), 4)[0][0], expected)
 
 
-def test_random_interpolation_is_bilinear_or_bicubic_with_the_same_boxes(folder):
+def test_random_interpolation_is_bilinear_or_bicubic(folder):
     split = build_dataset(make_config(folder, train_interpolation="random")).train
     counts = [0, 0]
     for step in range(80):
