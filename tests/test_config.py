@@ -53,6 +53,7 @@ VALUES = {
     "layer_decay": ([0.0, -0.5, 1.5], [1e-3, 1.0]),
     "freeze": ([3, (1,), ("stem*", None)], [None, "", "stem*,stage1*", ("stem*",), ["stem*"]]),
     "ghost_batch_size": ([0, -8], [1]),
+    "eval_sets": ([3, 0.5], [None, "", "a=digits", ("a=digits",)]),
     "warmup_epochs": ([-0.5], [0.0, 10.0]),
     "decay_epochs": ([(3, 2), (2, 2), ("a",), (0,), (2**31,), (1, None)], [(), (1, 2.5)]),
     "decay_rate": ([0.0], [0.5]),

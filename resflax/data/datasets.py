@@ -1,12 +1,13 @@
 """Image-classification datasets by name: digits, noise, TFDS, or a folder of images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from resflax.data.array_source import ArraySource
-from resflax.data.class_names import similar_names
+from resflax.data.class_names import describe_difference, similar_names
 from resflax.data.crops import TrainCrop
 from resflax.data.eval_transform import EvalTransform
 from resflax.data.fingerprint import Fingerprint
@@ -35,6 +36,7 @@ class Dataset:
         during training, and the test split once, at the end.
       names: names of the splits.
       note: what was found, for the user.
+      eval_sets: further splits by name, evaluated whenever a run evaluates during training.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Dataset:
     validation: Any = None
     names: SplitNames = field(default_factory=SplitNames)
     note: str = ""
+    eval_sets: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def best_by(self) -> str:
@@ -53,9 +56,9 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Any]:
-        """The splits by name: "train", "validation" if there is one, and "test"."""
+        """The splits by name: "train", "validation" if there is one, "test", and `eval_sets`."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in splits.items() if split is not None}
+        return {k: split for k, split in splits.items() if split is not None} | {**self.eval_sets}
 
     def describe_splits(self) -> str:
         """Returns lines that say which examples are for training, validation and testing."""
@@ -226,6 +229,35 @@ def _make_dataset(name: str, roles: Roles, splits: dict[str, Any]) -> Dataset:
         note=f"{roles.note}{similar}".lstrip("\n"),
         **splits,
     )
+
+
+def add_eval_sets(dataset: Dataset, sources: Mapping[str, Source]) -> Dataset:
+    """Returns the dataset with further splits to evaluate, read like its test split.
+
+    Args:
+      dataset: made by `load_dataset`.
+      sources: the examples by name, with the classes of the dataset.
+
+    Raises:
+      UserError: if one has other classes or images of another shape.
+    """
+    opened: dict[str, Any] = {}
+    for name, source in sources.items():
+        if tuple(source.classes) != dataset.classes:
+            difference = describe_difference(source.classes, [dataset.classes])
+            raise UserError(
+                f"eval_sets: {name!r} has other classes than {dataset.name!r}{difference}:"
+                " expected the same ones in the same order"
+            )
+        if isinstance(dataset.test, StreamingSplit):
+            opened[name] = replace(dataset.test, source=source, skipped={})
+        else:
+            channels = 0 if dataset.has_arrays else dataset.image_shape[-1]
+            opened[name] = _read_into_memory(source, channels=channels, on_bad_example="raise")
+    dataset = replace(dataset, eval_sets=opened)
+    if not isinstance(dataset.test, StreamingSplit):
+        _check_shapes(dataset)
+    return dataset
 
 
 def _read_into_memory(source: Source, *, channels: int, on_bad_example: str) -> InMemorySplit:

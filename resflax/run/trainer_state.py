@@ -27,6 +27,7 @@ class TrainerState:
       validation: metrics of the last evaluation of the validation split; {} without one.
       test: metrics of the last evaluation of the test split, which a run with a validation split
         evaluates only at its end.
+      eval_sets: metrics of the last evaluation of each of the run's further sets, and their "step".
       tested: step of that evaluation at the end of a run with a validation split; -1 before it.
       best: highest accuracy of the evaluations during training; -1 before the first.
       best_step: step of the first evaluation with that accuracy; -1 before the first.
@@ -47,6 +48,7 @@ class TrainerState:
     evaluated: int = -1
     validation: dict[str, Any] = field(default_factory=dict)
     test: dict[str, Any] = field(default_factory=dict)
+    eval_sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     tested: int = -1
     best: float = -1.0
     best_step: int = -1
@@ -73,6 +75,19 @@ class TrainerState:
     def evaluation(self) -> dict[str, Any]:
         """Metrics of the last evaluation during training; {} before the first."""
         return self.validation or self.test
+
+    def metrics_of(self, split: str) -> dict[str, Any]:
+        """Returns the metrics of the last evaluation of a split; {} before the first."""
+        if split in ("validation", "test"):
+            return dict(getattr(self, split))
+        return self.eval_sets.get(split, {})
+
+    def set_metrics(self, split: str, metrics: dict[str, Any], step: int) -> None:
+        """Sets the metrics of a split that was evaluated after `step` steps."""
+        if split in ("validation", "test"):
+            setattr(self, split, metrics)
+        else:
+            self.eval_sets[split] = metrics | {"step": step}
 
     def add_step(self, metrics: Sequence[dict[str, float]], finite: Sequence[bool]) -> None:
         """Adds the metrics of a step, by member; not finite means that its update was skipped."""

@@ -184,6 +184,9 @@ EVALUATION = {
     "checkpoint_max_to_keep": Key(3, "latest checkpoints that are kept, besides the best one"),
 }
 LOGGING = {
+    "eval_sets": Key(
+        None, "further datasets that are evaluated: NAME=DATASET,NAME=DATASET", object
+    ),
     "log_every_steps": Key(10, "steps per record in metrics.jsonl"),
     "log_to": Key(None, "where records are written besides metrics.jsonl, such as csv", object),
     "log_histograms_every_steps": Key(

@@ -23,6 +23,8 @@ from resflax.train.clipping import CLIPPINGS
 from resflax.train.config import build_augment, build_mix, build_model, default_config
 from resflax.train.config_keys import KEYS
 from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble
+from resflax.train.eval_sets import EXPECTED as EXPECTED_SETS
+from resflax.train.eval_sets import parse_eval_sets
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
@@ -63,6 +65,10 @@ RULES: dict[str, Rule] = {
             or isinstance(v, str)
             or (isinstance(v, tuple | list) and all(isinstance(x, str) for x in v))
         ),
+    ),
+    "eval_sets": Rule(
+        EXPECTED_SETS,
+        lambda v: v is None or isinstance(v, str | tuple | list),
     ),
     "ghost_batch_size": COUNT,
     "warmup_epochs": NOT_NEGATIVE,
@@ -247,6 +253,7 @@ def check_averaging(config: ConfigDict, spec: Spec) -> None:
 # Functions that check the values they take.
 CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     _check_model,
+    lambda c: parse_eval_sets(c.eval_sets),
     build_augment,
     build_mix,
     check_ensemble,  # whose rule for mesh.fsdp holds with every engine

@@ -13,6 +13,7 @@ from resflax.data.roles import Roles, SplitChoice
 from resflax.distributed.processes import all_gather_strings
 from resflax.errors import UserError
 from resflax.train.config import crop_kind
+from resflax.train.eval_sets import open_eval_sets
 from resflax.weights import Preprocess, PretrainedConfig
 from resflax.weights.adapt import convert_preprocess
 from resflax.weights.array_preprocess import ArrayPreprocess
@@ -39,7 +40,7 @@ def build_dataset(
     channels = data.channels
     if pretrained and size and not channels and pretrained.channels in (1, 3):
         channels = pretrained.channels
-    return load_dataset(
+    dataset = load_dataset(
         config.dataset,
         data.data_dir,
         image_size=size,
@@ -52,6 +53,7 @@ def build_dataset(
         train_crop=_train_crop(config),
         roles=roles,
     )
+    return open_eval_sets(config, dataset)
 
 
 def normalize_dataset(

@@ -102,6 +102,7 @@ ALIASES: dict[str, str] = {
     "log_every_steps": (
         "log_interval print_freq log_every log_every_n_steps logging_steps log_freq log_steps"
     ),
+    "eval_sets": "val_datasets eval_datasets extra_eval evaluation_sets",
     "eval_every_epochs": (
         "val_interval eval_freq eval_every eval_interval check_val_every_n_epoch validation_freq"
         " validate_every test_interval val_freq"

@@ -137,7 +137,7 @@ class TrainingLoop:
         names = param_group_names(state.params, state.batch_stats)
         self.monitor = Monitor(trainer.run, self.state, names, self._print)
         eval_state = None
-        if self._should_evaluate(first) or self._should_test(first):
+        if self._due_splits(first):
             state, eval_state = self._evaluate(state, first)
             self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
@@ -189,6 +189,14 @@ class TrainingLoop:
         """Returns whether the run evaluates at this step, and has not done so before a resume."""
         return step > self.state.evaluated and self.trainer.is_eval_step(step)
 
+    def _due_splits(self, step: int) -> list[str]:
+        """Returns the names of the splits to evaluate at this step, in order."""
+        dataset, state = self.trainer.dataset, self.state
+        names = [dataset.best_by] if self._should_evaluate(step) else []
+        if self.trainer.is_eval_step(step):
+            names += [k for k in dataset.eval_sets if state.metrics_of(k).get("step", -1) < step]
+        return [*names, "test"] if self._should_test(step) else names
+
     def _should_test(self, step: int) -> bool:
         """Returns whether the test split is evaluated at this step, besides a validation split."""
         has_validation = self.trainer.dataset.validation is not None
@@ -219,12 +227,8 @@ class TrainingLoop:
         stop = partial(self._stop_evaluation, state, step)
         with self._stop_at_lost_worker(state, step):
             eval_state = self.trainer.eval_state(state, stop)
-        if self._should_evaluate(step):
-            state = self._evaluate_split(self.trainer.dataset.best_by, state, eval_state, step)
-            self.state.evaluated = step
-        if self._should_test(step):
-            state = self._evaluate_split("test", state, eval_state, step)
-            self.state.tested = step
+        for split in self._due_splits(step):
+            state = self._evaluate_split(split, state, eval_state, step)
         return state, eval_state
 
     def _evaluate_split(
@@ -232,13 +236,17 @@ class TrainingLoop:
     ) -> TrainState:
         """Evaluates one split and records the metrics; returns the state to train from."""
         stop = partial(self._stop_evaluation, state, step)
-        data = getattr(self.trainer.dataset, split)
+        data = self.trainer.dataset.splits[split]
         with self._stop_at_lost_worker(state, step):
             metrics = self.trainer.evaluate(eval_state, data, stop, self.monitor.excluded)
         if self.monitor.check_evaluation(split, metrics, step):
             state = mark_diverged(state, self.engine, self.state.diverged_at)
-        setattr(self.state, split, metrics)
+        self.state.set_metrics(split, metrics, step)
         self.recorder.add_evaluation(step, split, metrics, self.monitor.learning_rates(step))
+        if split == self.trainer.dataset.best_by:
+            self.state.evaluated = step
+        elif split == "test":
+            self.state.tested = step
         if self.config.precise_bn_batches:
             self.eval_batch_stats = self.engine.to_host(eval_state.batch_stats)
         return state

@@ -92,7 +92,7 @@ class Monitor:
           DivergedError: if a loss is not finite and the run must stop.
         """
         before = list(self._state.diverged_at)
-        previous = getattr(self._state, split)
+        previous = self._state.metrics_of(split)
         new, old = _losses(self._config, metrics), _losses(self._config, previous)
         for k, loss in enumerate(new):
             if np.isfinite(loss):

@@ -92,6 +92,7 @@ def make_results(
         "test_loss": test["loss"],
         "test_examples": int(test["count"]),
         **{f"validation_{key}": validation[key] for key in METRICS if validation},
+        **_eval_set_results(trainer_state),
         "best_step": trainer_state.best_step,
         "best_by": dataset.best_by,
         f"best_{dataset.best_by}_accuracy": trainer_state.best,
@@ -124,6 +125,15 @@ def describe_accuracies(accuracies: Mapping[str, float | None]) -> str:
     return ", ".join(
         f"{split} accuracy {value:.4f}" for split, value in accuracies.items() if value is not None
     )
+
+
+def _eval_set_results(trainer_state: TrainerState) -> dict[str, Any]:
+    """Returns "eval_sets", the metrics of the further sets of a run; {} without any."""
+    rows = {
+        name: {"accuracy": m["accuracy"], "loss": m["loss"], "examples": int(m["count"])}
+        for name, m in trainer_state.eval_sets.items()
+    }
+    return {"eval_sets": rows} if rows else {}
 
 
 def _ensemble_results(run: Run, trainer_state: TrainerState) -> dict[str, Any]:

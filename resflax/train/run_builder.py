@@ -74,6 +74,11 @@ def build(
         raise UserError(
             f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
         )
+    if dataset is not None and config.eval_sets:
+        raise UserError(
+            f"config.eval_sets is {config.eval_sets!r}, but a dataset is given: expected None, and"
+            " the sets in its field eval_sets"
+        )
     if model is not None and config.ensemble.drop_path:
         raise UserError(
             f"config.ensemble.drop_path is {config.ensemble.drop_path!r}, but a model is given:"
