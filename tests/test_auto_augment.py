@@ -15,10 +15,12 @@ from torchvision.transforms import functional as tv
 
 from resflax import UserError
 from resflax.data.augment import auto_augment, color
-from resflax.data.augment.auto import apply_sub_policy, parse_rand
+from resflax.data.augment.augmix import Mixture, blend_chains, sample_mixture
+from resflax.data.augment.auto import parse_augmix, parse_rand
 from resflax.data.augment.blur import gaussian_blur
 from resflax.data.augment.chance import random_blur, random_grayscale, random_solarize
 from resflax.data.augment.levels import (
+    AUGMIX,
     AUTOAUGMENT,
     CHOICES,
     THREE,
@@ -29,7 +31,7 @@ from resflax.data.augment.levels import (
     arguments,
 )
 from resflax.data.augment.ops import COLOR_OPS, apply_op
-from resflax.data.augment.policies import POLICIES, Step
+from resflax.data.augment.policies import POLICIES, Step, apply_sub_policy
 from resflax.data.augment.rand import TRIVIAL_AUGMENT, RandPolicy, apply_policy, sample_arguments
 
 SHAPE = (24, 32, 3)  # an image of fewer than 256 pixels is not equalized
@@ -212,12 +214,13 @@ def test_string_means_what_it_means_in_timm(text):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("randaugment", "expected a policy such as rand-m9-mstd0.5-inc1, trivial"),
-        ("rand-x3", "where 'x3' is not valid: expected sections such as m9"),
+        ("randaugment", "expected a policy such as rand-m9-mstd0.5-inc1, augmix"),
+        ("rand-x3", "where 'x3' is not valid: expected sections such as m10, n2"),
         ("rand-m9-n0", "where 'n0' is not valid"),
         ("rand-n1.5", "where 'n1.5' is not valid"),
         ("rand-mstd", "where 'mstd' is not valid"),
         ("rand-p1.5", "where 'p1.5' is not valid"),
+        ("augmix-t3a", "where 't3a' is not valid: expected sections such as m3, w3, d0"),
     ],
 )
 def test_unknown_policy_is_one_line(name, part):
@@ -317,7 +320,7 @@ def test_three_augment_is_gray_or_solarized_or_blurred():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rand-m7-mstd0.5-inc1", "trivial", "autoaugment"])
+@pytest.mark.parametrize("name", ["rand-m7-mstd0.5-inc1", "trivial", "autoaugment", "augmix"])
 def test_policies_change_images_and_keep_their_shape(name):
     images = jnp.asarray(np.stack([make_image(seed) for seed in range(32)]))
     result = jax.jit(jax.vmap(auto_augment(name)))(split_keys(32), images)
@@ -353,3 +356,58 @@ def test_weights_of_timm_are_those_of_its_tables():
         theirs = timm_aa.rand_augment_choices(name)
         ours = [(row.op, weight) for row, weight in CHOICES[name].items()]
         assert sorted(ours) == sorted((our_name(n), weight) for n, weight in theirs.items())
+
+
+def test_augmix_operations_are_those_of_timm():
+    names = sorted(our_name(name) for name in timm_aa._AUGMIX_TRANSFORMS)
+    assert sorted(row.op for row in AUGMIX) == names
+    timm_rows = {row.op: row for row in TIMM_INCREASING}
+    for row in AUGMIX:
+        is_shift = row.op.startswith("translate")
+        assert row == (timm_rows[row.op]._replace(end=0.3) if is_shift else timm_rows[row.op])
+
+
+@pytest.mark.parametrize("text", ["augmix", "augmix-m5-w4-d2", "augmix-a0.5-mstd1"])
+def test_augmix_string_means_what_it_means_in_timm(text):
+    settings, theirs = parse_augmix(text), timm_aa.augment_and_mix_transform(text, {})
+    assert settings.width == theirs.width
+    assert settings.alpha == theirs.alpha
+    assert (settings.chain.layers, settings.is_random_depth) == (
+        (3, True) if theirs.depth < 0 else (theirs.depth, False)
+    )
+    assert settings.chain.magnitudes == (theirs.ops[0].magnitude,)
+    assert settings.chain.std == theirs.ops[0].magnitude_std
+    assert settings.chain.probability == theirs.ops[0].prob
+
+
+def test_augmix_blend_is_that_of_timm(monkeypatch):
+    """timm rounds twice, down: the chains' blend and that with the image."""
+    image, chains = make_image(), [make_image(seed) for seed in (1, 2, 3)]
+    weights, share = np.float32([0.2, 0.5, 0.3]), np.float32(0.6)
+    results = iter(Image.fromarray(chain) for chain in chains)
+    theirs = timm_aa.AugMixAugment([lambda _: next(results)], depth=1)
+    monkeypatch.setattr(np.random, "choice", lambda ops, size, replace: np.array(ops[:size]))
+    expected = np.asarray(theirs._apply_basic(Image.fromarray(image), weights, share), np.int32)
+    mixture = Mixture(jnp.asarray(weights), jnp.asarray(share), jnp.zeros(3, jnp.int32))
+    result = blend_chains(jnp.asarray(image), jnp.asarray(np.stack(chains)), mixture)
+    assert np.abs(np.asarray(result, np.int32) - expected).max() <= 2
+
+
+def test_mixture_is_uniform_over_weights_share_and_depth():
+    """With alpha 1 each of two weights, and the share, is uniform."""
+    n, settings = 3000, parse_augmix("augmix-w2")
+    mixture = jax.jit(jax.vmap(lambda key: sample_mixture(key, settings)))(split_keys(n))
+    np.testing.assert_allclose(mixture.weights.sum(1), 1, rtol=1e-5)
+    for values in (mixture.weights[:, 0], mixture.share):
+        cdf = np.sort(np.asarray(values))
+        assert np.abs(cdf - (np.arange(n) + 0.5) / n).max() < 2.2 / np.sqrt(n)
+    counts = np.bincount(np.asarray(mixture.depths).ravel(), minlength=5)
+    assert counts[0] == counts[4] == 0
+    assert np.abs(counts[1:4] - 2 * n / 3).max() < 4.5 * np.sqrt(2 * n / 3)
+
+
+def test_chain_applies_as_many_operations_as_its_depth():
+    policy = RandPolicy((Level("solarize_add", 20, 20),), layers=3)
+    for count in range(4):
+        run = partial(apply_policy, policy=policy, count=jnp.int32(count))
+        assert int(run(jax.random.key(0), BLACK)[0, 0, 0]) == 20 * count

@@ -105,6 +105,7 @@ AUGMENTS = {
     "rand-t3aw": {"auto_augment": "rand-t3aw"},
     "trivial": {"auto_augment": "trivial", "grayscale": 0.2, "gaussian_blur": 0.2},
     "autoaugment": {"auto_augment": "autoaugment", "solarize": 0.2},
+    "augmix": {"auto_augment": "augmix-w2"},
     "3a": {"auto_augment": "3a"},
     "erase": {"random_erasing": 0.5, "cutout": 2},
 }

@@ -95,7 +95,9 @@ AUGMENTATION = {
     "data.alternating_flip": Key(False, "mirror each image in every other epoch"),
     "data.rand_augment": Key((), "RandAugment: number of operations and magnitude"),
     "data.auto_augment": Key(
-        "", "augmentation policy: rand-m9-mstd0.5-inc1 as in timm, trivial, 3a or autoaugment"
+        "",
+        "augmentation policy: rand-m9-mstd0.5-inc1 or augmix-m3-w3 as in timm, trivial, 3a or"
+        " autoaugment",
     ),
     "data.color_jitter": Key((), "ranges of random brightness, contrast, saturation and hue"),
     "data.grayscale": Key(0.0, "probability of a gray image"),

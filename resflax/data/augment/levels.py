@@ -147,6 +147,13 @@ THREE = (
     Level("color", 0.5, 0, low=0),
     Level("blur", 0.1, 2, high=2),
 )
+# timm's for AugMix, whose translation is 0.3 of the image; the paper's are those without blends.
+AUGMIX = (
+    Level("autocontrast"),
+    Level("equalize"),
+    *_warps(30, 0.3, 0.3, is_share=True),
+    *TIMM_INCREASING[9:],
+)
 # AutoAugment's with 10 magnitudes of 0 to 9, as in torchvision.
 AUTOAUGMENT = (
     Level("autocontrast"),

@@ -1,10 +1,18 @@
-"""AutoAugment's policies as tables.
+"""AutoAugment's policies as tables, and DeiT III's three augmentations.
 
 Cubuk et al. 2018 (arXiv:1805.09501), tables 7 (CIFAR-10), 8 (SVHN) and 9 (ImageNet). A line is a
 sub-policy, two operations that are applied in order: name, probability, and magnitude of 0 to 9.
 """
 
 from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key, UInt8
+
+from resflax.data.augment.levels import AUTOAUGMENT, arguments
+from resflax.data.augment.ops import apply_op
 
 IMAGENET = """
     posterize 0.4 8, rotate 0.6 9
@@ -116,3 +124,42 @@ POLICIES: dict[str, tuple[tuple[Step, ...], ...]] = {
     "autoaugment-cifar10": parse_policy(CIFAR10),
     "autoaugment-svhn": parse_policy(SVHN),
 }
+
+
+def apply_sub_policy(
+    key: Key[Array, ""], image: UInt8[Array, "h w c"], *, policy: tuple[tuple[Step, ...], ...]
+) -> UInt8[Array, "h w c"]:
+    """Applies one sub-policy, drawn with equal probability, to one image.
+
+    Its operations are applied in order, each with its probability, and in a random direction.
+    AutoAugment (Cubuk et al. 2018, arXiv:1805.09501), section 3.
+    """
+    names = [row.op for row in AUTOAUGMENT]
+    steps = [[(names.index(s.op), s.magnitude) for s in row] for row in policy]
+    table = jnp.asarray(np.array(steps, np.int32))
+    probability = jnp.asarray([[step.probability for step in row] for row in policy], jnp.float32)
+    row_key, *keys = jax.random.split(key, 1 + table.shape[1])
+    row = jax.random.randint(row_key, (), 0, len(policy), jnp.int32)
+
+    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        key, (op, magnitude), probability = inputs
+        u = jax.random.uniform(key, (2,), jnp.float32)
+        sign = jnp.where(u[1] < 0.5, -1.0, 1.0)
+        levels = arguments(AUTOAUGMENT, np.arange(10), 9, sign, x.shape)
+        changed = apply_op(x, op, levels[magnitude, op], names)
+        return jnp.where(u[0] < probability, changed, x), None
+
+    return jax.lax.scan(step, image, (jnp.stack(keys), table[row], probability[row]))[0]
+
+
+def three_augment(key: Key[Array, ""], image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
+    """Makes one image gray, solarizes or blurs it, each with probability 1/3.
+
+    Solarization has a threshold of 128; the standard deviation of the blur is uniform from 0.1 to 2
+    pixels. Touvron et al. 2022 (DeiT III, arXiv:2204.07118), section 3.2.
+    """
+    op_key, std_key = jax.random.split(key)
+    op = jax.random.randint(op_key, (), 0, 3, jnp.int32)
+    std = jax.random.uniform(std_key, (), jnp.float32, 0.1, 2.0)
+    argument = jnp.stack([jnp.float32(128), jnp.float32(0), std])[op]
+    return apply_op(image, op, argument, ("solarize", "color", "blur"))

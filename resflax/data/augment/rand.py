@@ -74,9 +74,16 @@ def sample_arguments(
 
 
 def apply_policy(
-    key: Key[Array, ""], image: UInt8[Array, "h w c"], *, policy: RandPolicy
+    key: Key[Array, ""],
+    image: UInt8[Array, "h w c"],
+    *,
+    policy: RandPolicy,
+    count: Int[Array, ""] | None = None,
 ) -> UInt8[Array, "h w c"]:
-    """Applies the sampled operations of a policy to one image, one after the other."""
+    """Applies the sampled operations of a policy to one image, one after the other.
+
+    With `count`, an int32 scalar, only so many of them.
+    """
     names, keys = policy.names, jax.random.split(key, policy.layers)
     chosen = None
     if policy.weights:
@@ -84,17 +91,18 @@ def apply_policy(
         stream = jax.random.fold_in(key, OPERATIONS)
         chosen = jax.random.choice(stream, len(names), (policy.layers,), replace=False, p=p)
 
-    def layer(x: Array, inputs: tuple[Array, Array | None]) -> tuple[Array, None]:
-        key, op = inputs
+    def layer(x: Array, inputs: tuple[Array, Array | None, Array]) -> tuple[Array, None]:
+        key, op, number = inputs
         sampled, sign = sample_op(key, len(names))
         op = sampled if op is None else op
         changed = apply_op(x, op, sample_arguments(key, policy, sign, x.shape)[op], names)
         if policy.probability < 1:
             applies = jax.random.bernoulli(jax.random.fold_in(key, APPLY), policy.probability)
             changed = jnp.where(applies, changed, x)
-        return changed, None
+        return changed if count is None else jnp.where(number < count, changed, x), None
 
-    return jax.lax.scan(layer, image, (keys, chosen))[0]
+    numbers = jnp.arange(policy.layers, dtype=jnp.int32)
+    return jax.lax.scan(layer, image, (keys, chosen, numbers))[0]
 
 
 def rand_augment(
