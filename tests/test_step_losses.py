@@ -1,5 +1,7 @@
 """The training step with losses, metrics and networks of the user's own."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ from helpers.modules import LinearClassifier, NormNet, random_batch, softmax
 
 from resflax import UserError, create_model
 from resflax.train import create_state, make_engine, make_eval_step, make_train_step
-from resflax.train.eval_step import SUMS
+from resflax.train.eval_step import SUMS, make_predict_step
 from resflax.train.metrics import METRICS
+from resflax.train.precise_bn import make_stats_step
 
 SHAPE, OPTIMIZER = (2, 2, 1), optax.sgd(0.5)
 
@@ -308,3 +311,61 @@ def test_state_refuses_variables_that_are_not_the_models(path, value, message):
     variables = edited(jax.tree.map(np.asarray, variables), path, value)
     with pytest.raises(UserError, match=message):
         create_state(NormNet(), OPTIMIZER, 0, SHAPE, variables)
+
+
+def test_evaluation_takes_targets_as_training_does():
+    """Both report the same loss and metrics for a regression."""
+    target = np.random.default_rng(1).standard_normal((8, 3)).astype(np.float32)
+    batch = {"image": random_batch(8)["image"], "target": target}
+    options = {"loss_fn": squared_error, "metrics": {"largest": lambda y, t: abs(y - t).max(-1)}}
+    state = create_state(LinearClassifier(), OPTIMIZER, 0, SHAPE)
+    _, means = jax.jit(make_train_step(LinearClassifier(), OPTIMIZER, **options))(state, batch)
+    evaluate = jax.jit(make_eval_step(LinearClassifier(), **options))
+    sums = evaluate(state, batch | {"weight": np.ones(8, np.float32)})
+    assert set(sums) == {"loss", "largest", "count"}
+    for name in means:
+        np.testing.assert_allclose(sums[name] / 8, means[name], rtol=1e-6)
+
+
+def test_evaluation_gives_targets_to_the_loss_and_labels_to_metrics():
+    batch = random_batch() | {"weight": np.ones(6, np.float32)}
+    soft = np.full((6, 3), 1 / 3, np.float32)
+    state = create_state(LinearClassifier(), OPTIMIZER, 0, SHAPE)
+    sums = make_eval_step(LinearClassifier())(state, batch | {"target": soft})
+    x, kernel = linear_inputs(state, batch)
+    p = softmax(x @ kernel)
+    np.testing.assert_allclose(sums["loss"], -np.log(p).mean(-1).sum(), rtol=1e-5)
+    assert float(sums["correct"]) == (p.argmax(-1) == batch["label"]).sum()
+
+
+MAKERS = {
+    "predict": make_predict_step,
+    "stats": partial(make_stats_step, normalize=lambda x: x),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("model", [NoTrain, NoKeys, TwoInputs, lambda: jnp.tanh])
+def test_all_steps_refuse_modules_they_cannot_call(name, model):
+    with pytest.raises(UserError, match=r"has no argument|also requires|expected a linen module"):
+        MAKERS[name](model())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_predict_step(TwoHeads()), "TwoHeads returns a dict of 2 arrays, and make_pr"),
+        (lambda: make_predict_step(tiny(num_classes=0)), "pooled features.*: use make_eval_step"),
+        (lambda: make_predict_step(NoAxis(), members=True), "members=True needs a ResNet: NoAxis"),
+        (lambda: MAKERS["stats"](NoAxis(), axis_name="d"), "NoAxis has no field axis_name"),
+    ],
+)
+def test_other_steps_refuse_what_they_cannot_use(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_statistics_step_needs_images():
+    state = create_state(NormNet(), OPTIMIZER, 0, SHAPE)
+    with pytest.raises(UserError, match="the batch has no 'image'"):
+        MAKERS["stats"](NormNet())(state, {"label": np.arange(3)})

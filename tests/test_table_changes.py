@@ -87,6 +87,20 @@ def test_batch_statistics_follow_a_changed_row(monkeypatch):
     np.testing.assert_allclose(mean(), whole / 2, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_equal_models_share_the_compiled_statistics():
+    """Precise BN of several networks, or of one again, compiles once."""
+    x = np.zeros((2, *SHAPE), np.float32)
+    variables = create_state(create_model(NAME, **TINY), OPTIMIZER, 0, SHAPE).variables
+    recompute_batch_stats(create_model(NAME, **TINY), variables, [x])
+
+    def fail(*args):
+        raise AssertionError("the network is traced again")
+
+    with nn.intercept_methods(fail):
+        recompute_batch_stats(create_model(NAME, **TINY), variables, [x + 1])
+
+
 WIDTHS = {"hidden": 4}
 
 

@@ -9,11 +9,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resflax.nn import identity
-from resflax.train.metrics import ExampleFn, Metrics, check_eval_batch, correct, cross_entropy
-from resflax.train.module_checks import check_functions, check_module, check_values
+from resflax.errors import UserError
+from resflax.nn import ResNet, identity
+from resflax.train.metrics import (
+    ExampleFn,
+    Metrics,
+    check_eval_batch,
+    check_labels_of,
+    correct,
+    cross_entropy,
+)
+from resflax.train.module_checks import check_functions, check_logits, check_module, check_values
 from resflax.train.state import TrainState
-from resflax.train.step_inputs import Batch
+from resflax.train.step_inputs import Batch, loss_and_metric_targets
 
 EvalStep = Callable[[TrainState, Batch], Metrics]
 # The sums of an evaluation over its examples, by name, besides its loss.
@@ -30,16 +38,19 @@ def make_eval_step(
 ) -> EvalStep:
     """Makes a pure `(state, batch) -> metrics`, with sums over the global batch instead of means.
 
-    The batch has "image", "label" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for
-    padding. The metrics are the weighted sums "loss" (without label smoothing) and "correct", or
-    those of `metrics`, and "count", the sum of the weights. Averaged parameters are evaluated if
-    the state has them. A label that is not in `range(classes)` gives a loss of NaN.
+    The batch has "image" and "weight" float32 `(n,)`: 1 for an example that counts, 0 for padding;
+    and "label" or "target" or both, as for `make_train_step`. The metrics are the weighted sums
+    "loss" (without label smoothing) and "correct", or those of `metrics`, and "count", the sum of
+    the weights. Averaged parameters are evaluated if the state has them. A label that is not in
+    `range(classes)` gives a loss of NaN.
 
     Args:
       model: a linen module called as `model(x, train=False)`.
       normalize: maps stored images to the network's input.
-      loss_fn: `(logits, labels) -> (n,)`, as for `make_train_step`; the labels may be a tree.
-      metrics: functions `(logits, labels) -> (n,)`, by name. `SUMS | {...}` adds to "correct".
+      loss_fn: `(logits, targets) -> (n,)`, as for `make_train_step`: `targets` are the batch's
+        "target", else its "label".
+      metrics: functions `(logits, labels) -> (n,)`, by name, of the batch's labels, or targets
+        without labels. `SUMS | {...}` adds to "correct".
       axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
@@ -54,8 +65,12 @@ def make_eval_step(
         check_eval_batch(batch)
         logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
         sums = {"count": jnp.sum(batch["weight"])}
-        for name, function in (("loss", loss_fn), *metrics.items()):
-            values = function(logits, batch["label"])
+        target, label = loss_and_metric_targets(batch)
+        for name, function, truth in (
+            ("loss", loss_fn, target),
+            *((name, function, label) for name, function in metrics.items()),
+        ):
+            values = function(logits, truth)
             check_values(name, values, len(batch["image"]))
             sums[name] = jnp.sum(batch["weight"] * values)
         return lax.psum(sums, axis_name) if axis_name else sums
@@ -82,7 +97,19 @@ def make_predict_step(
         `(members, n, classes)`.
       axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
         None for those of this device.
+
+    Raises:
+      UserError: if the model cannot be called as described, or is known to return something else
+        than one array of logits; on `members` for another module than a `ResNet`.
     """
+    check_module(model)
+    check_logits(
+        model, "make_predict_step", "use make_eval_step with loss_fn and metrics of its outputs"
+    )
+    if members and not isinstance(model, ResNet):
+        raise UserError(
+            f"members=True needs a ResNet: {type(model).__name__} has no argument 'members'"
+        )
     options: dict[str, Any] = {"members": True} if members else {}
 
     def gather(x: Array, axis: int = 0) -> Array:
@@ -92,6 +119,7 @@ def make_predict_step(
 
     def step(state: TrainState, batch: Batch) -> Metrics:
         check_eval_batch(batch)
+        check_labels_of(batch, ("label",))
         images = normalize(batch["image"])
         logits: Any = model.apply(state.eval_variables, images, train=False, **options)
         return {

@@ -18,7 +18,7 @@ from resflax.train.freeze import (
     moving_statistics,
 )
 from resflax.train.layer_decay import HEAD, scale_by_layer
-from resflax.train.variables import variable_shapes
+from resflax.weights.shapes import module_shapes
 
 HEAD_PARAMS = (f"{HEAD}/kernel", f"{HEAD}/bias")
 
@@ -54,7 +54,7 @@ def build_batch_norm(
     patterns = parse_patterns(config.freeze)
     if not (patterns or config.freeze_batch_norm or mode.name != "global"):
         return model
-    shapes = variable_shapes(model, image_shape)
+    shapes = module_shapes(model, image_shape)
     norms = batch_norms(shapes.get("batch_stats", {}))
     if not norms and (config.freeze_batch_norm or mode.name != "global"):
         key = "freeze_batch_norm" if config.freeze_batch_norm else "batch_norm"
@@ -81,7 +81,7 @@ def describe_statistics(
     patterns = parse_patterns(config.freeze)
     if not patterns:
         return ()
-    shapes = variable_shapes(model, image_shape)
+    shapes = module_shapes(model, image_shape)
     norms = moving_statistics(shapes, patterns, batch_norm_mode(model))
     if not norms:
         return ()

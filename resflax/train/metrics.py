@@ -107,9 +107,8 @@ def check_labels(labels: Any, examples: int) -> None:
 
 
 def check_eval_batch(batch: Mapping[str, Any]) -> None:
-    """Raises `UserError` unless a batch has images, and a label and a weight for each."""
+    """Raises `UserError` unless a batch has images, and a weight for each."""
     check_keys(batch, ("image", "weight"))
-    check_labels_of(batch, ("label",))
     examples = (len(batch["image"]),)
     if batch["weight"].shape != examples:
         raise UserError(

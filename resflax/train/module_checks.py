@@ -76,7 +76,9 @@ def check_training_dtype(model: nn.Module) -> None:
         )
 
 
-def _check_logits(model: nn.Module, user: str) -> None:
+def check_logits(
+    model: nn.Module, user: str, remedy: str = "give loss_fn and metrics that take its outputs"
+) -> None:
     """Raises `UserError` if a model is known to return something else than one array of logits.
 
     The outputs of a module that is not a `ResNet` are known if it can be traced for images of
@@ -85,6 +87,7 @@ def _check_logits(model: nn.Module, user: str) -> None:
     Args:
       model: accepted by `check_module`.
       user: what takes the logits, for the error.
+      remedy: what to do, for the error.
     """
     if isinstance(model, ResNet):
         outputs = "feature maps" if model.out_indices is not None else "pooled features"
@@ -93,8 +96,8 @@ def _check_logits(model: nn.Module, user: str) -> None:
         outputs, is_logits = _describe_outputs(model)
     if not is_logits:
         raise UserError(
-            f"{type(model).__name__} returns {outputs}, and {user} takes one array of logits: give"
-            " loss_fn and metrics that take its outputs"
+            f"{type(model).__name__} returns {outputs}, and {user} takes one array of logits:"
+            f" {remedy}"
         )
 
 
@@ -131,9 +134,9 @@ def check_functions(
         if name in RESERVED:
             raise UserError(f"a metric is called {name!r}, a name that steps use: use another")
     if cross_entropy is loss_fn:
-        _check_logits(model, "cross_entropy")
+        check_logits(model, "cross_entropy")
     elif correct in metrics.values():
-        _check_logits(model, "the accuracy")
+        check_logits(model, "the accuracy")
 
 
 def _check_function(name: str, function: Any, keywords: tuple[str, ...] = ()) -> None:

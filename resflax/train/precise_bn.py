@@ -22,9 +22,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from resflax.distributed.engines import Engine
+from resflax.kernels import backend
+from resflax.nn import ResNet
 from resflax.nn.batch_norm import batch_norm_mode
 from resflax.train.freeze import batch_norms
-from resflax.train.module_checks import with_axis_name
+from resflax.train.metrics import check_keys
+from resflax.train.module_checks import check_module, with_axis_name
 from resflax.train.state import TrainState
 
 BatchStats = Any
@@ -67,7 +70,7 @@ def compute_batch_stats(
     mutable = [name for name in variables if name != "params"]
     with nn.intercept_methods(_with_zero_momentum):
         _, updated = _without_dropout(model).apply(variables, images, train=True, mutable=mutable)
-    return updated["batch_stats"]
+    return updated.get("batch_stats", {})
 
 
 def per_batch_stats(
@@ -141,8 +144,11 @@ def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Ar
     if not updated:
         return variables
 
-    # Not a module's: it would return the old network for an equal model whose tables have changed.
-    on_batch = jax.jit(partial(compute_batch_stats, model))
+    if isinstance(model, ResNet):
+        on_batch = partial(_resnet_batch_stats, model, (model.spec.parts, backend.default_backend))
+    else:
+        # Modules of the user's own may depend on anything, so that equal ones share no program.
+        on_batch = jax.jit(partial(compute_batch_stats, model))
 
     def compute(stats: BatchStats, images: Array) -> BatchStats:
         return on_batch({**variables, "batch_stats": stats}, images)
@@ -150,6 +156,13 @@ def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Ar
     start = _start(variables["batch_stats"], updated)
     stats = population_stats(per_batch_stats(compute, start, batches))
     return {**variables, "batch_stats": stats}
+
+
+# Compiled once per network; the names in a spec may stand for other parts than when it was traced.
+@partial(jax.jit, static_argnums=(0, 1))
+def _resnet_batch_stats(model: ResNet, parts: Any, variables: Any, images: Array) -> BatchStats:
+    del parts  # of the key only
+    return compute_batch_stats(model, variables, images)
 
 
 def _updated_norms(model: nn.Module, batch_stats: BatchStats) -> set[str]:
@@ -176,10 +189,16 @@ def make_stats_step(
       model: see `compute_batch_stats`.
       normalize: maps stored images, the batch's "image", to the network's input.
       axis_name: the mapped axis over which the batch is split, if any.
+
+    Raises:
+      UserError: if the model cannot be called as described, or lacks the field `axis_name`; from
+        the step when traced, if the batch has no images.
     """
+    check_module(model)
     model = with_axis_name(model, axis_name)
 
     def step(state: TrainState, batch: dict[str, Array]) -> BatchStats:
+        check_keys(batch, ("image",))
         return compute_batch_stats(model, state.eval_variables, normalize(batch["image"]))
 
     return step

@@ -32,6 +32,7 @@ from resflax.train.module_checks import (
     with_axis_name,
 )
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
+from resflax.train.optimizer_arguments import optimizer_arguments
 from resflax.train.state import TrainState, ema_update
 from resflax.train.step_inputs import Batch, TrainInputs, make_prepare_batch
 from resflax.train.variables import keep_types
@@ -124,7 +125,8 @@ def make_train_step(
         called with `dropout_keys`, one key per example. Its collections besides "params" are
         mutable. With an `axis_name`, those in `state.collections` are averaged over the devices,
         integers by their maximum.
-      optimizer: an optax transformation, including its schedule.
+      optimizer: an optax transformation, including its schedule; one that takes extra arguments,
+        such as the loss, gets those of `optimizer_arguments`.
       augment: `(keys, images) -> images`, one key per example; with "epoch" in the batch
         `(keys, images, parity) -> images`, see `resflax.data.augment.flip_parity`.
       normalize: maps stored images to the network's input.
@@ -184,17 +186,27 @@ def make_train_step(
         network = freeze_statistics(model, state.variables, freeze) if freeze_stats else model
         # Otherwise JAX would sum the gradients over the devices, and `average` not divide them.
         vary = partial(vary_over, varying_axes(*jax.tree.leaves(batch)))
-        local, own = jax.tree.map(vary, (trainable, state.collections))
-        gradient = partial(_gradient, network, loss_fn, metrics, drop_path_rates, local, frozen)
-        collections = {"batch_stats": state.batch_stats, **own}
-        grads, collections, results = accumulate(
-            gradient, local, collections, prepare(state, batch), grad_accum_steps
-        )
+        old = {"batch_stats": state.batch_stats, **jax.tree.map(vary, state.collections)}
+        inputs = prepare(state, batch)
+
+        def evaluate(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
+            local = jax.tree.map(vary, params)
+            gradient = partial(_gradient, network, loss_fn, metrics, drop_path_rates, local, frozen)
+            grads, new, results = accumulate(gradient, local, old, inputs, grad_accum_steps)
+            grads, results = average((grads, results))
+            return grads, new, results
+
+        def gradient_and_loss(params: Any) -> tuple[Any, Array]:
+            grads, _, results = evaluate(params)
+            return grads, results["loss"]
+
+        grads, collections, results = evaluate(trainable)
         batch_stats = collections.pop("batch_stats")
-        grads, results = average((grads, results))
+        at = grads, results["loss"]
+        extra = optimizer_arguments(optimizer.update, gradient_and_loss, at)
         # optax's schedules mix ints and floats, which strict dtype promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trainable, **extra)
         trainable = optax.apply_updates(trainable, updates)
         params, ema = merge_params(trainable, frozen), state.ema
         if ema_decay:

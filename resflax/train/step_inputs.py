@@ -59,7 +59,7 @@ def make_prepare_batch(
     def prepare(state: TrainState, batch: Batch) -> TrainInputs:
         needs_keys = augment or mix or needs_rng
         check_keys(batch, ("image", *["index"] * bool(needs_keys)))
-        images, (target, label) = batch["image"], _targets(batch)
+        images, (target, label) = batch["image"], loss_and_metric_targets(batch)
         keys: Any = None
         if needs_keys:
             # Each consumer folds the number of its own stream into them.
@@ -89,7 +89,7 @@ def make_prepare_batch(
     return prepare
 
 
-def _targets(batch: Batch) -> tuple[Any, Any]:
+def loss_and_metric_targets(batch: Batch) -> tuple[Any, Any]:
     """Returns what a batch has for the loss, and for the metrics."""
     given = [key for key in ("target", "label") if key in batch] or ["label"]
     check_labels_of(batch, given)

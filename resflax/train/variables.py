@@ -1,4 +1,4 @@
-"""Variables of a linen module: shapes, checks of given ones, and how training changes them."""
+"""Variables of a linen module: checks of given ones, and how training changes them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from resflax.errors import UserError
 from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import ResNet
 from resflax.weights.mismatch import describe_mismatch
+from resflax.weights.shapes import module_shapes
 
 
 def check_variables(
@@ -25,7 +26,7 @@ def check_variables(
       image_shape: shape of one example.
       variables: arrays by collection; a collection without arrays may be left out.
     """
-    expected = _flat(variable_shapes(model, image_shape))
+    expected = _flat(module_shapes(model, image_shape))
     arrays = {name: leaf for name, leaf in _flat(variables).items() if hasattr(leaf, "shape")}
     if reason := describe_mismatch({k: v.shape for k, v in expected.items()}, {}, arrays):
         raise UserError(
@@ -38,15 +39,6 @@ def check_variables(
                 f"{name} has dtype {leaf.dtype}, in which small updates are lost: expected float32,"
                 " and dtype= of the model for computing in half precision"
             )
-
-
-def variable_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Returns the shapes and dtypes of a model's variables; computes nothing."""
-
-    def init(image: Array) -> Any:
-        return model.init(jax.random.key(0), image, train=False, **_example_keys(model, 1))
-
-    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from functools import lru_cache
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from resflax.nn import Spec, unstack_params
 from resflax.zoo import create_model
@@ -25,9 +27,19 @@ def _variable_shapes(spec: Spec, channels: int, parts: tuple[Any, ...]) -> dict[
     del parts  # of the key only
     # Tracing is faster with scan, which traces each stage's repeated block once.
     model = create_model(spec, scan=spec.pruned is None)
+    shapes = module_shapes(model, (*[64] * spec.dimensions, channels))
+    return jax.eval_shape(unstack_params, shapes)
 
-    def init() -> Any:
-        image = jnp.zeros((1, *[64] * spec.dimensions, channels))
-        return unstack_params(model.init(jax.random.key(0), image, train=False))
 
-    return jax.eval_shape(init)
+def module_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Returns the shapes and dtypes of a linen module's variables, as it has them.
+
+    Args:
+      model: called as `model(x, train=False)`.
+      image_shape: shape of one example.
+    """
+
+    def init(image: Array) -> Any:
+        return model.init(jax.random.key(0), image, train=False)
+
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
