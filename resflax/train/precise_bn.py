@@ -145,7 +145,8 @@ def recompute_batch_stats(model: nn.Module, variables: Any, batches: Iterable[Ar
         return variables
 
     if isinstance(model, ResNet):
-        on_batch = partial(_resnet_batch_stats, model, (model.spec.parts, backend.default_backend))
+        parts = model.spec.parts, backend.default_backend
+        on_batch: Any = partial(_resnet_batch_stats, model, parts)
     else:
         # Modules of the user's own may depend on anything, so that equal ones share no program.
         on_batch = jax.jit(partial(compute_batch_stats, model))
