@@ -18,7 +18,8 @@ from resflax.nn import BatchNormMode, Spec, sample_logits, split_members, stack_
 from resflax.nn.drop import dropout
 from resflax.nn.shuffle import Shuffling, make_shuffle
 from resflax.train import create_state, make_engine, make_train_step
-from resflax.train.metrics import correct, cross_entropy
+from resflax.train.losses import cross_entropy
+from resflax.train.metrics import correct
 from resflax.train.precise_bn import compute_batch_stats
 from resflax.weights import to_torch
 from resflax.weights.preprocess import default_preprocess

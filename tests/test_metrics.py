@@ -7,7 +7,8 @@ import pytest
 from helpers.modules import LinearClassifier, random_batch, softmax
 
 from resflax.train import create_state, make_eval_step
-from resflax.train.metrics import correct, cross_entropy
+from resflax.train.losses import cross_entropy
+from resflax.train.metrics import correct
 
 
 @pytest.mark.slow

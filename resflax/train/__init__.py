@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resflax.train.ensemble import unstack_states as unstack_states
     from resflax.train.eval_step import make_eval_step as make_eval_step
     from resflax.train.launch import fit as fit
-    from resflax.train.metrics import cross_entropy as cross_entropy
+    from resflax.train.losses import cross_entropy as cross_entropy
     from resflax.train.optim import make_optimizer as make_optimizer
     from resflax.train.precise_bn import recompute_batch_stats as recompute_batch_stats
     from resflax.train.run import Run as Run
@@ -37,7 +37,7 @@ _MODULES = {
     "build": "resflax.train.run_builder",
     "check_config": "resflax.train.config_rules",
     "create_state": "resflax.train.state",
-    "cross_entropy": "resflax.train.metrics",
+    "cross_entropy": "resflax.train.losses",
     "default_config": "resflax.train.config",
     "fit": "resflax.train.launch",
     "make_engine": "resflax.distributed",

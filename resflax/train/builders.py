@@ -25,6 +25,7 @@ from resflax.train.ensemble import (
     shared_config,
 )
 from resflax.train.finetune import build_layer_scales, freeze_patterns
+from resflax.train.losses import build_loss
 from resflax.train.member_step import freeze_diverged, make_member_step
 from resflax.train.optim import make_optimizer
 from resflax.train.schedules import make_schedule
@@ -141,6 +142,7 @@ def build_train_step(
         mix_steps=_mix_steps(config, examples),
         num_classes=num_classes,
         normalize=normalizer,
+        loss_fn=build_loss(config),
         label_smoothing=values.label_smoothing,
         drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,

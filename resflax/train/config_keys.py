@@ -153,10 +153,19 @@ SCHEDULE = {
         1, "cycles of schedule=cosine_cycles; the checkpoint at the end of each is kept"
     ),
 }
+LOSS = {
+    "loss": Key("cross_entropy", "the loss of a step; evaluation reports the cross-entropy"),
+    "label_smoothing": Key(0.0, "share of the target that is distributed over all classes"),
+    "loss_sum_classes": Key(False, "bce and focal: the sum over the classes, not the mean"),
+    "bce_target_threshold": Key(
+        None, "targets of bce that are larger become 1, the others 0; unset: kept", float
+    ),
+    "focal_alpha": Key(0.25, "focal: factor of targets of 1, 1 minus it of 0; -1: none"),
+    "focal_gamma": Key(2.0, "focal: exponent of the probability of another class"),
+}
 REGULARIZATION = {
     "weight_decay": Key(1e-4, "weight decay; for sgd the L2 penalty of the paper"),
     "decay_mask": Key("kernels", "parameters that weight decay and trust ratios apply to"),
-    "label_smoothing": Key(0.0, "share of the target that is distributed over all classes"),
     "ema_decay": Key(0.0, "decay of averaged weights, which are then evaluated; 0: none"),
 }
 EVALUATION = {
@@ -261,6 +270,7 @@ GROUPS: dict[str, dict[str, Key]] = {
     "augmentation": AUGMENTATION,
     "optimizer": OPTIMIZER,
     "schedule": SCHEDULE,
+    "loss": LOSS,
     "regularization": REGULARIZATION,
     "evaluation and checkpoints": EVALUATION,
     "logging": LOGGING,

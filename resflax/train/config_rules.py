@@ -26,6 +26,7 @@ from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemb
 from resflax.train.eval_sets import EXPECTED as EXPECTED_SETS
 from resflax.train.eval_sets import parse_eval_sets
 from resflax.train.input_pipeline import PLACEMENTS
+from resflax.train.losses import LOSSES
 from resflax.train.nonfinite import ACTIONS
 from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
 from resflax.train.rule import (
@@ -84,6 +85,9 @@ RULES: dict[str, Rule] = {
     "trust_coefficient": POSITIVE,
     "grad_clip_norm": NOT_NEGATIVE,
     "label_smoothing": LESS_THAN_ONE,
+    "bce_target_threshold": Rule("0 to less than 1", lambda v: v is None or 0 <= v < 1),
+    "focal_alpha": Rule("0 to 1, or -1 for none", lambda v: v == -1 or 0 <= v <= 1),
+    "focal_gamma": NOT_NEGATIVE,
     "ema_decay": LESS_THAN_ONE,
     "precise_bn_batches": COUNT_OR_ZERO,
     "mesh.fsdp": COUNT,
@@ -143,6 +147,7 @@ RULES: dict[str, Rule] = {
 }
 # Valid names of keys that take a name.
 CHOICES: dict[str, Any] = {
+    "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "batch_norm": BATCH_NORM_MODES,
     "schedule": SCHEDULES,

@@ -11,13 +11,13 @@ from jaxtyping import Array
 
 from resflax.errors import UserError
 from resflax.nn import ResNet, identity
+from resflax.train.losses import cross_entropy
 from resflax.train.metrics import (
     ExampleFn,
     Metrics,
     check_eval_batch,
     check_labels_of,
     correct,
-    cross_entropy,
 )
 from resflax.train.module_checks import check_functions, check_logits, check_module, check_values
 from resflax.train.state import TrainState

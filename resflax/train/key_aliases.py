@@ -96,6 +96,9 @@ ALIASES: dict[str, str] = {
     "schedule_cycles": "lr_cycle_limit num_cycles n_cycles snapshots lr_cycles",
     "weight_decay": "wd l2 l2_reg decay weight_decay_rate l2_regularization regularization",
     "decay_mask": "no_weight_decay no_decay norm_weight_decay bias_weight_decay filter_bias_and_bn",
+    "loss": "criterion loss_fn bce_loss loss_function",
+    "bce_target_threshold": "bce_target_thresh bce_threshold",
+    "loss_sum_classes": "bce_sum",
     "label_smoothing": "smoothing ls label_smooth lsr label_smoothing_factor smooth",
     "ema_decay": "model_ema model_ema_decay ema use_ema ema_momentum ema_rate averaging",
     "precise_bn_batches": "precise_bn recalibrate_batches update_bn bn_recalibration",
@@ -185,9 +188,6 @@ ADVICE: dict[str, str] = {
     ),
     "amp fp16 bf16 precision mixed_precision half half_precision use_amp float16 bfloat16": (
         "config.dtype=bfloat16 computes in half precision"
-    ),
-    "loss criterion loss_fn bce_loss loss_function": (
-        "the loss is the cross-entropy, with config.label_smoothing"
     ),
     "patience early_stopping early_stop early_stopping_patience": (
         "a run has a fixed number of config.epochs, and its best checkpoint is kept"

@@ -1,55 +1,20 @@
-"""Loss and accuracy of each example."""
+"""The accuracy of each example, and checks of labels and targets."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from resflax.errors import UserError
 from resflax.nn.ensembles import log_mean_probability
-from resflax.train.choice import Choice, map_value
 
 Metrics = dict[str, Array]
 # `(outputs of the network, targets or labels) -> (n,)`, one float per example.
 ExampleFn = Callable[[Any, Any], Array]
-
-
-def cross_entropy(
-    logits: Float[Array, "n classes"] | Float[Array, "members n classes"],
-    targets: Int[Array, " n"] | Float[Array, "n classes"],
-    label_smoothing: float | Choice = 0.0,
-) -> Float[Array, " n"]:
-    """Computes the softmax cross-entropy of each example, in nats, in float32.
-
-    Args:
-      logits: logits of any float dtype. With members, the result is the mean of the members'
-        cross-entropies, the loss of a network whose spec has an ensemble.
-      targets: labels, or the probability of each class, of a float dtype. The loss of an example
-        whose label is not in `range(classes)` is NaN.
-      label_smoothing: share of the target that is distributed over all classes (Szegedy et al.
-        2016, section 7).
-
-    Raises:
-      UserError: when traced, if the targets have another shape or dtype.
-
-    >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # log 4
-    1.3863
-    """
-    check_targets(targets, logits.shape[-2:])
-    if logits.ndim == 3:
-        per_member = jax.vmap(lambda member: cross_entropy(member, targets, label_smoothing))
-        return jnp.mean(per_member(logits), axis=0)
-    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
-    soft = one_hot(targets, classes) if targets.ndim == 1 else targets.astype(jnp.float32)
-    smooth = partial(optax.smooth_labels, soft)
-    losses = optax.softmax_cross_entropy(logits, map_value(smooth, label_smoothing))
-    return losses + nan_if_invalid(targets, classes) if targets.ndim == 1 else losses
 
 
 def one_hot(labels: Int[Array, " n"], classes: int) -> Float[Array, "n classes"]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from resflax.errors import UserError
 from resflax.nn import ResNet
-from resflax.train.metrics import ExampleFn, correct, cross_entropy
+from resflax.train.losses import LOSSES
+from resflax.train.metrics import ExampleFn, correct
 
 # Modules that take images of any size are asked for their outputs with these.
 PROBE_SHAPE = (1, 32, 32, 3)
@@ -133,8 +134,9 @@ def check_functions(
         _check_function(f"metric {name!r}", metric)
         if name in RESERVED:
             raise UserError(f"a metric is called {name!r}, a name that steps use: use another")
-    if cross_entropy is loss_fn:
-        check_logits(model, "cross_entropy")
+    loss = getattr(loss_fn, "func", loss_fn)  # of a partial with options
+    if loss in LOSSES.values():
+        check_logits(model, loss.__name__)
     elif correct in metrics.values():
         check_logits(model, "the accuracy")
 

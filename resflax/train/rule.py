@@ -1,4 +1,4 @@
-"""Valid values of one key of a config, in words and as a test."""
+"""Rows of the tables of valid values, of invalid combinations, and of keys without effect."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,6 +37,20 @@ class Rule(NamedTuple):
 
 # An invalid combination of keys, and its message, in which `{c}` is the config.
 Combination = tuple[Callable[[ConfigDict], bool], str]
+
+
+class Row(NamedTuple):
+    """Keys that have no effect with some values of others.
+
+    Attributes:
+      keys: the keys.
+      is_unused: returns whether they have no effect on the run of a config.
+      reason: why, and what to do: the end of a sentence, in which `{c}` is the config.
+    """
+
+    keys: tuple[str, ...]
+    is_unused: Callable[[ConfigDict], bool]
+    reason: str
 
 
 def check_combinations(combinations: Sequence[Combination], config: ConfigDict) -> None:

@@ -23,7 +23,8 @@ from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
 from resflax.train.freeze import freeze_statistics, merge_params, split_params
-from resflax.train.metrics import METRICS, ExampleFn, Metrics, cross_entropy
+from resflax.train.losses import cross_entropy
+from resflax.train.metrics import METRICS, ExampleFn, Metrics
 from resflax.train.module_checks import (
     check_functions,
     check_module,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,11 +12,13 @@ from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.run.metric_writer import WRITERS, parse_writers
 from resflax.train.config import build_model, crop_kind
-from resflax.train.config_keys import AUGMENTATION, KEYS, OPTIMIZER, REGULARIZATION, SCHEDULE
+from resflax.train.config_keys import AUGMENTATION, KEYS, LOSS, OPTIMIZER, REGULARIZATION, SCHEDULE
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
 from resflax.train.ensemble_rules import is_random
 from resflax.train.optim import OPTIMIZERS
+from resflax.train.rule import Row
 from resflax.train.schedules import SCHEDULES
+from resflax.train.unused_loss import LOSS_ROWS
 from resflax.train.unused_spec import unused_fields
 
 # Keys of `data` for how examples are read from a dataset on disk.
@@ -30,25 +32,12 @@ AUGMENT_KEYS = tuple(key for key in AUGMENTATION if key != "data.train_crop")
 # Keys of a run that trains, besides those of `AUGMENT_KEYS`.
 TRAINING_KEYS = (
     "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat",
+    *LOSS,
     *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
     "log_every_steps", "log_histograms_every_steps", "profile_steps", "eval_every_epochs",
     "checkpoint_every_steps", "checkpoint_every_minutes",
     "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path", "spec.dropout",
 )  # fmt: skip
-
-
-class Row(NamedTuple):
-    """Keys that have no effect with some values of others.
-
-    Attributes:
-      keys: the keys.
-      is_unused: returns whether they have no effect on the run of a config.
-      reason: why, and what to do: the end of a sentence, in which `{c}` is the config.
-    """
-
-    keys: tuple[str, ...]
-    is_unused: Callable[[ConfigDict], bool]
-    reason: str
 
 
 def _data(*names: str) -> tuple[str, ...]:
@@ -162,6 +151,7 @@ ROWS: tuple[Row, ...] = (
         lambda c: not c.decay_epochs,
         "config.decay_epochs is (): leave it out, or give the epochs",
     ),
+    *LOSS_ROWS,
     # Evaluation.
     Row(
         ("precise_bn_batches",),
