@@ -13,6 +13,7 @@ from resflax.train.unused_spec import EFFECTS
 FOLDER = {"dataset": "folder:D"}
 STREAMED = {"dataset": "folder:D", "data.image_size": 32}
 ENSEMBLE = {"ensemble.size": 2}
+TEACHER = {"distill.teacher": "runs/x"}
 WEIGHTS = {"pretrained": "runs/x"}
 WIDTHS = {"spec.widths": (32, 64, 128), "spec.stem_width": 32}
 # For each row of `ROWS`, in order: a key and value, keys that leave it without effect, and keys
@@ -44,6 +45,8 @@ CASES = [
     ("loss_sum_classes", True, {}, {"loss": "focal"}),
     ("focal_alpha", 0.5, {"loss": "bce"}, {"loss": "focal"}),
     ("focal_gamma", 1.0, {"loss": "bce"}, {"loss": "focal"}),
+    ("distill.temperature", 2.0, {}, TEACHER),
+    ("label_smoothing", 0.1, {**TEACHER, "distill.weight": 1.0}, TEACHER),
     ("precise_bn_batches", 2, {"freeze_batch_norm": True}, {}),
     ("precise_bn_batches", 2, {"spec.norm": "group", **WIDTHS}, {}),
     ("log_histograms_every_steps", 5, {"log_to": "csv"}, {"log_to": "csv,tensorboard"}),

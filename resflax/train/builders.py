@@ -16,6 +16,7 @@ from resflax.nn import ResNet
 from resflax.nn.drop import block_rates
 from resflax.train.choice import Choice
 from resflax.train.config import build_augment, build_mix
+from resflax.train.distill import Distillation
 from resflax.train.ensemble import (
     Hyperparameters,
     differing_values,
@@ -120,6 +121,7 @@ def build_train_step(
     axis_name: str | None = None,
     values: Hyperparameters | None = None,
     examples: int | None = None,
+    distillation: Distillation | None = None,
 ) -> TrainStep:
     """Builds the pure training step of a config.
 
@@ -144,6 +146,7 @@ def build_train_step(
         normalize=normalizer,
         loss_fn=build_loss(config),
         label_smoothing=values.label_smoothing,
+        distillation=distillation,
         drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,
         ema_decay=config.ema_decay,

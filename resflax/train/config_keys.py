@@ -163,6 +163,13 @@ LOSS = {
     "focal_alpha": Key(0.25, "focal: factor of targets of 1, 1 minus it of 0; -1: none"),
     "focal_gamma": Key(2.0, "focal: exponent of the probability of another class"),
 }
+DISTILLATION = {
+    "distill.teacher": Key(
+        "", "weights of a trained network whose outputs are learned too, as for pretrained"
+    ),
+    "distill.weight": Key(0.5, "share of the teacher in the loss; 1: without the labels"),
+    "distill.temperature": Key(1.0, "divides the logits of both networks"),
+}
 REGULARIZATION = {
     "weight_decay": Key(1e-4, "weight decay; for sgd the L2 penalty of the paper"),
     "decay_mask": Key("kernels", "parameters that weight decay and trust ratios apply to"),
@@ -271,6 +278,7 @@ GROUPS: dict[str, dict[str, Key]] = {
     "optimizer": OPTIMIZER,
     "schedule": SCHEDULE,
     "loss": LOSS,
+    "distillation": DISTILLATION,
     "regularization": REGULARIZATION,
     "evaluation and checkpoints": EVALUATION,
     "logging": LOGGING,

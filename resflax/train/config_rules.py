@@ -85,6 +85,8 @@ RULES: dict[str, Rule] = {
     "trust_coefficient": POSITIVE,
     "grad_clip_norm": NOT_NEGATIVE,
     "label_smoothing": LESS_THAN_ONE,
+    "distill.weight": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
+    "distill.temperature": POSITIVE,
     "bce_target_threshold": Rule("0 to less than 1", lambda v: v is None or 0 <= v < 1),
     "focal_alpha": Rule("0 to 1, or -1 for none", lambda v: v == -1 or 0 <= v <= 1),
     "focal_gamma": NOT_NEGATIVE,

@@ -27,6 +27,7 @@ from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
 from resflax.train.config_rules import check_config
 from resflax.train.results import describe_accuracies
 from resflax.train.run_builder import build
+from resflax.train.teacher import check_teacher
 from resflax.train.trainer import Trainer
 from resflax.weights import PretrainedConfig
 
@@ -102,6 +103,8 @@ def fit(
                 progress.print(
                     "the checkpoint does not record its data: resuming without comparing them"
                 )
+            old_teacher = (existing.metadata or {}).get("teacher")
+            check_teacher(old_teacher, run.metadata["teacher"], path)
             for note in notes:
                 progress.print(note)
             results = _train(Trainer(run), path, progress, interrupt)

@@ -120,7 +120,7 @@ class TrainingLoop:
         if warning:
             self._print(f"warning: {warning}")
         self.state.environment = here
-        return self.engine.put_state(state)
+        return self.engine.put_state(self.trainer.run.with_teacher(state))
 
     def _train(self) -> TrainState:
         """Trains to the last step; returns the state that was evaluated there, on the devices."""
@@ -264,7 +264,7 @@ class TrainingLoop:
         accuracy = self.state.evaluation["accuracy"] if self.state.evaluated == step else None
         if accuracy is not None and accuracy > self.state.best:
             self.state.best, self.state.best_step = accuracy, step
-        arrays: TrainState = self.engine.to_host(state)
+        arrays: TrainState = self.engine.to_host(dataclasses.replace(state, teacher={}))
         skipped = self.state.skipped + gather_skipped(self.trainer.dataset)
         self.state.skipped = list(dict.fromkeys(skipped))
         trainer_state = dataclasses.replace(
@@ -308,7 +308,7 @@ class TrainingLoop:
 
     def _finish(self, eval_state: TrainState) -> dict[str, Any]:
         """Draws the curves and writes the results, which it returns."""
-        final: TrainState = self.engine.to_host(eval_state)
+        final: TrainState = self.engine.to_host(dataclasses.replace(eval_state, teacher={}))
         self.checkpoints.wait()
         if self.workdir.writes:
             self.recorder.draw_curves(self.state)

@@ -63,7 +63,7 @@ def fit_to_dataset(
         )
     keeps_head = order is not None and not config.reset_head
     if order is not None and keeps_head:
-        weights = _sort_classes(weights, order)
+        weights = sort_classes(weights, order)
     fitted = adapt_weights(
         weights,
         num_classes=dataset.num_classes,
@@ -79,7 +79,7 @@ def fit_to_dataset(
     return fitted._replace(source=source)
 
 
-def _sort_classes(weights: Weights, order: Int[np.ndarray, " classes"]) -> Weights:
+def sort_classes(weights: Weights, order: Int[np.ndarray, " classes"]) -> Weights:
     """Returns weights whose class `i` is the class `order[i]` of the given ones."""
     if (order == np.arange(len(order))).all():
         return weights

@@ -43,7 +43,10 @@ class Program(NamedTuple):
 def run_programs(run: Run) -> Iterator[Program]:
     """Yields the programs that a run calls once per batch, in the order of their first use."""
     engine, config = run.engine, run.config
-    state = engine.put_state(run.abstract_state())
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.with_teacher(run.abstract_state())
+    )
+    state = engine.put_state(state)
     examples = config.batch_size * run.size
     if fits_on_device(config.data.placement, run.dataset):
         step, data = compile_device_step(engine, run.train_step), device_data_shapes(run)

@@ -1,6 +1,7 @@
 """A run as its config describes it: model, dataset, optimizer, engine and steps."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from resflax.train.model_record import model_record
 from resflax.train.precise_bn import StatsStep
 from resflax.train.state import TrainState, create_state
 from resflax.train.step import TrainStep
+from resflax.train.teacher import Teacher
 from resflax.weights import PretrainedConfig
 
 
@@ -48,6 +50,7 @@ class Run:
       eval_step: pure `(state, batch) -> metrics`.
       predict_step: pure `(state, batch) -> per-example arrays`.
       stats_step: pure `(state, batch) -> batch statistics`.
+      teacher: the network that the run distils; None for none.
     """
 
     config: ConfigDict
@@ -64,6 +67,7 @@ class Run:
     eval_step: EvalStep
     predict_step: EvalStep
     stats_step: StatsStep
+    teacher: Teacher | None = None
 
     @property
     def name(self) -> str:
@@ -104,6 +108,10 @@ class Run:
         one = jax.eval_shape(self._create, jax.ShapeDtypeStruct((), jnp.uint32))
         return abstract_states(self.config, one)
 
+    def with_teacher(self, state: TrainState) -> TrainState:
+        """Returns a state as the training step takes it; checkpoints have it without teacher."""
+        return dataclasses.replace(state, teacher=self.teacher.variables if self.teacher else {})
+
     def check_model(self) -> None:
         """Raises `UserError` if the model cannot take the images; computes nothing.
 
@@ -118,7 +126,7 @@ class Run:
 
         "config"; "model", the values of `PretrainedConfig.to_json_dict`, None for a linen module of
         the user's own; "pretrained", the same of the weights that the run began from, None without;
-        and "data", the fingerprint of the dataset.
+        "data", the fingerprint of the dataset; and "teacher", that of the teacher, None without.
         """
         model = model_record(self.model, self.dataset)
         return {
@@ -126,6 +134,7 @@ class Run:
             "model": model and model.to_json_dict(),
             "pretrained": self.pretrained and self.pretrained.to_json_dict(),
             "data": self.dataset.fingerprint(),
+            "teacher": self.teacher and self.teacher.fingerprint(),
         }
 
     def _create(self, seed: Any, variables: Any = None) -> TrainState:

@@ -36,6 +36,7 @@ from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
+from resflax.train.teacher import read_teacher
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
@@ -101,6 +102,7 @@ def build(
         engine = engine.with_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
+    teacher = read_teacher(config, dataset)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
     schedules = build_schedules(given, examples)
     optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member
@@ -109,7 +111,13 @@ def build(
         train_step = build_member_step(given, model, normalizer, examples, axis_name=axis_name)
     else:
         train_step = build_train_step(
-            config, model, optimizer, normalizer, axis_name=axis_name, examples=examples
+            config,
+            model,
+            optimizer,
+            normalizer,
+            axis_name=axis_name,
+            examples=examples,
+            distillation=teacher and teacher.distillation(config),
         )
 
     def read_variables(seed: int) -> Any:
@@ -127,6 +135,7 @@ def build(
         notes=(
             *_describe_start(config, fitted, model, dataset),
             *describe_statistics(config, model, dataset.image_shape),
+            *([f"teacher: {teacher.source}"] if teacher else []),
         ),
         steps=total_steps(config, examples),
         schedules=schedules,
@@ -136,6 +145,7 @@ def build(
         eval_step=make_eval_step(model, normalize=normalizer, axis_name=axis_name),
         predict_step=_build_predict_step(model, normalizer, engine),
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=axis_name),
+        teacher=teacher,
     )
     run.check_model()
     return run

@@ -39,6 +39,8 @@ class TrainState:
         the values that differ by member, by the names of `resflax.train.ensemble.MEMBER_KEYS`;
         "in_row", int32, consecutive updates that were not finite; "diverged_at", int32, the step
         after which the member was frozen, 0 while it trains.
+      teacher: variables of the network that a step distils, which do not change; {} for none. They
+        are not in checkpoints.
     """
 
     step: Int[Array, ""]
@@ -49,6 +51,7 @@ class TrainState:
     ema: Any = struct.field(default_factory=dict)
     collections: dict[str, Any] = struct.field(default_factory=dict)
     member: dict[str, Array] = struct.field(default_factory=dict)
+    teacher: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:

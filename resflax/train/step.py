@@ -22,6 +22,7 @@ from resflax.nn import identity
 from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
 from resflax.train.choice import Choice
+from resflax.train.distill import Distillation, make_step_loss
 from resflax.train.freeze import freeze_statistics, merge_params, split_params
 from resflax.train.losses import cross_entropy
 from resflax.train.metrics import METRICS, ExampleFn, Metrics
@@ -49,7 +50,7 @@ def _mean(name: str, values: Any, examples: int) -> Float[Array, ""]:
 
 def _gradient(
     model: nn.Module,
-    loss_fn: ExampleFn,
+    loss_fn: Callable[[Any, TrainInputs], Array],
     metrics: Mapping[str, ExampleFn],
     drop_path_rates: Float[Array, " blocks"] | None,
     params: Any,
@@ -78,7 +79,7 @@ def _gradient(
         )
         # The types of the state must not change from step to step.
         new = keep_types(collections, updated)
-        return _mean("loss_fn", loss_fn(outputs, batch.target), examples), (new, outputs)
+        return _mean("loss_fn", loss_fn(outputs, batch), examples), (new, outputs)
 
     (value, (new, outputs)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     results = {
@@ -99,6 +100,7 @@ def make_train_step(
     loss_fn: ExampleFn = cross_entropy,
     label_smoothing: float | Choice = 0.0,
     metrics: Mapping[str, ExampleFn] = METRICS,
+    distillation: Distillation | None = None,
     drop_path_rates: Float[Array, " blocks"] | None = None,
     mix_steps: int | None = None,
     grad_accum_steps: int = 1,
@@ -144,6 +146,8 @@ def make_train_step(
       metrics: functions `(logits, labels) -> (n,)`, floats, by name. `labels` are the batch's,
         also where mixup changed the targets; without labels, its targets. `METRICS | {...}` adds to
         "accuracy".
+      distillation: a teacher, whose variables are `state.teacher`, and the weight of its part of
+        the loss; the rest is `loss_fn`.
       drop_path_rates: replace those of a `ResNet` whose spec has drop path; they may be traced.
       mix_steps: number of steps, from the start of the run, in which `mix` is applied; by default
         all. What `mix` returns must then have the shapes of what it is given.
@@ -172,8 +176,8 @@ def make_train_step(
     model = with_axis_name(model, axis_name)
     smooths = isinstance(label_smoothing, Choice) or label_smoothing != 0
     check_functions(model, loss_fn, metrics, ("label_smoothing",) if smooths else ())
-    loss: Any = loss_fn  # whose other arguments are not typed
-    loss_fn = partial(loss, label_smoothing=label_smoothing) if smooths else loss
+    any_loss: Any = loss_fn  # whose other arguments are not typed
+    loss_fn = partial(any_loss, label_smoothing=label_smoothing) if smooths else any_loss
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     if mix and not num_classes:
         raise ValueError("mix needs one-hot targets: expected num_classes")
@@ -189,10 +193,11 @@ def make_train_step(
         vary = partial(vary_over, varying_axes(*jax.tree.leaves(batch)))
         old = {"batch_stats": state.batch_stats, **jax.tree.map(vary, state.collections)}
         inputs = prepare(state, batch)
+        loss = make_step_loss(loss_fn, distillation, state.teacher)
 
         def evaluate(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
             local = jax.tree.map(vary, params)
-            gradient = partial(_gradient, network, loss_fn, metrics, drop_path_rates, local, frozen)
+            gradient = partial(_gradient, network, loss, metrics, drop_path_rates, local, frozen)
             grads, new, results = accumulate(gradient, local, old, inputs, grad_accum_steps)
             grads, results = average((grads, results))
             return grads, new, results

@@ -12,7 +12,15 @@ from resflax.errors import UserError
 from resflax.run.config_diff import flatten_config
 from resflax.run.metric_writer import WRITERS, parse_writers
 from resflax.train.config import build_model, crop_kind
-from resflax.train.config_keys import AUGMENTATION, KEYS, LOSS, OPTIMIZER, REGULARIZATION, SCHEDULE
+from resflax.train.config_keys import (
+    AUGMENTATION,
+    DISTILLATION,
+    KEYS,
+    LOSS,
+    OPTIMIZER,
+    REGULARIZATION,
+    SCHEDULE,
+)
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
 from resflax.train.ensemble_rules import is_random
 from resflax.train.optim import OPTIMIZERS
@@ -32,7 +40,7 @@ AUGMENT_KEYS = tuple(key for key in AUGMENTATION if key != "data.train_crop")
 # Keys of a run that trains, besides those of `AUGMENT_KEYS`.
 TRAINING_KEYS = (
     "freeze", "freeze_batch_norm", "batch_norm", "ghost_batch_size", "remat",
-    *LOSS,
+    *LOSS, *DISTILLATION,
     *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
     "log_every_steps", "log_histograms_every_steps", "profile_steps", "eval_every_epochs",
     "checkpoint_every_steps", "checkpoint_every_minutes",

@@ -1,5 +1,6 @@
 """Keys of the loss that have no effect on what the others choose, as a table."""
 
+from resflax.train.config_keys import LOSS
 from resflax.train.losses import LOSSES, OPTION_KEYS, takes_option
 from resflax.train.rule import Row
 
@@ -13,4 +14,16 @@ def _option_row(key: str) -> Row:
     )
 
 
-LOSS_ROWS: tuple[Row, ...] = tuple(map(_option_row, OPTION_KEYS))
+LOSS_ROWS: tuple[Row, ...] = (
+    *map(_option_row, OPTION_KEYS),
+    Row(
+        ("distill.weight", "distill.temperature"),
+        lambda c: not c.distill.teacher,
+        "config.distill.teacher is '': leave it out, or give the weights of the teacher",
+    ),
+    Row(
+        tuple(LOSS),
+        lambda c: bool(c.distill.teacher) and c.distill.weight == 1,
+        "config.distill.weight is 1, which leaves the labels out: leave one of them out",
+    ),
+)

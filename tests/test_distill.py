@@ -1,0 +1,217 @@
+"""Knowledge distillation: closed forms, engines, and a run that resumes with its teacher."""
+
+import dataclasses
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers.modules import LinearClassifier, NormNet, random_batch, softmax
+
+from resflax import UserError
+from resflax.train import build, create_state, default_config, fit, make_engine, make_train_step
+from resflax.train.distill import Distillation, distillation_loss
+from resflax.train.programs import run_programs
+from resflax.train.teacher import renormalize
+
+SHAPE, OPTIMIZER, T = (2, 2, 1), optax.sgd(0.5), 2.0
+TEACHER = {"params": {"kernel": np.random.default_rng(3).standard_normal((4, 3)).astype("f")}}
+
+
+def teach(variables, images):
+    return images.reshape(len(images), -1) @ variables["params"]["kernel"]
+
+
+def make_state():
+    state = create_state(LinearClassifier(), OPTIMIZER, 0, SHAPE)
+    return dataclasses.replace(state, teacher=TEACHER)
+
+
+def expected_gradient(state, batch, weight):
+    """Returns the loss and the gradient of the kernel in float64."""
+    x = batch["image"].reshape(len(batch["image"]), -1).astype(np.float64)
+    z = x @ np.asarray(state.params["head"]["kernel"], np.float64)
+    t = x @ TEACHER["params"]["kernel"]
+    p, q, y = softmax(t / T), softmax(z / T), np.eye(3)[batch["label"]]
+    soft = T**2 * (p * (np.log(p) - np.log(q))).sum(-1)
+    hard = -(y * np.log(softmax(z))).sum(-1)
+    error = (1 - weight) * (softmax(z) - y) + weight * T * (q - p)
+    return ((1 - weight) * hard + weight * soft).mean(), x.T @ error / len(x)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("count", [1, 2])
+def test_distillation_equals_the_closed_form(weight, count):
+    """The gradient is `T (softmax(z / T) - softmax(t / T))`; the teacher does not change."""
+    state, batch = make_state(), random_batch()
+    step = make_train_step(
+        LinearClassifier(),
+        OPTIMIZER,
+        distillation=Distillation(teach, weight, T),
+        grad_accum_steps=count,
+    )
+    new, metrics = jax.jit(step)(state, batch)
+    loss, gradient = expected_gradient(state, batch, weight)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    kernels = (s.params["head"]["kernel"] for s in (state, new))
+    np.testing.assert_allclose(next(kernels) - next(kernels), 0.5 * gradient, rtol=1e-4, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, new.teacher, TEACHER)
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh", "shard_map"])
+def test_distillation_is_the_same_on_eight_devices(name):
+    state, batch = make_state(), random_batch(16)
+    engine = make_engine(name)
+    step = make_train_step(
+        LinearClassifier(),
+        OPTIMIZER,
+        distillation=Distillation(teach, 0.3, T),
+        axis_name=engine.axis_name,
+    )
+    new, metrics = engine.compile_train(step)(engine.put_state(state), engine.shard_batch(batch))
+    loss, gradient = expected_gradient(state, batch, 0.3)
+    np.testing.assert_allclose(engine.to_host(metrics)["loss"], loss, rtol=1e-5)
+    difference = state.params["head"]["kernel"] - engine.to_host(new).params["head"]["kernel"]
+    np.testing.assert_allclose(difference, 0.5 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_teacher_sees_the_mixed_images():
+    """Both networks have the same input: Beyer et al. 2021, figure 1, "function matching"."""
+    seen = []
+
+    def record(variables, images):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images)
+        return teach(variables, images)
+
+    def mix(keys, images, targets):
+        return (images + images[::-1]) / 2, (targets + targets[::-1]) / 2
+
+    step = make_train_step(
+        LinearClassifier(),
+        OPTIMIZER,
+        augment=lambda keys, images: images[:, :, ::-1],
+        normalize=lambda images: 3 * images,
+        mix=mix,
+        num_classes=3,
+        distillation=Distillation(record, 1.0, T),
+    )
+    state, batch = make_state(), random_batch()
+    jax.block_until_ready(step(state, batch))
+    jax.effects_barrier()
+    flipped = 3 * batch["image"][:, :, ::-1]
+    np.testing.assert_allclose(seen[0], (flipped + flipped[::-1]) / 2, rtol=1e-6)
+
+
+def test_distillation_of_members_is_their_mean():
+    rng = np.random.default_rng(0)
+    members, t = rng.standard_normal((2, 4, 3)).astype("f"), rng.standard_normal((4, 3))
+    expected = sum(distillation_loss(z, jnp.float32(t), T) for z in members) / 2
+    np.testing.assert_allclose(distillation_loss(members, jnp.float32(t), T), expected, rtol=1e-5)
+
+
+def test_images_are_normalized_for_the_teacher():
+    rng = np.random.default_rng(0)
+    raw = rng.random((2, 4, 4, 3))
+    old, new = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
+    images = jnp.float32((raw - old[0]) / old[1])
+    expected = (raw - new[0]) / new[1]
+    np.testing.assert_allclose(renormalize(images, old=old, new=new), expected, atol=1e-5)
+    assert renormalize(images, old=old, new=(list(old[0]), list(old[1]))) is images
+
+
+def test_step_refuses_a_state_or_teacher_that_does_not_fit():
+    def step(teacher):
+        distillation = Distillation(teacher)
+        return make_train_step(LinearClassifier(), OPTIMIZER, distillation=distillation)
+
+    state = make_state()
+    with pytest.raises(UserError, match="the state has no teacher"):
+        step(teach)(dataclasses.replace(state, teacher={}), random_batch())
+    with pytest.raises(UserError, match=r"logits have shape \(6, 2\), and those of the model"):
+        step(lambda v, x: teach(v, x)[:, :2])(state, random_batch())
+
+
+TINY = {"model": "cifar_resnet8", "spec.widths": (8, 8, 8), "spec.stem_width": 8, "batch_size": 256}
+
+
+def run_config(**keys):
+    config = default_config()
+    config.update_from_flattened_dict(TINY | {"epochs": 1} | keys)
+    return config
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The workdir of a tiny run on the digits, with a normalization of its own."""
+    path = tmp_path_factory.mktemp("teacher") / "run"
+    fit(run_config(**{"data.mean": (0.5,), "data.std": (0.5,)}), path, silent=True)
+    return path
+
+
+@pytest.mark.slow
+def test_run_distils_and_resumes_bit_for_bit(tmp_path, teacher):
+    keys = {"distill.teacher": str(teacher), "schedule": "constant", "data.mixup": 0.2}
+    config = run_config(epochs=2, **keys)
+    fit(run_config(epochs=1, **keys), tmp_path / "part", silent=True)
+    resumed = fit(config, tmp_path / "part", silent=True)
+    once = fit(config, tmp_path / "once", silent=True)
+    assert resumed["params_sha256"] == once["params_sha256"]
+    assert resumed["test_loss"] < np.log(10)
+
+
+@pytest.mark.slow
+def test_teacher_is_an_argument_of_the_compiled_step(teacher):
+    """It is in the plan of a run, and neither in its checkpoints nor in its program."""
+    run = build(run_config(**{"distill.teacher": str(teacher)}))
+    program = next(p for p in run_programs(run) if p.name == "train")
+    found = jax.tree.map(lambda x: x.shape[1:], program.arguments[0].teacher)  # of each device
+    assert found == jax.tree.map(jnp.shape, run.teacher.variables)
+    assert not run.abstract_state().teacher
+    kernel = run.teacher.variables["params"]["head"]["kernel"]
+    constants = re.findall(r"dense<\S*> : tensor<[^>]*>", program.lower().as_text())
+    assert max(map(len, constants)) < 8 * kernel.size  # hexadecimal digits of its bytes
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"distill.teacher": "runs/none"}, "runs/none"),
+        ({"distill.teacher": "runs/x", "ensemble.size": 2}, "expected one network, or no teacher"),
+        ({"distill.teacher": "runs/x", "distill.weight": 0.0}, "weight is 0.0: expected more than"),
+        ({"distill.temperature": 2.0}, "config.distill.teacher is ''"),
+    ],
+)
+def test_teachers_are_checked_before_compute(keys, message):
+    with pytest.raises(UserError, match=message):
+        build(run_config(**keys))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("fake:8x8x1:100:256", "has 10 classes, and .* has 100: expected a teacher of the same"),
+        ("fake:2x2x1:10:256", "takes images of 3x3 or more, but those of .* are 2x2"),
+    ],
+)
+def test_teachers_must_fit_classes_and_images(teacher, dataset, message):
+    config = default_config()
+    config.update_from_flattened_dict({"dataset": dataset, "distill.teacher": str(teacher)})
+    with pytest.raises(UserError, match=message):
+        build(config, model=NormNet())
+
+
+@pytest.mark.slow
+def test_changed_teacher_is_noticed_at_resume(tmp_path, teacher):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    config = run_config(schedule="constant", **{"distill.teacher": str(copy)})
+    fit(config, tmp_path / "run", silent=True)
+    shutil.rmtree(copy)
+    fit(run_config(seed=1), copy, silent=True)
+    config.epochs = 2
+    with pytest.raises(UserError, match="the teacher of the run in .* has changed: restore it"):
+        fit(config, tmp_path / "run", silent=True)
