@@ -327,7 +327,7 @@ def test_evaluation_takes_targets_as_training_does():
         np.testing.assert_allclose(sums[name] / 8, means[name], rtol=1e-6)
 
 
-def test_evaluation_gives_targets_to_the_loss_and_labels_to_metrics():
+def test_evaluation_gives_targets_to_the_loss_only():
     batch = random_batch() | {"weight": np.ones(6, np.float32)}
     soft = np.full((6, 3), 1 / 3, np.float32)
     state = create_state(LinearClassifier(), OPTIMIZER, 0, SHAPE)
