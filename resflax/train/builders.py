@@ -133,6 +133,7 @@ def build_train_step(
       axis_name: the mapped axis over which the batch is split, if any.
       values: replace those of the config, except those that are in the optimizer.
       examples: size of the training split, which says when `data.mixup_off_epoch` begins.
+      distillation: what the step distils, if anything.
     """
     values = values or hyperparameters(config)
     num_classes = model.spec.num_classes if isinstance(model, ResNet) else None
