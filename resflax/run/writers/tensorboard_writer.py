@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, scalar
 
 from resflax.run.metric_writer import Row, WriterStart, scalars_of
 
@@ -38,8 +39,10 @@ class TensorBoardWriter:
 
     def write_scalars(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """See `MetricWriter`."""
+        event = Summary()  # one event for all: most of the cost is that of an event
         for key, value in scalars.items():
-            self._writer.add_scalar(f"{split}/{key}", value, step)
+            event.MergeFrom(scalar(f"{split}/{key}", value))
+        self._writer.file_writer.add_summary(event, step)
 
     def write_images(self, step: int, name: str, images: Any) -> None:
         """See `MetricWriter`."""
