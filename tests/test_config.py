@@ -48,6 +48,7 @@ VALUES = {
     "epochs": ([-1, 2**31], [1, 2**31 - 1]),
     "batch_size": ([-8, 0, 2**31], [1]),
     "grad_accum_steps": ([0, 2**31], [1]),
+    "steps_per_call": ([0, 1_000_001], [1, 500]),
     "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
     "head_learning_rate": ([-1.0], [0.0, 1.0]),
     "layer_decay": ([0.0, -0.5, 1.5], [1e-3, 1.0]),

@@ -52,11 +52,11 @@ class CountingTrainer(Trainer):
     def make_step_fn(self, start):
         step_fn, step = super().make_step_fn(start), start
 
-        def counting_step_fn(state):
+        def counting_step_fn(state, count):
             nonlocal step
-            step += 1
-            self.interrupt.steps += 1
-            state, metrics = step_fn(state)
+            step += count
+            self.interrupt.steps += count
+            state, metrics = step_fn(state, count)
             if self.nonfinite:
                 finite = jax.device_get(metrics["finite"])
                 metrics |= {

@@ -39,7 +39,7 @@ def evaluations(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "fraction"), [("_evaluate", 1), ("_after_step", 3)])
+@pytest.mark.parametrize(("name", "fraction"), [("_evaluate", 1), ("_after_call", 3)])
 def test_stop_at_an_evaluation_keeps_its_result(tmp_path, monkeypatch, name, fraction):
     expected = train(tmp_path / "expected")
     at, interrupt = expected["steps"] * fraction // 3, Interrupt()

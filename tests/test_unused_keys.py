@@ -31,6 +31,7 @@ CASES = [
     ("grad_clip_mode", "agc", {}, {"grad_clip_norm": 0.01}),
     ("decay_mask", "all", {"weight_decay": 0.0}, {"weight_decay": 0.0, "optimizer": "lamb"}),
     ("max_consecutive_nonfinite", 3, {}, {"on_nonfinite": "skip"}),
+    ("steps_per_call", 8, {"data.placement": "host"}, {}),
     ("decay_epochs", (3,), {"schedule": "cosine"}, {"schedule": "step"}),
     (
         "decay_rate",

@@ -287,9 +287,12 @@ class ShardMapEngine(MeshEngine):
 
     def compile_train_on_device_data(self, step: Step) -> Step:
         """See `Engine`."""
-        replicated = PartitionSpec()
-        data = {"dataset": replicated, "first_step": replicated, "order": self._columns.spec}
-        return jax.jit(self._map(step, data), donate_argnums=0)
+
+        def run(state: Any, data: Any) -> Any:
+            specs = dict.fromkeys(data, PartitionSpec()) | {"order": self._columns.spec}
+            return self._map(step, specs)(state, data)
+
+        return jax.jit(run, donate_argnums=0)
 
     def compile_eval(self, step: Step) -> Step:
         """See `Engine`."""

@@ -28,16 +28,21 @@ class Throughput:
         self.evaluations, self.eval_seconds = 0, 0.0
         self.overall = examples / seconds if seconds else 0.0
 
-    def step(self, examples: int) -> None:
-        """Counts a step that has finished (the first) or was dispatched (all others)."""
+    def step(self, examples: int, steps: int = 1) -> None:
+        """Counts a call that has finished (the first) or was dispatched (all others).
+
+        Args:
+          examples: number of examples of a step.
+          steps: number of steps of the call.
+        """
         self.step_examples = examples
         if not self.compiled:
             now = time.monotonic()
             self.compiled = True
-            self.overall = self.overall or examples / (now - self.start)
+            self.overall = self.overall or examples * steps / (now - self.start)
             self.start = self.lap_start = now
         else:
-            self.lap_examples += examples
+            self.lap_examples += examples * steps
 
     def lap(self) -> float:
         """Returns examples per second since the last lap or pause; all steps must have finished."""

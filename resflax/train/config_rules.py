@@ -56,6 +56,7 @@ RULES: dict[str, Rule] = {
     "epochs": COUNT_OR_ZERO,
     "batch_size": COUNT,
     "grad_accum_steps": COUNT,
+    "steps_per_call": Rule("1 to 1000000", lambda v: 1 <= v <= 1_000_000),
     "learning_rate": POSITIVE,
     "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Int
@@ -30,8 +32,9 @@ from resflax.train.metrics import Metrics
 from resflax.train.state import TrainState
 from resflax.train.step import TrainStep
 
-# Runs one training step on the next batch.
-StepFn = Callable[[TrainState], tuple[TrainState, Metrics]]
+# Runs one training step on the next batch; with `config.steps_per_call`, as many as its second
+# argument says, whose metrics have a leading axis of steps.
+StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 PLACEMENTS = ("auto", "host", "device")
 # Largest training split that "auto" puts on the devices.
@@ -161,7 +164,8 @@ def make_host_step_fn(
     batches = train_iterator(engine, split, config, start, stop)
     run, wait = engine.compile_train(step), wait or DataWait()
 
-    def run_step(state: TrainState) -> tuple[TrainState, Metrics]:
+    def run_step(state: TrainState, count: int = 1) -> tuple[TrainState, Metrics]:
+        assert count == 1, "batches from the host come one at a time"
         state, metrics = run(state, wait.next(batches))
         wait.dispatched(metrics)
         return state, metrics
@@ -182,31 +186,39 @@ def make_device_step_fn(
     The example indices are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
     these transfers a step transfers nothing.
     """
-    run = compile_device_step(engine, step)
+    repeats = config.steps_per_call > 1
+    run = compile_device_step(engine, step, config.steps_per_call)
     seeds = batch_seeds(split, config)
-    count = steps_per_transfer(config, len(seeds))
+    ahead = max(config.steps_per_call, steps_per_transfer(config, len(seeds)))
     dataset = engine.replicate({"image": split.images, "label": split.labels})
     data: dict[str, Any] = {}
-    current = start
+    current = end = start
 
     def transfer(steps: range) -> dict[str, Any]:
         first = engine.replicate(np.int32(steps.start))
         order = _shard_order(engine, seeds, config, steps, len(split))
         return {"dataset": dataset, "first_step": first, "order": order}
 
-    def run_step(state: TrainState) -> tuple[TrainState, Metrics]:
-        nonlocal current, data
-        if (current - start) % count == 0:
-            data = transfer(range(current, min(current + count, stop)))
-        current += 1
-        return run(state, data)
+    def run_steps(state: TrainState, count: int = 1) -> tuple[TrainState, Metrics]:
+        nonlocal current, end, data
+        if current + count > end:
+            end = min(current + ahead, stop)
+            data = transfer(range(current, end))
+        current += count
+        return run(state, data | {"count": engine.replicate(np.int32(count))} if repeats else data)
 
-    return run_step
+    return run_steps
 
 
-def compile_device_step(engine: Engine, step: TrainStep) -> Step:
-    """Compiles a step that gathers its batches from a dataset on the devices."""
-    return engine.compile_train_on_device_data(gather_batch_in_step(step))
+def compile_device_step(engine: Engine, step: TrainStep, steps_per_call: int = 1) -> Step:
+    """Compiles a step that gathers its batches from a dataset on the devices.
+
+    With `steps_per_call > 1`, it takes several steps, see `repeat_step`.
+    """
+    run = gather_batch_in_step(step)
+    if steps_per_call > 1:
+        run = repeat_step(run, steps_per_call)
+    return engine.compile_train_on_device_data(run)
 
 
 def steps_per_transfer(config: ConfigDict, orders: int) -> int:
@@ -263,5 +275,27 @@ def gather_batch_in_step(
         }
         batch = {key: array[order["index"]] for key, array in data["dataset"].items()}
         return step(state, batch | order)
+
+    return run
+
+
+def repeat_step(step: Step, maximum: int) -> Step:
+    """Makes a step that takes `data["count"]` steps, at most `maximum`, in a loop on the device.
+
+    Its metrics have a leading axis of `maximum` steps, zeros after the last one. The number of
+    steps is no constant of the program, so that it is compiled once for calls of any length.
+    """
+
+    def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        shapes = jax.eval_shape(step, state, data)[1]
+        rows = jax.tree.map(lambda x: jnp.zeros((maximum, *x.shape), x.dtype), shapes)
+
+        def take_step(i: Any, carry: Any) -> Any:
+            state, rows = carry
+            state, metrics = step(state, data)
+            write = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+            return state, jax.tree.map(write, rows, metrics)
+
+        return lax.fori_loop(0, data["count"], take_step, (state, rows))
 
     return run

@@ -21,17 +21,15 @@ from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
 from resflax.train.checkpoints import RunCheckpoints
 from resflax.train.dataset import gather_skipped
-from resflax.train.input_pipeline import limit_in_flight
+from resflax.train.ensemble import is_ensemble
 from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
+from resflax.train.pending import PendingMetrics
 from resflax.train.recorder import Recorder
 from resflax.train.results import make_results
 from resflax.train.state import TrainState
 from resflax.train.trainer import Trainer
-
-# Number of steps whose metrics may wait on the devices.
-MAX_PENDING_METRICS = 64
 
 
 def fit(
@@ -70,7 +68,6 @@ class TrainingLoop:
     ) -> None:
         self.trainer, self.workdir, self.progress = trainer, workdir, progress
         self.interrupt, self.config, self.engine = interrupt, trainer.config, trainer.engine
-        self.pending: list[Any] = []  # metrics on the devices
         self.ticks = 0  # points at which the run could stop, the same for all processes
         self.eval_batch_stats: Any = {}  # precise BN of the evaluation at this step
         self.closing = contextlib.ExitStack()  # of what the loop opens
@@ -131,6 +128,8 @@ class TrainingLoop:
                 f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
                 " raise config.epochs, or choose another --workdir"
             )
+        axis = None if self.config.steps_per_call == 1 else int(is_ensemble(self.config))
+        self.pending = PendingMetrics(self.engine, first, axis)
         self.recorder = self._open_recorder(first)
         self.progress.resume(first)
         self.progress.show("compiling")
@@ -141,17 +140,23 @@ class TrainingLoop:
             state, eval_state = self._evaluate(state, first)
             self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
-        for step in range(first + 1, trainer.steps + 1):
+        step = first
+        while step < trainer.steps:
             assert step_fn
-            self.profiler.before(step, state)
-            with self._stop_at_lost_worker(state, step - 1), self.profiler.annotate(step):
-                state, metrics = step_fn(state)
-            self.profiler.after(step, metrics)
-            self.pending.append(metrics)
-            limit_in_flight(self.pending)
-            if step == first + 1:  # compilation: the throughput is measured from its end
+            count = self._steps_of_call(step)
+            self.profiler.before(step + 1, state)
+            with self._stop_at_lost_worker(state, step), self.profiler.annotate(step + 1):
+                state, metrics = step_fn(state, count)
+            self.profiler.after(step + count, metrics)
+            self.pending.add(metrics, count)
+            if step == first:  # compilation: the throughput is measured from its end
                 jax.block_until_ready(metrics)
-            state, eval_state = self._after_step(state, step)
+            self.recorder.throughput.step(self.config.batch_size * self.trainer.run.size, count)
+            for inner in range(step + 1, step + count):
+                if inner % self.config.log_every_steps == 0:
+                    self._record(inner)
+            step += count
+            state, eval_state = self._after_call(state, step)
         if self.checkpoints.saved_step != trainer.steps:
             self._save(state, trainer.steps)
         return eval_state or trainer.eval_state(state)
@@ -164,18 +169,37 @@ class TrainingLoop:
         self.closing.callback(recorder.close)
         return recorder
 
-    def _after_step(self, state: TrainState, step: int) -> tuple[TrainState, TrainState | None]:
+    def _steps_of_call(self, step: int) -> int:
+        """Returns how many steps the call after `step` takes: up to what needs the state."""
+        last = min(step + self.config.steps_per_call, self.trainer.steps)
+        return next(filter(self._needs_state, range(step + 1, last)), last) - step
+
+    def _needs_state(self, step: int) -> bool:
+        """Returns whether the state after a step is evaluated, saved, observed or profiled."""
+        every, profile = self.config.log_histograms_every_steps, self.config.profile_steps
+        return (
+            self._should_evaluate(step)
+            or self.checkpoints.is_due(step, check_time=False)
+            or bool(every and step % every == 0)
+            or bool(profile and step in (profile[0] - 1, profile[1]))
+        )
+
+    def _record(self, step: int, *, evaluates: bool = False) -> None:
+        """Adds the record of the steps up to `step`."""
+        self._drain_metrics(step)
+        means, rates = self.state.pop_means(), self.monitor.learning_rates(step)
+        self.recorder.add_training(step, means, rates, evaluates=evaluates)
+
+    def _after_call(self, state: TrainState, step: int) -> tuple[TrainState, TrainState | None]:
         """Records, evaluates, saves; returns the results of `_evaluate`, if it evaluates."""
-        self.recorder.throughput.step(self.config.batch_size * self.trainer.run.size)
         self.eval_batch_stats, eval_state = {}, None
         evaluates = self._should_evaluate(step)
         stops = self._must_stop()
         records = evaluates or step % self.config.log_every_steps == 0
-        if records or stops or len(self.pending) >= MAX_PENDING_METRICS:
-            self._drain_metrics(step)
         if records:
-            means, rates = self.state.pop_means(), self.monitor.learning_rates(step)
-            self.recorder.add_training(step, means, rates, evaluates=evaluates)
+            self._record(step, evaluates=evaluates)
+        elif stops or self.pending.is_full:
+            self._drain_metrics(step)
         self.recorder.add_histograms(state, step)
         if stops:
             self._stop(state, step)
@@ -213,7 +237,7 @@ class TrainingLoop:
         Raises:
           UserError: if one is not finite and the run must stop.
         """
-        fetched, self.pending = self.engine.to_host(self.pending), []
+        fetched = self.pending.take(step)
         saved = self.checkpoints.saved_step
         intact = f"; the checkpoint at step {saved} is intact" if saved > 0 else ""
         self.monitor.add_steps(fetched, step, intact)
@@ -259,8 +283,7 @@ class TrainingLoop:
 
     def _save(self, state: TrainState, step: int) -> None:
         """Starts to save, after the previous checkpoint is on disk."""
-        if self.pending:
-            self._drain_metrics(step)
+        self._drain_metrics(step)
         accuracy = self.state.evaluation["accuracy"] if self.state.evaluated == step else None
         if accuracy is not None and accuracy > self.state.best:
             self.state.best, self.state.best_step = accuracy, step

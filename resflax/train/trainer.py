@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from resflax.data import Dataset, Split, StreamingSplit
-from resflax.errors import quantity
+from resflax.errors import UserError, quantity
 from resflax.nn import ResNet
 from resflax.train.data_wait import DataWait
 from resflax.train.ensemble import is_ensemble
@@ -82,6 +82,11 @@ class Trainer:
         self.steps = run.steps
         self.on_device = fits_on_device(self.config.data.placement, run.dataset)
         self.data_wait = DataWait()
+        if self.config.steps_per_call > 1 and not self.on_device:
+            raise UserError(
+                f"config.steps_per_call is {self.config.steps_per_call}, but the training images"
+                " are not kept on the devices: leave it out, or use config.data.placement=device"
+            )
         self._evaluator = build_evaluator(run)
         self._stats_step = self.engine.compile_eval(run.stats_step)
         self._eval_batches: dict[int, list[Any]] = {}

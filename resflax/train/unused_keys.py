@@ -149,6 +149,11 @@ ROWS: tuple[Row, ...] = (
         lambda c: c.on_nonfinite != "skip",
         "config.on_nonfinite={c.on_nonfinite!r} skips no update: leave it out, or use skip",
     ),
+    Row(
+        ("steps_per_call",),
+        lambda c: _is_streamed(c) or c.data.placement == "host",
+        "the training images are not kept on the devices: leave it out",
+    ),
     # Schedule.
     _schedule_row("decay_epochs", "boundaries"),
     _schedule_row("decay_rate", "decay_rate"),
