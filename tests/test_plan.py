@@ -13,11 +13,12 @@ from helpers.commands import run_command
 from helpers.image_folders import constant_image, write_folder
 
 from resflax import UserError
+from resflax.cli.plan import main as plan_command
 from resflax.distributed.placement import sort_devices
 from resflax.plan import planner
 from resflax.plan.chips import CHIPS, find_chip
 from resflax.plan.compiled import CompiledStep, Memory, needed_memory
-from resflax.plan.datasets import parse_facts, planned_dataset
+from resflax.plan.datasets import Facts, parse_facts, planned_dataset
 from resflax.plan.gpu_target import target_config
 from resflax.plan.planner import LargestBatch, Planner
 from resflax.plan.report import describe_plan, plan_to_json
@@ -97,7 +98,7 @@ def test_target_config_is_complete_and_that_of_the_card():
         ("h100", 1, (1, 1), 1),
         ("a100:4", 1, (1, 4), 4),
         ("h200:2x8", 1, (2, 8), 16),
-        ("H100:8", 1, (1, 8), 8),
+        (" H100:8", 1, (1, 8), 8),
         ("v4:2x2", 1, (2, 2, 1), 4),
     ],
 )
@@ -134,6 +135,7 @@ def test_rented_names_are_those_of_google_cloud(rented, topology):
         ("v4-12", 1, "--topology=v4-12 names no slice of v4: expected one of v4-8, v4-16"),
         ("v6e-512", 1, "expected one of v6e-1, v6e-4, .*, or the chips in each direction"),
         ("tpu7x-8", 1, "names no slice of tpu7x: expected the chips in each direction"),
+        ("v5e:3x5", 1, "--topology=v5e:3x5: hosts have 2x2 chips: expected even numbers"),
         ("v5e:2x2x2", 1, "has 3 directions: chips of v5e are connected in 2, such as v5e:4x4"),
         ("v9:4x4", 1, "unknown accelerator 'v9': expected one of v4, v5e"),
         ("v5e", 1, "unknown topology 'v5e': expected for example"),
@@ -165,6 +167,11 @@ def test_missing_compiler_is_an_error_with_the_extra(monkeypatch, capsys, topolo
         (["--json=no/such/folder.json"], "the folder no/such does not exist"),
         (["--topology=v5e:4x4", "--data=224x224"], "--data is '224x224': expected HEIGHTx"),
         (["--topology=v5e:4x4", "--config.batchsize=3"], "config.batch_size"),
+        (["--json=/dev/null"], "--json=/dev/null: is a device: expected the name of a file"),
+        (["--topolgy=v5e:4x4"], "unknown flag '--topolgy=v5e:4x4': did you mean --topology?"),
+        (["--data=99999x9x3:10:50"], "expected at most 4096 pixels a side, 4096 channels"),
+        (["--data=9x9x3:999999999:50"], "and 1000000 classes"),
+        (["--data="], "--data is '': expected HEIGHTx"),
     ],
 )
 def test_invalid_flags_are_errors_of_one_line(monkeypatch, capsys, flags, message):
@@ -174,6 +181,35 @@ def test_invalid_flags_are_errors_of_one_line(monkeypatch, capsys, flags, messag
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+def stop(topology):
+    raise UserError("built")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data", "facts"),
+    [
+        ("cifar10", (), "50000 training images of 32x32 pixels in 10 classes"),
+        ("imagenette", (), "9469 training images of several or large sizes in 10 classes"),
+        ("tiny", ("--data=64x64x3:200:9000",), "9000 training images of 64x64 pixels in 200"),
+        ("folder:/no/such", ("--data=500x400x3:7:90",), "90 training images of several or large"),
+    ],
+)
+def test_recipe_without_config_needs_no_data(monkeypatch, capsys, dataset, data, facts):
+    monkeypatch.setattr("resflax.cli.plan.compile_for_topologies", lambda: None)
+    monkeypatch.setattr("resflax.plan.topologies.check_compiler", lambda platform: None)
+    monkeypatch.setattr(planner, "topology_devices", stop)
+    with pytest.raises(UserError, match="built"):
+        plan_command([f"--config.dataset={dataset}", *data, "--topology=v5e:4x4"])
+    assert f"no --config: recipe for {facts}" in capsys.readouterr().out
+
+
+def test_images_that_do_not_fit_a_device_are_an_error(devices):
+    config = tiny_config(**{"data.placement": "device"})
+    facts = Facts((64, 64, 3), 10, 10_000_000, 100)
+    with pytest.raises(UserError, match=r"take 122\.9 GB on each device, which has 17\.2 GB: use"):
+        Planner(config, parse_topology("v5e:2x2"), facts)
 
 
 def test_devices_of_a_slice_are_neighbors():

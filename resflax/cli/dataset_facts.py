@@ -10,6 +10,7 @@ from resflax.data.decode import BadExampleError
 from resflax.data.kinds import kind_of
 from resflax.data.source import Source
 from resflax.train.dataset import build_dataset
+from resflax.train.run_builder import OpenDataset
 
 MAX_SAMPLE = 1000  # images whose size is read
 MAX_SIDE = 64  # larger images are not read further
@@ -33,7 +34,7 @@ class DatasetFacts(NamedTuple):
     has_arrays: bool = False
 
 
-def dataset_facts(config: ConfigDict) -> DatasetFacts:
+def dataset_facts(config: ConfigDict, open_dataset: OpenDataset = build_dataset) -> DatasetFacts:
     """Opens the dataset of a config, and reads the sizes of a sample of its training images.
 
     Raises:
@@ -42,7 +43,7 @@ def dataset_facts(config: ConfigDict) -> DatasetFacts:
     if not kind_of(config.dataset).is_in_memory:
         config = config.copy_and_resolve_references()
         config.data.image_size = 8  # any size: opens the splits without reading images
-    dataset = build_dataset(config)
+    dataset = open_dataset(config, None)
     split = dataset.train
     size: tuple[int, ...] | None
     if isinstance(split, StreamingSplit):
@@ -61,6 +62,6 @@ def _common_size(source: Source) -> tuple[int, int] | None:
         except BadExampleError:
             continue
         sizes.add((height, width))
-        if len(sizes) > 1 or max(height, width) > MAX_SIDE:
+        if len(sizes) > 1 or not 0 < max(height, width) <= MAX_SIDE:
             return None
     return sizes.pop() if sizes else None

@@ -17,19 +17,21 @@ from resflax.files import user_path
 from resflax.run.config_diff import flatten_config
 from resflax.train.config import default_config
 from resflax.train.config_keys import KEYS
+from resflax.train.run_builder import OpenDataset
 from resflax.train.unknown_keys import unknown_key
 from resflax.train.unused_keys import reset_unused
 from resflax.zoo import get_spec
 
 
 def find_recipe_of(
-    texts: dict[str, str | None], workdir: str
+    texts: dict[str, str | None], workdir: str, open_dataset: OpenDataset
 ) -> tuple[ConfigDict, tuple[str, ...]]:
     """Returns the recipe for a command line with a dataset, and lines that say which it is.
 
     Args:
       texts: texts of the keys of the command line; see `set_values`.
       workdir: a directory whose run is resumed, if it has one on this dataset; "" for none.
+      open_dataset: opens the dataset of a config.
 
     Raises:
       UserError: if a key is invalid, or the dataset cannot be opened.
@@ -37,7 +39,7 @@ def find_recipe_of(
     config = run_recipe(workdir, texts["dataset"] or "")
     if config is not None:
         return config, (f"no --config: the recipe is that of the run in {workdir}",)
-    config, line = dataset_recipe(texts)
+    config, line = dataset_recipe(texts, open_dataset)
     return config, (line,)
 
 
@@ -71,11 +73,14 @@ def run_recipe(workdir: str, dataset: str) -> ConfigDict | None:
     return config
 
 
-def dataset_recipe(texts: dict[str, str | None]) -> tuple[ConfigDict, str]:
+def dataset_recipe(
+    texts: dict[str, str | None], open_dataset: OpenDataset
+) -> tuple[ConfigDict, str]:
     """Returns a recipe for a dataset and the keys of a command line, and a line that describes it.
 
     Args:
       texts: texts of the keys, "dataset" included; see `set_values`. They are not set.
+      open_dataset: opens the dataset of a config.
 
     Raises:
       UserError: if a key is invalid, or the dataset cannot be opened.
@@ -83,7 +88,7 @@ def dataset_recipe(texts: dict[str, str | None]) -> tuple[ConfigDict, str]:
     given = default_config()
     set_values(given, texts)
     values = {key: value for key, value in flatten_config(given).items() if key in texts}
-    facts = dataset_facts(given)
+    facts = dataset_facts(given, open_dataset)
     changes = general_recipe(facts, values, stem=_stem(given))
     if values.get("pretrained") and "model" not in values:
         changes["model"] = ""  # that of the weights

@@ -16,7 +16,9 @@ from resflax.errors import Parser, UserError
 from resflax.files import where_type
 from resflax.train.config import default_config
 from resflax.train.config_rules import check_values
+from resflax.train.dataset import build_dataset
 from resflax.train.launch import RESUME
+from resflax.train.run_builder import OpenDataset
 from resflax.train.unknown_keys import unknown_flag
 from resflax.train.unused_keys import reset_unused
 
@@ -60,12 +62,21 @@ class _Words(NamedTuple):
     others: list[str]
 
 
-def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainCommand:
+def parse(
+    arguments: Sequence[str],
+    default: str = DEFAULT_RECIPE,
+    *,
+    others: Sequence[str] = (),
+    open_dataset: OpenDataset = build_dataset,
+) -> TrainCommand:
     """Parses a command line.
 
     Args:
       arguments: without the program's name.
       default: recipe for the digits if there is no `--config`.
+      others: names of flags that the caller has parsed, for errors.
+      open_dataset: opens the dataset of a config, to choose the recipe of a command line without
+        `--config`.
 
     Raises:
       UserError: on anything that cannot be parsed.
@@ -78,7 +89,8 @@ def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainComma
     args, rest = parser.parse_known_args(words.others)
     for i, word in enumerate(rest):
         if word.startswith("-"):
-            raise unknown_flag(word, next(iter(rest[i + 1 :]), None), ["config", *vars(args)])
+            flags = [*others, "config", *vars(args)]
+            raise unknown_flag(word, next(iter(rest[i + 1 :]), None), flags)
         folder = f"; a folder of images is --config.dataset=folder:{word}"
         raise UserError(
             f"unexpected argument {word!r}: expected --config=FILE, --config.KEY=VALUE"
@@ -99,7 +111,7 @@ def parse(arguments: Sequence[str], default: str = DEFAULT_RECIPE) -> TrainComma
         config, name = load_recipe(recipe), f"{path.stem}{argument}"
     else:
         workdir = args.workdir if args.resume == "auto" else ""
-        config, notes = find_recipe_of(words.texts, workdir)
+        config, notes = find_recipe_of(words.texts, workdir, open_dataset)
         name = workdir_name(dataset)
     notes += _set_values(config, words.texts)
     return TrainCommand(config, name, args.workdir, args.resume, distributed, notes)

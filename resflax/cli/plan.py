@@ -22,6 +22,8 @@ Flags, besides those of `resflax train`:
 
 import argparse
 import json
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,20 @@ def main(arguments: list[str]) -> None:
     _check_json(args.json)
     # JAX reads these settings when it is imported.
     compile_for_topologies()
+    from resflax.cli.flags import parse
+    from resflax.plan.datasets import parse_facts, planned_dataset
     from resflax.plan.topologies import check_compiler, parse_topology
 
+    facts = None if args.data is None else parse_facts(args.data)
+    command = parse(
+        rest, others=list(vars(args)), open_dataset=partial(planned_dataset, given=facts)
+    )
     topology = parse_topology(args.topology, args.num_slices)
     check_compiler(topology.chip.platform)
-    from resflax.cli.flags import parse
-    from resflax.plan.datasets import parse_facts
     from resflax.plan.planner import Planner
     from resflax.plan.report import describe_plan, plan_to_json
     from resflax.train.config_rules import check_config
 
-    facts = parse_facts(args.data) if args.data else None
-    command = parse(rest)
     check_config(command.config)
     for note in command.notes:
         print(note)
@@ -69,17 +73,26 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(prog="resflax plan", allow_abbrev=False, add_help=False)
     parser.add_argument("--topology", default="")
     parser.add_argument("--num_slices", type=int, default=1)
-    parser.add_argument("--data", default="")
+    parser.add_argument("--data")
     parser.add_argument("--json", type=path_type)
     return parser.parse_known_args(arguments)
 
 
 def _check_json(path: Path | None) -> None:
+    """Raises `UserError` if no file can be written there, which is tried."""
     if path is None:
         return
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
+    problem = ""
+    if not path.parent.is_dir():
+        problem = f"the folder {path.parent} does not exist"
+    elif path.is_dir():
+        problem = "is a folder"
+    elif path.exists() and not path.is_file():
+        problem = "is a device"
+    if problem:
         raise UserError(f"--json={path}: {problem}: expected the name of a file")
+    with disk_errors_as_user_error(f"--json={path} cannot be written", lambda: "nothing was run"):
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ _ROWS = (
         options={"chip_config_name": "megacore"},
     ),
     _tpu("v5e", 197, 819, 16, max_chips=256, axes=2, cores_per_chip=1),
-    _tpu("v5p", 459, 2765, 95, max_chips=8960, cores_per_chip=2),
+    _tpu("v5p", 459, 2765, 95, max_chips=6144, cores_per_chip=2),
     _tpu("v6e", 918, 1638, 32, max_chips=256, axes=2, cores_per_chip=1),
     _tpu("tpu7x", 2307, 7380, 192, max_chips=9216, devices_per_chip=2),
     # TFLOP/s in bfloat16 and in TF32, GB/s, bytes that a process sees
@@ -116,7 +116,7 @@ ALIASES = MappingProxyType({"v5litepod": "v5e"})
 
 
 def find_chip(name: str) -> Chip:
-    """Returns a chip by its name, in small or capital letters.
+    """Returns a chip by its name.
 
     Raises:
       UserError: if it is not in `CHIPS`.
@@ -126,7 +126,6 @@ def find_chip(name: str) -> Chip:
     """
     if not name:
         raise UserError(f"--topology is missing: expected for example {EXAMPLES}")
-    name = name.lower()
     name = ALIASES.get(name, name)
     if name not in CHIPS:
         raise unknown("accelerator", name, CHIPS)

@@ -18,6 +18,7 @@ from resflax.train.dataset import build_dataset
 from resflax.weights import PretrainedConfig
 
 FORMAT = "HEIGHTxWIDTHxCHANNELS:CLASSES:EXAMPLES"
+MAX_SIDE, MAX_CLASSES = 4096, 1_000_000
 # Images of several sizes; the config's `data.image_size` is that of the network's input.
 SEVERAL_SIZES = (0, 0, 3)
 
@@ -69,6 +70,11 @@ def parse_facts(text: str, option: str = "--data") -> Facts:
     if not match:
         raise UserError(f"{option} is {text!r}: expected {FORMAT}, such as 224x224x3:1000:1281167")
     height, width, channels, classes, train = map(int, match.groups())
+    if max(height, width, channels) > MAX_SIDE or classes > MAX_CLASSES:
+        raise UserError(
+            f"{option} is {text!r}: expected at most {MAX_SIDE} pixels a side, {MAX_SIDE} channels"
+            f" and {MAX_CLASSES} classes"
+        )
     return Facts((height, width, channels), classes, train, -(-train // 8))
 
 

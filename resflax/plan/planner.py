@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from resflax.errors import UserError
 from resflax.plan.compiled import CompiledStep, compile_step
 from resflax.plan.datasets import Facts, planned_dataset
 from resflax.plan.topologies import Topology, topology_devices
 from resflax.plan.waiting import CompileClock
+from resflax.train.input_pipeline import fits_on_device
 from resflax.train.programs import Program, run_programs
 from resflax.train.run import Run
 from resflax.train.run_builder import build
@@ -24,7 +26,7 @@ class LargestBatch(NamedTuple):
     """The largest batch of one device that fits.
 
     Attributes:
-      per_device: examples on one device; 0 if not even one fits.
+      per_device: examples on one device, of each member; 0 if not even one fits.
       compiled: whether the step with this batch was compiled; else it is extrapolated.
     """
 
@@ -90,6 +92,7 @@ class Planner:
         self._open_dataset = partial(planned_dataset, given=facts)
         self._clock = CompileClock(topology.chip.platform)
         self.run = self._build(config)
+        self._check_dataset()
 
     def plan(
         self,
@@ -117,6 +120,18 @@ class Planner:
     def _build(self, config: ConfigDict) -> Run:
         return build(config, devices=self.devices, open_dataset=self._open_dataset)
 
+    def _check_dataset(self) -> None:
+        """Raises `UserError` if the images that each device holds do not fit into its memory."""
+        split, chip = self.run.dataset.train, self.topology.chip
+        if not fits_on_device(self.config.data.placement, self.run.dataset):
+            return
+        size = split.images.nbytes
+        if size > chip.device_memory:
+            raise UserError(
+                f"the training images take {size / 1e9:.1f} GB on each device, which has"
+                f" {chip.device_memory / 1e9:.1f} GB: use --config.data.placement=host"
+            )
+
     def _compile(self, program: Program, lowered: Any, run: Run) -> CompiledStep:
         text = f"compiling the {program.name} step for {self.topology.describe()}"
         examples = program.examples / len(self.devices)
@@ -128,13 +143,19 @@ class Planner:
     def _largest_batch(
         self, train: CompiledStep, print_line: Callable[[str], None]
     ) -> LargestBatch:
-        """Returns the largest batch of a device, by interpolation and, below it, by compiling."""
+        """Returns the largest batch of a device, by extrapolation, or if it is smaller, compiled.
+
+        Nothing is extrapolated from a step whose temporaries stay on the chip.
+        """
         tried = self.config.batch_size // self.run.engine.batch_devices
         fixed = self._fixed_bytes() + train.memory.code
         step, unit = train, self.config.grad_accum_steps
         batch = _scaled(tried, step, fixed, unit)
+        if train.fits and not train.memory.temporaries:
+            return LargestBatch(tried, compiled=True)
         if train.fits:
-            return LargestBatch(max(batch, tried), compiled=False)
+            most = len(self.run.dataset.train) // self.run.engine.batch_devices // unit * unit
+            return LargestBatch(max(min(batch, most), tried), compiled=False)
         for _ in range(MAX_TRIES):
             if not batch:
                 return LargestBatch(0, compiled=False)

@@ -28,6 +28,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "device_kind": plan.run.engine.devices[0].device_kind,
         "model": plan.run.name,
         "dataset": config.dataset,
+        "image_shape": list(plan.run.dataset.image_shape),
+        "members": plan.run.size,
         "dtype": config.dtype,
         "engine": plan.run.engine.name,
         "fsdp": config.mesh.fsdp,
@@ -79,8 +81,9 @@ def describe_plan(plan: Plan) -> str:
     run, chip = plan.run, plan.topology.chip
     devices = run.engine.devices
     head = (
-        f"{run.name} on {plan.topology.describe()}: {quantity(len(devices), 'device')}"
-        f" ({devices[0].device_kind}), {run.config.parallel} engine, {run.config.dtype},"
+        f"{run.name} for images of {'x'.join(map(str, run.dataset.image_shape))} on"
+        f" {plan.topology.describe()}: {quantity(len(devices), 'device')}"
+        f" ({devices[0].device_kind}), {run.engine.name} engine, {run.config.dtype},"
         f" {run.config.batch_size} images a step{_describe_members(plan)}"
     )
     rows = [("step", "memory", "GFLOP", "MB", "compiled"), ("", "a device", "an image", "an image")]
@@ -89,6 +92,12 @@ def describe_plan(plan: Plan) -> str:
     if "precise BN" not in plan.steps:
         lines.append("precise BN: not part of this run (config.precise_bn_batches=0)")
     lines += ["", _describe_memory(plan), *_describe_collectives(plan.steps["train"])]
+    fsdp, slice_size = run.config.mesh.fsdp, len(devices) // plan.topology.num_slices
+    if plan.topology.num_slices > 1 and slice_size % fsdp:
+        lines.append(
+            f"groups of {fsdp} devices that share a state (config.mesh.fsdp) cross the slices of"
+            f" {slice_size}: a divisor of {slice_size} keeps their communication inside"
+        )
     if math.isfinite(min(plan.device_rates)):
         lines.append(_describe_bound(plan))
     lines.append(f"peak rates: {chip.source}")
@@ -143,9 +152,12 @@ def _describe_batch(plan: Plan) -> str:
     batch, compiled = plan.largest_batch
     if not batch:
         return "not even one image a device fits"
+    images = f"{batch} images a device"
+    if plan.run.size > 1:
+        images += " of each member"
     if compiled:
-        return f"the largest batch that was compiled and fits: {batch} images a device"
-    return f"the largest batch by linear extrapolation, not compiled: {batch} images a device"
+        return f"the largest batch that was compiled and fits: {images}"
+    return f"the largest batch by linear extrapolation, not compiled: {images}"
 
 
 def _describe_collectives(step: CompiledStep) -> list[str]:

@@ -66,6 +66,7 @@ def parse_topology(name: str, num_slices: int = 1) -> Topology:
     >>> parse_topology("v4-32").name, parse_topology("v5litepod-8").name
     ('v4:2x2x4', 'v5e:2x4')
     """
+    name = name.strip().lower()
     chip = find_chip(re.split("[:-]", name)[0])
     if num_slices < 1:
         raise UserError(f"--num_slices is {num_slices}: expected 1 or more")
@@ -99,6 +100,10 @@ def _parse_tpus(name: str, chip: Chip) -> tuple[int, ...]:
         raise UserError(
             f"--topology={name} has {chips} chips: a slice of {chip.name} has at most"
             f" {chip.max_chips}; --num_slices=N plans for several slices"
+        )
+    if chips >= TPUS_PER_HOST and any(n % 2 for n in dimensions[:2]):
+        raise UserError(
+            f"--topology={name}: hosts have 2x2 chips: expected even numbers, such as {_cube(chip)}"
         )
     return dimensions
 

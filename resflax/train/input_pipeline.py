@@ -1,6 +1,7 @@
 """Input pipeline: batches from the host, or a whole dataset on the devices."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -187,10 +188,10 @@ def make_device_step_fn(
     these transfers a step transfers nothing.
     """
     repeats = config.steps_per_call > 1
-    run = compile_device_step(engine, step, config.steps_per_call)
+    run = compile_device_step(engine, step, split.image_shape, config.steps_per_call)
     seeds = batch_seeds(split, config)
     ahead = max(config.steps_per_call, steps_per_transfer(config, len(seeds)))
-    dataset = engine.replicate({"image": split.images, "label": split.labels})
+    dataset = engine.replicate(flat_dataset(split.images, split.labels))
     data: dict[str, Any] = {}
     current = end = start
 
@@ -210,12 +211,30 @@ def make_device_step_fn(
     return run_steps
 
 
-def compile_device_step(engine: Engine, step: TrainStep, steps_per_call: int = 1) -> Step:
+def flat_dataset(images: Any, labels: Any) -> dict[str, Any]:
+    """Returns a dataset for the devices, each image as one row.
+
+    TPUs gather rows in place. Of images with several axes, they copy the whole dataset in every
+    step, to another layout.
+
+    Args:
+      images: `(examples, ...)`, arrays or `jax.ShapeDtypeStruct`s.
+      labels: `(examples,)`.
+    """
+    rows = (images.shape[0], math.prod(images.shape[1:]))
+    if isinstance(images, jax.ShapeDtypeStruct):
+        return {"image": jax.ShapeDtypeStruct(rows, images.dtype), "label": labels}
+    return {"image": images.reshape(rows), "label": labels}
+
+
+def compile_device_step(
+    engine: Engine, step: TrainStep, image_shape: Sequence[int], steps_per_call: int = 1
+) -> Step:
     """Compiles a step that gathers its batches from a dataset on the devices.
 
     With `steps_per_call > 1`, it takes several steps, see `repeat_step`.
     """
-    run = gather_batch_in_step(step)
+    run = gather_batch_in_step(step, image_shape)
     if steps_per_call > 1:
         run = repeat_step(run, steps_per_call)
     return engine.compile_train_on_device_data(run)
@@ -257,11 +276,11 @@ def _shard_order(
 
 
 def gather_batch_in_step(
-    step: TrainStep,
+    step: TrainStep, image_shape: Sequence[int]
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Makes a step `(state, data) -> (state, metrics)` that gathers its batch from a dataset.
 
-    The data have "dataset", all images and labels; "order", with the example indices of several
+    The data have "dataset", see `flat_dataset`; "order", with the example indices of several
     steps as "index", `(steps, batch)`, and other entries of a batch with that shape; and
     "first_step", the first of these steps. Under an `EnsembleEngine` the index may have an axis of
     members.
@@ -274,6 +293,7 @@ def gather_batch_in_step(
             for key, rows in data["order"].items()
         }
         batch = {key: array[order["index"]] for key, array in data["dataset"].items()}
+        batch["image"] = batch["image"].reshape(-1, *image_shape)
         return step(state, batch | order)
 
     return run

@@ -14,6 +14,7 @@ from resflax.train.input_pipeline import (
     batch_seeds,
     compile_device_step,
     fits_on_device,
+    flat_dataset,
     steps_per_transfer,
 )
 from resflax.train.run import Run
@@ -49,7 +50,8 @@ def run_programs(run: Run) -> Iterator[Program]:
     state = engine.put_state(state)
     examples = config.batch_size * run.size
     if fits_on_device(config.data.placement, run.dataset):
-        step, data = compile_device_step(engine, run.train_step), device_data_shapes(run)
+        shape = run.dataset.train.image_shape
+        step, data = compile_device_step(engine, run.train_step, shape), device_data_shapes(run)
     else:
         step = engine.compile_train(run.train_step)
         data = train_batch_shapes(run, run.dataset.train)
@@ -116,7 +118,7 @@ def device_data_shapes(run: Run) -> dict[str, Any]:
     if config.data.repeats > 1:
         order |= engine.shard_index({"repeat": jax.ShapeDtypeStruct((steps, rows), np.int32)})
     return {
-        "dataset": engine.replicate({"image": images, "label": labels}),
+        "dataset": engine.replicate(flat_dataset(images, labels)),
         "first_step": engine.replicate(jax.ShapeDtypeStruct((), np.int32)),
         "order": order,
     }
