@@ -1,6 +1,7 @@
 """Fields of `Spec`: names, rows and functions."""
 
 import json
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.networks import apply, randomized, variables_of
+from helpers.workdirs import CONFIG, SavedStep, variables_at, write_workdir
 
 from resflax import UserError, create_model, load_pretrained
 from resflax.cli.main import main
@@ -18,6 +20,8 @@ from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, Gate, Res
 from resflax.nn.antialias import AntiAlias
 from resflax.nn.attention import ATTENTION
 from resflax.nn.fields import FIELDS
+from resflax.nn.gates import learned_scale
+from resflax.nn.heads import linear
 from resflax.nn.norms import NormRow
 from resflax.nn.orders import NORM, NORM_ACT, Order
 from resflax.nn.shortcuts import ShortcutRow
@@ -383,6 +387,73 @@ def test_files_of_weights_import_and_call_no_functions(tmp_path, monkeypatch):
         found = read_config(tmp_path).spec
         with pytest.raises(UserError, match="not imported from a file of weights: pass a spec"):
             variables_of(ResNet(found), (1, 8, 8, 3))
+
+
+def make_gate():
+    return lambda ops, x, channels: gate(ops, x, channels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({}, []),
+        ({"activation": "silu", "block": (ConvRow(3, strided=True),)}, []),
+        ({"attention": gate, "stem": STEMS["cifar"]._replace(pool=every_second)}, [
+            "imported where the run is read: stem test_fields:every_second, attention test_fields:gate"
+        ]),
+        ({"attention": make_gate(), "pooling": largest, "block": (wide, "basic")}, [
+            "saved by name, .*: pooling test_fields:largest, block test_fields:wide$",
+            r"cannot be imported .*: attention test_fields:make_gate.<locals>.<lambda>: read it"
+            r" with load_pretrained\(RUN, model=spec\), or define functions with def in a module",
+        ]),
+        ({"gate": learned_scale(0.1)}, ["cannot be imported .*gates:learned_scale.<locals>"]),
+        ({"activation": nn.PReLU()}, [r"cannot be .*flax.linen.activation:PReLU\(\): "]),
+        ({"activation": partial(jax.nn.leaky_relu, negative_slope=0.2)}, ["saved .*:leaky_relu$"]),
+        ({"activation": partial(jnp.multiply, np.ones(1))}, [r"cannot be .*jax.numpy:ufunc\(\)"]),
+        ({"attention": "added"}, ["cannot be .* attention 'added', a row that this progr"]),
+    ],
+)  # fmt: skip
+def test_spec_says_how_its_functions_are_saved(fields, lines, monkeypatch):
+    monkeypatch.setitem(ATTENTION, "added", gate)
+    spec = small(**fields).spec
+    found = spec.describe_saved()
+    assert len(found) == len(lines)
+    assert all(map(re.search, lines, found))
+    assert json.dumps(spec.to_json_dict())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stem": lambda ops, x, features: patches(ops, x, features)},
+        {"attention": make_gate(), "head": lambda ops, x, features: linear(ops, x, features)},
+        {"gate": learned_scale(0.1)},
+        {"attention": "added"},
+        {"block": ("basic", "added")},
+        {"activation": lambda x: jnp.sin(x), "block": (wide, lambda *args: wide(*args))},
+    ],
+)
+def test_run_is_read_with_a_given_spec(fields, tmp_path, monkeypatch):
+    """Though its functions cannot be imported, and its names are not in the tables."""
+    with monkeypatch.context() as patch:
+        patch.setitem(ATTENTION, "added", gate)
+        patch.setitem(BLOCKS, "added", wide)
+        spec = small(**fields).spec
+        config = CONFIG._replace(spec=spec, labels=())
+        run = write_workdir(tmp_path / "run", SavedStep(1, 0.5), config=config)
+        expected = variables_at(1, config)
+    own = {"attention": gate, "block": ("basic", wide)}
+    given = spec.override(
+        **{name: own[name] for name, value in fields.items() if "added" in np.ravel(value)}
+    )
+    loaded = load_pretrained(run, model=given)
+    assert loaded.model.spec == given
+    assert loaded.preprocess == CONFIG.preprocess
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, expected)
+    jax.eval_shape(lambda v, x: loaded.model.apply(v, x, train=False), expected, IMAGES[..., :1])
+    if "added" in fields.values():
+        with pytest.raises(UserError, match=f"^{run}: unknown attention 'added': expected one of"):
+            load_pretrained(run)
 
 
 def train(tmp_path, epochs=1, **fields):

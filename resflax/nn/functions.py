@@ -52,13 +52,34 @@ class Signature(NamedTuple):
 def function_name(function: Any) -> str:
     """Returns module and qualified name of a function, "module:name"; for `partial` those inside.
 
+    An object that is called has the name of its class with parentheses.
+
     >>> function_name(jax.nn.relu), function_name(functools.partial(np.clip, 0))
     ('jax._src.nn.functions:relu', 'numpy:clip')
+    >>> function_name(np.poly1d([1, 2]))
+    'numpy:poly1d()'
     """
     while isinstance(function, functools.partial):
         function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
+    if hasattr(function, "__qualname__"):
+        return f"{function.__module__}:{function.__qualname__}"
+    return f"{type(function).__module__}:{type(function).__qualname__}()"
+
+
+def is_importable(function: Any) -> bool:
+    """Returns whether another program can import a function by its name.
+
+    >>> is_importable(jax.nn.relu), is_importable(lambda x: x)
+    (True, False)
+    """
+    name = function_name(function)
+    if name.startswith("__main__:"):
+        return False
+    try:
+        found = import_function(name)
+    except UserError:
+        return False
+    return found is function
 
 
 def import_function(name: str) -> Any:

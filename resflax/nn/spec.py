@@ -15,7 +15,7 @@ from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.orders import ORDERS, Order
 from resflax.nn.spec_checks import check_parts, check_values
-from resflax.nn.spec_json import from_json, to_json
+from resflax.nn.spec_json import describe_saved, from_json, is_missing, to_json
 from resflax.nn.stages import FeatureInfo, Pruned, Stages, make_stages, prune, repeat_channels
 
 # The name of a part, its row, or a function: see `resflax.nn.fields`.
@@ -280,20 +280,36 @@ class Spec:
         return {f.name: to_json(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_json_dict(cls, values: Mapping[str, Any], *, import_functions: bool = False) -> "Spec":
+    def from_json_dict(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        import_functions: bool = False,
+        replacement: "Spec | None" = None,
+    ) -> "Spec":
         """Returns the spec from the values of `to_json_dict`.
 
         Args:
           values: the values of all fields.
           import_functions: import functions, which runs code that the values name. One that is not
             imported, or cannot be, is an error where the network calls it.
+          replacement: spec whose fields replace those with such functions, and with unknown names.
 
         Raises:
           UserError: if a value is invalid.
           TypeError: if a field is missing or unknown.
         """
         decode = partial(from_json, import_functions=import_functions)
-        return cls(**{name: decode(value) for name, value in values.items()})
+        decoded = {name: decode(value) for name, value in values.items()}
+        if replacement:
+            unknown = (name for name, value in decoded.items() if not _is_known(name, value))
+            decoded |= {name: getattr(replacement, name) for name in unknown}
+        return cls(**decoded)
+
+    def describe_saved(self) -> list[str]:
+        """Returns lines that say how the functions of the spec are saved, if it has any."""
+        own = {field: getattr(self, field) for field in self.own_parts}
+        return describe_saved(own)
 
     def _store_canonical_values(self) -> None:
         for field in FIELDS:
@@ -323,6 +339,15 @@ class Spec:
                 f" expected a multiple of members, {self.members}"
             )
         return int(channels)
+
+
+def _is_known(field: str, value: Any) -> bool:
+    """Returns whether a value from JSON has all its functions, and names that are in the tables."""
+    if field not in FIELDS:
+        return True
+    names = value if field == "block" and isinstance(value, tuple) else (value,)
+    table = FIELDS[field].table
+    return not is_missing(value) and all(n in table for n in names if isinstance(n, str))
 
 
 @lru_cache(maxsize=256)

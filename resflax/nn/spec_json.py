@@ -1,6 +1,6 @@
 """Values of a spec's fields as JSON: rows by their class, functions by module and name."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from resflax.errors import UserError
 from resflax.nn.antialias import AntiAlias
 from resflax.nn.blocks import ConvRow
 from resflax.nn.ensembles import EnsembleRow
-from resflax.nn.functions import function_name, import_function
+from resflax.nn.functions import function_name, import_function, is_importable
 from resflax.nn.gates import Gate
 from resflax.nn.norms import NormRow
 from resflax.nn.orders import Order
@@ -20,6 +20,7 @@ ROWS: dict[str, Any] = {
     row.__name__: row
     for row in (ConvRow, Stem, StemConv, ShortcutRow, Gate, Order, AntiAlias, NormRow, EnsembleRow)
 }
+NOT_IMPORTABLE = "cannot be imported: put its module on the Python path (PYTHONPATH), or "
 
 
 class MissingFunction:
@@ -63,7 +64,10 @@ def to_json(value: Any) -> Any:
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Fraction) else value
+    if isinstance(value, Fraction):
+        return str(value)
+    # Others, such as an array in a `partial`, cannot be restored.
+    return value if isinstance(value, str | int | float | None) else function_name(value)
 
 
 def from_json(value: Any, *, import_functions: bool) -> Any:
@@ -81,7 +85,10 @@ def from_json(value: Any, *, import_functions: bool) -> Any:
         ((kind, fields),) = value.items()
         if kind == "partial":
             keywords = {key: decode(item) for key, item in fields["keywords"].items()}
-            return partial(decode(fields["function"]), *decode(fields["args"]), **keywords)
+            arguments = decode(fields["args"])
+            if is_missing((arguments, keywords)):
+                return MissingFunction(fields["function"], NOT_IMPORTABLE)
+            return partial(decode(fields["function"]), *arguments, **keywords)
         fields = {key: decode(item) for key, item in fields.items()}
         if "width_fraction" in fields:
             fields["width_fraction"] = Fraction(fields["width_fraction"])
@@ -91,11 +98,53 @@ def from_json(value: Any, *, import_functions: bool) -> Any:
     return value
 
 
-def _find(name: str, import_functions: bool) -> Callable[..., Any]:
+def is_missing(value: Any) -> bool:
+    """Returns whether a value has a function that was not imported."""
+    return any(isinstance(part, MissingFunction) for part in _parts(value))
+
+
+def describe_saved(fields: Mapping[str, Any]) -> list[str]:
+    """Returns lines that say how functions of a spec are saved; none if there are no functions.
+
+    Args:
+      fields: the fields of `Spec.own_parts`, with the values that the spec has.
+    """
+    importable, others = list[str](), list[str]()
+    for field, value in fields.items():
+        if isinstance(value, str):
+            others.append(f"{field} {value!r}, a row that this program put into a table")
+        for part in filter(callable, _parts(value)):
+            if type(part).__name__ not in ROWS:
+                group = importable if is_importable(part) else others
+                group.append(f"{field} {function_name(part)}")
+    lines = []
+    if importable:
+        names = ", ".join(dict.fromkeys(importable))
+        lines.append(f"saved by name, and imported where the run is read: {names}")
+    if others:
+        lines.append(
+            f"cannot be imported where the run is read: {', '.join(dict.fromkeys(others))}: read it"
+            " with load_pretrained(RUN, model=spec), or define functions with def in a module"
+        )
+    return lines
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yields a value and what is in it: of tuples, rows, mappings and `partial`."""
+    if isinstance(value, partial):
+        yield from _parts((value.func, value.args, value.keywords))
+        return
+    yield value
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, tuple | dict):
+        for part in inner:
+            yield from _parts(part)
+
+
+def _find(name: str, import_functions: bool) -> Any:
     if not import_functions:
         return MissingFunction(name, "is not imported from a file of weights: ")
     try:
         return import_function(name)
     except UserError:
-        reason = "cannot be imported: put its module on the Python path (PYTHONPATH), or "
-        return MissingFunction(name, reason)
+        return MissingFunction(name, NOT_IMPORTABLE)

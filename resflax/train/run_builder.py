@@ -136,6 +136,7 @@ def build(
             *_describe_start(config, fitted, model, dataset),
             *describe_statistics(config, model, dataset.image_shape),
             *([f"teacher: {teacher.source}"] if teacher else []),
+            *(model.spec.describe_saved() if isinstance(model, ResNet) else ()),
         ),
         steps=total_steps(config, examples),
         schedules=schedules,

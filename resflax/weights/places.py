@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from resflax.errors import Report, UserError, unknown
 from resflax.files import expand_path
+from resflax.nn import Spec
 from resflax.weights.arrays import Arrays
 from resflax.weights.bridge import flatten
 from resflax.weights.file_kinds import FILE_SUFFIXES
@@ -48,21 +49,23 @@ class Reader(NamedTuple):
 
     Attributes:
       matches: returns whether a name is of this kind.
-      read: reads the arrays of each network; takes the name, the revision and a function for
-        messages.
+      read: reads the arrays of each network; takes the arguments of `find_arrays`.
     """
 
     matches: Callable[[str], Any]
-    read: Callable[[str, str | None, Report], Sequence[Found]]
+    read: Callable[[str, str | None, Report, Spec | None], Sequence[Found]]
 
 
-def find_arrays(where: str, revision: str | None, report: Report) -> Sequence[Found]:
+def find_arrays(
+    where: str, revision: str | None, report: Report, spec: Spec | None = None
+) -> Sequence[Found]:
     """Reads the arrays of each network in a place.
 
     Args:
       where: name of the place; see `read_members`.
       revision: branch, tag or commit of a repository.
       report: called with messages.
+      spec: the architecture, if the user named one: it has the functions that the place names.
 
     Raises:
       UserError: if there is no such place, or it has no weights.
@@ -70,10 +73,10 @@ def find_arrays(where: str, revision: str | None, report: Report) -> Sequence[Fo
     reader = next((reader for reader in READERS.values() if reader.matches(where)), None)
     if reader is None:
         raise UserError(_describe_invalid(where))
-    return reader.read(where, revision, report)
+    return reader.read(where, revision, report, spec)
 
 
-def _read_run(where: str, revision: str | None, report: Report) -> list[Found]:
+def _read_run(where: str, revision: str | None, report: Report, spec: Spec | None) -> list[Found]:
     del revision
     name = split_checkpoint(where)
     assert name is not None, where
@@ -87,37 +90,43 @@ def _read_run(where: str, revision: str | None, report: Report) -> list[Found]:
             run.where,
             run.history,
         )
-        for run in read_networks(name, report)
+        for run in read_networks(name, report, spec)
     ]
 
 
-def _read_folder(where: str, revision: str | None, report: Report) -> list[Found]:
+def _read_folder(
+    where: str, revision: str | None, report: Report, spec: Spec | None
+) -> list[Found]:
     del revision
-    folder = Path(where)
-    return [_read_with_config(load_file(folder, report=report), folder, where, "its config.json")]
+    arrays = load_file(Path(where), report=report)
+    return [_read_with_config(arrays, Path(where), where, "its config.json", spec)]
 
 
-def _read_file(where: str, revision: str | None, report: Report) -> list[Found]:
+def _read_file(where: str, revision: str | None, report: Report, spec: Spec | None) -> list[Found]:
     del revision
     arrays, folder = load_file(where, report=report), Path(where).parent
     if is_workdir(folder):  # its config.json is that of the run
         return [Found(arrays, None, where)]
-    return [_read_with_config(arrays, folder, where, "the config.json next to it")]
+    return [_read_with_config(arrays, folder, where, "the config.json next to it", spec)]
 
 
-def _read_with_config(arrays: Arrays, folder: Path, where: str, config_name: str) -> Found:
+def _read_with_config(
+    arrays: Arrays, folder: Path, where: str, config_name: str, spec: Spec | None
+) -> Found:
     if not (folder / "config.json").exists():
         return Found(arrays, None, where)
     try:
-        config = read_config(folder)
+        config = read_config(folder, spec)
         is_own_record = "resflax" in read_json(folder / "config.json")
     except UserError as e:
         return Found(arrays, None, where, problem=str(e), config_name=config_name)
     return Found(arrays, config, where, is_own_record, config_name=config_name)
 
 
-def _read_repository(where: str, revision: str | None, report: Report) -> list[Found]:
-    [found] = _read_folder(str(fetch(where, revision)), None, report)
+def _read_repository(
+    where: str, revision: str | None, report: Report, spec: Spec | None
+) -> list[Found]:
+    [found] = _read_folder(str(fetch(where, revision)), None, report, spec)
     return [found._replace(source=f"{where} from the Hub")]
 
 

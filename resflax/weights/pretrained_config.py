@@ -50,11 +50,18 @@ class PretrainedConfig(NamedTuple):
 
     @classmethod
     def from_json_dict(
-        cls, values: dict[str, Any], *, import_functions: bool = False
+        cls,
+        values: dict[str, Any],
+        *,
+        import_functions: bool = False,
+        replacement: Spec | None = None,
     ) -> "PretrainedConfig":
         """Returns the config from the values of `to_json_dict`.
 
-        `import_functions` is that of `Spec.from_json_dict`: True only for a run's own files.
+        Args:
+          values: the values of all fields.
+          import_functions: see `Spec.from_json_dict`; True only for a run's own files.
+          replacement: see `Spec.from_json_dict`.
 
         Raises:
           UserError: if a value is invalid.
@@ -65,15 +72,21 @@ class PretrainedConfig(NamedTuple):
         preprocess |= {key: tuple(preprocess[key]) for key in sizes}
         kind = ArrayPreprocess if "space" in preprocess else Preprocess
         return cls(
-            Spec.from_json_dict(values["spec"], import_functions=import_functions),
+            Spec.from_json_dict(
+                values["spec"], import_functions=import_functions, replacement=replacement
+            ),
             values["channels"],
             kind(**preprocess),
             tuple(values["labels"]),
         )
 
 
-def read_config(folder: Path) -> PretrainedConfig:
+def read_config(folder: Path, replacement: Spec | None = None) -> PretrainedConfig:
     """Reads the config.json in a folder, and Transformers' preprocessor_config.json.
+
+    Args:
+      folder: the folder.
+      replacement: see `Spec.from_json_dict`.
 
     Raises:
       UserError: if config.json is missing or invalid, or the zoo does not have the architecture.
@@ -82,7 +95,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     config = read_json(path)
     try:
         if "resflax" in config:  # written by `resflax export` where the other keys do not suffice
-            return PretrainedConfig.from_json_dict(config["resflax"])
+            return PretrainedConfig.from_json_dict(config["resflax"], replacement=replacement)
         if config.get("model_type") == "resnet":
             processor = folder / "preprocessor_config.json"
             return _from_transformers(config, read_json(processor) if processor.exists() else {})

@@ -112,7 +112,7 @@ def read_members(
         the model is unknown or the weights do not match it.
     """
     where, spec = without_scheme(str(where)), None if name is None else get_spec(name)
-    found = find_arrays(where, revision, report)
+    found = find_arrays(where, revision, report, spec)
     return tuple(_make_weights(network, spec, where) for network in found)
 
 

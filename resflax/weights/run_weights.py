@@ -45,7 +45,7 @@ class RunWeights(NamedTuple):
     history: RunHistory
 
 
-def read_networks(name: RunName, report: Report) -> list[RunWeights]:
+def read_networks(name: RunName, report: Report, spec: Spec | None = None) -> list[RunWeights]:
     """Reads the weights that a run evaluated: averaged if it averages, with precise batch norm.
 
     An efficient ensemble (`Spec.ensemble`) is read as the single networks that its members are.
@@ -55,6 +55,7 @@ def read_networks(name: RunName, report: Report) -> list[RunWeights]:
         read only if they are named.
       report: called with a message for every corrupt checkpoint that is skipped for another one,
         and for every member that is left out.
+      spec: the architecture, whose functions replace those that cannot be imported.
 
     Returns:
       The networks: by checkpoint as `read_checkpoints` does, then by member.
@@ -63,11 +64,13 @@ def read_networks(name: RunName, report: Report) -> list[RunWeights]:
       UserError: if a checkpoint is missing, corrupt or does not record its model, or there is no
         such member.
     """
-    checkpoints = read_checkpoints(name, lambda found: _read(name, found, report), report)
+    checkpoints = read_checkpoints(name, lambda found: _read(name, found, report, spec), report)
     return [weights for checkpoint in checkpoints for weights in checkpoint]
 
 
-def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunWeights]:
+def _read(
+    name: RunName, checkpoint: RunCheckpoint, report: Report, spec: Spec | None
+) -> list[RunWeights]:
     """Reads the networks of a verified checkpoint.
 
     Raises:
@@ -78,7 +81,7 @@ def _read(name: RunName, checkpoint: RunCheckpoint, report: Report) -> list[RunW
     from resflax.run.checkpoint import list_steps, read_subtrees  # imports Orbax
 
     path, step = name.folder, checkpoint.step
-    config = _get_config(path, checkpoint)
+    config = _get_config(path, checkpoint, spec)
     ensemble = _get_ensemble(path, config.spec, checkpoint)
     members = _choose_members(path, name.members, ensemble, report)
     params = EMA if checkpoint.has(EMA) else PARAMS
@@ -181,7 +184,7 @@ def _choose_members(
     return chosen
 
 
-def _get_config(path: Path, checkpoint: RunCheckpoint) -> PretrainedConfig:
+def _get_config(path: Path, checkpoint: RunCheckpoint, spec: Spec | None) -> PretrainedConfig:
     """Returns the record of the model in a checkpoint.
 
     Raises:
@@ -199,7 +202,11 @@ def _get_config(path: Path, checkpoint: RunCheckpoint) -> PretrainedConfig:
             " with resflax.run.checkpoint.restore_latest"
         )
     try:
-        return PretrainedConfig.from_json_dict(checkpoint.metadata["model"], import_functions=True)
+        return PretrainedConfig.from_json_dict(
+            checkpoint.metadata["model"], import_functions=True, replacement=spec
+        )
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
     except (KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{path}: the record of the model at step {step} is not valid: {e!r}"
