@@ -399,7 +399,7 @@ def make_gate():
         ({}, []),
         ({"activation": "silu", "block": (ConvRow(3, strided=True),)}, []),
         ({"attention": gate, "stem": STEMS["cifar"]._replace(pool=every_second)}, [
-            "imported where the run is read: stem test_fields:every_second, attention test_fields:gate"
+            "the run is read: stem test_fields:every_second, attention test_fields:gate"
         ]),
         ({"attention": make_gate(), "pooling": largest, "block": (wide, "basic")}, [
             "saved by name, .*: pooling test_fields:largest, block test_fields:wide$",
