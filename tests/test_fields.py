@@ -28,9 +28,9 @@ from resflax.nn.shortcuts import ShortcutRow
 from resflax.nn.stems import Stem, StemConv
 from resflax.train import default_config, fit
 from resflax.train.config import build_model
-from resflax.weights import Preprocess, PretrainedConfig, to_torch
+from resflax.weights import Preprocess, PretrainedConfig, from_torch, to_torch
 from resflax.weights.pretrained_config import read_config
-from resflax.weights.torch_reference import TorchResNet
+from resflax.weights.torch_reference import TorchResNet, torch_logits
 
 SMALL = {"depths": (2, 2), "widths": (8, 16), "stem": "cifar", "stem_width": 8, "num_classes": 5}
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
@@ -48,6 +48,14 @@ def gate(ops, x, channels):
 def layer_norm(ops, x, *, name, zero=False):
     init = nn.initializers.zeros if zero else nn.initializers.ones
     return nn.LayerNorm(dtype=ops.dtype, scale_init=init, name=name)(x)
+
+
+def mix(ops, x, channels):
+    return ops.conv(x, x.shape[-1], 1, name="mix")
+
+
+def extra_norm(ops, x, *, name, zero=False):
+    return layer_norm(ops, nn.LayerNorm(name=f"{name}_extra")(x), name=name, zero=zero)
 
 
 def patches(ops, x, features):
@@ -110,10 +118,12 @@ def test_every_field_that_takes_functions_is_tested():
     assert {field for field, row in FIELDS.items() if row.call} == {*FUNCTIONS, "conv"}
 
 
+def convolve(x, kernel, *args, **kwargs):
+    return 2 * jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+
+
 def test_convolution_field_takes_a_function():
-    scaled = partial(lambda x, kernel, *args, **kwargs: 2 * jax.lax.conv_general_dilated(
-        x, kernel, *args, **kwargs))  # fmt: skip
-    plain, twice = (small(conv=conv, num_classes=0) for conv in ("plain", scaled))
+    plain, twice = (small(conv=conv, num_classes=0) for conv in ("plain", convolve))
     variables = randomized(variables_of(plain, IMAGES.shape))
     assert not np.allclose(apply(plain, variables, IMAGES), apply(twice, variables, IMAGES))
 
@@ -303,6 +313,8 @@ def test_error_in_a_row_has_field_and_shape(field, row, message):
           "widths": (8, 8, 8)}, "output_stride is 8, but block .*:wide, a function, has no dila"),
         ({"block": wide, "groups": 2}, "groups is 2, but block .*:wide has no grouped conv"),
         ({"norm": layer_norm, "ensemble": "batch", "members": 2}, "ensemble 'batch' with norm"),
+        *(({"conv": conv, "ensemble": ensemble, "members": 2}, "ensemble .* share kernels, which")
+          for ensemble in ("batch", "mimo") for conv in ("standardized", convolve)),
         ({"norm": layer_norm, "ensemble": "packed", "members": 2, "alpha": 2.0}, "keep members ap"),
     ],
 )  # fmt: skip
@@ -311,11 +323,36 @@ def test_impossible_combination_is_refused(fields, message):
         small(**fields)
 
 
-@pytest.mark.parametrize("field", FUNCTIONS)
-def test_conversion_to_torch_needs_names(field):
-    name = r"(\w|\.)+:\w+"
-    with pytest.raises(UserError, match=f"^{field} is {name}, and torch .*: expected one of "):
-        to_torch(small(**{field: FUNCTIONS[field]}).spec, {"params": {}}, layout="timm")
+@pytest.mark.parametrize("field", ["attention", "norm", "stem", "block", "shortcut", "head"])
+def test_arrays_of_own_parts_have_no_names_in_torch(field):
+    function = {"norm": extra_norm, "attention": mix}.get(field, FUNCTIONS.get(field))
+    spec, variables = initialized(small(**{field: function}))
+    part = rf"{field} test_fields:{function.__name__}"
+    with pytest.raises(UserError, match=rf"has no name for \S+, of a network with {part}: "):
+        to_torch(spec, variables, layout="timm")
+    with pytest.raises(UserError, match=rf"has no name for \S+, of a network with {part}: "):
+        from_torch(spec, {"conv1.weight": np.zeros((8, 3, 3, 3))})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation": jnp.sin, "pooling": largest},
+        {"gate": half, "antialias": every_second, "conv": convolve},
+        {"attention": lambda ops, x, channels: x / 2, "head": linear},
+        {"norm": layer_norm, "stem": STEMS["tiered"]._replace(pool=None)},
+        {"block": lambda ops, x, features, stride: ops.conv(x, features, 3, stride, name="conv1")},
+    ],
+)
+def test_own_parts_without_own_arrays_are_converted(fields):
+    """By the names that the shipped parts have in PyTorch, both ways."""
+    spec, variables = initialized(small(**fields))
+    state_dict = to_torch(spec, variables, layout="timm")
+    shipped = {"layer1.0.conv1.weight", "layer2.0.downsample.0.weight", "fc.weight", "fc.bias"}
+    assert shipped <= {*state_dict}
+    jax.tree.map(np.testing.assert_array_equal, from_torch(spec, state_dict), variables)
+    with pytest.raises(UserError, match="and PyTorch has no such part: expected one of"):
+        torch_logits(spec, variables, IMAGES)
 
 
 @pytest.mark.parametrize("fields", [

@@ -11,7 +11,8 @@ from helpers.conv_reference import assert_close
 from helpers.networks import randomized, run, variables_of
 
 from resflax import create_model
-from resflax.nn.layers import CONVS, make_ops
+from resflax.nn.convs import CONVS
+from resflax.nn.layers import make_ops
 from resflax.nn.norms import NORMS
 
 SHAPE = (3, 4, 5, 64)

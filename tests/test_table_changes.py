@@ -14,9 +14,9 @@ from resflax.inference import build_graph, make_predictor
 from resflax.nn import BLOCKS, GATES, ORDERS, ConvRow, ResNet, Spec, split_members
 from resflax.nn.antialias import ANTIALIAS, filtered_maximum
 from resflax.nn.attention import ATTENTION
+from resflax.nn.convs import CONVS, ConvKind
 from resflax.nn.fields import FIELDS
 from resflax.nn.gates import constant
-from resflax.nn.layers import CONVS
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.stems import STEMS
 from resflax.train import create_state, recompute_batch_stats
@@ -82,7 +82,7 @@ def test_batch_statistics_follow_a_changed_row(monkeypatch):
         images = [x.astype(np.float32)]
         return recompute_batch_stats(model, variables, images)["batch_stats"]["stem_norm"]["mean"]
 
-    whole, conv = mean(), CONVS["plain"]
+    whole, conv = mean(), CONVS["plain"].function
     monkeypatch.setitem(CONVS, "plain", lambda *args, **kwargs: conv(*args, **kwargs) / 2)
     np.testing.assert_allclose(mean(), whole / 2, rtol=1e-5, atol=1e-7)
 
@@ -166,7 +166,10 @@ REPLACEMENTS = {
     "norm": [FIELDS["norm"].table["frn_tlu"], FIELDS["norm"].table["none"], no_norm],
     "conv": [
         CONVS["standardized"],
-        lambda x, w, *args, **kwargs: 2 * CONVS["standardized"](x, w, *args, **kwargs),
+        ConvKind(
+            lambda x, w, *args, **kwargs: 2 * jax.lax.conv_general_dilated(x, w, *args, **kwargs)
+        ),
+        ConvKind(jax.lax.conv_general_dilated, 1e-2, has_gain=True),
     ],
     "activation": [FIELDS["activation"].table["silu"], jnp.sin],
     "pooling": [

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from resflax.nn import Spec
+from resflax.nn.fields import resolve
 from resflax.zoo import get_spec
 from resflax.zoo.cifar import FAMILIES
 from resflax.zoo.nfnet import NORMALIZER_FREE
@@ -38,7 +39,7 @@ def find_timm_model(spec: Spec) -> TimmModel | None:
     TimmModel(name='resnet18', arguments={'layers': [1, 1, 1, 1]})
     """
     spec = inference_spec(spec)
-    if not _is_supported(spec):
+    if spec.own_parts or not _is_supported(spec):
         return None
     candidates = []
     for name, base in SPECS.items():
@@ -84,7 +85,7 @@ def _is_supported(spec: Spec) -> bool:
     """Returns whether timm's constructors take the stem, shortcut and widths."""
     if spec.ensemble != "none" or spec.order != "auto" or spec.dimensions != 2:
         return False
-    if spec.conv == "scaled_standardized":
+    if resolve("conv", spec.conv).has_gain:
         base = NORMALIZER_FREE | {"block": "bottleneck", "stem": "imagenet", "base_width": 64}
         multiples = not any(width % 8 for width in (*spec.widths, spec.stem_width))
         return multiples and all(getattr(spec, key) == value for key, value in base.items())
@@ -118,14 +119,17 @@ def _fixed(spec: Spec) -> tuple[Any, ...]:
     )
     if spec.preact:
         fixed += (spec.groups, spec.base_width)
-    if spec.conv == "standardized":  # timm's functions for BiT take none of these
+    conv = resolve("conv", spec.conv)
+    if (
+        conv.epsilon is not None and not conv.has_gain
+    ):  # timm's functions for BiT take none of these
         fixed += (spec.depths, spec.widths, spec.stem_width)
     return (*fixed, spec.attention)
 
 
 def _arguments(spec: Spec) -> dict[str, Any]:
     """Returns arguments of the constructor of timm's `ResNet`, `ResNetV2` or `NormFreeNet`."""
-    if spec.conv == "scaled_standardized":
+    if resolve("conv", spec.conv).has_gain:
         return {
             "depths": list(spec.depths),
             "channels": [4 * width for width in spec.widths],

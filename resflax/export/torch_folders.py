@@ -9,6 +9,7 @@ from resflax.errors import UserError
 from resflax.export.timm_names import find_timm_model, inference_spec, zoo_name
 from resflax.export.trained_model import TrainedModel
 from resflax.nn import Spec
+from resflax.nn.fields import check_named
 from resflax.weights import PretrainedConfig, to_torch
 from resflax.weights.files import save_file
 from resflax.weights.layouts import default_layout
@@ -128,6 +129,7 @@ def write_transformers(model: TrainedModel, folder: Path) -> None:
 
 def write_weights(model: TrainedModel, folder: Path, layout: str) -> None:
     """Writes model.safetensors."""
+    check_named(model.spec.own_parts, "programs that read the folder have no such part")
     arrays = to_torch(model.spec, model.variables, layout=layout)
     save_file(folder / WEIGHTS, arrays)
 

@@ -29,10 +29,10 @@ def batch_norm_affine(
     return Affine(factor, bias - mean * factor)
 
 
-def standardize(kernel: Kernel, epsilon: float = 1e-8) -> Kernel:
+def standardize(kernel: Kernel, epsilon: float) -> Kernel:
     """Returns a kernel whose output channels have mean 0 and variance 1.
 
-    As `resflax.nn.layers.standardized_conv` (Qiao et al. 2019, arXiv:1903.10520, eq. 5).
+    As `resflax.nn.convs.ConvKind` (Qiao et al. 2019, arXiv:1903.10520, eq. 5).
     """
     axes = tuple(range(kernel.ndim - 1))
     return (kernel - kernel.mean(axes)) / np.sqrt(kernel.var(axes) + epsilon)

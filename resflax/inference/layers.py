@@ -14,7 +14,7 @@ from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.fields import resolve
 from resflax.nn.norms import GROUPS, EvoNormS0, FilterResponseNorm
 from resflax.nn.orders import Steps
-from resflax.nn.scaled_conv import EPSILON, gamma_of
+from resflax.nn.scaled_conv import gamma_of
 
 GROUP_NORM_EPSILON = 1e-5
 # What a residual sum can be merged into: the operations with an optional input "residual".
@@ -109,13 +109,14 @@ class GraphBuilder:
 
     def _conv_arrays(self, name: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the kernel, with the standardization of the spec applied, and the bias if any."""
-        if self.spec.conv == "scaled_standardized":
-            gain, bias = (self.parameters.get(name, leaf) for leaf in ("gain", "bias"))
-            gamma = gamma_of(resolve("activation", self.spec.activation))
-            fan_in = kernel.size // kernel.shape[-1]
-            factor = gain * gamma / fan_in**0.5
-            return {"kernel": standardize(kernel, EPSILON) * factor, "bias": bias}
-        return {"kernel": standardize(kernel) if self.spec.conv == "standardized" else kernel}
+        kind = resolve("conv", self.spec.conv)
+        kernel = kernel if kind.epsilon is None else standardize(kernel, kind.epsilon)
+        if not kind.has_gain:
+            return {"kernel": kernel}
+        gain, bias = (self.parameters.get(name, leaf) for leaf in ("gain", "bias"))
+        gamma = gamma_of(resolve("activation", self.spec.activation))
+        fan_in = kernel.size // kernel.shape[-1]
+        return {"kernel": kernel * (gain * gamma / fan_in**0.5), "bias": bias}
 
     def norm(self, x: str, name: str, *, act: bool) -> str:
         """Emits a norm on its own, followed by its activation if `act`."""

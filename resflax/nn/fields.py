@@ -19,11 +19,11 @@ from resflax.nn.activations import ACTIVATIONS
 from resflax.nn.antialias import ANTIALIAS, AntiAlias, filtered_maximum
 from resflax.nn.attention import ATTENTION
 from resflax.nn.blocks import BLOCKS, ConvRow
+from resflax.nn.convs import CONVS, ConvKind
 from resflax.nn.ensembles import ENSEMBLES, EnsembleRow
 from resflax.nn.functions import Call, Signature, checked, describe, strided
 from resflax.nn.gates import GATES, Gate
 from resflax.nn.heads import HEADS, POOLINGS
-from resflax.nn.layers import CONVS
 from resflax.nn.norms import NORMS, NormRow
 from resflax.nn.orders import ORDERS, Order
 from resflax.nn.shortcuts import SHORTCUTS, ShortcutRow
@@ -227,6 +227,14 @@ FILTER = Call(
     Signature(("ops", "x", "stride"), (), "array (n, *space / stride, channels)"), _filtered_shape
 )
 NORM = Call(Signature(("ops", "x"), ("name", "zero"), "array of the shape of x"), _same_shape)
+CONV = Call(
+    Signature(
+        ("x", "kernel", "strides", "padding"),
+        ("lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "precision"),
+        "array, as jax.lax.conv_general_dilated",
+    ),
+    _convolved_shape,
+)
 FIELDS: dict[str, Field] = {
     "block": Field(BLOCKS, STRIDED, tuple),
     "stem": Field(
@@ -309,20 +317,7 @@ FIELDS: dict[str, Field] = {
     "activation": Field(
         ACTIVATIONS, Call(Signature(("x",), (), "array of the shape of x"), lambda x: x.shape)
     ),
-    "conv": Field(
-        CONVS,
-        Call(
-            Signature(
-                ("x", "kernel", "strides", "padding"),
-                (
-                    "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
-                    "precision",
-                ),
-                "array, as jax.lax.conv_general_dilated",
-            ),
-            _convolved_shape,
-        ),
-    ),
+    "conv": Field(CONVS, CONV, ConvKind, ConvKind, {"function": CONV}),
     "pooling": Field(
         POOLINGS,
         Call(

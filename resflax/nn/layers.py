@@ -14,43 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.errors import UserError
-from resflax.kernels.conv import conv_general_dilated
 from resflax.nn.activations import Activation
-from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode, statistics_dtype
+from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode
+from resflax.nn.convs import PLAIN, ConvKind
 from resflax.nn.norms import BATCH, NONE, Lift, NormRow
-from resflax.nn.scaled_conv import ScaledConv, gamma_of, scaled_standardized_conv
-
-Conv = Callable[..., Array]
+from resflax.nn.scaled_conv import ScaledConv, gamma_of
 
 Sizes = int | tuple[int, ...]
 
 # He et al. 2015b (arXiv:1502.01852), eq. 14 in its backward form: var = 2 / (k * k * out).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def standardized_conv(
-    lhs: Float[Array, "n *space channels"],
-    rhs: Float[Array, "*kernel in out"],
-    *args: Any,
-    **kwargs: Any,
-) -> Float[Array, "n *out_space out"]:
-    """Convolves with a kernel whose output channels are scaled to mean 0 and variance 1.
-
-    Qiao et al. 2019 (arXiv:1903.10520), eq. 5, with BiT's epsilon (Kolesnikov et al. 2019). Further
-    arguments are those of `jax.lax.conv_general_dilated`.
-    """
-    kernel = rhs.astype(statistics_dtype(rhs))
-    axes = range(rhs.ndim - 1)
-    mean, var = jnp.mean(kernel, axes, keepdims=True), jnp.var(kernel, axes, keepdims=True)
-    rhs = ((kernel - mean) * jax.lax.rsqrt(var + 1e-8)).astype(rhs.dtype)
-    return conv_general_dilated(lhs, rhs, *args, **kwargs)
-
-
-CONVS: dict[str, Conv] = {
-    "plain": conv_general_dilated,
-    "standardized": standardized_conv,
-    "scaled_standardized": scaled_standardized_conv,
-}
 
 
 @jax.custom_jvp
@@ -153,7 +126,7 @@ def make_ops(
     axis_name: str | None = None,
     batch_norm: BatchNormMode = GLOBAL_BATCH,
     norm: NormRow = BATCH,
-    conv: Conv = conv_general_dilated,
+    conv: ConvKind = PLAIN,
     activation: Activation = nn.relu,
     dimensions: int = 2,
     lift_norm: Lift = lambda module_class: module_class,
@@ -218,9 +191,9 @@ def make_ops(
 
     # In float32 the default precision of matrix products on accelerators is too low for variances.
     fuses = train and dtype == jnp.bfloat16 and batch_norm.name == "global"
-    fuses = fuses and norm is BATCH and conv is conv_general_dilated
+    fuses = fuses and norm is BATCH and conv is PLAIN
     fuses_relu = activation is nn.relu and dtype == jnp.bfloat16
-    gamma = gamma_of(activation) if conv is scaled_standardized_conv else None
+    gamma = gamma_of(activation) if conv.has_gain else None
     run_conv = _make_conv(conv, dtype, dimensions, gamma)
     ops = Ops(
         conv=run_conv,
@@ -258,7 +231,7 @@ def per_axis(sizes: Sizes, dimensions: int) -> tuple[int, ...]:
 
 
 def _make_conv(
-    conv_fn: Callable[..., Array], dtype: Any, dimensions: int, gamma: float | None
+    kind: ConvKind, dtype: Any, dimensions: int, gamma: float | None
 ) -> Callable[..., Array]:
     """Returns `Ops.conv`; with `gamma` of scaled kernels, see `ScaledConv`."""
 
@@ -285,12 +258,17 @@ def _make_conv(
         }
         if gamma is not None:
             gain_init = nn.initializers.zeros if zero else nn.initializers.ones
-            return ScaledConv(features, sizes, gamma=gamma, gain_init=gain_init, **fields)(x)
+            scale: dict[str, Any] = {
+                "gamma": gamma,
+                "epsilon": kind.epsilon,
+                "gain_init": gain_init,
+            }
+            return ScaledConv(features, sizes, conv=kind.function, **scale, **fields)(x)
         return nn.Conv(
             features,
             sizes,
             use_bias=False,
-            conv_general_dilated=conv_fn,
+            conv_general_dilated=kind.convolution(),
             kernel_init=nn.initializers.zeros if zero else he_normal_fan_out,
             **fields,
         )(x)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from resflax.errors import UserError
 from resflax.nn.antialias import AntiAlias
 from resflax.nn.blocks import ConvRow
+from resflax.nn.convs import ConvKind
 from resflax.nn.functions import describe
 from resflax.nn.gates import Gate
 from resflax.nn.norms import NormRow
@@ -96,6 +97,12 @@ VALUES: dict[type, Mapping[str, Value]] = {
     },
     NormRow: {"has_activation": FLAG, "channel_multiple": POSITIVE},
     AntiAlias: {},
+    ConvKind: {
+        "epsilon": Value(
+            lambda value, _: value is None or _is_number(value, 0.0), "a number from 0 or None"
+        ),
+        "has_gain": FLAG,
+    },
 }
 
 
@@ -124,6 +131,8 @@ or a tuple with one per dimension
             f"{field} is {describe(row)}: expected one StemConv or more, the last with"
             " width_fraction 1, or a function"
         )
+    if isinstance(row, ConvKind) and row.has_gain and row.epsilon is None:
+        raise UserError(f"{field} is {describe(row)}: a gain needs an epsilon, such as 1e-5")
     if isinstance(row, NormRow) and not row.make and not row.function:
         raise UserError(f"{field} is {describe(row)}: expected make or function")
 

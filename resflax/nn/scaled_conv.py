@@ -5,6 +5,7 @@ standardized and multiplied by `gain * gamma / sqrt(fan-in)`. Gamma, 1 over the 
 of the activation of a standard normal number, keeps the variance of the signal.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,13 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.conv_params import channels_last
 from resflax.nn.activations import ACTIVATIONS, Activation
 from resflax.nn.batch_norm import statistics_dtype
 from resflax.nn.space import per_channel
 
-EPSILON = 1e-5
 # The constants of DeepMind's code and timm, measured on samples.
 GAMMAS = {
     "identity": 1.0,
@@ -55,12 +54,15 @@ def gamma_of(activation: Activation) -> float:
 
 
 def scaled_kernel(
-    kernel: Float[Array, "*kernel in out"], gain: Float[Array, " out"], gamma: float
+    kernel: Float[Array, "*kernel in out"],
+    gain: Float[Array, " out"],
+    gamma: float,
+    epsilon: float = 1e-5,
 ) -> Float[Array, "*kernel in out"]:
     """Returns the standardized kernel times `gain * gamma / sqrt(fan-in)`."""
     axes, fan_in = range(kernel.ndim - 1), kernel.size // kernel.shape[-1]
     mean, var = jnp.mean(kernel, axes), jnp.var(kernel, axes)
-    factor = jax.lax.rsqrt(var + EPSILON) * gain * gamma / fan_in**0.5
+    factor = jax.lax.rsqrt(var + epsilon) * gain * gamma / fan_in**0.5
     return (kernel - per_channel(mean, kernel)) * per_channel(factor, kernel)
 
 
@@ -69,6 +71,8 @@ class ScaledConv(nn.Module):
 
     Attributes:
       gamma: see `gamma_of`.
+      epsilon: added to the variance of each output channel.
+      conv: with the arguments of `jax.lax.conv_general_dilated`.
       gain_init: initializer of the gains, one per output channel.
     """
 
@@ -80,6 +84,8 @@ class ScaledConv(nn.Module):
     feature_group_count: int
     dtype: Any
     gamma: float
+    epsilon: float
+    conv: Callable[..., Array]
     gain_init: Any = nn.initializers.ones
 
     @nn.compact
@@ -93,9 +99,9 @@ class ScaledConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.astype(self.dtype)
         wide = statistics_dtype(x)
-        scaled = scaled_kernel(kernel.astype(wide), gain.astype(wide), self.gamma)
+        scaled = scaled_kernel(kernel.astype(wide), gain.astype(wide), self.gamma, self.epsilon)
         strides = self.strides
-        y = conv_general_dilated(
+        y = self.conv(
             x,
             scaled.astype(self.dtype),
             (strides,) * dimensions if isinstance(strides, int) else tuple(strides),
@@ -105,11 +111,3 @@ class ScaledConv(nn.Module):
             feature_group_count=self.feature_group_count,
         )
         return y + per_channel(bias.astype(self.dtype), y)
-
-
-def scaled_standardized_conv(*args: Any, **kwargs: Any) -> Array:
-    """Convolves with a kernel that is already scaled.
-
-    As a row of `CONVS` it chooses `ScaledConv` as the module of every convolution.
-    """
-    return conv_general_dilated(*args, **kwargs)

@@ -6,6 +6,7 @@ from typing import Any
 
 from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
+from resflax.nn.convs import PLAIN
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
 from resflax.nn.fields import FIELDS, is_shipped, resolve
 from resflax.nn.functions import describe
@@ -198,10 +199,14 @@ def _check_dimensions(spec: Spec) -> None:
 
 
 def _check_ensemble(spec: Spec) -> None:
-    if spec.conv == "scaled_standardized" and spec.ensemble not in ("none", "packed"):
+    conv, ensemble = resolve("conv", spec.conv), spec.ensemble_row
+    if (conv.epsilon is not None or conv.function is not PLAIN.function) and (
+        ensemble.rows or ensemble.shuffles
+    ):
         raise UserError(
-            f"conv is {spec.conv!r}, but the members of ensemble {spec.ensemble!r} share"
-            " kernels, which it would scale together: use another conv or ensemble='none'"
+            f"conv is {describe(spec.conv)}, but the members of ensemble"
+            f" {describe(spec.ensemble)} share kernels, which it would change together: use"
+            " conv='plain' or ensemble='none'"
         )
     check_ensemble_fields(
         describe(spec.ensemble),

@@ -8,6 +8,7 @@ from typing import Any
 from resflax.errors import UserError
 from resflax.nn.antialias import AntiAlias
 from resflax.nn.blocks import ConvRow
+from resflax.nn.convs import ConvKind
 from resflax.nn.ensembles import EnsembleRow
 from resflax.nn.functions import function_name, import_function, is_importable
 from resflax.nn.gates import Gate
@@ -18,7 +19,18 @@ from resflax.nn.stems import Stem, StemConv
 
 ROWS: dict[str, Any] = {
     row.__name__: row
-    for row in (ConvRow, Stem, StemConv, ShortcutRow, Gate, Order, AntiAlias, NormRow, EnsembleRow)
+    for row in (
+        ConvRow,
+        Stem,
+        StemConv,
+        ShortcutRow,
+        Gate,
+        Order,
+        AntiAlias,
+        NormRow,
+        ConvKind,
+        EnsembleRow,
+    )
 }
 NOT_IMPORTABLE = "cannot be imported: put its module on the Python path (PYTHONPATH), or "
 

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from resflax.errors import Report, UserError, print_to_stderr, unknown
 from resflax.nn import Spec, stack_params, unstack_params
-from resflax.nn.fields import check_named
+from resflax.nn.functions import describe
 from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
     BATCH_COUNT,
@@ -19,6 +19,7 @@ from resflax.weights.layouts import (
     array_specs,
     default_layout,
     is_flax_name,
+    unnamed_array,
 )
 from resflax.weights.mismatch import describe_mismatch, describe_network, network_name
 from resflax.weights.prefixes import strip_prefixes
@@ -127,7 +128,7 @@ def to_torch(
     shapes = variable_shapes(spec, channels)
     specs = array_specs(layout, spec, shapes)
     if specs is None:
-        raise UserError(f"layout {layout!r} has no names for some modules of {_display_name(name)}")
+        raise _unnamed(layout, spec, shapes)
     counts = _count_specs(specs)
     _check_variables(name, counts, flat, shapes)
     state_dict = {s.key: _to_torch_axes(s, flat[s.path]) for s in specs}
@@ -201,7 +202,18 @@ def _check_single(spec: Spec) -> None:
             f"spec.ensemble is {spec.ensemble!r}, and torch has single networks: convert each"
             " member, from spec.member and resflax.nn.split_members"
         )
-    check_named(spec.own_parts, "torch has no names for its arrays")
+
+
+def _unnamed(layout: str, spec: Spec, shapes: Variables) -> UserError:
+    """Returns the error about an array that a layout has no name for."""
+    own = ", ".join(f"{field} {describe(part)}" for field, part in spec.own_parts.items())
+    hint = "use another layout"
+    if own:
+        hint = "use the names of resflax (resflax convert --layout flax)"
+    return UserError(
+        f"layout {layout!r} has no name for {unnamed_array(layout, spec, shapes)}"
+        f"{own and f', of a network with {own}'}: {hint}"
+    )
 
 
 def _display_name(name: str | Spec) -> str:
@@ -234,7 +246,7 @@ def _best_layout(spec: Spec, shapes: Variables, arrays: Mapping[str, Any]) -> li
         specs for layout in layouts if (specs := array_specs(layout, spec, shapes)) is not None
     ]
     if not candidates:
-        raise UserError("no layout has names for all modules of this network")
+        raise _unnamed(default_layout(spec), spec, shapes)
     return max(candidates, key=lambda specs: sum(s.key in arrays for s in specs))
 
 

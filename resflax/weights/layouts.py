@@ -1,10 +1,12 @@
 """Naming conventions of torch state dicts for residual networks, as data."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from flax import traverse_util
 
 from resflax.nn import Spec
+from resflax.nn.fields import resolve
 from resflax.nn.scan import parse_block_name
 
 Path = tuple[str, ...]
@@ -65,8 +67,8 @@ class Layout(NamedTuple):
     def module_name(self, modules: Path) -> str | None:
         """Returns the torch name of a linen module, or None if the layout has no name for it."""
         position = parse_block_name(modules[0])
-        if position is None:
-            return self.outer.get(modules[0])
+        if position is None or len(modules) != 2:
+            return self.outer.get(modules[0]) if len(modules) == 1 else None
         inner = self.inner.get(modules[1])
         return inner and f"{block_name(self.block, *position)}.{inner}"
 
@@ -275,7 +277,7 @@ def default_layout(spec: Spec) -> str:
     """Returns the name of the layout that `to_torch` uses when none is given."""
     if spec.stem in VIDEO_STEMS:
         return "torchvision_video"
-    if spec.conv == "scaled_standardized":
+    if resolve("conv", spec.conv).has_gain:
         return "timm_nf"
     if spec.preact:
         return "timm_v2"
@@ -290,18 +292,30 @@ def array_specs(layout: str, spec: Spec, variables: Any) -> list[ArraySpec] | No
       spec: the architecture.
       variables: arrays or `jax.ShapeDtypeStruct`s in the tree of `scan=False`.
     """
+    specs = list(_array_specs(layout, spec, variables))
+    named = [row for row in specs if isinstance(row, ArraySpec)]
+    return named if len(named) == len(specs) else None
+
+
+def unnamed_array(layout: str, spec: Spec, variables: Any) -> str:
+    """Returns the path of the first array that a layout cannot name; "" if it can name all."""
+    rows = _array_specs(layout, spec, variables)
+    return next((row for row in rows if isinstance(row, str)), "")
+
+
+def _array_specs(layout: str, spec: Spec, variables: Any) -> Iterator[ArraySpec | str]:
+    """Yields one row per array: its path as text if the layout cannot name it."""
     table = LAYOUTS[layout](spec)
-    specs = []
     flat = traverse_util.flatten_dict(variables)
     for path, array in flat.items():
         _, *modules, leaf = path
         name = table.module_name(tuple(modules))
-        if name is None:
-            return None
+        if name is None or leaf not in TORCH_LEAVES:
+            yield "/".join(path[1:])
+            continue
         shape = (*array.shape[:-3:-1], *array.shape[:-2]) if leaf == "kernel" else array.shape
         if leaf == "kernel" and modules[-1] in table.conv1x1:
             shape = (*shape, *[1] * spec.dimensions)
         if leaf == "gain":
             shape = (*shape, *[1] * (len(flat[(*path[:-1], "kernel")].shape) - 1))
-        specs.append(ArraySpec(path, f"{name}.{TORCH_LEAVES[leaf]}", shape))
-    return specs
+        yield ArraySpec(path, f"{name}.{TORCH_LEAVES[leaf]}", shape)

@@ -13,6 +13,7 @@ from resflax.data.decode import BadExampleError, convert_image, convert_pixels, 
 from resflax.data.eval_transform import EvalTransform
 from resflax.errors import UserError
 from resflax.nn import Spec
+from resflax.nn.fields import resolve
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
@@ -100,7 +101,7 @@ def default_preprocess(spec: Spec) -> Preprocess:
             size=(112, 112), crop_pct=0.875, mean=KINETICS_MEAN, std=KINETICS_STD,
             interpolation="bilinear",
         )  # fmt: skip
-    if spec.conv == "scaled_standardized":
+    if resolve("conv", spec.conv).has_gain:
         return Preprocess(crop_pct=0.9)  # of timm's nfnet.py
     return Preprocess(mean=HALF, std=HALF) if spec.preact else Preprocess()
 

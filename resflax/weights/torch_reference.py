@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from resflax.errors import UserError
 from resflax.nn import BlockConfig, BlockGeometry, Spec
-from resflax.nn.fields import resolve
+from resflax.nn.fields import check_named, resolve
 from resflax.nn.layers import Sizes
 from resflax.nn.scaled_conv import gamma_of
 from resflax.weights.bridge import Variables, to_torch
@@ -30,8 +30,9 @@ def torch_logits(
       images: preprocessed images, channels last.
 
     Raises:
-      UserError: if PyTorch is not installed.
+      UserError: if PyTorch is not installed, or the network has parts that this file does not.
     """
+    check_named(spec.own_parts, "PyTorch has no such part")
     try:
         import torch
     except ImportError as e:
@@ -240,12 +241,12 @@ class TorchResNet:
     def conv(self, name: str, x: Any, *, stride: Sizes, dilation: int = 1, groups: int = 1) -> Any:
         """Applies a convolution with symmetric padding and, if set, weight standardization."""
         weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
-        if self.spec.conv != "plain":
-            epsilon = 1e-8 if self.spec.conv == "standardized" else 1e-5
+        kind = resolve("conv", self.spec.conv)
+        if kind.epsilon is not None:
             filters = weight.reshape(weight.shape[0], -1)
             filters = filters - filters.mean(1, keepdim=True)
-            filters = filters / (filters.square().mean(1, keepdim=True) + epsilon).sqrt()
-            if self.spec.conv == "scaled_standardized":
+            filters = filters / (filters.square().mean(1, keepdim=True) + kind.epsilon).sqrt()
+            if kind.has_gain:
                 gamma = gamma_of(resolve("activation", self.spec.activation))
                 scale = gamma / filters.shape[1] ** 0.5
                 filters = filters * self.tensors[f"{name}.gain"].reshape(-1, 1) * scale
