@@ -312,10 +312,8 @@ def test_error_in_a_row_has_field_and_shape(field, row, message):
         ({"block": wide, "output_stride": 8, "stem": "deep", "depths": (1, 1, 1),
           "widths": (8, 8, 8)}, "output_stride is 8, but block .*:wide, a function, has no dila"),
         ({"block": wide, "groups": 2}, "groups is 2, but block .*:wide has no grouped conv"),
-        ({"norm": layer_norm, "ensemble": "batch", "members": 2}, "ensemble 'batch' with norm"),
         *(({"conv": conv, "ensemble": ensemble, "members": 2}, "ensemble .* share kernels, which")
           for ensemble in ("batch", "mimo") for conv in ("standardized", convolve)),
-        ({"norm": layer_norm, "ensemble": "packed", "members": 2, "alpha": 2.0}, "keep members ap"),
     ],
 )  # fmt: skip
 def test_impossible_combination_is_refused(fields, message):

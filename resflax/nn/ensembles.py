@@ -226,6 +226,8 @@ class EnsembleRow(NamedTuple):
       channels: whether the members are groups of channels.
       shuffles: whether training shuffles the batch for each member.
       fields: names of the spec's fields that the row uses, of `ENSEMBLE_FIELDS`.
+      shipped: fields that take no functions with the ensemble: those of a single network would mix
+        its members.
     """
 
     make_ops: Callable[..., Ops]
@@ -234,6 +236,7 @@ class EnsembleRow(NamedTuple):
     channels: bool = False
     shuffles: bool = False
     fields: tuple[str, ...] = ("members",)
+    shipped: tuple[str, ...] = ()
 
     def head_outputs(self, members: int, classes: int) -> int:
         """Returns the outputs of the head for one row."""
@@ -253,13 +256,20 @@ def _plain_ops(members: int, **fields: Any) -> Ops:
 
 ENSEMBLES: dict[str, EnsembleRow] = {
     "none": EnsembleRow(_plain_ops, _one, fields=()),
-    "batch": EnsembleRow(_rank_one_ops, _repeat_rows, rows=True),
-    "packed": EnsembleRow(_grouped_ops, _share_images, channels=True, fields=("members", "alpha")),
+    "batch": EnsembleRow(_rank_one_ops, _repeat_rows, rows=True, shipped=("norm", "head")),
+    "packed": EnsembleRow(
+        _grouped_ops,
+        _share_images,
+        channels=True,
+        fields=("members", "alpha"),
+        shipped=("block", "stem", "shortcut", "norm", "pooling", "head"),
+    ),
     "mimo": EnsembleRow(
         _plain_ops,
         _join_images,
         shuffles=True,
         fields=("members", "batch_repetition", "input_repetition"),
+        shipped=("stem", "head"),
     ),
 }
 # The spec's fields of ensembles, with their defaults.

@@ -65,6 +65,8 @@ class Ops:
       train: whether this call trains.
       dtype: compute dtype.
       axis_name: mapped axis over which batch statistics are averaged, or None.
+      batch_norm: whose statistics batch norms use in training: the field `mode` of
+        `resflax.nn.batch_norm.BatchNorm` in a norm of your own.
       fused_conv_norm: a 1x1 convolution and its norm as one, see `resflax.nn.pointwise`; None if
         this call has no such operation.
       dimensions: number of spatial axes of the arrays.
@@ -83,6 +85,7 @@ class Ops:
     train: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    batch_norm: BatchNormMode = GLOBAL_BATCH
     fused_conv_norm: Callable[..., Array] | None = None
     dimensions: int = 2
     norms: bool = True
@@ -207,6 +210,7 @@ def make_ops(
         train=train,
         dtype=dtype,
         axis_name=axis_name,
+        batch_norm=batch_norm,
         fused_conv_norm=fused_conv_norm if fuses else None,
         dimensions=dimensions,
         norms=norm is not NONE,

@@ -14,6 +14,7 @@ from resflax.nn.spec import Spec
 
 Variables = Any
 IMAGE_CONVS = ("stem_conv", "stem_conv1")
+NORM_ARRAYS = ("scale", "bias", "mean", "var", "v", "tau")
 
 
 def split_members(spec: Spec, variables: Variables) -> list[Variables]:
@@ -49,11 +50,15 @@ def split_members(spec: Spec, variables: Variables) -> list[Variables]:
 
 
 def _fold_factors(tree: Any, member: int, members: int) -> Any:
-    """Multiplies the rank-1 factors of a member into the kernels, and selects its norms."""
+    """Multiplies the rank-1 factors of a member into the kernels, and selects its norms.
+
+    Other arrays, such as the kernel of ECA and those of modules that a function makes, are shared.
+    """
     folded = {}
     for name, node in tree.items():
         if not isinstance(node, dict):
-            folded[name] = node[member]  # a norm's
+            is_members = name in NORM_ARRAYS and node.ndim == 2 and len(node) == members
+            folded[name] = node[member] if is_members else node
         elif f"{name}_s" in tree:
             before, after = tree[f"{name}_r"], tree[f"{name}_s"]
             scale = before["scale"][member][:, None] * after["scale"][member]
@@ -61,9 +66,7 @@ def _fold_factors(tree: Any, member: int, members: int) -> Any:
             if "bias" in after:
                 folded[name]["bias"] = after["bias"][member]
         elif name[-2:] not in ("_r", "_s"):
-            # A kernel without factors, that of `ATTENTION`'s "eca", is shared.
-            shared = set(node) == {"kernel"}
-            folded[name] = node if shared else _fold_factors(node, member, members)
+            folded[name] = _fold_factors(node, member, members)
     return folded
 
 

@@ -8,7 +8,7 @@ from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
 from resflax.nn.convs import PLAIN
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
-from resflax.nn.fields import FIELDS, is_shipped, resolve
+from resflax.nn.fields import FIELDS, SHIPPED, is_shipped, resolve
 from resflax.nn.functions import describe
 from resflax.nn.gates import SUM
 from resflax.nn.layers import per_axis
@@ -215,7 +215,7 @@ def _check_ensemble(spec: Spec) -> None:
     )
     if spec.channel_groups > 1:
         norm: NormRow = resolve("norm", spec.norm)
-        if spec.attention != "none" or norm.channel_multiple > 1 or norm.function:
+        if spec.attention != "none" or norm.channel_multiple > 1:
             raise UserError(
                 f"ensemble 'packed' with attention {describe(spec.attention)} and norm"
                 f" {describe(spec.norm)}: expected attention='none', and norm='batch' or"
@@ -223,12 +223,16 @@ def _check_ensemble(spec: Spec) -> None:
             )
         if spec.pruned is not None:
             raise UserError("ensemble 'packed' cannot be pruned: use pruned=None")
-
-    if spec.ensemble_row.rows and resolve("norm", spec.norm).function:
-        raise UserError(
-            f"ensemble 'batch' with norm {describe(spec.norm)}, a function: expected a name in"
-            " NORMS, so that each member has its own"
-        )
+    own = spec.own_parts
+    if not resolve("stem", spec.stem).function:
+        own.pop("stem", None)  # rows of convolutions are data
+    for field in ensemble.shipped:
+        if field in own:
+            raise UserError(
+                f"{field} is {describe(own[field])}, and ensemble {describe(spec.ensemble)} needs a"
+                f" shipped one, which keeps its members apart: expected one of"
+                f" {', '.join(SHIPPED[field])}"
+            )
 
 
 def _check_channels(spec: Spec) -> None:

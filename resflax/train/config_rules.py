@@ -46,6 +46,7 @@ from resflax.train.rule import (
 from resflax.train.schedules import SCHEDULES
 from resflax.train.unknown_keys import unknown_key
 from resflax.train.unused_keys import check_unused
+from resflax.weights.shapes import has_batch_stats
 from resflax.zoo.registry import DTYPES
 
 RULES: dict[str, Rule] = {
@@ -250,7 +251,7 @@ def _check_model(config: ConfigDict) -> None:
 def check_averaging(config: ConfigDict, spec: Spec) -> None:
     """Raises `UserError` if averaged weights have no separate batch statistics."""
     is_frozen = config.freeze_batch_norm or config.batch_norm == "frozen"
-    has_own = config.precise_bn_batches or is_frozen or spec.norm != "batch"
+    has_own = config.precise_bn_batches or is_frozen or not has_batch_stats(spec)
     if config.ema_decay and not has_own:
         raise UserError(
             f"config.ema_decay is {config.ema_decay}: averaged weights need batch statistics"

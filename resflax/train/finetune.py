@@ -64,7 +64,7 @@ def build_batch_norm(
     if mode.name == "global" and not frozen:
         return model
     user = "frozen batch norms need" if frozen else f"batch_norm={mode.name!r} needs"
-    check_batch_norm_field(model, user)
+    check_batch_norm_field(model, user, frozen if mode.name == "global" else norms)
     return model.clone(batch_norm=mode)
 
 

@@ -14,11 +14,15 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resflax.errors import UserError
-from resflax.nn.batch_norm import BatchNormMode
+from resflax.nn import ResNet
+from resflax.nn.batch_norm import BatchNorm, BatchNormMode
+from resflax.nn.functions import describe
 from resflax.nn.patterns import Path, check_patterns, matches_leaf, unstacked_names
 
 Params = dict[str, Any]
@@ -98,24 +102,50 @@ def freeze_statistics(model: Any, variables: Params, patterns: Sequence[str]) ->
     norms = frozen_batch_norms(variables, patterns)
     if not norms:
         return model
-    check_batch_norm_field(model, "frozen batch norms need")
+    check_batch_norm_field(model, "frozen batch norms need", norms)
     mode = model.batch_norm
     frozen = tuple(dict.fromkeys((*mode.frozen, *norms)))
     return model.clone(batch_norm=dataclasses.replace(mode, frozen=frozen))
 
 
-def check_batch_norm_field(model: Any, user: str) -> None:
+def check_batch_norm_field(model: Any, user: str, norms: Sequence[str]) -> None:
     """Raises `UserError` unless a model has a field `batch_norm` that chooses the statistics.
 
     Args:
       model: a linen module.
       user: who needs it, with the verb.
+      norms: paths of the batch norms that have to follow it.
     """
     if not isinstance(getattr(model, "batch_norm", None), BatchNormMode):
         raise UserError(
             f"the model has no field batch_norm of type BatchNormMode, which {user}: freeze other"
             " parameters, or add it as resflax.nn.ResNet does"
         )
+    own = model.spec.own_parts if isinstance(model, ResNet) else {}
+    others = [norm for norm in norms if norm not in _norms_with_mode(model)] if own else []
+    if others:
+        parts = ", ".join(f"{field} {describe(part)}" for field, part in own.items())
+        raise UserError(
+            f"{others[0]} has batch statistics of a part of your own ({parts}), and {user} a batch"
+            " norm that follows ops.batch_norm: use norm='batch', or in your function"
+            " resflax.nn.batch_norm.BatchNorm with mode=ops.batch_norm"
+        )
+
+
+def _norms_with_mode(model: ResNet) -> set[str]:
+    """Returns the paths of the batch norms that have the model's mode."""
+    paths = set()
+
+    def collect(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, BatchNorm) and module.mode == model.batch_norm:
+            paths.add("/".join(module.path))
+        return method(*args, **kwargs)
+
+    image = jax.ShapeDtypeStruct((1, *[64] * model.spec.dimensions, 3), jnp.float32)
+    with nn.intercept_methods(collect):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    return paths
 
 
 def moving_statistics(variables: Params, patterns: Sequence[str], mode: BatchNormMode) -> list[str]:

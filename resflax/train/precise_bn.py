@@ -19,9 +19,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from resflax.distributed.engines import Engine
+from resflax.errors import UserError
 from resflax.kernels import backend
 from resflax.nn import ResNet
 from resflax.nn.batch_norm import batch_norm_mode
@@ -34,15 +36,24 @@ BatchStats = Any
 StatsStep = Callable[[TrainState, dict[str, Array]], BatchStats]
 
 
-def _with_zero_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Calls a module's method with momentum 0, so that the result is the statistics of the batch.
+class _ZeroMomentum:
+    """Calls modules' methods with momentum 0, so that the results are the statistics of the batch.
 
     Solving 0.9 old + 0.1 new for the new ones instead would lose precision.
+
+    Attributes:
+      paths: of the modules that have a momentum.
     """
-    if hasattr(context.module, "momentum"):
-        # The module is the copy that this `apply` made; linen freezes it against mistakes.
-        object.__setattr__(context.module, "momentum", 0.0)
-    return method(*args, **kwargs)
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+
+    def __call__(self, method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if hasattr(context.module, "momentum"):
+            # The module is the copy that this `apply` made; linen freezes it against mistakes.
+            object.__setattr__(context.module, "momentum", 0.0)
+            self.paths.add("/".join(context.module.path))
+        return method(*args, **kwargs)
 
 
 def _without_dropout(model: Any) -> nn.Module:
@@ -66,11 +77,29 @@ def compute_batch_stats(
 
     Returns:
       A tree like `variables["batch_stats"]`.
+
+    Raises:
+      UserError: if there are batch statistics of a module without momentum, or others than a mean
+        and a variance.
     """
     mutable = [name for name in variables if name != "params"]
-    with nn.intercept_methods(_with_zero_momentum):
+    with nn.intercept_methods(zero_momentum := _ZeroMomentum()):
         _, updated = _without_dropout(model).apply(variables, images, train=True, mutable=mutable)
-    return updated.get("batch_stats", {})
+    stats = updated.get("batch_stats", {})
+    _check_statistics(stats, zero_momentum.paths)
+    return stats
+
+
+def _check_statistics(stats: BatchStats, with_momentum: set[str]) -> None:
+    leaves = {"/".join(path) for path in flatten_dict(stats)}
+    for norm in batch_norms(stats):
+        own = {leaf for leaf in leaves if leaf.rpartition("/")[0] == norm}
+        if norm not in with_momentum or own != {f"{norm}/mean", f"{norm}/var"}:
+            raise UserError(
+                f"precise batch norm cannot compute the batch statistics {', '.join(sorted(own))}:"
+                " expected a module with a field momentum and the arrays mean and var, such as"
+                " flax.linen.BatchNorm; or leave config.precise_bn_batches out"
+            )
 
 
 def per_batch_stats(

@@ -28,6 +28,7 @@ from resflax.train.rule import Row
 from resflax.train.schedules import SCHEDULES
 from resflax.train.unused_loss import LOSS_ROWS
 from resflax.train.unused_spec import unused_fields
+from resflax.weights.shapes import has_batch_stats
 
 # Keys of `data` for how examples are read from a dataset on disk.
 READING_KEYS = ("data_dir", "image_size", "channels", "on_bad_example")
@@ -96,7 +97,7 @@ def _mixup(c: ConfigDict) -> bool:
 
 
 def _has_no_batch_norm(c: ConfigDict) -> bool:
-    return bool(c.model) and build_model(c).spec.norm != "batch"
+    return bool(c.model) and not has_batch_stats(build_model(c).spec)
 
 
 ROWS: tuple[Row, ...] = (

@@ -43,3 +43,14 @@ def module_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
         return model.init(jax.random.key(0), image, train=False)
 
     return jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+
+
+def has_batch_stats(spec: Spec) -> bool:
+    """Returns whether a network has batch statistics, in parts of the user's own as well.
+
+    >>> from resflax.zoo import get_spec
+    >>> spec = get_spec("cifar_resnet8")
+    >>> has_batch_stats(spec), has_batch_stats(spec.override(norm="group", stem_width=32))
+    (True, False)
+    """
+    return "batch_stats" in variable_shapes(spec) if spec.own_parts else spec.norm == "batch"

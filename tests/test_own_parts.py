@@ -1,0 +1,182 @@
+"""Functions of the user's own in ensembles, and batch norms of their own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.networks import randomized, run, variables_of
+
+from resflax import UserError
+from resflax.nn import ResNet, Spec, split_members
+from resflax.nn.batch_norm import BatchNorm
+from resflax.nn.stems import Stem, StemConv
+from resflax.train import default_config, recompute_batch_stats
+from resflax.train.config_rules import check_config
+from resflax.train.freeze import freeze_statistics
+from resflax.weights.shapes import has_batch_stats
+
+SMALL = {"depths": (1, 1), "widths": (8, 16), "stem": "cifar", "stem_width": 8, "num_classes": 3}
+IMAGES = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
+
+
+def small(**fields):
+    return ResNet(Spec(**(SMALL | {"block": "basic"} | fields)))
+
+
+def block(ops, x, features, stride):
+    """With layers of the network, and with a module that it does not know."""
+    y = ops.norm_act(ops.conv(x, features, 3, stride, name="conv1"), name="first")
+    return nn.Dense(features, name="mix")(ops.norm(ops.conv(y, features, 1, name="b"), name="last"))
+
+
+def attention(ops, x, channels):
+    return x * jax.nn.sigmoid(ops.dense(x.mean((1, 2)), x.shape[-1], name="own"))[:, None, None]
+
+
+def stem(ops, x, features):
+    return ops.norm_act(ops.conv(x, features, 3, name="patches"), name="stem_norm")
+
+
+def project(ops, x, features, stride):
+    return ops.conv(x, features, 1, stride, name="W")
+
+
+def head(ops, x, features):
+    return ops.dense(x, features, name="head") / 2
+
+
+def largest(ops, x):
+    return x.max((1, 2))
+
+
+def linen_norm(ops, x, *, name, zero):
+    init = nn.initializers.zeros if zero else nn.initializers.ones
+    fields = {"scale_init": init, "axis_name": ops.axis_name, "dtype": ops.dtype, "name": name}
+    return nn.BatchNorm(not ops.train, momentum=0.9, **fields)(x)
+
+
+def norm_with_mode(ops, x, *, name, zero):
+    norm = BatchNorm(ops.train, axis_name=ops.axis_name, mode=ops.batch_norm, name=name)
+    return jnp.sign(x) * norm(jnp.abs(x))
+
+
+def odd_norm(ops, x, *, name, zero):
+    class Largest(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            largest = self.variable("batch_stats", "largest", jnp.ones, ())
+            if ops.train and not self.is_initializing():
+                largest.value = jnp.max(x)
+            return x / largest.value
+
+    return Largest(name=name)(x)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ensemble": "batch", "block": block, "attention": attention},
+        {"ensemble": "batch", "stem": stem, "shortcut": project, "pooling": largest},
+        {"ensemble": "mimo", "block": block, "attention": attention, "pooling": largest},
+        {"ensemble": "packed", "alpha": 2.0, "activation": jnp.sin, "conv": jax.lax.conv},
+        {"ensemble": "packed", "alpha": 2.0, "stem": Stem((StemConv(5),))},
+    ],
+)
+def test_members_with_own_parts_are_those_of_the_ensemble(fields):
+    """Each is a single network with the same logits."""
+    if fields.get("conv"):
+        fields = fields | {"conv": lambda *a, **k: 2 * jax.lax.conv_general_dilated(*a, **k)}
+    model = small(members=2, **fields)
+    variables = randomized(variables_of(model, IMAGES.shape))
+    members, single = split_members(model.spec, variables), ResNet(model.spec.member)
+
+    def both(variables, members):
+        alone = [single.apply(member, IMAGES, train=False) for member in members]
+        return model.apply(variables, IMAGES, train=False, members=True), jnp.stack(alone)
+
+    together, alone = run(both, variables, members)
+    assert np.abs(together[0] - together[1]).max() > 1e-2
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "fields"),
+    [
+        ("packed", {"block": block}), ("packed", {"stem": stem}), ("packed", {"pooling": largest}),
+        ("packed", {"shortcut": project}), ("packed", {"head": head}),
+        ("packed", {"norm": linen_norm}), ("batch", {"norm": linen_norm}),
+        ("batch", {"head": head}), ("mimo", {"head": head}), ("mimo", {"stem": stem}),
+    ],
+)  # fmt: skip
+def test_part_that_would_mix_members_is_refused(ensemble, fields):
+    (field,) = fields
+    message = f"^{field} is test_own_parts:.*, and ensemble '{ensemble}' needs a shipped one.*: exp"
+    with pytest.raises(UserError, match=message):
+        small(ensemble=ensemble, members=2, **fields)
+
+
+def test_batch_statistics_of_own_parts_are_found():
+    assert has_batch_stats(small(norm=linen_norm).spec)
+    assert has_batch_stats(small(norm="none", block=block_with_batch_norm).spec)
+    assert not has_batch_stats(small(norm=lambda ops, x, *, name, zero: x).spec)
+
+
+def block_with_batch_norm(ops, x, features, stride):
+    return nn.BatchNorm(not ops.train)(ops.conv(x, features, 3, stride, name="conv"))
+
+
+def config_of(norm, **keys):
+    config = default_config()
+    config.update({"model": "cifar_resnet8", **keys})
+    config.spec.norm = f"test_own_parts:{norm}"
+    return config
+
+
+def test_config_counts_an_own_batch_norm():
+    check_config(config_of("linen_norm", precise_bn_batches=4))
+    with pytest.raises(UserError, match="ema_decay is 0.9: averaged weights need batch statistics"):
+        check_config(config_of("linen_norm", ema_decay=0.9))
+    with pytest.raises(UserError, match="precise_bn_batches is 4, but the model has no batch norm"):
+        check_config(config_of("identity_norm", precise_bn_batches=4))
+
+
+def identity_norm(ops, x, *, name, zero):
+    return x
+
+
+def test_precise_batch_norm_of_an_own_norm_is_that_of_the_population():
+    """The first norm's input does not depend on other norms: its moments follow from the images."""
+    model = small(norm=linen_norm, depths=(1,), widths=(8,))
+    variables = randomized(variables_of(model, IMAGES.shape))
+    found = recompute_batch_stats(model, variables, [IMAGES[:2], IMAGES[2:]])["batch_stats"]
+    kernel = variables["params"]["stem_conv"]["kernel"]
+    y = jax.lax.conv_general_dilated(
+        IMAGES, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(found["stem_norm"]["mean"], y.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["stem_norm"]["var"], y.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_precise_batch_norm_of_other_statistics_is_refused():
+    model = small(norm=odd_norm, depths=(1,), widths=(8,))
+    variables = randomized(variables_of(model, IMAGES.shape))
+    with pytest.raises(
+        UserError, match="cannot compute the batch statistics stage1_block1/norm1/la"
+    ):
+        recompute_batch_stats(model, variables, [IMAGES])
+
+
+def test_own_batch_norm_is_frozen_only_if_it_follows_the_mode():
+    model = small(norm=norm_with_mode, depths=(1,), widths=(8,))
+    variables = randomized(variables_of(model, IMAGES.shape))
+    model, before = freeze_statistics(model, variables, ("stem*",)), variables["batch_stats"]
+    _, new = run(lambda v: model.apply(v, IMAGES, train=True, mutable=["batch_stats"]), variables)
+    after = new["batch_stats"]
+    np.testing.assert_array_equal(after["stem_norm"]["mean"], before["stem_norm"]["mean"])
+    first = "stage1_block1"
+    assert np.abs(after[first]["norm1"]["mean"] - before[first]["norm1"]["mean"]).max() > 1e-3
+    with pytest.raises(
+        UserError, match="stem_norm has batch statistics of a part of your own .norm"
+    ):
+        freeze_statistics(small(norm=linen_norm, depths=(1,), widths=(8,)), variables, ("stem*",))
