@@ -12,6 +12,7 @@ from resflax import UserError, create_model
 from resflax.export.onnx import OPSETS, to_onnx
 from resflax.export.onnx_operators import OPERATORS
 from resflax.inference import OPS
+from resflax.nn import ACTIVATIONS
 from resflax.weights.preprocess import Preprocess
 from resflax.weights.pretrained_config import PretrainedConfig
 from resflax.zoo import get_spec
@@ -65,6 +66,17 @@ def test_onnxruntime_gives_the_models_logits(name, fold):
     config, model, variables, images = network(SPECS[name])
     exported = to_onnx(config, variables, fold=fold)
     assert relative_error(run_onnx(exported, images), apply(model, variables, images)) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_is_that_of_jax(activation):
+    """On its own, before a branch, and as the end of convolutions."""
+    spec = get_spec("cifar_resnet8").override(
+        depths=(1,), widths=(8,), stem_width=8, activation=activation, order="act_only_preact"
+    )
+    config, model, variables, images = network(spec, size=4)
+    value = run_onnx(to_onnx(config, variables), images)
+    assert relative_error(value, apply(model, variables, images)) < 1e-5
 
 
 @pytest.mark.slow

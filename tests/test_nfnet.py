@@ -12,7 +12,7 @@ from resflax.nn.activations import ACTIVATIONS
 from resflax.nn.gates import input_scales
 from resflax.nn.scaled_conv import GAMMAS, gamma_of, scaled_kernel
 from resflax.weights import from_torch
-from resflax.weights.layouts import array_specs
+from resflax.weights.array_specs import array_specs
 from resflax.weights.mismatch import describe_network
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo import get_spec

@@ -145,7 +145,7 @@ def identity_norm(ops, x, *, name, zero):
     return x
 
 
-def test_precise_batch_norm_of_an_own_norm_is_that_of_the_population():
+def test_precise_batch_norm_of_an_own_norm_is_of_all_examples():
     """The first norm's input does not depend on other norms: its moments follow from the images."""
     model = small(norm=linen_norm, depths=(1,), widths=(8,))
     variables = randomized(variables_of(model, IMAGES.shape))
@@ -167,7 +167,7 @@ def test_precise_batch_norm_of_other_statistics_is_refused():
         recompute_batch_stats(model, variables, [IMAGES])
 
 
-def test_own_batch_norm_is_frozen_only_if_it_follows_the_mode():
+def test_own_batch_norm_is_frozen_if_it_follows_the_mode():
     model = small(norm=norm_with_mode, depths=(1,), widths=(8,))
     variables = randomized(variables_of(model, IMAGES.shape))
     model, before = freeze_statistics(model, variables, ("stem*",)), variables["batch_stats"]

@@ -14,7 +14,8 @@ from helpers.parity_inputs import NUM_CLASSES, draw_array, draw_images, shapes_d
 from resflax import create_model, list_models
 from resflax.nn.scan import parse_block_name
 from resflax.weights import from_torch, to_torch
-from resflax.weights.layouts import array_specs, default_layout
+from resflax.weights.array_specs import array_specs
+from resflax.weights.layouts import default_layout
 from resflax.weights.shapes import variable_shapes
 from resflax.weights.torch_reference import torch_logits
 from resflax.zoo import get_spec

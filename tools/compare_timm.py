@@ -21,7 +21,8 @@ import numpy as np
 
 from resflax import create_model, get_spec
 from resflax.weights import from_torch, to_torch
-from resflax.weights.layouts import BATCH_COUNT, array_specs, default_layout
+from resflax.weights.array_specs import array_specs
+from resflax.weights.layouts import BATCH_COUNT, default_layout
 from resflax.weights.shapes import variable_shapes
 
 # The drawn weights are shared with the tests.

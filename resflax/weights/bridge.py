@@ -11,15 +11,13 @@ from flax import traverse_util
 from resflax.errors import Report, UserError, print_to_stderr, unknown
 from resflax.nn import Spec, stack_params, unstack_params
 from resflax.nn.functions import describe
+from resflax.weights.array_specs import ArraySpec, array_specs, unnamed_array
 from resflax.weights.arrays import is_array, to_arrays
 from resflax.weights.layouts import (
     BATCH_COUNT,
     LAYOUTS,
-    ArraySpec,
-    array_specs,
     default_layout,
     is_flax_name,
-    unnamed_array,
 )
 from resflax.weights.mismatch import describe_mismatch, describe_network, network_name
 from resflax.weights.prefixes import strip_prefixes

@@ -8,7 +8,8 @@ from flax import traverse_util
 
 from resflax.errors import UserError
 from resflax.nn import Spec
-from resflax.weights.layouts import LAYOUTS, array_specs, block_name
+from resflax.weights.array_specs import array_specs
+from resflax.weights.layouts import LAYOUTS, block_name
 from resflax.weights.shapes import variable_shapes
 from resflax.zoo.cifar import parse_name
 from resflax.zoo.registry import SPECS, get_spec

@@ -14,8 +14,9 @@ from resflax.nn import BlockConfig, BlockGeometry, Spec
 from resflax.nn.fields import check_named, resolve
 from resflax.nn.layers import Sizes
 from resflax.nn.scaled_conv import gamma_of
+from resflax.weights.array_specs import TORCH_LEAVES, array_specs
 from resflax.weights.bridge import Variables, to_torch
-from resflax.weights.layouts import TORCH_LEAVES, VIDEO_STEMS, array_specs, default_layout
+from resflax.weights.layouts import VIDEO_STEMS, default_layout
 from resflax.weights.shapes import variable_shapes
 
 
