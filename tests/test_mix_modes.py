@@ -11,7 +11,7 @@ from timm.loss import SoftTargetCrossEntropy
 from resflax import UserError
 from resflax.data import make_mix
 from resflax.data.augment.box import sample_centered_box
-from resflax.train.metrics import cross_entropy
+from resflax.train.losses import cross_entropy
 from resflax.train.state import TrainState
 from resflax.train.step_inputs import make_prepare_batch
 
