@@ -123,7 +123,7 @@ ARGUMENTS = {
         "expected none before warmup_epochs, 2.0",
     ),
     "learning rate NaN": (["--config.learning_rate=nan"], "in the range of float32"),
-    "negative clip norm": (["--config.grad_clip_norm=-1"], "expected 0 or more"),
+    "negative clip norm": (["--config.grad_clip=-1"], "expected 0 or more"),
     "polynomial power 0": (["--config.polynomial_power=0"], "expected more than 0"),
     "trust coefficient 0": (["--config.trust_coefficient=0"], "expected more than 0"),
     "micro-batches that do not divide the batch": (["--config.grad_accum_steps=3"], "use 48 or 72"),

@@ -52,7 +52,7 @@ def train_by_hand():
     """Trains the config of the test below without the builders, with the pure step in a loop."""
     model = create_model("cifar_resnet8", num_classes=10, **TINY)
     schedule = make_schedule("cosine", peak=0.05, steps=45, warmup_steps=22)
-    optimizer = make_optimizer("adamw", schedule, weight_decay=0.01, grad_clip_norm=1.0)
+    optimizer = make_optimizer("adamw", schedule, weight_decay=0.01, grad_clip=1.0)
     mean, std = DIGITS.train.mean_std()
     step = make_train_step(
         model,
@@ -75,7 +75,7 @@ def test_built_run_equals_the_pure_step_in_a_loop(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]])
     config = make_config(
         seed=3, optimizer="adamw", learning_rate=0.05, warmup_epochs=1.0, weight_decay=0.01,
-        grad_clip_norm=1.0, label_smoothing=0.1, grad_accum_steps=2, parallel="mesh",
+        grad_clip=1.0, label_smoothing=0.1, grad_accum_steps=2, parallel="mesh",
         data__pad_crop=1,
     )  # fmt: skip
     trainer = Trainer(build(config))

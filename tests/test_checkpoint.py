@@ -19,7 +19,7 @@ from resflax.train import create_state, make_optimizer
 def make_state(model_name, seed):
     """Returns a train state of random NumPy arrays, without computing its initial values."""
     optimizer = make_optimizer(
-        "sgd", optax.constant_schedule(0.1), weight_decay=1e-4, grad_clip_norm=1.0
+        "sgd", optax.constant_schedule(0.1), weight_decay=1e-4, grad_clip=1.0
     )
     model, rng = create_model(model_name), np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0, (8, 8, 1)))

@@ -74,7 +74,7 @@ def test_small_gradients_are_not_clipped():
 
 @pytest.mark.parametrize("mode", CLIPPINGS)
 def test_optimizer_clips_before_its_step(mode):
-    optimizer = make_optimizer("sgd", 1.0, momentum=0, grad_clip_norm=0.5, grad_clip_mode=mode)
+    optimizer = make_optimizer("sgd", 1.0, momentum=0, grad_clip=0.5, grad_clip_mode=mode)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(GRADIENTS, optimizer.init(PARAMS), PARAMS)
     expected = clip(mode, 0.5, GRADIENTS, PARAMS)
@@ -85,4 +85,4 @@ def test_optimizer_clips_before_its_step(mode):
 
 def test_unknown_mode_is_refused():
     with pytest.raises(UserError, match="unknown grad_clip_mode 'agcc'"):
-        make_optimizer("sgd", 0.1, grad_clip_norm=1.0, grad_clip_mode="agcc")
+        make_optimizer("sgd", 0.1, grad_clip=1.0, grad_clip_mode="agcc")

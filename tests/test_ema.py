@@ -24,6 +24,7 @@ from resflax.train import (
     make_train_step,
     recompute_batch_stats,
 )
+from resflax.train.averaging import EMA, EMA_WARMUPS, ema_update
 
 TINY = {"depths": (1,), "widths": (8,), "stem_width": 8}
 
@@ -39,7 +40,7 @@ def test_average_equals_its_recurrence(decay):
     optimizer = optax.sgd(0.5)
     state = init(optimizer)
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
-    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema_decay=decay))
+    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema=EMA(decay)))
     expected = jax.tree.map(lambda w: np.asarray(w, np.float64), state.params)
     for t in range(20):
         state, _ = step(state, random_batch(8))
@@ -57,10 +58,43 @@ def test_average_changes_by_exactly_one_minus_the_decay():
     state = dataclasses.replace(
         state, step=jnp.int32(10**6), ema=jax.tree.map(jnp.zeros_like, state.ema)
     )
-    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema_decay=0.9999))
+    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema=EMA(0.9999)))
     new, _ = step(state, random_batch(8))
     w = new.params["head"]["kernel"]
     np.testing.assert_allclose(new.ema["head"]["kernel"], 1e-4 * np.float64(w), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("use_warmup", "warmup"), [(True, "power"), (False, "none")])
+@pytest.mark.parametrize("start", [0, 3])
+def test_average_is_that_of_timms_model_ema(use_warmup, warmup, start):
+    torch, ema = pytest.importorskip("torch"), pytest.importorskip("timm.utils.model_ema")
+    weights = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
+    model = torch.nn.Linear(5, 1, bias=False)
+    model.weight.data = torch.from_numpy(weights[:1].copy())
+    theirs = ema.ModelEmaV3(model, 0.7, use_warmup=use_warmup, update_after_step=start)
+    average, ours = EMA(0.7, start_step=start, warmup=warmup), jnp.asarray(weights[0])
+    for step, row in enumerate(weights[1:]):
+        model.weight.data = torch.from_numpy(row[None].copy())
+        theirs.update(model, step + 1)
+        ours = ema_update(ours, jnp.asarray(row), average, step)
+        np.testing.assert_allclose(ours, theirs.module.weight.detach()[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", EMA_WARMUPS)
+def test_average_of_every_third_step_is_that_of_those_weights(warmup):
+    """Steps 2, 5, 8, ...: until step 2 it is the weights, as in torchvision's warm-up."""
+    weights = jnp.asarray(np.random.default_rng(0).standard_normal((12, 5)), jnp.float32)
+    third, every = EMA(0.7, 3, 2, warmup), EMA(0.7, warmup=warmup)
+    update = jax.jit(ema_update, static_argnums=2)
+    average, expected = weights[0], weights[1]
+    for step, row in enumerate(weights):
+        average = update(average, row, third, step)
+        if step < 2:
+            np.testing.assert_array_equal(average, row)
+            continue
+        if (step - 2) % 3 == 0:
+            expected = update(expected, row, every, (step - 2) // 3)
+        np.testing.assert_allclose(average, expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -68,7 +102,7 @@ def test_average_is_evaluated_and_does_not_affect_training():
     optimizer = optax.sgd(0.5)
     states = {}
     for decay in (0.0, 0.9):
-        step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema_decay=decay))
+        step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema=EMA(decay)))
         states[decay], _ = step(init(optimizer, ema=decay > 0), random_batch(8))
     assert states[0.0].ema == {}
     jax.tree.map(np.testing.assert_array_equal, states[0.0].params, states[0.9].params)
@@ -86,7 +120,7 @@ def test_average_is_evaluated_and_does_not_affect_training():
 def test_average_has_its_own_memory(name, devices):
     """Engines donate the memory of the state to the step, each array once."""
     engine, optimizer = make_engine(name, jax.devices()[:devices]), optax.sgd(0.5)
-    step = make_train_step(LinearClassifier(), optimizer, ema_decay=0.9, axis_name=engine.axis_name)
+    step = make_train_step(LinearClassifier(), optimizer, ema=EMA(0.9), axis_name=engine.axis_name)
     compiled = engine.compile_train(step)
     state = engine.put_state(init(optimizer))
     for _ in range(2):

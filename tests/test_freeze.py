@@ -204,7 +204,7 @@ def test_step_that_trains_the_head_costs_one_forward_pass(fields):
 )
 def test_frozen_parameters_keep_their_bits(options):
     """Signs of zeros too, which adding a zero would lose."""
-    optimizer = make_optimizer("adamw", 0.1, weight_decay=0.1, grad_clip_norm=1.0)
+    optimizer = make_optimizer("adamw", 0.1, weight_decay=0.1, grad_clip=1.0)
     net, ema = NormNet(), "ema_decay" in options
     state = create_state(net, optimizer, 0, (2, 2, 1), ema=ema, freeze=("stem_conv",))
     kernel = state.params["stem_conv"]["kernel"].at[0].set(-0.0)

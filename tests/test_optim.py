@@ -136,16 +136,16 @@ def test_trust_ratio_of_a_zero_kernel_is_not_zero():
 @pytest.mark.slow
 def test_clipping_scales_the_whole_gradient_to_the_norm():
     norm = np.sqrt(0.5**2 + 1 + 1 + 4)
-    result = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip_norm=0.5), steps=1)
+    result = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip=0.5), steps=1)
     np.testing.assert_allclose(result["norm"]["bias"], 4 - 2 * 0.5 / norm, rtol=1e-5)
-    loose = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip_norm=100.0), steps=1)
+    loose = run(make_optimizer("sgd", 1.0, momentum=0.0, grad_clip=100.0), steps=1)
     np.testing.assert_allclose(loose["norm"]["bias"], 2.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "mask", "message"),
     [
-        ("adam", "kernels", "unknown optimizer 'adam': expected one of sgd, adamw, lars, lamb"),
+        ("adam", "kernels", "unknown optimizer 'adam': expected one of sgd, adamw, nadamw, "),
         ("sgd", "bias", "unknown decay_mask 'bias'"),
     ],
 )

@@ -138,6 +138,34 @@ def test_schedules_can_be_traced():
         np.testing.assert_allclose(traced, [schedule(step) for step in range(20)], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("cycles", "name"), [(1, "cosine"), (2, "cosine_cycles")])
+def test_cosine_to_a_minimum_equals_the_formula_of_torch(cycles, name):
+    """`CosineAnnealingLR`: eta_min + (lr - eta_min) (1 + cos(pi t / T_max)) / 2."""
+    torch = pytest.importorskip("torch")
+    schedule = make_schedule(name, peak=0.4, minimum=0.03, steps=20 * cycles, cycles=cycles)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 20, eta_min=0.03)
+    for step in range(20 * cycles):
+        np.testing.assert_allclose(schedule(step), annealing.get_last_lr()[0], rtol=1e-5)
+        optimizer.step()
+        annealing.step()
+
+
+def test_polynomial_to_a_minimum_equals_its_formula():
+    schedule = make_schedule("polynomial", peak=0.4, minimum=0.1, steps=10, power=2.0)
+    rates = [0.1 + 0.3 * (1 - step / 10) ** 2 for step in range(11)]
+    np.testing.assert_allclose([schedule(step) for step in range(11)], rates, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, row in SCHEDULES.items() if not row.has_warmup])
+def test_warmup_starts_at_its_learning_rate(name):
+    schedule = make_schedule(name, peak=0.5, steps=20, warmup_steps=5, warmup_start=0.1)
+    np.testing.assert_allclose(
+        [schedule(step) for step in range(5)], np.linspace(0.1, 0.5, 5), rtol=1e-6
+    )
+    np.testing.assert_allclose(schedule(5), 0.5, rtol=1e-6)
+
+
 def test_unknown_schedules_raise_user_errors():
     with pytest.raises(UserError, match="unknown schedule 'cosin'.*one of constant, "):
         make_schedule("cosin", peak=1, steps=1)

@@ -89,7 +89,7 @@ def make_case(fields, options, mode):
     """Returns model, optimizer (which clips by the norm) and a random state, in float64."""
     model = create_model("cifar_resnet8", num_classes=3, dtype="float64", **ONE_BLOCK | fields)
     model = model.clone(batch_norm=mode)
-    optimizer = make_optimizer("sgd", 0.1, weight_decay=1e-2, grad_clip_norm=0.5)
+    optimizer = make_optimizer("sgd", 0.1, weight_decay=1e-2, grad_clip=0.5)
     options = {"freeze": options.get("freeze", ()), "ema": "ema_decay" in options}
     shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0, SHAPE).variables)
     state = create_state(model, optimizer, 0, SHAPE, randomized(shapes), **options)

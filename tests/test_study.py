@@ -73,7 +73,7 @@ def test_sweep_member_equals_a_network_trained_alone(small):
 @pytest.mark.slow
 def test_diverged_member_does_not_affect_others(small):
     model = create_model("cifar_plain8", num_classes=2)
-    config = make_config(warmup_epochs=0.0, grad_clip_norm=0.0)
+    config = make_config(warmup_epochs=0.0, grad_clip=0.0)
     _, curves = train_sweep(model, small, config, seeds=[0], rates=[0.01, 1e30])
     assert curves["train"][1][0] == [100, 100]
     assert curves["test"][1][0] == [100, 100]

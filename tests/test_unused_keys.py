@@ -27,11 +27,14 @@ CASES = [
     ("momentum", 0.8, {"optimizer": "adamw"}, {"optimizer": "lars"}),
     ("nesterov", False, {"optimizer": "lamb"}, {"optimizer": "sgd"}),
     ("trust_coefficient", 0.1, {"optimizer": "lamb"}, {"optimizer": "lars"}),
+    ("betas", (0.8, 0.9), {}, {"optimizer": "adamw"}),
+    ("eps", 1e-3, {"optimizer": "lion"}, {"optimizer": "lamb"}),
     ("nesterov", False, {"momentum": 0.0}, {}),
-    ("grad_clip_mode", "agc", {}, {"grad_clip_norm": 0.01}),
+    ("grad_clip_mode", "agc", {}, {"grad_clip": 0.01}),
     ("decay_mask", "all", {"weight_decay": 0.0}, {"weight_decay": 0.0, "optimizer": "lamb"}),
     ("max_consecutive_nonfinite", 3, {}, {"on_nonfinite": "skip"}),
-    ("steps_per_call", 8, {"data.placement": "host"}, {}),
+    ("base_batch_size", 512, {}, {"learning_rate_scaling": "sqrt"}),
+    ("ema_every_steps", 2, {}, {"ema_decay": 0.9, "precise_bn_batches": 1}),
     ("decay_epochs", (3,), {"schedule": "cosine"}, {"schedule": "step"}),
     (
         "decay_rate",
@@ -42,6 +45,9 @@ CASES = [
     ("polynomial_power", 2.0, {"schedule": "constant"}, {"schedule": "polynomial"}),
     ("schedule_cycles", 3, {"schedule": "cosine"}, {"schedule": "cosine_cycles"}),
     ("decay_rate", 0.5, {"schedule": "step"}, {"schedule": "step", "decay_epochs": (3,)}),
+    ("min_learning_rate", 0.01, {"schedule": "step"}, {"schedule": "polynomial"}),
+    ("warmup_learning_rate", 0.01, {}, {"warmup_epochs": 1.0}),
+    ("steps_per_call", 8, {"data.placement": "host"}, {}),
     ("bce_target_threshold", 0.2, {}, {"loss": "bce"}),
     ("loss_sum_classes", True, {}, {"loss": "focal"}),
     ("focal_alpha", 0.5, {"loss": "bce"}, {"loss": "focal"}),
@@ -103,8 +109,15 @@ MORE = [
     ),
     ("data.crop_mode", "squash", {}, STREAMED),
     ("data.train_crop", "resize", {}, STREAMED),
+    (
+        "warmup_learning_rate", 0.01,
+        {"warmup_epochs": 1.0, "schedule": "linear_onecycle"},
+        {"warmup_epochs": 1.0},
+    ),
+    ("ema_start_step", 2, {}, {"ema_decay": 0.9, "precise_bn_batches": 1}),
+    ("ema_warmup", "none", {}, {"ema_decay": 0.9, "precise_bn_batches": 1}),
     ("data.flip", True, {"epochs": 0, **WEIGHTS}, {}),
-    ("grad_clip_norm", 1.0, {"epochs": 0, **WEIGHTS}, {}),
+    ("grad_clip", 1.0, {"epochs": 0, **WEIGHTS}, {}),
     ("ensemble.on_diverged", "stop", {}, ENSEMBLE),
     ("ensemble.member_devices", 1, {}, ENSEMBLE),
     ("ensemble.share_init", True, {}, ENSEMBLE),
@@ -217,7 +230,7 @@ def test_key_given_on_the_command_line_is_refused(capsys, tmp_path):
     assert out == ""
     assert err == (
         "error: config.momentum is 0.7, but config.optimizer='adamw' has none: leave it out, or use"
-        " sgd or lars\n"
+        " sgd or lars or rmsprop or muon or schedule_free_sgd\n"
     )
     assert not (tmp_path / "run").exists()
 

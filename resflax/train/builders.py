@@ -14,6 +14,7 @@ from resflax.data import Split, normalize
 from resflax.data.order import number_of_steps
 from resflax.nn import ResNet
 from resflax.nn.drop import block_rates
+from resflax.train.averaging import EMA
 from resflax.train.choice import Choice
 from resflax.train.config import build_augment, build_mix
 from resflax.train.distill import Distillation
@@ -25,7 +26,8 @@ from resflax.train.ensemble import (
     member_config,
     shared_config,
 )
-from resflax.train.finetune import build_layer_scales, freeze_patterns
+from resflax.train.finetune import build_update_scales, freeze_patterns
+from resflax.train.learning_rate import batch_size_factor
 from resflax.train.losses import build_loss
 from resflax.train.member_step import freeze_diverged, make_member_step
 from resflax.train.optim import make_optimizer
@@ -48,7 +50,7 @@ def build_schedule(
     Args:
       config: see `default_config`.
       examples: size of the training split.
-      peak: replaces `config.learning_rate`.
+      peak: replaces `config.learning_rate`, before it is scaled by the batch size.
     """
     if isinstance(peak, Choice):
         return lambda step: peak.map(lambda value: build_schedule(config, examples, value)(step))
@@ -58,9 +60,11 @@ def build_schedule(
 
     return make_schedule(
         config.schedule,
-        peak=config.learning_rate if peak is None else peak,
+        peak=(config.learning_rate if peak is None else peak) * batch_size_factor(config),
+        minimum=config.min_learning_rate,
         steps=total_steps(config, examples),
         warmup_steps=steps(config.warmup_epochs),
+        warmup_start=config.warmup_learning_rate,
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
@@ -91,7 +95,7 @@ def build_optimizer(
       weight_decay: replaces `config.weight_decay`.
     """
     weight_decay = config.weight_decay if weight_decay is None else weight_decay
-    optimizer = make_optimizer(
+    return make_optimizer(
         config.optimizer,
         schedule,
         momentum=config.momentum,
@@ -99,11 +103,12 @@ def build_optimizer(
         weight_decay=_scalar(weight_decay),
         mask=config.decay_mask,
         trust_coefficient=config.trust_coefficient,
-        grad_clip_norm=config.grad_clip_norm,
+        grad_clip=config.grad_clip,
         grad_clip_mode=config.grad_clip_mode,
+        betas=config.betas,
+        eps=config.eps,
+        after=build_update_scales(config, model),
     )
-    scales = build_layer_scales(config, model)
-    return optax.chain(optimizer, *scales) if scales else optimizer
 
 
 def build_normalizer(split: Split) -> Normalizer:
@@ -150,7 +155,7 @@ def build_train_step(
         distillation=distillation,
         drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,
-        ema_decay=config.ema_decay,
+        ema=EMA(config.ema_decay, config.ema_every_steps, config.ema_start_step, config.ema_warmup),
         on_nonfinite=config.on_nonfinite,
         freeze=freeze_patterns(config, model),
         axis_name=axis_name,

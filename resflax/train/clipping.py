@@ -42,7 +42,7 @@ def clip_adaptively(limit: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-# From the largest value, that of `grad_clip_norm`, to a transformation.
+# From the largest value, that of `grad_clip`, to a transformation.
 CLIPPINGS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "norm": optax.clip_by_global_norm,
     "value": optax.clip,

@@ -124,15 +124,28 @@ AUGMENTATION = {
 OPTIMIZER = {
     "optimizer": Key("sgd", "the optimizer"),
     "learning_rate": Key(0.1, "largest learning rate of the schedule"),
+    "learning_rate_scaling": Key(
+        "none", "how learning rates grow with batch_size over base_batch_size"
+    ),
+    "base_batch_size": Key(256, "batch size that learning rates are given for, if they are scaled"),
+    "learning_rate_factors": Key(
+        (), "pairs of a pattern of parameter names and the factor of their learning rate"
+    ),
     "head_learning_rate": Key(0.0, "largest learning rate of the head; 0: learning_rate"),
     "layer_decay": Key(1.0, "factor of the learning rate per block, from the head down"),
-    "momentum": Key(0.9, "momentum of sgd and lars"),
-    "nesterov": Key(True, "Nesterov momentum for sgd and lars"),
+    "momentum": Key(
+        0.9,
+        "momentum; of schedule_free_sgd, the weight of the average in the parameters at which"
+        " gradients are computed",
+    ),
+    "nesterov": Key(True, "Nesterov momentum"),
+    "betas": Key((), "decay rates of the optimizer's moments; (): its own"),
+    "eps": Key(0.0, "what the optimizer adds to denominators; 0: its own"),
     "trust_coefficient": Key(0.001, "trust coefficient of lars"),
-    "grad_clip_norm": Key(0.0, "largest global norm of the gradient; 0: no clipping"),
+    "grad_clip": Key(0.0, "limit of the gradient, see grad_clip_mode; 0: no clipping"),
     "grad_clip_mode": Key(
         "norm",
-        "what grad_clip_norm limits: the global norm, each value, or with agc the norm of each"
+        "what grad_clip limits: the global norm, each value, or with agc the norm of each"
         " unit's gradient over that of its weights",
     ),
     "batch_size": Key(128, "examples per step, over all devices"),
@@ -150,6 +163,12 @@ SCHEDULE = {
     "schedule": Key("cosine", "learning rate as a function of the step"),
     "warmup_epochs": Key(
         0.0, "epochs of linear warm-up; one-cycle: epoch of the peak, 0 for 0.3 of the run"
+    ),
+    "warmup_learning_rate": Key(
+        0.0, "learning rate of the first step of the warm-up; 0: the peak over the steps of it"
+    ),
+    "min_learning_rate": Key(
+        0.0, "learning rate at the end of the cosine, cosine_cycles and polynomial schedules"
     ),
     "decay_epochs": Key((), "epochs at which schedule=step multiplies the learning rate"),
     "decay_rate": Key(0.1, "factor of schedule=step"),
@@ -179,6 +198,9 @@ REGULARIZATION = {
     "weight_decay": Key(1e-4, "weight decay; for sgd the L2 penalty of the paper"),
     "decay_mask": Key("kernels", "parameters that weight decay and trust ratios apply to"),
     "ema_decay": Key(0.0, "decay of averaged weights, which are then evaluated; 0: none"),
+    "ema_every_steps": Key(1, "steps per update of the averaged weights"),
+    "ema_start_step": Key(0, "step before which the averaged weights are the weights themselves"),
+    "ema_warmup": Key("tensorflow", "how the decay of averaged weights grows at first"),
 }
 EVALUATION = {
     "data.eval_size": Key(

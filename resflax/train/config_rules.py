@@ -19,6 +19,7 @@ from resflax.nn.fields import FIELDS
 from resflax.nn.spec_checks import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.run.metric_writer import WRITERS, parse_writers
+from resflax.train.averaging import EMA_WARMUPS, evaluated_weights
 from resflax.train.clipping import CLIPPINGS
 from resflax.train.config import build_augment, build_mix, build_model, default_config
 from resflax.train.config_keys import KEYS
@@ -26,13 +27,17 @@ from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemb
 from resflax.train.eval_sets import EXPECTED as EXPECTED_SETS
 from resflax.train.eval_sets import parse_eval_sets
 from resflax.train.input_pipeline import PLACEMENTS
+from resflax.train.learning_rate import SCALINGS
 from resflax.train.losses import LOSSES
 from resflax.train.nonfinite import ACTIONS
-from resflax.train.optim import DECAY_MASKS, OPTIMIZERS
+from resflax.train.optim import DECAY_MASKS
+from resflax.train.optimizer_rules import check_optimizer
+from resflax.train.optimizers import OPTIMIZERS
 from resflax.train.rule import (
     COUNT,
     COUNT_OR_ZERO,
     LESS_THAN_ONE,
+    MAX_FLOAT,
     NOT_NEGATIVE,
     POSITIVE,
     PROBABILITY,
@@ -59,6 +64,13 @@ RULES: dict[str, Rule] = {
     "grad_accum_steps": COUNT,
     "steps_per_call": Rule("1 to 1000000", lambda v: 1 <= v <= 1_000_000),
     "learning_rate": POSITIVE,
+    "base_batch_size": COUNT,
+    "learning_rate_factors": Rule(
+        "pairs of a pattern and a factor above 0, such as (('stem*', 0.1), ('head', 10.0))",
+        lambda v: all(
+            len(pair) == 2 and isinstance(pair[0], str) and 0 < pair[1] < MAX_FLOAT for pair in v
+        ),
+    ),
     "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "freeze": Rule(
@@ -75,6 +87,8 @@ RULES: dict[str, Rule] = {
     ),
     "ghost_batch_size": COUNT,
     "warmup_epochs": NOT_NEGATIVE,
+    "warmup_learning_rate": NOT_NEGATIVE,
+    "min_learning_rate": NOT_NEGATIVE,
     "decay_epochs": Rule(
         "increasing epochs",
         lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
@@ -85,14 +99,18 @@ RULES: dict[str, Rule] = {
     "momentum": LESS_THAN_ONE,
     "weight_decay": NOT_NEGATIVE,
     "trust_coefficient": POSITIVE,
-    "grad_clip_norm": NOT_NEGATIVE,
+    "grad_clip": NOT_NEGATIVE,
     "label_smoothing": LESS_THAN_ONE,
     "distill.weight": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "distill.temperature": POSITIVE,
     "bce_target_threshold": Rule("0 to less than 1", lambda v: v is None or 0 <= v < 1),
     "focal_alpha": Rule("0 to 1, or -1 for none", lambda v: v == -1 or 0 <= v <= 1),
     "focal_gamma": NOT_NEGATIVE,
+    "betas": Rule("numbers from 0 to less than 1", lambda v: all(0 <= x < 1 for x in v)),
+    "eps": NOT_NEGATIVE,
     "ema_decay": LESS_THAN_ONE,
+    "ema_every_steps": COUNT,
+    "ema_start_step": COUNT_OR_ZERO,
     "precise_bn_batches": COUNT_OR_ZERO,
     "mesh.fsdp": COUNT,
     "log_every_steps": COUNT,
@@ -153,10 +171,12 @@ RULES: dict[str, Rule] = {
 CHOICES: dict[str, Any] = {
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
+    "learning_rate_scaling": SCALINGS,
     "batch_norm": BATCH_NORM_MODES,
     "schedule": SCHEDULES,
     "decay_mask": DECAY_MASKS,
     "grad_clip_mode": CLIPPINGS,
+    "ema_warmup": EMA_WARMUPS,
     "parallel": ENGINES,
     "on_nonfinite": ACTIONS[1:],
     "ensemble.method": METHODS,
@@ -252,9 +272,11 @@ def check_averaging(config: ConfigDict, spec: Spec) -> None:
     """Raises `UserError` if averaged weights have no separate batch statistics."""
     is_frozen = config.freeze_batch_norm or config.batch_norm == "frozen"
     has_own = config.precise_bn_batches or is_frozen or not has_batch_stats(spec)
-    if config.ema_decay and not has_own:
+    weights = evaluated_weights(config)
+    if weights != "params" and not has_own:
+        key = "ema_decay" if weights == "ema" else "optimizer"
         raise UserError(
-            f"config.ema_decay is {config.ema_decay}: averaged weights need batch statistics"
+            f"config.{key} is {config[key]}: averaged weights need batch statistics"
             " computed for them: set --config.precise_bn_batches=16 or more"
         )
 
@@ -266,6 +288,7 @@ CHECKS: tuple[Callable[[ConfigDict], Any], ...] = (
     build_augment,
     build_mix,
     check_ensemble,  # whose rule for mesh.fsdp holds with every engine
+    check_optimizer,
     lambda c: check_fsdp(c.parallel, c.mesh.fsdp),
     check_unused,
 )

@@ -1,6 +1,7 @@
 """What a config freezes, and which statistics its batch norms use in training."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import optax
@@ -16,8 +17,10 @@ from resflax.train.freeze import (
     check_batch_norm_field,
     frozen_batch_norms,
     moving_statistics,
+    split_params,
 )
-from resflax.train.layer_decay import HEAD, scale_by_layer
+from resflax.train.layer_decay import HEAD, layer_scales
+from resflax.train.learning_rate import check_factors, pattern_factors, scale_updates
 from resflax.weights.shapes import module_shapes
 
 HEAD_PARAMS = (f"{HEAD}/kernel", f"{HEAD}/bias")
@@ -112,29 +115,46 @@ def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> Ba
     return mode
 
 
-def build_layer_scales(
+def build_update_scales(
     config: ConfigDict, model: nn.Module | None
 ) -> list[optax.GradientTransformation]:
-    """Builds what follows a config's optimizer: `scale_by_layer`, or nothing.
+    """Builds what scales the updates of a config's optimizer: learning rates by layer and pattern.
 
     Raises:
       UserError: if the config has learning rates by layer and the model is not a `ResNet`, or one
         for a head that it freezes.
     """
-    head_rate = config.head_learning_rate
-    if not head_rate and config.layer_decay == 1:
-        return []
-    if not isinstance(model, ResNet):
-        raise UserError(
-            "config.layer_decay and config.head_learning_rate need the layers of a resflax ResNet:"
-            " leave them out with another model"
-        )
+    head_rate, scales = config.head_learning_rate, []
+    if head_rate or config.layer_decay != 1:
+        if not isinstance(model, ResNet):
+            raise UserError(
+                "config.layer_decay and config.head_learning_rate need the layers of a resflax"
+                " ResNet: leave them out with another model"
+            )
+        decay = partial(layer_scales, depths=model.spec.depths, layer_decay=config.layer_decay)
+        scales += [scale_updates(decay)] if config.layer_decay != 1 else []
     if head_rate and matches_all(HEAD_PARAMS, parse_patterns(config.freeze)):
         raise UserError(
             f"config.head_learning_rate is {head_rate}, but config.freeze includes the head:"
             " expected 0"
         )
-    head_scale = (head_rate or config.learning_rate) / config.learning_rate
-    return [
-        scale_by_layer(model.spec.depths, layer_decay=config.layer_decay, head_scale=head_scale)
-    ]
+    head = [(HEAD, head_rate / config.learning_rate)] if head_rate else []
+    if factors := (*head, *config.learning_rate_factors):
+        scales.append(scale_updates(partial(pattern_factors, factors=factors)))
+    return scales
+
+
+def check_learning_rate_factors(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]
+) -> None:
+    """Raises `UserError` if a pattern of `config.learning_rate_factors` trains no parameter.
+
+    Args:
+      config: of the run.
+      model: the result of `build_batch_norm`.
+      image_shape: shape of one example.
+    """
+    if config.learning_rate_factors:
+        params = module_shapes(model, image_shape)["params"]
+        trainable, _ = split_params(params, freeze_patterns(config, model))
+        check_factors(trainable, config.learning_rate_factors)

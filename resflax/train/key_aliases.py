@@ -65,12 +65,19 @@ ALIASES: dict[str, str] = {
     "learning_rate": (
         "lr base_lr initial_lr init_lr max_lr peak_lr lr0 eta lr_max lr_init blr base_learning_rate"
     ),
+    "learning_rate_scaling": "lr_base_scale scale_lr auto_scale_lr lr_scaling",
+    "base_batch_size": "lr_base_size reference_batch_size",
+    "learning_rate_factors": "learning_rates lr_mult param_groups paramwise_cfg lr_multipliers",
+    "min_learning_rate": "min_lr lr_min eta_min end_lr final_lr minimum_learning_rate lr_end",
+    "warmup_learning_rate": "warmup_lr warmup_lr_init warmup_start_lr lr_warmup_init",
     "head_learning_rate": "head_lr lr_head classifier_lr lr_classifier",
     "layer_decay": "llrd layer_lr_decay layerwise_lr_decay lr_layer_decay layer_wise_decay",
     "momentum": "sgd_momentum mom beta",
     "nesterov": "use_nesterov",
-    "grad_clip_norm": (
-        "clip_grad clip_grad_norm gradient_clip_val grad_clip max_grad_norm clipnorm"
+    "betas": "beta1 beta2 opt_betas adam_beta1 adam_beta2 b1 b2 adam_betas",
+    "eps": "epsilon opt_eps adam_epsilon optimizer_eps",
+    "grad_clip": (
+        "grad_clip_norm clip_grad clip_grad_norm gradient_clip_val max_grad_norm clipnorm"
         " global_clipnorm gradient_clip gradient_clipping clip"
     ),
     "grad_clip_mode": "clip_mode gradient_clip_algorithm",
@@ -101,6 +108,9 @@ ALIASES: dict[str, str] = {
     "loss_sum_classes": "bce_sum",
     "label_smoothing": "smoothing ls label_smooth lsr label_smoothing_factor smooth",
     "ema_decay": "model_ema model_ema_decay ema use_ema ema_momentum ema_rate averaging",
+    "ema_every_steps": "model_ema_steps ema_update_every ema_update_interval ema_interval",
+    "ema_start_step": "update_after_step ema_update_after_step ema_start model_ema_start",
+    "ema_warmup": "model_ema_warmup",
     "precise_bn_batches": "precise_bn recalibrate_batches update_bn bn_recalibration",
     "log_every_steps": (
         "log_interval print_freq log_every log_every_n_steps logging_steps log_freq log_steps"
@@ -176,11 +186,6 @@ ADVICE: dict[str, str] = {
         "config.checkpoint_every_steps and config.checkpoint_every_minutes say when a run is saved"
     ),
     "eval_steps": "config.eval_every_epochs says how often a run is evaluated",
-    "min_lr lr_min eta_min min_learning_rate lr_end end_lr warmup_lr lr_warmup_init": (
-        "schedules start and end at fixed shares of config.learning_rate (docs/architecture.md)"
-    ),
-    "betas beta1 beta2 opt_betas eps epsilon opt_eps opt_args adam_beta1 adam_beta2 adam_epsilon"
-    " b1 b2": "these constants of the optimizers are those of optax",
     "eval_batch_size val_batch_size test_batch_size validation_batch_size"
     " per_device_eval_batch_size": "config.batch_size is that of the evaluation too",
     "eval evaluate test test_only eval_only validate do_eval evaluation": (

@@ -1,4 +1,4 @@
-"""Learning rates by depth: layer-wise decay, and a learning rate of the head's own.
+"""Learning rates by depth: layer-wise decay.
 
 As in BEiT (Bao et al. 2021, arXiv:2106.08254, appendix) and timm's `param_groups_layer_decay`: the
 stem is layer 0, each block a layer, the head the last one, L; layer l's learning rate is multiplied
@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from resflax.nn.scan import REST, parse_block_name
 
@@ -37,9 +35,7 @@ def layer_of(module: str, depths: Sequence[int]) -> int | range:
     return {HEAD: sum(depths) + 1, "head_norm": sum(depths)}.get(module, 0)
 
 
-def layer_scales(
-    params: Any, depths: Sequence[int], *, layer_decay: float = 1.0, head_scale: float = 1.0
-) -> Any:
+def layer_scales(params: Any, depths: Sequence[int], *, layer_decay: float) -> Any:
     """Returns the factor of each parameter's learning rate, broadcastable to the parameter.
 
     Args:
@@ -47,36 +43,18 @@ def layer_scales(
         blocks is an array along their axis.
       depths: number of blocks of each stage.
       layer_decay: factor per layer from the head down.
-      head_scale: factor of the head.
 
     >>> params = {"stem_conv": {"kernel": np.ones(3)}, "head": {"bias": np.ones(2)}}
-    >>> layer_scales(params, (1, 1), layer_decay=0.5, head_scale=10.0)
-    {'head': {'bias': 10.0}, 'stem_conv': {'kernel': 0.125}}
+    >>> layer_scales(params, (1, 1), layer_decay=0.5)
+    {'head': {'bias': 1.0}, 'stem_conv': {'kernel': 0.125}}
     """
     last = sum(depths) + 1
 
     def scale(path: Any, leaf: Any) -> Any:
-        module = path[0].key
-        layer = layer_of(module, depths)
+        layer = layer_of(path[0].key, depths)
         if isinstance(layer, range):
             factors = layer_decay ** (last - np.array(layer, np.float64))
             return factors.astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
-        return layer_decay ** (last - layer) * (head_scale if module == HEAD else 1.0)
+        return layer_decay ** (last - layer)
 
     return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def scale_by_layer(
-    depths: Sequence[int], *, layer_decay: float = 1.0, head_scale: float = 1.0
-) -> optax.GradientTransformation:
-    """Multiplies updates by `layer_scales`; use it after an optimizer. It has no state.
-
-    With decoupled weight decay the decay is scaled too, as PyTorch's parameter groups do.
-    """
-
-    def update(updates: Any, params: Any) -> Any:
-        del params
-        scales = layer_scales(updates, depths, layer_decay=layer_decay, head_scale=head_scale)
-        return jax.tree.map(lambda u, scale: u * jnp.asarray(scale, u.dtype), updates, scales)
-
-    return optax.stateless(update)

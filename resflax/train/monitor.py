@@ -100,7 +100,7 @@ class Monitor:
             rate = self.learning_rates(step)[k]
             what = f"the {split} loss is {loss} at step {step}, learning rate {rate:.3g}"
             if not before[k]:
-                advice = ": try a lower config.learning_rate or a config.grad_clip_norm"
+                advice = ": try a lower config.learning_rate or a config.grad_clip"
                 self._end_training(k, step, what, advice, is_left_out=True)
             elif self._keeps_diverged and (not old or np.isfinite(old[k])):
                 self._warn(k, f"{what}, with its last finite state: it is left out")

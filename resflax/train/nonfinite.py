@@ -93,10 +93,7 @@ def stop_reason(config: ConfigDict, in_row: int) -> str:
     if in_row < max_in_row(config):
         return ""
     if config.on_nonfinite == "stop":
-        return (
-            ": try a lower config.learning_rate, a config.grad_clip_norm, or"
-            " config.on_nonfinite=skip"
-        )
+        return ": try a lower config.learning_rate, a config.grad_clip, or config.on_nonfinite=skip"
     return (
         f" in {in_row} consecutive steps, the maximum of config.max_consecutive_nonfinite:"
         " try a lower config.learning_rate"

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from resflax.run.manifest import params_sha256
 from resflax.run.trainer_state import METRICS, TrainerState
+from resflax.train.averaging import evaluated_weights
 from resflax.train.ensemble import differing_values, is_ensemble, member_seeds
 from resflax.train.finetune import freeze_patterns
 from resflax.train.freeze import count_params, split_params
@@ -50,6 +51,7 @@ def make_record(
       examples_per_second: speed of the interval or the evaluation.
       resources: memory and waiting times, see `memory_use` and `WaitMeter`.
     """
+    weights = evaluated_weights(config)
     return {
         "step": step,
         "epoch": round(epoch, 4),
@@ -59,7 +61,7 @@ def make_record(
         "learning_rate": learning_rate,
         "examples_per_second": round(examples_per_second, 1),
         **resources,
-        **({"weights": "ema"} if split != "train" and config.ema_decay else {}),
+        **({"weights": weights} if split != "train" and weights != "params" else {}),
         **{key: values[key] for key in ("dropped", "members") if key in values},
     }
 
@@ -97,7 +99,7 @@ def make_results(
         "best_by": dataset.best_by,
         f"best_{dataset.best_by}_accuracy": trainer_state.best,
         "splits": dataset.names._asdict() | {"validation": dataset.names.validation or None},
-        "weights": "ema" if run.config.ema_decay else "params",
+        "weights": evaluated_weights(run.config),
         "train_examples": len(dataset.train),
         "skipped_examples": len(trainer_state.skipped),
         "steps": int(np.max(final.step)),

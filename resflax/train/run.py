@@ -19,6 +19,7 @@ from resflax.distributed import Engine
 from resflax.distributed.placement import to_default_device
 from resflax.errors import UserError
 from resflax.nn import ResNet
+from resflax.train.averaging import evaluated_weights
 from resflax.train.config import to_json_dict
 from resflax.train.ensemble import abstract_states, initial_states
 from resflax.train.eval_step import EvalStep
@@ -161,7 +162,7 @@ def build_state(
         config.seed if seed is None else seed,
         image_shape,
         variables,
-        ema=config.ema_decay > 0,
+        ema=evaluated_weights(config) != "params",
         freeze=freeze_patterns(config, model),
     )
 

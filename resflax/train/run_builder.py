@@ -31,7 +31,12 @@ from resflax.train.config_rules import check_averaging, check_config
 from resflax.train.dataset import build_dataset, normalize_dataset
 from resflax.train.ensemble import is_ensemble, shared_config
 from resflax.train.eval_step import EvalStep, make_eval_step, make_predict_step
-from resflax.train.finetune import build_batch_norm, describe_statistics
+from resflax.train.finetune import (
+    build_batch_norm,
+    check_learning_rate_factors,
+    describe_statistics,
+)
+from resflax.train.learning_rate import describe_learning_rate
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
@@ -102,6 +107,7 @@ def build(
         engine = engine.with_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
+        check_learning_rate_factors(config, model, dataset.image_shape)
     teacher = read_teacher(config, dataset)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
     schedules = build_schedules(given, examples)
@@ -135,6 +141,7 @@ def build(
         notes=(
             *_describe_start(config, fitted, model, dataset),
             *describe_statistics(config, model, dataset.image_shape),
+            *describe_learning_rate(given),
             *([f"teacher: {teacher.source}"] if teacher else []),
             *(model.spec.describe_saved() if isinstance(model, ResNet) else ()),
         ),

@@ -15,8 +15,8 @@ class ScheduleRow(NamedTuple):
     """A row of `SCHEDULES`.
 
     Attributes:
-      make: `(peak=, steps=, warmup_steps=, boundaries=, decay_rate=, power=, cycles=) -> schedule`,
-        with step 0 at the end of the warm-up.
+      make: `(peak=, minimum=, steps=, warmup_steps=, boundaries=, decay_rate=, power=, cycles=) ->
+        schedule`, with step 0 at the end of the warm-up.
       has_warmup: the curve includes its warm-up, and step 0 is the start of the run.
     """
 
@@ -38,12 +38,14 @@ def _step(
     return optax.piecewise_constant_schedule(peak, scales)
 
 
-def _cosine(*, peak: float, steps: int, warmup_steps: int, **_: Any) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))
+def _cosine(
+    *, peak: float, minimum: float, steps: int, warmup_steps: int, **_: Any
+) -> optax.Schedule:
+    return optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps), minimum / peak)
 
 
 def _cosine_cycles(
-    *, peak: float, steps: int, warmup_steps: int, cycles: int, **_: Any
+    *, peak: float, minimum: float, steps: int, warmup_steps: int, cycles: int, **_: Any
 ) -> optax.Schedule:
     ends = np.array(cycle_ends(steps, warmup_steps, cycles), np.int32) - warmup_steps
     starts = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
@@ -54,7 +56,7 @@ def _cosine_cycles(
         cycle = jnp.minimum(jnp.searchsorted(jnp.array(ends), step, side="right"), cycles - 1)
         done = (step - jnp.array(starts)[cycle]).astype(jnp.float32)
         progress = jnp.minimum(done / jnp.array(lengths)[cycle].astype(jnp.float32), 1.0)
-        return peak / 2 * (jnp.cos(jnp.pi * progress) + 1)
+        return minimum + (peak - minimum) / 2 * (jnp.cos(jnp.pi * progress) + 1)
 
     return schedule
 
@@ -80,9 +82,9 @@ def cycle_ends(steps: int, warmup_steps: int, cycles: int) -> tuple[int, ...]:
 
 
 def _polynomial(
-    *, peak: float, steps: int, warmup_steps: int, power: float, **_: Any
+    *, peak: float, minimum: float, steps: int, warmup_steps: int, power: float, **_: Any
 ) -> optax.Schedule:
-    return optax.polynomial_schedule(peak, 0.0, power, max(1, steps - warmup_steps))
+    return optax.polynomial_schedule(peak, minimum, power, max(1, steps - warmup_steps))
 
 
 def _fraction(step: int, steps: int) -> float:
@@ -125,7 +127,9 @@ def make_schedule(
     *,
     peak: float,
     steps: int,
+    minimum: float = 0.0,
     warmup_steps: int = 0,
+    warmup_start: float = 0.0,
     boundaries: Sequence[int] = (),
     decay_rate: float = 0.1,
     power: float = 1.0,
@@ -135,15 +139,18 @@ def make_schedule(
 
     Args:
       name: "constant"; "step": times `decay_rate` at each boundary (He et al. 2015); "cosine": to
-        zero at the last step (Loshchilov and Hutter 2017); "cosine_cycles": the same in each of
-        `cycles` parts of the run (Huang et al. 2017, arXiv:1704.00109, equation 2);
-        "polynomial": to zero as `(1 - progress)^power`; "linear_onecycle": up, down, and down to
-        almost zero (Smith 2018, arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down in
-        two halves of a cosine. One-cycle schedules start at 1/25 of the peak and end at 1/250,000.
+        `minimum` at the last step (Loshchilov and Hutter 2017); "cosine_cycles": the same in each
+        of `cycles` parts of the run (Huang et al. 2017, arXiv:1704.00109, equation 2);
+        "polynomial": to `minimum` as `(1 - progress)^power`; "linear_onecycle": up, down, and down
+        to almost zero (Smith 2018, arXiv:1803.09820, section 4.1); "cosine_onecycle": up and down
+        in two halves of a cosine. One-cycle schedules start at 1/25 of the peak and end at
+        1/250,000.
       peak: highest learning rate.
       steps: number of steps of the run.
-      warmup_steps: linear warm-up from `peak / warmup_steps` to `peak` (Goyal et al. 2017, section
-        2.2). For one-cycle schedules: the step of the peak; 0 for 0.3 of the run.
+      minimum: learning rate at the end of the "cosine", "cosine_cycles" and "polynomial" schedules.
+      warmup_steps: linear warm-up to `peak` (Goyal et al. 2017, section 2.2). For one-cycle
+        schedules: the step of the peak; 0 for 0.3 of the run.
+      warmup_start: learning rate of the first step of the warm-up; 0 for `peak / warmup_steps`.
       boundaries: steps of the "step" schedule, counted from the start of the run, after the
         warm-up.
       decay_rate: factor of the "step" schedule.
@@ -163,6 +170,7 @@ def make_schedule(
     curve = SCHEDULES[name]
     main = curve.make(
         peak=peak,
+        minimum=minimum,
         steps=steps,
         warmup_steps=warmup_steps,
         boundaries=boundaries,
@@ -172,7 +180,8 @@ def make_schedule(
     )
     if warmup_steps and not curve.has_warmup:
         # Not from 0, where the first step would have no effect.
-        warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
+        start = warmup_start or peak / warmup_steps
+        warmup = optax.linear_schedule(start, peak, max(1, warmup_steps - 1))
         main = optax.join_schedules([warmup, main], [warmup_steps])
 
     def schedule(step: Any) -> Any:

@@ -34,7 +34,7 @@ class TrainState:
       opt_state: the optimizer's state, for the trainable parameters.
       collections: the network's other variable collections, by name, which training may change
         too; {} if there are none, as for any `ResNet`.
-      ema: exponential moving average of the parameters, with the same structure; {} for none.
+      ema: average of the parameters, with the same structure; {} for none; see `averaging`.
       member: what only members of an ensemble have; {} for a single network. float32 scalars of
         the values that differ by member, by the names of `resflax.train.ensemble.MEMBER_KEYS`;
         "in_row", int32, consecutive updates that were not finite; "diverged_at", int32, the step
@@ -156,24 +156,3 @@ def _create(
         ema=variables["params"] if ema else {},
         collections={key: tree for key, tree in variables.items() if key not in own_fields},
     )
-
-
-def ema_update(ema: Tree, params: Tree, decay: float, step: Int[Array, ""] | int) -> Tree:
-    """Returns `d ema + (1 - d) params` with `d = min(decay, (1 + step) / (10 + step))`.
-
-    An exponential moving average of the weights (Polyak and Juditsky 1992, in its decaying form).
-    The second bound, from TensorFlow, reduces the share of the initial weights, which is
-    `decay^step` for a fixed decay.
-
-    Args:
-      ema: the average so far; float leaves.
-      params: the weights after the update, with the same structure, shapes and dtypes.
-      decay: float from 0 to less than 1.
-      step: number of updates before this one.
-
-    >>> ema_update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.999, 0)["w"].tolist()  # d = 1 / 10
-    [0.8999999761581421]
-    """
-    # 1 - d, not d: rounding 0.9999 to float32 changes 1 - d by a five-thousandth.
-    rate = jnp.maximum(1 - decay, 9 / (10 + jnp.asarray(step, jnp.float32)))
-    return jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), ema, params)

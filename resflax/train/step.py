@@ -21,6 +21,7 @@ from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import identity
 from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
+from resflax.train.averaging import EMA, NO_EMA, average_params
 from resflax.train.choice import Choice
 from resflax.train.distill import Distillation, make_step_loss
 from resflax.train.freeze import freeze_statistics, merge_params, split_params
@@ -35,7 +36,7 @@ from resflax.train.module_checks import (
 )
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
 from resflax.train.optimizer_arguments import optimizer_arguments
-from resflax.train.state import TrainState, ema_update
+from resflax.train.state import TrainState
 from resflax.train.step_inputs import Batch, TrainInputs, make_prepare_batch
 from resflax.train.variables import keep_types
 
@@ -104,7 +105,7 @@ def make_train_step(
     drop_path_rates: Float[Array, " blocks"] | None = None,
     mix_steps: int | None = None,
     grad_accum_steps: int = 1,
-    ema_decay: float = 0.0,
+    ema: EMA = NO_EMA,
     on_nonfinite: str = "ignore",
     freeze: Sequence[str] = (),
     freeze_stats: bool = True,
@@ -152,7 +153,8 @@ def make_train_step(
       mix_steps: number of steps, from the start of the run, in which `mix` is applied; by default
         all. What `mix` returns must then have the shapes of what it is given.
       grad_accum_steps: number of micro-batches; see `accumulate`.
-      ema_decay: decay of the averaged parameters of a state made with `ema=True`; 0 for none.
+      ema: how the averaged parameters of a state made with `ema=True` change. A schedule-free
+        optimizer has an average of its own, which is copied there instead.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
         stop; "skip" also discards the update where anything is not finite.
       freeze: patterns of parameters that the step does not change and computes no gradient for,
@@ -214,10 +216,11 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, trainable, **extra)
         trainable = optax.apply_updates(trainable, updates)
-        params, ema = merge_params(trainable, frozen), state.ema
-        if ema_decay:
-            averaged, frozen = split_params(ema, freeze)
-            ema = merge_params(ema_update(averaged, trainable, ema_decay, state.step), frozen)
+        params, averaged = merge_params(trainable, frozen), state.ema
+        if averaged:
+            averaged, frozen = split_params(averaged, freeze)
+            averaged = average_params(averaged, trainable, opt_state, ema, state.step)
+            averaged = merge_params(averaged, frozen)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -225,7 +228,7 @@ def make_train_step(
             batch_stats=batch_stats,
             collections=_average_collections(collections, axis_name),
             opt_state=opt_state,
-            ema=ema,
+            ema=averaged,
         )
         if on_nonfinite == "ignore":
             return new_state, results

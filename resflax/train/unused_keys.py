@@ -1,7 +1,6 @@
 """Keys of the config that have no effect on what the others choose, as a table."""
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,10 +22,9 @@ from resflax.train.config_keys import (
 )
 from resflax.train.ensemble import MEMBER_KEYS, SHARED, is_ensemble
 from resflax.train.ensemble_rules import is_random
-from resflax.train.optim import OPTIMIZERS
 from resflax.train.rule import Row
-from resflax.train.schedules import SCHEDULES
 from resflax.train.unused_loss import LOSS_ROWS
+from resflax.train.unused_optimizer import OPTIMIZER_ROWS
 from resflax.train.unused_spec import unused_fields
 from resflax.weights.shapes import has_batch_stats
 
@@ -51,29 +49,6 @@ TRAINING_KEYS = (
 
 def _data(*names: str) -> tuple[str, ...]:
     return tuple(f"data.{name}" for name in names)
-
-
-def _takes(function: Callable[..., Any], parameter: str) -> bool:
-    """Returns whether a function of a table names a parameter, and does not only ignore it."""
-    return parameter in inspect.signature(function).parameters
-
-
-def _optimizer_row(key: str, parameter: str) -> Row:
-    users = [name for name, make in OPTIMIZERS.items() if _takes(make, parameter)]
-    return Row(
-        (key,),
-        lambda c: c.optimizer in OPTIMIZERS and c.optimizer not in users,
-        f"config.optimizer={{c.optimizer!r}} has none: leave it out, or use {' or '.join(users)}",
-    )
-
-
-def _schedule_row(key: str, parameter: str) -> Row:
-    users = [name for name, row in SCHEDULES.items() if _takes(row.make, parameter)]
-    return Row(
-        (key,),
-        lambda c: c.schedule in SCHEDULES and c.schedule not in users,
-        f"config.schedule={{c.schedule!r}} has none: leave it out, or use {' or '.join(users)}",
-    )
 
 
 def _member_row(name: str, key: str) -> Row:
@@ -126,44 +101,11 @@ ROWS: tuple[Row, ...] = (
         lambda c: bool(c.pretrained),
         "config.pretrained={c.pretrained!r} has the initial parameters: leave it out",
     ),
-    # Optimizer.
-    _optimizer_row("momentum", "momentum"),
-    _optimizer_row("nesterov", "nesterov"),
-    _optimizer_row("trust_coefficient", "trust_coefficient"),
-    Row(("nesterov",), lambda c: not c.momentum, "config.momentum is 0: leave one of them out"),
-    Row(
-        ("grad_clip_mode",),
-        lambda c: not c.grad_clip_norm,
-        "config.grad_clip_norm is 0: leave it out, or give the limit",
-    ),
-    Row(
-        ("decay_mask",),
-        lambda c: (
-            c.optimizer in ("sgd", "adamw")
-            and not c.weight_decay
-            and not any(c.ensemble.weight_decay)
-        ),
-        "config.weight_decay is 0: leave it out",
-    ),
-    Row(
-        ("max_consecutive_nonfinite",),
-        lambda c: c.on_nonfinite != "skip",
-        "config.on_nonfinite={c.on_nonfinite!r} skips no update: leave it out, or use skip",
-    ),
+    *OPTIMIZER_ROWS,
     Row(
         ("steps_per_call",),
         lambda c: _is_streamed(c) or c.data.placement == "host",
         "the training images are not kept on the devices: leave it out",
-    ),
-    # Schedule.
-    _schedule_row("decay_epochs", "boundaries"),
-    _schedule_row("decay_rate", "decay_rate"),
-    _schedule_row("polynomial_power", "power"),
-    _schedule_row("schedule_cycles", "cycles"),
-    Row(
-        ("decay_rate",),
-        lambda c: not c.decay_epochs,
-        "config.decay_epochs is (): leave it out, or give the epochs",
     ),
     *LOSS_ROWS,
     # Evaluation.
