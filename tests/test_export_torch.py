@@ -29,6 +29,7 @@ FAMILIES = {
     "rs": ("resnetrs50", TINY, 3, {"layers"}),
     "preact": ("resnetv2_18", TINY, 3, {"layers"}),
     "normalizer-free": ("nf_resnet26", TINY, 3, {"depths"}),
+    "both poolings": ("resnet18", {**TINY, "pooling": "catavgmax"}, 3, {"global_pool"}),
     "preact bottleneck": ("resnetv2_50d", {**TINY, "stem_width": 16}, 1, {"stem_chs"}),
 }
 NOT_IN_TIMM = ("cifar_resnet8", "plain18", "resnet50_v1", "wrn16_4")

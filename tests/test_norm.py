@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from helpers.conv_reference import assert_close, normal
 
+from resflax import UserError, create_model
+from resflax.inference import make_predictor
 from resflax.nn.batch_norm import BatchNorm
+from resflax.weights import from_torch
 
 SHAPE = (6, 5, 4, 7)
 
@@ -226,3 +229,40 @@ def test_second_derivatives_match_flax():
     found = jax.jit(lambda: product(BatchNorm(train=True)))()
     expected = jax.jit(lambda: product(flax_batch_norm(train=True)))()
     assert_close(found, expected, 2e-5)
+
+
+def test_network_has_the_momentum_and_epsilon_of_its_spec():
+    """timm's network with other constants: running statistics of a batch, then its logits."""
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    norm = partial(torch.nn.BatchNorm2d, eps=0.1, momentum=0.3)
+    net = timm.create_model("test_resnet", num_classes=5, norm_layer=norm)
+    spec = {"norm_momentum": 0.7, "norm_epsilon": 0.1, "num_classes": 5}
+    model = create_model("test_resnet", **spec)
+    x = images((4, 32, 32, 3))
+    start = from_torch("test_resnet", dict(net.state_dict()), num_classes=5)
+    _, updated = model.apply(start, x, train=True, mutable=["batch_stats"])
+    with torch.no_grad():
+        theirs = torch.from_numpy(np.array(x.transpose(0, 3, 1, 2)))
+        net.train()(theirs)
+        logits = net.eval()(theirs).numpy()
+    expected = from_torch("test_resnet", dict(net.state_dict()), num_classes=5)["batch_stats"]
+    # torch divides the batch's variance by one less than the number of values, at least 4.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.1, atol=1e-4),
+        updated["batch_stats"],
+        expected,
+    )
+    trained = {**start, "batch_stats": expected}
+    for predict in (
+        partial(model.apply, trained, train=False),
+        make_predictor(model.spec, trained),
+    ):
+        np.testing.assert_allclose(predict(x), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"norm_momentum": 1.0}, {"norm_momentum": True}, {"norm_epsilon": -1e-5}]
+)
+def test_invalid_momentum_or_epsilon_raises_user_error(fields):
+    with pytest.raises(UserError, match=f"{next(iter(fields))} is .*: expected 0 or more"):
+        create_model("cifar_resnet8", **fields)

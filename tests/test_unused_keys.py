@@ -125,6 +125,8 @@ MORE = [
     ("spec.base_width", 65, {"spec.widths": (8, 16, 32)}, {"spec.widths": (8, 16, 64)}),
     ("spec.output_stride", 16, {"model": "cifar_resnet8"}, {"model": "resnet18"}),
     ("spec.zero_init", False, {"model": "plain18"}, {"model": "resnet18"}),
+    ("spec.norm_epsilon", 1e-3, {"spec.norm": "frn_tlu"}, {}),
+    ("spec.norm_momentum", 0.99, {"spec.norm": "frn_tlu"}, {}),
     (
         "spec.activation", "silu",
         {"model": "resnetv2_18", "spec.norm": "evonorm_s0"},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers.networks import apply
 
+from resflax.nn.heads import POOLINGS
 from resflax.weights import load_pretrained, read_weights
 
 torch = pytest.importorskip("torch")
@@ -54,6 +55,16 @@ def test_folder_of_timm_loads_with_its_logits(tmp_path, channels, classes):
     # For one channel, timm averages the moments of the three.
     assert loaded.preprocess.mean == pytest.approx(data["mean"])
     assert loaded.preprocess.std == pytest.approx(data["std"])
+
+
+@pytest.mark.parametrize("pool", POOLINGS)
+def test_folder_of_timm_loads_with_its_pooling(tmp_path, pool):
+    net = randomize(timm.create_model("test_resnet", num_classes=7, global_pool=pool))
+    arguments = {"model_args": {"global_pool": pool}}
+    timm.models.save_for_hf(net, tmp_path, model_config=arguments, safe_serialization=True)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.spec.pooling == pool
+    assert_same_outputs(loaded, net, 3)
 
 
 @pytest.mark.parametrize("head", [True, False])

@@ -13,7 +13,12 @@ from resflax.zoo.registry import SPECS
 # Networks that timm does not have: CIFAR stems, plain networks and the paper's bottlenecks.
 NOT_IN_TIMM = ("cifar_", "wrn", "plain")
 # Fields that do not change the network in evaluation mode.
-TRAINING_FIELDS: dict[str, Any] = {"zero_init": True, "drop_path": 0.0, "dropout": 0.0}
+TRAINING_FIELDS: dict[str, Any] = {
+    "zero_init": True,
+    "drop_path": 0.0,
+    "dropout": 0.0,
+    "norm_momentum": 0.9,
+}
 STEM_TYPES = {"imagenet": "", "deep": "deep", "tiered": "deep_tiered", "rs": "deep"}
 STEM_TYPES_V2 = {"imagenet": "", "deep": "deep", "tiered": "tiered", "bit": "fixed"}
 DOWNSAMPLE_KERNELS = {"B": 1, "B3": 3, "D": 1}
@@ -110,10 +115,10 @@ def _fixed(spec: Spec) -> tuple[Any, ...]:
         spec.preact,
         spec.block,
         spec.norm,
+        spec.norm_epsilon,
         spec.conv,
         spec.antialias,
         spec.activation,
-        spec.pooling,
         spec.head,
         spec.dimensions,
     )
@@ -135,10 +140,12 @@ def _arguments(spec: Spec) -> dict[str, Any]:
             "channels": [4 * width for width in spec.widths],
             "stem_chs": spec.stem_width,
             "output_stride": spec.output_stride,
+            "global_pool": spec.pooling,
         }
     shared = {
         "layers": list(spec.depths),
         "output_stride": spec.output_stride,
+        "global_pool": spec.pooling,
         "avg_down": spec.shortcut == "D",
     }
     if spec.preact:

@@ -37,7 +37,7 @@ def timm_config(model: TrainedModel, license_name: str = "") -> dict[str, Any]:
         "architecture": architecture,
         "num_classes": spec.num_classes,
         "num_features": spec.features[-1].channels,
-        "global_pool": "avg",
+        "global_pool": spec.pooling,
         "label_names": list(model.config.labels),
         "model_args": arguments,
         "pretrained_cfg": {

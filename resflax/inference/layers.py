@@ -10,7 +10,6 @@ from resflax.inference.fold import Affine, batch_norm_affine, standardize
 from resflax.inference.graph import Node
 from resflax.inference.parameters import Parameters
 from resflax.nn import Spec
-from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.fields import resolve
 from resflax.nn.norms import GROUPS, EvoNormS0, FilterResponseNorm
 from resflax.nn.orders import Steps
@@ -139,7 +138,7 @@ class GraphBuilder:
             return Affine(scale, bias)
         if self.spec.norm == "batch" and self.fold:
             mean, var = (self.parameters.get(name, leaf, "batch_stats") for leaf in ("mean", "var"))
-            return batch_norm_affine(scale, bias, mean, var, BatchNorm.epsilon)
+            return batch_norm_affine(scale, bias, mean, var, self.spec.norm_epsilon)
         return None
 
     def norm_arrays(self, name: str, *leaves: str) -> dict[str, np.ndarray]:
@@ -229,7 +228,7 @@ def _batch_norm(builder: GraphBuilder, x: str, name: str, act: bool) -> str:
         name,
         x,
         arrays=builder.norm_arrays(name) | statistics,
-        epsilon=BatchNorm.epsilon,
+        epsilon=builder.spec.norm_epsilon,
         activation=builder.activation(act),
     )
 

@@ -41,7 +41,9 @@ def whole_network(spec: Spec, outputs: str) -> dict[str, Any]:
 def output_size(spec: Spec, outputs: str) -> int:
     """Returns the size of the last axis of a network's outputs; 0 if only its own part knows it."""
     if outputs == "features":
-        return 0 if "pooling" in spec.own_parts else spec.features[-1].channels
+        if "pooling" in spec.own_parts:
+            return 0
+        return spec.features[-1].channels * (2 if spec.pooling == "catavgmax" else 1)
     return 0 if "head" in spec.own_parts else spec.num_classes
 
 

@@ -32,6 +32,13 @@ def average_and_maximum(
     return (average(ops, x) + maximum(ops, x)) / 2
 
 
+def average_then_maximum(
+    ops: Ops, x: Float[Array, "n *space channels"]
+) -> Float[Array, "n 2*channels"]:
+    """Returns `average` and `maximum`, one after the other, as timm's "catavgmax"."""
+    return jnp.concatenate([average(ops, x), maximum(ops, x)], -1)
+
+
 def linear(ops: Ops, x: Float[Array, "n channels"], features: int) -> Float[Array, "n {features}"]:
     """Applies a linear layer with bias."""
     return ops.dense(x, features, name="head")
@@ -42,5 +49,6 @@ POOLINGS: dict[str, Pooling] = {
     "avg": average,
     "max": maximum,
     "avgmax": average_and_maximum,
+    "catavgmax": average_then_maximum,
 }
 HEADS: dict[str, Head] = {"linear": linear}

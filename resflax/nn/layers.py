@@ -6,6 +6,7 @@ dtype, and the mapped axis over which batch statistics are averaged. Blocks only
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -129,6 +130,8 @@ def make_ops(
     axis_name: str | None = None,
     batch_norm: BatchNormMode = GLOBAL_BATCH,
     norm: NormRow = BATCH,
+    norm_momentum: float = BatchNorm.momentum,
+    norm_epsilon: float = BatchNorm.epsilon,
     conv: ConvKind = PLAIN,
     activation: Activation = nn.relu,
     dimensions: int = 2,
@@ -143,11 +146,18 @@ def make_ops(
       axis_name: `pmap` or `shard_map` axis over which batch statistics are averaged.
       batch_norm: which statistics batch norms normalize by with `train=True`.
       norm: a row of `NORMS`.
+      norm_momentum: decay of the running averages of batch norms.
+      norm_epsilon: what batch norms add to variances.
       conv: a row of `CONVS`.
       activation: a row of `ACTIVATIONS`.
       dimensions: number of spatial axes.
       lift_norm: applied to the class of each norm, such as a linen transform.
     """
+    statistics = {"momentum": norm_momentum, "epsilon": norm_epsilon}
+
+    def lift(module_class: Any) -> Any:
+        lifted = lift_norm(module_class)
+        return partial(lifted, **statistics) if module_class is BatchNorm else lifted
 
     def run_norm(x: Array, *, name: str, zero: bool = False, with_act: bool = False) -> Array:
         if norm.function:
@@ -155,7 +165,7 @@ def make_ops(
         scale_init = nn.initializers.zeros if zero else nn.initializers.ones
         assert norm.make
         module: Any = norm.make(
-            lift_norm,
+            lift,
             train=train,
             dtype=dtype,
             axis_name=axis_name,
@@ -185,6 +195,7 @@ def make_ops(
             mode=batch_norm,
             scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
             name=norm_name,
+            **statistics,
         )
         if max(strides) > 1:
             # Written once: as a part of each of its five consumers it would be read in full.

@@ -195,6 +195,8 @@ class ResNet(nn.Module):
             axis_name=self.axis_name,
             batch_norm=self.batch_norm,
             norm=resolve("norm", spec.norm),
+            norm_momentum=spec.norm_momentum,
+            norm_epsilon=spec.norm_epsilon,
             conv=resolve("conv", spec.conv),
             activation=resolve("activation", spec.activation),
             dimensions=spec.dimensions,

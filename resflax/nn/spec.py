@@ -51,10 +51,13 @@ class Spec:
       attention: a name in `ATTENTION`: "none", "se", "se_rs" or "eca".
       antialias: a name in `ANTIALIAS`: "none", "blur" or "average".
       norm: a name in `NORMS`: "batch", "group", "evonorm_s0", "frn_tlu" or "none".
+      norm_momentum: decay of the running averages of batch norms, 1 minus that of PyTorch.
+      norm_epsilon: what batch norms add to variances.
       conv: a name in `CONVS`: "plain", "standardized" or "scaled_standardized"
         (with gains and biases).
       activation: a name in `ACTIVATIONS`, such as "relu", "gelu" or "silu".
-      pooling: a name in `POOLINGS`: "avg", "max" or "avgmax", over all pixels before the head.
+      pooling: a name in `POOLINGS`: "avg", "max", "avgmax" (their mean) or "catavgmax" (both, for a
+        head of twice the inputs), over all pixels before the head.
       head: a name in `HEADS`: "linear".
       output_stride: largest stride of a feature map: 32, 16 or 8. Strides beyond it are replaced by
         dilation.
@@ -101,6 +104,8 @@ class Spec:
     attention: Part = "none"
     antialias: Part = "none"
     norm: Part = "batch"
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
     conv: Part = "plain"
     activation: Part = "relu"
     pooling: Part = "avg"

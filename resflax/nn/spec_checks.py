@@ -1,7 +1,7 @@
 """Checks of the values of a `Spec`, before a network is made of it."""
 
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from resflax.errors import UserError
@@ -64,6 +64,11 @@ def _check_numbers(spec: Spec) -> None:
     for field in ("preact", "zero_init"):
         if not isinstance(getattr(spec, field), bool):
             raise UserError(f"{field} is {getattr(spec, field)!r}: expected True or False")
+    for field, maximum in (("norm_momentum", 1.0), ("norm_epsilon", inf)):
+        value = getattr(spec, field)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < maximum:
+            raise UserError(f"{field} is {value!r}: expected 0 or more, and less than {maximum}")
     for field, maximum in (("depths", MAX_BLOCKS), ("widths", MAX_CHANNELS)):
         value = getattr(spec, field)
         if not isinstance(value, list | tuple) or not value:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from resflax.nn import Spec
 from resflax.nn.fields import resolve
+from resflax.nn.norms import BATCH
 from resflax.train.config import build_model, spec_overrides
 from resflax.zoo import get_spec
 
@@ -28,6 +29,10 @@ def _has_activations(spec: Spec, without: Spec) -> bool:
     return not spec.preact or not resolve("norm", spec.norm).has_activation
 
 
+def _has_batch_norm(spec: Spec, without: Spec) -> bool:
+    return resolve("norm", spec.norm) is BATCH
+
+
 # Whether a field of a spec has an effect, given the spec, and the spec without the change; and why
 # it has none otherwise.
 EFFECTS: dict[str, tuple[Callable[[Spec, Spec], bool], str]] = {
@@ -36,6 +41,8 @@ EFFECTS: dict[str, tuple[Callable[[Spec, Spec], bool], str]] = {
     "output_stride": (_stages_differ, "no feature map has a larger stride"),
     "zero_init": (_has_shortcuts, "it has no shortcuts"),
     "activation": (_has_activations, "its norms have their own"),
+    "norm_momentum": (_has_batch_norm, "it has no batch norms"),
+    "norm_epsilon": (_has_batch_norm, "it has no batch norms"),
     "antialias": (lambda spec, _: _has_strides(spec), "it has no strides"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from resflax.errors import UserError
 from resflax.nn import Spec
+from resflax.nn.heads import POOLINGS
 from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.preprocess import Preprocess, default_preprocess
 from resflax.zoo import get_spec
@@ -134,10 +135,12 @@ def _from_timm(config: dict[str, Any]) -> PretrainedConfig:
     for name in TRAINING_ARGUMENTS:
         arguments.pop(name, None)
     pool = arguments.pop("global_pool", config.get("global_pool", "avg"))
-    if pool != "avg":
-        raise UserError(f"global_pool is {pool!r}: expected 'avg'")
+    if pool not in POOLINGS:
+        raise UserError(f"global_pool is {pool!r}: expected one of {', '.join(POOLINGS)}")
     channels = arguments.pop("in_chans", None)
-    spec = spec.override(**{"num_classes": config.get("num_classes", 1000), **arguments})
+    spec = spec.override(
+        **{"num_classes": config.get("num_classes", 1000), "pooling": pool, **arguments}
+    )
     pretrained = config.get("pretrained_cfg") or config
     default = default_preprocess(spec)
     input_size = pretrained.get("input_size", (3, *default.size))

@@ -86,7 +86,12 @@ class TorchResNet:
                     variance = (1.0 if j == 1 else variance) + 0.2**2
         x = self.before("head_norm", x)
         mean, largest = x.mean(self.space), x.amax(self.space)
-        pooled = {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2}
+        pooled = {
+            "avg": mean,
+            "max": largest,
+            "avgmax": (mean + largest) / 2,
+            "catavgmax": self.torch.cat([mean, largest], 1),
+        }
         x = pooled[str(self.spec.pooling)]
         return self.dense("head", x) if self.spec.num_classes else x
 
@@ -264,7 +269,9 @@ class TorchResNet:
         weight, bias, kind = get("weight"), get("bias"), self.spec.norm
         per_channel = (1, -1, *[1] * self.dimensions)
         if kind == "batch":
-            x = self.f.batch_norm(x, get("running_mean"), get("running_var"), weight, bias)
+            x = self.f.batch_norm(
+                x, get("running_mean"), get("running_var"), weight, bias, eps=self.spec.norm_epsilon
+            )
         elif kind == "group":
             x = self.f.group_norm(x, 32, weight, bias)
         elif kind == "evonorm_s0":
