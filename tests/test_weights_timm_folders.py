@@ -63,7 +63,7 @@ def test_folder_of_timm_loads_with_its_pooling(tmp_path, pool):
     arguments = {"model_args": {"global_pool": pool}}
     timm.models.save_for_hf(net, tmp_path, model_config=arguments, safe_serialization=True)
     loaded = load_pretrained(tmp_path)
-    assert loaded.spec.pooling == pool
+    assert loaded.model.spec.pooling == pool
     assert_same_outputs(loaded, net, 3)
 
 
