@@ -3,7 +3,8 @@
 Commands, the first one once (it needs TensorFlow)::
 
     resflax data prepare imagenet2012 --manual_dir=DIR
-    python train.py --config=configs/imagenet_resnet50_v1_paper.py
+    python train.py --config=configs/imagenet_resnet50_v1_paper.py --workdir=runs/v1
+    resflax evaluate runs/v1 --crops=10
 
 As in the paper: bottlenecks with the stride on the first 1x1 convolution, projections where shapes
 differ (option B), no branch initialized to zero, no warm-up; batch 256, weight decay 1e-4, momentum

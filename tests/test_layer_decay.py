@@ -106,7 +106,7 @@ def test_factors_of_stacked_blocks_are_those_of_each_block():
     assert [np.unique(x).tolist() for x in values] == [[np.float32(x)] for x in expected]
 
 
-def test_factor_of_a_pattern_without_parameters_raises_user_error():
+def test_factor_without_parameters_raises_user_error():
     config = default_config()
     config.model = "cifar_resnet8"
     config.learning_rate_factors = (("stem_conf", 0.1),)

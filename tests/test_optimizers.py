@@ -200,7 +200,7 @@ def test_betas_of_another_number_raise_user_errors():
         make_optimizer("rmsprop", 0.1, betas=(0.9, 0.999))
 
 
-def test_transformations_after_scale_the_steps_of_a_schedule_free_optimizer():
+def test_scales_after_a_schedule_free_optimizer_scale_its_steps():
     """Not the movement of the parameters, which are no longer an average then."""
     halved = make_optimizer("schedule_free_sgd", 0.2, after=[optax.scale(0.5)])
     jax.tree.map(

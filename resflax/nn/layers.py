@@ -153,7 +153,7 @@ def make_ops(
       dimensions: number of spatial axes.
       lift_norm: applied to the class of each norm, such as a linen transform.
     """
-    statistics = {"momentum": norm_momentum, "epsilon": norm_epsilon}
+    statistics: Any = {"momentum": norm_momentum, "epsilon": norm_epsilon}
 
     def lift(module_class: Any) -> Any:
         lifted = lift_norm(module_class)

@@ -1,0 +1,73 @@
+"""Recipes of ImageNet: their published numbers, and a run of each on noise with a small network."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.commands import run_train
+
+from resflax import UserError
+from resflax.cli.recipe import load_recipe
+from resflax.train import check_config
+from resflax.train.builders import build_schedule, total_steps
+
+IMAGES = 1281167
+# Epochs, batch size, largest and last learning rate, and sizes of training and evaluation.
+PUBLISHED = {
+    "imagenet_resnet50_torchvision_v1.py": (90, 256, 0.1, 1e-3, 224, 224),
+    "imagenet_resnet50_ffcv.py:88": (88, 4096, 1.7, 0.0, 160, 256),
+    "imagenet_resnetrs50.py": (350, 4096, 1.6, 0.0, 160, 160),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipe_has_the_published_schedule_and_sizes(name):
+    epochs, batch_size, peak, last, train_size, eval_size = PUBLISHED[name]
+    config = load_recipe(f"configs/{name}")
+    check_config(config)
+    assert (config.epochs, config.batch_size) == (epochs, batch_size)
+    sizes = (config.data.image_size, config.data.eval_size or config.data.image_size)
+    assert sizes == (train_size, eval_size)
+    schedule, steps = build_schedule(config, IMAGES), total_steps(config, IMAGES)
+    warmup = round(config.warmup_epochs * IMAGES / batch_size)
+    np.testing.assert_allclose(schedule(warmup), peak, rtol=1e-5)
+    np.testing.assert_allclose(schedule(steps), last, rtol=1e-2, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipe_trains_a_small_network_on_noise(tmp_path, name):
+    flags = [
+        "dataset=fake:32x32x3:10:32", "model=cifar_resnet8", "dtype=float32", "batch_size=16",
+        "epochs=1", "warmup_epochs=0.5",
+    ]  # fmt: skip
+    keys = [f"--config.{flag}" for flag in flags]
+    assert run_train(f"--config=configs/{name}", *keys, f"--workdir={tmp_path}/run") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == 2
+    assert np.isfinite(results["test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("examples", "warmup", "decays", "end", "mixup"),
+    [
+        (2040, 100, [200, 300, 400], 500, 0.0),
+        (50000, 500, [3000, 6000, 9000], 10000, 0.1),
+        (IMAGES, 500, [6000, 12000, 18000], 20000, 0.1),
+    ],
+)
+def test_bit_hyperrule_has_the_steps_of_its_authors(examples, warmup, decays, end, mixup):
+    config = load_recipe(f"configs/bit_hyperrule.py:{examples}")
+    assert config.data.mixup == mixup
+    config.dataset, config.pretrained = "folder:D", "weights.safetensors"
+    check_config(config)
+    assert 0 <= total_steps(config, examples) - end < examples / 512
+    schedule = build_schedule(config, examples)
+    for number, (first, last) in enumerate(zip([warmup, *decays], [*decays, end], strict=True)):
+        rates = [float(schedule(step)) for step in (first, last - 1)]
+        np.testing.assert_allclose(rates, 0.003 * 0.1**number, rtol=1e-5)
+
+
+def test_unknown_budget_of_ffcv_is_refused():
+    with pytest.raises(UserError, match="'17': expected one of 16, 24, 32"):
+        load_recipe("configs/imagenet_resnet50_ffcv.py:17")
