@@ -14,6 +14,10 @@ from resflax.train.builders import build_schedule, total_steps
 IMAGES = 1281167
 # Epochs, batch size, largest and last learning rate, and sizes of training and evaluation.
 PUBLISHED = {
+    "imagenet_resnet50_rsb_a1.py": (600, 2048, 5e-3, 1e-6, 224, 224),
+    "imagenet_resnet50_rsb_a2.py": (300, 2048, 5e-3, 1e-6, 224, 224),
+    "imagenet_resnet50_rsb_a3.py": (100, 2048, 8e-3, 1e-6, 160, 224),
+    "imagenet_resnet50_torchvision_v2.py": (600, 1024, 0.5, 0.0, 176, 224),
     "imagenet_resnet50_torchvision_v1.py": (90, 256, 0.1, 1e-3, 224, 224),
     "imagenet_resnet50_ffcv.py:88": (88, 4096, 1.7, 0.0, 160, 256),
     "imagenet_resnetrs50.py": (350, 4096, 1.6, 0.0, 160, 160),
