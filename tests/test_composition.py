@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from resflax.nn.fields import FIELDS
+from resflax.nn.field_table import FIELDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "composition.md").read_text()
 SECTIONS = dict(re.findall(r"\n## (.*?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL))

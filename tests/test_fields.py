@@ -19,7 +19,7 @@ from resflax.inference import build_graph, make_predictor
 from resflax.nn import ACTIVATIONS, BLOCKS, SHORTCUTS, STEMS, ConvRow, Gate, ResNet, Spec
 from resflax.nn.antialias import AntiAlias
 from resflax.nn.attention import ATTENTION
-from resflax.nn.fields import FIELDS
+from resflax.nn.field_table import FIELDS
 from resflax.nn.gates import learned_scale
 from resflax.nn.heads import linear
 from resflax.nn.norms import NormRow

@@ -15,7 +15,7 @@ from resflax.nn import BLOCKS, GATES, ORDERS, ConvRow, ResNet, Spec, split_membe
 from resflax.nn.antialias import ANTIALIAS, filtered_maximum
 from resflax.nn.attention import ATTENTION
 from resflax.nn.convs import CONVS, ConvKind
-from resflax.nn.fields import FIELDS
+from resflax.nn.field_table import FIELDS
 from resflax.nn.gates import constant
 from resflax.nn.shortcuts import SHORTCUTS
 from resflax.nn.stems import STEMS

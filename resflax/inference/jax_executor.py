@@ -15,7 +15,7 @@ from resflax.kernels.conv import conv_general_dilated
 from resflax.kernels.materialize import materialize
 from resflax.kernels.pool import avg_pool, avg_pool_same, blur_pool, every_nth, max_pool
 from resflax.nn.activations import identity
-from resflax.nn.fields import SHIPPED
+from resflax.nn.field_table import SHIPPED
 from resflax.nn.norms import group_std
 
 Arrays = dict[str, dict[str, Any]]

@@ -10,7 +10,8 @@ from resflax.errors import UserError
 from resflax.nn.blocks import Block, ConvRow
 from resflax.nn.checks import to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow
-from resflax.nn.fields import FIELDS, canonical, canonical_block, is_shipped, resolve
+from resflax.nn.field_table import FIELDS
+from resflax.nn.fields import canonical, canonical_block, is_shipped, resolve
 from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.orders import ORDERS, Order

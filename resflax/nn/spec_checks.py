@@ -8,7 +8,8 @@ from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
 from resflax.nn.convs import PLAIN
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
-from resflax.nn.fields import FIELDS, SHIPPED, is_shipped, resolve
+from resflax.nn.field_table import FIELDS, SHIPPED
+from resflax.nn.fields import is_shipped, resolve
 from resflax.nn.functions import describe
 from resflax.nn.gates import SUM
 from resflax.nn.layers import per_axis

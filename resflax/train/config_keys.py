@@ -7,7 +7,7 @@ import typing
 from typing import Any, NamedTuple
 
 from resflax.nn import Spec
-from resflax.nn.fields import FIELDS
+from resflax.nn.field_table import FIELDS
 
 
 class Key(NamedTuple):

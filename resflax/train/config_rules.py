@@ -15,7 +15,7 @@ from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
 from resflax.nn import BATCH_NORM_MODES, Spec
-from resflax.nn.fields import FIELDS
+from resflax.nn.field_table import FIELDS
 from resflax.nn.spec_checks import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
 from resflax.run.metric_writer import WRITERS, parse_writers

@@ -50,7 +50,7 @@ def has_batch_stats(spec: Spec) -> bool:
 
     >>> from resflax.zoo import get_spec
     >>> spec = get_spec("cifar_resnet8")
-    >>> has_batch_stats(spec), has_batch_stats(spec.override(norm="group", stem_width=32))
+    >>> has_batch_stats(spec), has_batch_stats(spec.override(norm="none"))
     (True, False)
     """
     return "batch_stats" in variable_shapes(spec) if spec.own_parts else spec.norm == "batch"
