@@ -9,11 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers.modules import LinearClassifier, NormNet, random_batch, softmax
 
 from resflax import UserError
-from resflax.train import build, create_state, default_config, fit, make_engine, make_train_step
+from resflax.train import (
+    Trainer,
+    build,
+    create_state,
+    default_config,
+    fit,
+    make_engine,
+    make_train_step,
+)
 from resflax.train.distill import Distillation, distillation_loss
+from resflax.train.histograms import HistogramSource
 from resflax.train.programs import run_programs
 from resflax.train.teacher import renormalize
 
@@ -160,6 +170,21 @@ def test_run_distils_and_resumes_bit_for_bit(tmp_path, teacher):
     once = fit(config, tmp_path / "once", silent=True)
     assert resumed["params_sha256"] == once["params_sha256"]
     assert resumed["test_loss"] < np.log(10)
+
+
+@pytest.mark.slow
+def test_histograms_have_the_gradient_of_distillation(teacher):
+    """It is what plain gradient descent subtracts from the parameters."""
+    keys = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "learning_rate": 0.5}
+    run = build(run_config(**{"distill.teacher": str(teacher)}, **keys))
+    before = run.init()
+    state = run.engine.put_state(run.with_teacher(before))
+    arrays = HistogramSource(run)(state, 0)
+    state, _ = Trainer(run).make_step_fn(0)(state, 1)
+    after = run.engine.to_host(state).params
+    changes = jax.tree.map(lambda a, b: np.asarray(a) - b, before.params, after)
+    for path, change in flatten_dict(changes, sep="/").items():
+        np.testing.assert_allclose(arrays[f"gradients/{path}"], change / 0.5, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -49,12 +49,12 @@ def start_run(path, config, crash_at=0):
     def make_crashing(first, *args):
         step_fn, count = make_step_fn(first, *args), first
 
-        def run_step(state):
+        def run_step(state, steps):
             nonlocal count
             count += 1
             if count == crash_at + 1:
                 raise ZeroDivisionError
-            return step_fn(state)
+            return step_fn(state, steps)
 
         return run_step
 
@@ -330,6 +330,10 @@ def make_fake_mlflow(runs):
         rows = [row for row in runs[run_id] if row[1] == key]
         return [types.SimpleNamespace(step=step) for step, _, _ in rows]
 
+    def get_run(run_id):
+        metrics = {key: value for step, key, value in runs[run_id] if step is not None}
+        return types.SimpleNamespace(data=types.SimpleNamespace(metrics=metrics))
+
     return types.SimpleNamespace(
         start_run=start_run,
         log_metrics=log_metrics,
@@ -337,7 +341,7 @@ def make_fake_mlflow(runs):
         log_image=lambda image, file: runs["new"].append((None, file, image.shape)),
         log_dict=lambda values, file: runs["new"].append((None, file, values)),
         end_run=lambda: runs["new"].append((None, "end", None)),
-        MlflowClient=lambda: types.SimpleNamespace(get_metric_history=history),
+        MlflowClient=lambda: types.SimpleNamespace(get_metric_history=history, get_run=get_run),
     )
 
 

@@ -71,6 +71,12 @@ def make_gradient_step(run: Run) -> Any:
     normalizer, axis_name = build_normalizer(run.dataset.train), run.engine.axis_name
     examples = len(run.dataset.train)
     step = build_train_step(
-        config, run.model, optimizer, normalizer, axis_name=axis_name, examples=examples
+        config,
+        run.model,
+        optimizer,
+        normalizer,
+        axis_name=axis_name,
+        examples=examples,
+        distillation=run.teacher and run.teacher.distillation(config),
     )
     return lambda state, batch: step(state, batch)[0].opt_state

@@ -163,7 +163,7 @@ class TrainingLoop:
 
     def _open_recorder(self, step: int) -> Recorder:
         """Opens the recorder of a run that starts or resumes at a step, until the loop ends."""
-        evaluates = self._should_evaluate(step) or self._should_test(step)
+        evaluates = bool(self._due_splits(step))
         first = 0 if self.checkpoints.saved_step < 0 else step + (not evaluates)
         recorder = Recorder(self.trainer, self.workdir, self.progress, self.state, first)
         self.closing.callback(recorder.close)

@@ -26,10 +26,12 @@ class MlflowWriter:
         self._id = self._run.info.run_id
         self._last: dict[str, int] = {}
         if known:
-            history = mlflow.MlflowClient().get_metric_history
-            for split in ("train", "validation", "test"):
-                steps = [metric.step for metric in history(known, f"{split}/epoch")]
-                self._last[split] = max(steps, default=-1)
+            client = mlflow.MlflowClient()
+            for name in client.get_run(known).data.metrics:
+                split, _, key = name.rpartition("/")
+                if key == "epoch":  # that of every record
+                    history = client.get_metric_history(known, name)
+                    self._last[split] = max(metric.step for metric in history)
         write_atomic(file, self._id.encode())
 
     def write_scalars(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
