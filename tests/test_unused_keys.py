@@ -21,6 +21,7 @@ WIDTHS = {"spec.widths": (32, 64, 128), "spec.stem_width": 32}
 CASES = [
     ("learning_rate", 0.2, {"epochs": 0, **WEIGHTS}, {}),
     ("data.train_crop", "none", {"epochs": 0, **WEIGHTS, **STREAMED}, STREAMED),
+    ("whiten_stem", True, WEIGHTS, {}),
     ("reset_head", True, {}, WEIGHTS),
     ("ghost_batch_size", 8, {"batch_norm": "per_device"}, {"batch_norm": "ghost"}),
     ("spec.zero_init", False, WEIGHTS, {}),

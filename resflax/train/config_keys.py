@@ -33,6 +33,10 @@ MODEL = {
     ),
     "pretrained": Key("", "initial weights: a workdir, folder, file, or name of the Hub"),
     "reset_head": Key(False, "use a new head even if the pretrained one has as many classes"),
+    "whiten_stem": Key(
+        False,
+        "start with a first convolution that whitens patches of the training images, and freeze it",
+    ),
     "freeze": Key(None, "parameters that are not trained", object),
     "freeze_batch_norm": Key(False, "freeze scales, biases and statistics of all batch norms"),
     "batch_norm": Key("global", "examples that the statistics of batch norm are computed from"),

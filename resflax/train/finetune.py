@@ -21,6 +21,7 @@ from resflax.train.freeze import (
 )
 from resflax.train.layer_decay import HEAD, layer_scales
 from resflax.train.learning_rate import check_factors, pattern_factors, scale_updates
+from resflax.train.whitening import STEM
 from resflax.weights.shapes import module_shapes
 
 HEAD_PARAMS = (f"{HEAD}/kernel", f"{HEAD}/bias")
@@ -34,6 +35,7 @@ def freeze_patterns(config: ConfigDict, model: nn.Module) -> tuple[str, ...]:
       model: the result of `build_batch_norm`.
     """
     patterns = parse_patterns(config.freeze)
+    patterns += (f"{STEM}/kernel",) if config.whiten_stem else ()
     return patterns + (batch_norm_mode(model).frozen if config.freeze_batch_norm else ())
 
 

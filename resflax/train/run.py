@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset
@@ -29,6 +30,7 @@ from resflax.train.precise_bn import StatsStep
 from resflax.train.state import TrainState, create_state
 from resflax.train.step import TrainStep
 from resflax.train.teacher import Teacher
+from resflax.train.whitening import whiten_stem
 from resflax.weights import PretrainedConfig
 
 
@@ -52,6 +54,8 @@ class Run:
       predict_step: pure `(state, batch) -> per-example arrays`.
       stats_step: pure `(state, batch) -> batch statistics`.
       teacher: the network that the run distils; None for none.
+      stem_kernel: first kernel before the first step, which whitens the images; None for a random
+        one.
     """
 
     config: ConfigDict
@@ -69,6 +73,7 @@ class Run:
     predict_step: EvalStep
     stats_step: StatsStep
     teacher: Teacher | None = None
+    stem_kernel: Float[np.ndarray, "*sizes channels outputs"] | None = None
 
     @property
     def name(self) -> str:
@@ -141,7 +146,8 @@ class Run:
     def _create(self, seed: Any, variables: Any = None) -> TrainState:
         """Creates the state of one network."""
         shape = self.dataset.image_shape
-        return build_state(self.config, self.model, self.optimizer, shape, variables, seed)
+        state = build_state(self.config, self.model, self.optimizer, shape, variables, seed)
+        return state if self.stem_kernel is None else whiten_stem(state, self.stem_kernel)
 
 
 def build_state(

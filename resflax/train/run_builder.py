@@ -42,9 +42,11 @@ from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
 from resflax.train.teacher import read_teacher
+from resflax.train.whitening import stem_kernel
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
 from resflax.weights.readers import Weights
+from resflax.weights.shapes import module_shapes
 from resflax.zoo import create_model
 from resflax.zoo.registry import split_tag
 
@@ -108,6 +110,9 @@ def build(
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
         check_learning_rate_factors(config, model, dataset.image_shape)
+        whitening = None
+        if config.whiten_stem:
+            whitening = stem_kernel(dataset, module_shapes(model, dataset.image_shape))
     teacher = read_teacher(config, dataset)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
     schedules = build_schedules(given, examples)
@@ -154,6 +159,7 @@ def build(
         predict_step=_build_predict_step(model, normalizer, engine),
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=axis_name),
         teacher=teacher,
+        stem_kernel=whitening,
     )
     run.check_model()
     return run

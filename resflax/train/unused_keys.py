@@ -87,6 +87,11 @@ ROWS: tuple[Row, ...] = (
         "config.epochs is 0, which only evaluates: leave it out, or use config.data.crop_mode",
     ),
     Row(
+        ("whiten_stem",),
+        lambda c: bool(c.pretrained),
+        "config.pretrained={c.pretrained!r} has the initial parameters: leave it out",
+    ),
+    Row(
         ("reset_head",),
         lambda c: not c.pretrained,
         "config.pretrained is '', whose head it replaces: leave it out",
