@@ -49,13 +49,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 def suggest(name: object, known: Iterable[str]) -> str:
     """Returns the end of an error message: the `known` names, or those closest to `name`."""
     known = list(known)
+    every = f"expected one of {', '.join(known)}"
     if len(known) <= 8:
-        return f"expected one of {', '.join(known)}"
+        return every
     text = str(name).lower()
     longer = sorted((k for k in known if len(text) > 3 and k.startswith(text)), key=len)
     close = difflib.get_close_matches(text, known, n=5, cutoff=0.6)
     if similar := list(dict.fromkeys([*longer[:2], *close]))[:5]:
         return f"did you mean {', '.join(similar)}?"
+    if len(every) <= 120:
+        return every
     # Some names even if none is similar: the user needs to see what names look like.
     return f"expected one such as {', '.join(difflib.get_close_matches(text, known, 3, 0.0))}"
 

@@ -51,6 +51,11 @@ VALUES = {
     "steps_per_call": ([0, 1_000_001], [1, 500]),
     "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
     "base_batch_size": ([0, -1], [1]),
+    "distill.weight": ([0.0, 1.1, float("nan")], [0.01, 1.0]),
+    "distill.temperature": ([0.0, -1.0], [0.5, 20.0]),
+    "bce_target_threshold": ([-0.1, 1.0], [0.0, 0.99]),
+    "focal_alpha": ([-0.5, 1.1], [-1.0, 0.0, 1.0]),
+    "focal_gamma": ([-1.0], [0.0, 5.0]),
     "learning_rate_factors": (
         [("stem", 0.1), (("stem", 0.0),), (("stem",),), ((0.1, 1),), (("stem", "0.1"),)],
         [(), (("stem*", 0.1), ("head/*", 10))],
@@ -140,7 +145,13 @@ def test_unknown_choice_is_named_with_its_key(key, name):
     if name in CHOICES[key]:
         return
     message = error_of(make_config(**{key: name}))
-    assert message == (f"unknown {key} {name!r}: expected one of {', '.join(CHOICES[key])}")
+    assert message.startswith(f"unknown {key} {name!r}: ")
+    ending = message.removeprefix(f"unknown {key} {name!r}: ")
+    similar = re.fullmatch("did you mean (.*)[?]", ending)
+    if similar:
+        assert {*similar[1].split(", ")} <= {*CHOICES[key]}
+    else:
+        assert ending == f"expected one of {', '.join(CHOICES[key])}"
 
 
 @pytest.mark.parametrize(("key", "name"), [(key, n) for key, row in CHOICES.items() for n in row])

@@ -69,7 +69,5 @@ def test_training_keeps_the_kernel_and_moves_the_rest(keys):
 @pytest.mark.parametrize("keys", [{}, {"spec__ensemble": "mimo", "spec__members": 2}])
 def test_stems_that_cannot_whiten_are_refused(keys):
     """Dense layers, and the stem of a network that takes several images at once."""
-    with pytest.raises(
-        UserError, match="whiten_stem needs a stem of one convolution of 1 channels"
-    ):
+    with pytest.raises(UserError, match="needs a stem of one convolution of 1 channels"):
         make_trainer(None if keys else NormNet(), **keys)
