@@ -7,6 +7,7 @@ import pytest
 from resflax import create_model
 from resflax.nn import Spec, stack_params
 from resflax.nn.fixup import fixup_params
+from resflax.train import make_optimizer
 
 FIELDS = {"norm": "none", "gate": "fixup", "zero_init": False, "num_classes": 4}
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
@@ -33,3 +34,16 @@ def test_kernels_are_scaled_by_the_number_of_blocks(block, exponent):
         jax.tree.map(np.testing.assert_array_equal, *same)
     stacked = fixup_params(spec, stack_params(params))
     jax.tree.map(np.testing.assert_array_equal, stacked, stack_params(result))
+
+
+def test_multipliers_are_not_decayed_by_default():
+    """Of the parameters whose gradient is 0, weight decay changes the kernels only."""
+    spec = Spec((2,), (4,), "basic", "cifar", 4, **FIELDS)
+    model = create_model(spec, scan=False)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), X, train=False))["params"]
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    optimizer = make_optimizer("sgd", 0.1, weight_decay=0.5)
+    zero = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert not np.any(updates["stage1_block1"]["gate"]["scale"])
+    assert np.any(updates["stage1_block1"]["conv1"]["kernel"])

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import DenyList
 from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError, create_model
 from resflax.nn import ResNet, Spec, select, stack_params, unstack_params
+from resflax.train import create_state
+from resflax.train.eval_step import make_predict_step
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
 SPEC = Spec((3, 2), (8, 16), "basic", "cifar", 8, num_classes=5)
@@ -138,3 +141,33 @@ def test_capture_of_an_unknown_name_is_refused():
             lambda v: model.apply(v, IMAGES, train=False, capture="stage2_blok1"),
             variables_of(model, IMAGES.shape),
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capture_intermediates": True}, "and capture_intermediates asks linen for them"),
+        ({"mutable": "intermediates"}, "and mutable='intermediates' asks linen"),
+        ({"mutable": ["batch_stats", "intermediates"]}, "asks linen for them: leave one of them"),
+    ],
+)
+def test_capture_refuses_the_intermediates_of_linen(options, message):
+    with pytest.raises(UserError, match=message):
+        outputs("pooled", train=True, **options)
+
+
+@pytest.mark.parametrize("mutable", [True, DenyList("params")])
+def test_capture_takes_the_filters_of_linen(mutable):
+    (_, state), found = outputs("pooled", train=True, mutable=mutable)
+    assert set(state) == {"batch_stats"} | ({"params"} if mutable is True else set())
+    assert set(found) == {"pooled"}
+
+
+def test_prediction_step_returns_captured_outputs():
+    state = create_state(MODEL, optax.sgd(0.1), 0, IMAGES.shape[1:], VARIABLES)
+    batch = {"image": IMAGES, "label": np.zeros(2, np.int32), "weight": np.ones(2, np.float32)}
+    results = jax.jit(make_predict_step(MODEL, capture=("stage1", "pooled")))(state, batch)
+    logits, found = outputs(("stage1", "pooled"))
+    np.testing.assert_allclose(results["logits"], logits, rtol=1e-5, atol=1e-5)
+    for name in ("stage1", "pooled"):
+        np.testing.assert_allclose(results[name], found[name], rtol=1e-5, atol=1e-5)

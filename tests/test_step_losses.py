@@ -356,7 +356,11 @@ def test_all_steps_refuse_modules_they_cannot_call(name, model):
     [
         (lambda: make_predict_step(TwoHeads()), "TwoHeads returns a dict of 2 arrays, and make_pr"),
         (lambda: make_predict_step(tiny(num_classes=0)), "pooled features.*: use make_eval_step"),
-        (lambda: make_predict_step(NoAxis(), members=True), "members=True needs a ResNet: NoAxis"),
+        (
+            lambda: make_predict_step(NoAxis(), members=True),
+            "members needs a ResNet: NoAxis has",
+        ),
+        (lambda: make_predict_step(NoAxis(), capture="x"), "capture needs a ResNet: NoAxis has"),
         (lambda: MAKERS["stats"](NoAxis(), axis_name="d"), "NoAxis has no field axis_name"),
     ],
 )

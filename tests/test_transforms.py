@@ -226,3 +226,28 @@ def test_fit_makes_explicit_transfers_only(tmp_path, name):
     with jax.transfer_guard("disallow"), Workdir.open(tmp_path, to_json_dict(config)) as workdir:
         results = loop.fit(trainer, workdir)
     assert results["steps"] == trainer.steps
+
+
+TOOLS = {
+    "debug_nans": partial(jax.debug_nans, True),
+    "leaks": jax.checking_leaks,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOOLS)
+def test_fit_runs_under_debugging_tools(tmp_path, name):
+    """A whole run has the losses that it has without them, to rounding."""
+
+    def run(workdir):
+        config = default_config()
+        config.epochs, config.batch_size = 1, 512
+        trainer = Trainer(build(config, model=NormNet(), dataset=load_dataset("digits")))
+        with Workdir.open(workdir, to_json_dict(config)) as opened:
+            return loop.fit(trainer, opened)
+
+    expected = run(tmp_path / "plain")
+    with TOOLS[name]():
+        results = run(tmp_path / name)
+    assert results["steps"] == expected["steps"]
+    np.testing.assert_allclose(results["test_loss"], expected["test_loss"], rtol=1e-4)

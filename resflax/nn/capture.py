@@ -1,9 +1,10 @@
 """Intermediate outputs of a network, by names that do not depend on `scan`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
+from flax.core.scope import union_filters
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
@@ -26,11 +27,19 @@ def apply_and_capture(
       **kwargs: further arguments of `apply`.
 
     Raises:
-      UserError: if a name matches nothing.
+      UserError: if a name matches nothing, or linen's intermediates are asked for as well.
     """
     patterns, known = parse_patterns(names), dict[str, None]()
     mutable = kwargs.pop("mutable", False)
-    collections = [mutable] if isinstance(mutable, str) else list(mutable or ())
+    # True and linen's DenyList do not name it.
+    collections = [mutable] if isinstance(mutable, str) else mutable
+    is_named = isinstance(collections, Collection) and COLLECTION in collections
+    if is_named or kwargs.pop("capture_intermediates", False):
+        given = f"mutable={mutable!r}" if is_named else "capture_intermediates"
+        raise UserError(
+            f"capture returns intermediate outputs, and {given} asks linen for them: leave one of"
+            " them out"
+        )
 
     def is_wanted(module: nn.Module, method: str) -> bool:
         if not module.path or method != "__call__":
@@ -40,7 +49,7 @@ def apply_and_capture(
         return any(matches_path(path, patterns) for path in paths)
 
     outputs, state = apply(
-        **kwargs, mutable=[*collections, COLLECTION], capture_intermediates=is_wanted
+        **kwargs, mutable=union_filters(mutable, COLLECTION), capture_intermediates=is_wanted
     )
     found = {}
     for path, calls in flatten_dict(unstack_params(state.pop(COLLECTION, {}))).items():

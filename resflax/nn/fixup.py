@@ -19,6 +19,10 @@ def fixup_params(spec: Spec, params: Any) -> Any:
     are multiplied by `L ** (-1 / (2 m - 2))`, for L blocks of m convolutions. Shortcuts and stem
     are unchanged. The multiplier of rule 3 is `gate="fixup"`; its scalar biases are not here.
 
+    The paper's CIFAR runs train scalars with a tenth of the learning rate, in optax with
+    `optax.masked(optax.scale(0.1), mask)` after the optimizer, for a mask of "*/gate/scale".
+    `decay_mask="kernels"`, the default of `make_optimizer`, leaves scalars out of weight decay.
+
     Args:
       spec: the architecture, whose blocks are rows of convolutions.
       params: the collection "params", of a network with `scan=True` or `scan=False`.

@@ -1,10 +1,11 @@
 """Evaluation steps, as pure functions that can be transformed like the training step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -83,6 +84,7 @@ def make_predict_step(
     *,
     normalize: Callable[[Array], Array] = identity,
     members: bool = False,
+    capture: str | Sequence[str] = (),
     axis_name: str | None = None,
 ) -> EvalStep:
     """Makes a pure `(state, batch) -> per-example arrays`, for metrics that are not sums.
@@ -95,22 +97,24 @@ def make_predict_step(
       normalize: maps stored images to the network's input.
       members: return the logits of all members of a `ResNet` whose spec has an ensemble,
         `(members, n, classes)`.
+      capture: names or patterns of intermediate outputs of a `ResNet`, which are returned too, by
+        name, with a leading axis of examples; see `ResNet.apply`.
       axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
         None for those of this device.
 
     Raises:
       UserError: if the model cannot be called as described, or is known to return something else
-        than one array of logits; on `members` for another module than a `ResNet`.
+        than one array of logits; on `members` or `capture` for another module than a `ResNet`.
     """
     check_module(model)
     check_logits(
         model, "make_predict_step", "use make_eval_step with loss_fn and metrics of its outputs"
     )
-    if members and not isinstance(model, ResNet):
-        raise UserError(
-            f"members=True needs a ResNet: {type(model).__name__} has no argument 'members'"
-        )
     options: dict[str, Any] = {"members": True} if members else {}
+    options |= {"capture": capture} if capture else {}
+    if options and not isinstance(model, ResNet):
+        name = next(iter(options))
+        raise UserError(f"{name} needs a ResNet: {type(model).__name__} has no such argument")
 
     def gather(x: Array, axis: int = 0) -> Array:
         if axis_name is None:
@@ -121,8 +125,9 @@ def make_predict_step(
         check_eval_batch(batch)
         check_labels_of(batch, ("label",))
         images = normalize(batch["image"])
-        logits: Any = model.apply(state.eval_variables, images, train=False, **options)
-        return {
+        outputs: Any = model.apply(state.eval_variables, images, train=False, **options)
+        logits, found = outputs if capture else (outputs, {})
+        return jax.tree.map(gather, found) | {
             "logits": gather(logits.astype(jnp.float32), int(members)),
             "label": gather(batch["label"]),
             "weight": gather(batch["weight"]),

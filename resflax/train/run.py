@@ -103,7 +103,8 @@ class Run:
             return initial_states(
                 self.config, lambda seed: self._create(seed, self.read_variables(seed))
             )
-        if jax.default_backend() != "cpu":
+        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        if jax.default_backend() != "cpu" or disabled:
             return initial_states(self.config, self._create)
         lowered = jax.jit(self._create).lower(jax.ShapeDtypeStruct((), jnp.uint32))
         create = lowered.compile({"xla_backend_optimization_level": "1"})
