@@ -86,7 +86,8 @@ def test_resume_never_starts_in_the_next_free_workdir(run, capsys):
     results, path = run
     repeated = fit(make_config(), path, resume="never")
     out = capsys.readouterr().out
-    assert "8 cpu devices; compiling\n" in out
+    assert "8 cpu devices; " in out
+    assert " multiply-adds per example; compiling\n" in out
     assert out.endswith(f"saved in {path}-2\n")
     assert repeated["params_sha256"] == results["params_sha256"]
     assert read_json(Path(f"{path}-2") / "results.json") == repeated
