@@ -10,16 +10,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resflax import UserError, create_model, list_models
 from resflax.inference import OPS, apply_graph, build_graph, make_predictor
-from resflax.inference.build import (
+from resflax.inference.fold import batch_norm_affine
+from resflax.inference.jax_executor import OPERATIONS
+from resflax.inference.layers import NORM_NODES
+from resflax.inference.parts import (
     ATTENTIONS,
     BLOCK_FILTERS,
     SHORTCUT_NODES,
     STEM_FILTERS,
     STEM_POOLS,
 )
-from resflax.inference.fold import batch_norm_affine
-from resflax.inference.jax_executor import OPERATIONS
-from resflax.inference.layers import NORM_NODES
 from resflax.nn import SHORTCUTS, STEMS
 from resflax.nn.antialias import ANTIALIAS
 from resflax.nn.attention import ATTENTION
