@@ -75,6 +75,8 @@ def _positions(
     """Returns epoch, position in the permutation, and copy of each row of batch `step`."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, num_examples)
+    if repeats == 1:  # the data loader calls this for each example
+        return epochs, offsets, np.zeros_like(offsets)
     offsets, copies = np.divmod(offsets, repeats)
     rows = np.argsort(copies, kind="stable")
     return epochs[rows], offsets[rows], copies[rows]
