@@ -205,9 +205,7 @@ def _check_single(spec: Spec) -> None:
 def _unnamed(layout: str, spec: Spec, shapes: Variables) -> UserError:
     """Returns the error about an array that a layout has no name for."""
     own = ", ".join(f"{field} {describe(part)}" for field, part in spec.own_parts.items())
-    hint = "use another layout"
-    if own:
-        hint = "use the names of resflax (resflax convert --layout flax)"
+    hint = "use another layout, or the names of resflax (resflax convert --layout flax)"
     return UserError(
         f"layout {layout!r} has no name for {unnamed_array(layout, spec, shapes)}"
         f"{own and f', of a network with {own}'}: {hint}"
