@@ -229,6 +229,7 @@ def test_fit_makes_explicit_transfers_only(tmp_path, name):
 
 
 TOOLS = {
+    "disable_jit": jax.disable_jit,
     "debug_nans": partial(jax.debug_nans, True),
     "leaks": jax.checking_leaks,
 }
@@ -241,8 +242,9 @@ def test_fit_runs_under_debugging_tools(tmp_path, name):
 
     def run(workdir):
         config = default_config()
-        config.epochs, config.batch_size = 1, 512
-        trainer = Trainer(build(config, model=NormNet(), dataset=load_dataset("digits")))
+        config.epochs, config.batch_size, config.parallel = 1, 512, "mesh"
+        dataset, devices = load_dataset("digits"), jax.devices()[:1]
+        trainer = Trainer(build(config, model=NormNet(), dataset=dataset, devices=devices))
         with Workdir.open(workdir, to_json_dict(config)) as opened:
             return loop.fit(trainer, opened)
 
