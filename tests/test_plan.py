@@ -168,7 +168,10 @@ def test_missing_compiler_is_an_error_with_the_extra(monkeypatch, capsys, topolo
         (["--topology=v5e:4x4", "--data=224x224"], "--data is '224x224': expected HEIGHTx"),
         (["--topology=v5e:4x4", "--config.batchsize=3"], "config.batch_size"),
         (["--json=/dev/null"], "--json=/dev/null: is a device: expected the name of a file"),
-        (["--topolgy=v5e:4x4"], "unknown flag '--topolgy=v5e:4x4': did you mean --topology?"),
+        (
+            ["--topolgy=v5e:4x4"],
+            "unknown flag '--topolgy=v5e:4x4': did you mean --topology=v5e:4x4?",
+        ),
         (["--data=99999x9x3:10:50"], "expected at most 4096 pixels a side, 4096 channels"),
         (["--data=9x9x3:999999999:50"], "and 1000000 classes"),
         (["--data="], "--data is '': expected HEIGHTx"),

@@ -67,13 +67,16 @@ def unknown_flag(word: str, next_word: str | None, flags: Iterable[str]) -> User
     >>> print(unknown_flag("--lr", "0.1", ["workdir"]))
     unknown flag '--lr': did you mean --config.learning_rate=0.1?
     >>> print(unknown_flag("--wrkdir=runs/a", None, ["workdir"]))
-    unknown flag '--wrkdir=runs/a': did you mean --workdir?
+    unknown flag '--wrkdir=runs/a': did you mean --workdir=runs/a?
     """
     name, separator, text = word.lstrip("-").partition("=")
     value = text if separator or next_word is None or next_word.startswith("-") else next_word
     flags = list(flags)
     similar = difflib.get_close_matches(name, flags, n=1, cutoff=0.8)
-    meant = f"did you mean --{similar[0]}?" if similar else explain(name, "--config.", value)
+    if similar:
+        flag = f"--{similar[0]}={value}" if value else f"--{similar[0]}"
+        return UserError(f"unknown flag {word!r}: did you mean {flag}?")
+    meant = explain(name, "--config.", value)
     meant = meant or (f"expected --config.KEY=VALUE, {', '.join(f'--{flag}' for flag in flags)}")
     return UserError(f"unknown flag {word!r}: {meant}")
 
