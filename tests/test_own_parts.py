@@ -4,14 +4,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError
+from resflax.distributed import make_engine
 from resflax.nn import ResNet, Spec, split_members
 from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.stems import Stem, StemConv
-from resflax.train import default_config, recompute_batch_stats
+from resflax.train import create_state, default_config, make_train_step, recompute_batch_stats
 from resflax.train.config_rules import check_config
 from resflax.train.freeze import freeze_statistics
 from resflax.weights.shapes import has_batch_stats
@@ -180,3 +182,68 @@ def test_own_batch_norm_is_frozen_if_it_follows_the_mode():
         UserError, match="stem_norm has batch statistics of a part of your own .norm"
     ):
         freeze_statistics(small(norm=linen_norm, depths=(1,), widths=(8,)), variables, ("stem*",))
+
+
+def local_norm(ops, x, *, name, zero):
+    return nn.BatchNorm(not ops.train, momentum=0.9, name=name)(x)
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_batch_norm_of_a_part_of_the_batch_is_refused(parallel):
+    model = small(norm=local_norm)
+    engine, optimizer = make_engine(parallel, jax.devices()[:2]), optax.sgd(0.1)
+    step = engine.compile_train(make_train_step(model, optimizer, axis_name=engine.axis_name))
+    state = engine.put_state(create_state(model, optimizer, 0, IMAGES.shape[1:]))
+    batch = {"image": IMAGES, "label": np.arange(4, dtype=np.int32) % 3}
+    message = "BatchNorm 'stage1_block1/norm1' has no axis_name|BatchNorm 'stem_norm' has no axis"
+    with pytest.raises(UserError, match=message):
+        step(state, engine.shard_batch(batch))
+
+
+def test_batch_norm_without_axis_trains_on_one_device():
+    model, optimizer = small(norm=local_norm), optax.sgd(0.1)
+    engine = make_engine("pmap", jax.devices()[:1])
+    step = engine.compile_train(make_train_step(model, optimizer, axis_name=engine.axis_name))
+    state = engine.put_state(create_state(model, optimizer, 0, IMAGES.shape[1:]))
+    batch = {"image": IMAGES, "label": np.arange(4, dtype=np.int32) % 3}
+    _, metrics = step(state, engine.shard_batch(batch))
+    assert np.isfinite(engine.to_host(metrics)["loss"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+def test_parts_must_return_floating_point_numbers(dtype):
+    model = small(activation=lambda x: jnp.maximum(x, 0).astype(dtype))
+    with pytest.raises(
+        UserError, match=f"returns {jnp.dtype(dtype)} for x of .*: expected floating"
+    ):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+
+
+@pytest.mark.parametrize("fields", [{"stem": stem}, {"pooling": largest}, {"head": head}])
+def test_own_parts_export_for_any_batch(fields):
+    model = small(**fields)
+    variables = randomized(variables_of(model, IMAGES.shape))
+    n = jax.export.symbolic_shape("n")[0]
+    shape = jax.ShapeDtypeStruct((n, *IMAGES.shape[1:]), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: model.apply(variables, x, train=False)))(shape)
+    expected = model.apply(variables, IMAGES[:3], train=False)
+    np.testing.assert_allclose(exported.call(IMAGES[:3]), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_capture_in_bfloat16_returns_outputs_not_kernels(scan):
+    """Where a 1x1 convolution and its batch norm are computed as one in training."""
+    spec = Spec(**(SMALL | {"block": "bottleneck", "depths": (2, 1)}))
+    model = ResNet(spec, dtype=jnp.bfloat16, scan=scan)
+    variables = randomized(variables_of(model, IMAGES.shape))
+    names = ("stage1_block1/conv3", "stage1_block2/conv3", "stage1_block1/Ws")
+    _, captured = model.apply(variables, IMAGES, train=True, capture=names, mutable=["batch_stats"])
+    assert {name: x.shape for name, x in captured.items()} == dict.fromkeys(names, (4, 8, 8, 32))
+    exact = ResNet(spec, scan=scan).apply(
+        variables, IMAGES, train=True, capture=names, mutable=["batch_stats"]
+    )[1]
+    for name in names:
+        scale = float(jnp.max(jnp.abs(exact[name])))
+        np.testing.assert_allclose(
+            captured[name].astype(jnp.float32), exact[name], atol=0.1 * scale
+        )

@@ -72,7 +72,7 @@ STRIDED = Call(
 )
 STEM = Call(
     Signature(FEATURES, (), "array (n, *space, features)"),
-    lambda ops, x, features: (len(x), *[None] * (x.ndim - 2), features),
+    lambda ops, x, features: (x.shape[0], *[None] * (x.ndim - 2), features),
 )
 FILTER = Call(
     Signature(("ops", "x", "stride"), (), "array (n, *space / stride, channels)"), _filtered_shape
@@ -172,14 +172,14 @@ FIELDS: dict[str, Field] = {
     "pooling": Field(
         POOLINGS,
         Call(
-            Signature(("ops", "x"), (), "array (n, channels)"), lambda ops, x: (len(x), None)
+            Signature(("ops", "x"), (), "array (n, channels)"), lambda ops, x: (x.shape[0], None)
         ),
     ),
     "head": Field(
         HEADS,
         Call(
             Signature(FEATURES, (), "logits (n, features), or a tree of arrays (n, ...)"),
-            lambda ops, x, features: (len(x), ...),
+            lambda ops, x, features: (x.shape[0], ...),
             is_tree=True,
         ),
     ),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resflax.errors import UserError
@@ -169,6 +170,12 @@ def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..
             raise UserError(
                 f"{field} {name} returns {got} for {where}: expected an array of shape {shown},"
                 f" from {signature}"
+            )
+        is_array = want is not None and not call.is_tree
+        if is_array and not jnp.issubdtype(result.dtype, jnp.floating):
+            raise UserError(
+                f"{field} {name} returns {result.dtype} for {where}: expected floating-point"
+                f" numbers, from {signature}"
             )
         return result
 

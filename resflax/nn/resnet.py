@@ -1,5 +1,6 @@
 """The linen module that runs a `Spec`."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -187,7 +188,7 @@ class ResNet(nn.Module):
             )
         spec, stem, ensemble = self.spec, resolve("stem", self.spec.stem), self.spec.ensemble_row
         needs_keys = self.needs_rng and (train or dropout_keys is not None)
-        keys = self._check_keys(dropout_keys, len(x)) if needs_keys else None
+        keys = self._check_keys(dropout_keys, x.shape[0]) if needs_keys else None
         ops = ensemble.make_ops(
             spec.members,
             train=train,
@@ -201,6 +202,8 @@ class ResNet(nn.Module):
             activation=resolve("activation", spec.activation),
             dimensions=spec.dimensions,
         )
+        if self.is_mutable_collection(COLLECTION):  # a fused convolution has no output to capture
+            ops = dataclasses.replace(ops, fused_conv_norm=None)
         x, keys, split_logits = ensemble.make_inputs(
             jnp.asarray(x, self.dtype), keys, spec.members, self._shuffling(train)
         )

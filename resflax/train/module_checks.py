@@ -6,7 +6,7 @@ axis by the module's field `axis_name`.
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -62,6 +62,37 @@ def check_module(model: Any) -> None:
             f"{name}.__call__ also requires {required[1]!r}: give it a default, a step calls"
             " model(x, train=True)"
         )
+
+
+@contextlib.contextmanager
+def refuse_local_statistics(axis_name: str | None) -> Iterator[None]:
+    """Refuses batch norms of linen that would normalize by a part of the batch, as they are traced.
+
+    Args:
+      axis_name: mapped axis over which the batch is split; None for none.
+
+    Raises:
+      UserError: from a `flax.linen.BatchNorm` without `axis_name`, if the axis has several devices.
+    """
+
+    def check(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
+            given = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
+            running = module.use_running_average if given is None else given
+            if not running and module.axis_name is None:
+                raise UserError(
+                    f"the BatchNorm {'/'.join(module.path)!r} has no axis_name, so that each device"
+                    " would normalize by its part of the batch: give it that of the network, in a"
+                    " norm of your own axis_name=ops.axis_name"
+                )
+        return call(*args, **kwargs)
+
+    if axis_name is None or jax.lax.axis_size(axis_name) == 1:
+        yield
+        return
+    with nn.intercept_methods(check):
+        yield
 
 
 def check_training_dtype(model: nn.Module) -> None:

@@ -29,7 +29,7 @@ from resflax.nn import ResNet
 from resflax.nn.batch_norm import batch_norm_mode
 from resflax.train.freeze import batch_norms
 from resflax.train.metrics import check_keys
-from resflax.train.module_checks import check_module, with_axis_name
+from resflax.train.module_checks import check_module, refuse_local_statistics, with_axis_name
 from resflax.train.state import TrainState
 
 BatchStats = Any
@@ -229,7 +229,8 @@ def make_stats_step(
 
     def step(state: TrainState, batch: dict[str, Array]) -> BatchStats:
         check_keys(batch, ("image",))
-        return compute_batch_stats(model, state.eval_variables, normalize(batch["image"]))
+        with refuse_local_statistics(axis_name):
+            return compute_batch_stats(model, state.eval_variables, normalize(batch["image"]))
 
     return step
 

@@ -32,6 +32,7 @@ from resflax.train.module_checks import (
     check_module,
     check_training_dtype,
     check_values,
+    refuse_local_statistics,
     with_axis_name,
 )
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
@@ -200,7 +201,8 @@ def make_train_step(
         def evaluate(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
             local = jax.tree.map(vary, params)
             gradient = partial(_gradient, network, loss, metrics, drop_path_rates, local, frozen)
-            grads, new, results = accumulate(gradient, local, old, inputs, grad_accum_steps)
+            with refuse_local_statistics(axis_name):
+                grads, new, results = accumulate(gradient, local, old, inputs, grad_accum_steps)
             grads, results = average((grads, results))
             return grads, new, results
 
