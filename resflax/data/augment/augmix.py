@@ -51,7 +51,8 @@ def sample_mixture(key: Key[Array, ""], settings: AugMix) -> Mixture:
     """Samples weights, share and depths."""
     weight_key, share_key, depth_key = jax.random.split(key, 3)
     alpha, width, layers = settings.alpha, settings.width, settings.chain.layers
-    weights = jax.random.dirichlet(weight_key, jnp.full(width, alpha, jnp.float32))
+    alphas = jnp.full(width, alpha, jnp.float32)
+    weights = jax.random.dirichlet(weight_key, alphas, dtype=jnp.float32)
     share = jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32)
     low = 1 if settings.is_random_depth else layers
     depths = jax.random.randint(depth_key, (width,), low, layers + 1, jnp.int32)
