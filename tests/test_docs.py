@@ -1,4 +1,4 @@
-"""The Python code of docs/weights.md, run with timm's smallest ResNet; links of all pages."""
+"""The Python code of pages of docs/, run with small networks; links of all pages."""
 
 import json
 import re
@@ -74,8 +74,9 @@ def test_links_of_all_pages_exist():
 
 
 @pytest.mark.slow
-def test_python_code_of_fine_tuning_page_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "finetuning.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["finetuning.md", "losses.md"])
+def test_python_code_of_training_page_runs(page):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     namespace: dict = {}
     exec(code, namespace)
     assert np.isfinite(namespace["metrics"]["loss"])

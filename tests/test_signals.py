@@ -112,3 +112,29 @@ def test_handlers_are_restored_on_exit():
         assert signal.getsignal(signal.SIGINT) not in before
         assert interrupt.received == 0
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+# A handler of Python's does not end the loop, as it does not end a compiler's work.
+IN_C = """
+import ctypes, signal
+from resflax.run.signals import exit_at_interrupt
+signal.signal(signal.SIGINT, lambda *_: None)
+with exit_at_interrupt():
+    pass
+with exit_at_interrupt():
+    print("ready", flush=True)
+    sleep, left = ctypes.CDLL(None).sleep, 60
+    while left:
+        left = sleep(left)
+print("slept", flush=True)
+"""
+
+
+def test_interrupt_ends_the_process_during_a_call_in_c():
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_C], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + signal.SIGINT, "", "\nstopped\n")

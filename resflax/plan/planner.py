@@ -13,6 +13,7 @@ from resflax.plan.compiled import CompiledStep, compile_step
 from resflax.plan.datasets import Facts, planned_dataset
 from resflax.plan.topologies import Topology, topology_devices
 from resflax.plan.waiting import CompileClock
+from resflax.run.signals import exit_at_interrupt
 from resflax.train.input_pipeline import fits_on_device
 from resflax.train.programs import Program, run_programs
 from resflax.train.run import Run
@@ -135,7 +136,7 @@ class Planner:
     def _compile(self, program: Program, lowered: Any, run: Run) -> CompiledStep:
         text = f"compiling the {program.name} step for {self.topology.describe()}"
         examples = program.examples / len(self.devices)
-        with self._clock.show(text, _lines(lowered)):
+        with self._clock.show(text, _lines(lowered)), exit_at_interrupt():
             return compile_step(
                 program.name, lowered, examples, self.topology.chip, run.engine.devices
             )

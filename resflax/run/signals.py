@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the run stops after the current step and can be resumed."""
 
+import contextlib
 import math
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -97,6 +99,36 @@ def _exit_late(number: int) -> None:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Does nothing; Python writes signals to the wakeup socket only if there is a handler."""
+
+
+@contextlib.contextmanager
+def exit_at_interrupt() -> Iterator[None]:
+    """Ends the process at once on SIGINT while the block runs, which must leave nothing to save.
+
+    Python runs no signal handler while the main thread compiles, which can take minutes.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    old = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while data := reader.recv(1):
+            if data[0] == signal.SIGINT:
+                print("\nstopped", file=sys.stderr, flush=True)
+                os._exit(128 + signal.SIGINT)
+
+    watcher = threading.Thread(target=watch, name="interrupt", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old)
+        writer.close()
+        watcher.join()
+        reader.close()
 
 
 def raise_at_interrupts() -> None:
