@@ -1,4 +1,6 @@
-"""Functions of the user's own in ensembles, and batch norms of their own."""
+"""Functions of the user's own: their faults, in ensembles, and batch norms of their own."""
+
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
@@ -10,8 +12,9 @@ from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError
 from resflax.distributed import make_engine
-from resflax.nn import ResNet, Spec, split_members
+from resflax.nn import ConvRow, ResNet, Spec, split_members
 from resflax.nn.batch_norm import BatchNorm
+from resflax.nn.functions import import_function
 from resflax.nn.stems import Stem, StemConv
 from resflax.train import create_state, default_config, make_train_step, recompute_batch_stats
 from resflax.train.config_rules import check_config
@@ -247,3 +250,62 @@ def test_capture_in_bfloat16_returns_outputs_not_kernels(scan):
         np.testing.assert_allclose(
             captured[name].astype(jnp.float32), exact[name], atol=0.1 * scale
         )
+
+
+@dataclass
+class Multiply:
+    factor: float = 2.0
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+def fail(x):
+    raise ValueError("\n")
+
+
+outer = nn.Dense(8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head": lambda ops, x, features: ops.dense(x, 2, name="h")},
+         r"head .* returns shape \(1, 2\) for x of .*: expected an array of shape \(1, 3\)"),
+        ({"head": lambda ops, x, features: (x[0], x)}, r"expected an array of shape \(1, ...\)"),
+        ({"activation": fail}, r"fail fails on x of shape .*: ValueError: ; expected \(x\)"),
+        ({"activation": nn.PReLU()}, r"made outside: make it .* `lambda x: nn.PReLU\(...\)\(x\)`"),
+        ({"attention": lambda ops, x, channels: outer(x)},
+         r"make it in the function, `lambda ops, x, channels: nn.Dense\(...\)\(x\)`"),
+        ({"attention": jax.jit(attention)}, "ops is not an array: apply jax.jit to the whole"),
+    ],
+)  # fmt: skip
+def test_fault_of_a_function_is_one_line(fields, message):
+    model = small(**fields, depths=(1,), widths=(16,))
+    with pytest.raises(UserError, match=message) as error:
+        jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES[:1], train=False))
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"activation": np.poly1d([1, 0])}, "activation is numpy:poly1d.., which has no hash"),
+        (
+            {"activation": Multiply()},
+            r"activation is .*Multiply\(\), which has no hash.*`lambda x: f\(x\)`",
+        ),
+        ({"block": ConvRow(3)}, r"block is ConvRow\(kernel=3\): .* or a tuple of ConvRow"),
+        ({"block": ("basic", ConvRow(3))}, r"block is ConvRow\(kernel=3\): .* a tuple of ConvRow"),
+    ],
+)
+def test_value_that_is_no_part_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        small(**fields)
+
+
+def test_import_of_an_unknown_function_names_the_module():
+    with pytest.raises(UserError, match="module resflax.nn.heads has no 'averag': did you mean av"):
+        import_function("resflax.nn.heads:averag")
+    with pytest.raises(UserError, match="linear has no '<locals>': define it at the top of a"):
+        import_function("resflax.nn.heads:linear.<locals>.inner")

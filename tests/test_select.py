@@ -1,5 +1,6 @@
 """Parameters and intermediate outputs selected by patterns of their names."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +73,13 @@ def test_set_takes_numbers_and_arrays_by_path():
         (lambda: select(VARIABLES, "head").set({"stem": 1}), "stem is not selected by head"),
         (lambda: select(VARIABLES, "head/bias").set(np.ones(4)),
          r"head/bias has shape \(5,\): got a value of \(4,\)"),
+        (lambda: select(VARIABLES, "head").set(1j), "head/.* has dtype float32: got a complex"),
+        (lambda: select(VARIABLES, ""), "patterns is '': expected a name or pattern such as"),
+        (lambda: select(VARIABLES, None), "patterns is None: expected a name or pattern"),
+        (lambda: select(VARIABLES, "stem_norm/mean").freeze(), "matches no parameter, only stat"),
+        (lambda: outputs(","), "capture is ',': expected a name or pattern such as 'stage1'"),
+        (lambda: outputs((1,)), r"capture is \(1,\): expected a name or pattern"),
+        (lambda: outputs((None,)), r"capture is \(None,\): expected a name or pattern"),
         (lambda: select(STACKED, "stage1_block2").freeze(), "matches stage1_block2/.*stacked"),
     ],
 )  # fmt: skip
@@ -140,6 +148,39 @@ def test_capture_of_an_unknown_name_is_refused():
         jax.eval_shape(
             lambda v: model.apply(v, IMAGES, train=False, capture="stage2_blok1"),
             variables_of(model, IMAGES.shape),
+        )
+
+
+def loop(ops, x, channels):
+    """A module in a loop of its own, whose intermediate outputs linen drops."""
+
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dense(x.shape[-1], name="inner")(x), None
+
+    steps = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+    return steps(name="loop")(x, None)[0]
+
+
+def twice(ops, x, channels):
+    dense = nn.Dense(x.shape[-1], name="shared")
+    return dense(dense(x))
+
+
+@pytest.mark.parametrize(
+    ("attention", "name", "message"),
+    [
+        (loop, "stage1_block1/loop/inner", "inner, whose output is not kept, as in an nn.scan of"),
+        (twice, "stage1_block1/shared", "shared, which is called 2 times: capture a module that"),
+    ],
+)
+def test_capture_of_an_output_that_is_not_one_is_refused(attention, name, message):
+    model = ResNet(SPEC.override(depths=(1,), widths=(8,), attention=attention))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(
+            lambda v: model.apply(v, IMAGES, train=False, capture=name),
+            jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False)),
         )
 
 

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from resflax.errors import UserError, suggest
-from resflax.nn.patterns import matches_path, parse_patterns
+from resflax.nn.patterns import matches_path, required_patterns
 from resflax.nn.scan import REST, unstack_params
 
 COLLECTION = "intermediates"
@@ -27,9 +27,10 @@ def apply_and_capture(
       **kwargs: further arguments of `apply`.
 
     Raises:
-      UserError: if a name matches nothing, or linen's intermediates are asked for as well.
+      UserError: if a name matches nothing, or a module that is called more than once, or linen's
+        intermediates are asked for as well.
     """
-    patterns, known = parse_patterns(names), dict[str, None]()
+    patterns, known = required_patterns(names, "capture"), dict[str, None]()
     mutable = kwargs.pop("mutable", False)
     # True and linen's DenyList do not name it.
     collections = [mutable] if isinstance(mutable, str) else mutable
@@ -56,10 +57,21 @@ def apply_and_capture(
         name = "/".join(path).removesuffix("/__call__")
         known[name] = None
         if matches_path(name, patterns):
+            if len(calls) > 1:
+                raise UserError(
+                    f"capture has {name}, which is called {len(calls)} times: capture a module that"
+                    " is called once, around it or after it"
+                )
             found[name] = calls[0]
     for pattern in patterns:
-        if not any(matches_path(name, [pattern]) for name in known):
-            raise UserError(f"capture {pattern!r} matches no module: {suggest(pattern, known)}")
+        if any(matches_path(name, [pattern]) for name in found):
+            continue
+        if hidden := [name for name in known if matches_path(name, [pattern])]:
+            raise UserError(
+                f"capture {pattern!r} matches {hidden[0]}, whose output is not kept, as in an"
+                " nn.scan of your own: add 'intermediates' to its variable_axes"
+            )
+        raise UserError(f"capture {pattern!r} matches no module: {suggest(pattern, known)}")
     return (outputs, state) if mutable else outputs, found
 
 

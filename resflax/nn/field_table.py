@@ -179,7 +179,7 @@ FIELDS: dict[str, Field] = {
         HEADS,
         Call(
             Signature(FEATURES, (), "logits (n, features), or a tree of arrays (n, ...)"),
-            lambda ops, x, features: (x.shape[0], ...),
+            lambda ops, x, features: (x.shape[0], features),
             is_tree=True,
         ),
     ),

@@ -13,7 +13,7 @@ from typing import Any
 from resflax.errors import UserError, suggest, unknown
 from resflax.nn.blocks import ConvRow
 from resflax.nn.field_table import FIELDS, SHIPPED, Field
-from resflax.nn.functions import checked, describe
+from resflax.nn.functions import Signature, checked, describe
 
 
 def resolve(field: str, value: Any) -> Any:
@@ -44,7 +44,19 @@ def resolve(field: str, value: Any) -> Any:
         return _checked_row(field, part) if row.functions else part
     if not row.call or not callable(part) or not row.call.signature.fits(part):
         raise _invalid(field, part)
-    return _function_row(field, part)
+    return _function_row(field, _hashable(field, part, row.call.signature))
+
+
+def _hashable(field: str, function: Any, signature: Signature) -> Any:
+    try:
+        hash(function)
+    except TypeError as e:
+        arguments = ", ".join(signature.arguments)
+        raise UserError(
+            f"{field} is {describe(function)}, which has no hash, and a spec needs one: wrap it in"
+            f" a function, such as `lambda {arguments}: f({arguments})`"
+        ) from e
+    return function
 
 
 @cache
@@ -118,8 +130,8 @@ def canonical(field: str, value: Any) -> Any:
 
 def canonical_block(value: Any) -> Any:
     """Returns `canonical` of a block: one for all stages, or a tuple with one per stage."""
-    per_stage = isinstance(value, list | tuple) and not _is_row(FIELDS["block"], tuple(value))
-    if not per_stage or not value:
+    per_stage = isinstance(value, list | tuple) and not hasattr(value, "_fields")
+    if not per_stage or not value or _is_row(FIELDS["block"], tuple(value)):
         return canonical("block", value)
     return tuple(canonical("block", block) for block in value)
 

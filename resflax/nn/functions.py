@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import CallCompactUnboundModuleError
 
-from resflax.errors import UserError
+from resflax.errors import UserError, suggest
 
 Shape = tuple[int | None, ...]
 
@@ -95,13 +97,18 @@ def import_function(name: str) -> Any:
     module, _, qualname = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as e:
         raise UserError(
             f"cannot import {name!r}: {e}: put the module on the Python path (PYTHONPATH), or pass"
             " the function itself"
         ) from e
+    owner = f"module {module}"
+    for part in qualname.split("."):
+        if not hasattr(found, part):
+            known = [key for key in getattr(found, "__dict__", {}) if not key.startswith("_")]
+            advice = suggest(part, known) if known else "define it at the top of a module"
+            raise UserError(f"cannot import {name!r}: {owner} has no {part!r}: {advice}")
+        found, owner = getattr(found, part), part
     return found
 
 
@@ -123,7 +130,8 @@ class Call(NamedTuple):
         the end for any further ones; None for any result.
       result: of a function that makes a function: how the network calls that one.
       optional: whether a row may have None in its place.
-      is_tree: whether the result may be a tree of such arrays.
+      is_tree: whether the result may also be a tree of arrays, of which only the first axis is
+        checked.
     """
 
     signature: Signature
@@ -152,7 +160,7 @@ def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..
         except UserError:
             raise
         except Exception as e:
-            reason = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}"
+            reason = _reason(e, function, signature)
             on = "" if call.result else f" on {where}"
             raise UserError(f"{field} {name} fails{on}: {reason}; expected {signature}") from e
         if call.result:
@@ -162,7 +170,9 @@ def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..
                 )
             return checked(field, result, call.result)
         want = call.expected(*args, **kwargs)
-        leaves = jax.tree.leaves(result) if call.is_tree else [result]
+        leaves = [result]
+        if call.is_tree and not hasattr(result, "shape"):
+            leaves, want = jax.tree.leaves(result), (want[0], ...)
         if want is not None and not (leaves and all(_has_shape(leaf, want) for leaf in leaves)):
             got = f"shape {result.shape}" if hasattr(result, "shape") else type(result).__name__
             names = {None: "any", ...: "..."}
@@ -181,6 +191,19 @@ def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..
 
     run.__module__, _, run.__qualname__ = name.partition(":")  # for messages
     return run
+
+
+def _reason(error: Exception, function: Any, signature: Signature) -> str:
+    """Returns why a function failed, with advice for modules and `jax.jit`, in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, CallCompactUnboundModuleError):
+        module = f"nn.{type(function).__name__}" if isinstance(function, nn.Module) else "nn.Dense"
+        made = f"lambda {', '.join(signature.arguments)}: {module}(...)(x)"
+        return f"it calls a module that was made outside: make it in the function, `{made}`"
+    is_jitted = hasattr(function, "lower") or ".Ops'" in lines[0]
+    if is_jitted and "ops" in signature.arguments:
+        return "ops is not an array: apply jax.jit to the whole network instead"
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _has_shape(result: Any, want: tuple[Any, ...]) -> bool:

@@ -27,6 +27,25 @@ def parse_patterns(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+def required_patterns(value: Any, source: str) -> tuple[str, ...]:
+    """Returns `parse_patterns` of a value that has to have one.
+
+    Args:
+      value: a string or a sequence of strings.
+      source: what the value was given as, for the message.
+
+    Raises:
+      UserError: if there is none, or one is not a string.
+    """
+    parts = [value] if isinstance(value, str) else value
+    is_valid = isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts)
+    if not is_valid or not (patterns := parse_patterns(value)):
+        raise UserError(
+            f"{source} is {value!r}: expected a name or pattern such as 'stage1', or several"
+        )
+    return patterns
+
+
 def matches_path(name: str, patterns: Sequence[str]) -> bool:
     """Returns whether a pattern matches a path.
 

@@ -8,11 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from resflax.errors import UserError
-from resflax.nn.patterns import check_patterns, matches, matches_leaf, parse_patterns
+from resflax.nn.patterns import check_patterns, matches, matches_leaf, required_patterns
 from resflax.nn.scan import REST, stack_params, unstack_params
 
 Tree = Any
@@ -45,7 +46,8 @@ class Selection:
             all of the selected arrays; or one array or number, which is broadcast.
 
         Raises:
-          UserError: if a path is not selected, or the shape of a value does not fit.
+          UserError: if a path is not selected, or the shape of a value does not fit, or a value is
+            complex and its array real.
         """
         if isinstance(values, Mapping) and (rest := {*values} - {*self.get()}):
             raise UserError(f"{min(rest)} is not selected by {', '.join(self.patterns)}")
@@ -54,6 +56,8 @@ class Selection:
             new = values(old) if callable(values) else values
             if isinstance(values, Mapping):
                 new = values.get(path, old)
+            if np.iscomplexobj(new) and not np.iscomplexobj(old):
+                raise UserError(f"{path} has dtype {old.dtype}: got a complex value")
             try:
                 return jnp.broadcast_to(jnp.asarray(new, old.dtype), old.shape)
             except ValueError as e:
@@ -69,13 +73,18 @@ class Selection:
         patterns instead, and needs neither gradients nor optimizer state of these parameters.
 
         Raises:
-          UserError: if some of the blocks that `scan=True` stacks are selected, but not all.
+          UserError: if no parameter is selected, only statistics, or some of the blocks that
+            `scan=True` stacks, but not all.
         """
         params = self.variables.get("params", self.variables)
         flat = flatten_dict(params)
-        return unflatten_dict(
-            {path: matches_leaf(path, leaf, self.patterns, "select") for path, leaf in flat.items()}
-        )
+        mask = {path: matches_leaf(path, x, self.patterns, "select") for path, x in flat.items()}
+        if not any(mask.values()):
+            raise UserError(
+                f"{', '.join(self.patterns)} matches no parameter, only statistics, which no"
+                " optimizer changes: select parameters"
+            )
+        return unflatten_dict(mask)
 
     def reinitialize(self, model: nn.Module, key: Array, *inputs: Any) -> Tree:
         """Returns the tree with the selected arrays as `model.init` draws them.
@@ -122,7 +131,7 @@ def select(variables: Tree, patterns: str | tuple[str, ...] | list[str]) -> Sele
       patterns: one, several separated by commas, or a sequence.
 
     Raises:
-      UserError: if a pattern matches no array.
+      UserError: if there is no pattern, or one matches no array.
 
     >>> from resflax import create_model
     >>> model, image = create_model("cifar_resnet14"), jnp.zeros((1, 8, 8, 3))
@@ -135,7 +144,7 @@ def select(variables: Tree, patterns: str | tuple[str, ...] | list[str]) -> Sele
     >>> sum(jax.tree.leaves(selection.freeze()))
     4
     """
-    selection = Selection(variables, parse_patterns(patterns))
+    selection = Selection(variables, required_patterns(patterns, "patterns"))
     names = ["/".join(selection._path(key)) for key in selection._flat()]
     check_patterns(selection.patterns, names, "pattern")
     return selection
