@@ -12,6 +12,7 @@ from helpers.networks import randomized, run, variables_of
 
 from resflax import UserError
 from resflax.distributed import make_engine
+from resflax.inference import make_predictor
 from resflax.nn import ConvRow, ResNet, Spec, split_members
 from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.functions import import_function
@@ -302,6 +303,21 @@ def test_fault_of_a_function_is_one_line(fields, message):
 def test_value_that_is_no_part_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         small(**fields)
+
+
+def upsampling(ops, x, features):
+    return ops.conv(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), features, 3, name="stem")
+
+
+def test_stem_that_upsamples_has_no_feature_maps():
+    model = small(stem=upsampling)
+    with pytest.raises(UserError, match=r"^stem \S*upsampling returns larger maps than its images"):
+        _ = model.spec.features
+
+
+def test_predictor_of_a_module_is_refused():
+    with pytest.raises(UserError, match="^spec is a ResNet: expected a Spec, such as the attribut"):
+        make_predictor(small(), {})
 
 
 def test_import_of_an_unknown_function_names_the_module():

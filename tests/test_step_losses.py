@@ -201,6 +201,10 @@ class NoKeys(NoAxis):
     needs_rng = True
 
 
+def two_heads(ops, x, features):
+    return ops.dense(x, features, name="head"), ops.dense(x, 1, name="angle")
+
+
 def tiny(**fields):
     return create_model("cifar_resnet8", **fields)
 
@@ -217,12 +221,18 @@ def tiny(**fields):
         (TwoHeads, {"loss_fn": two_losses}, "and the accuracy takes one array of logits"),
         (lambda: tiny(features_only=True), {}, "ResNet returns feature maps"),
         (lambda: tiny(num_classes=0), {}, "ResNet returns pooled features"),
+        (lambda: tiny(head=two_heads), {}, "ResNet returns a tuple of 2 arrays, and cross_entropy"),
+        (lambda: tiny(head=two_heads), {"loss_fn": two_losses},
+         "and the accuracy takes one array of logits: give loss_fn= .*such as metrics={}"),
+        (NoAxis, {"metrics": [in_top2]}, "metrics is a list: expected a dict of functions"),
+        (NoAxis, {"metrics": {"f": lambda y: y}}, r"metric 'f' is .*\(y\): expected a function"),
+        (NoAxis, {"loss_fn": lambda y: y}, r"loss_fn is .*<lambda>\(y\): expected a function of"),
         (NoAxis, {"loss_fn": "bce"}, "loss_fn is 'bce': expected a function"),
         (NoAxis, {"loss_fn": squared_error, "label_smoothing": 0.1}, "label_smoothing is given"),
         (NoAxis, {"metrics": {"loss": in_top2}}, "a metric is called 'loss'"),
         (NoAxis, {"metrics": {"top2": 2}}, "metric 'top2' is 2: expected a function"),
     ],
-)
+)  # fmt: skip
 def test_step_refuses_what_it_cannot_train(model, options, message):
     with pytest.raises(UserError, match=message):
         make_train_step(model(), OPTIMIZER, **options)

@@ -103,6 +103,11 @@ def _layers(builder: GraphBuilder, x: str, outputs: str) -> tuple[str, int]:
 
 def _check_spec(spec: Spec, outputs: str) -> None:
     """Checks that the inference form has everything that the network has."""
+    if not isinstance(spec, Spec):
+        raise UserError(
+            f"spec is a {type(spec).__name__}: expected a Spec, such as the attribute spec of a"
+            " ResNet"
+        )
     if spec.ensemble != "none":
         raise UserError(
             f"spec.ensemble is {spec.ensemble!r}, and the inference form is of single networks:"

@@ -12,6 +12,7 @@ from resflax.nn.checks import to_tuples
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow
 from resflax.nn.field_table import FIELDS
 from resflax.nn.fields import canonical, canonical_block, is_shipped, resolve
+from resflax.nn.functions import describe
 from resflax.nn.gates import Gate
 from resflax.nn.layers import per_axis
 from resflax.nn.orders import ORDERS, Order
@@ -260,6 +261,11 @@ class Spec:
         stem, rows = resolve("stem", self.stem), self.members if self.ensemble_row.rows else 1
         channels, dimensions = self.stem_channels * rows, self.dimensions
         maps = [("stem", channels, stem.conv_strides(dimensions))]
+        if 0 in maps[0][2]:
+            raise UserError(
+                f"stem {describe(self.stem)} returns larger maps than its images: expected a stride"
+                " of 1 or more for feature maps"
+            )
         strides = stem.strides(dimensions)
         for i, blocks in enumerate(self.stages, start=1):
             strides = tuple(map(mul, strides, blocks[0].strides(dimensions)))

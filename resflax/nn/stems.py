@@ -71,7 +71,7 @@ def _function_strides(function: Callable[..., Array], dimensions: int) -> tuple[
 
     image = jax.ShapeDtypeStruct((1, *[PROBE_SIZE] * dimensions, 3), jnp.float32)
     result, _ = jax.eval_shape(lambda x: Probe().init_with_output(jax.random.key(0), x), image)
-    return tuple(round(PROBE_SIZE / size) for size in result.shape[1:-1])
+    return tuple(round(PROBE_SIZE / max(size, 1)) for size in result.shape[1:-1])
 
 
 def apply_stem(

@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError
-from resflax.nn import ResNet
+from resflax.nn import ResNet, Spec
+from resflax.nn.fields import resolve
+from resflax.nn.functions import Signature, function_name
+from resflax.nn.layers import make_ops
 from resflax.train.losses import LOSSES
 from resflax.train.metrics import ExampleFn, correct
 
@@ -109,12 +112,14 @@ def check_training_dtype(model: nn.Module) -> None:
 
 
 def check_logits(
-    model: nn.Module, user: str, remedy: str = "give loss_fn and metrics that take its outputs"
+    model: nn.Module,
+    user: str,
+    remedy: str = "give loss_fn= and metrics= that take its outputs, such as metrics={}",
 ) -> None:
     """Raises `UserError` if a model is known to return something else than one array of logits.
 
     The outputs of a module that is not a `ResNet` are known if it can be traced for images of
-    `PROBE_SHAPE`.
+    `PROBE_SHAPE`, and those of a head of the user's own if it can be traced alone.
 
     Args:
       model: accepted by `check_module`.
@@ -124,8 +129,12 @@ def check_logits(
     if isinstance(model, ResNet):
         outputs = "feature maps" if model.out_indices is not None else "pooled features"
         is_logits = model.out_indices is None and model.spec.num_classes > 0
+        if is_logits and "head" in model.spec.own_parts:
+            outputs, is_logits = _describe_outputs(
+                _OwnHead(model.spec), (1, model.spec.stages[-1][-1].channels[-1])
+            )
     else:
-        outputs, is_logits = _describe_outputs(model)
+        outputs, is_logits = _describe_outputs(model, PROBE_SHAPE)
     if not is_logits:
         raise UserError(
             f"{type(model).__name__} returns {outputs}, and {user} takes one array of logits:"
@@ -133,10 +142,21 @@ def check_logits(
         )
 
 
-def _describe_outputs(model: nn.Module) -> tuple[str, bool]:
+class _OwnHead(nn.Module):
+    """The head of a network alone, for its outputs from pooled features."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        ops = make_ops(train=train, dtype=x.dtype, dimensions=self.spec.dimensions)
+        return resolve("head", self.spec.head)(ops, x, self.spec.num_classes)
+
+
+def _describe_outputs(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, bool]:
     """Returns the outputs of a module in words, and whether they can be logits."""
-    image = jax.ShapeDtypeStruct(PROBE_SHAPE, jnp.float32)
-    # Whatever fails for these images need not fail for those of a batch.
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    # Whatever fails for these inputs need not fail for those of a batch.
     with contextlib.suppress(Exception):
         outputs = jax.eval_shape(
             lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0], image
@@ -161,6 +181,11 @@ def check_functions(
       keywords: names of keyword arguments that the loss is called with.
     """
     _check_function("loss_fn", loss_fn, keywords)
+    if not isinstance(metrics, Mapping):
+        raise UserError(
+            f"metrics is a {type(metrics).__name__}: expected a dict of functions of (outputs,"
+            " labels) by name, such as {'top2': f}, or {}"
+        )
     for name, metric in metrics.items():
         _check_function(f"metric {name!r}", metric)
         if name in RESERVED:
@@ -196,6 +221,11 @@ def _check_function(name: str, function: Any, keywords: tuple[str, ...] = ()) ->
                 f"{keyword} is given, but {name} has no argument of that name: leave it out, or"
                 f" give a {name} that takes it"
             )
+    if not Signature(("outputs", "targets"), keywords).fits(function):
+        raise UserError(
+            f"{name} is {function_name(function)}{inspect.signature(function)}: expected a function"
+            " of (outputs, targets)"
+        )
 
 
 def check_values(name: str, values: Any, examples: int) -> None:
