@@ -145,7 +145,8 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
 @pytest.mark.parametrize(
     ("name", "mask", "message"),
     [
-        ("adam", "kernels", "unknown optimizer 'adam': expected one of sgd, adamw, nadamw, "),
+        ("adam", "kernels", "unknown optimizer 'adam': did you mean adamw"),
+        ("x", "kernels", "unknown optimizer 'x': expected one of sgd, adamw, nadamw, lars, "),
         ("sgd", "bias", "unknown decay_mask 'bias'"),
     ],
 )
