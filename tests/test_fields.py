@@ -219,7 +219,7 @@ def test_activation_replaces_every_relu(activation, preact):
         ("block", (ConvRow(3, grouped=1),), "with grouped 1: expected True or False"),
         ("stem", Stem(()), r"stem is Stem\(convs=\(\)\): expected one StemConv or more"),
         ("stem", Stem((StemConv(3, (1, 2, 1)),)), r"StemConv\(.*with stride \(1, 2, 1\): expected"),
-        ("stem", Stem([StemConv(3)]), r"stem is Stem\(.*expected tuples in place of lists"),
+        ("stem", Stem([StemConv(3)]), r"stem is Stem\(.*such as tuples in place of lists"),
         ("stem", Stem((StemConv(3),), 3), "expected pool to be a function .ops, x, antialias"),
         ("shortcut", ShortcutRow(3), "expected make to be a function .ops, geometry, .*norm"),
         ("gate", Gate(half), r"gate is Gate\(combine=test_fields:half\): .* \(h, y, s, keys\)"),

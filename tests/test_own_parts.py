@@ -16,6 +16,7 @@ from resflax.inference import make_predictor
 from resflax.nn import ConvRow, ResNet, Spec, split_members
 from resflax.nn.batch_norm import BatchNorm
 from resflax.nn.functions import import_function
+from resflax.nn.gates import Gate
 from resflax.nn.stems import Stem, StemConv
 from resflax.train import create_state, default_config, make_train_step, recompute_batch_stats
 from resflax.train.config_rules import check_config
@@ -261,8 +262,22 @@ class Multiply:
         return self.factor * x
 
 
+@dataclass
+class Sum:
+    def __call__(self, h, y, s, keys):
+        return y + s
+
+
 def fail(x):
     raise ValueError("\n")
+
+
+class WithSetup(nn.Module):
+    def setup(self):
+        self.dense = nn.Dense(8)
+
+    def __call__(self, x):
+        return self.dense(x)
 
 
 outer = nn.Dense(8)
@@ -279,6 +294,9 @@ outer = nn.Dense(8)
         ({"attention": lambda ops, x, channels: outer(x)},
          r"make it in the function, `lambda ops, x, channels: nn.Dense\(...\)\(x\)`"),
         ({"attention": jax.jit(attention)}, "ops is not an array: apply jax.jit to the whole"),
+        ({"attention": lambda ops, x, channels: jax.jit(lambda o: o.dense(x, 8, name="d"))(ops)},
+         "ops is not an array: apply jax.jit to the whole"),
+        ({"activation": WithSetup()}, r"made outside: make it .* `lambda x: WithSetup\("),
     ],
 )  # fmt: skip
 def test_fault_of_a_function_is_one_line(fields, message):
@@ -291,6 +309,7 @@ def test_fault_of_a_function_is_one_line(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"gate": Gate(Sum())}, r"gate is Gate\(combine=.*Sum\(\)\): .* values that have a hash"),
         ({"activation": np.poly1d([1, 0])}, "activation is numpy:poly1d.., which has no hash"),
         (
             {"activation": Multiply()},
@@ -303,6 +322,14 @@ def test_fault_of_a_function_is_one_line(fields, message):
 def test_value_that_is_no_part_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         small(**fields)
+
+
+def test_dropout_in_a_part_names_that_of_the_spec():
+    model = small(pooling=lambda ops, x: nn.Dropout(0.5, deterministic=False)(x.mean((1, 2))))
+    with pytest.raises(UserError, match="own parts have no random keys, use the spec.s dropout"):
+        jax.eval_shape(
+            lambda v: model.apply(v, IMAGES, train=False), variables_of(model, IMAGES.shape)
+        )
 
 
 def upsampling(ops, x, features):

@@ -82,7 +82,10 @@ def _checked_row(field: str, row: Any) -> Any:
     try:
         return _with_checks(field, row)
     except TypeError as e:
-        raise UserError(f"{field} is {row}: {e}, expected tuples in place of lists") from e
+        raise UserError(
+            f"{field} is {describe(row)}: {e}, expected values that have a hash, such as tuples in"
+            " place of lists"
+        ) from e
 
 
 @cache

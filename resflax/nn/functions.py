@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import CallCompactUnboundModuleError
+from flax.errors import CallCompactUnboundModuleError, InvalidRngError
 
 from resflax.errors import UserError, suggest
 
@@ -160,7 +160,7 @@ def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..
         except UserError:
             raise
         except Exception as e:
-            reason = _reason(e, function, signature)
+            reason = _reason(e, function, signature, args[0])
             on = "" if call.result else f" on {where}"
             raise UserError(f"{field} {name} fails{on}: {reason}; expected {signature}") from e
         if call.result:
@@ -193,15 +193,19 @@ def checked(field: str, function: Callable[..., Any], call: Call) -> Callable[..
     return run
 
 
-def _reason(error: Exception, function: Any, signature: Signature) -> str:
+def _reason(error: Exception, function: Any, signature: Signature, ops: Any) -> str:
     """Returns why a function failed, with advice for modules and `jax.jit`, in one line."""
     lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, CallCompactUnboundModuleError):
-        module = f"nn.{type(function).__name__}" if isinstance(function, nn.Module) else "nn.Dense"
+    if isinstance(error, CallCompactUnboundModuleError) or ".setup()" in lines[0]:
+        module = type(function).__name__ if isinstance(function, nn.Module) else "Dense"
+        module = f"nn.{module}" if hasattr(nn, module) else module
         made = f"lambda {', '.join(signature.arguments)}: {module}(...)(x)"
         return f"it calls a module that was made outside: make it in the function, `{made}`"
-    is_jitted = hasattr(function, "lower") or ".Ops'" in lines[0]
-    if is_jitted and "ops" in signature.arguments:
+    if isinstance(error, InvalidRngError):
+        return f"{lines[0]}: own parts have no random keys, use the spec's dropout or drop_path"
+    # A tracer has none of the attributes of `ops`.
+    is_traced = "Tracer has no" in lines[0] and hasattr(ops, lines[0].rpartition(" ")[2])
+    if "ops" in signature.arguments and (is_traced or ".Ops'" in lines[0]):
         return "ops is not an array: apply jax.jit to the whole network instead"
     return f"{type(error).__name__}: {lines[0]}"
 

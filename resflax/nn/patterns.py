@@ -7,7 +7,7 @@ is spelled `stage1/block1` as well, so that `stage1` is the whole stage. The pat
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -31,14 +31,14 @@ def required_patterns(value: Any, source: str) -> tuple[str, ...]:
     """Returns `parse_patterns` of a value that has to have one.
 
     Args:
-      value: a string or a sequence of strings.
+      value: a string or a collection of strings.
       source: what the value was given as, for the message.
 
     Raises:
       UserError: if there is none, or one is not a string.
     """
     parts = [value] if isinstance(value, str) else value
-    is_valid = isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts)
+    is_valid = isinstance(parts, Collection) and all(isinstance(part, str) for part in parts)
     if not is_valid or not (patterns := parse_patterns(value)):
         raise UserError(
             f"{source} is {value!r}: expected a name or pattern such as 'stage1', or several"
