@@ -54,7 +54,7 @@ ARGUMENTS = {
         ["--config.model=resnet18"],
         "8x8, too small for resnet18.*needs 17x17",
     ),
-    "unknown optimizer": (["--config.optimizer=lion"], "unknown optimizer 'lion'"),
+    "unknown optimizer": (["--config.optimizer=adagrad"], "unknown optimizer 'adagrad'"),
     "unknown schedule": (["--config.schedule=linear"], "unknown schedule 'linear'"),
     "unknown mask": (["--config.decay_mask=none"], "unknown decay_mask 'none'"),
     "unknown engine": (["--config.parallel=xmap"], "unknown parallel 'xmap'"),
