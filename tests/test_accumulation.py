@@ -12,7 +12,6 @@ from resflax import UserError, create_model
 from resflax.nn.batch_norm import BatchNorm
 from resflax.train import create_state, make_engine, make_optimizer, make_train_step
 from resflax.train.accumulate import check_micro_batches
-from resflax.train.averaging import EMA
 
 SHAPE = (2, 1, 1)
 
@@ -77,7 +76,7 @@ def train(name, devices):
     engine = make_engine(name, jax.devices()[:devices])
     optimizer = make_optimizer("sgd", 0.5)
     step = make_train_step(
-        InputNormNet(), optimizer, grad_accum_steps=2, ema=EMA(0.9), axis_name=engine.axis_name
+        InputNormNet(), optimizer, grad_accum_steps=2, ema_decay=0.9, axis_name=engine.axis_name
     )
     step = engine.compile_train(step)
     state = engine.put_state(create_state(InputNormNet(), optimizer, 0, SHAPE, ema=True))

@@ -40,7 +40,7 @@ def test_average_equals_its_recurrence(decay):
     optimizer = optax.sgd(0.5)
     state = init(optimizer)
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
-    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema=EMA(decay)))
+    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema_decay=decay))
     expected = jax.tree.map(lambda w: np.asarray(w, np.float64), state.params)
     for t in range(20):
         state, _ = step(state, random_batch(8))
@@ -58,7 +58,7 @@ def test_average_changes_by_exactly_one_minus_the_decay():
     state = dataclasses.replace(
         state, step=jnp.int32(10**6), ema=jax.tree.map(jnp.zeros_like, state.ema)
     )
-    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema=EMA(0.9999)))
+    step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema_decay=0.9999))
     new, _ = step(state, random_batch(8))
     w = new.params["head"]["kernel"]
     np.testing.assert_allclose(new.ema["head"]["kernel"], 1e-4 * np.float64(w), rtol=1e-6)
@@ -102,7 +102,7 @@ def test_average_is_evaluated_and_does_not_affect_training():
     optimizer = optax.sgd(0.5)
     states = {}
     for decay in (0.0, 0.9):
-        step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema=EMA(decay)))
+        step = jax.jit(make_train_step(LinearClassifier(), optimizer, ema_decay=decay))
         states[decay], _ = step(init(optimizer, ema=decay > 0), random_batch(8))
     assert states[0.0].ema == {}
     jax.tree.map(np.testing.assert_array_equal, states[0.0].params, states[0.9].params)
@@ -120,7 +120,7 @@ def test_average_is_evaluated_and_does_not_affect_training():
 def test_average_has_its_own_memory(name, devices):
     """Engines donate the memory of the state to the step, each array once."""
     engine, optimizer = make_engine(name, jax.devices()[:devices]), optax.sgd(0.5)
-    step = make_train_step(LinearClassifier(), optimizer, ema=EMA(0.9), axis_name=engine.axis_name)
+    step = make_train_step(LinearClassifier(), optimizer, ema_decay=0.9, axis_name=engine.axis_name)
     compiled = engine.compile_train(step)
     state = engine.put_state(init(optimizer))
     for _ in range(2):

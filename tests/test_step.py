@@ -10,7 +10,6 @@ from helpers.modules import LinearClassifier, random_batch, softmax
 
 from resflax import create_model
 from resflax.train import create_state, make_optimizer, make_schedule, make_train_step
-from resflax.train.averaging import EMA
 from resflax.train.optimizers import OPTIMIZERS
 
 SHAPE = (2, 2, 1)
@@ -110,7 +109,7 @@ def test_state_types_do_not_change_under_strict_promotion(name):
     schedule = make_schedule("cosine", peak=0.1, steps=10, warmup_steps=2)
     optimizer = make_optimizer(name, schedule, weight_decay=0.1, grad_clip=1.0)
     state, batch = init(optimizer, ema=True), random_batch()
-    step = make_train_step(LinearClassifier(), optimizer, grad_accum_steps=2, ema=EMA(0.9))
+    step = make_train_step(LinearClassifier(), optimizer, grad_accum_steps=2, ema_decay=0.9)
     last, metrics = jax.lax.scan(lambda state, _: step(state, batch), state, None, length=3)
     assert int(last.step) == 3
     assert metrics["loss"].shape == (3,)
@@ -133,7 +132,7 @@ def test_bfloat16_keeps_the_whole_state_in_float32(name, count):
     schedule = make_schedule("cosine", peak=0.1, steps=10)
     optimizer = make_optimizer(name, schedule, weight_decay=0.1, grad_clip=1.0)
     model = create_model("cifar_resnet8", dtype="bfloat16")
-    step = make_train_step(model, optimizer, grad_accum_steps=count, ema=EMA(0.9))
+    step = make_train_step(model, optimizer, grad_accum_steps=count, ema_decay=0.9)
 
     def run():
         state = create_state(model, optimizer, 0, (8, 8, 1), ema=True)

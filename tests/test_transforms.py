@@ -28,7 +28,6 @@ from resflax.train import (
     make_optimizer,
     make_train_step,
 )
-from resflax.train.averaging import EMA
 from resflax.train.config import to_json_dict
 from resflax.zoo import get_spec
 
@@ -63,7 +62,7 @@ def make_step(name):
     """Returns a function of a batch: creates a state, takes a training step and evaluates."""
     model = make_model(name)
     optimizer = make_optimizer("sgd", 0.1, weight_decay=1e-4, grad_clip=1.0)
-    train = make_train_step(model, optimizer, ema=EMA(0.9), on_nonfinite="skip")
+    train = make_train_step(model, optimizer, ema_decay=0.9, on_nonfinite="skip")
     evaluate = make_eval_step(model)
 
     def run(batch):

@@ -45,9 +45,6 @@ class EMA(NamedTuple):
     warmup: str = "tensorflow"
 
 
-NO_EMA = EMA()
-
-
 def ema_update(ema: Tree, params: Tree, average: EMA, step: Step) -> Tree:
     """Returns `d ema + (1 - d) params`, with `d` the decay or less in a warm-up.
 

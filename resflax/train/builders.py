@@ -155,7 +155,9 @@ def build_train_step(
         distillation=distillation,
         drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,
-        ema=EMA(config.ema_decay, config.ema_every_steps, config.ema_start_step, config.ema_warmup),
+        ema_decay=EMA(
+            config.ema_decay, config.ema_every_steps, config.ema_start_step, config.ema_warmup
+        ),
         on_nonfinite=config.on_nonfinite,
         freeze=freeze_patterns(config, model),
         axis_name=axis_name,

@@ -21,7 +21,7 @@ from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import identity
 from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
-from resflax.train.averaging import EMA, NO_EMA, average_params
+from resflax.train.averaging import EMA, average_params
 from resflax.train.choice import Choice
 from resflax.train.distill import Distillation, make_step_loss
 from resflax.train.freeze import freeze_statistics, merge_params, split_params
@@ -106,7 +106,7 @@ def make_train_step(
     drop_path_rates: Float[Array, " blocks"] | None = None,
     mix_steps: int | None = None,
     grad_accum_steps: int = 1,
-    ema: EMA = NO_EMA,
+    ema_decay: float | EMA = 0.0,
     on_nonfinite: str = "ignore",
     freeze: Sequence[str] = (),
     freeze_stats: bool = True,
@@ -154,8 +154,9 @@ def make_train_step(
       mix_steps: number of steps, from the start of the run, in which `mix` is applied; by default
         all. What `mix` returns must then have the shapes of what it is given.
       grad_accum_steps: number of micro-batches; see `accumulate`.
-      ema: how the averaged parameters of a state made with `ema=True` change. A schedule-free
-        optimizer has an average of its own, which is copied there instead.
+      ema_decay: decay of the averaged parameters of a state made with `ema=True`, 0 for none; or an
+        `EMA`, which sets more than the decay. A schedule-free optimizer has an average of its own,
+        which is copied there instead.
       on_nonfinite: "stop" adds "finite" to the metrics (see `check_finite`), for the caller to
         stop; "skip" also discards the update where anything is not finite.
       freeze: patterns of parameters that the step does not change and computes no gradient for,
@@ -181,6 +182,7 @@ def make_train_step(
     check_functions(model, loss_fn, metrics, ("label_smoothing",) if smooths else ())
     any_loss: Any = loss_fn  # whose other arguments are not typed
     loss_fn = partial(any_loss, label_smoothing=label_smoothing) if smooths else any_loss
+    ema = ema_decay if isinstance(ema_decay, EMA) else EMA(ema_decay)
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     if mix and not num_classes:
         raise ValueError("mix needs one-hot targets: expected num_classes")
