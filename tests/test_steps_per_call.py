@@ -11,6 +11,7 @@ from resflax.data import load_dataset
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.train import Trainer, Workdir, build, check_config, default_config, loop
 from resflax.train.config import to_json_dict
+from resflax.train.results import MEASURED
 
 DIGITS = load_dataset("digits")
 STEPS = 60  # two epochs of 30
@@ -32,11 +33,8 @@ def fit(trainer, path, interrupt=None):
 
 
 def contents(path):
-    """Returns the records without times, and the steps of the checkpoints."""
-    records = [
-        {k: v for k, v in r.items() if k not in ("examples_per_second", "time")}
-        for r in read_records(path)
-    ]
+    """Returns the records without what was measured, and the steps of the checkpoints."""
+    records = [{k: v for k, v in r.items() if k not in MEASURED} for r in read_records(path)]
     return records, sorted(int(p.name) for p in (path / "checkpoints").iterdir())
 
 
