@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -52,41 +52,57 @@ class Interrupt:
     forward = False
 
     def __enter__(self) -> "Interrupt":
-        self._reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        self._writer = writer  # must stay open as long as signals may be written to it
-        self._old_wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, _ignore) for number in HOW_TO_EXIT}
-        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self._watcher.start()
+        self._first = 0.0  # time of the first signal
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_watched(self._on_signal))
+        for number in HOW_TO_EXIT:
+            self._stack.callback(signal.signal, number, signal.signal(number, _ignore))
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._old_wakeup)
-        self._writer.close()
-        self._watcher.join()  # its socket is at its end
-        self._reader.close()
+        self._stack.close()
 
-    def _watch(self) -> None:
-        first = 0.0  # time of the first signal
-        while data := self._reader.recv(1):
-            number = data[0]
-            if number not in HOW_TO_EXIT:
-                continue
-            repeated = time.monotonic() - first < REPEAT_SECONDS
-            if self.received and number == signal.SIGINT and not repeated:
-                os._exit(128 + number)
-            if not self.received:
-                self.received, first = number, time.monotonic()
-                line = f"{signal.Signals(number).name}: stopping after this step"
-                print(f"\n{line}; {HOW_TO_EXIT[number]}", file=sys.stderr, flush=True)
-                timer = threading.Timer(GRACE_SECONDS, _exit_late, [number])
-                timer.daemon = True
-                timer.start()
-                if self.forward and number == signal.SIGINT:
-                    os.kill(os.getpid(), signal.SIGTERM)
+    def _on_signal(self, number: int) -> None:
+        if number not in HOW_TO_EXIT:
+            return
+        repeated = time.monotonic() - self._first < REPEAT_SECONDS
+        if self.received and number == signal.SIGINT and not repeated:
+            os._exit(128 + number)
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+            line = f"{signal.Signals(number).name}: stopping after this step"
+            print(f"\n{line}; {HOW_TO_EXIT[number]}", file=sys.stderr, flush=True)
+            timer = threading.Timer(GRACE_SECONDS, _exit_late, [number])
+            timer.daemon = True
+            timer.start()
+            if self.forward and number == signal.SIGINT:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _watched(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function with the number of each signal, in a thread, while the block runs.
+
+    Python runs no signal handler while the main thread is in a compiler, but it writes the signals
+    that have a handler to a socket.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    old = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while data := reader.recv(1):
+            on_signal(data[0])
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old)
+        writer.close()
+        watcher.join()  # its socket is at its end
+        reader.close()
 
 
 def _exit_late(number: int) -> None:
@@ -103,32 +119,18 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def exit_at_interrupt() -> Iterator[None]:
-    """Ends the process at once on SIGINT while the block runs, which must leave nothing to save.
+    """Ends the process at once on SIGINT while the block runs, which must leave nothing to save."""
 
-    Python runs no signal handler while the main thread compiles, which can take minutes.
-    """
+    def on_signal(number: int) -> None:
+        if number == signal.SIGINT:
+            print("\nstopped", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)
+
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    old = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while data := reader.recv(1):
-            if data[0] == signal.SIGINT:
-                print("\nstopped", file=sys.stderr, flush=True)
-                os._exit(128 + signal.SIGINT)
-
-    watcher = threading.Thread(target=watch, name="interrupt", daemon=True)
-    watcher.start()
-    try:
+    with _watched(on_signal):
         yield
-    finally:
-        signal.set_wakeup_fd(old)
-        writer.close()
-        watcher.join()
-        reader.close()
 
 
 def raise_at_interrupts() -> None:
