@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from resflax.data import Dataset, InMemorySplit
+from resflax.data import Dataset, InMemorySplit, normalize
 from resflax.errors import UserError
 from resflax.train.state import TrainState
 
@@ -93,8 +94,7 @@ def stem_kernel(dataset: Dataset, shapes: Any) -> Float[np.ndarray, "*sizes chan
         )
     chosen = np.linspace(0, len(split) - 1, min(MAX_IMAGES, len(split))).astype(int)
     mean, std = split.mean_std()
-    images = split.images[chosen].astype(np.float64)
-    images = (images / (255 if split.images.dtype == np.uint8 else 1) - mean) / std
+    images = np.asarray(normalize(jnp.asarray(split.images[chosen]), mean=mean, std=std))
     directions = whitening_directions(images, stem.shape[:-2])
     directions = directions[..., : stem.shape[-1] // 2]
     return np.concatenate([directions, -directions], -1).astype(np.float32)
