@@ -116,6 +116,12 @@ def _host_iterator(
         yield batch | epoch if config.data.alternating_flip else batch
 
 
+def further_keys(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the entries of a training batch besides image, label and index: int32, one a row."""
+    flips, repeats = config.data.alternating_flip, config.data.repeats > 1
+    return (*["epoch"] * flips, *["repeat"] * repeats)
+
+
 def train_iterator(
     engine: Engine, split: Split, config: ConfigDict, start: int, stop: int
 ) -> Iterator[Any]:
@@ -187,7 +193,7 @@ def make_device_step_fn(
     The example indices are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
     these transfers a step transfers nothing.
     """
-    repeats = config.steps_per_call > 1
+    takes_several = config.steps_per_call > 1
     run = compile_device_step(engine, step, split.image_shape, config.steps_per_call)
     seeds = batch_seeds(split, config)
     ahead = max(config.steps_per_call, steps_per_transfer(config, len(seeds)))
@@ -206,7 +212,9 @@ def make_device_step_fn(
             end = min(current + ahead, stop)
             data = transfer(range(current, end))
         current += count
-        return run(state, data | {"count": engine.replicate(np.int32(count))} if repeats else data)
+        if takes_several:
+            return run(state, data | {"count": engine.replicate(np.int32(count))})
+        return run(state, data)
 
     return run_steps
 

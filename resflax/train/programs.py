@@ -15,6 +15,7 @@ from resflax.train.input_pipeline import (
     compile_device_step,
     fits_on_device,
     flat_dataset,
+    further_keys,
     steps_per_transfer,
 )
 from resflax.train.run import Run
@@ -77,10 +78,7 @@ def train_batch_shapes(run: Run, split: Split) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct(rows, np.int32),
         "index": jax.ShapeDtypeStruct(rows, np.int32),
     }
-    if config.data.alternating_flip:
-        batch["epoch"] = jax.ShapeDtypeStruct(rows, np.int32)
-    if config.data.repeats > 1:
-        batch["repeat"] = jax.ShapeDtypeStruct(rows, np.int32)
+    batch |= {key: jax.ShapeDtypeStruct(rows, np.int32) for key in further_keys(config)}
     if len(seeds) == 1:
         return run.engine.shard_batch(batch)
     assert isinstance(run.engine, EnsembleEngine)
@@ -113,10 +111,8 @@ def device_data_shapes(run: Run) -> dict[str, Any]:
         assert isinstance(engine, EnsembleEngine)
         index = jax.ShapeDtypeStruct((steps, members, rows), np.int32)
         order = engine.shard_member_index({"index": index})
-    if config.data.alternating_flip:
-        order |= engine.shard_index({"epoch": jax.ShapeDtypeStruct((steps, rows), np.int32)})
-    if config.data.repeats > 1:
-        order |= engine.shard_index({"repeat": jax.ShapeDtypeStruct((steps, rows), np.int32)})
+    for key in further_keys(config):
+        order |= engine.shard_index({key: jax.ShapeDtypeStruct((steps, rows), np.int32)})
     return {
         "dataset": engine.replicate(flat_dataset(images, labels)),
         "first_step": engine.replicate(jax.ShapeDtypeStruct((), np.int32)),
