@@ -94,8 +94,10 @@ class RandomLogits(nn.Module):
     needs_rng = True
 
     @nn.compact
-    def __call__(self, x, *, train, dropout_keys):
+    def __call__(self, x, *, train, dropout_keys=None):
         w = self.param("w", nn.initializers.zeros, (3,))
+        if dropout_keys is None:
+            return jnp.zeros((len(x), 3)) + w
         return jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(dropout_keys) + w
 
 
