@@ -155,6 +155,7 @@ def build_train_step(
         distillation=distillation,
         drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,
+        sam_rho=config.sam_rho,
         ema_decay=EMA(
             config.ema_decay, config.ema_every_steps, config.ema_start_step, config.ema_warmup
         ),

@@ -152,6 +152,11 @@ OPTIMIZER = {
         "what grad_clip limits: the global norm, each value, or with agc the norm of each"
         " unit's gradient over that of its weights",
     ),
+    "sam_rho": Key(
+        0.0,
+        "distance from the parameters at which sharpness-aware minimization computes the gradient;"
+        " 0: none",
+    ),
     "batch_size": Key(128, "examples per step, over all devices"),
     "steps_per_call": Key(
         1,

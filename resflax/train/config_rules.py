@@ -100,6 +100,7 @@ RULES: dict[str, Rule] = {
     "weight_decay": NOT_NEGATIVE,
     "trust_coefficient": POSITIVE,
     "grad_clip": NOT_NEGATIVE,
+    "sam_rho": NOT_NEGATIVE,
     "label_smoothing": LESS_THAN_ONE,
     "distill.weight": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "distill.temperature": POSITIVE,

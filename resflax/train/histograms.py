@@ -59,9 +59,10 @@ def make_gradient_step(run: Run) -> Any:
 
     It is the training step with an optimizer that updates nothing and keeps the gradient as its
     state: before clipping and weight decay, averaged over the devices, without frozen parameters.
+    With `config.sam_rho` it is the gradient at the parameters, the first of the step.
     """
     config = run.config.copy_and_resolve_references()
-    config.on_nonfinite, config.ema_decay = "stop", 0.0
+    config.on_nonfinite, config.ema_decay, config.sam_rho = "stop", 0.0, 0.0
 
     def keep(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del state, params

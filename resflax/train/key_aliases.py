@@ -81,6 +81,7 @@ ALIASES: dict[str, str] = {
         " global_clipnorm gradient_clip gradient_clipping clip"
     ),
     "grad_clip_mode": "clip_mode gradient_clip_algorithm",
+    "sam_rho": "sam rho sharpness_aware use_sam",
     "batch_size": (
         "bs b batch train_batch_size per_device_train_batch_size mini_batch_size"
         " global_batch_size batch_size_per_gpu batch_size_train"

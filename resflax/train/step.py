@@ -37,6 +37,7 @@ from resflax.train.module_checks import (
 )
 from resflax.train.nonfinite import ACTIONS, check_finite, revert_update
 from resflax.train.optimizer_arguments import optimizer_arguments
+from resflax.train.sam import perturb
 from resflax.train.state import TrainState
 from resflax.train.step_inputs import Batch, TrainInputs, make_prepare_batch
 from resflax.train.variables import keep_types
@@ -106,6 +107,7 @@ def make_train_step(
     drop_path_rates: Float[Array, " blocks"] | None = None,
     mix_steps: int | None = None,
     grad_accum_steps: int = 1,
+    sam_rho: float = 0.0,
     ema_decay: float | EMA = 0.0,
     on_nonfinite: str = "ignore",
     freeze: Sequence[str] = (),
@@ -154,6 +156,9 @@ def make_train_step(
       mix_steps: number of steps, from the start of the run, in which `mix` is applied; by default
         all. What `mix` returns must then have the shapes of what it is given.
       grad_accum_steps: number of micro-batches; see `accumulate`.
+      sam_rho: distance of sharpness-aware minimization, 0 for none: the optimizer gets the gradient
+        of the same batch at `w + rho g / |g|`, see `resflax.train.sam`. Metrics and batch
+        statistics are those of the first pass, at w.
       ema_decay: decay of the averaged parameters of a state made with `ema=True`, 0 for none; or an
         `EMA`, which sets more than the decay. A schedule-free optimizer has an average of its own,
         which is copied there instead.
@@ -216,6 +221,8 @@ def make_train_step(
         batch_stats = collections.pop("batch_stats")
         at = grads, results["loss"]
         extra = optimizer_arguments(optimizer.update, gradient_and_loss, at)
+        if sam_rho:
+            grads, _, _ = evaluate(perturb(trainable, grads, sam_rho))
         # optax's schedules mix ints and floats, which strict dtype promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, trainable, **extra)
