@@ -60,6 +60,10 @@ VALUES = {
         [("stem", 0.1), (("stem", 0.0),), (("stem",),), ((0.1, 1),), (("stem", "0.1"),)],
         [(), (("stem*", 0.1), ("head/*", 10))],
     ),
+    "weight_decay_factors": (
+        [("stem", 0.1), (("stem", -1.0),), (("stem",),), ((0.1, 1),), (("stem", "0.1"),)],
+        [(), (("stem*", 0.0), ("head/*", 10))],
+    ),
     "head_learning_rate": ([-1.0], [0.0, 1.0]),
     "layer_decay": ([0.0, -0.5, 1.5], [1e-3, 1.0]),
     "freeze": ([3, (1,), ("stem*", None)], [None, "", "stem*,stage1*", ("stem*",), ["stem*"]]),

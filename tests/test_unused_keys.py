@@ -33,6 +33,7 @@ CASES = [
     ("nesterov", False, {"momentum": 0.0}, {}),
     ("grad_clip_mode", "agc", {}, {"grad_clip": 0.01}),
     ("decay_mask", "all", {"weight_decay": 0.0}, {"weight_decay": 0.0, "optimizer": "lamb"}),
+    ("weight_decay_factors", (("head", 0.5),), {"weight_decay": 0.0}, {}),
     ("max_consecutive_nonfinite", 3, {}, {"on_nonfinite": "skip"}),
     ("base_batch_size", 512, {}, {"learning_rate_scaling": "sqrt"}),
     ("ema_every_steps", 2, {}, {"ema_decay": 0.9, "precise_bn_batches": 1}),

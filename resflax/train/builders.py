@@ -101,6 +101,7 @@ def build_optimizer(
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=_scalar(weight_decay),
+        weight_decay_factors=config.weight_decay_factors,
         mask=config.decay_mask,
         trust_coefficient=config.trust_coefficient,
         grad_clip=config.grad_clip,

@@ -205,6 +205,9 @@ DISTILLATION = {
 }
 REGULARIZATION = {
     "weight_decay": Key(1e-4, "weight decay; for sgd the L2 penalty of the paper"),
+    "weight_decay_factors": Key(
+        (), "pairs of a pattern of parameter names and the factor of their weight decay"
+    ),
     "decay_mask": Key("kernels", "parameters that weight decay and trust ratios apply to"),
     "ema_decay": Key(0.0, "decay of averaged weights, which are then evaluated; 0: none"),
     "ema_every_steps": Key(1, "steps per update of the averaged weights"),

@@ -30,7 +30,6 @@ from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.learning_rate import SCALINGS
 from resflax.train.losses import LOSSES
 from resflax.train.nonfinite import ACTIONS
-from resflax.train.optim import DECAY_MASKS
 from resflax.train.optimizer_rules import check_optimizer
 from resflax.train.optimizers import OPTIMIZERS
 from resflax.train.rule import (
@@ -51,8 +50,15 @@ from resflax.train.rule import (
 from resflax.train.schedules import SCHEDULES
 from resflax.train.unknown_keys import unknown_key
 from resflax.train.unused_keys import check_unused
+from resflax.train.weight_decay import DECAY_MASKS
 from resflax.weights.shapes import has_batch_stats
 from resflax.zoo.registry import DTYPES
+
+
+def _are_pairs(value: Any) -> bool:
+    """Returns whether a value has pairs of a text and something else."""
+    return all(len(pair) == 2 and isinstance(pair[0], str) for pair in value)
+
 
 RULES: dict[str, Rule] = {
     "dataset": Rule(
@@ -67,9 +73,11 @@ RULES: dict[str, Rule] = {
     "base_batch_size": COUNT,
     "learning_rate_factors": Rule(
         "pairs of a pattern and a factor above 0, such as (('stem*', 0.1), ('head', 10.0))",
-        lambda v: all(
-            len(pair) == 2 and isinstance(pair[0], str) and 0 < pair[1] < MAX_FLOAT for pair in v
-        ),
+        lambda v: _are_pairs(v) and all(0 < factor < MAX_FLOAT for _, factor in v),
+    ),
+    "weight_decay_factors": Rule(
+        "pairs of a pattern and a factor of 0 or more, such as (('stem*', 0), ('head', 10.0))",
+        lambda v: _are_pairs(v) and all(0 <= factor < MAX_FLOAT for _, factor in v),
     ),
     "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),

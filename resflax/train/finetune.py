@@ -21,6 +21,7 @@ from resflax.train.freeze import (
 )
 from resflax.train.layer_decay import HEAD, layer_scales
 from resflax.train.learning_rate import check_factors, pattern_factors, scale_updates
+from resflax.train.weight_decay import check_decay_factors, decay_mask
 from resflax.train.whitening import STEM
 from resflax.weights.shapes import module_shapes
 
@@ -146,17 +147,19 @@ def build_update_scales(
     return scales
 
 
-def check_learning_rate_factors(
+def check_factor_patterns(
     config: ConfigDict, model: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
-    """Raises `UserError` if a pattern of `config.learning_rate_factors` trains no parameter.
+    """Raises `UserError` if a pattern of a config matches no trained parameter that it applies to.
 
     Args:
       config: of the run.
       model: the result of `build_batch_norm`.
       image_shape: shape of one example.
     """
-    if config.learning_rate_factors:
+    rates, decays = config.learning_rate_factors, config.weight_decay_factors
+    if rates or decays:
         params = module_shapes(model, image_shape)["params"]
         trainable, _ = split_params(params, freeze_patterns(config, model))
-        check_factors(trainable, config.learning_rate_factors)
+        check_factors(trainable, rates, "config.learning_rate_factors")
+        check_decay_factors(trainable, decay_mask(config.decay_mask), decays)

@@ -103,6 +103,7 @@ ALIASES: dict[str, str] = {
     "polynomial_power": "power poly_power lr_power",
     "schedule_cycles": "lr_cycle_limit num_cycles n_cycles snapshots lr_cycles",
     "weight_decay": "wd l2 l2_reg decay weight_decay_rate l2_regularization regularization",
+    "weight_decay_factors": "wd_mult decay_mult weight_decays norm_decay bias_decay",
     "decay_mask": "no_weight_decay no_decay norm_weight_decay bias_weight_decay filter_bias_and_bn",
     "loss": "criterion loss_fn bce_loss loss_function",
     "bce_target_threshold": "bce_target_thresh bce_threshold",

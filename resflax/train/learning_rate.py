@@ -56,7 +56,7 @@ def describe_learning_rate(config: ConfigDict) -> tuple[str, ...]:
 
 
 def pattern_factors(params: Any, factors: Factors) -> Any:
-    """Returns the factor of each parameter's learning rate, broadcastable to the parameter.
+    """Returns the factor of each parameter, broadcastable to the parameter.
 
     Args:
       params: parameters, or a part of them; stacked blocks have an array along their axis, if their
@@ -79,12 +79,12 @@ def pattern_factors(params: Any, factors: Factors) -> Any:
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def check_factors(params: Any, factors: Factors) -> None:
-    """Raises `UserError` if a pattern matches none of the parameters, arrays or shapes."""
+def check_factors(params: Any, factors: Factors, key: str) -> None:
+    """Raises `UserError` if a pattern of a key matches no parameter, of arrays or shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths: list[tuple[Path, Any]] = [(tuple(e.key for e in path), leaf) for path, leaf in leaves]
     names = [name for path, leaf in paths for name in unstacked_names(path, leaf)]
-    check_patterns([pattern for pattern, _ in factors], names, "config.learning_rate_factors")
+    check_patterns([pattern for pattern, _ in factors], names, key)
 
 
 def scale_updates(scales_of: Callable[[Any], Any]) -> optax.GradientTransformation:

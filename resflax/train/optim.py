@@ -8,32 +8,9 @@ import optax
 
 from resflax.errors import UserError, unknown
 from resflax.train.clipping import CLIPPINGS
-from resflax.train.optimizers import OPTIMIZERS, Decay, Mask, default_betas
-
-DECAY_MASKS = ("kernels", "all")
-
-
-def decay_mask(name: str) -> Mask:
-    """Selects the parameters that weight decay applies to, and the trust ratios of LARS and LAMB.
-
-    Args:
-      name: "kernels", without biases and norm scales, or "all".
-
-    Returns:
-      A function from parameters to a tree of bools, as optax's masks are.
-
-    Raises:
-      UserError: on an unknown name.
-    """
-    if name not in DECAY_MASKS:
-        raise unknown("decay_mask", name, DECAY_MASKS)
-
-    def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: name == "all" or path[-1].key == "kernel", params
-        )
-
-    return mask
+from resflax.train.learning_rate import Factors
+from resflax.train.optimizers import OPTIMIZERS, default_betas
+from resflax.train.weight_decay import Decay, add_decay, decay_mask
 
 
 def make_optimizer(
@@ -43,6 +20,7 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: Decay = 0.0,
+    weight_decay_factors: Factors = (),
     mask: str = "kernels",
     trust_coefficient: float = 0.001,
     betas: Sequence[float] = (),
@@ -78,6 +56,8 @@ def make_optimizer(
         average in the parameters at which gradients are computed.
       nesterov: Nesterov momentum for SGD, LARS and Muon; the LARS paper does not use it.
       weight_decay: 0 for none; it may be a traced float32 scalar.
+      weight_decay_factors: pairs of a pattern of parameter names, see `resflax.nn.patterns`, and
+        the factor of the weight decay of what it matches.
       mask: parameters that weight decay and trust ratios apply to; see `decay_mask`.
       trust_coefficient: trust coefficient of LARS.
       betas: decay rates of the moments, those of the AdamW part for Muon; () for `default_betas`.
@@ -98,10 +78,13 @@ def make_optimizer(
     check_betas(name, betas)
     clip = [CLIPPINGS[grad_clip_mode](grad_clip)] if grad_clip else []
     row = OPTIMIZERS[name]
+    decay = add_decay(weight_decay, selected, weight_decay_factors)
+    has_decay = isinstance(weight_decay, jax.Array) or weight_decay
     numbers: dict[str, Any] = {
         "momentum": momentum,
         "nesterov": nesterov,
-        "weight_decay": weight_decay,
+        "decay": decay,
+        "penalty": [decay] if has_decay else [],
         "trust_coefficient": trust_coefficient,
         **({"betas": tuple(betas)} if betas else {}),
         **({"eps": eps} if eps else {}),

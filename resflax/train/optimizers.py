@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from resflax.nn.scan import REST
+from resflax.train.weight_decay import Mask
 
-Mask = Callable[[Any], Any]
 Chain = list[optax.GradientTransformation]
-Decay = float | Float[Array, ""]
 Betas = tuple[float, ...]
 # Muon's updates have the root mean square of Adam's: Liu et al. 2025 (arXiv:2502.16982), eq. 4.
 MUON_RMS = 0.2
@@ -23,8 +22,11 @@ class OptimizerRow(NamedTuple):
     """A row of `OPTIMIZERS`.
 
     Attributes:
-      make: `(rate, mask, weight_decay=, momentum=, nesterov=, trust_coefficient=, betas=, eps=) ->
-        transformations`; a row names the arguments that it uses, with its own betas and eps.
+      make: `(rate, mask, decay=, penalty=, momentum=, nesterov=, trust_coefficient=, betas=,
+        eps=) -> transformations`; a row names the arguments that it uses, with its own betas and
+        eps. The mask is that of trust ratios, `decay` adds the weight decay to the updates, and
+        `penalty` is a list of it, empty without weight decay, for optimizers that add it to the
+        gradient.
       interpolation: for schedule-free optimizers, from these arguments to the weight of the average
         in the parameters that gradients are computed at.
     """
@@ -33,36 +35,32 @@ class OptimizerRow(NamedTuple):
     interpolation: Callable[..., float] | None = None
 
 
-def _decay(weight_decay: Decay, mask: Mask) -> Chain:
-    has_decay = isinstance(weight_decay, jax.Array) or weight_decay
-    return [optax.add_decayed_weights(weight_decay, mask)] if has_decay else []
-
-
 def _sgd(
     rate: optax.ScalarOrSchedule,
     mask: Mask,
     *,
     momentum: float,
     nesterov: bool,
-    weight_decay: Decay,
+    penalty: Chain,
     **_: Any,
 ) -> Chain:
     sgd = optax.sgd(rate, momentum or None, nesterov and momentum > 0)
-    return [*_decay(weight_decay, mask), sgd]
+    return [*penalty, sgd]
 
 
 def _adamw(
     rate: optax.ScalarOrSchedule,
     mask: Mask,
     *,
-    weight_decay: Decay,
+    decay: optax.GradientTransformation,
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
     is_nesterov: bool = False,
     **_: Any,
 ) -> Chain:
-    adamw = optax.nadamw if is_nesterov else optax.adamw
-    return [adamw(rate, *betas, eps, weight_decay=weight_decay, mask=mask)]
+    # As `optax.adamw` and `optax.nadamw`, whose weight decay has no factors; so are the next ones.
+    adam = optax.scale_by_adam(*betas, eps, nesterov=is_nesterov)
+    return [optax.chain(adam, decay, optax.scale_by_learning_rate(rate))]
 
 
 def _lars(
@@ -71,18 +69,16 @@ def _lars(
     *,
     momentum: float,
     nesterov: bool,
-    weight_decay: Decay,
+    decay: optax.GradientTransformation,
     trust_coefficient: float,
     **_: Any,
 ) -> Chain:
-    lars = optax.lars(
-        rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=mask,
-        trust_coefficient=trust_coefficient,
-        trust_ratio_mask=mask,
-        momentum=momentum,
-        nesterov=nesterov and momentum > 0,
+    trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    lars = optax.chain(
+        decay,
+        optax.masked(trust_ratio, mask),
+        optax.scale_by_learning_rate(rate),
+        optax.trace(momentum, nesterov and momentum > 0),
     )
     return [lars]
 
@@ -91,7 +87,7 @@ def _lamb(
     rate: optax.ScalarOrSchedule,
     mask: Mask,
     *,
-    weight_decay: Decay,
+    decay: optax.GradientTransformation,
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-6,
     **_: Any,
@@ -99,7 +95,7 @@ def _lamb(
     # As `optax.lamb`, whose mask applies to the weight decay only.
     return [
         optax.scale_by_adam(*betas, eps),
-        optax.add_decayed_weights(weight_decay, mask),
+        decay,
         optax.masked(optax.scale_by_trust_ratio(), mask),
         optax.scale_by_learning_rate(rate),
     ]
@@ -109,11 +105,11 @@ def _lion(
     rate: optax.ScalarOrSchedule,
     mask: Mask,
     *,
-    weight_decay: Decay,
+    decay: optax.GradientTransformation,
     betas: Betas = (0.9, 0.99),
     **_: Any,
 ) -> Chain:
-    return [optax.lion(rate, *betas, weight_decay=weight_decay, mask=mask)]
+    return [optax.chain(optax.scale_by_lion(*betas), decay, optax.scale_by_learning_rate(rate))]
 
 
 def _rmsprop(
@@ -121,7 +117,7 @@ def _rmsprop(
     mask: Mask,
     *,
     momentum: float,
-    weight_decay: Decay,
+    penalty: Chain,
     betas: Betas = (0.9,),
     eps: float = 1e-10,
     **_: Any,
@@ -129,7 +125,7 @@ def _rmsprop(
     rmsprop = optax.rmsprop(
         rate, *betas, eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum or None
     )
-    return [*_decay(weight_decay, mask), rmsprop]
+    return [*penalty, rmsprop]
 
 
 def _muon(
@@ -138,7 +134,7 @@ def _muon(
     *,
     momentum: float,
     nesterov: bool,
-    weight_decay: Decay,
+    decay: optax.GradientTransformation,
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
     **_: Any,
@@ -152,7 +148,7 @@ def _muon(
     }
     return [
         optax.partition(rules, _muon_labels),
-        optax.add_decayed_weights(weight_decay, mask),
+        decay,
         optax.scale_by_learning_rate(rate),
     ]
 
@@ -196,17 +192,17 @@ def _match_rms(updates: Any, params: Any) -> Any:
 
 
 def _schedule_free_sgd(
-    rate: optax.ScalarOrSchedule, mask: Mask, *, momentum: float, weight_decay: Decay, **_: Any
+    rate: optax.ScalarOrSchedule, mask: Mask, *, momentum: float, penalty: Chain, **_: Any
 ) -> Chain:
     del momentum  # see `interpolation`
-    return [*_decay(weight_decay, mask), optax.sgd(rate)]
+    return [*penalty, optax.sgd(rate)]
 
 
 def _schedule_free_adamw(
     rate: optax.ScalarOrSchedule,
     mask: Mask,
     *,
-    weight_decay: Decay,
+    decay: optax.GradientTransformation,
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
     **_: Any,
@@ -214,7 +210,7 @@ def _schedule_free_adamw(
     # Adam without its first moment, as in `optax.contrib.schedule_free_adamw`.
     return [
         optax.scale_by_rms(betas[1], eps, eps_in_sqrt=False, bias_correction=True),
-        optax.add_decayed_weights(weight_decay, mask),
+        decay,
         optax.scale_by_learning_rate(rate),
     ]
 

@@ -33,7 +33,7 @@ from resflax.train.ensemble import is_ensemble, shared_config
 from resflax.train.eval_step import EvalStep, make_eval_step, make_predict_step
 from resflax.train.finetune import (
     build_batch_norm,
-    check_learning_rate_factors,
+    check_factor_patterns,
     describe_statistics,
 )
 from resflax.train.learning_rate import describe_learning_rate
@@ -109,7 +109,7 @@ def build(
         engine = engine.with_method(_choose_method(config, engine, dataset))
     with model_errors(config, dataset):
         model = build_batch_norm(config, model, dataset.image_shape, engine.batch_devices)
-        check_learning_rate_factors(config, model, dataset.image_shape)
+        check_factor_patterns(config, model, dataset.image_shape)
         whitening = None
         if config.whiten_stem:
             whitening = stem_kernel(dataset, module_shapes(model, dataset.image_shape))

@@ -55,6 +55,11 @@ OPTIMIZER_ROWS: tuple[Row, ...] = (
         "config.weight_decay is 0: leave it out",
     ),
     Row(
+        ("weight_decay_factors",),
+        lambda c: not c.weight_decay and not any(c.ensemble.weight_decay),
+        "config.weight_decay is 0: leave it out",
+    ),
+    Row(
         ("max_consecutive_nonfinite",),
         lambda c: c.on_nonfinite != "skip",
         "config.on_nonfinite={c.on_nonfinite!r} skips no update: leave it out, or use skip",
