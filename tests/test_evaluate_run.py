@@ -68,13 +68,13 @@ def with_mirrors(images):
 
 VIEWS = {
     "center": (Views(), lambda x: [CENTER.apply(x)]),
-    "flip": (Views(flip=True), lambda x: with_mirrors([CENTER.apply(x)])),
+    "flip": (Views(tta="flip"), lambda x: with_mirrors([CENTER.apply(x)])),
     "scales": (
         Views(scales=(8, 12)),
         lambda x: [resize_shorter_side(x, side, "bilinear") for side in (8, 12)],
     ),
     "scales and flip": (
-        Views(scales=(8, 12), flip=True),
+        Views(scales=(8, 12), tta="flip"),
         lambda x: with_mirrors([resize_shorter_side(x, side, "bilinear") for side in (8, 12)]),
     ),
 }

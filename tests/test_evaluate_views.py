@@ -6,7 +6,7 @@ from PIL import Image
 
 from resflax import UserError
 from resflax.data import EvalTransform
-from resflax.evaluate.views import Views, mirror, resize_shorter_side
+from resflax.evaluate.views import Views, resize_shorter_side
 
 CENTER = EvalTransform(size=(16, 16), crop_pct=0.8, interpolation="bicubic")
 
@@ -58,7 +58,7 @@ def test_scales_resize_the_shorter_side_like_torchvision(height, width, side):
 
 def test_scales_yield_the_whole_image_and_mirrors():
     pixels = noise(12, 18)
-    views = Views(flip=True, scales=(12, 24))
+    views = Views(tta="flip", scales=(12, 24))
     np.testing.assert_array_equal(views.transform(CENTER).apply(pixels), pixels)
     images = list(views.of_image(pixels, "bicubic"))
     assert [image.shape for image in images] == [(1, 12, 18, 3)] * 2 + [(1, 24, 36, 3)] * 2
@@ -69,16 +69,17 @@ def test_scales_yield_the_whole_image_and_mirrors():
 
 def test_flip_yields_the_batch_and_its_mirror():
     batch = noise(2, 8, 8)[None].reshape(1, 2, 8, 8)[..., :3]
-    first, second = Views(flip=True).of_batch(batch)
+    first, second = Views(tta="flip").of_batch(batch)
     np.testing.assert_array_equal(first, batch)
-    np.testing.assert_array_equal(mirror(second), batch)
+    np.testing.assert_array_equal(second, batch[:, :, ::-1])
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"tta": "flips"}, "unknown tta 'flips'"),
         ({"crops": 5}, "crops is 5: expected 1 or 10"),
-        ({"crops": 10, "flip": True}, "expected no flip"),
+        ({"crops": 10, "tta": "flip"}, "expected no tta='flip'"),
         ({"crops": 10, "scales": (224,)}, "expected one of them"),
         ({"scales": (0,)}, "expected integers from 1"),
         ({"scales": (8, 8)}, "expected different integers"),

@@ -143,8 +143,8 @@ MORE = [
 # Keys that always have an effect, or whose other values `check_config` refuses by itself.
 ALWAYS = {
     "model", "pretrained", "dtype", "scan", "dataset", "batch_size", "epochs", "data.validation",
-    "data.mean", "data.std", "eval_sets", "mesh.fsdp", "ensemble.size", "spec.depths",
-    "spec.widths",
+    "data.mean", "data.std", "eval_sets", "eval_tta", "mesh.fsdp", "ensemble.size",
+    "spec.depths", "spec.widths",
     "spec.block", "spec.stem", "spec.stem_width", "spec.shortcut", "spec.gate", "spec.preact",
     "spec.order", "spec.dimensions", "log_to",
     "spec.attention", "spec.norm", "spec.conv", "spec.ensemble", "spec.members", "spec.alpha",

@@ -17,6 +17,7 @@ from resflax.cli.arguments import (
 )
 from resflax.data.eval_transform import INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
+from resflax.data.views import TTA
 from resflax.errors import Parser, UserError
 from resflax.evaluate.predictions import check_predictions_path
 from resflax.evaluate.views import CROPS
@@ -135,8 +136,11 @@ def _add_outputs(parser: Parser) -> None:
 
 def _add_views(parser: Parser) -> None:
     add = parser.add_argument
-    text = "flip: average the probabilities of the image and its mirror image"
-    add("--tta", choices=("none", "flip"), default="none", help=text)
+    text = (
+        "flip: average the probabilities of the image and its mirror image; flip_shift: also of"
+        " both shifted by a pixel in two directions; default: as the run, or none"
+    )
+    add("--tta", choices=TTA, help=text)
     text = "10: average the probabilities of the corners, the center and their mirrors"
     add("--crops", type=int, choices=CROPS, default=1, help=text)
     text = "average the probabilities of whole images with these shorter sides"

@@ -88,13 +88,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
     Raises:
       UserError: if something is invalid.
     """
-    views = Views(args.tta == "flip", args.crops, args.scales)
     valid_labels = read_valid_labels(args.valid_labels) if args.valid_labels else ()
     real_labels = read_real_labels(args.real_labels) if args.real_labels else []
     reference = read_reference(args.deep_ensemble) if args.deep_ensemble else None
     config = own_config(args.where, args.dataset)
     if not args.dataset and not config:
         raise _missing_dataset(args.where)
+    # Ten crops have mirrors of their own.
+    own_tta = config.get("eval_tta", "none") if args.crops == 1 else "none"
+    views = Views(args.tta or own_tta, args.crops, args.scales)
     members = read_evaluated_members(args)
     networks, first = members.networks, members.networks[0].config
     for network in networks:
@@ -142,7 +144,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def _check_array_options(args: argparse.Namespace, where: str) -> None:
     """Raises `UserError` if an option needs images, and the network takes other arrays."""
     options = {
-        "--tta": args.tta != "none",
+        "--tta": (args.tta or "none") != "none",
         "--crops": args.crops != 1,
         "--scales": bool(args.scales),
         "--corruptions": bool(args.corruptions),

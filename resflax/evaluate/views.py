@@ -15,9 +15,11 @@ from jaxtyping import UInt8
 from resflax.data import EvalTransform
 from resflax.data.decode import to_pillow
 from resflax.data.eval_transform import MAX_SIDE
-from resflax.errors import UserError
+from resflax.data.views import TTA, mirror, test_time_views
+from resflax.errors import UserError, unknown
 
 CROPS = (1, 10)
+DESCRIPTIONS = {"flip": "and mirrors", "flip_shift": "and shifts and mirrors"}
 Images = UInt8[np.ndarray, "n height width channels"]
 
 
@@ -26,7 +28,8 @@ class Views:
     """The views of each image.
 
     Attributes:
-      flip: also classify the mirror image.
+      tta: a name in `resflax.data.views.TTA`: "flip" to classify the mirror image too,
+        "flip_shift" also the image shifted by a pixel in two directions.
       crops: 1 for the center crop; 10 for the four corners, the center and their mirrors
         (Krizhevsky et al. 2012, section 4.1).
       scales: if not empty, classify the whole image at each of these lengths of its shorter side,
@@ -36,15 +39,17 @@ class Views:
       UserError: if the values are invalid or contradict each other.
     """
 
-    flip: bool = False
+    tta: str = "none"
     crops: int = 1
     scales: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.tta not in TTA:
+            raise unknown("tta", self.tta, TTA)
         if self.crops not in CROPS:
             raise UserError(f"crops is {self.crops}: expected 1 or 10")
-        if self.crops == 10 and self.flip:
-            raise UserError("ten crops contain the mirror images: expected no flip")
+        if self.crops == 10 and self.tta != "none":
+            raise UserError(f"ten crops contain the mirror images: expected no tta={self.tta!r}")
         if self.crops == 10 and self.scales:
             raise UserError("ten crops and scales are both given: expected one of them")
         if any(not 1 <= side <= MAX_SIDE for side in self.scales):
@@ -55,12 +60,12 @@ class Views:
     @property
     def count(self) -> int:
         """The number of views of each image."""
-        return (len(self.scales) or self.crops) * (2 if self.flip else 1)
+        return (len(self.scales) or self.crops) * {"none": 1, "flip": 2, "flip_shift": 6}[self.tta]
 
     def __str__(self) -> str:
         name = f"whole image, shorter side {', '.join(map(str, self.scales))}"
         name = name if self.scales else "ten crops" if self.crops == 10 else "one view"
-        return f"{name}, and mirrors" if self.flip else name
+        return f"{name}, {DESCRIPTIONS[self.tta]}" if self.tta != "none" else name
 
     def transform(self, center: EvalTransform) -> EvalTransform:
         """Returns what the data loader applies to an image: crops, or nothing for `scales`."""
@@ -76,19 +81,17 @@ class Views:
           images: `(n, height, width, channels)`, or `(n, 5, height, width, channels)` for ten
             crops.
         """
-        crops = np.moveaxis(images, 1, 0) if self.crops == 10 else images[None]
-        for crop in crops:
-            yield crop
-            if self.flip or self.crops == 10:
-                yield mirror(crop)
+        if self.crops == 10:
+            for crop in np.moveaxis(images, 1, 0):
+                yield from (crop, mirror(crop))
+        else:
+            yield from test_time_views(images, self.tta)
 
     def of_image(self, pixels: UInt8[np.ndarray, "h w c"], interpolation: str) -> Iterator[Images]:
         """Yields each view of an image for `scales`, as batches of one."""
         for side in self.scales:
             resized = resize_shorter_side(pixels, side, interpolation)[None]
-            yield resized
-            if self.flip:
-                yield mirror(resized)
+            yield from test_time_views(resized, self.tta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +123,6 @@ class FiveCrop(EvalTransform):
         ]
         crops = np.stack([np.asarray(crop) for crop in (*corners, self.crop(resized))])
         return crops.reshape(5, height, width, pixels.shape[-1])
-
-
-def mirror(images: Images) -> Images:
-    """Returns the images mirrored left to right."""
-    return np.ascontiguousarray(images[..., ::-1, :])
 
 
 def resize_shorter_side(

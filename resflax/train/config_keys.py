@@ -232,6 +232,11 @@ EVALUATION = {
     "data.interpolation": Key(
         "", "how evaluated images are resized; '': as for the pretrained model, or bilinear"
     ),
+    "eval_tta": Key(
+        "none",
+        "views of a test image whose probabilities are averaged: flip, the image and its mirror"
+        " image; flip_shift, also shifted by a pixel in two directions",
+    ),
     "precise_bn_batches": Key(
         0, "batches from which statistics of batch norm are computed before evaluation; 0: none"
     ),

@@ -11,6 +11,7 @@ from resflax.data.augment.mix import MIXES, MODES
 from resflax.data.crops import CROPS, RANDOM
 from resflax.data.eval_transform import CROP_MODES, INTERPOLATIONS
 from resflax.data.source import ON_BAD_EXAMPLE
+from resflax.data.views import TTA
 from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
@@ -186,6 +187,7 @@ CHOICES: dict[str, Any] = {
     "decay_mask": DECAY_MASKS,
     "grad_clip_mode": CLIPPINGS,
     "ema_warmup": EMA_WARMUPS,
+    "eval_tta": TTA,
     "parallel": ENGINES,
     "on_nonfinite": ACTIONS[1:],
     "ensemble.method": METHODS,

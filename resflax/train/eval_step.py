@@ -1,6 +1,8 @@
 """Evaluation steps, as pure functions that can be transformed like the training step."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resflax.errors import UserError
+from resflax.data.views import TTA, test_time_views
+from resflax.errors import UserError, unknown
 from resflax.nn import ResNet, identity
 from resflax.train.losses import cross_entropy
 from resflax.train.metrics import (
@@ -35,6 +38,7 @@ def make_eval_step(
     normalize: Callable[[Array], Array] = identity,
     loss_fn: ExampleFn = cross_entropy,
     metrics: Mapping[str, ExampleFn] = SUMS,
+    tta: str = "none",
     axis_name: str | None = None,
 ) -> EvalStep:
     """Makes a pure `(state, batch) -> metrics`, with sums over the global batch instead of means.
@@ -52,6 +56,8 @@ def make_eval_step(
         "target", else its "label".
       metrics: functions `(logits, labels) -> (n,)`, by name, of the batch's labels, or targets
         without labels. `SUMS | {...}` adds to "correct".
+      tta: views of an image whose probabilities are averaged, a name in `resflax.data.views.TTA`;
+        the logits are then the logarithms of their mean.
       axis_name: the mapped axis over which the batch is split, if any.
 
     Raises:
@@ -61,10 +67,12 @@ def make_eval_step(
     """
     check_module(model)
     check_functions(model, loss_fn, metrics)
+    check_tta(model, tta)
 
     def step(state: TrainState, batch: Batch) -> Metrics:
         check_eval_batch(batch)
-        logits: Any = model.apply(state.eval_variables, normalize(batch["image"]), train=False)
+        images = normalize(batch["image"])
+        logits = average_views(partial(_apply, model, state.eval_variables), images, tta)
         sums = {"count": jnp.sum(batch["weight"])}
         target, label = loss_and_metric_targets(batch)
         for name, function, truth in (
@@ -79,12 +87,40 @@ def make_eval_step(
     return step
 
 
+def _apply(model: nn.Module, variables: Any, images: Array, **options: Any) -> Any:
+    return model.apply(variables, images, train=False, **options)
+
+
+def average_views(predict: Callable[[Array], Any], images: Array, tta: str) -> Any:
+    """Returns the logarithms of the mean probabilities of views of images.
+
+    Args:
+      predict: from images to logits `(..., classes)`, or any outputs without views.
+      images: `(n, height, width, channels)`.
+      tta: a name in `resflax.data.views.TTA`; "none" for what `predict` returns.
+    """
+    views = test_time_views(images, tta)
+    if len(views) == 1:
+        return predict(images)
+    log_p = jnp.stack([jax.nn.log_softmax(predict(view).astype(jnp.float32)) for view in views])
+    return jax.nn.logsumexp(log_p, 0) - math.log(len(views))
+
+
+def check_tta(model: nn.Module, tta: str) -> None:
+    """Raises `UserError` on unknown views, and on views with other outputs than logits."""
+    if tta not in TTA:
+        raise unknown("tta", tta, TTA)
+    if tta != "none":
+        check_logits(model, f"tta={tta!r}", "use tta='none'")
+
+
 def make_predict_step(
     model: nn.Module,
     *,
     normalize: Callable[[Array], Array] = identity,
     members: bool = False,
     capture: str | Sequence[str] = (),
+    tta: str = "none",
     axis_name: str | None = None,
 ) -> EvalStep:
     """Makes a pure `(state, batch) -> per-example arrays`, for metrics that are not sums.
@@ -98,7 +134,8 @@ def make_predict_step(
       members: return the logits of all members of a `ResNet` whose spec has an ensemble,
         `(members, n, classes)`.
       capture: names or patterns of intermediate outputs of a `ResNet`, which are returned too, by
-        name, with a leading axis of examples; see `ResNet.apply`.
+        name, with a leading axis of examples; see `ResNet.apply`. Without `tta`.
+      tta: as for `make_eval_step`.
       axis_name: the mapped axis over which the batch is split, to return the rows of all devices;
         None for those of this device.
 
@@ -115,6 +152,9 @@ def make_predict_step(
     if options and not isinstance(model, ResNet):
         name = next(iter(options))
         raise UserError(f"{name} needs a ResNet: {type(model).__name__} has no such argument")
+    check_tta(model, tta)
+    if capture and tta != "none":
+        raise UserError(f"capture is {capture!r} with tta={tta!r}: expected one of them")
 
     def gather(x: Array, axis: int = 0) -> Array:
         if axis_name is None:
@@ -125,7 +165,8 @@ def make_predict_step(
         check_eval_batch(batch)
         check_labels_of(batch, ("label",))
         images = normalize(batch["image"])
-        outputs: Any = model.apply(state.eval_variables, images, train=False, **options)
+        predict = partial(_apply, model, state.eval_variables, **options)
+        outputs = average_views(predict, images, tta)
         logits, found = outputs if capture else (outputs, {})
         return jax.tree.map(gather, found) | {
             "logits": gather(logits.astype(jnp.float32), int(members)),

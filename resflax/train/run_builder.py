@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -155,8 +156,10 @@ def build(
         optimizer=optimizer,
         engine=engine,
         train_step=train_step,
-        eval_step=make_eval_step(model, normalize=normalizer, axis_name=axis_name),
-        predict_step=_build_predict_step(model, normalizer, engine),
+        eval_step=make_eval_step(
+            model, normalize=normalizer, tta=config.eval_tta, axis_name=axis_name
+        ),
+        predict_step=_build_predict_step(config, model, normalizer, engine),
         stats_step=make_stats_step(model, normalize=normalizer, axis_name=axis_name),
         teacher=teacher,
         stem_kernel=whitening,
@@ -165,14 +168,15 @@ def build(
     return run
 
 
-def _build_predict_step(model: nn.Module, normalizer: Normalizer, engine: Engine) -> EvalStep:
+def _build_predict_step(
+    config: ConfigDict, model: nn.Module, normalizer: Normalizer, engine: Engine
+) -> EvalStep:
     """Builds the step that predicts with each network of an ensemble, or each member of one."""
+    make = partial(make_predict_step, model, normalize=normalizer, tta=config.eval_tta)
     if isinstance(engine, EnsembleEngine):
-        return make_predict_step(model, normalize=normalizer)
+        return make()
     members = isinstance(model, ResNet) and model.spec.members > 1
-    return make_predict_step(
-        model, normalize=normalizer, members=members, axis_name=engine.axis_name
-    )
+    return make(members=members, axis_name=engine.axis_name)
 
 
 def build_engine(config: ConfigDict, devices: Sequence[Any] | None = None) -> Engine:
@@ -276,6 +280,11 @@ def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:
         raise UserError(
             f"config.data.train_crop is {config.data.train_crop!r}, which is for images, but"
             f" {dataset.name!r} has arrays of shape {dataset.image_shape}: use pad_crop"
+        )
+    if config.eval_tta != "none":
+        raise UserError(
+            f"config.eval_tta is {config.eval_tta!r}, which is for images, but {dataset.name!r} has"
+            f" arrays of shape {dataset.image_shape}: leave it out"
         )
 
 
