@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.image_folders import write_folder
@@ -13,9 +14,13 @@ from PIL import Image
 from resflax import UserError, create_model
 from resflax.cli import show_batch
 from resflax.cli.data import main
+from resflax.data import load_dataset, train_batches
 from resflax.train import check_config, default_config
 from resflax.train.builders import build_schedule
-from resflax.train.first_batch import augment_batch
+from resflax.train.config import build_augment
+from resflax.train.first_batch import augment_batch, first_images
+from resflax.train.state import TrainState
+from resflax.train.step_inputs import make_prepare_batch
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -59,19 +64,63 @@ def test_show_draws_decoded_images_above_cropped_ones(tmp_path, monkeypatch):
 def test_augment_batch_equals_the_input_of_the_step():
     config = default_config()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
-    labels, index = np.arange(4), np.arange(4)
-    same, targets = augment_batch(config, images, labels, index, 5)
+    labels = index = np.arange(4, dtype=np.int32)
+    batch = {"image": images, "label": labels, "index": index}
+    same, targets = augment_batch(config, batch, 5)
     np.testing.assert_array_equal(same, images)
     np.testing.assert_array_equal(targets, np.eye(5)[:4])
     config.data.cutout = 8
-    erased, _ = augment_batch(config, images, labels, index, 5)
+    erased, _ = augment_batch(config, batch, 5)
     assert (erased == 0).reshape(4, -1).mean(1).min() >= 0.25
     config.data.cutout, config.data.mixup = 0, 1.0
-    mixed, targets = augment_batch(config, images, labels, index, 5)
+    mixed, targets = augment_batch(config, batch, 5)
     assert mixed.dtype == np.uint8
     for i in range(4):
         expected = targets[i, i] * images[i] + targets[i, i ^ 1] * images[i ^ 1].astype(float)
         assert np.abs(mixed[i] - expected).max() <= 1
+
+
+def repeating_config(dataset):
+    config = default_config()
+    config.dataset, config.seed, config.batch_size, config.data.repeats = dataset, 3, 48, 4
+    return config
+
+
+def test_first_images_with_repeats_are_those_of_the_step():
+    """Copies of an example have crops of their own, as in the batch that the step gets."""
+    config, digits = repeating_config("digits"), load_dataset("digits")
+    config.data.pad_crop = 2
+    [batch] = train_batches(digits.train, seed=3, batch_size=48, start=0, stop=1, repeats=4)
+    prepare = make_prepare_batch(build_augment(config), lambda x: x, None, 10, needs_rng=False)
+    state = TrainState(jnp.int32(0), jnp.uint32(3), {}, {}, {})
+    expected = np.asarray(prepare(state, jax.tree.map(jnp.asarray, batch)).image)
+    np.testing.assert_array_equal(first_images(config, digits, 16), expected[:16])
+    np.testing.assert_array_equal(first_images(config, digits, 100), expected)
+    assert len(np.unique(batch["index"])) == 12
+    assert len(np.unique(expected, axis=0)) > 40
+
+
+def test_show_draws_copies_of_repeated_examples(tmp_path, monkeypatch):
+    """Each of four random images has four Inception crops, above which it is drawn as it is."""
+    rng = np.random.default_rng(0)
+    files = {
+        f"{split}/{name}/{i}.png": rng.integers(0, 256, (40, 40, 3), np.uint8)
+        for split in ("train", "test")
+        for name in ("cat", "dog")
+        for i in range(10)
+    }
+    drawn = []
+    monkeypatch.setattr(show_batch, "draw_grid", lambda cells, *rest: drawn.append(cells))
+    config = repeating_config(write_folder(tmp_path, files))
+    config.data.image_size = 16
+    show_batch.show_batch(config, tmp_path / "x.png")
+    [cells] = drawn
+    before, after = (
+        [pixels.tobytes() for pixels, _ in cells[i : i + 8] + cells[i + 16 : i + 24]]
+        for i in (0, 8)
+    )
+    assert before == before[:4] * 4
+    assert (len({*before}), len({*after})) == (4, 16)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from resflax.cli.image_grid import Cell, draw_grid, shorten
-from resflax.data import Split, StreamingSplit, batch_indices
+from resflax.data import Split, StreamingSplit
 from resflax.errors import UserError
 from resflax.train.dataset import build_dataset
-from resflax.train.first_batch import augment_batch
+from resflax.train.first_batch import augment_batch, first_rows
 
 COLUMNS, ROWS = 8, 2
 MIN_SINGLE = 0.995  # share of the target from which an image has one class
@@ -21,7 +21,8 @@ def show_batch(config: ConfigDict, out: Path) -> None:
     """Draws the first examples of a run's first step, each as decoded and as trained on.
 
     The first is the image before anything is done, below the name of its class; the one below it is
-    cropped and augmented, and has the names and shares of its target if this mixes classes.
+    cropped and augmented, and has the names and shares of its target if this mixes classes. With
+    `data.repeats`, the first copies are followed by the second ones of the same examples.
 
     Raises:
       UserError: if the examples are not uint8 images.
@@ -32,9 +33,9 @@ def show_batch(config: ConfigDict, out: Path) -> None:
             f"resflax data show draws uint8 images, and {config.dataset} has"
             f" {dataset.train.images.dtype} arrays of shape {dataset.image_shape}"
         )
-    index = batch_indices(config.seed, 0, COLUMNS * ROWS, len(dataset.train))
-    cropped, labels = dataset.train.get_batch(index)
-    after, targets = augment_batch(config, cropped, labels, index, dataset.num_classes)
+    batch = first_rows(config, dataset, slice(None), COLUMNS * ROWS)
+    cropped, labels, index = batch["image"], batch["label"], batch["index"]
+    after, targets = augment_batch(config, batch, dataset.num_classes)
     before = _decoded(dataset.train, index, cropped)
     names = [shorten(name) for name in dataset.classes]
     cells: list[Cell] = []

@@ -1,11 +1,14 @@
 """Examples of a run's first batch, as its first step sees them."""
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from resflax.data import Dataset, batch_indices
+from resflax.data import Dataset, train_batches
 from resflax.nn import identity
 from resflax.train.config import build_augment, build_mix
 from resflax.train.metrics import one_hot
@@ -15,21 +18,21 @@ from resflax.train.step_inputs import make_prepare_batch
 
 def augment_batch(
     config: ConfigDict,
-    images: UInt8[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
-    index: Int[np.ndarray, " n"],
+    batch: Mapping[str, np.ndarray],
     num_classes: int,
 ) -> tuple[UInt8[np.ndarray, "n height width channels"], Float[np.ndarray, "n classes"]]:
-    """Returns images and targets as the first step of a run sees them, before normalization."""
+    """Returns images and targets as the first step of a run sees them, before normalization.
+
+    Args:
+      config: of the run.
+      batch: "image", "label", "index" and perhaps "repeat", as `train_batches` yields them.
+      num_classes: columns of the targets.
+    """
     augment, mix = build_augment(config), build_mix(config)
     prepare = make_prepare_batch(augment, identity, mix, num_classes, needs_rng=False)
     state = TrainState(jnp.int32(0), jnp.uint32(config.seed), {}, {}, {})
-    numbers = jnp.asarray(index, jnp.int32)
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "index": numbers}
-    batch["epoch"] = jnp.zeros_like(numbers)
-    if config.data.repeats > 1:
-        batch["repeat"] = jnp.zeros_like(numbers)
-    inputs = prepare(state, batch)
+    arrays = jax.tree.map(jnp.asarray, dict(batch))
+    inputs = prepare(state, arrays | {"epoch": jnp.zeros_like(arrays["index"])})
     target = inputs.target
     soft = target if target.ndim == 2 else one_hot(target, num_classes)
     return np.asarray(inputs.image), np.asarray(soft)
@@ -50,7 +53,28 @@ def first_images(
     shape, size = dataset.image_shape, min(count, config.batch_size) // 2 * 2
     if dataset.has_arrays or len(shape) != 3 or shape[-1] not in (1, 3) or not size:
         return None
-    index = batch_indices(config.seed, 0, config.batch_size, len(dataset.train))[:size]
-    images, labels = dataset.train.get_batch(index)
-    images, _ = augment_batch(config, images, labels, index, dataset.num_classes)
+    images, _ = augment_batch(config, first_rows(config, dataset, slice(size)), dataset.num_classes)
     return images
+
+
+def first_rows(
+    config: ConfigDict, dataset: Dataset, rows: slice, batch_size: int = 0
+) -> dict[str, np.ndarray]:
+    """Returns rows of a run's first batch before augmentation, as `train_batches` yields them.
+
+    Args:
+      config: of the run.
+      dataset: its dataset.
+      rows: the rows; only these are read.
+      batch_size: replaces `config.batch_size`, unless it is 0.
+    """
+    [batch] = train_batches(
+        dataset.train,
+        seed=config.seed,
+        batch_size=batch_size or config.batch_size,
+        start=0,
+        stop=1,
+        local_rows=rows,
+        repeats=config.data.repeats,
+    )
+    return batch
