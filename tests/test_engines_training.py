@@ -111,7 +111,7 @@ def make_config():
 def train_with_random_steps(digits, name, devices):
     """Takes three steps; returns their losses."""
     config = make_config()
-    model = create_model(config.model, num_classes=10, drop_path=0.3, dropout=0.2)
+    model = create_model(config.model, num_classes=10, drop_path=0.3, drop_block=0.2, dropout=0.2)
     engine = make_engine(name, jax.devices()[:devices])
     optimizer = build_optimizer(config, build_schedule(config, len(digits.train)))
     normalizer = build_normalizer(digits.train)

@@ -65,7 +65,10 @@ def expected_logits(config, images, indices, samples):
 def test_report_has_the_metrics_of_the_mean_of_the_samples(run, images, tmp_path, capsys):
     words = [run, "--mc-dropout=3", f"--out={tmp_path}", "--calibrate=test", "--conformal=0.1"]
     assert run_command("evaluate", *words, "--ood=fake:8x8x1:2:80") == 0
-    assert "3 samples of MC dropout (dropout 0.4, drop path 0)" in capsys.readouterr().out
+    assert (
+        "3 samples of MC dropout (dropout 0.4, drop path 0, drop block 0)"
+        in capsys.readouterr().out
+    )
     values = json.loads((tmp_path / "evaluation.json").read_text())
     logits = expected_logits(DROPOUT, images, range(len(images)), 3)
     labels = load_dataset("digits").test.labels
@@ -77,7 +80,8 @@ def test_report_has_the_metrics_of_the_mean_of_the_samples(run, images, tmp_path
         assert member["where"] == f"{run}, sample {s}"
         own = classification_metrics(log_p[s], labels)
         np.testing.assert_allclose(member["nll"], own.nll, rtol=1e-3)
-    assert values["mc_dropout"] == {"samples": 3, "seed": 0, "dropout": 0.4, "drop_path": 0.0}
+    rates = {"dropout": 0.4, "drop_path": 0.0, "drop_block": 0.0}
+    assert values["mc_dropout"] == {"samples": 3, "seed": 0, **rates}
     assert {"calibrated", "conformal", "ood", "size_curve", "members_mean"} <= values.keys()
     assert values["ensemble"]["mutual_information"] > 0
     assert "deep_ensemble_equivalent" not in values  # the samples are not a deep ensemble
@@ -128,7 +132,7 @@ INVALID = {
     "one sample": (["{d}", "--mc-dropout=1"], "--mc-dropout is 1: expected the number of samples"),
     "no sample": (["{d}", "--mc-dropout=0"], "--mc-dropout is 0: expected the number of samples"),
     "several networks": (["{d}", "{s}", "--mc-dropout=3"], "one network, and WHERE names 2: name"),
-    "no dropout": (["{s}", "--mc-dropout=3"], "has neither: expected a run that was trained with"),
+    "no dropout": (["{s}", "--mc-dropout=3"], "has none: expected a run that was trained with"),
     "selection": (["{d}", "--mc-dropout=3", "--select=1"], "--select chooses networks"),
 }
 

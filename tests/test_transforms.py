@@ -41,7 +41,7 @@ FAMILIES = {
     "filter_response": ("resnet18", {"norm": "frn_tlu", "attention": "eca"}),
     "standardized": ("resnetv2_50x1_bit", {}),
     "bfloat16": ("resnet50d", {"dtype": "bfloat16"}),
-    "dropout": ("cifar_resnet8", {"drop_path": 0.2, "dropout": 0.2}),
+    "dropout": ("cifar_resnet8", {"drop_path": 0.2, "drop_block": 0.2, "dropout": 0.2}),
     "batch_ensemble": ("cifar_resnet8", {"ensemble": "batch", "members": 2}),
     "packed": ("cifar_resnet8", {"ensemble": "packed", "members": 2}),
     "normalizer_free": ("nf_resnet26", {}),

@@ -10,6 +10,7 @@ from resflax.errors import UserError
 from resflax.evaluate.arrays import ArrayClassifier
 from resflax.evaluate.classifier import DropoutClassifier, EnsembleClassifier, MemberClassifier
 from resflax.nn import Spec
+from resflax.nn.drop import RATES
 from resflax.weights import Weights, adapt_weights, read_ensemble
 from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.ensemble import describe_members
@@ -53,11 +54,8 @@ class Members(NamedTuple):
         """Returns one line that names the networks, and the samples if there are any."""
         line = describe_members(self.networks)
         if self.samples:
-            spec = self.spec
-            line += (
-                f"; {self.samples} samples of MC dropout (dropout {spec.dropout:g}, drop path"
-                f" {spec.drop_path:g})"
-            )
+            rates = [f"{name.replace('_', ' ')} {getattr(self.spec, name):g}" for name in RATES]
+            line += f"; {self.samples} samples of MC dropout ({', '.join(rates)})"
         return line
 
     def describe_steps(self) -> str:
@@ -90,8 +88,7 @@ class Members(NamedTuple):
             ]
         }
         if self.samples:
-            spec = self.spec
-            rates = {"dropout": spec.dropout, "drop_path": spec.drop_path}
+            rates = {name: getattr(self.spec, name) for name in RATES}
             values["mc_dropout"] = {"samples": self.samples, "seed": DROPOUT_SEED, **rates}
         moments = [
             {"mean": list(preprocess.mean), "std": list(preprocess.std)}
@@ -167,11 +164,11 @@ def _with_dropout(networks: Sequence[Weights]) -> Weights:
     config = first.config
     rate = _member_drop_path(first.where)
     spec = config.spec if rate is None else config.spec.override(drop_path=rate)
-    if not (spec.dropout or spec.drop_path):
+    if not any(getattr(spec, name) for name in RATES):
         raise UserError(
-            f"--mc-dropout needs a network with dropout or drop path, and {first.where} has"
-            " neither: expected a run that was trained with --config.spec.dropout or"
-            " --config.spec.drop_path"
+            f"--mc-dropout needs a network with dropout, drop path or DropBlock, and {first.where}"
+            " has none: expected a run that was trained with --config.spec.dropout,"
+            " --config.spec.drop_path or --config.spec.drop_block"
         )
     return first._replace(config=config._replace(spec=spec))
 

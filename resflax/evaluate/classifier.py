@@ -154,7 +154,7 @@ class DropoutClassifier:
     `resflax.nn.sample_logits`.
 
     Args:
-      spec: the architecture, with dropout or drop path.
+      spec: the architecture, with dropout, drop path or DropBlock.
       variables: its variables, not stacked.
       samples: number of samples.
       mean: see `Classifier`.
@@ -216,10 +216,12 @@ class DropoutClassifier:
     def _rows_at_once(self, count: int) -> int:
         """Returns how many of `count` images to classify at once.
 
-        With drop path every sample computes feature maps of its own: fewer images at once, so that
-        all samples together need the memory of about one batch. Dropout acts on pooled features.
+        With drop path or DropBlock every sample computes feature maps of its own: fewer images at
+        once, so that all samples together need the memory of about one batch. Dropout acts on
+        pooled features.
         """
-        rows = -(-count // self._samples) if self._spec.drop_path else count
+        has_own_maps = self._spec.drop_path or self._spec.drop_block
+        rows = -(-count // self._samples) if has_own_maps else count
         return rows + -rows % len(self.devices)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from resflax.nn import Spec
+from resflax.nn.drop import RATES
 from resflax.nn.fields import resolve
 from resflax.zoo import get_spec
 from resflax.zoo.cifar import FAMILIES
@@ -15,8 +16,7 @@ NOT_IN_TIMM = ("cifar_", "wrn", "plain")
 # Fields that do not change the network in evaluation mode.
 TRAINING_FIELDS: dict[str, Any] = {
     "zero_init": True,
-    "drop_path": 0.0,
-    "dropout": 0.0,
+    **dict.fromkeys(RATES, 0.0),
     "norm_momentum": 0.9,
 }
 STEM_TYPES = {"imagenet": "", "deep": "deep", "tiered": "deep_tiered", "rs": "deep"}

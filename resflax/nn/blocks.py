@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from resflax.nn.activations import identity
 from resflax.nn.antialias import ANTIALIAS, AntiAlias
 from resflax.nn.layers import Ops, Sizes, per_axis
 from resflax.nn.orders import NORM, NORM_ACT, ORDERS, Order, apply_steps
@@ -138,6 +139,7 @@ def apply_branch(
     groups: int = 1,
     order: Order = ORDERS["original"],
     zero_init: bool = False,
+    drop: Callable[[Array], Array] = identity,
 ) -> Float[Array, "n *out_space out_channels"]:
     """Runs the convolutions of `block`, with a norm and an activation between them.
 
@@ -155,6 +157,8 @@ def apply_branch(
       zero_init: initialize the last norm's scale (Goyal et al. 2017, section 5.1) or, where no norm
         follows it, the last kernel (timm) to zero, so that the branch is zero at the start. Without
         effect if an activation ends the branch: its gradient would stay zero.
+      drop: applied to the input of the last convolution, before a downsampling (timm's place of
+        DropBlock).
 
     The row "bottleneck", unrolled:
 
@@ -200,5 +204,6 @@ def apply_branch(
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
         steps = NORM_ACT if i < last else order.last
         x = apply_steps(ops, steps, x, name=norm_name)
+        x = drop(x) if i == last - 1 else x
         x = downsample(ops, x, geometry.stride) if downsample else x
     return x

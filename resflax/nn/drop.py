@@ -1,4 +1,4 @@
-"""Stochastic depth and dropout with one random key per example.
+"""Stochastic depth and dropout with one random key per example; see also `drop_block`.
 
 What is dropped from an example depends only on its key, not on its position in the batch or on the
 number of devices.
@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+# Fields of `Spec` with the rates of what training drops.
+RATES = ("dropout", "drop_path", "drop_block")
 # Numbers folded into each example's key, distinct from those that `resflax.data` folds in.
 DROP_PATH_STREAM, DROPOUT_STREAM = 2000, 2001
 BLOCK_STREAM = 2004  # 2002 and 2003 are those of other files
+DROP_BLOCK_STREAM = 1999  # folded into the key of a block and an example
 
 
-def _uniform(
+def uniform(
     keys: Key[Array, " n"], stream: int, shape: tuple[int, ...]
 ) -> Float[Array, " n *shape"]:
     """Returns uniform float32 numbers in [0, 1), drawn for each example from its own key."""
@@ -62,7 +65,7 @@ def drop_path(
     [1.0, 1.0]
     """
     rates = jnp.asarray(rates, jnp.float32)[None]
-    keep = _uniform(keys, DROP_PATH_STREAM, rates.shape[1:]) >= rates
+    keep = uniform(keys, DROP_PATH_STREAM, rates.shape[1:]) >= rates
     return jnp.where(keep, 1 / (1 - rates), 0.0).T
 
 
@@ -73,5 +76,5 @@ def dropout(
 
     Srivastava et al. 2014 (JMLR 15), section 4, scaled in training. `keys` has one key per example.
     """
-    keep = _uniform(keys, DROPOUT_STREAM, x.shape[1:]) >= rate
+    keep = uniform(keys, DROPOUT_STREAM, x.shape[1:]) >= rate
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

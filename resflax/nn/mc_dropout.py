@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from resflax.errors import UserError
+from resflax.nn.drop import RATES
 
 # Folded into each example's key, with the number of the sample; see `resflax.nn.drop`.
 SAMPLE_STREAM = 2003
@@ -28,14 +29,14 @@ def sample_logits(
     first dropped part is computed once for all samples.
 
     Args:
-      model: a `ResNet` whose spec has `dropout` or `drop_path`.
+      model: a `ResNet` whose spec has `dropout`, `drop_path` or `drop_block`.
       variables: its variables.
       x: normalized images.
       keys: one key per example.
       samples: number of samples, 1 or more.
 
     Raises:
-      UserError: if the spec has neither rate, or `samples` is not an integer >= 1.
+      UserError: if the spec has none of these rates, or `samples` is not an integer >= 1.
 
     >>> from resflax.zoo import create_model
     >>> model, x = create_model("cifar_resnet8", dropout=0.5), jnp.ones((2, 8, 8, 3))
@@ -44,10 +45,10 @@ def sample_logits(
     (5, 2, 10)
     """
     spec: Any = getattr(model, "spec", None)
-    if spec is None or not (spec.dropout or spec.drop_path):
+    if spec is None or not any(getattr(spec, name) for name in RATES):
         raise UserError(
-            "MC dropout needs a network with dropout: expected spec.dropout or spec.drop_path above"
-            " 0, as the network was trained"
+            "MC dropout needs a network with dropout: expected spec.dropout, spec.drop_path or"
+            " spec.drop_block above 0, as the network was trained"
         )
     if type(samples) is not int or samples < 1:
         raise UserError(f"samples is {samples!r}: expected an integer >= 1")

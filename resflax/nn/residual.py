@@ -71,7 +71,7 @@ class Residual(nn.Module):
     (True, 0.0)
     """
 
-    branch: Callable[[Array], Array]
+    branch: Callable[..., Array]
     shortcut: Shortcut | None = linear_projection
     always: bool = False
     pre: Callable[[Array], Array] = identity
@@ -85,6 +85,7 @@ class Residual(nn.Module):
         branch_scale: Float[Array, " batch"] | None = None,
         input_scale: Float[Array, ""] | None = None,
         keys: Key[Array, " batch"] | None = None,
+        branch_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, " batch *out_features"]:
         """Returns `post(F(h) + shortcut(h))`, with the shape of the branch's output.
 
@@ -95,6 +96,7 @@ class Residual(nn.Module):
           input_scale: factor of `pre(x)`, as in normalizer-free networks. None for 1.
           keys: one key per example for a gate that draws random numbers, which it gets as `keys=`.
             None in evaluation, where it draws none.
+          branch_keys: the same for a branch that draws random numbers, which gets them as `keys=`.
 
         Raises:
           ValueError: if the shortcut's shape differs from the branch's, or there is a gate but no
@@ -104,7 +106,7 @@ class Residual(nn.Module):
         h = self.pre(x)
         if input_scale is not None:
             h = h * input_scale.astype(h.dtype)
-        y = self.branch(h)
+        y = self.branch(h) if branch_keys is None else self.branch(h, keys=branch_keys)
         if branch_scale is not None:
             y = y * branch_scale.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
         if self.shortcut is None:
@@ -127,6 +129,7 @@ class Residual(nn.Module):
         branch_scale: Float[Array, " batch"] | None = None,
         input_scale: Float[Array, ""] | None = None,
         keys: Key[Array, " batch"] | None = None,
+        branch_keys: Key[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, " batch *features"], None]:
         """Runs the block as a body for `scan`: returns the new carry and no output."""
-        return self(x, branch_scale, input_scale, keys), None
+        return self(x, branch_scale, input_scale, keys, branch_keys), None

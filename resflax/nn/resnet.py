@@ -7,17 +7,19 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from resflax.kernels.materialize import materialize
+from resflax.nn.activations import identity
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNormMode
+from resflax.nn.block_inputs import block_inputs
 from resflax.nn.blocks import BlockConfig, apply_branch
 from resflax.nn.capture import COLLECTION, apply_and_capture
-from resflax.nn.drop import block_keys, block_rates, drop_path, dropout
+from resflax.nn.drop import dropout
+from resflax.nn.drop_block import DropBlock, drop_block, stage_drop_blocks
 from resflax.nn.ensembles import log_mean_probability
 from resflax.nn.fields import resolve
-from resflax.nn.gates import SUM, input_scales
+from resflax.nn.gates import SUM
 from resflax.nn.layers import Ops
 from resflax.nn.orders import ACT, apply_steps
 from resflax.nn.residual import Residual
@@ -35,16 +37,28 @@ INPUT_SHAPES = {
 }
 
 
-def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_class: Any) -> Any:
+def make_block(
+    spec: Spec,
+    ops: Ops,
+    block: BlockConfig,
+    *,
+    drop: DropBlock | None,
+    name: str,
+    module_class: Any,
+) -> Any:
     """Returns one block of `spec`: branch, attention and shortcut, in its order.
 
-    `module_class` is `Residual`, or the result of a linen transform of it.
+    `drop` is how its stage drops regions, and `module_class` is `Residual`, or the result of a
+    linen transform of it.
     """
     shortcut, attention = resolve("shortcut", spec.shortcut), resolve("attention", spec.attention)
     antialias, gate = resolve("antialias", spec.antialias), resolve("gate", spec.gate)
     order = spec.order_row
 
-    def branch(x: Array) -> Array:
+    def branch(x: Array, *, keys: Array | None = None) -> Array:
+        drop_regions = identity
+        if keys is not None and drop is not None:
+            drop_regions = partial(drop_block, keys, rate=spec.drop_block, row=drop)
         x = apply_branch(
             ops,
             block,
@@ -53,6 +67,7 @@ def make_block(spec: Spec, ops: Ops, block: BlockConfig, *, name: str, module_cl
             groups=spec.groups,
             order=order,
             zero_init=spec.zero_init and shortcut.make is not None,
+            drop=drop_regions,
         )
         y: Array = attention(ops, x, block.width)
         return y
@@ -167,12 +182,12 @@ class ResNet(nn.Module):
 
         Args:
           x: the images.
-          train: whether to use batch statistics, drop path and dropout. Make the collection
-            "batch_stats" mutable if True.
+          train: whether to use batch statistics, drop path, dropout and DropBlock. Make the
+            collection "batch_stats" mutable if True.
           dropout_keys: one key per example, needed for training if `needs_rng`. They replace
             linen's RNG streams, which are shared by the batch: what is dropped from an example
             depends on its key only, however many devices share the batch. Given in evaluation, they
-            turn on drop path and dropout (see `resflax.nn.mc_dropout`).
+            turn on what drops in training (see `resflax.nn.mc_dropout`).
           drop_path_rates: rates of all blocks, instead of those of `spec.drop_path`, which must be
             more than 0. They may be traced, so that members of an ensemble can have different ones.
           members: return the logits of all members, `(members, n, num_classes)`, in evaluation too;
@@ -212,9 +227,10 @@ class ResNet(nn.Module):
         maps, last_stage = [x], max(self.out_indices or (len(spec.depths),))
         if stem.pool and last_stage:
             x = stem.pool(ops, x, resolve("antialias", spec.antialias))
-        inputs = self._block_inputs(keys, drop_path_rates)
+        inputs = block_inputs(spec, keys, drop_path_rates, self.dtype)
+        drops = stage_drop_blocks(len(spec.depths))
         for i, blocks in enumerate(spec.stages[:last_stage]):
-            x = self._run_stage(ops, blocks, x, inputs[i], name=f"stage{i + 1}")
+            x = self._run_stage(ops, blocks, x, inputs[i], drop=drops[i], name=f"stage{i + 1}")
             self.sow(COLLECTION, f"stage{i + 1}", x)
             maps.append(x)
         if self.out_indices is not None:
@@ -243,33 +259,11 @@ class ResNet(nn.Module):
         if keys is None or keys.shape != (examples,):
             given = None if keys is None else f"shape {keys.shape}"
             raise ValueError(
-                "training with drop_path or dropout needs dropout_keys, one key per example:"
+                "training with drop_path, drop_block or dropout needs dropout_keys, one key per"
+                " example:"
                 f" expected shape ({examples},), got {given}"
             )
         return keys
-
-    def _block_inputs(
-        self, keys: Array | None, rates: Float[Array, " blocks"] | None
-    ) -> list[list[Array | None]]:
-        """Returns what the blocks of each stage take besides `x`, as `Residual.__call__` does.
-
-        Each array has an axis over the blocks; None where there is nothing to pass.
-        """
-        spec, gate = self.spec, resolve("gate", self.spec.gate)
-        blocks, scales, scalars, gate_keys = sum(spec.depths), None, None, None
-        if keys is not None and spec.drop_path:
-            scales = drop_path(
-                keys, block_rates(spec.drop_path, blocks) if rates is None else rates
-            )
-        if gate.alpha is not None:
-            scalars = jnp.asarray(np.concatenate(input_scales(spec.depths, gate.alpha)), self.dtype)
-        if keys is not None and gate.is_random:
-            gate_keys = block_keys(keys, blocks)
-        ends = np.cumsum(spec.depths)
-        return [
-            [None if a is None else a[end - depth : end] for a in (scales, scalars, gate_keys)]
-            for depth, end in zip(spec.depths, ends, strict=True)
-        ]
 
     def _run_stage(
         self,
@@ -278,11 +272,12 @@ class ResNet(nn.Module):
         x: Float[Array, "n *space channels"],
         inputs: list[Array | None],
         *,
+        drop: DropBlock | None,
         name: str,
     ) -> Float[Array, "n *out_space out_channels"]:
         """Runs the first block, which alone can change shapes, and the identical others."""
         module_class: Any = nn.remat(Residual) if self.remat else Residual
-        make = partial(make_block, self.spec, ops)
+        make = partial(make_block, self.spec, ops, drop=drop)
 
         def select(index: int | slice) -> list[Array | None]:
             return [None if array is None else array[index] for array in inputs]

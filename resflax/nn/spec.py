@@ -9,6 +9,7 @@ from typing import Any
 from resflax.errors import UserError
 from resflax.nn.blocks import Block, ConvRow
 from resflax.nn.checks import to_tuples
+from resflax.nn.drop import RATES
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, EnsembleRow
 from resflax.nn.field_table import FIELDS
 from resflax.nn.fields import canonical, canonical_block, is_shipped, resolve
@@ -70,6 +71,9 @@ class Spec:
         the paper. Ignored without shortcuts.
       drop_path: probability with which training drops the last block's branch, drawn per example.
         It rises linearly from 0 at the first block (stochastic depth).
+      drop_block: share of the feature maps that training drops in square regions (DropBlock),
+        before the last convolution of each branch of the last two stages; timm's
+        `drop_block_rate`, with its sizes of the regions and factors of the rate.
       dropout: probability with which training drops a feature before the head.
       num_classes: outputs of the head, per member. 0 for pooled features.
       dimensions: number of spatial axes: 1 for signals `(n, length, channels)`, 2 for images
@@ -116,6 +120,7 @@ class Spec:
     pruned: Pruned | None = None
     zero_init: bool = True
     drop_path: float = 0.0
+    drop_block: float = 0.0
     dropout: float = 0.0
     num_classes: int = 1000
     dimensions: int = 2
@@ -242,13 +247,15 @@ class Spec:
         """Whether training draws random numbers in the network."""
         shuffles = self.ensemble_row.shuffles and self.members > 1
         shuffles = shuffles and self.input_repetition < 1
-        return self.drop_path > 0 or self.dropout > 0 or self._gate.is_random or shuffles
+        drops = any(getattr(self, name) for name in RATES)
+        return drops or self._gate.is_random or shuffles
 
     def without_rng(self) -> "Spec":
         """Returns the spec whose training draws no random numbers, as evaluation does not."""
         same = 1.0 if self.ensemble_row.shuffles else 0.0
         gate = "none" if self._gate.is_random else self.gate
-        return replace(self, drop_path=0.0, dropout=0.0, input_repetition=same, gate=gate)
+        rates: dict[str, Any] = dict.fromkeys(RATES, 0.0)
+        return replace(self, **rates, input_repetition=same, gate=gate)
 
     @property
     def _gate(self) -> Gate:

@@ -7,6 +7,8 @@ from typing import Any
 from resflax.errors import UserError
 from resflax.nn.checks import check_integer, nested_lengths
 from resflax.nn.convs import PLAIN
+from resflax.nn.drop import RATES
+from resflax.nn.drop_block import stage_drop_blocks
 from resflax.nn.ensembles import ENSEMBLE_FIELDS, check_ensemble_fields
 from resflax.nn.field_table import FIELDS, SHIPPED
 from resflax.nn.fields import is_shipped, resolve
@@ -51,6 +53,7 @@ def check_parts(spec: Spec) -> None:
         _check_blocks,
         _check_dimensions,
         _check_strides,
+        _check_drop_block,
         _check_ensemble,
         # The following need the stages.
         _check_pruned,
@@ -89,7 +92,7 @@ def _check_numbers(spec: Spec) -> None:
 
 
 def _check_rates(spec: Spec) -> None:
-    for field in ("drop_path", "dropout"):
+    for field in RATES:
         value = getattr(spec, field)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 <= value < 1:
@@ -99,6 +102,18 @@ def _check_rates(spec: Spec) -> None:
             f"drop_path is {spec.drop_path}: a network without shortcuts needs every branch,"
             " use drop_path=0"
         )
+
+
+def _check_drop_block(spec: Spec) -> None:
+    """Checks that the branches that drop regions have a place for it."""
+    blocks = zip(spec.block_values, spec.blocks, stage_drop_blocks(len(spec.depths)), strict=True)
+    for value, block, drop in blocks if spec.drop_block else ():
+        if drop and (callable(block) or len(block) < 2):
+            raise UserError(
+                f"drop_block is {spec.drop_block}, which drops before the last convolution of a"
+                f" branch, and block {describe(value)} has no place for it: use drop_block=0 or two"
+                " or more rows of convolutions"
+            )
 
 
 def _check_rows(spec: Spec) -> None:

@@ -16,6 +16,7 @@ from resflax.distributed.engines import ENGINES, check_fsdp
 from resflax.distributed.ensemble_engine import METHODS
 from resflax.errors import UserError, unknown
 from resflax.nn import BATCH_NORM_MODES, Spec
+from resflax.nn.drop import RATES
 from resflax.nn.field_table import FIELDS
 from resflax.nn.spec_checks import OUTPUT_STRIDES
 from resflax.run.config_diff import flatten_config
@@ -209,7 +210,7 @@ EXPECTED: dict[str, str] = {
         for name, r in MEMBER_RULES.items()
     },
     **{f"spec.{name}": f"one of {', '.join(row.table)}" for name, row in FIELDS.items()},
-    **{f"spec.{name}": LESS_THAN_ONE.expected for name in ("drop_path", "dropout")},
+    **{f"spec.{name}": LESS_THAN_ONE.expected for name in RATES},
 }
 # Rules over several keys: the invalid combination, and its message.
 COMBINATIONS: tuple[Combination, ...] = (

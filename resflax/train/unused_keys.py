@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from resflax.data.fake import is_fake
 from resflax.data.kinds import kind_of
 from resflax.errors import UserError
+from resflax.nn.drop import RATES
 from resflax.run.config_diff import flatten_config
 from resflax.run.metric_writer import WRITERS, parse_writers
 from resflax.train.config import build_model, crop_kind
@@ -43,7 +44,7 @@ TRAINING_KEYS = (
     *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
     "log_every_steps", "log_histograms_every_steps", "profile_steps", "eval_every_epochs",
     "checkpoint_every_steps", "checkpoint_every_minutes",
-    "checkpoint_max_to_keep", "spec.zero_init", "spec.drop_path", "spec.dropout",
+    "checkpoint_max_to_keep", "spec.zero_init", *(f"spec.{name}" for name in RATES),
 )  # fmt: skip
 
 

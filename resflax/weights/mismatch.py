@@ -8,6 +8,7 @@ from flax import traverse_util
 
 from resflax.errors import UserError
 from resflax.nn import Spec
+from resflax.nn.drop import RATES
 from resflax.weights.array_specs import array_specs
 from resflax.weights.layouts import LAYOUTS, block_name
 from resflax.weights.shapes import variable_shapes
@@ -81,7 +82,7 @@ def network_name(spec: Spec) -> str:
 
 
 def _without_training(spec: Spec) -> Spec:
-    return spec.override(num_classes=0, drop_path=0.0, dropout=0.0, zero_init=True)
+    return spec.override(num_classes=0, **dict.fromkeys(RATES, 0.0), zero_init=True)
 
 
 def describe_network(arrays: Mapping[str, np.ndarray], spec: Spec | None = None) -> str:

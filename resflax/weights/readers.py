@@ -8,6 +8,7 @@ from typing import NamedTuple
 from resflax.data.class_names import IMAGENET_CLASSES
 from resflax.errors import Report, UserError, print_to_stderr
 from resflax.nn import Spec
+from resflax.nn.drop import RATES
 from resflax.weights.arrays import Arrays
 from resflax.weights.bridge import (
     Variables,
@@ -168,7 +169,7 @@ def _notes(found: Found, config: PretrainedConfig, stripped: str) -> Iterator[st
 
 def _have_equal_parameters(spec: Spec, other: Spec) -> bool:
     """Returns whether two specs are of one network, whatever its classes and regularization are."""
-    specs = [x.override(num_classes=0, drop_path=0.0, dropout=0.0) for x in (spec, other)]
+    specs = [x.override(num_classes=0, **dict.fromkeys(RATES, 0.0)) for x in (spec, other)]
     if specs[0].to_json_dict() == specs[1].to_json_dict():
         return True
     return variable_shapes(specs[0]) == variable_shapes(specs[1])
