@@ -1,5 +1,6 @@
 """`resflax evaluate` against timm and torchvision, and on ImageNet's layouts."""
 
+import copy
 import csv
 import json
 
@@ -97,6 +98,43 @@ def test_views_give_the_probabilities_of_torch(case, name, tmp_path):
         np.testing.assert_allclose(top5, np.sort(expected)[::-1], rtol=1e-4, atol=1e-6)
         label = int(row["label"])
         np.testing.assert_allclose(float(row["label_probability"]), expected[label], rtol=1e-4)
+
+
+def test_test_time_pooling_gives_the_probabilities_of_timm(case, tmp_path):
+    """Of images of 96 pixels: all windows of 2x2 of the feature map of 3x3."""
+    model, root = case
+    pooled = timm.layers.TestTimePoolHead(copy.deepcopy(model), original_pool=SIZE // 32).eval()
+    pooled.pretrained_cfg = model.pretrained_cfg
+    arguments = [str(root / "model"), f"--dataset=folder:{root / 'images'}", "--batch-size=5"]
+    files = (f"--predictions={tmp_path / 'predictions.csv'}", f"--out={tmp_path}")
+    arguments += ["--test-pool", "--size=96", "--crop-pct=1"]
+    assert main(["evaluate", *arguments, *files]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["test_pool"] == [SIZE, SIZE]
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        with Image.open(row["path"]) as image:
+            crop = transforms.CenterCrop(96)(resize(96)(image.convert("RGB")))
+        expected = np.sort(probabilities(pooled, [crop]))[::-1]
+        top5 = np.array([float(p) for p in row["top5_probability"].split()])
+        np.testing.assert_allclose(top5, expected, rtol=1e-4, atol=1e-6)
+
+
+TEST_POOL_ERRORS = {
+    "same size": (["--test-pool"], "images larger than those of training, 64x64"),
+    "one larger side": (["--test-pool", "--size=64x96"], "and they have 64x96 here: expected a"),
+    "scales": (["--test-pool", "--scales=96"], "--test-pool and --scales are both given"),
+    "dropout": (["--test-pool", "--mc-dropout=3"], "--test-pool and --mc-dropout are both given"),
+}
+
+
+@pytest.mark.parametrize("name", TEST_POOL_ERRORS)
+def test_invalid_test_time_pooling_is_refused(case, name, capsys):
+    root = case[1]
+    options, message = TEST_POOL_ERRORS[name]
+    dataset = f"--dataset=folder:{root / 'images'}"
+    assert main(["evaluate", str(root / "model"), dataset, *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

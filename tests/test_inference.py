@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from resflax import UserError, create_model, list_models
 from resflax.inference import OPS, apply_graph, build_graph, make_predictor
 from resflax.inference.fold import batch_norm_affine
+from resflax.inference.graph import JAX_ONLY
 from resflax.inference.jax_executor import OPERATIONS
 from resflax.inference.layers import NORM_NODES
 from resflax.inference.parts import (
@@ -191,8 +192,35 @@ def test_nodes_have_what_their_operation_lists(fold):
             defined.add(node.name)
             seen.add(node.op)
         assert graph.output in defined
-    assert seen == set(OPS) - ({"batch_norm", "network"} if fold else {"affine", "network"})
+    assert seen == set(OPS) - {*JAX_ONLY, "batch_norm" if fold else "affine"}
     assert set(OPERATIONS) == set(OPS)
+
+
+def test_test_time_pooling_classifies_every_window():
+    """In float64: the logits of windows of 2x3, and half their mean plus half their maximum."""
+    model, variables, x = network(get_spec("cifar_resnet8"), size=20)
+    features = apply(model.clone(out_indices=(3,)), variables, x)[0]
+    head = variables["params"]["head"]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.asarray(features, np.float64), (2, 3), axis=(1, 2)
+    )
+    logits = windows.mean((-2, -1)) @ head["kernel"].astype(np.float64) + head["bias"]
+    assert logits.shape == (2, 4, 3, 10)
+    expected = (logits.mean((1, 2)) + logits.max((1, 2))) / 2
+    graph = build_graph(model.spec, variables, test_pool=(5, 9))
+    assert relative_error(run_graph(graph, x), expected) < 1e-5
+    whole = build_graph(model.spec, variables, test_pool=(20, 20))  # one window
+    assert relative_error(run_graph(whole, x), apply(model, variables, x)) < 1e-5
+    with pytest.raises(ValueError, match="the feature map of 5x5 is smaller than the windows"):
+        run_graph(build_graph(model.spec, variables, test_pool=(21, 20)), x)
+
+
+def test_test_time_pooling_needs_average_pooling_and_logits():
+    model, variables, _ = network(get_spec("cifar_resnet8"), size=17)
+    with pytest.raises(UserError, match="pooling 'avg' and shipped parts, not pooling 'max'"):
+        build_graph(model.spec.override(pooling="max"), variables, test_pool=(8, 8))
+    with pytest.raises(UserError, match="has no pooled features: use outputs='logits'"):
+        build_graph(model.spec, variables, test_pool=(8, 8), outputs="features")
 
 
 def test_every_row_of_the_networks_tables_is_interpreted():

@@ -85,6 +85,9 @@ def _check_uncertainty(args: argparse.Namespace) -> None:
         raise UserError(
             "--select chooses networks, and --mc-dropout takes samples of one: expected one of them"
         )
+    if args.test_pool and (args.mc_dropout or args.scales):
+        option = "--mc-dropout" if args.mc_dropout else "--scales"
+        raise UserError(f"--test-pool and {option} are both given: expected one of them")
     if "" in args.ood:
         raise UserError("--ood is '': expected the name of a dataset, such as folder:PATH")
     if len(set(args.ood)) < len(args.ood):
@@ -145,6 +148,9 @@ def _add_views(parser: Parser) -> None:
     add("--crops", type=int, choices=CROPS, default=1, help=text)
     text = "average the probabilities of whole images with these shorter sides"
     add("--scales", default="", metavar="N,N,...", help=text)
+    text = "for a larger --size than that of training: classify each window of the feature map that"
+    text += " has the training size, and take half the mean plus half the maximum of the logits"
+    add("--test-pool", action="store_true", help=text)
 
 
 def _add_preprocessing(parser: Parser) -> None:

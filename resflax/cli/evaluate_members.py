@@ -9,6 +9,7 @@ from resflax.cli.run_data import read_run_config
 from resflax.errors import UserError
 from resflax.evaluate.arrays import ArrayClassifier
 from resflax.evaluate.classifier import DropoutClassifier, EnsembleClassifier, MemberClassifier
+from resflax.inference.build import check_test_pool
 from resflax.nn import Spec
 from resflax.nn.drop import RATES
 from resflax.weights import Weights, adapt_weights, read_ensemble
@@ -26,10 +27,12 @@ class Members(NamedTuple):
     Attributes:
       networks: the networks, with the preprocessing of the command line.
       samples: number of samples of MC dropout of the one network; 0 without it.
+      test_pool: height and width of the training images, for test-time pooling; None without it.
     """
 
     networks: tuple[Weights, ...]
     samples: int = 0
+    test_pool: tuple[int, int] | None = None
 
     @property
     def spec(self) -> Spec:
@@ -73,6 +76,7 @@ class Members(NamedTuple):
 
         Returns:
           "checkpoints", of the networks of runs, with "where", "step" and "unfinished";
+          "test_pool", height and width of the training images, with test-time pooling;
           "mc_dropout", if there are samples; "normalization", the mean and std of each network, if
           they differ.
         """
@@ -85,11 +89,13 @@ class Members(NamedTuple):
                 }
                 for network in self.networks
                 if network.history
-            ]
+            ],
         }
         if self.samples:
             rates = {name: getattr(self.spec, name) for name in RATES}
             values["mc_dropout"] = {"samples": self.samples, "seed": DROPOUT_SEED, **rates}
+        if self.test_pool:
+            values["test_pool"] = self.test_pool
         moments = [
             {"mean": list(preprocess.mean), "std": list(preprocess.std)}
             for preprocess in (network.config.preprocess for network in self.networks)
@@ -114,7 +120,7 @@ class Members(NamedTuple):
             )
         if isinstance(self.networks[0].config.preprocess, ArrayPreprocess):
             return ArrayClassifier(self.networks, dtype=dtype)
-        return EnsembleClassifier.from_weights(self.networks, dtype=dtype)
+        return EnsembleClassifier.from_weights(self.networks, dtype=dtype, test_pool=self.test_pool)
 
 
 def read_evaluated_members(args: argparse.Namespace) -> Members:
@@ -140,8 +146,33 @@ def read_evaluated_members(args: argparse.Namespace) -> Members:
         )
     if args.mc_dropout:
         networks = (_with_dropout(networks),)
-    preprocessed = (_with_preprocess(network, args) for network in networks)
-    return Members(tuple(preprocessed), args.mc_dropout or 0)
+    preprocessed = tuple(_with_preprocess(network, args) for network in networks)
+    test_pool = _test_pool(networks, preprocessed) if args.test_pool else None
+    return Members(preprocessed, args.mc_dropout or 0, test_pool)
+
+
+def _test_pool(networks: Sequence[Weights], preprocessed: Sequence[Weights]) -> tuple[int, int]:
+    """Returns the height and width of the images that the networks were trained on.
+
+    Args:
+      networks: with their own preprocessing, whose size it is.
+      preprocessed: with that of the command line.
+
+    Raises:
+      UserError: if test-time pooling does not fit the networks or the size of the images.
+    """
+    own, size = (members[0].config.preprocess.size for members in (networks, preprocessed))
+    for network in networks:
+        check_test_pool(network.config.spec)
+    if len({network.config.preprocess.size for network in networks}) > 1:
+        raise UserError("--test-pool needs networks with images of one size: leave it out")
+    if not all(new > old for new, old in zip(size, own, strict=True)):
+        sides, new = ("x".join(map(str, s)) for s in (own, size))
+        raise UserError(
+            f"--test-pool is for images larger than those of training, {sides}, and they have {new}"
+            " here: expected a larger --size"
+        )
+    return own
 
 
 def _with_preprocess(network: Weights, args: argparse.Namespace) -> Weights:

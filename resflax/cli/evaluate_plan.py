@@ -147,6 +147,7 @@ def _check_array_options(args: argparse.Namespace, where: str) -> None:
         "--tta": (args.tta or "none") != "none",
         "--crops": args.crops != 1,
         "--scales": bool(args.scales),
+        "--test-pool": args.test_pool,
         "--corruptions": bool(args.corruptions),
     }
     for option, is_given in options.items():
@@ -235,6 +236,8 @@ def describe(plan: Plan) -> str:
     ]
     if plan.views.count > 1:
         lines[-1] += f" (probabilities averaged over {plan.views.count} views)"
+    if plan.members.test_pool:
+        lines[-1] += "; test-time pooling"
     if plan.held_out:
         held_out = plan.held_out.source
         lines.append(f"calibration data: {held_out.name}, {len(held_out):,} examples")

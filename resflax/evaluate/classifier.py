@@ -99,6 +99,7 @@ class EnsembleClassifier:
       mean: see `Classifier`; of each member.
       std: likewise.
       dtype: see `Classifier`.
+      test_pool: height and width of the training images, for test-time pooling of larger ones.
     """
 
     def __init__(
@@ -108,9 +109,12 @@ class EnsembleClassifier:
         mean: Sequence[tuple[float, ...]],
         std: Sequence[tuple[float, ...]],
         dtype: str = "float32",
+        test_pool: tuple[int, int] | None = None,
     ) -> None:
         self.devices = jax.local_devices()
-        self._predictor = make_ensemble_predictor(members, dtype=dtype, mean=mean, std=std)
+        self._predictor = make_ensemble_predictor(
+            members, dtype=dtype, mean=mean, std=std, test_pool=test_pool
+        )
         if len(self.devices) > 1:
             self._engine = make_engine("mesh", self.devices)
             self._arrays = self._engine.replicate(self._predictor.arrays)
@@ -118,7 +122,11 @@ class EnsembleClassifier:
 
     @classmethod
     def from_weights(
-        cls, networks: Sequence[Weights], *, dtype: str = "float32"
+        cls,
+        networks: Sequence[Weights],
+        *,
+        dtype: str = "float32",
+        test_pool: tuple[int, int] | None = None,
     ) -> "EnsembleClassifier":
         """Makes the classifier of networks with the normalization of each one."""
         return cls(
@@ -126,6 +134,7 @@ class EnsembleClassifier:
             mean=[network.config.preprocess.mean for network in networks],
             std=[network.config.preprocess.std for network in networks],
             dtype=dtype,
+            test_pool=test_pool,
         )
 
     def describe_backend(self) -> str:

@@ -28,6 +28,7 @@ def build_graph(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     scale_and_bias: tuple[Any, Any] | None = None,
+    test_pool: tuple[int, int] | None = None,
     fold: bool = True,
     dtype: Any = np.float32,
 ) -> Graph:
@@ -49,13 +50,16 @@ def build_graph(
       std: per-channel standard deviation, likewise.
       scale_and_bias: arrays `(channels,)` of an affine map of normalized images, which is applied
         to them first, as for a network that takes images with another normalization.
+      test_pool: height and width of the images that the network was trained on, for larger ones:
+        each window of a training image's feature map is classified, and the logits of an image are
+        half the mean plus half the maximum over its windows (timm's `TestTimePoolHead`).
       fold: whether to fold batch norm. If False, its arrays are kept in `batch_norm` nodes.
       dtype: dtype of the arrays: float32, or float64 for comparisons.
 
     Raises:
       UserError: if the spec has an ensemble, the variables are not those of the spec, `outputs` is
-        unknown, the network has no head and `outputs` needs one, or `mean` and `std` do not fit the
-        images' channels.
+        unknown, the network has no head and `outputs` needs one, `mean` and `std` do not fit the
+        images' channels, or there is no operation for `test_pool`.
 
     >>> import jax
     >>> from resflax.zoo import create_model
@@ -78,27 +82,47 @@ def build_graph(
     if scale_and_bias is not None:
         arrays = dict(zip(("scale", "bias"), map(np.asarray, scale_and_bias), strict=True))
         x = builder.emit("affine", "renormalize", x, arrays=arrays, activation="none")
+    if test_pool:
+        check_test_pool(spec, outputs)
     if missing_part(spec):
         attributes = whole_network(spec, outputs)
         x = builder.emit("network", "network", x, arrays=parameters.arrays, **attributes)
         features = output_size(spec, outputs)
     else:
-        x, features = _layers(builder, x, outputs)
+        x, features = _layers(builder, x, outputs, test_pool)
     if outputs == "probabilities":
         x = builder.emit("softmax", "probabilities", x)
     return Graph(builder.nodes, x, channels, features, dimensions=spec.dimensions)
 
 
-def _layers(builder: GraphBuilder, x: str, outputs: str) -> tuple[str, int]:
+def _layers(
+    builder: GraphBuilder, x: str, outputs: str, test_pool: tuple[int, int] | None
+) -> tuple[str, int]:
     """Emits all layers; returns the result and its features."""
     spec = builder.spec
     x, features = _stages(builder, _stem(builder, x))
     x = builder.steps(x, spec.order_row.pre, "head_norm")
-    x = builder.emit("mean", "pool", x)
-    if outputs != "features":
+    if test_pool:
+        stride = _side(spec.features[-1].stride)
+        window = tuple(-(-side // stride) for side in test_pool)
+        x, features = builder.test_pool(x, "head", window), spec.num_classes
+    else:
+        x = builder.emit("mean", "pool", x)
+    if outputs != "features" and not test_pool:
         x, features = builder.dense(x, "head"), spec.num_classes
     builder.parameters.check_all_read(ignore="head" if outputs == "features" else "")
     return x, features
+
+
+def check_test_pool(spec: Spec, outputs: str = "logits") -> None:
+    """Raises `UserError` if a network has no operation for `test_pool`."""
+    if reason := missing_part(spec):
+        raise UserError(
+            f"test-time pooling needs a network of images with pooling 'avg' and shipped parts, not"
+            f" {reason}: leave it out"
+        )
+    if outputs == "features":
+        raise UserError("test-time pooling has no pooled features: use outputs='logits'")
 
 
 def _check_spec(spec: Spec, outputs: str) -> None:

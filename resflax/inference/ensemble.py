@@ -125,6 +125,7 @@ def make_ensemble_predictor(
     dtype: Any = "float32",
     mean: Sequence[Sequence[float]] | None = None,
     std: Sequence[Sequence[float]] | None = None,
+    test_pool: tuple[int, int] | None = None,
     backend: str = "auto",
 ) -> EnsemblePredictor:
     """Returns an ensemble ready for predictions, the batch norm of its networks folded.
@@ -137,6 +138,7 @@ def make_ensemble_predictor(
       mean: as in `make_predictor`, of each member: with `mean` and `std`, every member normalizes
         raw uint8 images itself. Floating-point images reach all members as they are.
       std: as in `make_predictor`, of each member.
+      test_pool: as in `make_predictor`.
       backend: a name in `BACKENDS`, or "auto" for the first one that can run all members here.
 
     Raises:
@@ -159,8 +161,9 @@ def make_ensemble_predictor(
         )
     means: Sequence[Any] = [None] * len(members) if mean is None else mean
     stds: Sequence[Any] = [None] * len(members) if std is None else std
+    options: dict[str, Any] = {"dtype": dtype, "test_pool": test_pool, "backend": backend}
     predictors = [
-        make_predictor(spec, variables, dtype=dtype, mean=own_mean, std=own_std, backend=backend)
+        make_predictor(spec, variables, mean=own_mean, std=own_std, **options)
         for (spec, variables), own_mean, own_std in zip(members, means, stds, strict=True)
     ]
     if len({predictor.backend for predictor in predictors}) > 1:

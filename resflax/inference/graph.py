@@ -163,10 +163,18 @@ OPS: dict[str, Op] = {
         attributes=("activation",),
         arrays=("kernel",),
     ),
+    "test_pool": Op(
+        "(mean + max) / 2 over all windows of `window` pixels (height, width) of their means"
+        " @ kernel (features in, features out) + bias; only in graphs built with `test_pool`",
+        attributes=("window",),
+        arrays=("kernel", "bias"),
+    ),
     "softmax": Op("softmax over the last axis"),
     "network": Op(
-        "all layers of the network with this spec, without operations of their own: only JAX runs"
-        " it. The arrays are the variables by their paths",
+        "all layers of the network with this spec, without operations of their own. The arrays are"
+        " the variables by their paths",
         attributes=("spec",),
     ),
 }
+# Operations that the JAX executor alone has.
+JAX_ONLY = ("network", "test_pool")

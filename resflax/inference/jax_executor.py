@@ -189,6 +189,20 @@ def _dense(node: Node, arrays: Any, dtype: Any, x: Array) -> Array:
     return _activate(node, x @ kernel + bias)
 
 
+def _test_pool(node: Node, arrays: Any, dtype: Any, x: Array) -> Array:
+    window, space = node.attributes["window"], x.shape[1:3]
+    if any(size < side for size, side in zip(space, window, strict=True)):
+        raise ValueError(
+            f"the feature map of {space[0]}x{space[1]} is smaller than the windows of test-time"
+            f" pooling, {window[0]}x{window[1]}: expected images of the training size or larger"
+        )
+    x = x.astype(pooled_dtype(dtype))
+    sums = lax.reduce_window(x, 0.0, lax.add, (1, *window, 1), (1, 1, 1, 1), "VALID")
+    kernel, bias = (arrays[name].astype(x.dtype) for name in ("kernel", "bias"))
+    logits = sums / (window[0] * window[1]) @ kernel + bias
+    return (jnp.mean(logits, (1, 2)) + jnp.max(logits, (1, 2))) / 2
+
+
 def _channel_conv(node: Node, arrays: Any, dtype: Any, x: Array) -> Array:
     kernel, channels = arrays["kernel"].astype(x.dtype), x.shape[-1]
     side = len(kernel) // 2
@@ -215,6 +229,7 @@ OPERATIONS: dict[str, Callable[..., Array]] = {
     "gate": _gate,
     "mean": _mean,
     "dense": _dense,
+    "test_pool": _test_pool,
     "channel_conv": _channel_conv,
     "softmax": lambda node, arrays, dtype, x: jax.nn.softmax(x),
 }

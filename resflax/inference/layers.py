@@ -172,6 +172,11 @@ class GraphBuilder:
         arrays = {leaf: self.parameters.get(name, leaf) for leaf in ("kernel", "bias")}
         return self.emit("dense", name, x, arrays=arrays, activation=activation)
 
+    def test_pool(self, x: str, name: str, window: tuple[int, ...]) -> str:
+        """Emits a linear layer over the means of windows; see "test_pool" in `OPS`."""
+        arrays = {leaf: self.parameters.get(name, leaf) for leaf in ("kernel", "bias")}
+        return self.emit("test_pool", name, x, arrays=arrays, window=window)
+
     def channel_conv(self, x: str, name: str, activation: str) -> str:
         """Emits ECA's convolution along the channels."""
         arrays = {"kernel": self.parameters.get(name, "kernel").ravel()}

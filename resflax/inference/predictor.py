@@ -115,6 +115,7 @@ def make_predictor(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     outputs: str = "logits",
+    test_pool: tuple[int, int] | None = None,
     backend: str = "auto",
 ) -> Predictor:
     """Returns a network ready for predictions, its batch norm folded.
@@ -128,6 +129,8 @@ def make_predictor(
         accepts raw uint8 images.
       std: per-channel standard deviation, likewise.
       outputs: "logits", "probabilities" or "features" (pooled, before the head).
+      test_pool: height and width of the training images, for test-time pooling of larger ones, see
+        `build_graph`.
       backend: a name in `BACKENDS`, or "auto" for the first one that can run the network here.
 
     Raises:
@@ -148,6 +151,7 @@ def make_predictor(
         outputs=outputs,
         mean=mean,
         std=std,
+        test_pool=test_pool,
         dtype=np.float64 if name == "float64" else np.float32,
     )
     return Predictor(graph, name, choose_backend(graph, name, backend))
