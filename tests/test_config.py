@@ -53,6 +53,8 @@ VALUES = {
     "base_batch_size": ([0, -1], [1]),
     "distill.weight": ([0.0, 1.1, float("nan")], [0.01, 1.0]),
     "distill.temperature": ([0.0, -1.0], [0.5, 20.0]),
+    "distill.features": ([3, (1,), ("stage1", None)], [None, "", "stage1,pooled", ("stage1",)]),
+    "distill.feature_weight": ([0.0, -1.0], [0.1, 100.0]),
     "bce_target_threshold": ([-0.1, 1.0], [0.0, 0.99]),
     "focal_alpha": ([-0.5, 1.1], [-1.0, 0.0, 1.0]),
     "focal_gamma": ([-1.0], [0.0, 5.0]),

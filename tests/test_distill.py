@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers.modules import LinearClassifier, NormNet, random_batch, softmax
+from helpers.networks import randomized, run, variables_of
 
-from resflax import UserError
+from resflax import UserError, create_model
+from resflax.nn import stack_params
 from resflax.train import (
     Trainer,
     build,
@@ -22,7 +25,7 @@ from resflax.train import (
     make_engine,
     make_train_step,
 )
-from resflax.train.distill import Distillation, distillation_loss
+from resflax.train.distill import Distillation, distillation_loss, feature_loss
 from resflax.train.histograms import HistogramSource
 from resflax.train.programs import run_programs
 from resflax.train.teacher import renormalize
@@ -115,6 +118,112 @@ def test_teacher_sees_the_mixed_images():
     np.testing.assert_allclose(seen[0], (flipped + flipped[::-1]) / 2, rtol=1e-6)
 
 
+NARROW = {"widths": (4, 4, 8), "stem_width": 4, "norm": "frn_tlu", "num_classes": 3}
+STUDENT, WIDE = (create_model("cifar_resnet8", **NARROW, depths=(n, 1, 1)) for n in (1, 3))
+FEATURES = ("stage2", "pooled")
+
+
+def teach_maps(variables, images):
+    return WIDE.apply(variables, images, train=False, capture=FEATURES)
+
+
+def feature_case():
+    """Returns the state, a batch, and the loss of a feature distillation as a plain function."""
+    teacher = randomized(variables_of(WIDE, (1, 8, 8, 1)), 1)
+    params = randomized(variables_of(STUDENT, (1, 8, 8, 1)), 2)["params"]
+    state = create_state(STUDENT, OPTIMIZER, 0, (8, 8, 1), {"params": params})
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((16, 8, 8, 1)).astype("f")
+    batch = {"image": images, "label": rng.integers(0, 3, 16).astype("i")}
+    taught, taught_maps = run(teach_maps, teacher, images)
+
+    def loss(params):
+        z, maps = STUDENT.apply({"params": params}, images, train=False, capture=FEATURES)
+        errors = [((maps[name] - taught_maps[name]) ** 2).mean() for name in FEATURES]
+        hard = -jnp.take_along_axis(jax.nn.log_softmax(z), batch["label"][:, None], 1).mean()
+        return 0.7 * hard + 0.3 * distillation_loss(z, taught, T).mean() + 5 * sum(errors)
+
+    return dataclasses.replace(state, teacher=teacher), batch, run(jax.value_and_grad(loss), params)
+
+
+def check_feature_step(new, metrics, state, expected):
+    loss, gradient = expected
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    changes = jax.tree.map(lambda a, b: (np.asarray(a) - b) / 0.5, state.params, new.params)
+    assert_trees_close(changes, gradient, 1e-3)
+
+
+def assert_trees_close(tree, other, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max()),
+        tree,
+        other,
+    )
+
+
+FEATURE_DISTILLATION = Distillation(teach_maps, 0.3, T, FEATURES, 5.0)
+
+
+def test_feature_loss_equals_the_closed_form_in_float64():
+    rng = np.random.default_rng(0)
+    shapes = {"stage2": (5, 4, 4, 3), "pooled": (5, 7)}
+    x, t = ({k: rng.standard_normal(s) for k, s in shapes.items()} for _ in range(2))
+    expected = sum(((x[k] - t[k]) ** 2).reshape(5, -1).mean(1) for k in shapes)
+    maps = [{k: jnp.float32(v) for k, v in tree.items()} for tree in (x, t)]
+    np.testing.assert_allclose(feature_loss(*maps), expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_features_are_learned_besides_logits_and_labels(count):
+    state, batch, expected = feature_case()
+    step = make_train_step(
+        STUDENT, OPTIMIZER, distillation=FEATURE_DISTILLATION, grad_accum_steps=count
+    )
+    check_feature_step(*run(step, state, batch), state, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_features_are_the_same_on_eight_devices(name):
+    state, batch, expected = feature_case()
+    engine = make_engine(name)
+    step = make_train_step(
+        STUDENT, OPTIMIZER, distillation=FEATURE_DISTILLATION, axis_name=engine.axis_name
+    )
+    new, metrics = engine.compile_train(step)(engine.put_state(state), engine.shard_batch(batch))
+    check_feature_step(engine.to_host(new), engine.to_host(metrics), state, expected)
+
+
+@pytest.mark.slow
+def test_features_of_stacked_and_rematerialized_blocks_are_the_same():
+    batch, features = feature_case()[1], (*FEATURES, "stage1_block3")
+    variables, teacher = (randomized(variables_of(WIDE, (1, 8, 8, 1)), seed) for seed in (2, 1))
+    teach = partial(WIDE.apply, train=False, capture=features)
+    distillation = Distillation(teach, 0.3, T, features, 5.0)
+
+    def take_step(model, variables):
+        state = create_state(model, OPTIMIZER, 0, (8, 8, 1), variables)
+        state = dataclasses.replace(state, teacher=teacher)
+        return run(make_train_step(model, OPTIMIZER, distillation=distillation), state, batch)
+
+    plain, metrics = take_step(WIDE, variables)
+    stacked, others = take_step(WIDE.clone(scan=True, remat=True), stack_params(variables))
+    np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=1e-5)
+    assert_trees_close(stacked.params, stack_params(plain.params), 1e-4)
+
+
+def test_steps_refuse_features_that_do_not_fit():
+    state, batch, _ = feature_case()
+    step = make_train_step(
+        STUDENT, OPTIMIZER, distillation=FEATURE_DISTILLATION._replace(features=("stage1",))
+    )
+    with pytest.raises(UserError, match="feature stage1 of distill.features does not exist in the"):
+        jax.eval_shape(step, state, batch)
+    with pytest.raises(UserError, match=r"of a LinearClassifier cannot be distilled"):
+        make_train_step(LinearClassifier(), OPTIMIZER, distillation=FEATURE_DISTILLATION)
+
+
 def test_distillation_of_members_is_their_mean():
     rng = np.random.default_rng(0)
     members, t = rng.standard_normal((2, 4, 3)).astype("f"), rng.standard_normal((4, 3))
@@ -162,8 +271,10 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_run_distils_and_resumes_bit_for_bit(tmp_path, teacher):
+@pytest.mark.parametrize("features", [None, "stage2, pooled"])
+def test_run_distils_and_resumes_bit_for_bit(tmp_path, teacher, features):
     keys = {"distill.teacher": str(teacher), "schedule": "constant", "data.mixup": 0.2}
+    keys["distill.features"] = features
     config = run_config(epochs=2, **keys)
     fit(run_config(epochs=1, **keys), tmp_path / "part", silent=True)
     resumed = fit(config, tmp_path / "part", silent=True)
@@ -227,6 +338,20 @@ def test_teachers_must_fit_classes_and_images(teacher, dataset, message):
     config.update_from_flattened_dict({"dataset": dataset, "distill.teacher": str(teacher)})
     with pytest.raises(UserError, match=message):
         build(config, model=NormNet())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ("stage2,pooled", r"stage2 .* has shape \(4, 4, 16\) in the model and \(4, 4, 8\) in the"),
+        ("stage9", "capture 'stage9' matches no module"),
+    ],
+)
+def test_features_are_checked_before_compute(teacher, features, message):
+    keys = {"distill.teacher": str(teacher), "distill.features": features}
+    with pytest.raises(UserError, match=message):
+        build(run_config(**keys, **{"spec.widths": (8, 16, 16)}))
 
 
 @pytest.mark.slow

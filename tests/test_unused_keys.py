@@ -55,6 +55,8 @@ CASES = [
     ("focal_alpha", 0.5, {"loss": "bce"}, {"loss": "focal"}),
     ("focal_gamma", 1.0, {"loss": "bce"}, {"loss": "focal"}),
     ("distill.temperature", 2.0, {}, TEACHER),
+    ("distill.features", "pooled", {}, TEACHER),
+    ("distill.feature_weight", 2.0, TEACHER, {**TEACHER, "distill.features": "pooled"}),
     ("label_smoothing", 0.1, {**TEACHER, "distill.weight": 1.0}, TEACHER),
     ("precise_bn_batches", 2, {"freeze_batch_norm": True}, {}),
     ("precise_bn_batches", 2, {"spec.norm": "group", **WIDTHS}, {}),

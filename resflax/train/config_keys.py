@@ -202,6 +202,10 @@ DISTILLATION = {
     ),
     "distill.weight": Key(0.5, "share of the teacher in the loss; 1: without the labels"),
     "distill.temperature": Key(1.0, "divides the logits of both networks"),
+    "distill.features": Key(
+        None, "feature maps of the teacher that are learned too, such as stage3,pooled", object
+    ),
+    "distill.feature_weight": Key(1.0, "factor of the mean squared error of these maps"),
 }
 REGULARIZATION = {
     "weight_decay": Key(1e-4, "weight decay; for sgd the L2 penalty of the paper"),

@@ -62,6 +62,12 @@ def _are_pairs(value: Any) -> bool:
     return all(len(pair) == 2 and isinstance(pair[0], str) for pair in value)
 
 
+def _are_names(value: Any) -> bool:
+    """Returns whether a value is None, a string, or a list or tuple of strings."""
+    is_list = isinstance(value, tuple | list) and all(isinstance(x, str) for x in value)
+    return value is None or isinstance(value, str) or is_list
+
+
 RULES: dict[str, Rule] = {
     "dataset": Rule(
         "folder:PATH, csv:FILE, hf:PATH, digits, or a name of TensorFlow Datasets", bool
@@ -83,14 +89,7 @@ RULES: dict[str, Rule] = {
     ),
     "head_learning_rate": NOT_NEGATIVE,
     "layer_decay": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
-    "freeze": Rule(
-        "patterns of parameter names, such as 'stem*,stage[12]*'",
-        lambda v: (
-            v is None
-            or isinstance(v, str)
-            or (isinstance(v, tuple | list) and all(isinstance(x, str) for x in v))
-        ),
-    ),
+    "freeze": Rule("patterns of parameter names, such as 'stem*,stage[12]*'", _are_names),
     "eval_sets": Rule(
         EXPECTED_SETS,
         lambda v: v is None or isinstance(v, str | tuple | list),
@@ -114,6 +113,8 @@ RULES: dict[str, Rule] = {
     "label_smoothing": LESS_THAN_ONE,
     "distill.weight": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "distill.temperature": POSITIVE,
+    "distill.features": Rule("names of feature maps, such as 'stage3,pooled'", _are_names),
+    "distill.feature_weight": POSITIVE,
     "bce_target_threshold": Rule("0 to less than 1", lambda v: v is None or 0 <= v < 1),
     "focal_alpha": Rule("0 to 1, or -1 for none", lambda v: v == -1 or 0 <= v <= 1),
     "focal_gamma": NOT_NEGATIVE,

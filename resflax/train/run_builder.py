@@ -115,6 +115,9 @@ def build(
         if config.whiten_stem:
             whitening = stem_kernel(dataset, module_shapes(model, dataset.image_shape))
     teacher = read_teacher(config, dataset)
+    distillation = teacher.distillation(config) if teacher else None
+    if teacher and distillation:
+        teacher.check_features(distillation, model, dataset.image_shape)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
     schedules = build_schedules(given, examples)
     optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member
@@ -129,7 +132,7 @@ def build(
             normalizer,
             axis_name=axis_name,
             examples=examples,
-            distillation=teacher and teacher.distillation(config),
+            distillation=distillation,
         )
 
     def read_variables(seed: int) -> Any:

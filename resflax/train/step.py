@@ -23,7 +23,7 @@ from resflax.nn.batch_norm import statistics_dtype
 from resflax.train.accumulate import accumulate
 from resflax.train.averaging import EMA, average_params
 from resflax.train.choice import Choice
-from resflax.train.distill import Distillation, make_step_loss
+from resflax.train.distill import Distillation, feature_names, make_step_loss
 from resflax.train.freeze import freeze_statistics, merge_params, split_params
 from resflax.train.losses import cross_entropy
 from resflax.train.metrics import METRICS, ExampleFn, Metrics
@@ -53,7 +53,8 @@ def _mean(name: str, values: Any, examples: int) -> Float[Array, ""]:
 
 def _gradient(
     model: nn.Module,
-    loss_fn: Callable[[Any, TrainInputs], Array],
+    loss_fn: Callable[[Any, TrainInputs, Mapping[str, Array]], Array],
+    features: tuple[str, ...],
     metrics: Mapping[str, ExampleFn],
     drop_path_rates: Float[Array, " blocks"] | None,
     params: Any,
@@ -66,23 +67,24 @@ def _gradient(
     The gradient is that for `params`, which are trainable; nothing is computed for `frozen` ones.
     """
     examples = len(batch.image)
-    rng: dict[str, Any] = {}
+    extra: dict[str, Any] = {"capture": features} if features else {}
     if batch.dropout_keys is not None:
-        rng = {"dropout_keys": batch.dropout_keys}
+        extra["dropout_keys"] = batch.dropout_keys
     if drop_path_rates is not None:
-        rng["drop_path_rates"] = drop_path_rates
+        extra["drop_path_rates"] = drop_path_rates
 
     def loss(params: Any) -> tuple[Array, tuple[Any, Any]]:
-        outputs, updated = model.apply(
+        results: Any = model.apply(
             {"params": merge_params(params, frozen), **collections},
             batch.image,
             train=True,
             mutable=list(collections),
-            **rng,
+            **extra,
         )
+        (outputs, updated), maps = results if features else (results, {})
         # The types of the state must not change from step to step.
         new = keep_types(collections, updated)
-        return _mean("loss_fn", loss_fn(outputs, batch), examples), (new, outputs)
+        return _mean("loss_fn", loss_fn(outputs, batch, maps), examples), (new, outputs)
 
     (value, (new, outputs)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     results = {
@@ -193,6 +195,7 @@ def make_train_step(
         raise ValueError("mix needs one-hot targets: expected num_classes")
     if on_nonfinite not in ACTIONS:
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}: expected one of {ACTIONS}")
+    features = feature_names(model, distillation)
     needs_rng = getattr(model, "needs_rng", False)
     prepare = make_prepare_batch(augment, normalize, mix, num_classes or 0, needs_rng, mix_steps)
 
@@ -207,7 +210,9 @@ def make_train_step(
 
         def evaluate(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
             local = jax.tree.map(vary, params)
-            gradient = partial(_gradient, network, loss, metrics, drop_path_rates, local, frozen)
+            gradient = partial(
+                _gradient, network, loss, features, metrics, drop_path_rates, local, frozen
+            )
             with refuse_local_statistics(axis_name):
                 grads, new, results = accumulate(gradient, local, old, inputs, grad_accum_steps)
             grads, results = average((grads, results))

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -12,12 +14,14 @@ from resflax.data import Dataset
 from resflax.data.class_names import describe_difference, match_classes, name_tables
 from resflax.errors import UserError
 from resflax.nn import ResNet
+from resflax.nn.patterns import parse_patterns
 from resflax.run.manifest import params_sha256
-from resflax.train.distill import Distillation
+from resflax.train.distill import Distillation, check_maps, feature_names
 from resflax.train.pretrained import sort_classes
 from resflax.weights.bridge import stack_variables
 from resflax.weights.pretrained import adapt_weights
 from resflax.weights.readers import Weights, read_weights
+from resflax.weights.shapes import module_shapes
 from resflax.zoo import create_model
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
@@ -46,12 +50,35 @@ class Teacher(NamedTuple):
 
     def distillation(self, config: ConfigDict) -> Distillation:
         """Returns what a step distils."""
+        keys = config.distill
+        features = parse_patterns(keys.features)
 
-        def logits(variables: Any, images: Array) -> Array:
-            result: Array = self.model.apply(variables, self.convert(images), train=False)
-            return result
+        def teach(variables: Any, images: Array) -> Any:
+            images = self.convert(images)
+            return self.model.apply(variables, images, train=False, capture=features)
 
-        return Distillation(logits, config.distill.weight, config.distill.temperature)
+        return Distillation(teach, keys.weight, keys.temperature, features, keys.feature_weight)
+
+    def check_features(
+        self, distillation: Distillation, model: nn.Module, image_shape: tuple[int, ...]
+    ) -> None:
+        """Raises `UserError` if a network does not have the teacher's features; computes nothing.
+
+        Args:
+          distillation: what a step distils.
+          model: the network that learns.
+          image_shape: shape of an image, without the batch axis.
+        """
+        names = feature_names(model, distillation)
+        if not names:
+            return
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+        def capture(variables: Any, image: Array) -> Any:
+            return model.apply(variables, image, train=False, capture=names)[1]
+
+        maps = jax.eval_shape(capture, module_shapes(model, image_shape), image)
+        check_maps(maps, jax.eval_shape(distillation.teacher, self.variables, image)[1])
 
 
 def read_teacher(config: ConfigDict, dataset: Dataset) -> Teacher | None:

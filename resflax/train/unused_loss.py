@@ -1,6 +1,7 @@
 """Keys of the loss that have no effect on what the others choose, as a table."""
 
-from resflax.train.config_keys import LOSS
+from resflax.nn.patterns import parse_patterns
+from resflax.train.config_keys import DISTILLATION, LOSS
 from resflax.train.losses import LOSSES, OPTION_KEYS, takes_option
 from resflax.train.rule import Row
 
@@ -17,9 +18,14 @@ def _option_row(key: str) -> Row:
 LOSS_ROWS: tuple[Row, ...] = (
     *map(_option_row, OPTION_KEYS),
     Row(
-        ("distill.weight", "distill.temperature"),
+        tuple(key for key in DISTILLATION if key != "distill.teacher"),
         lambda c: not c.distill.teacher,
         "config.distill.teacher is '': leave it out, or give the weights of the teacher",
+    ),
+    Row(
+        ("distill.feature_weight",),
+        lambda c: not parse_patterns(c.distill.features),
+        "config.distill.features is {c.distill.features!r}: leave it out, or name feature maps",
     ),
     Row(
         tuple(LOSS),
