@@ -196,7 +196,7 @@ def test_features_are_the_same_on_eight_devices(name):
 
 
 @pytest.mark.slow
-def test_features_of_stacked_and_rematerialized_blocks_are_the_same():
+def test_features_of_stacked_blocks_are_the_same():
     batch, features = feature_case()[1], (*FEATURES, "stage1_block3")
     variables, teacher = (randomized(variables_of(WIDE, (1, 8, 8, 1)), seed) for seed in (2, 1))
     teach = partial(WIDE.apply, train=False, capture=features)

@@ -196,7 +196,7 @@ def block_of_my_own(ops, x, features, stride):
     return ops.conv(x, features, 3, stride, name="conv")
 
 
-def test_a_branch_without_a_place_for_drop_block_raises():
+def test_branch_without_place_for_drop_block_raises():
     with pytest.raises(UserError, match="drop_block is 0.1, which drops before the last conv"):
         Spec(**{**TINY, "block": block_of_my_own}, drop_block=0.1)
     first = {**TINY, "block": (block_of_my_own, "basic", "basic")}

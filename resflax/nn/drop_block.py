@@ -80,7 +80,7 @@ def drop_block(
     rate: float,
     row: DropBlock,
 ) -> Float[Array, "n *space channels"]:
-    """Zeros regions of the feature maps, and divides the rest by the share that is kept.
+    """Zeros regions of the feature maps, and divides the rest by the share that remains.
 
     Ghiasi et al. 2018, algorithm 1, with timm's `gamma_scale`. The share is that of each example,
     not of the batch as in timm, so that an example does not depend on the others.
@@ -94,6 +94,6 @@ def drop_block(
     space = x.shape[1:-1]
     keep = ~dropped_regions(keys, space, rate * row.gamma_scale, row.size)
     axes = tuple(range(1, keep.ndim))
-    kept = jnp.sum(keep, axes, jnp.float32, keepdims=True)
-    scale = jnp.where(keep, prod(space) / jnp.maximum(kept, 1), 0)
+    remaining = jnp.sum(keep, axes, jnp.float32, keepdims=True)
+    scale = jnp.where(keep, prod(space) / jnp.maximum(remaining, 1), 0)
     return x * scale[..., None].astype(x.dtype)

@@ -136,7 +136,7 @@ ALIASES: dict[str, str] = {
     "spec.drop_path": (
         "drop_path_rate stochastic_depth stochastic_depth_rate stochastic_depth_prob survival_prob"
     ),
-    "spec.drop_block": "drop_block_rate dropblock",
+    "spec.drop_block": "drop_block_rate",
     "spec.depths": "layers num_layers blocks depth num_blocks",
     "spec.widths": "width channels_per_stage planes",
     "spec.zero_init": "zero_init_residual zero_init_last zero_gamma",
