@@ -28,6 +28,7 @@ from resflax import create_model, tune_malloc
 from resflax.cli.flags import parse
 from resflax.cli.main import run_command
 from resflax.data import InMemorySplit
+from resflax.data.phases import one_phase
 from resflax.errors import UserError
 from resflax.progress import ProgressMeter
 from resflax.run.config_diff import flatten_config
@@ -220,7 +221,7 @@ class Trainer:
             throughput.step(config.batch_size)
             epoch = round(step * config.batch_size / self.num_examples, 4)
             evaluates = step == self.steps or is_last_of_epochs(
-                step, batch_size=config.batch_size, examples=eval_examples
+                step, one_phase(config.batch_size), examples=eval_examples
             )
             if evaluates or step % config.log_every_steps == 0:
                 loss, accuracy = torch.tensor(window).mean(0).tolist()

@@ -103,6 +103,10 @@ VALUES = {
     "ensemble.size": ([0, -1], [1, 5]),
     "ensemble.member_devices": ([-1], [0, 4]),
     "data.image_size": ([4, -8, 4097], [0, 8, 4096]),
+    "data.size_schedule": (
+        [((1,),), ((1, 4),), ((1, 16.0),), ((2, 16), (1, 24)), ((1, 16, -1),), (1, 16), ("a",)],
+        [(), ((0, 8),), ((0.5, 16), (2, 4096, 0), (3, 32, 64))],
+    ),
     "data.eval_size": ([4, -1, 4097], [0, 8, 4096]),
     "data.crop_scale": ([(0.0, 1.0), (0.5, 0.1), (0.5,), ("a", 1)], [(0.35, 1), (1, 1)]),
     "data.crop_ratio": ([(0, 1), (2, 1), (1, 101), ()], [(0.75, 1.3333), (1, 1)]),
@@ -169,6 +173,24 @@ def test_known_choices_are_accepted(key, name):
 # An invalid combination for each row of `COMBINATIONS`, in order, and a valid one.
 COMBINED = [
     (
+        {"dataset": "folder:D", "data.image_size": 16, "data.size_schedule": ((0, 24),)},
+        "config.data.size_schedule is ((0, 24),): expected a first epoch above 0, before which"
+        " images have config.data.image_size, 16",
+        {"dataset": "folder:D", "data.image_size": 16, "data.size_schedule": ((1, 24),)},
+    ),
+    (
+        {"schedule": "cosine_cycles", "data.size_schedule": ((1, 16, 64),)},
+        "config.data.size_schedule is ((1, 16, 64),) with config.schedule='cosine_cycles', whose"
+        " cycles are of steps: expected rows without batch sizes",
+        {"schedule": "cosine_cycles", "data.size_schedule": ((1, 16),)},
+    ),
+    (
+        {"batch_norm": "per_device", "data.size_schedule": ((1, 16, 64),)},
+        "config.data.size_schedule is ((1, 16, 64),) with config.batch_norm='per_device', whose"
+        " groups depend on the batch size: expected rows without them",
+        {"batch_norm": "per_device", "data.size_schedule": ((1, 16),)},
+    ),
+    (
         {"epochs": 0},
         "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
         " or more",
@@ -214,7 +236,7 @@ COMBINED = [
     ),
     (
         {"data.repeats": 3, "batch_size": 2},
-        "config.data.repeats is 3: expected at most batch_size, 2",
+        "config.data.repeats is 3: expected at most batch_size, 2, and those of data.size_schedule",
         {"data.repeats": 3, "batch_size": 8},
     ),
     (

@@ -10,6 +10,7 @@ from resflax import UserError
 from resflax.cli.recipe import load_recipe
 from resflax.train import check_config
 from resflax.train.builders import build_schedule, total_steps
+from resflax.train.image_sizes import build_phases
 
 IMAGES = 1281167
 # Epochs, batch size, largest and last learning rate, and sizes of training and evaluation.
@@ -70,6 +71,20 @@ def test_bit_hyperrule_has_the_steps_of_its_authors(examples, warmup, decays, en
     for number, (first, last) in enumerate(zip([warmup, *decays], [*decays, end], strict=True)):
         rates = [float(schedule(step)) for step in (first, last - 1)]
         np.testing.assert_allclose(rates, 0.003 * 0.1**number, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "start_ramp", "end_ramp"),
+    [(16, 11, 13), (24, 17, 20), (32, 23, 27), (40, 29, 34), (56, 41, 48), (88, 65, 76)],
+)
+def test_sizes_of_ffcv_are_those_of_its_ramp(epochs, start_ramp, end_ramp):
+    """Interpolated and rounded to multiples of 32 as `get_resolution` of its train_imagenet.py."""
+    config = load_recipe(f"configs/imagenet_resnet50_ffcv.py:{epochs}")
+    phases = build_phases(config, IMAGES)
+    for epoch in range(epochs):
+        size = np.round(np.interp(epoch, [start_ramp, end_ramp], [160, 192]) / 32) * 32
+        step = phases.steps_of_epochs(epoch, IMAGES)
+        assert (phases.of_step(step).image_size or config.data.image_size) == size
 
 
 def test_unknown_budget_of_ffcv_is_refused():

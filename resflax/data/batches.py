@@ -22,6 +22,7 @@ def train_batches(
     local_rows: slice = slice(None),
     num_workers: int = 0,
     repeats: int = 1,
+    offset: int = 0,
 ) -> Iterator[Batch]:
     """Yields the batches of steps `start` to `stop - 1`, which depend on (seed, step) only.
 
@@ -39,8 +40,9 @@ def train_batches(
       num_workers: worker processes that read a `StreamingSplit`; 0 for threads. The batches do not
         depend on it.
       repeats: copies of each example in an epoch, see `batch_indices`.
+      offset: see `batch_indices`.
     """
-    order = TrainOrder(seed, batch_size, len(split), start, stop, local_rows, repeats)
+    order = TrainOrder(seed, batch_size, len(split), start, stop, local_rows, repeats, offset)
     keys = ("image", "label", "index", *(("repeat",) if repeats > 1 else ()))
     return _batches(split, order, keys, num_workers)
 

@@ -32,7 +32,7 @@ def number_of_steps(epochs: float, num_examples: int, batch_size: int) -> int:
 
 
 def batch_indices(
-    seed: int, step: int, batch_size: int, num_examples: int, repeats: int = 1
+    seed: int, step: int, batch_size: int, num_examples: int, repeats: int = 1, offset: int = 0
 ) -> Int[np.ndarray, " batch"]:
     """Returns the indices of the examples of batch `step`, int64 `(batch_size,)`.
 
@@ -46,10 +46,12 @@ def batch_indices(
     followed by the second ones, so that no example is mixed with itself and devices have different
     copies.
 
+    Batch `step` begins at the position `offset + step * batch_size`, see `Phase`.
+
     >>> np.concatenate([batch_indices(0, step, 2, 5) for step in range(5)])[:5].sum()
     np.int64(10)
     """
-    epochs, offsets, _ = _positions(step, batch_size, num_examples, repeats)
+    epochs, offsets, _ = _positions(step, batch_size, num_examples, repeats, offset)
     permutation = _permutations(seed, num_examples)
     index = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
@@ -59,21 +61,21 @@ def batch_indices(
 
 
 def batch_repeats(
-    step: int, batch_size: int, num_examples: int, repeats: int
+    step: int, batch_size: int, num_examples: int, repeats: int, offset: int = 0
 ) -> Int[np.ndarray, " batch"]:
     """Returns which copy of its example each row of batch `step` is, from 0, int32 `(batch_size,)`.
 
     >>> batch_repeats(0, 6, 100, 3).tolist()
     [0, 0, 1, 1, 2, 2]
     """
-    return _positions(step, batch_size, num_examples, repeats)[2].astype(np.int32)
+    return _positions(step, batch_size, num_examples, repeats, offset)[2].astype(np.int32)
 
 
 def _positions(
-    step: int, batch_size: int, num_examples: int, repeats: int
+    step: int, batch_size: int, num_examples: int, repeats: int, offset: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns epoch, position in the permutation, and copy of each row of batch `step`."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = np.arange(offset + step * batch_size, offset + (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, num_examples)
     if repeats == 1:  # the data loader calls this for each example
         return epochs, offsets, np.zeros_like(offsets)
@@ -82,13 +84,15 @@ def _positions(
     return epochs[rows], offsets[rows], copies[rows]
 
 
-def batch_epochs(step: int, batch_size: int, num_examples: int) -> Int[np.ndarray, " batch"]:
+def batch_epochs(
+    step: int, batch_size: int, num_examples: int, offset: int = 0
+) -> Int[np.ndarray, " batch"]:
     """Returns the epoch of each example of batch `step`, counted from 0, int32 `(batch_size,)`.
 
     >>> batch_epochs(2, 2, 5).tolist()
     [0, 1]
     """
-    positions = step * batch_size + np.arange(batch_size)
+    positions = offset + step * batch_size + np.arange(batch_size)
     return (positions // num_examples).astype(np.int32)
 
 
@@ -121,6 +125,7 @@ class TrainOrder:
       stop: end of the steps, exclusive.
       local_rows: the rows of each batch that this process reads.
       repeats: copies of each example, see `batch_indices`.
+      offset: see `batch_indices`.
     """
 
     seed: int
@@ -130,6 +135,7 @@ class TrainOrder:
     stop: int
     local_rows: slice
     repeats: int = 1
+    offset: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -137,7 +143,7 @@ class TrainOrder:
     def batch(self, position: int) -> BatchPlan:
         """Returns the examples of batch `position`, that of step `start + position`."""
         step, rows = self.start + position, self.local_rows
-        shape = self.batch_size, self.num_examples, self.repeats
+        shape = self.batch_size, self.num_examples, self.repeats, self.offset
         index = batch_indices(self.seed, step, *shape)[rows]
         repeat = batch_repeats(step, *shape)[rows]
         return BatchPlan(index, np.ones(len(index), np.float32), repeat, step)

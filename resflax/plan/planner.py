@@ -14,6 +14,7 @@ from resflax.plan.datasets import Facts, planned_dataset
 from resflax.plan.topologies import Topology, topology_devices
 from resflax.plan.waiting import CompileClock
 from resflax.run.signals import exit_at_interrupt
+from resflax.train.image_sizes import has_batch_sizes
 from resflax.train.input_pipeline import fits_on_device
 from resflax.train.programs import Program, run_programs
 from resflax.train.run import Run
@@ -88,6 +89,11 @@ class Planner:
     """
 
     def __init__(self, config: ConfigDict, topology: Topology, facts: Facts | None = None) -> None:
+        if has_batch_sizes(config):
+            raise UserError(
+                f"config.data.size_schedule is {config.data.size_schedule}: expected rows without"
+                " batch sizes, since a plan finds the largest batch"
+            )
         self.config, self.topology = config, topology
         self.devices = topology_devices(topology)
         self._open_dataset = partial(planned_dataset, given=facts)

@@ -7,8 +7,9 @@ from typing import Any
 class Throughput:
     """Examples per second without set-up and evaluation; remaining time with evaluation.
 
-    The first step and the first evaluation compile their programs. The step's time is ignored once
-    there are other steps, and the evaluation's does not count in the remaining time.
+    The first step, that after `expect_compilation` and the first evaluation compile their programs.
+    The step's time is ignored once there are other steps, and the evaluation's does not count in
+    the remaining time.
 
     Args:
       steps: number of steps of the whole run.
@@ -43,6 +44,11 @@ class Throughput:
             self.start = self.lap_start = now
         else:
             self.lap_examples += examples * steps
+
+    def expect_compilation(self) -> None:
+        """Ends a lap; the next step compiles, and its time is ignored. All others have finished."""
+        self.lap()
+        self.compiled = False
 
     def lap(self) -> float:
         """Returns examples per second since the last lap or pause; all steps must have finished."""

@@ -27,7 +27,8 @@ from resflax.train.ensemble import (
     shared_config,
 )
 from resflax.train.finetune import build_update_scales, freeze_patterns
-from resflax.train.learning_rate import batch_size_factor
+from resflax.train.image_sizes import build_phases
+from resflax.train.learning_rate import batch_size_factor, by_examples
 from resflax.train.losses import build_loss
 from resflax.train.member_step import freeze_diverged, make_member_step
 from resflax.train.optim import make_optimizer
@@ -39,13 +40,16 @@ Normalizer = Callable[[jax.Array], jax.Array]
 
 def total_steps(config: ConfigDict, examples: int) -> int:
     """Returns the number of steps that use every example `config.epochs` times, rounded up."""
-    return number_of_steps(config.epochs, examples, config.batch_size)
+    return build_phases(config, examples).steps
 
 
 def build_schedule(
     config: ConfigDict, examples: int, peak: float | Choice | None = None
 ) -> optax.Schedule:
     """Builds the learning-rate schedule of a config for a split of `examples` examples.
+
+    It is a function of the share of the run's examples, also where the batch size changes, and with
+    `config.learning_rate_scaling` proportional to the factor of each batch size.
 
     Args:
       config: see `default_config`.
@@ -58,11 +62,11 @@ def build_schedule(
     def steps(epochs: float) -> int:
         return round(epochs * examples / config.batch_size)
 
-    return make_schedule(
+    curve = make_schedule(
         config.schedule,
         peak=(config.learning_rate if peak is None else peak) * batch_size_factor(config),
         minimum=config.min_learning_rate,
-        steps=total_steps(config, examples),
+        steps=number_of_steps(config.epochs, examples, config.batch_size),
         warmup_steps=steps(config.warmup_epochs),
         warmup_start=config.warmup_learning_rate,
         boundaries=[steps(epoch) for epoch in config.decay_epochs],
@@ -70,6 +74,7 @@ def build_schedule(
         power=config.polynomial_power,
         cycles=config.schedule_cycles,
     )
+    return by_examples(curve, build_phases(config, examples), config)
 
 
 def build_schedules(config: ConfigDict, examples: int) -> tuple[optax.Schedule, ...]:
@@ -170,7 +175,7 @@ def _mix_steps(config: ConfigDict, examples: int | None) -> int | None:
     """Returns the number of steps before `data.mixup_off_epoch`; None if there is no such epoch."""
     if not config.data.mixup_off_epoch or examples is None:
         return None
-    return number_of_steps(config.data.mixup_off_epoch, examples, config.batch_size)
+    return build_phases(config, examples).steps_of_epochs(config.data.mixup_off_epoch, examples)
 
 
 def _scalar(value: float | Choice) -> Any:

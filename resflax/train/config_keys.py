@@ -54,6 +54,11 @@ DATA = {
         "side in pixels that images are resized to as they are read; 0: images of one size, kept in"
         " memory; -1: the input size of the pretrained model",
     ),
+    "data.size_schedule": Key(
+        (),
+        "rows of a first epoch, the side of training images from it on and, optionally, the batch"
+        " size: sizes that change during a run",
+    ),
     "data.channels": Key(0, "convert all images to gray (1) or RGB (3); 0: RGB if one has color"),
     "data.on_bad_example": Key("raise", "what to do with examples that cannot be used"),
     "data.train_split": Key(

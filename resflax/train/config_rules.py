@@ -28,6 +28,11 @@ from resflax.train.config_keys import KEYS
 from resflax.train.ensemble_rules import MEMBER_RULES, ON_DIVERGED, check_ensemble
 from resflax.train.eval_sets import EXPECTED as EXPECTED_SETS
 from resflax.train.eval_sets import parse_eval_sets
+from resflax.train.image_sizes import (
+    SIZE_SCHEDULE_COMBINATIONS,
+    SIZE_SCHEDULE_RULE,
+    batch_sizes,
+)
 from resflax.train.input_pipeline import PLACEMENTS
 from resflax.train.learning_rate import SCALINGS
 from resflax.train.losses import LOSSES
@@ -150,6 +155,7 @@ RULES: dict[str, Rule] = {
     "ensemble.size": Rule("1 to 1024", lambda v: 1 <= v <= 1024),
     "ensemble.member_devices": COUNT_OR_ZERO,
     "data.image_size": Rule("-1, 0, or 8 to 4096", lambda v: v in (-1, 0) or 8 <= v <= 4096),
+    "data.size_schedule": SIZE_SCHEDULE_RULE,
     "data.eval_size": Rule("0, or 8 to 4096", lambda v: v == 0 or 8 <= v <= 4096),
     "data.crop_pct": Rule("0 to 1", lambda v: 0 <= v <= 1),
     "data.crop_scale": Rule(
@@ -215,6 +221,7 @@ EXPECTED: dict[str, str] = {
 }
 # Rules over several keys: the invalid combination, and its message.
 COMBINATIONS: tuple[Combination, ...] = (
+    *SIZE_SCHEDULE_COMBINATIONS,
     (
         lambda c: not c.epochs and not c.pretrained,
         "config.epochs is 0, which only evaluates: expected config.pretrained with it, or 1 epoch"
@@ -254,8 +261,9 @@ COMBINATIONS: tuple[Combination, ...] = (
         " {c.epochs}",
     ),
     (
-        lambda c: c.data.repeats > c.batch_size,
-        "config.data.repeats is {c.data.repeats}: expected at most batch_size, {c.batch_size}",
+        lambda c: c.data.repeats > min(batch_sizes(c)),
+        "config.data.repeats is {c.data.repeats}: expected at most batch_size, {c.batch_size}, and"
+        " those of data.size_schedule",
     ),
     (
         lambda c: c.data.repeats > 1 and c.data.alternating_flip,

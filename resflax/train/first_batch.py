@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from resflax.data import Dataset, train_batches
 from resflax.nn import identity
 from resflax.train.config import build_augment, build_mix
+from resflax.train.image_sizes import build_phases, resize_images
 from resflax.train.metrics import one_hot
 from resflax.train.state import TrainState
 from resflax.train.step_inputs import make_prepare_batch
@@ -77,4 +78,7 @@ def first_rows(
         local_rows=rows,
         repeats=config.data.repeats,
     )
+    first = build_phases(config, len(dataset.train))[0]
+    if first.image_size:
+        batch["image"] = np.asarray(resize_images(jnp.asarray(batch["image"]), first.image_size))
     return batch

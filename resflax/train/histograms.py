@@ -7,8 +7,10 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from resflax.data.phases import Phase
 from resflax.train.builders import build_normalizer, build_train_step
 from resflax.train.ensemble import is_ensemble
+from resflax.train.image_sizes import resize_in_step
 from resflax.train.input_pipeline import train_iterator
 from resflax.train.run import Run
 from resflax.train.state import TrainState
@@ -26,7 +28,7 @@ class HistogramSource:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._gradient_step: Any = None
+        self._gradient_steps: dict[Phase, Any] = {}
 
     def __call__(self, state: TrainState, step: int) -> dict[str, np.ndarray]:
         """Returns the parameters as "params/PATH" and the gradient as "gradients/PATH".
@@ -45,13 +47,15 @@ class HistogramSource:
 
     def _gradient(self, state: TrainState, step: int) -> Any:
         """Returns the mean gradient over the batch that follows `step` steps, on the devices."""
-        run = self._run
-        if self._gradient_step is None:
-            self._gradient_step = run.engine.compile_eval(make_gradient_step(run))
+        run, split = self._run, self._run.dataset.train
+        phase = run.phases.of_step(step)
+        if phase not in self._gradient_steps:
+            gradient_step = resize_in_step(make_gradient_step(run), split, phase)
+            self._gradient_steps = {phase: run.engine.compile_eval(gradient_step)}
         config = run.config.copy_and_resolve_references()
         config.data.num_workers = 0  # one batch is not worth the start of processes
-        [batch] = train_iterator(run.engine, run.dataset.train, config, step, step + 1)
-        return self._gradient_step(state, batch)
+        [batch] = train_iterator(run.engine, split, config, step, step + 1, run.phases)
+        return self._gradient_steps[phase](state, batch)
 
 
 def make_gradient_step(run: Run) -> Any:

@@ -1,9 +1,10 @@
 """Input pipeline: batches from the host, or a whole dataset on the devices."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +25,13 @@ from resflax.data import (
     eval_batches,
     train_batches,
 )
+from resflax.data.phases import Phase, Phases, one_phase
 from resflax.distributed import Engine, EnsembleEngine
 from resflax.distributed.engines import Step
 from resflax.errors import UserError
 from resflax.train.data_wait import DataWait
 from resflax.train.ensemble import is_ensemble, seeds_by_use
+from resflax.train.image_sizes import resize_in_step
 from resflax.train.metrics import Metrics
 from resflax.train.state import TrainState
 from resflax.train.step import TrainStep
@@ -95,24 +98,26 @@ def batch_seeds(split: Split, config: ConfigDict) -> tuple[BatchSeeds, ...]:
 
 
 def _host_iterator(
-    split: Split, config: ConfigDict, steps: range, rows: slice, seeds: BatchSeeds, num_workers: int
+    split: Split, config: ConfigDict, phase: Phase, rows: slice, seeds: BatchSeeds, num_workers: int
 ) -> Iterator[Any]:
-    """Yields this process's rows of the batches of some steps, on the host."""
+    """Yields this process's rows of the batches of a phase, on the host."""
     if isinstance(split, StreamingSplit):
-        split = dataclasses.replace(split, seed=seeds.crop)
+        size = phase.image_size or split.size
+        split = dataclasses.replace(split, seed=seeds.crop, size=size)
     batches = train_batches(
         split,
         seed=seeds.order,
-        batch_size=config.batch_size,
-        start=steps.start,
-        stop=steps.stop,
+        batch_size=phase.batch_size,
+        start=phase.start,
+        stop=phase.stop,
         local_rows=rows,
         num_workers=num_workers,
         repeats=config.data.repeats,
+        offset=phase.offset,
     )
-    size, examples = config.batch_size, len(split)
-    for step, batch in zip(steps, batches, strict=True):
-        epoch = {"epoch": batch_epochs(step, size, examples)[rows]}
+    shape = phase.batch_size, len(split), phase.offset
+    for step, batch in zip(range(phase.start, phase.stop), batches, strict=True):
+        epoch = {"epoch": batch_epochs(step, *shape)[rows]}
         yield batch | epoch if config.data.alternating_flip else batch
 
 
@@ -123,18 +128,27 @@ def further_keys(config: ConfigDict) -> tuple[str, ...]:
 
 
 def train_iterator(
-    engine: Engine, split: Split, config: ConfigDict, start: int, stop: int
+    engine: Engine,
+    split: Split,
+    config: ConfigDict,
+    start: int,
+    stop: int,
+    phases: Phases | None = None,
 ) -> Iterator[Any]:
     """Yields the batches of steps `start` to `stop` - 1 on the engine's devices.
 
     Members with separate batches have one iterator each and share the worker processes; each
-    has at least one, if there are any.
+    has at least one, if there are any. Images in memory have their own size in all `phases`, by
+    default one.
     """
-    seeds, rows = batch_seeds(split, config), engine.local_slice(config.batch_size)
+    phases = phases or one_phase(config.batch_size)
+    seeds = batch_seeds(split, config)
     num_workers = -(-config.data.num_workers // len(seeds))
 
     def host_iterator(seeds: BatchSeeds) -> Iterator[Any]:
-        return _host_iterator(split, config, range(start, stop), rows, seeds, num_workers)
+        for phase in phases.between(start, stop):
+            rows = engine.local_slice(phase.batch_size)
+            yield from _host_iterator(split, config, phase, rows, seeds, num_workers)
 
     if len(seeds) == 1:
         yield from map(engine.shard_batch, host_iterator(seeds[0]))
@@ -163,16 +177,21 @@ def make_host_step_fn(
     start: int,
     stop: int,
     wait: DataWait | None = None,
+    phases: Phases | None = None,
 ) -> StepFn:
     """Compiles a step that gets one batch at a time from the host, from step `start` on.
 
-    `wait` measures how long the devices wait for the batches.
+    `wait` measures how long the devices wait for the batches. The step is compiled once for each
+    size of images and batches of the `phases`, by default one, when it is first used.
     """
-    batches = train_iterator(engine, split, config, start, stop)
-    run, wait = engine.compile_train(step), wait or DataWait()
+    phases = phases or one_phase(config.batch_size)
+    batches = train_iterator(engine, split, config, start, stop, phases)
+    numbers, wait = itertools.count(start), wait or DataWait()
+    compiled = cache(lambda phase: engine.compile_train(resize_in_step(step, split, phase)))
 
     def run_step(state: TrainState, count: int = 1) -> tuple[TrainState, Metrics]:
         assert count == 1, "batches from the host come one at a time"
+        run = compiled(phases.of_step(next(numbers)))
         state, metrics = run(state, wait.next(batches))
         wait.dispatched(metrics)
         return state, metrics
@@ -187,30 +206,33 @@ def make_device_step_fn(
     config: ConfigDict,
     start: int,
     stop: int,
+    phases: Phases | None = None,
 ) -> StepFn:
     """Compiles a step on a dataset that is on the devices, in the order of `make_host_step_fn`.
 
     The example indices are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
-    these transfers a step transfers nothing.
+    these transfers a step transfers nothing. A call takes steps of one of the `phases`.
     """
     takes_several = config.steps_per_call > 1
-    run = compile_device_step(engine, step, split.image_shape, config.steps_per_call)
+    phases = phases or one_phase(config.batch_size)
+    compiled = cache(partial(compile_device_step, engine, step, split, config.steps_per_call))
     seeds = batch_seeds(split, config)
-    ahead = max(config.steps_per_call, steps_per_transfer(config, len(seeds)))
+    ahead = max(config.steps_per_call, steps_per_transfer(config.batch_size, len(seeds)))
     dataset = engine.replicate(flat_dataset(split.images, split.labels))
     data: dict[str, Any] = {}
     current = end = start
 
-    def transfer(steps: range) -> dict[str, Any]:
-        first = engine.replicate(np.int32(steps.start))
-        order = _shard_order(engine, seeds, config, steps, len(split))
+    def transfer(phase: Phase) -> dict[str, Any]:
+        first = engine.replicate(np.int32(phase.start))
+        order = _shard_order(engine, seeds, config, phase, len(split))
         return {"dataset": dataset, "first_step": first, "order": order}
 
     def run_steps(state: TrainState, count: int = 1) -> tuple[TrainState, Metrics]:
         nonlocal current, end, data
         if current + count > end:
-            end = min(current + ahead, stop)
-            data = transfer(range(current, end))
+            part = next(phases.between(current, min(current + ahead, stop)))
+            end, data = part.stop, transfer(part)
+        run = compiled(phases.of_step(current))
         current += count
         if takes_several:
             return run(state, data | {"count": engine.replicate(np.int32(count))})
@@ -236,36 +258,36 @@ def flat_dataset(images: Any, labels: Any) -> dict[str, Any]:
 
 
 def compile_device_step(
-    engine: Engine, step: TrainStep, image_shape: Sequence[int], steps_per_call: int = 1
+    engine: Engine, step: TrainStep, split: InMemorySplit, steps_per_call: int, phase: Phase
 ) -> Step:
-    """Compiles a step that gathers its batches from a dataset on the devices.
+    """Compiles a step that gathers its batches from a split on the devices, for a phase.
 
     With `steps_per_call > 1`, it takes several steps, see `repeat_step`.
     """
-    run = gather_batch_in_step(step, image_shape)
+    run = gather_batch_in_step(resize_in_step(step, split, phase), split.image_shape)
     if steps_per_call > 1:
         run = repeat_step(run, steps_per_call)
     return engine.compile_train_on_device_data(run)
 
 
-def steps_per_transfer(config: ConfigDict, orders: int) -> int:
+def steps_per_transfer(batch_size: int, orders: int) -> int:
     """Returns for how many steps the example indices of some orders are sent ahead."""
-    return max(1, INDEX_BUFFER_BYTES // (4 * config.batch_size * orders))
+    return max(1, INDEX_BUFFER_BYTES // (4 * batch_size * orders))
 
 
 def _shard_order(
     engine: Engine,
     seeds: Sequence[BatchSeeds],
     config: ConfigDict,
-    steps: Sequence[int],
+    phase: Phase,
     examples: int,
 ) -> dict[str, Any]:
-    """Puts the example indices of several batches on the devices, and their epochs if needed."""
-    size, rows = config.batch_size, engine.local_slice(config.batch_size)
+    """Puts the example indices of the batches of a phase on the devices, and epochs if needed."""
+    rows, steps = engine.local_slice(phase.batch_size), range(phase.start, phase.stop)
+    shape, repeats = (phase.batch_size, examples), config.data.repeats
 
     def indices(seed: int) -> Int[np.ndarray, "steps rows"]:
-        repeats = config.data.repeats
-        batches = [batch_indices(seed, step, size, examples, repeats)[rows] for step in steps]
+        batches = [batch_indices(seed, s, *shape, repeats, phase.offset)[rows] for s in steps]
         return np.stack(batches).astype(np.int32)
 
     if len(seeds) == 1:
@@ -275,10 +297,10 @@ def _shard_order(
         members = [indices(seeds[k].order) for k in engine.local_members]
         order = engine.shard_member_index({"index": np.stack(members, 1)})
     if config.data.alternating_flip:  # the same for all members
-        epochs = [batch_epochs(step, size, examples)[rows] for step in steps]
+        epochs = [batch_epochs(step, *shape, phase.offset)[rows] for step in steps]
         order |= engine.shard_index({"epoch": np.stack(epochs)})
-    if config.data.repeats > 1:
-        copies = [batch_repeats(s, size, examples, config.data.repeats)[rows] for s in steps]
+    if repeats > 1:
+        copies = [batch_repeats(s, *shape, repeats, phase.offset)[rows] for s in steps]
         order |= engine.shard_index({"repeat": np.stack(copies)})
     return order
 

@@ -57,6 +57,7 @@ ALIASES: dict[str, str] = {
     "data.cutmix": "cutmix_alpha",
     "data.mixup_prob": "mix_prob",
     "data.mixup_switch_prob": "switch_prob",
+    "data.size_schedule": "progressive_resizing size_steps resolution_schedule image_sizes",
     "data.mixup_mode": "mix_mode",
     "data.repeats": "aug_repeats ra_reps ra_sampler repeated_aug num_repeats",
     "data.mean": "image_mean pixel_mean norm_mean",

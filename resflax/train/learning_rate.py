@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from resflax.data.phases import Phases
 from resflax.nn.patterns import Path, check_patterns, matches, unstacked_names
 from resflax.train.ensemble import is_ensemble
 
@@ -53,6 +54,35 @@ def describe_learning_rate(config: ConfigDict) -> tuple[str, ...]:
         f"learning rate: {scaled}, from {given} for {config.base_batch_size} examples, by"
         f" {config.learning_rate_scaling} scaling to {config.batch_size}",
     )
+
+
+def by_examples(schedule: optax.Schedule, phases: Phases, config: ConfigDict) -> optax.Schedule:
+    """Makes a schedule of steps of `config.batch_size` one of the steps of a run.
+
+    Where the batch size differs, a step counts as the share of `config.batch_size` that it has, and
+    the learning rate has the factor of its batch size.
+
+    Args:
+      schedule: from the number of steps of `config.batch_size`, which may be a fraction.
+      phases: of the run.
+      config: see `default_config`.
+    """
+    ratios = [phase.batch_size / config.batch_size for phase in phases]
+    if set(ratios) == {1.0}:
+        return schedule
+    scaling = SCALINGS[config.learning_rate_scaling]
+    starts = np.array([phase.start for phase in phases], np.int32)
+    before = [phase.examples_before(phase.start) / config.batch_size for phase in phases]
+    table = np.array([before, ratios, [scaling(ratio) for ratio in ratios]], np.float32)
+
+    def at_step(step: Any) -> Any:
+        step = jnp.asarray(step, jnp.int32)
+        i = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1
+        before, ratio, factor = jnp.asarray(table)[:, i]
+        taken = (step - jnp.asarray(starts)[i]).astype(jnp.float32)
+        return factor * schedule(before + taken * ratio)
+
+    return at_step
 
 
 def pattern_factors(params: Any, factors: Factors) -> Any:

@@ -143,15 +143,19 @@ class TrainingLoop:
         step = first
         while step < trainer.steps:
             assert step_fn
+            phase = trainer.run.phases.of_step(step)
+            if step == phase.start and step != first:  # the step is compiled for other sizes
+                self._drain_metrics(step)
+                self.recorder.throughput.expect_compilation()
             count = self._steps_of_call(step)
             self.profiler.before(step + 1, state)
             with self._stop_at_lost_worker(state, step), self.profiler.annotate(step + 1):
                 state, metrics = step_fn(state, count)
             self.profiler.after(step + count, metrics)
             self.pending.add(metrics, count)
-            if step == first:  # compilation: the throughput is measured from its end
+            if step in (first, phase.start):  # compilation: the throughput is measured from its end
                 jax.block_until_ready(metrics)
-            self.recorder.throughput.step(self.config.batch_size * self.trainer.run.size, count)
+            self.recorder.throughput.step(phase.batch_size * self.trainer.run.size, count)
             for inner in range(step + 1, step + count):
                 if inner % self.config.log_every_steps == 0:
                     self._record(inner)
@@ -175,13 +179,14 @@ class TrainingLoop:
         return next(filter(self._needs_state, range(step + 1, last)), last) - step
 
     def _needs_state(self, step: int) -> bool:
-        """Returns whether the state after a step is evaluated, saved, observed or profiled."""
+        """Returns whether a call ends after a step: to evaluate, save, observe, profile, resize."""
         every, profile = self.config.log_histograms_every_steps, self.config.profile_steps
         return (
             self._should_evaluate(step)
             or self.checkpoints.is_due(step, check_time=False)
             or bool(every and step % every == 0)
             or bool(profile and step in (profile[0] - 1, profile[1]))
+            or step in self.trainer.run.phases.starts
         )
 
     def _record(self, step: int, *, evaluates: bool = False) -> None:

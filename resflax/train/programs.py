@@ -1,15 +1,19 @@
 """The programs that a run compiles, with the shapes of their arguments: without data or devices."""
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from resflax.data import InMemorySplit, Split
+from resflax.data import InMemorySplit, Split, StreamingSplit
+from resflax.data.phases import Phase
 from resflax.distributed.engines import Step
 from resflax.distributed.ensemble_engine import EnsembleEngine
 from resflax.train.evaluation import compile_evaluation
+from resflax.train.image_sizes import resize_in_step
 from resflax.train.input_pipeline import (
     batch_seeds,
     compile_device_step,
@@ -49,16 +53,19 @@ def run_programs(run: Run) -> Iterator[Program]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.with_teacher(run.abstract_state())
     )
     state = engine.put_state(state)
-    examples = config.batch_size * run.size
+    phase, train = largest_phase(run), run.dataset.train
     if fits_on_device(config.data.placement, run.dataset):
-        shape = run.dataset.train.image_shape
-        step, data = compile_device_step(engine, run.train_step, shape), device_data_shapes(run)
+        step = compile_device_step(engine, run.train_step, train, 1, phase)
+        data = device_data_shapes(run, phase)
     else:
-        step = engine.compile_train(run.train_step)
-        data = train_batch_shapes(run, run.dataset.train)
-    yield Program("train", step, (state, data), examples)
+        step = engine.compile_train(resize_in_step(run.train_step, train, phase))
+        if isinstance(train, StreamingSplit) and phase.image_size:
+            train = dataclasses.replace(train, size=phase.image_size)
+        data = train_batch_shapes(run, train, phase.batch_size)
+    yield Program("train", step, (state, data), phase.batch_size * run.size)
+    examples = config.batch_size * run.size
     if config.precise_bn_batches:
-        batch = train_batch_shapes(run, precise_bn_split(run.dataset))
+        batch = train_batch_shapes(run, precise_bn_split(run.dataset), config.batch_size)
         step = engine.compile_eval(run.stats_step)
         yield Program("precise BN", step, (state, batch), examples)
     yield Program("evaluation", compile_evaluation(run), (state, eval_batch_shapes(run)), examples)
@@ -69,10 +76,20 @@ def _dtype(split: Split) -> Any:
     return split.images.dtype if isinstance(split, InMemorySplit) else np.uint8
 
 
-def train_batch_shapes(run: Run, split: Split) -> dict[str, Any]:
+def largest_phase(run: Run) -> Phase:
+    """Returns the phase whose batches have the most pixels."""
+
+    def pixels(phase: Phase) -> int:
+        sides = (phase.image_size,) * 2 if phase.image_size else run.dataset.image_shape[:-1]
+        return phase.batch_size * math.prod(sides)
+
+    return max(run.phases, key=pixels)
+
+
+def train_batch_shapes(run: Run, split: Split, batch_size: int) -> dict[str, Any]:
     """Returns the shapes of the batches that `train_iterator` yields."""
     config, seeds = run.config, batch_seeds(split, run.config)
-    rows = (config.batch_size,) if len(seeds) == 1 else (len(seeds), config.batch_size)
+    rows = (batch_size,) if len(seeds) == 1 else (len(seeds), batch_size)
     batch = {
         "image": jax.ShapeDtypeStruct((*rows, *split.image_shape), _dtype(split)),
         "label": jax.ShapeDtypeStruct(rows, np.int32),
@@ -98,11 +115,11 @@ def eval_batch_shapes(run: Run) -> dict[str, Any]:
     )
 
 
-def device_data_shapes(run: Run) -> dict[str, Any]:
+def device_data_shapes(run: Run, phase: Phase) -> dict[str, Any]:
     """Returns the shapes of the data of a step that gathers its batch from a dataset."""
     engine, config, split = run.engine, run.config, run.dataset.train
-    members, rows = len(batch_seeds(split, config)), config.batch_size
-    steps = min(steps_per_transfer(config, members), run.steps)
+    members, rows = len(batch_seeds(split, config)), phase.batch_size
+    steps = min(steps_per_transfer(config.batch_size, members), phase.stop - phase.start)
     images = jax.ShapeDtypeStruct(split.images.shape, split.images.dtype)
     labels = jax.ShapeDtypeStruct(split.labels.shape, split.labels.dtype)
     if members == 1:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset
+from resflax.data.phases import Phases
 from resflax.distributed import Engine
 from resflax.distributed.placement import to_default_device
 from resflax.errors import UserError
@@ -25,6 +26,7 @@ from resflax.train.config import to_json_dict
 from resflax.train.ensemble import abstract_states, initial_states
 from resflax.train.eval_step import EvalStep
 from resflax.train.finetune import freeze_patterns
+from resflax.train.image_sizes import build_phases
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import StatsStep
 from resflax.train.state import TrainState, create_state
@@ -74,6 +76,11 @@ class Run:
     stats_step: StatsStep
     teacher: Teacher | None = None
     stem_kernel: Float[np.ndarray, "*sizes channels outputs"] | None = None
+
+    @cached_property
+    def phases(self) -> Phases:
+        """Steps with one size of images and of batches."""
+        return build_phases(self.config, len(self.dataset.train))
 
     @property
     def name(self) -> str:

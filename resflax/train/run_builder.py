@@ -1,6 +1,7 @@
 """Builds the run that a config describes: dataset, model, weights, engine and steps."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from resflax.train.finetune import (
     check_factor_patterns,
     describe_statistics,
 )
+from resflax.train.image_sizes import batch_sizes, build_phases, describe_phases
 from resflax.train.learning_rate import describe_learning_rate
 from resflax.train.model_record import model_record
 from resflax.train.precise_bn import make_stats_step
@@ -151,6 +153,7 @@ def build(
             *_describe_start(config, fitted, model, dataset),
             *describe_statistics(config, model, dataset.image_shape),
             *describe_learning_rate(given),
+            *describe_phases(build_phases(config, examples), dataset.train),
             *([f"teacher: {teacher.source}"] if teacher else []),
             *(model.spec.describe_saved() if isinstance(model, ResNet) else ()),
         ),
@@ -210,11 +213,11 @@ def _build_model_for(
         spec = build_model(config, dataset.num_classes).spec
     check_averaging(config, spec)
     minimum, name = spec.min_image_size, config.model or config.pretrained
-    for split in dataset.splits.values():
-        sides = split.image_shape[:-1]
+    shapes = {split.image_shape[:-1] for split in dataset.splits.values()}
+    for sides in sorted(shapes | {(row[1],) * 2 for row in config.data.size_schedule}):
         if len(sides) != spec.dimensions:
             raise UserError(
-                f"the examples of {config.dataset} have the shape {split.image_shape}, with"
+                f"the examples of {config.dataset} have the shape {dataset.image_shape}, with"
                 f" {len(sides)} axes before the channels, but {name} has dimensions"
                 f" {spec.dimensions}: use --config.spec.dimensions={len(sides)}, or data with"
                 f" {INPUT_SHAPES[spec.dimensions]}"
@@ -244,7 +247,7 @@ def _describe_start(
 
 def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
     """Raises `UserError` if the batch size or the crop does not fit the dataset."""
-    examples, batch_size = len(dataset.train), config.batch_size
+    examples, batch_size = len(dataset.train), max(batch_sizes(config))
     if batch_size > examples:
         raise UserError(
             f"batch_size {batch_size} is larger than the train split of {dataset.name!r},"
@@ -252,7 +255,8 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
         )
     if dataset.has_arrays:
         check_array_augmentation(config, dataset)
-    side, padding = min(dataset.image_shape[:-1]), config.data.pad_crop
+    sizes = [row[1] for row in config.data.size_schedule]
+    side, padding = min(*dataset.image_shape[:-1], *sizes, sys.maxsize), config.data.pad_crop
     if padding > side:
         raise UserError(
             f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
@@ -270,7 +274,7 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
 def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:
     """Raises `UserError` if a transform of the config is for uint8 images only."""
     keys = [name for name, transform in TRANSFORMS.items() if not transform.any_array]
-    keys += ["alternating_flip", "cutmix"]
+    keys += ["alternating_flip", "cutmix", "size_schedule"]
     for key in keys:
         if config.data.get(key):
             allowed = [name for name, transform in TRANSFORMS.items() if transform.any_array]
@@ -292,11 +296,16 @@ def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raises `UserError` if the batch cannot be split over the devices."""
-    check_batch_size(config.batch_size, devices)
-    check_micro_batches(config.batch_size, devices, config.grad_accum_steps)
-    if (config.data.mixup or config.data.cutmix) and config.batch_size % (2 * devices):
+    """Raises `UserError` if the batches cannot be split over the devices."""
+    for batch_size in sorted(batch_sizes(config)):
+        _check_batches(config, batch_size, devices)
+
+
+def _check_batches(config: ConfigDict, batch_size: int, devices: int) -> None:
+    check_batch_size(batch_size, devices)
+    check_micro_batches(batch_size, devices, config.grad_accum_steps)
+    if (config.data.mixup or config.data.cutmix) and batch_size % (2 * devices):
         raise UserError(
-            f"mixup and CutMix need pairs of examples: batch_size {config.batch_size} is not a"
+            f"mixup and CutMix need pairs of examples: batch_size {batch_size} is not a"
             f" multiple of twice the {quantity(devices, 'device')}"
         )

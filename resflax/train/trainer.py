@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from resflax.data import Dataset, Split, StreamingSplit
+from resflax.data.phases import Phases
 from resflax.errors import UserError, quantity
 from resflax.nn import ResNet
 from resflax.train.data_wait import DataWait
@@ -28,13 +29,14 @@ from resflax.train.state import TrainState
 from resflax.zoo.cost import format_count, part_costs
 
 
-def is_last_of_epochs(step: int, *, batch_size: int, examples: int) -> bool:
+def is_last_of_epochs(step: int, phases: Phases, *, examples: int) -> bool:
     """Returns whether step number `step`, from 1, completes a pass over `examples` examples.
 
-    >>> [s for s in range(1, 9) if is_last_of_epochs(s, batch_size=4, examples=10)]
+    >>> [s for s in range(1, 9) if is_last_of_epochs(s, one_phase(4), examples=10)]
     [3, 5, 8]
     """
-    return step * batch_size // examples > (step - 1) * batch_size // examples
+    before, after = map(phases.examples_before, (step - 1, step))
+    return after // examples > before // examples
 
 
 def _call_before_each(batches: Iterable[Any], before_batch: Callable[[], None]) -> Iterator[Any]:
@@ -119,8 +121,8 @@ class Trainer:
         run = self.run
         data = (self.engine, run.train_step, self.dataset.train, self.config, start, self.steps)
         if self.on_device:
-            return make_device_step_fn(*data)
-        return make_host_step_fn(*data, self.data_wait)
+            return make_device_step_fn(*data, run.phases)
+        return make_host_step_fn(*data, self.data_wait, run.phases)
 
     def evaluate(
         self,
@@ -179,7 +181,7 @@ class Trainer:
 
     def epoch(self, step: int) -> float:
         """Returns the number of passes over the train split after `step` steps."""
-        return step * self.config.batch_size / len(self.dataset.train)
+        return self.run.phases.examples_before(step) / len(self.dataset.train)
 
     @cached_property
     def snapshot_steps(self) -> tuple[int, ...]:
@@ -192,16 +194,14 @@ class Trainer:
 
     def is_eval_step(self, step: int) -> bool:
         """Returns whether the run evaluates after `step` steps: at epochs, cycles and the end."""
-        size, examples = self.config.batch_size, len(self.dataset.train)
+        examples = len(self.dataset.train) * self.config.eval_every_epochs
         return step in (self.steps, *self.snapshot_steps) or (
-            step > 0
-            and is_last_of_epochs(
-                step, batch_size=size, examples=examples * self.config.eval_every_epochs
-            )
+            step > 0 and is_last_of_epochs(step, self.run.phases, examples=examples)
         )
 
     def evaluations_after(self, step: int) -> int:
         """Returns the number of evaluations after `step` steps, without those at cycles' ends."""
         examples = len(self.dataset.train) * self.config.eval_every_epochs
-        done, total = (s * self.config.batch_size // examples for s in (step, self.steps))
+        before = self.run.phases.examples_before
+        done, total = (before(s) // examples for s in (step, self.steps))
         return max(total - done, int(step < self.steps))

@@ -44,7 +44,8 @@ TRAINING_KEYS = (
     *(k for k in (*OPTIMIZER, *SCHEDULE, *REGULARIZATION) if k not in ("batch_size", "epochs")),
     "log_every_steps", "log_histograms_every_steps", "profile_steps", "eval_every_epochs",
     "checkpoint_every_steps", "checkpoint_every_minutes",
-    "checkpoint_max_to_keep", "spec.zero_init", *(f"spec.{name}" for name in RATES),
+    "checkpoint_max_to_keep", "data.size_schedule",
+    "spec.zero_init", *(f"spec.{name}" for name in RATES),
 )  # fmt: skip
 
 

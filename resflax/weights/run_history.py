@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from resflax.data.order import number_of_steps
+from resflax.data.phases import make_phases
 
 
 class InitialParameters(NamedTuple):
@@ -57,7 +57,12 @@ def total_steps(metadata: dict[str, Any]) -> int | None:
     """Returns the number of steps that the config in a checkpoint's metadata asks for."""
     try:
         config, examples = metadata["config"], metadata["data"]["splits"]["train"]["examples"]
-        return number_of_steps(config["epochs"], examples, config["batch_size"])
+        return make_phases(
+            config["data"].get("size_schedule", ()),
+            epochs=config["epochs"],
+            examples=examples,
+            batch_size=config["batch_size"],
+        ).steps
     except (KeyError, TypeError):  # of an earlier version, or a dataset without a fingerprint
         return None
 
