@@ -248,7 +248,7 @@ def test_losses_do_not_depend_on_devices_or_engine():
         np.testing.assert_allclose(many, one, rtol=1e-4)
 
 
-def test_a_step_is_compiled_once_for_each_size():
+def test_step_is_compiled_once_for_each_size():
     trainer = make_trainer()
     PooledNet.traced.clear()
     records(trainer)
