@@ -76,6 +76,8 @@ VALUES = {
     "min_learning_rate": ([-0.1], [0.0]),
     "decay_epochs": ([(3, 2), (2, 2), ("a",), (0,), (2**31,), (1, None)], [(), (1, 2.5)]),
     "decay_rate": ([0.0], [0.5]),
+    "plateau_patience": ([-1], [0]),
+    "plateau_threshold": ([-0.1], [0.0]),
     "polynomial_power": ([0.0], [0.5]),
     "schedule_cycles": ([0, -1], [1]),
     "momentum": ([1.0, -0.1], [0.0, 0.99]),

@@ -127,7 +127,7 @@ def spiky_schedule(*bad):
 
 
 def fit(monkeypatch, path, schedule, **keys):
-    monkeypatch.setattr("resflax.train.builders.build_schedule", lambda config, examples: schedule)
+    monkeypatch.setattr("resflax.train.builders.build_schedule", lambda *_, **__: schedule)
     trainer = Trainer(build(make_config(**keys), model=NormNet(), dataset=load_dataset("digits")))
     with Workdir.open(path, to_json_dict(trainer.config)) as workdir:
         return loop.fit(trainer, workdir)

@@ -15,6 +15,11 @@ RATES = {"warmup_epochs": 1.0, "learning_rate_scaling": "linear", "batch_size": 
 # An invalid combination for each row of `COMBINATIONS`, in order, its message, and a valid one.
 COMBINED = [
     ({**SCHEDULE_FREE, "schedule": "cosine"}, "config.schedule is 'cosine', but", SCHEDULE_FREE),
+    (
+        {"schedule": "plateau", "decay_rate": 1.0},
+        "config.decay_rate is 1.0 with config.schedule='plateau'",
+        {"schedule": "plateau", "decay_rate": 0.99},
+    ),
     ({**SCHEDULE_FREE, "ema_decay": 0.9}, "config.ema_decay is 0.9, but", SCHEDULE_FREE),
     (
         {**SCHEDULE_FREE, "momentum": 0.0},

@@ -34,6 +34,9 @@ class TrainerState:
       dropped: number of skipped updates, by member.
       in_row: number of consecutive skipped updates up to now, by member.
       diverged_at: step at which the member stopped training; 0 if it trains, by member.
+      plateau_best: with schedule=plateau, accuracy that is to be improved, by member; -1 at first.
+      plateau_bad: evaluations without improvement up to now, by member.
+      reduced_at: steps after which the learning rate was reduced, by member.
       seconds: wall time of the run, over all processes that resumed it.
       examples: number of examples trained on.
       train_seconds: time they took, without compilation and evaluation.
@@ -55,6 +58,9 @@ class TrainerState:
     dropped: list[int] = field(default_factory=lambda: [0])
     in_row: list[int] = field(default_factory=lambda: [0])
     diverged_at: list[int] = field(default_factory=lambda: [0])
+    plateau_best: list[float] = field(default_factory=lambda: [-1.0])
+    plateau_bad: list[int] = field(default_factory=lambda: [0])
+    reduced_at: list[list[int]] = field(default_factory=lambda: [[]])
     seconds: float = 0.0
     examples: int = 0
     train_seconds: float = 0.0
@@ -69,7 +75,18 @@ class TrainerState:
     @classmethod
     def start(cls, members: int) -> "TrainerState":
         """Returns the state before the first step."""
-        return cls(dropped=[0] * members, in_row=[0] * members, diverged_at=[0] * members)
+        return cls(
+            dropped=[0] * members,
+            in_row=[0] * members,
+            diverged_at=[0] * members,
+            plateau_best=[-1.0] * members,
+            plateau_bad=[0] * members,
+            reduced_at=[[] for _ in range(members)],
+        )
+
+    def reductions(self, step: int) -> tuple[int, ...]:
+        """Returns how often the learning rate was reduced before a step, counted from 1."""
+        return tuple(sum(s < step for s in steps) for steps in self.reduced_at)
 
     @property
     def evaluation(self) -> dict[str, Any]:

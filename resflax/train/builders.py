@@ -1,6 +1,6 @@
 """Builds the parts of a training step that a config describes, and the step itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from resflax.data import Split, normalize
@@ -43,8 +44,16 @@ def total_steps(config: ConfigDict, examples: int) -> int:
     return build_phases(config, examples).steps
 
 
+def warmup_steps(config: ConfigDict, examples: int) -> int:
+    """Returns the number of steps of a config's warm-up, for a split of `examples` examples."""
+    return round(config.warmup_epochs * examples / config.batch_size)
+
+
 def build_schedule(
-    config: ConfigDict, examples: int, peak: float | Choice | None = None
+    config: ConfigDict,
+    examples: int,
+    peak: float | Choice | None = None,
+    reductions: int | Int[Array, ""] = 0,
 ) -> optax.Schedule:
     """Builds the learning-rate schedule of a config for a split of `examples` examples.
 
@@ -55,34 +64,48 @@ def build_schedule(
       config: see `default_config`.
       examples: size of the training split.
       peak: replaces `config.learning_rate`, before it is scaled by the batch size.
+      reductions: number of reductions of `schedule=plateau` so far.
     """
     if isinstance(peak, Choice):
-        return lambda step: peak.map(lambda value: build_schedule(config, examples, value)(step))
-
-    def steps(epochs: float) -> int:
-        return round(epochs * examples / config.batch_size)
-
+        return lambda step: peak.map(
+            lambda value: build_schedule(config, examples, value, reductions)(step)
+        )
     curve = make_schedule(
         config.schedule,
         peak=(config.learning_rate if peak is None else peak) * batch_size_factor(config),
         minimum=config.min_learning_rate,
         steps=number_of_steps(config.epochs, examples, config.batch_size),
-        warmup_steps=steps(config.warmup_epochs),
+        warmup_steps=warmup_steps(config, examples),
         warmup_start=config.warmup_learning_rate,
-        boundaries=[steps(epoch) for epoch in config.decay_epochs],
+        boundaries=[round(e * examples / config.batch_size) for e in config.decay_epochs],
         decay_rate=config.decay_rate,
         power=config.polynomial_power,
         cycles=config.schedule_cycles,
+        reductions=reductions,
     )
     return by_examples(curve, build_phases(config, examples), config)
 
 
-def build_schedules(config: ConfigDict, examples: int) -> tuple[optax.Schedule, ...]:
-    """Builds the learning-rate schedule of each member; one for a single network."""
-    if not is_ensemble(config):
-        return (build_schedule(config, examples),)
-    members = range(config.ensemble.size)
-    return tuple(build_schedule(member_config(config, k), examples) for k in members)
+def build_schedules(
+    config: ConfigDict, examples: int, reductions: Sequence[int] = ()
+) -> tuple[optax.Schedule, ...]:
+    """Builds the learning-rate schedule of each member; one for a single network.
+
+    Args:
+      config: see `default_config`.
+      examples: size of the training split.
+      reductions: of each member, see `build_schedule`; () for none.
+    """
+    several = is_ensemble(config)
+    members = range(config.ensemble.size if several else 1)
+    return tuple(
+        build_schedule(
+            member_config(config, k) if several else config,
+            examples,
+            reductions=reductions[k] if reductions else 0,
+        )
+        for k in members
+    )
 
 
 def build_optimizer(
@@ -191,30 +214,40 @@ def _drop_path_rates(model: nn.Module, rate: float | Choice | None) -> Any:
     return rate.map(lambda value: jnp.asarray(block_rates(value, blocks), jnp.float32))
 
 
-def build_member_step(
+def build_run_step(
     config: ConfigDict,
     model: nn.Module,
     normalizer: Normalizer,
     examples: int,
     *,
     axis_name: str | None = None,
+    distillation: Distillation | None = None,
 ) -> TrainStep:
-    """Builds the pure training step of one member of an ensemble; see `member_step`."""
+    """Builds the pure training step of a run: of its network, or of one member of its ensemble.
+
+    What differs between members comes from the state, and so does the learning rate of
+    `schedule=plateau`; see `member_step`.
+    """
     shared = shared_config(config)
-    shared.on_nonfinite = "stop"  # reports only: `freeze_diverged` discards the update
+    if is_ensemble(config):
+        shared.on_nonfinite = "stop"  # reports only: `freeze_diverged` discards the update
 
     def make_step(values: Hyperparameters) -> TrainStep:
-        schedule = build_schedule(shared, examples, values.learning_rate)
-        optimizer = build_optimizer(shared, schedule, model, values.weight_decay)
+        schedule = build_schedule(shared, examples, values.learning_rate, values.reductions)
         return build_train_step(
             shared,
             model,
-            optimizer,
+            build_optimizer(shared, schedule, model, values.weight_decay),
             normalizer,
             axis_name=axis_name,
             values=values,
             examples=examples,
+            distillation=distillation,
         )
 
-    step = make_member_step(make_step, hyperparameters(shared), differing_values(config))
-    return freeze_diverged(step, config)
+    values = hyperparameters(shared)
+    if is_ensemble(config):
+        step = make_member_step(make_step, values, differing_values(config))
+        return freeze_diverged(step, config)
+    follows = config.schedule == "plateau"
+    return make_member_step(make_step, values, {}) if follows else make_step(values)

@@ -182,10 +182,18 @@ SCHEDULE = {
         0.0, "learning rate of the first step of the warm-up; 0: the peak over the steps of it"
     ),
     "min_learning_rate": Key(
-        0.0, "learning rate at the end of the cosine, cosine_cycles and polynomial schedules"
+        0.0,
+        "learning rate at the end of the cosine, cosine_cycles and polynomial schedules; the lowest"
+        " one of plateau",
     ),
     "decay_epochs": Key((), "epochs at which schedule=step multiplies the learning rate"),
-    "decay_rate": Key(0.1, "factor of schedule=step"),
+    "decay_rate": Key(0.1, "factor of schedule=step and schedule=plateau"),
+    "plateau_patience": Key(
+        10, "evaluations without improvement that schedule=plateau accepts before it multiplies"
+    ),
+    "plateau_threshold": Key(
+        1e-4, "relative increase of the accuracy that schedule=plateau takes as an improvement"
+    ),
     "polynomial_power": Key(1.0, "exponent of schedule=polynomial"),
     "schedule_cycles": Key(
         1, "cycles of schedule=cosine_cycles; the checkpoint at the end of each is kept"

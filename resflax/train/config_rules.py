@@ -108,6 +108,8 @@ RULES: dict[str, Rule] = {
         lambda v: list(v) == sorted({*v}) and all(0 < e < 2**31 for e in v),
     ),
     "decay_rate": POSITIVE,
+    "plateau_patience": COUNT_OR_ZERO,
+    "plateau_threshold": NOT_NEGATIVE,
     "polynomial_power": POSITIVE,
     "schedule_cycles": COUNT,
     "momentum": LESS_THAN_ONE,

@@ -142,6 +142,7 @@ class Hyperparameters(NamedTuple):
       label_smoothing: see `cross_entropy`.
       mixup: alpha of mixup.
       drop_path: rate of the last block; None for that of the model's spec.
+      reductions: how often `schedule=plateau` has reduced the learning rate, a number or traced.
     """
 
     learning_rate: Any
@@ -149,6 +150,7 @@ class Hyperparameters(NamedTuple):
     label_smoothing: Any
     mixup: Any
     drop_path: Any
+    reductions: Any = 0
 
 
 def hyperparameters(config: ConfigDict) -> Hyperparameters:

@@ -101,6 +101,8 @@ ALIASES: dict[str, str] = {
         "milestones lr_steps lr_step_size decay_milestones lr_decay_epochs step_size lr_milestones"
     ),
     "decay_rate": "gamma lr_gamma lr_decay_rate lr_decay decay_factor lr_factor",
+    "plateau_patience": "patience_epochs lr_patience patience_t reduce_lr_patience",
+    "plateau_threshold": "lr_threshold min_delta plateau_min_delta",
     "polynomial_power": "power poly_power lr_power",
     "schedule_cycles": "lr_cycle_limit num_cycles n_cycles snapshots lr_cycles",
     "weight_decay": "wd l2 l2_reg decay weight_decay_rate l2_regularization regularization",
@@ -199,7 +201,8 @@ ADVICE: dict[str, str] = {
         "config.dtype=bfloat16 computes in half precision"
     ),
     "patience early_stopping early_stop early_stopping_patience": (
-        "a run has a fixed number of config.epochs, and its best checkpoint is kept"
+        "a run has a fixed number of config.epochs, and its best checkpoint is kept;"
+        " config.plateau_patience is that of config.schedule=plateau"
     ),
     "wandb log_wandb use_wandb tensorboard tb logger report_to mlflow": (
         "records are written to WORKDIR/metrics.jsonl"

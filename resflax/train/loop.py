@@ -26,6 +26,7 @@ from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
 from resflax.train.pending import PendingMetrics
+from resflax.train.plateau import follow_plateau
 from resflax.train.recorder import Recorder
 from resflax.train.results import make_results
 from resflax.train.state import TrainState
@@ -274,6 +275,7 @@ class TrainingLoop:
         self.recorder.add_evaluation(step, split, metrics, self.monitor.learning_rates(step))
         if split == self.trainer.dataset.best_by:
             self.state.evaluated = step
+            state = follow_plateau(state, self.trainer.run, self.state, step)
         elif split == "test":
             self.state.tested = step
         if self.config.precise_bn_batches:

@@ -1,7 +1,8 @@
-"""The training step of one member of an ensemble, with separate hyperparameters."""
+"""A training step with hyperparameters from the state, such as that of an ensemble's member."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,8 @@ def make_member_step(
 ) -> TrainStep:
     """Makes a step whose hyperparameters come from the state where members differ.
 
+    So does the number of reductions of the learning rate, if the state has one.
+
     Args:
       make_step: builds a step from numbers or from `Choice`s.
       values: the values that all members share.
@@ -31,10 +34,12 @@ def make_member_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        own = {
+        own: dict[str, Any] = {
             name: Choice(state.member[name], tuple(dict.fromkeys(row)))
             for name, row in differing.items()
         }
+        if not isinstance(state.reductions, dict):
+            own["reductions"] = state.reductions
         return make_step(values._replace(**own))(state, batch)
 
     return step

@@ -140,10 +140,13 @@ class Monitor:
 
     def learning_rates(self, step: int) -> list[float]:
         """Returns each member's learning rate; skipped updates do not advance the schedule."""
-        schedules = zip(self._run.schedules, self._state.dropped, strict=True)
         # Schedules may compute with JAX, one operation at a time and with numbers of the host.
         with jax.transfer_guard("allow"):
-            return [float(schedule(step - 1 - dropped)) for schedule, dropped in schedules]
+            schedules = self._run.schedules_after(self._state.reductions(step))
+            return [
+                float(schedule(step - 1 - dropped))
+                for schedule, dropped in zip(schedules, self._state.dropped, strict=True)
+            ]
 
 
 def excluded_members(run: Run, state: TrainerState) -> list[int]:

@@ -16,6 +16,10 @@ COMBINATIONS: tuple[Combination, ...] = (
         " schedule by an average: expected constant",
     ),
     (
+        lambda c: c.schedule == "plateau" and c.decay_rate >= 1,
+        "config.decay_rate is {c.decay_rate} with config.schedule='plateau': expected less than 1",
+    ),
+    (
         lambda c: is_schedule_free(c.optimizer) and c.ema_decay > 0,
         "config.ema_decay is {c.ema_decay}, but config.optimizer={c.optimizer!r} averages the"
         " weights itself: expected 0",

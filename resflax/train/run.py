@@ -22,6 +22,7 @@ from resflax.distributed.placement import to_default_device
 from resflax.errors import UserError
 from resflax.nn import ResNet
 from resflax.train.averaging import evaluated_weights
+from resflax.train.builders import build_schedules
 from resflax.train.config import to_json_dict
 from resflax.train.ensemble import abstract_states, initial_states
 from resflax.train.eval_step import EvalStep
@@ -126,6 +127,12 @@ class Run:
         """Returns a state as the training step takes it; checkpoints have it without teacher."""
         return dataclasses.replace(state, teacher=self.teacher.variables if self.teacher else {})
 
+    def schedules_after(self, reductions: tuple[int, ...]) -> tuple[optax.Schedule, ...]:
+        """Returns `schedules` after some reductions of each member's by `schedule=plateau`."""
+        if not any(reductions):
+            return self.schedules
+        return build_schedules(self.config, len(self.dataset.train), reductions)
+
     def check_model(self) -> None:
         """Raises `UserError` if the model cannot take the images; computes nothing.
 
@@ -155,6 +162,8 @@ class Run:
         """Creates the state of one network."""
         shape = self.dataset.image_shape
         state = build_state(self.config, self.model, self.optimizer, shape, variables, seed)
+        if self.config.schedule == "plateau":
+            state = dataclasses.replace(state, reductions=jnp.zeros((), jnp.int32))
         return state if self.stem_kernel is None else whiten_stem(state, self.stem_kernel)
 
 

@@ -21,11 +21,10 @@ from resflax.nn.resnet import INPUT_SHAPES
 from resflax.train.accumulate import check_micro_batches
 from resflax.train.builders import (
     Normalizer,
-    build_member_step,
     build_normalizer,
     build_optimizer,
+    build_run_step,
     build_schedules,
-    build_train_step,
     total_steps,
 )
 from resflax.train.config import build_model
@@ -41,6 +40,7 @@ from resflax.train.finetune import (
 from resflax.train.image_sizes import batch_sizes, build_phases, describe_phases
 from resflax.train.learning_rate import describe_learning_rate
 from resflax.train.model_record import model_record
+from resflax.train.plateau import describe_plateau
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
@@ -124,18 +124,14 @@ def build(
     schedules = build_schedules(given, examples)
     optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member
     axis_name = engine.axis_name
-    if is_ensemble(given):
-        train_step = build_member_step(given, model, normalizer, examples, axis_name=axis_name)
-    else:
-        train_step = build_train_step(
-            config,
-            model,
-            optimizer,
-            normalizer,
-            axis_name=axis_name,
-            examples=examples,
-            distillation=distillation,
-        )
+    train_step = build_run_step(
+        given,
+        model,
+        normalizer,
+        examples,
+        axis_name=axis_name,
+        distillation=distillation,
+    )
 
     def read_variables(seed: int) -> Any:
         nonlocal weights
@@ -154,6 +150,7 @@ def build(
             *describe_statistics(config, model, dataset.image_shape),
             *describe_learning_rate(given),
             *describe_phases(build_phases(config, examples), dataset.train),
+            *describe_plateau(config, dataset),
             *([f"teacher: {teacher.source}"] if teacher else []),
             *(model.spec.describe_saved() if isinstance(model, ResNet) else ()),
         ),

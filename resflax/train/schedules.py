@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Int
 
 from resflax.errors import UserError, unknown
 
@@ -15,8 +16,8 @@ class ScheduleRow(NamedTuple):
     """A row of `SCHEDULES`.
 
     Attributes:
-      make: `(peak=, minimum=, steps=, warmup_steps=, boundaries=, decay_rate=, power=, cycles=) ->
-        schedule`, with step 0 at the end of the warm-up.
+      make: `(peak=, minimum=, steps=, warmup_steps=, boundaries=, decay_rate=, power=, cycles=,
+        reductions=) -> schedule`, with step 0 at the end of the warm-up.
       has_warmup: the curve includes its warm-up, and step 0 is the start of the run.
     """
 
@@ -36,6 +37,17 @@ def _step(
         step = boundary - warmup_steps
         scales[step] = scales.get(step, 1.0) * decay_rate
     return optax.piecewise_constant_schedule(peak, scales)
+
+
+def _plateau(
+    *, peak: float, minimum: float, decay_rate: float, reductions: Any, **_: Any
+) -> optax.Schedule:
+    def schedule(step: Any) -> Any:
+        del step
+        power = jnp.asarray(reductions, jnp.float32)
+        return jnp.maximum(peak * jnp.float32(decay_rate) ** power, minimum)
+
+    return schedule
 
 
 def _cosine(
@@ -114,6 +126,7 @@ def _linear_onecycle(*, peak: float, steps: int, warmup_steps: int, **_: Any) ->
 SCHEDULES: dict[str, ScheduleRow] = {
     "constant": ScheduleRow(_constant),
     "step": ScheduleRow(_step),
+    "plateau": ScheduleRow(_plateau),
     "cosine": ScheduleRow(_cosine),
     "cosine_cycles": ScheduleRow(_cosine_cycles),
     "polynomial": ScheduleRow(_polynomial),
@@ -134,11 +147,13 @@ def make_schedule(
     decay_rate: float = 0.1,
     power: float = 1.0,
     cycles: int = 1,
+    reductions: int | Int[Array, ""] = 0,
 ) -> optax.Schedule:
     """Makes a schedule, from step to learning rate.
 
     Args:
-      name: "constant"; "step": times `decay_rate` at each boundary (He et al. 2015); "cosine": to
+      name: "constant"; "step": times `decay_rate` at each boundary (He et al. 2015);
+        "plateau": times `decay_rate` for each of `reductions`, but at least `minimum`; "cosine": to
         `minimum` at the last step (Loshchilov and Hutter 2017); "cosine_cycles": the same in each
         of `cycles` parts of the run (Huang et al. 2017, arXiv:1704.00109, equation 2);
         "polynomial": to `minimum` as `(1 - progress)^power`; "linear_onecycle": up, down, and down
@@ -147,16 +162,18 @@ def make_schedule(
         1/250,000.
       peak: highest learning rate.
       steps: number of steps of the run.
-      minimum: learning rate at the end of the "cosine", "cosine_cycles" and "polynomial" schedules.
+      minimum: learning rate at the end of the "cosine", "cosine_cycles" and "polynomial" schedules,
+        and the lowest one of "plateau".
       warmup_steps: linear warm-up to `peak` (Goyal et al. 2017, section 2.2). For one-cycle
         schedules: the step of the peak; 0 for 0.3 of the run.
       warmup_start: learning rate of the first step of the warm-up; 0 for `peak / warmup_steps`.
       boundaries: steps of the "step" schedule, counted from the start of the run, after the
         warm-up.
-      decay_rate: factor of the "step" schedule.
+      decay_rate: factor of the "step" and "plateau" schedules.
       power: exponent of the "polynomial" schedule.
       cycles: number of cycles of the "cosine_cycles" schedule; their lengths differ by at most one
         step.
+      reductions: how often "plateau" has reduced the learning rate, an integer; it may be traced.
 
     Raises:
       UserError: on an unknown name, or if there are fewer steps than cycles.
@@ -177,6 +194,7 @@ def make_schedule(
         decay_rate=decay_rate,
         power=power,
         cycles=cycles,
+        reductions=reductions,
     )
     if warmup_steps and not curve.has_warmup:
         # Not from 0, where the first step would have no effect.

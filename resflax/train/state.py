@@ -35,6 +35,8 @@ class TrainState:
       collections: the network's other variable collections, by name, which training may change
         too; {} if there are none, as for any `ResNet`.
       ema: average of the parameters, with the same structure; {} for none; see `averaging`.
+      reductions: int32 scalar, how often `schedule=plateau` has reduced the learning rate; {} with
+        another schedule.
       member: what only members of an ensemble have; {} for a single network. float32 scalars of
         the values that differ by member, by the names of `resflax.train.ensemble.MEMBER_KEYS`;
         "in_row", int32, consecutive updates that were not finite; "diverged_at", int32, the step
@@ -50,6 +52,7 @@ class TrainState:
     opt_state: Any
     ema: Any = struct.field(default_factory=dict)
     collections: dict[str, Any] = struct.field(default_factory=dict)
+    reductions: Any = struct.field(default_factory=dict)
     member: dict[str, Array] = struct.field(default_factory=dict)
     teacher: Any = struct.field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from resflax.data import Dataset, Split, StreamingSplit
 from resflax.data.phases import Phases
 from resflax.errors import UserError, quantity
 from resflax.nn import ResNet
+from resflax.train.builders import warmup_steps
 from resflax.train.data_wait import DataWait
 from resflax.train.ensemble import is_ensemble
 from resflax.train.evaluation import TestMetrics, build_evaluator
@@ -189,8 +190,7 @@ class Trainer:
         config, examples = self.config, len(self.dataset.train)
         if config.schedule != "cosine_cycles":
             return ()
-        warmup_steps = round(config.warmup_epochs * examples / config.batch_size)
-        return cycle_ends(self.steps, warmup_steps, config.schedule_cycles)
+        return cycle_ends(self.steps, warmup_steps(config, examples), config.schedule_cycles)
 
     def is_eval_step(self, step: int) -> bool:
         """Returns whether the run evaluates after `step` steps: at epochs, cycles and the end."""

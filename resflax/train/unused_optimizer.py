@@ -77,11 +77,16 @@ OPTIMIZER_ROWS: tuple[Row, ...] = (
     # Schedule.
     _schedule_row("decay_epochs", "boundaries"),
     _schedule_row("decay_rate", "decay_rate"),
+    Row(
+        ("plateau_patience", "plateau_threshold"),
+        lambda c: c.schedule in SCHEDULES and c.schedule != "plateau",
+        "config.schedule={c.schedule!r} has none: leave it out, or use plateau",
+    ),
     _schedule_row("polynomial_power", "power"),
     _schedule_row("schedule_cycles", "cycles"),
     Row(
         ("decay_rate",),
-        lambda c: not c.decay_epochs,
+        lambda c: c.schedule == "step" and not c.decay_epochs,
         "config.decay_epochs is (): leave it out, or give the epochs",
     ),
     _schedule_row("min_learning_rate", "minimum"),
