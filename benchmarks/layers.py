@@ -19,6 +19,7 @@ BLOCKS = {
 STEMS: dict[str, tuple[Any, Any, bool]] = {
     "imagenet": (7, 2, True),
     "cifar": (3, 1, False),
+    "cifar_stride2": (3, 2, False),
     "video": ((3, 7, 7), (1, 2, 2), False),
 }
 Shape = tuple[int, ...]

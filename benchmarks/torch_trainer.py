@@ -2,13 +2,14 @@
 
     python -m benchmarks.torch_trainer --config=configs/cifar10_resnet.py:20 --workdir=runs/torch
 
-It takes the arguments of `train.py`, for recipes of SGD with padded crops and flips. Initial
-weights, pixels and learning rates are those of `train.py`. The order of the examples, the crops and
-the arithmetic are PyTorch's.
+It takes the arguments of `train.py`, for recipes of SGD or Muon with padded crops and flips.
+Initial weights, pixels and learning rates are those of `train.py`. The order of the examples, the
+crops and the arithmetic are PyTorch's.
 """
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,36 +21,40 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from absl import logging
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
+from benchmarks.peers.torch_muon import Muon
 from benchmarks.peers.torch_net import ResNet, to_state_dict
-from resflax import create_model, tune_malloc
+from resflax import tune_malloc
 from resflax.cli.flags import parse
 from resflax.cli.main import run_command
 from resflax.data import InMemorySplit
 from resflax.data.phases import one_phase
 from resflax.errors import UserError
+from resflax.nn import unstack_params
 from resflax.progress import ProgressMeter
 from resflax.run.config_diff import flatten_config
 from resflax.run.throughput import Throughput
-from resflax.train import Workdir, check_config, default_config
-from resflax.train.builders import build_schedule, total_steps
+from resflax.train import Workdir, build, check_config, default_config
 from resflax.train.config import to_json_dict
-from resflax.train.dataset import build_dataset, normalize_dataset
+from resflax.train.run import Run
 from resflax.train.trainer import is_last_of_epochs
 
 DEFAULT_RECIPE = "configs/cifar10_resnet.py"
 # The config keys that this trainer supports; the others must have their default values.
 SUPPORTED_KEYS = (
     "model",
+    "whiten_stem",
     "dataset",
     "seed",
+    "optimizer",
     "epochs",
     "batch_size",
     "learning_rate",
     "schedule",
     "warmup_epochs",
+    "polynomial_power",
     "decay_epochs",
     "decay_rate",
     "momentum",
@@ -59,6 +64,9 @@ SUPPORTED_KEYS = (
     "label_smoothing",
     "log_every_steps",
     "eval_every_epochs",
+    "eval_tta",
+    "steps_per_call",
+    "checkpoint_every_minutes",
     "data.data_dir",
     "data.channels",
     "data.on_bad_example",
@@ -66,6 +74,13 @@ SUPPORTED_KEYS = (
     "data.std",
     "data.pad_crop",
     "data.flip",
+    "data.alternating_flip",
+    "spec.depths",
+    "spec.widths",
+    "spec.stem",
+    "spec.stem_width",
+    "spec.activation",
+    "spec.pooling",
 )
 
 
@@ -79,35 +94,41 @@ def check_supported(config: ConfigDict) -> None:
             )
 
 
-def make_net(config: ConfigDict, channels: int, size: int, num_classes: int) -> ResNet:
-    """Makes the network with the initial weights of `train.py`."""
-    model = create_model(config.model, num_classes=num_classes, scan=False)
-    example = jax.numpy.zeros((1, size, size, channels))
-    variables = jax.jit(lambda key: model.init(key, example, train=False))(
-        jax.random.key(config.seed)
-    )
+def make_net(run: Run) -> ResNet:
+    """Makes the network with the initial weights of `train.py`; a stem that whitens is frozen."""
+    spec: Any = run.model.spec
+    variables = unstack_params(run.init().variables)
     weights = {  # copies, because PyTorch requires writable arrays
         jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
-    net = ResNet(dataclasses.asdict(model.spec), channels)
+    net = ResNet(dataclasses.asdict(spec), run.dataset.image_shape[-1])
     # Not strict: `num_batches_tracked` is missing.
     net.load_state_dict(to_state_dict(weights), strict=False)
+    net.conv1.requires_grad_(not run.config.whiten_stem)
     return net.to(memory_format=torch.channels_last)
 
 
-def make_optimizer(config: ConfigDict, net: ResNet) -> torch.optim.Optimizer:
-    """Makes SGD with weight decay on kernels or on all parameters (`config.decay_mask`)."""
-    kernels = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim == 1]
+def make_optimizers(config: ConfigDict, net: ResNet) -> list[torch.optim.Optimizer]:
+    """Makes SGD, or Muon for the kernels of blocks and AdamW for the others.
+
+    Weight decay is that of kernels or of all parameters (`config.decay_mask`).
+    """
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    is_muon = config.optimizer == "muon"
+    muon = [p for name, p in named if is_muon and name.startswith("layers") and p.ndim > 1]
+    kernels = [p for name, p in named if p.ndim > 1 and not any(p is q for q in muon)]
+    others = [p for _, p in named if p.ndim == 1]
     other_decay = config.weight_decay if config.decay_mask == "all" else 0.0
     groups: list[dict[str, Any]] = [
         {"params": kernels, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": other_decay},
     ]
-    return torch.optim.SGD(
-        groups, config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
-    )
+    rate = config.learning_rate
+    if is_muon:
+        blocks = Muon(muon, rate, config.momentum, config.weight_decay)
+        return [blocks, torch.optim.AdamW(groups, rate)]
+    return [torch.optim.SGD(groups, rate, momentum=config.momentum, nesterov=config.nesterov)]
 
 
 class TorchSplit:
@@ -130,22 +151,24 @@ class TorchSplit:
 
 
 def augment(
-    images: UInt8[torch.Tensor, "n c h w"], pad_crop: int, flip: bool, rng: torch.Generator
+    images: UInt8[torch.Tensor, "n c h w"],
+    pad_crop: int,
+    flipped: Bool[torch.Tensor, " n"],
+    rng: torch.Generator,
 ) -> UInt8[torch.Tensor, "n c h w"]:
-    """Crops each zero-padded image at random, and flips it with probability 1/2.
+    """Crops each zero-padded image at random, and flips some horizontally.
 
     Args:
       images: images.
       pad_crop: padding on each side, in pixels.
-      flip: whether to flip horizontally.
+      flipped: which images to flip.
       rng: source of randomness.
     """
     n, _, height, width = images.shape
     padded = F.pad(images, [pad_crop] * 4)
     top, left = torch.randint(0, 2 * pad_crop + 1, (2, n, 1), generator=rng)
     rows, columns = top + torch.arange(height), left + torch.arange(width)
-    flipped = torch.rand(n, 1, generator=rng) < 0.5
-    columns = torch.where(flipped & flip, columns.flip(1), columns)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
     index = torch.arange(n).view(n, 1, 1)
     cropped = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2)
@@ -163,16 +186,31 @@ def batches(
         order = order[batch_size:]
 
 
-def evaluate(net: ResNet, split: TorchSplit, batch_size: int) -> dict[str, float]:
+def views(images: Float[torch.Tensor, "n c h w"], tta: str) -> list[torch.Tensor]:
+    """Returns the views of images that `config.eval_tta` names."""
+    moved = [images]
+    if tta == "flip_shift":
+        padded = F.pad(images, [1] * 4, mode="reflect")
+        moved += [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+    return moved if tta == "none" else [*moved, *(x.flip(3) for x in moved)]
+
+
+def evaluate(
+    net: ResNet, split: TorchSplit, batch_size: int, tta: str = "none"
+) -> dict[str, float]:
     """Returns the mean loss and the accuracy over every example once."""
     net.eval()
     loss = correct = 0.0
     batched = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
     with torch.inference_mode():
         for images, labels in batched:
-            logits = net(split.normalize(images))
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += (logits.argmax(1) == labels).sum().item()
+            inputs = [
+                x.contiguous(memory_format=torch.channels_last)
+                for x in views(split.normalize(images), tta)
+            ]
+            log_p = torch.stack([F.log_softmax(net(x), 1) for x in inputs]).logsumexp(0)
+            loss += F.nll_loss(log_p - math.log(len(inputs)), labels, reduction="sum").item()
+            correct += (log_p.argmax(1) == labels).sum().item()
     count = len(split.labels)
     return {"loss": loss / count, "accuracy": correct / count}
 
@@ -181,31 +219,42 @@ class Trainer:
     """A training run of a config; the counterpart of `resflax.train.Trainer`."""
 
     def __init__(self, config: ConfigDict) -> None:
-        dataset = normalize_dataset(build_dataset(config), config)
-        size, _, channels = dataset.image_shape
+        run = build(config)
+        dataset = run.dataset
         mean_std = dataset.train.mean_std()
         self.config = config
         self.train = TorchSplit(dataset.train, mean_std)
         self.test = TorchSplit(dataset.test, mean_std)
         self.num_examples = len(dataset.train)
-        self.steps = total_steps(config, self.num_examples)
-        self.schedule = build_schedule(config, self.num_examples)
-        self.net = make_net(config, channels, size, dataset.num_classes)
-        self.optimizer = make_optimizer(config, self.net)
+        self.steps, (self.schedule,) = run.steps, run.schedules
+        self.net = make_net(run)
+        self.optimizers = make_optimizers(config, self.net)
         self.rng = torch.Generator().manual_seed(config.seed)
+        self.first_flips = torch.rand(self.num_examples, generator=self.rng) < 0.5
+
+    def flips(self, step: int, index: torch.Tensor) -> Bool[torch.Tensor, " n"]:
+        """Returns which images of a batch are mirrored: random ones, in other epochs, or none."""
+        data = self.config.data
+        if data.alternating_flip:
+            is_odd = step * self.config.batch_size // self.num_examples % 2 == 1
+            return self.first_flips[index] ^ is_odd
+        return (torch.rand(len(index), generator=self.rng) < 0.5) & data.flip
 
     def train_step(self, step: int, index: torch.Tensor) -> tuple[float, float]:
         """Updates with learning rate `schedule(step)`; returns the previous loss and accuracy."""
-        data = self.config.data
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(self.schedule(step))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = float(self.schedule(step))
         self.net.train()
-        images = augment(self.train.images[index], data.pad_crop, data.flip, self.rng)
+        flipped, padding = self.flips(step, index), self.config.data.pad_crop
+        images = augment(self.train.images[index], padding, flipped, self.rng)
         logits, labels = self.net(self.train.normalize(images)), self.train.labels[index]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
     def fit(self, workdir: Workdir, progress: ProgressMeter) -> dict[str, Any]:
@@ -232,7 +281,7 @@ class Trainer:
                 progress.update(len(window), text)
                 window.clear()
             if evaluates:
-                test = evaluate(self.net, self.test, config.batch_size)
+                test = evaluate(self.net, self.test, config.batch_size, config.eval_tta)
                 throughput.pause(len(self.test.labels))
                 workdir.add_record({"step": step, "epoch": epoch, "split": "test", **test})
                 progress.update(0, f"step {step}: test accuracy {test['accuracy']:.4f}", force=True)

@@ -26,19 +26,19 @@ class Layers(NamedTuple):
     conv: Any
     norm: Any
     max_pool: Any
-    average_pool: Any
     memory_format: torch.memory_format
 
 
 LAYERS = {
-    1: Layers(
-        nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, torch.contiguous_format
-    ),
-    2: Layers(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, torch.channels_last),
-    3: Layers(
-        nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AdaptiveAvgPool3d, torch.channels_last_3d
-    ),
+    1: Layers(nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, torch.contiguous_format),
+    2: Layers(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, torch.channels_last),
+    3: Layers(nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, torch.channels_last_3d),
 }
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+# Reductions of all pixels before the head.
+POOLINGS: dict[str, Any] = {"avg": torch.mean, "max": torch.amax}
 
 
 def conv(layers: Layers, cin: int, cout: int, kernel: int | Shape, stride: int | Shape = 1) -> Any:
@@ -75,13 +75,13 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, layers: Layers, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
+        self, layers: Layers, spec: dict[str, Any], cin: int, width: int, stride: int
     ) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(layers, cin, width, 3, stride), layers.norm(width)
         self.conv2, self.bn2 = conv(layers, width, width, 3), layers.norm(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(layers, shortcut, cin, width, stride)
+        self.relu = ACTIVATIONS[spec["activation"]](inplace=True)
+        self.downsample = make_shortcut(layers, spec["shortcut"], cin, width, stride)
 
     def forward(self, x: Images) -> Images:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -96,15 +96,15 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, layers: Layers, cin: int, width: int, stride: int, shortcut: str, stride_first: bool
+        self, layers: Layers, spec: dict[str, Any], cin: int, width: int, stride: int
     ) -> None:
         super().__init__()
-        first, second = (stride, 1) if stride_first else (1, stride)
+        first, second = (stride, 1) if spec["block"] == "bottleneck_v1" else (1, stride)
         self.conv1, self.bn1 = conv(layers, cin, width, 1, first), layers.norm(width)
         self.conv2, self.bn2 = conv(layers, width, width, 3, second), layers.norm(width)
         self.conv3, self.bn3 = conv(layers, width, width * 4, 1), layers.norm(width * 4)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(layers, shortcut, cin, width * 4, stride)
+        self.relu = ACTIVATIONS[spec["activation"]](inplace=True)
+        self.downsample = make_shortcut(layers, spec["shortcut"], cin, width * 4, stride)
 
     def forward(self, x: Images) -> Images:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -120,28 +120,29 @@ class ResNet(nn.Module):
     def __init__(self, spec: dict[str, Any], channels: int) -> None:
         super().__init__()
         block: Any = BasicBlock if spec["block"] == "basic" else Bottleneck
-        stride_first, cin = spec["block"] == "bottleneck_v1", spec["stem_width"]
+        cin = spec["stem_width"]
         layers = LAYERS[spec["dimensions"]]
         kernel, stem_stride, pools = STEMS[spec["stem"]]
         self.conv1 = conv(layers, channels, cin, kernel, stem_stride)
         self.maxpool = layers.max_pool(3, 2, 1) if pools else nn.Identity()
-        self.bn1, self.relu = layers.norm(cin), nn.ReLU(inplace=True)
+        self.bn1 = layers.norm(cin)
+        self.relu = ACTIVATIONS[spec["activation"]](inplace=True)
         stages = []
         for i, (depth, width) in enumerate(zip(spec["depths"], spec["widths"], strict=True)):
             blocks = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(layers, cin, width, stride, spec["shortcut"], stride_first))
+                blocks.append(block(layers, spec, cin, width, stride))
                 cin = width * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layers = nn.Sequential(*stages)
-        self.avgpool = layers.average_pool(1)
+        self.pooling = POOLINGS[spec["pooling"]]
         self.fc = nn.Linear(cin, spec["num_classes"])
 
     def forward(self, x: Images) -> Float[torch.Tensor, "n classes"]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.avgpool(self.layers(x))
-        return self.fc(torch.flatten(x, 1))
+        x = self.layers(x)
+        return self.fc(self.pooling(x, tuple(range(2, x.ndim))))
 
 
 def rename(name: str) -> str:

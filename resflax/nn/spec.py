@@ -37,8 +37,8 @@ class Spec:
         per stage. As all fields that choose a part by name, it also takes the part itself: a row of
         the table (here a tuple of `ConvRow`), or a function (see `resflax.nn.fields` and
         docs/composition.md).
-      stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit", "cifar", "video" or
-        "video_2plus1d".
+      stem: a name in `STEMS`: "imagenet", "deep", "tiered", "rs", "bit", "cifar", "cifar_stride2",
+        "video" or "video_2plus1d".
       stem_width: channels after the stem.
       shortcut: a name in `SHORTCUTS`: the paper's "A", "B" or "C", "B3" (3x3), "D" (pooled), or
         "none" for the plain network.

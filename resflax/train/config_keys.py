@@ -165,8 +165,8 @@ OPTIMIZER = {
     "batch_size": Key(128, "examples per step, over all devices"),
     "steps_per_call": Key(
         1,
-        "steps of one call of the compiled step, with a dataset on the devices; a call ends at"
-        " evaluations and checkpoints, and signals stop the run at its end",
+        "most steps of one call of the compiled step, with a dataset on the devices; a call ends at"
+        " evaluations, at checkpoints, and after about five seconds",
     ),
     "grad_accum_steps": Key(1, "micro-batches that a batch is split into, to save memory"),
     "on_nonfinite": Key("stop", "after a loss or gradient that is not finite; skip: no update"),

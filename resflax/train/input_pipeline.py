@@ -214,10 +214,12 @@ def make_device_step_fn(
     these transfers a step transfers nothing. A call takes steps of one of the `phases`.
     """
     takes_several = config.steps_per_call > 1
+    # At least 2 as long as several are asked for: one step alone is another program.
+    steps_per_call = max(min(config.steps_per_call, stop - start), 1 + takes_several)
     phases = phases or one_phase(config.batch_size)
-    compiled = cache(partial(compile_device_step, engine, step, split, config.steps_per_call))
+    compiled = cache(partial(compile_device_step, engine, step, split, steps_per_call))
     seeds = batch_seeds(split, config)
-    ahead = max(config.steps_per_call, steps_per_transfer(config.batch_size, len(seeds)))
+    ahead = max(steps_per_call, steps_per_transfer(config.batch_size, len(seeds)))
     dataset = engine.replicate(flat_dataset(split.images, split.labels))
     data: dict[str, Any] = {}
     current = end = start

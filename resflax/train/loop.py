@@ -19,6 +19,7 @@ from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.run.trainer_state import TrainerState
 from resflax.run.workdir import Workdir
+from resflax.train.call_length import CallLength
 from resflax.train.checkpoints import RunCheckpoints
 from resflax.train.dataset import gather_skipped
 from resflax.train.ensemble import is_ensemble
@@ -131,6 +132,7 @@ class TrainingLoop:
             )
         axis = None if self.config.steps_per_call == 1 else int(is_ensemble(self.config))
         self.pending = PendingMetrics(self.engine, first, axis)
+        self.call_length = CallLength(self.config.steps_per_call)
         self.recorder = self._open_recorder(first)
         self.progress.resume(first)
         self.progress.show("compiling")
@@ -150,8 +152,13 @@ class TrainingLoop:
                 self.recorder.throughput.expect_compilation()
             count = self._steps_of_call(step)
             self.profiler.before(step + 1, state)
-            with self._stop_at_lost_worker(state, step), self.profiler.annotate(step + 1):
+            with (
+                self._stop_at_lost_worker(state, step),
+                self.profiler.annotate(step + 1),
+                self.call_length.measure(count) as results,
+            ):
                 state, metrics = step_fn(state, count)
+                results.append(metrics)
             self.profiler.after(step + count, metrics)
             self.pending.add(metrics, count)
             if step in (first, phase.start):  # compilation: the throughput is measured from its end
@@ -176,7 +183,7 @@ class TrainingLoop:
 
     def _steps_of_call(self, step: int) -> int:
         """Returns how many steps the call after `step` takes: up to what needs the state."""
-        last = min(step + self.config.steps_per_call, self.trainer.steps)
+        last = min(step + self.call_length.steps, self.trainer.steps)
         return next(filter(self._needs_state, range(step + 1, last)), last) - step
 
     def _needs_state(self, step: int) -> bool:
