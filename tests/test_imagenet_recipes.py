@@ -21,8 +21,12 @@ PUBLISHED = {
     "imagenet_resnet50_torchvision_v2.py": (600, 1024, 0.5, 0.0, 176, 224),
     "imagenet_resnet50_torchvision_v1.py": (90, 256, 0.1, 1e-3, 224, 224),
     "imagenet_resnet50_ffcv.py:88": (88, 4096, 1.7, 0.0, 160, 256),
+    "imagenet_resnet50_distilled.py": (1200, 4096, 0.03, 0.0, 224, 224),
     "imagenet_resnetrs50.py": (350, 4096, 1.6, 0.0, 160, 160),
 }
+
+
+OTHER = "imagenet_resnet50_rsb_a2.py"  # a recipe without a teacher
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -47,6 +51,11 @@ def test_recipe_trains_a_small_network_on_noise(tmp_path, name):
         "epochs=1", "warmup_epochs=0.5",
     ]  # fmt: skip
     keys = [f"--config.{flag}" for flag in flags]
+    if load_recipe(f"configs/{name}").distill.teacher:
+        teacher = tmp_path / "teacher"
+        recipe = f"--config=configs/{OTHER}"
+        assert run_train(recipe, *keys, f"--workdir={teacher}") == 0
+        keys.append(f"--config.distill.teacher={teacher}")
     assert run_train(f"--config=configs/{name}", *keys, f"--workdir={tmp_path}/run") == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["steps"] == 2
