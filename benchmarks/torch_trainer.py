@@ -79,6 +79,7 @@ SUPPORTED_KEYS = (
     "spec.widths",
     "spec.stem",
     "spec.stem_width",
+    "spec.shortcut",
     "spec.activation",
     "spec.pooling",
 )

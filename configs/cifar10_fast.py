@@ -40,6 +40,7 @@ def get_config(network: str = "narrow") -> ConfigDict:
     config.model = "cifar_resnet8"
     config.spec.stem, config.spec.widths = NETWORKS[network]
     config.spec.stem_width = 54  # the 27 directions of 3x3 patches of RGB, and their negatives
+    config.spec.shortcut = "B"
     config.spec.activation = "silu"
     config.spec.pooling = "max"
     config.whiten_stem = True

@@ -61,15 +61,22 @@ def test_unsupported_config_key_is_an_error():
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_first_loss_equals_that_of_train_py(tmp_path):
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ["digits.py", "--config.model=cifar_resnet8"],
+        ["cifar10_fast.py", "--config.dataset=digits", "--config.data.alternating_flip=False"],
+    ],
+)
+def test_first_loss_equals_that_of_train_py(recipe, tmp_path):
     def first_loss(command: list[str], name: str) -> float:
         # With the entire split as one batch, the order of the examples does not matter.
-        keys = ["--config.epochs=1", "--config.model=cifar_resnet8", "--config.log_every_steps=1"]
+        keys = ["--config.epochs=1", "--config.log_every_steps=1", *recipe[1:]]
         keys += ["--config.data.pad_crop=0", "--config.warmup_epochs=0.0"]
         keys += ["--config.batch_size=1437"]
         one_device = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-        recipe = f"--config={ROOT / 'configs' / 'digits.py'}"
-        command = [sys.executable, *command, recipe, *keys, f"--workdir={tmp_path / name}"]
+        path = f"--config={ROOT / 'configs' / recipe[0]}"
+        command = [sys.executable, *command, path, *keys, f"--workdir={tmp_path / name}"]
         subprocess.run(command, cwd=ROOT, env=one_device, check=True, timeout=300)
         results = json.loads((tmp_path / name / "results.json").read_text())
         assert (results["test_examples"], results["steps"]) == (360, 1)
