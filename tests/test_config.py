@@ -57,6 +57,7 @@ VALUES = {
     "distill.feature_weight": ([0.0, -1.0], [0.1, 100.0]),
     "bce_target_threshold": ([-0.1, 1.0], [0.0, 0.99]),
     "focal_alpha": ([-0.5, 1.1], [-1.0, 0.0, 1.0]),
+    "jsd_weight": ([0.0, -1.0], [0.5, 12.0]),
     "focal_gamma": ([-1.0], [0.0, 5.0]),
     "learning_rate_factors": (
         [("stem", 0.1), (("stem", 0.0),), (("stem",),), ((0.1, 1),), (("stem", "0.1"),)],
@@ -118,6 +119,7 @@ VALUES = {
     "data.mixup_switch_prob": ([-0.1, 1.5], [0.0, 1.0]),
     "data.mixup_off_epoch": ([-1], [0, 9]),
     "data.repeats": ([0, 1025], [1, 3]),
+    "data.aug_splits": ([0, 17], [1, 3]),
     "data.train_interpolation": (["hamming"], ["", "random", "bicubic"]),
     "data.interpolation": (["hamming", "center"], ["", "nearest", "bicubic"]),
     "data.channels": ([2, 4, -1], [0, 1, 3]),
@@ -246,6 +248,23 @@ COMBINED = [
         "config.data.repeats is 3 with config.data.alternating_flip, which mirrors all copies of"
         " an example or none: expected config.data.flip",
         {"data.repeats": 3, "data.flip": True},
+    ),
+    (
+        {"data.aug_splits": 3, "data.auto_augment": "augmix-m3-w3", "data.mixup": 0.2},
+        "config.data.aug_splits is 3: expected no mixup or CutMix with it, whose first copies are"
+        " not mixed",
+        {"data.aug_splits": 3, "data.auto_augment": "augmix-m3-w3"},
+    ),
+    (
+        {"data.aug_splits": 3, "data.auto_augment": "augmix-m3-w3", "loss": "bce"},
+        "config.data.aug_splits is 3 with config.loss='bce': expected cross_entropy, of the"
+        " probabilities that the Jensen-Shannon divergence compares",
+        {"loss": "bce"},
+    ),
+    (
+        {"data.aug_splits": 2, "data.cutout": 2, "distill.teacher": "runs/x"},
+        "config.data.aug_splits is 2 with config.distill.teacher='runs/x': expected one of them",
+        {"data.aug_splits": 2, "data.cutout": 2},
     ),
     (
         {"data.rand_augment": (2, 9), "data.auto_augment": "trivial"},

@@ -55,6 +55,8 @@ CASES = [
     ("loss_sum_classes", True, {}, {"loss": "focal"}),
     ("focal_alpha", 0.5, {"loss": "bce"}, {"loss": "focal"}),
     ("focal_gamma", 1.0, {"loss": "bce"}, {"loss": "focal"}),
+    ("jsd_weight", 6.0, {}, {"data.aug_splits": 2, "data.cutout": 2}),
+    ("data.aug_splits", 3, {"data.flip": True}, {"data.cutout": 2}),
     ("distill.temperature", 2.0, {}, TEACHER),
     ("distill.features", "pooled", {}, TEACHER),
     ("distill.feature_weight", 2.0, TEACHER, {**TEACHER, "distill.features": "pooled"}),

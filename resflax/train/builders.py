@@ -17,7 +17,7 @@ from resflax.nn import ResNet
 from resflax.nn.drop import block_rates
 from resflax.train.averaging import EMA
 from resflax.train.choice import Choice
-from resflax.train.config import build_augment, build_mix
+from resflax.train.config import build_augment, build_mix, build_splits
 from resflax.train.distill import Distillation
 from resflax.train.ensemble import (
     Hyperparameters,
@@ -174,7 +174,7 @@ def build_train_step(
     return make_train_step(
         model,
         optimizer,
-        augment=build_augment(config),
+        augment=build_splits(config) or build_augment(config),
         mix=build_mix(config, _scalar(values.mixup)),
         mix_steps=_mix_steps(config, examples),
         num_classes=num_classes,
@@ -182,6 +182,7 @@ def build_train_step(
         loss_fn=build_loss(config),
         label_smoothing=values.label_smoothing,
         distillation=distillation,
+        jsd_weight=config.jsd_weight,
         drop_path_rates=_drop_path_rates(model, values.drop_path),
         grad_accum_steps=config.grad_accum_steps,
         sam_rho=config.sam_rho,

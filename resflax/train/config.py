@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from resflax.data.augment import Augment, Mix, make_augment, make_mix
+from resflax.data.augment.splits import Splits, make_splits
 from resflax.nn import ResNet
 from resflax.nn.functions import import_function
 from resflax.nn.spec_json import to_json
@@ -91,8 +92,18 @@ def crop_kind(config: ConfigDict) -> str:
 
 def build_augment(config: ConfigDict) -> Augment | None:
     """Builds the augmentation of a config; None if there is none."""
+    return make_augment(**_augment_settings(config))
+
+
+def build_splits(config: ConfigDict) -> Splits | None:
+    """Builds the copies of each example of a config; None if there is one."""
+    return make_splits(config.data.aug_splits, _augment_settings(config))
+
+
+def _augment_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `make_augment`."""
     data = config.data
-    return make_augment(
+    return dict(
         pad_crop=data.pad_crop,
         inception_crop=(
             (*data.crop_scale, *data.crop_ratio)

@@ -129,6 +129,11 @@ AUGMENTATION = {
     "data.repeats": Key(
         1, "copies of an example in a batch, differently augmented; an epoch keeps its steps"
     ),
+    "data.aug_splits": Key(
+        1,
+        "copies of each example of a batch in the step, the first one only cropped and flipped,"
+        " that learn to agree by the Jensen-Shannon loss of AugMix; 1: no such loss",
+    ),
 }
 OPTIMIZER = {
     "optimizer": Key("sgd", "the optimizer"),
@@ -208,6 +213,7 @@ LOSS = {
     ),
     "focal_alpha": Key(0.25, "focal: factor of targets of 1, 1 minus it of 0; -1: none"),
     "focal_gamma": Key(2.0, "focal: exponent of the probability of another class"),
+    "jsd_weight": Key(12.0, "weight of the Jensen-Shannon divergence of data.aug_splits copies"),
 }
 DISTILLATION = {
     "distill.teacher": Key(

@@ -125,6 +125,7 @@ RULES: dict[str, Rule] = {
     "bce_target_threshold": Rule("0 to less than 1", lambda v: v is None or 0 <= v < 1),
     "focal_alpha": Rule("0 to 1, or -1 for none", lambda v: v == -1 or 0 <= v <= 1),
     "focal_gamma": NOT_NEGATIVE,
+    "jsd_weight": POSITIVE,
     "betas": Rule("numbers from 0 to less than 1", lambda v: all(0 <= x < 1 for x in v)),
     "eps": NOT_NEGATIVE,
     "ema_decay": LESS_THAN_ONE,
@@ -180,6 +181,7 @@ RULES: dict[str, Rule] = {
     "data.mixup_switch_prob": PROBABILITY,
     "data.mixup_off_epoch": COUNT_OR_ZERO,
     "data.repeats": Rule("1 to 1024", lambda v: 1 <= v <= 1024),
+    "data.aug_splits": Rule("1 to 16", lambda v: 1 <= v <= 16),
     "data.channels": Rule("0, 1 or 3", lambda v: v in (0, 1, 3)),
     "data.validation": LESS_THAN_ONE,
     "data.validation_seed": SEED,
@@ -271,6 +273,23 @@ COMBINATIONS: tuple[Combination, ...] = (
         lambda c: c.data.repeats > 1 and c.data.alternating_flip,
         "config.data.repeats is {c.data.repeats} with config.data.alternating_flip, which mirrors"
         " all copies of an example or none: expected config.data.flip",
+    ),
+    (
+        lambda c: (
+            c.data.aug_splits > 1 and (c.data.mixup or c.data.cutmix or any(c.ensemble.mixup))
+        ),
+        "config.data.aug_splits is {c.data.aug_splits}: expected no mixup or CutMix with it, whose"
+        " first copies are not mixed",
+    ),
+    (
+        lambda c: c.data.aug_splits > 1 and c.loss != "cross_entropy",
+        "config.data.aug_splits is {c.data.aug_splits} with config.loss={c.loss!r}: expected"
+        " cross_entropy, of the probabilities that the Jensen-Shannon divergence compares",
+    ),
+    (
+        lambda c: c.data.aug_splits > 1 and bool(c.distill.teacher),
+        "config.data.aug_splits is {c.data.aug_splits} with config.distill.teacher="
+        "{c.distill.teacher!r}: expected one of them",
     ),
     (
         lambda c: c.data.rand_augment and c.data.auto_augment,

@@ -104,11 +104,12 @@ def _fit_to_devices(config: ConfigDict, mode: BatchNormMode, devices: int) -> Ba
     Raises:
       UserError: if the groups do not divide the examples of a device.
     """
-    examples = config.batch_size // (devices * config.grad_accum_steps)
+    images = config.batch_size * config.data.aug_splits
+    examples = images // (devices * config.grad_accum_steps)
     if mode.name == "ghost" and examples % mode.ghost_batch_size:
         raise UserError(
             f"config.ghost_batch_size is {mode.ghost_batch_size}: expected a divisor of {examples},"
-            f" the examples per device and micro-batch (batch_size {config.batch_size} /"
+            f" the images per device and micro-batch ({images} images in a batch /"
             f" ({quantity(devices, 'device')} * grad_accum_steps"
             f" {config.grad_accum_steps}))"
         )

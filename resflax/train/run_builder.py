@@ -209,6 +209,11 @@ def _build_model_for(
     else:
         spec = build_model(config, dataset.num_classes).spec
     check_averaging(config, spec)
+    if config.data.aug_splits > 1 and spec.ensemble != "none":
+        raise UserError(
+            f"config.data.aug_splits is {config.data.aug_splits}, but the network is an ensemble,"
+            f" {spec.ensemble}: leave one out"
+        )
     minimum, name = spec.min_image_size, config.model or config.pretrained
     shapes = {split.image_shape[:-1] for split in dataset.splits.values()}
     for sides in sorted(shapes | {(row[1],) * 2 for row in config.data.size_schedule}):

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resflax.data.augment import Augment, Mix
+from resflax.data.augment.splits import Splits
 from resflax.kernels.varying import vary_over, varying_axes
 from resflax.nn import identity
 from resflax.nn.batch_norm import statistics_dtype
@@ -25,6 +26,7 @@ from resflax.train.averaging import EMA, average_params
 from resflax.train.choice import Choice
 from resflax.train.distill import Distillation, feature_names, make_step_loss
 from resflax.train.freeze import freeze_statistics, merge_params, split_params
+from resflax.train.jsd import add_jensen_shannon, of_first_copy
 from resflax.train.losses import cross_entropy
 from resflax.train.metrics import METRICS, ExampleFn, Metrics
 from resflax.train.module_checks import (
@@ -57,6 +59,7 @@ def _gradient(
     features: tuple[str, ...],
     metrics: Mapping[str, ExampleFn],
     drop_path_rates: Float[Array, " blocks"] | None,
+    has_copies: bool,
     params: Any,
     frozen: Any,
     collections: dict[str, Any],
@@ -64,24 +67,34 @@ def _gradient(
 ) -> tuple[Any, dict[str, Any], Metrics]:
     """Returns the gradient of the mean loss, the new collections, the mean loss and metrics.
 
+    With copies, the network gets all of them as one batch, and the loss its outputs as
+    `(n, copies, classes)`.
+
     The gradient is that for `params`, which are trainable; nothing is computed for `frozen` ones.
     """
     examples = len(batch.image)
+    images, keys = batch.image, batch.dropout_keys
+    copies = images.shape[1:2] if has_copies else ()
+    if copies:
+        images = images.reshape(-1, *images.shape[2:])
+        keys = None if keys is None else keys.reshape(-1)
     extra: dict[str, Any] = {"capture": features} if features else {}
-    if batch.dropout_keys is not None:
-        extra["dropout_keys"] = batch.dropout_keys
+    if keys is not None:
+        extra["dropout_keys"] = keys
     if drop_path_rates is not None:
         extra["drop_path_rates"] = drop_path_rates
 
     def loss(params: Any) -> tuple[Array, tuple[Any, Any]]:
         results: Any = model.apply(
             {"params": merge_params(params, frozen), **collections},
-            batch.image,
+            images,
             train=True,
             mutable=list(collections),
             **extra,
         )
         (outputs, updated), maps = results if features else (results, {})
+        if copies:
+            outputs = outputs.reshape(examples, *copies, -1)
         # The types of the state must not change from step to step.
         new = keep_types(collections, updated)
         return _mean("loss_fn", loss_fn(outputs, batch, maps), examples), (new, outputs)
@@ -94,11 +107,21 @@ def _gradient(
     return grads, new, {"loss": value, **results}
 
 
+def _of_copies(
+    augment: Any, loss_fn: ExampleFn, metrics: Mapping[str, ExampleFn], jsd_weight: float
+) -> tuple[ExampleFn, Mapping[str, ExampleFn]]:
+    """Returns loss and metrics as functions of all copies of an example, if there are several."""
+    if not isinstance(augment, Splits):
+        return loss_fn, metrics
+    metrics = {name: of_first_copy(metric) for name, metric in metrics.items()}
+    return add_jensen_shannon(loss_fn, jsd_weight), metrics
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     *,
-    augment: Augment | None = None,
+    augment: Augment | Splits | None = None,
     normalize: Callable[[Array], Array] = identity,
     mix: Mix | None = None,
     num_classes: int | None = None,
@@ -106,6 +129,7 @@ def make_train_step(
     label_smoothing: float | Choice = 0.0,
     metrics: Mapping[str, ExampleFn] = METRICS,
     distillation: Distillation | None = None,
+    jsd_weight: float = 12.0,
     drop_path_rates: Float[Array, " blocks"] | None = None,
     mix_steps: int | None = None,
     grad_accum_steps: int = 1,
@@ -137,7 +161,8 @@ def make_train_step(
       optimizer: an optax transformation, including its schedule; one that takes extra arguments,
         such as the loss, gets those of `optimizer_arguments`.
       augment: `(keys, images) -> images`, one key per example; with "epoch" in the batch
-        `(keys, images, parity) -> images`, see `resflax.data.augment.flip_parity`.
+        `(keys, images, parity) -> images`, see `resflax.data.augment.flip_parity`; or `Splits`,
+        which makes several copies of each example.
       normalize: maps stored images to the network's input.
       mix: `(keys, images, targets) -> (images, targets)`, one key per example: maps the network's
         input and one-hot targets (or those of the batch) to mixed ones. It is called with the whole
@@ -154,6 +179,8 @@ def make_train_step(
         "accuracy".
       distillation: a teacher, whose variables are `state.teacher`, and the weight of its part of
         the loss; the rest is `loss_fn`.
+      jsd_weight: weight of the Jensen-Shannon divergence of the copies of an example, where
+        `augment` makes copies; see `resflax.train.jsd`.
       drop_path_rates: replace those of a `ResNet` whose spec has drop path; they may be traced.
       mix_steps: number of steps, from the start of the run, in which `mix` is applied; by default
         all. What `mix` returns must then have the shapes of what it is given.
@@ -189,6 +216,7 @@ def make_train_step(
     check_functions(model, loss_fn, metrics, ("label_smoothing",) if smooths else ())
     any_loss: Any = loss_fn  # whose other arguments are not typed
     loss_fn = partial(any_loss, label_smoothing=label_smoothing) if smooths else any_loss
+    loss_fn, metrics = _of_copies(augment, loss_fn, metrics, jsd_weight)
     ema = ema_decay if isinstance(ema_decay, EMA) else EMA(ema_decay)
     average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     if mix and not num_classes:
@@ -210,9 +238,9 @@ def make_train_step(
 
         def evaluate(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
             local = jax.tree.map(vary, params)
-            gradient = partial(
-                _gradient, network, loss, features, metrics, drop_path_rates, local, frozen
-            )
+            has_copies = isinstance(augment, Splits)
+            settings = network, loss, features, metrics, drop_path_rates, has_copies
+            gradient = partial(_gradient, *settings, local, frozen)
             with refuse_local_statistics(axis_name):
                 grads, new, results = accumulate(gradient, local, old, inputs, grad_accum_steps)
             grads, results = average((grads, results))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from resflax.data.augment import Augment, Mix, flip_parity
+from resflax.data.augment.splits import Splits, copy_keys
 from resflax.train.metrics import check_keys, check_labels_of, one_hot_or_nan
 from resflax.train.state import TrainState
 
@@ -23,16 +24,17 @@ class TrainInputs(NamedTuple):
     """A batch after augmentation: inputs of the network and of the loss.
 
     Attributes:
-      image: normalized images.
+      image: normalized images; with copies `(n, copies, ...)`.
       target: targets of the loss: labels, the probability of each class, or any tree.
       label: labels for the metrics, the batch's; its targets before they are mixed without labels.
-      dropout_keys: one key per example for a network that needs them, else None.
+      dropout_keys: one key per example, `(n,)` or `(n, copies)`, for a network that needs them,
+        else None.
     """
 
-    image: Float[Array, "n height width channels"]
+    image: Float[Array, "n *copies height width channels"]
     target: Any
     label: Any
-    dropout_keys: Key[Array, " n"] | None
+    dropout_keys: Key[Array, " n *copies"] | None
 
 
 def example_keys(
@@ -44,7 +46,7 @@ def example_keys(
 
 
 def make_prepare_batch(
-    augment: Augment | None,
+    augment: Augment | Splits | None,
     normalize: Callable[[Array], Array],
     mix: Mix | None,
     num_classes: int,
@@ -53,7 +55,8 @@ def make_prepare_batch(
 ) -> Callable[[TrainState, Batch], TrainInputs]:
     """Makes `(state, batch) -> inputs`: augmentation, normalization, mixup and CutMix.
 
-    The last two are applied in the first `mix_steps` steps only, if given.
+    With `Splits` as augmentation, every example has several copies. Mixup and CutMix are applied in
+    the first `mix_steps` steps only, if given.
     """
 
     def prepare(state: TrainState, batch: Batch) -> TrainInputs:
@@ -84,6 +87,8 @@ def make_prepare_batch(
                 is_on = state.step < mix_steps
                 mixed = jax.tree.map(lambda x, y: jnp.where(is_on, x, y), mixed, (images, soft))
             images, target = mixed
+        if needs_rng and isinstance(augment, Splits):
+            keys = jnp.stack(copy_keys(keys, augment.copies), axis=1)
         return TrainInputs(images, target, label, keys if needs_rng else None)
 
     return prepare

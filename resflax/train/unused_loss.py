@@ -1,6 +1,7 @@
 """Keys of the loss that have no effect on what the others choose, as a table."""
 
 from resflax.nn.patterns import parse_patterns
+from resflax.train.config import build_splits
 from resflax.train.config_keys import DISTILLATION, LOSS
 from resflax.train.losses import LOSSES, OPTION_KEYS, takes_option
 from resflax.train.rule import Row
@@ -17,6 +18,17 @@ def _option_row(key: str) -> Row:
 
 LOSS_ROWS: tuple[Row, ...] = (
     *map(_option_row, OPTION_KEYS),
+    Row(
+        ("jsd_weight",),
+        lambda c: c.data.aug_splits == 1,
+        "config.data.aug_splits is 1: leave it out, or use 3 copies",
+    ),
+    Row(
+        ("data.aug_splits",),
+        lambda c: build_splits(c) is None,
+        "no augmentation differs between copies, which share crops and flips: leave it out, or use"
+        " config.data.auto_augment",
+    ),
     Row(
         tuple(key for key in DISTILLATION if key != "distill.teacher"),
         lambda c: not c.distill.teacher,
