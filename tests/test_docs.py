@@ -90,3 +90,9 @@ def test_config_keys_of_fine_tuning_page_are_valid():
     for flag in (flag.strip("`") for flag in flags):
         check_config(parse([recipe, *others, flag]).config)
     assert len(flags) >= 10
+
+
+def test_site_has_every_page():
+    index = (DOCS / "index.md").read_text()
+    entries = re.findall(r"^[a-z]\w+$", index, re.MULTILINE)
+    assert sorted(entries) == sorted(p.stem for p in DOCS.glob("*.md") if p.stem != "index")

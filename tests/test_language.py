@@ -7,7 +7,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("resflax", "configs", "tests", "benchmarks", "tools")
+FOLDERS = ("resflax", "configs", "docs", "tests", "benchmarks", "tools")
 PYTHON = [
     ROOT / "train.py",
     *sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py") if p != Path(__file__)),
