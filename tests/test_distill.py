@@ -75,10 +75,16 @@ def test_distillation_equals_the_closed_form(weight, count):
     jax.tree.map(np.testing.assert_array_equal, new.teacher, TEACHER)
 
 
-@pytest.mark.parametrize("name", ["pmap", "mesh", "shard_map"])
-def test_distillation_is_the_same_on_eight_devices(name):
+@pytest.mark.parametrize(
+    ("name", "fsdp"), [("pmap", 1), ("mesh", 1), ("mesh", 2), ("shard_map", 1)]
+)
+def test_distillation_is_the_same_on_eight_devices(name, fsdp, monkeypatch):
+    """With `fsdp` above 1, the teacher is divided over devices too."""
+    monkeypatch.setattr("resflax.distributed.engines.MIN_SHARD_SIZE", 1)
     state, batch = make_state(), random_batch(16)
-    engine = make_engine(name)
+    engine = make_engine(name, fsdp=fsdp)
+    kernel = engine.put_state(state).teacher["params"]["kernel"]
+    assert kernel.sharding.is_fully_replicated == (fsdp == 1) or name == "pmap"
     step = make_train_step(
         LinearClassifier(),
         OPTIMIZER,
@@ -286,6 +292,25 @@ def test_run_distils_and_resumes_bit_for_bit(tmp_path, teacher, features):
         assert losses[-1] < losses[0]
     else:
         assert resumed["test_loss"] < np.log(10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_several_steps_per_call_distil_as_one_by_one(teacher, devices):
+    """On 8 devices to rounding, see `test_steps_per_call`."""
+    states = []
+    for steps_per_call, counts in ((1, [1, 1, 1]), (8, [2, 1])):
+        config = run_config(**{"distill.teacher": str(teacher), "steps_per_call": steps_per_call})
+        run = build(config, model=NormNet(), devices=jax.devices()[:devices])
+        step_fn = Trainer(run).make_step_fn(0)
+        state = run.engine.put_state(run.with_teacher(run.init()))
+        for count in counts:
+            state, _ = step_fn(state, count)
+        states.append(run.engine.to_host(state))
+    assert states[0].step == 3
+    tolerance = 0 if devices == 1 else 1e-6
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, tolerance), *states)
+    jax.tree.map(np.testing.assert_array_equal, states[1].teacher, run.teacher.variables)
 
 
 @pytest.mark.slow

@@ -100,6 +100,27 @@ CONFIGS = {
     "default": {},
     "mesh, from the host": {"parallel": "mesh", "data__placement": "host"},
     "averaged": {"ema_decay": 0.9, "precise_bn_batches": 3, "optimizer": "adamw"},
+    "averaged at every third step": {
+        "ema_decay": 0.9,
+        "ema_every_steps": 3,
+        "ema_start_step": 4,
+        "ema_warmup": "power",
+        "precise_bn_batches": 3,
+    },
+    "schedule-free": {
+        "optimizer": "schedule_free_adamw",
+        "schedule": "constant",
+        "warmup_epochs": 0.5,
+        "precise_bn_batches": 3,
+    },
+    "schedule-free SGD": {
+        "optimizer": "schedule_free_sgd",
+        "schedule": "constant",
+        "precise_bn_batches": 3,
+        "sam_rho": 0.1,
+        "data__repeats": 2,
+        "data__pad_crop": 1,
+    },
     "augmented": {"data__pad_crop": 1, "data__alternating_flip": True, "grad_accum_steps": 2},
     "sharded": {"parallel": "mesh", "mesh__fsdp": 2, "schedule": "cosine_onecycle"},
     "ensemble": {

@@ -43,6 +43,7 @@ def contents(path):
     "keys",
     [
         {"parallel": "mesh", "data.alternating_flip": True},
+        {"data.repeats": 3, "data.pad_crop": 1},
         {"ensemble.size": 2},
         {"ensemble.size": 16, "ensemble.method": "map", "on_nonfinite": "skip"},
     ],
