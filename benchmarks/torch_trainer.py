@@ -88,6 +88,8 @@ SUPPORTED_KEYS = (
 def check_supported(config: ConfigDict) -> None:
     """Raises `UserError` if a key that this trainer ignores differs from its default."""
     values, defaults = flatten_config(config), flatten_config(default_config())
+    if config.schedule == "plateau":
+        raise UserError("config.schedule is 'plateau': the PyTorch trainer supports any other one")
     for key, value in values.items():
         if key not in SUPPORTED_KEYS and value != defaults[key]:
             raise UserError(
