@@ -88,6 +88,7 @@ ALIASES: dict[str, str] = {
         "bs b batch train_batch_size per_device_train_batch_size mini_batch_size"
         " global_batch_size batch_size_per_gpu batch_size_train"
     ),
+    "steps_per_call": "steps_per_execution steps_per_loop iterations_per_loop",
     "grad_accum_steps": (
         "grad_accum gradient_accumulation_steps accumulate_grad_batches accumulation_steps"
         " accumulate_steps accum_steps update_freq iter_size accum_iter"
@@ -114,14 +115,20 @@ ALIASES: dict[str, str] = {
     "jsd_weight": "jsd_loss jsd jsd_alpha",
     "loss_sum_classes": "bce_sum",
     "label_smoothing": "smoothing ls label_smooth lsr label_smoothing_factor smooth",
+    "distill.teacher": "teacher teacher_model teacher_path kd_model_name kd_model",
+    "distill.temperature": "kd_temperature kd_t distillation_temperature",
+    "distill.weight": "kd_alpha kd_weight distillation_alpha distill_alpha",
     "ema_decay": "model_ema model_ema_decay ema use_ema ema_momentum ema_rate averaging",
     "ema_every_steps": "model_ema_steps ema_update_every ema_update_interval ema_interval",
     "ema_start_step": "update_after_step ema_update_after_step ema_start model_ema_start",
     "ema_warmup": "model_ema_warmup",
+    "eval_tta": "tta test_time_augmentation",
     "precise_bn_batches": "precise_bn recalibrate_batches update_bn bn_recalibration",
     "log_every_steps": (
         "log_interval print_freq log_every log_every_n_steps logging_steps log_freq log_steps"
     ),
+    "log_to": "wandb log_wandb use_wandb tensorboard tb logger loggers report_to mlflow trackers",
+    "profile_steps": "profile profiler profile_batch",
     "eval_sets": "val_datasets eval_datasets extra_eval evaluation_sets",
     "eval_every_epochs": (
         "val_interval eval_freq eval_every eval_interval check_val_every_n_epoch validation_freq"
@@ -205,9 +212,6 @@ ADVICE: dict[str, str] = {
     "patience early_stopping early_stop early_stopping_patience": (
         "a run has a fixed number of config.epochs, and its best checkpoint is kept;"
         " config.plateau_patience is that of config.schedule=plateau"
-    ),
-    "wandb log_wandb use_wandb tensorboard tb logger report_to mlflow": (
-        "records are written to WORKDIR/metrics.jsonl"
     ),
     "compile torchcompile jit xla use_xla": "steps are always compiled",
     "shuffle": "training examples are always shuffled, by config.seed",
