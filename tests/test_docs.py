@@ -13,6 +13,7 @@ from PIL import Image
 from resflax import get_spec
 from resflax.cli.flags import parse
 from resflax.train import check_config
+from resflax.train.config_keys import KEYS
 from resflax.weights import load_file, save_file, to_torch
 from resflax.weights.shapes import variable_shapes
 
@@ -71,6 +72,13 @@ def test_links_of_all_pages_exist():
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (DOCS / link).exists(), f"{page.name}: {link}"
+
+
+def test_config_keys_of_all_pages_exist():
+    wrong = {"KEY", "lr"}  # a placeholder, and the example of a name that other tools have
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+        found = set(re.findall(r"--config\.([A-Za-z_]+(?:\.[a-z_]+)?)", page.read_text()))
+        assert found - wrong <= set(KEYS), f"{page.name}: {found - wrong - set(KEYS)}"
 
 
 @pytest.mark.slow
