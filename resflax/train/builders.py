@@ -40,8 +40,12 @@ Normalizer = Callable[[jax.Array], jax.Array]
 
 
 def total_steps(config: ConfigDict, examples: int) -> int:
-    """Returns the number of steps that use every example `config.epochs` times, rounded up."""
-    return build_phases(config, examples).steps
+    """Returns the number of steps that use every example `config.epochs` times, rounded up.
+
+    It is at most `config.max_steps`, if that is not 0.
+    """
+    steps = build_phases(config, examples).steps
+    return min(steps, config.max_steps or steps)
 
 
 def warmup_steps(config: ConfigDict, examples: int) -> int:

@@ -179,6 +179,10 @@ OPTIMIZER = {
 }
 SCHEDULE = {
     "epochs": Key(10, "passes over the training split; 0: only evaluate the pretrained weights"),
+    "max_steps": Key(
+        0,
+        "step after which a run ends, with the schedule of its epochs; 0: at the end of the epochs",
+    ),
     "schedule": Key("cosine", "learning rate as a function of the step"),
     "warmup_epochs": Key(
         0.0, "epochs of linear warm-up; one-cycle: epoch of the peak, 0 for 0.3 of the run"

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     ),
     "seed": SEED,
     "epochs": COUNT_OR_ZERO,
+    "max_steps": COUNT_OR_ZERO,
     "batch_size": COUNT,
     "grad_accum_steps": COUNT,
     "steps_per_call": Rule("1 to 1000000", lambda v: 1 <= v <= 1_000_000),

@@ -194,8 +194,9 @@ ADVICE: dict[str, str] = {
     " lr_warmup_epochs warmup_fraction pct_start warmup_proportion lr_warmup_steps": (
         "config.warmup_epochs is the warm-up in epochs"
     ),
-    "steps num_steps max_steps total_steps train_steps num_train_steps iterations max_iter"
-    " num_iters iters": "config.epochs is the length of a run, in epochs",
+    "steps num_steps total_steps train_steps num_train_steps iterations max_iter num_iters iters": (
+        "config.epochs is the length of a run, in epochs; config.max_steps ends it earlier"
+    ),
     "steps_per_epoch": "an epoch is one pass over the training split",
     "checkpoint_every_epochs save_every_epochs save_epoch_freq save_freq_epochs": (
         "config.checkpoint_every_steps and config.checkpoint_every_minutes say when a run is saved"

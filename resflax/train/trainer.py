@@ -190,7 +190,10 @@ class Trainer:
         config, examples = self.config, len(self.dataset.train)
         if config.schedule != "cosine_cycles":
             return ()
-        return cycle_ends(self.steps, warmup_steps(config, examples), config.schedule_cycles)
+        ends = cycle_ends(
+            self.run.phases.steps, warmup_steps(config, examples), config.schedule_cycles
+        )
+        return tuple(step for step in ends if step <= self.steps)
 
     def is_eval_step(self, step: int) -> bool:
         """Returns whether the run evaluates after `step` steps: at epochs, cycles and the end."""

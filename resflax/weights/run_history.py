@@ -57,12 +57,13 @@ def total_steps(metadata: dict[str, Any]) -> int | None:
     """Returns the number of steps that the config in a checkpoint's metadata asks for."""
     try:
         config, examples = metadata["config"], metadata["data"]["splits"]["train"]["examples"]
-        return make_phases(
+        steps = make_phases(
             config["data"].get("size_schedule", ()),
             epochs=config["epochs"],
             examples=examples,
             batch_size=config["batch_size"],
         ).steps
+        return min(steps, config.get("max_steps", 0) or steps)
     except (KeyError, TypeError):  # of an earlier version, or a dataset without a fingerprint
         return None
 
