@@ -8,8 +8,9 @@ Give a folder of images and the weights::
 
 SGD with a batch of 512, a learning rate of 0.003, momentum 0.9 without Nesterov and no weight
 decay; 500 steps for fewer than 20,000 examples, 10,000 for fewer than 500,000, else 20,000, with
-mixup 0.1 in the last two; warm-up and three decays by ten as in `bit_hyperrule.py` of
-github.com/google-research/big_transfer; images are resized to 512, cropped to 480 and mirrored.
+mixup 0.1 in the last two; warm-up and three decays by ten as in bit_hyperrule.py and
+bit_pytorch/train.py of github.com/google-research/big_transfer, one mixup weight a batch; images
+are resized to 512, cropped to 480 and mirrored.
 
 Different from there: evaluation is on the center 480x480, where the authors resize the whole image
 to 480x480; for training they resize both sides to 512, here the shorter one. Images of less than
@@ -55,5 +56,7 @@ def get_config(examples: str = "50000") -> ConfigDict:
     config.data.interpolation = "bilinear"
     config.data.train_crop = "resize"
     config.data.flip = True
-    config.data.mixup = 0.1 if count >= 20_000 else 0.0
+    if count >= 20_000:
+        config.data.mixup = 0.1
+        config.data.mixup_mode = "batch"
     return config

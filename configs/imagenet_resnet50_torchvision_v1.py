@@ -5,9 +5,10 @@ Commands, the first one once (it needs TensorFlow)::
     resflax data prepare imagenet2012 --manual_dir=DIR
     python train.py --config=configs/imagenet_resnet50_torchvision_v1.py
 
-The defaults of torchvision's references/classification/train.py: batch 256, 90 epochs, learning
-rate 0.1, divided by ten at epochs 30 and 60, momentum 0.9 without Nesterov, weight decay 1e-4 on
-all parameters; Inception crops and flips; no branch initialized to zero.
+The defaults of references/classification/train.py of github.com/pytorch/vision on 8 GPUs: batch
+256, 90 epochs, learning rate 0.1, divided by ten at epochs 30 and 60, momentum 0.9 without
+Nesterov, weight decay 1e-4 on all parameters; Inception crops and flips; no branch initialized to
+zero.
 
 Different from there: batch norm is over all examples of a batch, not over the 32 of each GPU.
 

@@ -5,10 +5,10 @@ Commands, the first one once (it needs TensorFlow)::
     resflax data prepare imagenet2012 --manual_dir=DIR
     python train.py --config=configs/imagenet_resnetrs50.py
 
-As `resnetrs50_i160.yaml` of github.com/tensorflow/tpu: SGD with a batch of 4096, a learning rate of
-0.1 for 256 examples, five epochs of warm-up, cosine, 350 epochs, weight decay 4e-5, label smoothing
-0.1, dropout 0.25, RandAugment with 2 operations of magnitude 10, averaged weights with a decay of
-0.9999; training and evaluation at 160x160.
+As models/official/resnet/resnet_rs/configs/resnetrs50_i160.yaml of github.com/tensorflow/tpu: SGD
+with a batch of 4096, a learning rate of 0.1 for 256 examples, five epochs of warm-up, cosine, 350
+epochs, weight decay 4e-5, label smoothing 0.1, dropout 0.25, RandAugment with 2 operations of
+magnitude 10, averaged weights with a decay of 0.9999; training and evaluation at 160x160.
 
 Different from there: batch norm's statistics for the averaged weights are computed for them, where
 the paper averages those of single batches.

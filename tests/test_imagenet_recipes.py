@@ -1,10 +1,7 @@
-"""Recipes of ImageNet: their published numbers, and a run of each on noise with a small network."""
-
-import json
+"""Recipes of ImageNet and of the BiT-HyperRule have the numbers of their sources."""
 
 import numpy as np
 import pytest
-from helpers.commands import run_train
 
 from resflax import UserError
 from resflax.cli.recipe import load_recipe
@@ -43,23 +40,24 @@ def test_recipe_has_the_published_schedule_and_sizes(name):
     np.testing.assert_allclose(schedule(steps), last, rtol=1e-2, atol=1e-8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_recipe_trains_a_small_network_on_noise(tmp_path, name):
-    flags = [
-        "dataset=fake:32x32x3:10:32", "model=cifar_resnet8", "dtype=float32", "batch_size=16",
-        "epochs=1", "warmup_epochs=0.5",
-    ]  # fmt: skip
-    keys = [f"--config.{flag}" for flag in flags]
-    if load_recipe(f"configs/{name}").distill.teacher:
-        teacher = tmp_path / "teacher"
-        recipe = f"--config=configs/{OTHER}"
-        assert run_train(recipe, *keys, f"--workdir={teacher}") == 0
-        keys.append(f"--config.distill.teacher={teacher}")
-    assert run_train(f"--config=configs/{name}", *keys, f"--workdir={tmp_path}/run") == 0
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["steps"] == 2
-    assert np.isfinite(results["test_loss"])
+# Weight decay, label smoothing, stochastic depth, repeated augmentation, mixup and magnitude of
+# RandAugment, by Wightman et al. 2021, table 2.
+RSB = {
+    "a1": (0.01, 0.1, 0.05, 3, 0.2, 7),
+    "a2": (0.02, 0.0, 0.05, 3, 0.1, 7),
+    "a3": (0.02, 0.0, None, 1, 0.1, 6),
+}
+
+
+@pytest.mark.parametrize("name", RSB)
+def test_rsb_has_the_regularization_of_its_table(name):
+    config = load_recipe(f"configs/imagenet_resnet50_rsb_{name}.py")
+    decay, smoothing, drop_path, repeats, mixup, magnitude = RSB[name]
+    assert (config.weight_decay, config.label_smoothing) == (decay, smoothing)
+    assert (config.spec.drop_path, config.data.repeats) == (drop_path, repeats)
+    assert (config.data.mixup, config.data.cutmix) == (mixup, 1.0)
+    assert config.data.auto_augment == f"rand-m{magnitude}-mstd0.5-inc1"
+    assert (config.optimizer, config.loss, config.warmup_epochs) == ("lamb", "bce", 5.0)
 
 
 @pytest.mark.parametrize(
