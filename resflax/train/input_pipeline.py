@@ -2,15 +2,12 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
@@ -30,6 +27,7 @@ from resflax.distributed import Engine, EnsembleEngine
 from resflax.distributed.engines import Step
 from resflax.errors import UserError
 from resflax.train.data_wait import DataWait
+from resflax.train.device_steps import flat_dataset, gather_batch_in_step, repeat_step
 from resflax.train.ensemble import is_ensemble, seeds_by_use
 from resflax.train.image_sizes import resize_in_step
 from resflax.train.metrics import Metrics
@@ -243,22 +241,6 @@ def make_device_step_fn(
     return run_steps
 
 
-def flat_dataset(images: Any, labels: Any) -> dict[str, Any]:
-    """Returns a dataset for the devices, each image as one row.
-
-    TPUs gather rows in place. Of images with several axes, they copy the whole dataset in every
-    step, to another layout.
-
-    Args:
-      images: `(examples, ...)`, arrays or `jax.ShapeDtypeStruct`s.
-      labels: `(examples,)`.
-    """
-    rows = (images.shape[0], math.prod(images.shape[1:]))
-    if isinstance(images, jax.ShapeDtypeStruct):
-        return {"image": jax.ShapeDtypeStruct(rows, images.dtype), "label": labels}
-    return {"image": images.reshape(rows), "label": labels}
-
-
 def compile_device_step(
     engine: Engine, step: TrainStep, split: InMemorySplit, steps_per_call: int, phase: Phase
 ) -> Step:
@@ -305,49 +287,3 @@ def _shard_order(
         copies = [batch_repeats(s, *shape, repeats, phase.offset)[rows] for s in steps]
         order |= engine.shard_index({"repeat": np.stack(copies)})
     return order
-
-
-def gather_batch_in_step(
-    step: TrainStep, image_shape: Sequence[int]
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Makes a step `(state, data) -> (state, metrics)` that gathers its batch from a dataset.
-
-    The data have "dataset", see `flat_dataset`; "order", with the example indices of several
-    steps as "index", `(steps, batch)`, and other entries of a batch with that shape; and
-    "first_step", the first of these steps. Under an `EnsembleEngine` the index may have an axis of
-    members.
-    """
-
-    def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        row = state.step - data["first_step"]
-        order = {
-            key: lax.dynamic_index_in_dim(rows, row, keepdims=False)
-            for key, rows in data["order"].items()
-        }
-        batch = {key: array[order["index"]] for key, array in data["dataset"].items()}
-        batch["image"] = batch["image"].reshape(-1, *image_shape)
-        return step(state, batch | order)
-
-    return run
-
-
-def repeat_step(step: Step, maximum: int) -> Step:
-    """Makes a step that takes `data["count"]` steps, at most `maximum`, in a loop on the device.
-
-    Its metrics have a leading axis of `maximum` steps, zeros after the last one. The number of
-    steps is no constant of the program, so that it is compiled once for calls of any length.
-    """
-
-    def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        shapes = jax.eval_shape(step, state, data)[1]
-        rows = jax.tree.map(lambda x: jnp.zeros((maximum, *x.shape), x.dtype), shapes)
-
-        def take_step(i: Any, carry: Any) -> Any:
-            state, rows = carry
-            state, metrics = step(state, data)
-            write = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
-            return state, jax.tree.map(write, rows, metrics)
-
-        return lax.fori_loop(0, data["count"], take_step, (state, rows))
-
-    return run

@@ -12,13 +12,13 @@ from resflax.data import InMemorySplit, Split, StreamingSplit
 from resflax.data.phases import Phase
 from resflax.distributed.engines import Step
 from resflax.distributed.ensemble_engine import EnsembleEngine
+from resflax.train.device_steps import flat_dataset
 from resflax.train.evaluation import compile_evaluation
 from resflax.train.image_sizes import resize_in_step
 from resflax.train.input_pipeline import (
     batch_seeds,
     compile_device_step,
     fits_on_device,
-    flat_dataset,
     further_keys,
     steps_per_transfer,
 )
