@@ -18,6 +18,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "digits_efficient": (),
     "digits_ensemble": (),
     "ecg": (),
+    "fashion_mnist_ensemble": ("dataset=fake:32x32x3:10:320", "batch_size=16"),  # some held out
     "bit_hyperrule": ("pretrained=", "reset_head=False", "data.image_size=32"),
     "finetune": ("pretrained=", "head_learning_rate=0", "data.image_size=32"),
 }
