@@ -1,26 +1,48 @@
 """Configuration of the documentation site: `sphinx-build -W -b html docs build/docs`.
 
-The pages are the Markdown files of this directory. Nothing is fetched while it is built, unless
-RESFLAX_DOCS_INTERSPHINX=1 asks for links to the documentation of other libraries.
+The pages are the Markdown files of this directory, and those that are generated from the code.
+Nothing is fetched while the site is built, unless RESFLAX_DOCS_INTERSPHINX=1 asks for links to the
+documentation of other libraries.
 """
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 import resflax
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE))
+from api_pages import write_api_pages  # noqa: E402
 
 project = "resflax"
 author = "the resflax authors"
 version = release = resflax.__version__
 
-extensions = ["myst_parser", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
 
 # Markdown: links to headings, as on GitHub.
 myst_heading_anchors = 4
 copybutton_exclude = ".linenos, .gp, .go"
+
+# Docstrings: Google style, with code in single backticks.
+default_role = "py:obj"
+autosummary_generate = False
+autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 88
+napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the types of attributes are those of the signature
 
 html_theme = "furo"
 html_title = "resflax"
@@ -45,5 +67,9 @@ def link_from_docs(app: Sphinx, path: Path, page: str, text: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connects the functions above to the build."""
+    """Writes the generated pages, and connects the function above to the build."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":  # napoleon's name for attributes
+            field.label = "Attributes"
+    write_api_pages(HERE / "generated" / "api")
     app.connect("include-read", link_from_docs)

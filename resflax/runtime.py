@@ -26,7 +26,7 @@ def tune_malloc() -> bool:
     Returning it costs one page fault per 4 KiB of every temporary of every step, a fifth of a
     training step on a CPU. In exchange, the process keeps its peak memory. Call this function
     before JAX starts its threads. The environment variable RESFLAX_TUNE_MALLOC=0 disables it, and
-    so do glibc's variables (MALLOC_MMAP_MAX_ and the like).
+    so do glibc's variables (`MALLOC_MMAP_MAX_` and the like).
 
     Returns:
       Whether the allocator was changed; False on systems without glibc.

@@ -20,7 +20,7 @@ def fixup_params(spec: Spec, params: Any) -> Any:
     are unchanged. The multiplier of rule 3 is `gate="fixup"`; its scalar biases are not here.
 
     The paper's CIFAR runs train scalars with a tenth of the learning rate, in optax with
-    `optax.masked(optax.scale(0.1), mask)` after the optimizer, for a mask of "*/gate/scale".
+    `optax.masked(optax.scale(0.1), mask)` after the optimizer, for a mask of `"*/gate/scale"`.
     `decay_mask="kernels"`, the default of `make_optimizer`, leaves scalars out of weight decay.
 
     Args:

@@ -63,6 +63,7 @@ def read_weights(
 
     Args:
       where: one of
+
         - the workdir of a run, also with a checkpoint: "runs/x", "runs/x@best", "runs/x@last",
           "runs/x@200"; by default the last one; for an ensemble with the index of a member,
           "runs/x#2" or "runs/x@best#2";
