@@ -18,6 +18,7 @@ import resflax
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 from api_pages import write_api_pages  # noqa: E402
+from reference_pages import write_reference_pages  # noqa: E402
 
 project = "resflax"
 author = "the resflax authors"
@@ -43,6 +44,8 @@ toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 88
 napoleon_use_ivar = True
 napoleon_attr_annotations = False  # the types of attributes are those of the signature
+
+smartquotes = False  # `''` and `--flag` as they are
 
 html_theme = "furo"
 html_title = "resflax"
@@ -72,4 +75,5 @@ def setup(app: Sphinx) -> None:
         if field.name == "variable":  # napoleon's name for attributes
             field.label = "Attributes"
     write_api_pages(HERE / "generated" / "api")
+    write_reference_pages(HERE / "generated")
     app.connect("include-read", link_from_docs)

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from resflax import list_models
+from resflax.cli.main import COMMANDS
+from resflax.cli.study import STUDIES
+from resflax.run.config_diff import flatten_config
+from resflax.train import default_config
+from resflax.zoo.registry import FAMILIES
+
 DOCS = Path(__file__).parents[1] / "docs"
 API = runpy.run_path(str(DOCS / "api_pages.py"))
+REFERENCE = runpy.run_path(str(DOCS / "reference_pages.py"))
 
 
 def public_names(package):
@@ -37,3 +45,68 @@ def test_api_page_of_tables_has_their_keys():
     (entry,) = re.findall(r"py:data:: resflax\.nn\.SHORTCUTS\n(.*?)\n\n\.\.", page, re.DOTALL)
     assert ":type: dict[str, ShortcutRow]" in entry
     assert re.findall("``(.*?)``", entry) == ["A", "B", "B3", "C", "D", "none"]
+
+
+def rows(page):
+    """Returns the cells of the rows of a page whose first cell is code, by that cell."""
+    cells = [line.strip(" |").split(" | ") for line in page.splitlines() if line[:3] == "| `"]
+    table = {first.strip(" `"): [cell.strip() for cell in rest] for first, *rest in cells}
+    assert len(table) == len(cells)
+    return table
+
+
+def test_config_page_has_default_meaning_and_values_of_all_keys():
+    table = rows(REFERENCE["config_page"]())
+    assert set(table) == set(flatten_config(default_config()))
+    assert table["learning_rate"] == [
+        "`0.1`",
+        "Largest learning rate of the schedule. Values: more than 0.",
+    ]
+    assert table["data.crop_scale"][0] == "`(0.08, 1.0)`"
+    assert table["decay_mask"][1].endswith("Values: one of kernels, all.")
+    assert table["scan"][0] == ""
+
+
+def test_config_page_escapes_markup_outside_code():
+    default, meaning = rows(REFERENCE["config_page"]())["freeze"]
+    assert "'stem\\*,stage\\[12\\]\\*'" in meaning
+    assert default == ""
+
+
+def test_zoo_page_has_every_network_once():
+    page = REFERENCE["zoo_page"](lambda name: f"| `{name}` | |")
+    assert set(rows(page)) == set(list_models())
+    assert page.count("\n## ") == len(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters", "multiply_adds"),
+    [
+        ("resnet50", "224x224x3", "25.6 M", "4.09 G"),  # torchvision
+        ("cifar_resnet20", "32x32x3", "270 k", "40.6 M"),
+    ],
+)
+def test_zoo_row_has_published_costs(name, shape, parameters, multiply_adds):
+    assert rows(REFERENCE["zoo_row"](name)) == {name: [shape, parameters, multiply_adds]}
+
+
+def test_recipes_page_has_command_and_code_of_every_recipe():
+    page = REFERENCE["recipes_page"]()
+    recipes = sorted(path.name for path in (DOCS.parent / "configs").glob("*.py"))
+    assert re.findall(r"^``configs/(\w+\.py)``$", page, re.MULTILINE) == recipes
+    assert re.findall(r"literalinclude:: \.\./\.\./configs/(.*)", page) == recipes
+    for name in recipes:
+        docstring = page.partition(f"``configs/{name}``")[2].partition(".. literalinclude")[0]
+        assert f"--config=configs/{name}" in docstring
+
+
+def test_commands_page_has_help_of_every_command():
+    page = REFERENCE["commands_page"]()
+    titles = re.findall("^## `resflax (.*)`$", page, re.MULTILINE)
+    assert [title for title in titles if " " not in title] == list(COMMANDS)
+    assert {f"study {name}" for name in STUDIES} | {"data prepare"} <= set(titles)
+    blocks = re.findall("```text\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 1 + len(titles)
+    for title, block in zip(["", *titles], blocks, strict=True):
+        assert f"resflax {title}" in block
+    assert "--config.epochs" not in page

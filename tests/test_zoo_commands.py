@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from resflax import UserError, create_model, list_models
 from resflax.cli.main import COMMANDS, main
 from resflax.cli.models import info_main, list_main
-from resflax.zoo.cost import part_costs
+from resflax.weights.shapes import variable_shapes
+from resflax.zoo.cost import default_image_shape, part_costs
 
 
 def numbers(line):
@@ -41,6 +43,17 @@ def test_multiply_adds_are_those_published_by_torchvision(name, giga):
     assert round(sum(part.multiply_adds for part in parts) / 1e9, 3) == giga
     if name == "resnet50":
         assert sum(part.multiply_adds for part in parts) == 4_089_184_256
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_plain56", "ecaresnet101d_pruned", "resnet1d50", "resnetv2_152d"]
+)
+def test_costs_of_one_of_the_equal_blocks_stand_for_all(name):
+    model = create_model(name, scan=False)
+    parts = part_costs(model, default_image_shape(model.spec))
+    params = jax.tree.leaves(variable_shapes(model.spec)["params"])
+    assert sum(part.parameters for part in parts) == sum(leaf.size for leaf in params)
+    assert [part.blocks for part in parts] == [0, *model.spec.depths, 0]
 
 
 def test_info_is_the_closed_form_of_cifar_resnet20(capsys):

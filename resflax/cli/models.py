@@ -3,11 +3,9 @@
 import argparse
 
 from resflax.errors import Parser, UserError
-from resflax.zoo.cost import PartCost, part_costs
+from resflax.zoo.cost import CLIP_FRAMES, PartCost, default_image_shape, part_costs
 from resflax.zoo.registry import create_model, list_models
 
-DEFAULT_SIZES = {1: 1024, 2: 224, 3: 112}  # by number of dimensions
-CLIP_FRAMES = 16
 MAX_SIZE = MAX_CHANNELS = 10_000
 
 
@@ -51,8 +49,8 @@ def info_main(arguments: list[str]) -> None:
 
 def _cost_table(args: argparse.Namespace) -> str:
     model = create_model(args.name, scan=False)
-    dimensions = model.spec.dimensions
-    size = args.size or (32 if model.spec.stem == "cifar" else DEFAULT_SIZES[dimensions])
+    shape = default_image_shape(model.spec, size=args.size or 0, channels=args.channels)
+    size = shape[-2]
     if not model.spec.min_image_size <= size <= MAX_SIZE:
         raise UserError(
             f"--size is {size}: expected {model.spec.min_image_size} to {MAX_SIZE} pixels"
@@ -60,8 +58,7 @@ def _cost_table(args: argparse.Namespace) -> str:
         )
     if not 1 <= args.channels <= MAX_CHANNELS:
         raise UserError(f"--channels is {args.channels}: expected 1 to {MAX_CHANNELS}")
-    sides = (CLIP_FRAMES, size, size)[-dimensions:]
-    parts = part_costs(model, (*sides, args.channels))
+    parts = part_costs(model, shape)
     total = PartCost(
         "total",
         sum(part.blocks for part in parts),
@@ -70,13 +67,13 @@ def _cost_table(args: argparse.Namespace) -> str:
         sum(part.multiply_adds for part in parts),
     )
     lines = [
-        f"{args.name}, {'x'.join(map(str, (*sides, args.channels)))}",
+        f"{args.name}, {'x'.join(map(str, shape))}",
         f"{'part':8}{'blocks':>8}{'output':>16}{'parameters':>14}{'multiply-adds':>17}",
     ]
     for part in (*parts, total):
-        shape = "x".join(map(str, part.output_shape))
+        output = "x".join(map(str, part.output_shape))
         lines.append(
-            f"{part.name:8}{part.blocks or '':>8}{shape:>16}"
+            f"{part.name:8}{part.blocks or '':>8}{output:>16}"
             f"{part.parameters:>14,}{part.multiply_adds:>17,}"
         )
     return "\n".join(lines)
