@@ -115,7 +115,7 @@ ALIASES: dict[str, str] = {
     "jsd_weight": "jsd_loss jsd jsd_alpha",
     "loss_sum_classes": "bce_sum",
     "label_smoothing": "smoothing ls label_smooth lsr label_smoothing_factor smooth",
-    "distill.teacher": "teacher teacher_model teacher_path kd_model_name kd_model",
+    "distill.teacher": "teacher_model teacher_path kd_model_name kd_model",
     "distill.temperature": "kd_temperature kd_t distillation_temperature",
     "distill.weight": "kd_alpha kd_weight distillation_alpha distill_alpha",
     "ema_decay": "model_ema model_ema_decay ema use_ema ema_momentum ema_rate averaging",
