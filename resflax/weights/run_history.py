@@ -58,7 +58,7 @@ def total_steps(metadata: dict[str, Any]) -> int | None:
     try:
         config, examples = metadata["config"], metadata["data"]["splits"]["train"]["examples"]
         steps = make_phases(
-            config["data"].get("size_schedule", ()),
+            config.get("data", {}).get("size_schedule", ()),
             epochs=config["epochs"],
             examples=examples,
             batch_size=config["batch_size"],
