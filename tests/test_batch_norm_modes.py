@@ -277,7 +277,7 @@ def test_per_device_mode_fits_the_engine(parallel, name):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"batch_norm": "ghost", "ghost_batch_size": 16}, "expected a divisor of 8, the examples"),
+        ({"batch_norm": "ghost", "ghost_batch_size": 16}, "expected a divisor of 8, the images"),
         ({"batch_norm": "gohst"}, "unknown batch_norm 'gohst'"),
         ({"freeze_batch_norm": True}, "config.freeze_batch_norm is True, but the model has no"),
         ({"batch_norm": "frozen"}, "config.batch_norm is 'frozen', but the model has no batch"),
