@@ -5,7 +5,9 @@ et al. 2024, Muon: a first convolution that whitens the images and is not traine
 for the kernels of blocks, label smoothing of 0.2, crops of two pixels of padding, mirror images in
 every other epoch, a learning rate that falls linearly, and an evaluation of six views of each test
 image. The network is residual, with one basic block per stage, unlike that of the paper. Its stem
-has stride 2. All steps are one call of the compiled step, which evaluates at its end.
+has stride 2. The run evaluates at its end only, and its steps are calls of the compiled step of
+five seconds each. Averaged weights and a larger learning rate of the biases of norms, as in the
+paper, did not help here: 0.8433 after eight epochs on CIFAR-10 as JPEG, one seed.
 
 Commands, the first one once (it needs TensorFlow)::
 
@@ -55,7 +57,7 @@ def get_config(network: str = "narrow") -> ConfigDict:
     config.data.pad_crop = 2
     config.data.alternating_flip = True
     config.eval_tta = "flip_shift"
-    # The whole run as one call: no checkpoint and no evaluation before the end.
+    # No checkpoint and no evaluation before the end.
     config.steps_per_call = 1_000_000
     config.eval_every_epochs = 1000
     config.checkpoint_every_minutes = 0.0

@@ -71,6 +71,22 @@ def test_corrupt_config_without_checkpoint_is_one_line(tmp_path):
     assert (tmp_path / "config.json").read_text() == "prec"
 
 
+def test_keys_of_later_versions_have_their_defaults(tmp_path):
+    """A run of an earlier version, whose config lacks keys, is resumed unless they are changed."""
+    open_workdir(tmp_path).close()
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["sam_rho"], config["data"]["size_schedule"], config["max_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    defaults = to_json_dict(default_config())
+    for values in ({}, {"max_steps": 5, "sam_rho": 0.1}):
+        new = make_config(**values)
+        if not values:
+            Workdir.inspect(tmp_path, new, defaults=defaults)
+            continue
+        with pytest.raises(UserError, match=r"\(max_steps 0, now 5; sam_rho 0.0, now 0.1\)"):
+            Workdir.inspect(tmp_path, new, defaults=defaults)
+
+
 def test_another_config_is_rejected_with_the_differences(tmp_path):
     open_workdir(tmp_path, epochs=9).close()
     with pytest.raises(UserError) as e:

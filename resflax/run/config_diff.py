@@ -25,7 +25,7 @@ def config_diff(
     new: Mapping[str, Any],
     *,
     resumable: Sequence[str] = (),
-    increasable: Sequence[str] = (),
+    increasable: Mapping[str, float] = MappingProxyType({}),
     movable: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[str]:
     """Lists the keys that differ between two configs of JSON values, with both values.
@@ -34,15 +34,19 @@ def config_diff(
       old: config of the existing run.
       new: config to resume it with.
       resumable: prefixes of keys that may differ.
-      increasable: keys that may be larger than before.
+      increasable: keys that may be larger than before, with the number that 0 stands for.
       movable: keys whose values name files, with the prefixes of those that may have moved.
 
-    >>> config_diff({"seed": 0, "epochs": 9}, {"seed": 1, "epochs": 10}, increasable=["epochs"])
+    >>> config_diff({"seed": 0, "epochs": 9}, {"seed": 1, "epochs": 10}, increasable={"epochs": 0})
     ['seed 0, now 1']
     >>> config_diff({"data": "folder:a"}, {"data": "folder:b"}, movable={"data": ["folder:"]})
     []
     """
     before, after = flatten_config(old), flatten_config(new)
+
+    def is_raised(key: str) -> bool:
+        old, new = (flat.get(key, 0) or increasable[key] for flat in (before, after))
+        return old < new
 
     def may_differ(key: str) -> bool:
         if key.startswith(tuple(resumable)) or before.get(key) == after.get(key):
@@ -50,7 +54,7 @@ def config_diff(
         values = (str(before.get(key)), str(after.get(key)))
         if any(all(v.startswith(prefix) for v in values) for prefix in movable.get(key, ())):
             return True
-        return key in increasable and before.get(key, 0) < after[key]
+        return key in increasable and is_raised(key)
 
     return [
         f"{key} {before.get(key)!r}, now {after.get(key)!r}"

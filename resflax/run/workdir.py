@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from resflax.errors import UserError
 from resflax.files import disk_errors_as_user_error, encode_text, user_path, write_atomic
 from resflax.run.checkpoint import latest_valid_metadata
-from resflax.run.config_diff import config_diff
+from resflax.run.config_diff import config_diff, flatten_config
 from resflax.run.records import Records
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
@@ -96,8 +96,9 @@ class Workdir:
         config: dict[str, Any],
         *,
         resumable: Sequence[str] = (),
-        increasable: Sequence[str] = (),
+        increasable: Mapping[str, float] = MappingProxyType({}),
         movable: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> ExistingRun:
         """Reads what the run in `path` needs before it is opened, without changing anything.
 
@@ -111,7 +112,7 @@ class Workdir:
         workdir = cls(path)
         if not (path / "config.json").exists():
             return ExistingRun()
-        raised = workdir._check_config(config, resumable, increasable, movable)
+        raised = workdir._check_config(config, resumable, increasable, movable, defaults)
         return ExistingRun(
             # `open` restores a corrupt config, of which there is a note.
             results=None if raised or workdir.notes else workdir.read_results(),
@@ -125,8 +126,9 @@ class Workdir:
         config: dict[str, Any],
         *,
         resumable: Sequence[str] = (),
-        increasable: Sequence[str] = (),
+        increasable: Mapping[str, float] = MappingProxyType({}),
         movable: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
         option: str = "--workdir",
     ) -> "Workdir":
         """Creates and locks the directory and writes `config.json`, or opens it to resume its run.
@@ -135,9 +137,12 @@ class Workdir:
           path: path of the directory.
           config: the config, as JSON values.
           resumable: prefixes of the dotted keys that may differ from those of the existing run.
-          increasable: keys that may be larger than before, such as the number of epochs.
+          increasable: keys that may be larger than before, such as the number of epochs, with the
+            number that 0 stands for.
           movable: keys whose values name files, with the prefixes of those that may have moved; the
             caller compares the files' contents.
+          defaults: a config with the values of keys that are missing in that of the existing run,
+            which was made by an earlier version.
           option: command-line option that names the directory, for error messages.
 
         Raises:
@@ -151,7 +156,7 @@ class Workdir:
             workdir._lock()
             if (path / "config.json").exists():
                 for key, old in workdir._check_config(
-                    config, resumable, increasable, movable
+                    config, resumable, increasable, movable, defaults
                 ).items():
                     workdir._increase(key, old, config[key])
             write_atomic(path / "config.json", json.dumps(config, indent=2).encode())
@@ -199,15 +204,16 @@ class Workdir:
         self,
         config: dict[str, Any],
         resumable: Sequence[str],
-        increasable: Sequence[str],
+        increasable: Mapping[str, float],
         movable: Mapping[str, Sequence[str]],
+        defaults: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Returns the old values of the keys that were raised.
 
         Raises:
           UserError: if the existing run has another config.
         """
-        old = self._read_config()
+        old = flatten_config(defaults) | flatten_config(self._read_config())
         changed = config_diff(
             old, config, resumable=resumable, increasable=increasable, movable=movable
         )
@@ -217,12 +223,12 @@ class Workdir:
                 f"workdir {self.path} has a run with another config ({'; '.join(changed)}): choose"
                 f" another {self.option}{resume}"
             )
-        return {key: old[key] for key in increasable if old[key] != config[key]}
+        return {key: old[key] for key in increasable if old.get(key, config[key]) != config[key]}
 
     def _increase(self, key: str, old: Any, new: Any) -> None:
+        schedule = ": from now on the learning rate follows the longer schedule"
         self.notes.append(
-            f"{key} raised from {old} to {new}: from now on the learning rate follows the longer"
-            " schedule"
+            f"{key} raised from {old} to {new or 'no limit'}{schedule if key == 'epochs' else ''}"
         )
         with contextlib.suppress(FileNotFoundError):
             (self.path / "results.json").rename(self.path / f"results-{old}-{key}.json")

@@ -1,6 +1,7 @@
 """The config of a run, and what it builds."""
 
 import json
+import math
 from typing import Any
 
 import jax
@@ -29,8 +30,8 @@ RESUMABLE_KEYS = (
     "ensemble.member_devices",
     "ensemble.method",
 )
-# Keys that can be raised to continue a finished run.
-INCREASABLE_KEYS = ("epochs",)
+# Keys that can be raised to continue a finished run, with the number that 0 stands for.
+INCREASABLE_KEYS = {"epochs": 0.0, "max_steps": math.inf}
 
 
 def default_config() -> ConfigDict:

@@ -171,7 +171,8 @@ OPTIMIZER = {
     "steps_per_call": Key(
         1,
         "most steps of one call of the compiled step, with a dataset on the devices; a call ends at"
-        " evaluations, at checkpoints, and after about five seconds",
+        " evaluations and checkpoints, those of more than 64 steps after about five seconds, and"
+        " signals stop the run at its end",
     ),
     "grad_accum_steps": Key(1, "micro-batches that a batch is split into, to save memory"),
     "on_nonfinite": Key("stop", "after a loss or gradient that is not finite; skip: no update"),

@@ -108,7 +108,7 @@ ALIASES: dict[str, str] = {
     "polynomial_power": "power poly_power lr_power",
     "schedule_cycles": "lr_cycle_limit num_cycles n_cycles snapshots lr_cycles",
     "weight_decay": "wd l2 l2_reg decay weight_decay_rate l2_regularization regularization",
-    "weight_decay_factors": "wd_mult decay_mult weight_decays norm_decay bias_decay",
+    "weight_decay_factors": "wd_factors wd_mult decay_mult weight_decays norm_decay bias_decay",
     "decay_mask": "no_weight_decay no_decay norm_weight_decay bias_weight_decay filter_bias_and_bn",
     "loss": "criterion loss_fn bce_loss loss_function",
     "bce_target_threshold": "bce_target_thresh bce_threshold",
@@ -214,6 +214,9 @@ ADVICE: dict[str, str] = {
         "a run has a fixed number of config.epochs, and its best checkpoint is kept;"
         " config.plateau_patience is that of config.schedule=plateau"
     ),
+    "cooldown": "config.schedule=plateau has none: leave it out",
+    "limit_train_batches": "config.max_steps ends a run early",
+    "resplit": "the first copy of config.data.aug_splits is always clean: leave it out",
     "compile torchcompile jit xla use_xla": "steps are always compiled",
     "shuffle": "training examples are always shuffled, by config.seed",
     "pin_mem pin_memory prefetch_factor prefetch channels_last persistent_workers": (

@@ -23,7 +23,12 @@ from resflax.run.progress import RunProgress
 from resflax.run.signals import Interrupt
 from resflax.run.workdir import ExistingRun, Workdir
 from resflax.train import loop
-from resflax.train.config import INCREASABLE_KEYS, RESUMABLE_KEYS, to_json_dict
+from resflax.train.config import (
+    INCREASABLE_KEYS,
+    RESUMABLE_KEYS,
+    default_config,
+    to_json_dict,
+)
 from resflax.train.config_rules import check_config
 from resflax.train.results import describe_accuracies
 from resflax.train.run_builder import build
@@ -37,6 +42,7 @@ MAY_DIFFER: dict[str, Any] = {
     "resumable": RESUMABLE_KEYS,
     "increasable": INCREASABLE_KEYS,
     "movable": {"dataset": FILE_PREFIXES},
+    "defaults": to_json_dict(default_config()),
 }
 
 

@@ -128,7 +128,8 @@ class TrainingLoop:
         if first > trainer.steps:
             raise UserError(
                 f"the checkpoint is at step {first}, but the run has {trainer.steps} steps:"
-                " raise config.epochs, or choose another --workdir"
+                f" raise config.{'max_steps' if self.config.max_steps else 'epochs'}, or choose"
+                " another --workdir"
             )
         axis = None if self.config.steps_per_call == 1 else int(is_ensemble(self.config))
         self.pending = PendingMetrics(self.engine, first, axis)
