@@ -24,8 +24,9 @@ from absl import logging
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
+from benchmarks.layers import STEMS
 from benchmarks.peers.torch_muon import Muon
-from benchmarks.peers.torch_net import ResNet, to_state_dict
+from benchmarks.peers.torch_net import ACTIVATIONS, POOLINGS, ResNet, to_state_dict
 from resflax import tune_malloc
 from resflax.cli.flags import parse
 from resflax.cli.main import run_command
@@ -39,6 +40,7 @@ from resflax.run.throughput import Throughput
 from resflax.train import Workdir, build, check_config, default_config
 from resflax.train.config import to_json_dict
 from resflax.train.run import Run
+from resflax.train.schedules import SCHEDULES
 from resflax.train.trainer import is_last_of_epochs
 
 DEFAULT_RECIPE = "configs/cifar10_resnet.py"
@@ -85,15 +87,29 @@ SUPPORTED_KEYS = (
 )
 
 
+# Their values, where only some are supported; None is the model's own.
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "optimizer": ("sgd", "muon"),
+    "schedule": tuple(name for name in SCHEDULES if name != "plateau"),
+    "spec.stem": (None, *STEMS),
+    "spec.shortcut": (None, "A", "B"),
+    "spec.activation": (None, *ACTIVATIONS),
+    "spec.pooling": (None, *POOLINGS),
+}
+
+
 def check_supported(config: ConfigDict) -> None:
-    """Raises `UserError` if a key that this trainer ignores differs from its default."""
+    """Raises `UserError` if a key differs from its default in a way that this trainer ignores."""
     values, defaults = flatten_config(config), flatten_config(default_config())
-    if config.schedule == "plateau":
-        raise UserError("config.schedule is 'plateau': the PyTorch trainer supports any other one")
-    for key, value in values.items():
-        if key not in SUPPORTED_KEYS and value != defaults[key]:
+    supported = {key: (default,) for key, default in defaults.items() if key not in SUPPORTED_KEYS}
+    supported |= SUPPORTED_VALUES
+    if config.optimizer == "muon":
+        supported["nesterov"] = (True,)
+    for key, allowed in supported.items():
+        if values[key] not in allowed:
+            names = " or ".join(map(repr, allowed))
             raise UserError(
-                f"config.{key} is {value!r}: the PyTorch trainer supports only {defaults[key]!r}"
+                f"config.{key} is {values[key]!r}: the PyTorch trainer supports only {names}"
             )
 
 

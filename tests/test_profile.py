@@ -168,6 +168,21 @@ def test_wait_observes_the_end_of_steps():
     assert wait.seconds >= 0
 
 
+def test_wait_for_new_workers_is_not_counted():
+    def slow():
+        time.sleep(0.05)
+        yield "batch"
+
+    for is_ignored in (False, True):
+        wait = DataWait()
+        wait.dispatched({"loss": jnp.ones(3)})
+        wait._end_of_step.result()
+        if is_ignored:
+            wait.ignore_next()
+        wait.next(slow())
+        assert (wait.seconds == 0) == is_ignored
+
+
 def test_wait_meter_goes_on_after_a_resume():
     wait = DataWait()
     wait.seconds = 5.0  # of an earlier call of the same trainer

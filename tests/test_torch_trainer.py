@@ -52,10 +52,20 @@ def test_batches_contain_every_example_once_per_epoch():
     assert order[:10].tolist() != order[10:].tolist()
 
 
-def test_unsupported_config_key_is_an_error():
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data.mixup": 0.2}, "config.data.mixup is 0.2: the PyTorch trainer supports only 0.0"),
+        ({"optimizer": "adamw"}, "config.optimizer is 'adamw': .* supports only 'sgd' or 'muon'"),
+        ({"schedule": "plateau"}, "config.schedule is 'plateau': .* supports only 'constant' or"),
+        ({"spec.activation": "gelu"}, "config.spec.activation is 'gelu': .* only None or 'relu'"),
+        ({"optimizer": "muon", "nesterov": False}, "config.nesterov is False: .* only True"),
+    ],
+)
+def test_unsupported_config_is_an_error(keys, message):
     config = default_config()
-    config.data.mixup = 0.2
-    with pytest.raises(UserError, match=r"config.data.mixup is 0.2: the PyTorch trainer supports"):
+    config.update_from_flattened_dict(keys)
+    with pytest.raises(UserError, match=message):
         check_supported(config)
 
 

@@ -49,10 +49,16 @@ class Muon(torch.optim.Optimizer):
         """Updates the parameters once."""
         del closure
         for group in self.param_groups:
+            momentum = group["momentum"]
             for p in group["params"]:
-                average = self.state[p].setdefault("average", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                direction = p.grad.lerp(average, group["momentum"]).reshape(len(p), -1)
+                state = self.state[p]
+                average = state.setdefault("average", torch.zeros_like(p))
+                steps = state["steps"] = state.get("steps", 0) + 1
+                average.lerp_(p.grad, 1 - momentum)
+                # Corrected for the average's start at 0, as Nesterov's momentum in NAdam.
+                ahead = average * (momentum / (1 - momentum ** (steps + 1)))
+                direction = ahead + p.grad * ((1 - momentum) / (1 - momentum**steps))
+                direction = direction.reshape(len(p), -1)
                 update = orthogonalize(direction).reshape(p.shape)
                 scale = RMS * max(direction.shape) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -27,6 +27,10 @@ class DataWait:
         self._executor = ThreadPoolExecutor(1, "data_wait")
         self._end_of_step: Future[float] | None = None
 
+    def ignore_next(self) -> None:
+        """Leaves out the time waited for the next batch, of which the workers start."""
+        self._end_of_step = None
+
     def next(self, batches: Iterator[Any]) -> Any:
         """Returns the next batch, and adds the time waited for it."""
         start = time.monotonic()

@@ -151,6 +151,7 @@ class TrainingLoop:
             if step == phase.start and step != first:  # the step is compiled for other sizes
                 self._drain_metrics(step)
                 self.recorder.throughput.expect_compilation()
+                trainer.data_wait.ignore_next()
             count = self._steps_of_call(step)
             self.profiler.before(step + 1, state)
             with (
