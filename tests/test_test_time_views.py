@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from resflax import UserError, create_model
 from resflax.cli.main import main
-from resflax.data.views import TTA, shift
+from resflax.data.views import TTA, TtaRow, shift
 from resflax.data.views import test_time_views as make_views
+from resflax.evaluate.views import Views
 from resflax.train import (
     build,
     create_state,
@@ -67,6 +68,27 @@ def test_unknown_views_are_an_error():
         make_views(np.zeros((1, 4, 4, 1)), "shift")
     with pytest.raises(UserError, match="unknown tta 'shift': expected one of none, flip"):
         make_eval_step(LinearClassifier(), tta="shift")
+
+
+@pytest.mark.parametrize("tta", ["flip", "flip_shift"])
+@pytest.mark.parametrize("shape", [(5, 9, 2), (4, 4, 1, 5, 1)])
+def test_views_of_other_arrays_than_images_are_an_error(tta, shape):
+    """The first axes of `(n, length, channels)` are not height and width."""
+    for array in (np.zeros(shape), jnp.zeros(shape)):
+        with pytest.raises(UserError, match=r"tta='flip.*: expected images \(n, height, width,"):
+            make_views(array, tta)
+        assert make_views(array, "none")[0] is array
+
+
+def test_rows_of_views_give_their_count_and_description(monkeypatch):
+    """Of two shifts without mirrors, which no shipped row has."""
+    monkeypatch.setitem(TTA, "shift", TtaRow((0, 2), is_mirrored=False, description="and shifts"))
+    images = np.arange(50.0).reshape(2, 5, 5, 1)
+    first, second = make_views(images, "shift")
+    np.testing.assert_array_equal(first, images)
+    np.testing.assert_array_equal(second[:, 2:, 2:], images[:, :-2, :-2])
+    assert Views(tta="shift", scales=(5, 6)).count == 4
+    assert str(Views(tta="shift")) == "one view, and shifts"
 
 
 @pytest.mark.parametrize("tta", TTA)

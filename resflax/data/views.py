@@ -1,15 +1,39 @@
 """Views of an image at test time, whose probabilities are averaged: mirrors and small shifts."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resflax.errors import unknown
+from resflax.errors import UserError, unknown
 
-# Names of the views that an image is classified in, besides itself.
-TTA = ("none", "flip", "flip_shift")
+
+class TtaRow(NamedTuple):
+    """Row of `TTA`.
+
+    Attributes:
+      shifts: by how many pixels the image is moved down and to the right, once for each view.
+      is_mirrored: whether the mirror image of each is a view too.
+      description: the views besides the image itself, in words.
+    """
+
+    shifts: tuple[int, ...] = (0,)
+    is_mirrored: bool = True
+    description: str = ""
+
+    @property
+    def views(self) -> int:
+        """The number of views of an image."""
+        return len(self.shifts) * (2 if self.is_mirrored else 1)
+
+
+# Views of an image, by name; the first of each is the image itself.
+TTA: dict[str, TtaRow] = {
+    "none": TtaRow(is_mirrored=False),
+    "flip": TtaRow(description="and mirrors"),
+    "flip_shift": TtaRow((0, 1, -1), description="and shifts and mirrors"),
+}
 
 
 def mirror(images: Any) -> Any:
@@ -45,7 +69,7 @@ def shift(images: Any, pixels: int) -> Any:
 
 
 def test_time_views(images: Any, tta: str) -> list[Any]:
-    """Returns the views of images `(..., height, width, channels)`, of equal weight.
+    """Returns the views of images `(n, height, width, channels)`, of equal weight.
 
     With "flip" the image and its mirror image (Krizhevsky et al. 2012, section 4.1). With
     "flip_shift" six: also those of the image shifted by a pixel to the lower right and to the upper
@@ -53,13 +77,19 @@ def test_time_views(images: Any, tta: str) -> list[Any]:
     both.
 
     Args:
-      images: an array of NumPy or JAX.
+      images: an array of NumPy or JAX; with "none" of any shape.
       tta: a name in `TTA`.
 
     Raises:
-      UserError: on an unknown name.
+      UserError: on an unknown name, and if other arrays than images have views.
     """
     if tta not in TTA:
         raise unknown("tta", tta, TTA)
-    moved = [images, shift(images, 1), shift(images, -1)] if tta == "flip_shift" else [images]
-    return moved if tta == "none" else [view for x in moved for view in (x, mirror(x))]
+    row = TTA[tta]
+    if row.views > 1 and images.ndim != 4:
+        raise UserError(
+            f"tta={tta!r} of an array of shape {images.shape}: expected images (n, height, width,"
+            " channels), or tta='none'"
+        )
+    moved = [shift(images, pixels) if pixels else images for pixels in row.shifts]
+    return [view for x in moved for view in ((x, mirror(x)) if row.is_mirrored else (x,))]

@@ -19,7 +19,6 @@ from resflax.data.views import TTA, mirror, test_time_views
 from resflax.errors import UserError, unknown
 
 CROPS = (1, 10)
-DESCRIPTIONS = {"flip": "and mirrors", "flip_shift": "and shifts and mirrors"}
 Images = UInt8[np.ndarray, "n height width channels"]
 
 
@@ -60,12 +59,13 @@ class Views:
     @property
     def count(self) -> int:
         """The number of views of each image."""
-        return (len(self.scales) or self.crops) * {"none": 1, "flip": 2, "flip_shift": 6}[self.tta]
+        return (len(self.scales) or self.crops) * TTA[self.tta].views
 
     def __str__(self) -> str:
         name = f"whole image, shorter side {', '.join(map(str, self.scales))}"
         name = name if self.scales else "ten crops" if self.crops == 10 else "one view"
-        return f"{name}, {DESCRIPTIONS[self.tta]}" if self.tta != "none" else name
+        description = TTA[self.tta].description
+        return f"{name}, {description}" if description else name
 
     def transform(self, center: EvalTransform) -> EvalTransform:
         """Returns what the data loader applies to an image: crops, or nothing for `scales`."""
