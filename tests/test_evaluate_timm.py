@@ -121,7 +121,7 @@ def test_test_time_pooling_gives_the_probabilities_of_timm(case, tmp_path):
 
 
 TEST_POOL_ERRORS = {
-    "same size": (["--test-pool"], "images larger than those of training, 64x64"),
+    "same size": (["--test-pool"], "images larger than the model's own input size, 64x64"),
     "one larger side": (["--test-pool", "--size=64x96"], "and they have 64x96 here: expected a"),
     "scales": (["--test-pool", "--scales=96"], "--test-pool and --scales are both given"),
     "dropout": (["--test-pool", "--mc-dropout=3"], "--test-pool and --mc-dropout are both given"),

@@ -148,8 +148,9 @@ def _add_views(parser: Parser) -> None:
     add("--crops", type=int, choices=CROPS, default=1, help=text)
     text = "average the probabilities of whole images with these shorter sides"
     add("--scales", default="", metavar="N,N,...", help=text)
-    text = "for a larger --size than that of training: classify each window of the feature map that"
-    text += " has the training size, and take half the mean plus half the maximum of the logits"
+    text = "for images larger than those of a run's training, or than the model's own input size:"
+    text += " classify each window of the feature map that has that size, and take half the mean"
+    text += " plus half the maximum of the logits"
     add("--test-pool", action="store_true", help=text)
 
 

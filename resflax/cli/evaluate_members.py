@@ -27,7 +27,8 @@ class Members(NamedTuple):
     Attributes:
       networks: the networks, with the preprocessing of the command line.
       samples: number of samples of MC dropout of the one network; 0 without it.
-      test_pool: height and width of the training images, for test-time pooling; None without it.
+      test_pool: height and width of the training images, or where they are not known the model's
+        own input size, for test-time pooling; None without it.
     """
 
     networks: tuple[Weights, ...]
@@ -76,7 +77,7 @@ class Members(NamedTuple):
 
         Returns:
           "checkpoints", of the networks of runs, with "where", "step" and "unfinished";
-          "test_pool", height and width of the training images, with test-time pooling;
+          "test_pool", the field, with test-time pooling;
           "mc_dropout", if there are samples; "normalization", the mean and std of each network, if
           they differ.
         """
@@ -147,32 +148,51 @@ def read_evaluated_members(args: argparse.Namespace) -> Members:
     if args.mc_dropout:
         networks = (_with_dropout(networks),)
     preprocessed = tuple(_with_preprocess(network, args) for network in networks)
-    test_pool = _test_pool(networks, preprocessed) if args.test_pool else None
+    size = preprocessed[0].config.preprocess.size
+    test_pool = _test_pool(networks, size) if args.test_pool else None
     return Members(preprocessed, args.mc_dropout or 0, test_pool)
 
 
-def _test_pool(networks: Sequence[Weights], preprocessed: Sequence[Weights]) -> tuple[int, int]:
+def _test_pool(networks: Sequence[Weights], size: tuple[int, int]) -> tuple[int, int]:
     """Returns the height and width of the images that the networks were trained on.
 
     Args:
-      networks: with their own preprocessing, whose size it is.
-      preprocessed: with that of the command line.
+      networks: with their own preprocessing, whose size it is where a run does not say.
+      size: height and width of the evaluated images.
 
     Raises:
       UserError: if test-time pooling does not fit the networks or the size of the images.
     """
-    own, size = (members[0].config.preprocess.size for members in (networks, preprocessed))
     for network in networks:
         check_test_pool(network.config.spec)
-    if len({network.config.preprocess.size for network in networks}) > 1:
+    trained = [_trained_size(network.where) for network in networks]
+    own, *others = {
+        known or network.config.preprocess.size
+        for known, network in zip(trained, networks, strict=True)
+    }
+    if others:
         raise UserError("--test-pool needs networks with images of one size: leave it out")
     if not all(new > old for new, old in zip(size, own, strict=True)):
         sides, new = ("x".join(map(str, s)) for s in (own, size))
+        what = "those of training" if all(trained) else "the model's own input size"
         raise UserError(
-            f"--test-pool is for images larger than those of training, {sides}, and they have {new}"
-            " here: expected a larger --size"
+            f"--test-pool is for images larger than {what}, {sides}, and they have {new} here:"
+            " expected a larger --size"
         )
     return own
+
+
+def _trained_size(where: str) -> tuple[int, int] | None:
+    """Returns the height and width of a run's training images, the last ones of a schedule.
+
+    None if its config has no size in pixels, or `where` is not a run.
+    """
+    name = split_checkpoint(where)
+    config = read_run_config(name.folder) if name else {"data": {}}
+    rows = config["data"].get("size_schedule", ())
+    sides = [row[1] for row in rows if row[0] < config.get("epochs", 0)]
+    side = sides[-1] if sides else config["data"].get("image_size", 0)
+    return (side, side) if side > 0 else None
 
 
 def _with_preprocess(network: Weights, args: argparse.Namespace) -> Weights:
