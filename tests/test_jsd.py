@@ -76,6 +76,18 @@ def test_first_copy_is_only_cropped_and_flipped():
     assert (copies[:, 1] != copies[:, 2]).any()
 
 
+def test_copies_need_only_the_settings_that_are_given():
+    splits = make_splits(2, {"cutout": 3})
+    assert splits.shared is None
+    assert make_splits(1, {"cutout": 3}) is None
+
+
+def test_copies_that_would_be_equal_are_refused():
+    with pytest.raises(UserError, match="3 copies of each example would be equal") as e:
+        make_splits(3, {"pad_crop": 4, "flip": "random"})
+    assert "\n" not in str(e.value)
+
+
 def noise(keys, images, parity=None):
     del parity
     return images + jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)

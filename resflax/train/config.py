@@ -93,15 +93,15 @@ def crop_kind(config: ConfigDict) -> str:
 
 def build_augment(config: ConfigDict) -> Augment | None:
     """Builds the augmentation of a config; None if there is none."""
-    return make_augment(**_augment_settings(config))
+    return make_augment(**augment_settings(config))
 
 
 def build_splits(config: ConfigDict) -> Splits | None:
     """Builds the copies of each example of a config; None if there is one."""
-    return make_splits(config.data.aug_splits, _augment_settings(config))
+    return make_splits(config.data.aug_splits, augment_settings(config))
 
 
-def _augment_settings(config: ConfigDict) -> dict[str, Any]:
+def augment_settings(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `make_augment`."""
     data = config.data
     return dict(

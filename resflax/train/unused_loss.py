@@ -1,7 +1,8 @@
 """Keys of the loss that have no effect on what the others choose, as a table."""
 
+from resflax.data.augment.splits import make_own_augment
 from resflax.nn.patterns import parse_patterns
-from resflax.train.config import build_splits
+from resflax.train.config import augment_settings
 from resflax.train.config_keys import DISTILLATION, LOSS
 from resflax.train.losses import LOSSES, OPTION_KEYS, takes_option
 from resflax.train.rule import Row
@@ -25,7 +26,7 @@ LOSS_ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("data.aug_splits",),
-        lambda c: build_splits(c) is None,
+        lambda c: make_own_augment(augment_settings(c)) is None,
         "no augmentation differs between copies, which share crops and flips: leave it out, or use"
         " config.data.auto_augment",
     ),

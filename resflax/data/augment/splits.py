@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt8
 
 from resflax.data.augment.pipeline import Augment, make_augment
+from resflax.errors import UserError
 
 # Settings of `make_augment` that all copies of an example have with the same random numbers.
 SHARED = ("pad_crop", "inception_crop", "flip", "shift")
@@ -48,12 +49,36 @@ def copy_keys(keys: Key[Array, " n"], count: int) -> list[Key[Array, " n"]]:
 
 
 def make_splits(count: int, settings: Mapping[str, Any]) -> Splits | None:
-    """Makes the copies of a config; None if only one, or if all would be equal.
+    """Makes the copies of each example; None if there is one.
 
     Args:
       count: number of copies.
       settings: arguments of `make_augment`.
+
+    Raises:
+      UserError: if a value is invalid, or if all copies would be equal.
+
+    >>> splits = make_splits(3, {"pad_crop": 4, "auto_augment": "augmix-m3-w3"})
+    >>> keys = jax.random.split(jax.random.key(0), 8)
+    >>> splits(keys, jnp.zeros((8, 32, 32, 3), jnp.uint8)).shape
+    (8, 3, 32, 32, 3)
     """
-    shared = make_augment(**{key: settings[key] for key in SHARED})
-    own = make_augment(**{key: value for key, value in settings.items() if key not in SHARED})
-    return Splits(count, shared, own) if count > 1 and own else None
+    if count < 2:
+        return None
+    own = make_own_augment(settings)
+    if own is None:
+        raise UserError(
+            f"{count} copies of each example would be equal, since all share {', '.join(SHARED)}:"
+            " expected another augmentation, such as auto_augment, or one copy"
+        )
+    shared = make_augment(**{key: value for key, value in settings.items() if key in SHARED})
+    return Splits(count, shared, own)
+
+
+def make_own_augment(settings: Mapping[str, Any]) -> Augment | None:
+    """Makes the augmentation that differs between copies; None if there is none.
+
+    Args:
+      settings: arguments of `make_augment`.
+    """
+    return make_augment(**{key: value for key, value in settings.items() if key not in SHARED})
