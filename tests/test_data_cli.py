@@ -17,10 +17,10 @@ from resflax.cli.data import main
 from resflax.data import load_dataset, train_batches
 from resflax.train import check_config, default_config
 from resflax.train.builders import build_schedule
-from resflax.train.config import build_augment
-from resflax.train.first_batch import augment_batch, first_images
+from resflax.train.config import build_augment, build_splits
+from resflax.train.first_batch import augment_batch, first_images, first_rows
 from resflax.train.state import TrainState
-from resflax.train.step_inputs import make_prepare_batch
+from resflax.train.step_inputs import example_keys, make_prepare_batch
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -78,6 +78,18 @@ def test_augment_batch_equals_the_input_of_the_step():
     for i in range(4):
         expected = targets[i, i] * images[i] + targets[i, i ^ 1] * images[i ^ 1].astype(float)
         assert np.abs(mixed[i] - expected).max() <= 1
+
+
+def test_images_of_copies_are_the_second_ones_of_the_step():
+    config, digits = default_config(), load_dataset("digits")
+    config.data.pad_crop, config.data.cutout, config.data.aug_splits = 2, 4, 3
+    config.batch_size = 8
+    batch = first_rows(config, digits, slice(None))
+    keys = example_keys(jnp.uint32(config.seed), jnp.int32(0), jnp.asarray(batch["index"]))
+    copies = np.asarray(build_splits(config)(keys, jnp.asarray(batch["image"])))
+    shown = first_images(config, digits, 8)
+    np.testing.assert_array_equal(shown, copies[:, 1])
+    assert (shown != copies[:, 0]).any()
 
 
 def repeating_config(dataset):

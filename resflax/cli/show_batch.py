@@ -22,7 +22,8 @@ def show_batch(config: ConfigDict, out: Path) -> None:
 
     The first is the image before anything is done, below the name of its class; the one below it is
     cropped and augmented, and has the names and shares of its target if this mixes classes. With
-    `data.repeats`, the first copies are followed by the second ones of the same examples.
+    `data.repeats`, the first copies are followed by the second ones of the same examples. With
+    `data.aug_splits`, the second copy of each example is drawn, the first augmented one.
 
     Raises:
       UserError: if the examples are not uint8 images.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resflax.data import Dataset, train_batches
 from resflax.nn import identity
-from resflax.train.config import build_augment, build_mix
+from resflax.train.config import build_augment, build_mix, build_splits
 from resflax.train.image_sizes import build_phases, resize_images
 from resflax.train.metrics import one_hot
 from resflax.train.state import TrainState
@@ -24,19 +24,23 @@ def augment_batch(
 ) -> tuple[UInt8[np.ndarray, "n height width channels"], Float[np.ndarray, "n classes"]]:
     """Returns images and targets as the first step of a run sees them, before normalization.
 
+    With `data.aug_splits`, they are the second copies of the examples, the first augmented ones.
+
     Args:
       config: of the run.
       batch: "image", "label", "index" and perhaps "repeat", as `train_batches` yields them.
       num_classes: columns of the targets.
     """
-    augment, mix = build_augment(config), build_mix(config)
+    splits, mix = build_splits(config), build_mix(config)
+    augment = splits or build_augment(config)
     prepare = make_prepare_batch(augment, identity, mix, num_classes, needs_rng=False)
     state = TrainState(jnp.int32(0), jnp.uint32(config.seed), {}, {}, {})
     arrays = jax.tree.map(jnp.asarray, dict(batch))
     inputs = prepare(state, arrays | {"epoch": jnp.zeros_like(arrays["index"])})
     target = inputs.target
     soft = target if target.ndim == 2 else one_hot(target, num_classes)
-    return np.asarray(inputs.image), np.asarray(soft)
+    images = inputs.image[:, 1] if splits else inputs.image
+    return np.asarray(images), np.asarray(soft)
 
 
 def first_images(
