@@ -10,7 +10,8 @@ from helpers.image_folders import write_folder
 
 from resflax.cli.recipe import load_recipe
 
-RECIPES = sorted(path.stem for path in Path("configs").glob("*.py"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 NOISE = ("dataset=fake:32x32x3:10:32", "batch_size=16")
 # What replaces `NOISE` and the network: recipes of other images, and those that need weights.
 OTHERS: dict[str, tuple[str, ...]] = {
@@ -38,6 +39,11 @@ def folder(root):
     return (f"dataset={write_folder(root, files)}", "batch_size=16")
 
 
+def test_there_are_recipes_of_all_kinds():
+    assert {*OTHERS} <= {*RECIPES}
+    assert any(name.startswith("imagenet_") for name in RECIPES)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains_two_steps(tmp_path, name):
@@ -46,13 +52,13 @@ def test_recipe_trains_two_steps(tmp_path, name):
         flags += folder(tmp_path / "images")
     if name not in OTHERS or "pretrained=" in flags:
         flags.append("model=cifar_resnet8")
-    if load_recipe(f"configs/{name}.py").dtype != "float32":
+    if load_recipe(f"{CONFIGS}/{name}.py").dtype != "float32":
         flags.append("dtype=float32")
     keys = [f"--config.{flag}" for flag in [*flags, "max_steps=2"]]
-    recipe = f"--config=configs/{name}.py"
-    if load_recipe(f"configs/{name}.py").distill.teacher:
+    recipe = f"--config={CONFIGS}/{name}.py"
+    if load_recipe(f"{CONFIGS}/{name}.py").distill.teacher:
         teacher = f"{tmp_path}/teacher"
-        assert run_train(f"--config=configs/{TEACHER}", *keys, f"--workdir={teacher}") == 0
+        assert run_train(f"--config={CONFIGS}/{TEACHER}", *keys, f"--workdir={teacher}") == 0
         keys.append(f"--config.distill.teacher={teacher}")
     assert run_train(recipe, *keys, f"--workdir={tmp_path}/run") == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -62,6 +68,6 @@ def test_recipe_trains_two_steps(tmp_path, name):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("imagenet_")])
 def test_recipe_says_whether_it_was_run(name):
-    text = Path(f"configs/{name}.py").read_text().partition("from ml_collections")[0]
+    text = (CONFIGS / f"{name}.py").read_text().partition("from ml_collections")[0]
     assert "Measured" in text
     assert f"configs/{name}.py" in text  # its command
