@@ -16,7 +16,7 @@ from helpers.networks import randomized, run, variables_of
 from helpers.records import read_records
 
 from resflax import UserError, create_model
-from resflax.nn import stack_params
+from resflax.nn import identity, stack_params
 from resflax.train import (
     Trainer,
     build,
@@ -29,7 +29,7 @@ from resflax.train import (
 from resflax.train.distill import Distillation, distillation_loss, feature_loss
 from resflax.train.histograms import HistogramSource
 from resflax.train.programs import run_programs
-from resflax.train.teacher import renormalize
+from resflax.train.teacher import Teacher, renormalize
 
 SHAPE, OPTIMIZER, T = (2, 2, 1), optax.sgd(0.5), 2.0
 TEACHER = {"params": {"kernel": np.random.default_rng(3).standard_normal((4, 3)).astype("f")}}
@@ -229,6 +229,18 @@ def test_steps_refuse_features_that_do_not_fit():
         jax.eval_shape(step, state, batch)
     with pytest.raises(UserError, match=r"of a LinearClassifier cannot be distilled"):
         make_train_step(LinearClassifier(), OPTIMIZER, distillation=FEATURE_DISTILLATION)
+
+
+def test_features_of_members_are_refused():
+    """Those of the network and of the teacher, of which a step knows only the outputs."""
+    members = create_model("cifar_resnet8", **NARROW, ensemble="batch", members=2)
+    message = "of a network with members, batch, cannot be distilled"
+    with pytest.raises(UserError, match=message) as e:
+        make_train_step(members, OPTIMIZER, distillation=FEATURE_DISTILLATION)
+    assert "\n" not in str(e.value)
+    teacher = Teacher(members, {}, identity, "runs/x", "runs/x")
+    with pytest.raises(UserError, match=message):
+        teacher.check_features(FEATURE_DISTILLATION, STUDENT, (8, 8, 3))
 
 
 def test_distillation_of_members_is_their_mean():

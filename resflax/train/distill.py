@@ -95,7 +95,7 @@ def feature_names(model: nn.Module, distillation: Distillation | None) -> tuple[
     """Returns the names of the features that a step captures of a network.
 
     Raises:
-      UserError: if there are any, and the network is not a `ResNet`.
+      UserError: if there are any, and the network is not a `ResNet`, or has members.
     """
     if distillation is None or not distillation.features:
         return ()
@@ -103,6 +103,11 @@ def feature_names(model: nn.Module, distillation: Distillation | None) -> tuple[
         raise UserError(
             f"features {distillation.features} of a {type(model).__name__} cannot be distilled:"
             " expected a ResNet, which captures its intermediate outputs, or no features"
+        )
+    if model.spec.ensemble != "none":
+        raise UserError(
+            f"features {distillation.features} of a network with members, {model.spec.ensemble},"
+            " cannot be distilled: expected a model and a teacher without members, or no features"
         )
     return distillation.features
 

@@ -72,6 +72,7 @@ class Teacher(NamedTuple):
         names = feature_names(model, distillation)
         if not names:
             return
+        feature_names(self.model, distillation)  # refuses a teacher with members
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
         def capture(variables: Any, image: Array) -> Any:
