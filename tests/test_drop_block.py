@@ -106,13 +106,20 @@ def test_all_elements_can_be_dropped():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnetaa50"])
-def test_blocks_drop_where_timm_does(name, monkeypatch):
-    """Training logits equal timm's, with our masks in place of those that timm draws."""
+@pytest.mark.parametrize(
+    ("name", "activation"), [("resnet18", "relu"), ("resnet18", "silu"), ("resnetaa50", "silu")]
+)
+def test_blocks_drop_where_timm_does(name, activation, monkeypatch):
+    """Training logits equal timm's, with our masks in place of those that timm draws.
+
+    The factors of a mask commute with ReLU, but not with SiLU.
+    """
     timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
     resnet = pytest.importorskip("timm.models.resnet")
-    reference = timm.create_model(name, num_classes=5, drop_block_rate=RATE).train()
-    model = create_model(name, num_classes=5, drop_block=RATE)
+    # By default the branches end with zeros, whatever they drop.
+    options = {"drop_block_rate": RATE, "zero_init_last": False, "act_layer": activation}
+    reference = timm.create_model(name, num_classes=5, **options).train()
+    model = create_model(name, num_classes=5, drop_block=RATE, activation=activation)
     variables = from_torch(model.spec, reference.state_dict())
     keys = make_keys(4)
     x = np.random.default_rng(0).standard_normal((4, 160, 160, 3)).astype(np.float32)

@@ -157,8 +157,8 @@ def apply_branch(
       zero_init: initialize the last norm's scale (Goyal et al. 2017, section 5.1) or, where no norm
         follows it, the last kernel (timm) to zero, so that the branch is zero at the start. Without
         effect if an activation ends the branch: its gradient would stay zero.
-      drop: applied to the input of the last convolution, before a downsampling (timm's place of
-        DropBlock).
+      drop: applied between the norm and the activation that precede the last convolution (timm's
+        place of DropBlock), in every order; after a norm that has an activation of its own.
 
     The row "bottleneck", unrolled:
 
@@ -202,8 +202,10 @@ def apply_branch(
                 x, features, row.kernel, stride, norm_name=norm_name, zero=zero, **fields
             )
         x = ops.conv(x, features, row.kernel, stride, zero=zero, **fields)
-        steps = NORM_ACT if i < last else order.last
-        x = apply_steps(ops, steps, x, name=norm_name)
-        x = drop(x) if i == last - 1 else x
+        if i < last:
+            between = drop if i == last - 1 else identity
+            x = ops.norm_act(x, name=norm_name, between=between)
+        else:
+            x = apply_steps(ops, order.last, x, name=norm_name)
         x = downsample(ops, x, geometry.stride) if downsample else x
     return x

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resflax.errors import UserError
-from resflax.nn.activations import Activation
+from resflax.nn.activations import Activation, identity
 from resflax.nn.batch_norm import GLOBAL_BATCH, BatchNorm, BatchNormMode
 from resflax.nn.convs import PLAIN, ConvKind
 from resflax.nn.norms import BATCH, NONE, Lift, NormRow
@@ -55,7 +55,8 @@ class Ops:
         kernel (with scaled kernels, its gain) to 0 instead of He normal.
       image_conv: the same, for the convolution that reads the images.
       norm: `norm(x, name=..., zero=False)`. `zero` initializes its scale to 0 instead of 1.
-      norm_act: `norm_act(x, name=...)`: the norm, then its activation.
+      norm_act: `norm_act(x, name=..., between=identity)`: the norm, `between` and the activation;
+        `between` comes last if the norm has an activation of its own.
       act: `act(x)`, the activation; makes no module.
       act_of_sum: the same after a shortcut is added, for which see `relu_of_sum`.
       dense: `dense(x, features, name=..., use_bias=True)`: a linear layer over the last axis.
@@ -176,8 +177,8 @@ def make_ops(
         )
         return module(x)
 
-    def norm_act(x: Array, *, name: str) -> Array:
-        x = run_norm(x, name=name, with_act=True)
+    def norm_act(x: Array, *, name: str, between: Activation = identity) -> Array:
+        x = between(run_norm(x, name=name, with_act=True))
         return x if norm.has_activation else activation(x)
 
     def dense(x: Array, features: int, *, name: str, use_bias: bool = True) -> Array:

@@ -72,8 +72,8 @@ class Spec:
       drop_path: probability with which training drops the last block's branch, drawn per example.
         It rises linearly from 0 at the first block (stochastic depth).
       drop_block: share of the feature maps that training drops in square regions (DropBlock),
-        before the last convolution of each branch of the last two stages; timm's
-        `drop_block_rate`, with its sizes of the regions and factors of the rate.
+        between the norm and the activation before the last convolution of each branch of the last
+        two stages; timm's `drop_block_rate`, with its sizes of the regions and factors of the rate.
       dropout: probability with which training drops a feature before the head.
       num_classes: outputs of the head, per member. 0 for pooled features.
       dimensions: number of spatial axes: 1 for signals `(n, length, channels)`, 2 for images
