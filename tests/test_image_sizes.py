@@ -311,8 +311,15 @@ def test_combinations_that_cannot_work_are_refused(keys, message):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (((1, 12, 12),), "batch_size 12 is not a multiple of the 8 devices: use 8 or 16"),
-        (((1, 12, 200),), "batch_size 200 is larger than the train split"),
+        (
+            ((1, 12, 12),),
+            r"^row \(1, 12, 12\) of config.data.size_schedule: batch_size 12 is not a multiple of",
+        ),
+        (
+            ((1, 12, 200),),
+            r"^row \(1, 12, 200\) of config.data.size_schedule: batch_size 200 is larger",
+        ),
+        (((1, 12), (1.5, 9, 8), (2, 12, 20)), r"^row \(2, 12, 20\) of .*: batch_size 20 is not"),
     ],
 )
 def test_batch_sizes_that_do_not_fit_are_refused(rows, message):
@@ -324,5 +331,14 @@ def test_sizes_too_small_for_the_network_are_refused():
     config = make_config(
         dataset="fake:64x64x3:4:32", model="resnet18", data__size_schedule=((1, 8),)
     )
-    with pytest.raises(UserError, match="8x8, too small for resnet18 with the imagenet stem"):
+    with pytest.raises(
+        UserError, match=r"^row \(1, 8\) of .* images are 8x8, too small for resnet18"
+    ):
         build(config)
+
+
+def test_padding_larger_than_a_size_names_its_row():
+    message = r"^row \(1, 9\) of config.data.size_schedule: .*pad_crop is 10: .* side, 9$"
+    dataset = load_dataset("fake:16x16x1:4:32")
+    with pytest.raises(UserError, match=message):
+        make_trainer(dataset=dataset, data__pad_crop=10, data__size_schedule=((1, 9),))

@@ -1,6 +1,6 @@
 """Sizes of images and batches that change during a run (`data.size_schedule`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,8 +66,20 @@ SIZE_SCHEDULE_COMBINATIONS: tuple[Combination, ...] = (
 
 def batch_sizes(config: ConfigDict) -> set[int]:
     """Returns the batch sizes of a run's steps, also of those after its end."""
-    rows = config.data.size_schedule
-    return {config.batch_size, *(row[2] for row in rows if len(row) > 2 and row[2])}
+    return {size for size, _ in batch_size_sources(config)}
+
+
+def batch_size_sources(config: ConfigDict) -> list[tuple[int, Sequence[float] | None]]:
+    """Returns the batch sizes of a run's steps, each with the row that sets it, or None.
+
+    >>> from resflax.train.config import default_config
+    >>> config = default_config()
+    >>> config.batch_size, config.data.size_schedule = 64, ((1, 24, 16), (2, 28))
+    >>> batch_size_sources(config)
+    [(64, None), (16, (1, 24, 16))]
+    """
+    rows = [(row[2], row) for row in config.data.size_schedule if len(row) > 2 and row[2]]
+    return [(config.batch_size, None), *rows]
 
 
 def has_batch_sizes(config: ConfigDict) -> bool:

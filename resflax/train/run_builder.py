@@ -1,7 +1,6 @@
 """Builds the run that a config describes: dataset, model, weights, engine and steps."""
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,15 +9,11 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from resflax.data import Dataset, StreamingSplit
-from resflax.data.augment.pipeline import TRANSFORMS
 from resflax.distributed import Engine, make_engine
-from resflax.distributed.engines import check_batch_size
 from resflax.distributed.ensemble_engine import EnsembleEngine
-from resflax.errors import UserError, quantity
+from resflax.errors import UserError
 from resflax.kernels.members import choose_method
 from resflax.nn import ResNet
-from resflax.nn.resnet import INPUT_SHAPES
-from resflax.train.accumulate import check_micro_batches
 from resflax.train.builders import (
     Normalizer,
     build_normalizer,
@@ -37,13 +32,14 @@ from resflax.train.finetune import (
     check_factor_patterns,
     describe_statistics,
 )
-from resflax.train.image_sizes import batch_sizes, build_phases, describe_phases
+from resflax.train.image_sizes import build_phases, describe_phases
 from resflax.train.learning_rate import describe_learning_rate
 from resflax.train.model_record import model_record
 from resflax.train.plateau import describe_plateau
 from resflax.train.precise_bn import make_stats_step
 from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretrained
 from resflax.train.run import Run, model_errors
+from resflax.train.run_checks import check_dataset, check_devices, check_images
 from resflax.train.teacher import read_teacher
 from resflax.train.whitening import stem_kernel
 from resflax.weights import PretrainedConfig
@@ -214,22 +210,7 @@ def _build_model_for(
             f"config.data.aug_splits is {config.data.aug_splits}, but the network is an ensemble,"
             f" {spec.ensemble}: leave one out"
         )
-    minimum, name = spec.min_image_size, config.model or config.pretrained
-    shapes = {split.image_shape[:-1] for split in dataset.splits.values()}
-    for sides in sorted(shapes | {(row[1],) * 2 for row in config.data.size_schedule}):
-        if len(sides) != spec.dimensions:
-            raise UserError(
-                f"the examples of {config.dataset} have the shape {dataset.image_shape}, with"
-                f" {len(sides)} axes before the channels, but {name} has dimensions"
-                f" {spec.dimensions}: use --config.spec.dimensions={len(sides)}, or data with"
-                f" {INPUT_SHAPES[spec.dimensions]}"
-            )
-        if min(sides) < minimum:
-            raise UserError(
-                f"the images of {config.dataset} are {'x'.join(map(str, sides))}, too small for"
-                f" {name} with the {spec.stem} stem, which needs"
-                f" {'x'.join([str(minimum)] * len(sides))}: try --config.spec.stem=cifar"
-            )
+    check_images(config, dataset, spec)
     return create_model(spec, dtype=config.dtype, scan=config.scan, remat=config.remat)
 
 
@@ -245,69 +226,3 @@ def _describe_start(
     assert record, "pretrained weights are those of a ResNet"
     cropped = isinstance(dataset.test, StreamingSplit)
     return weights.source, describe_input(record.preprocess, cropped=cropped)
-
-
-def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
-    """Raises `UserError` if the batch size or the crop does not fit the dataset."""
-    examples, batch_size = len(dataset.train), max(batch_sizes(config))
-    if batch_size > examples:
-        raise UserError(
-            f"batch_size {batch_size} is larger than the train split of {dataset.name!r},"
-            f" {examples} examples: use {examples} or less"
-        )
-    if dataset.has_arrays:
-        check_array_augmentation(config, dataset)
-    sizes = [row[1] for row in config.data.size_schedule]
-    side, padding = min(*dataset.image_shape[:-1], *sizes, sys.maxsize), config.data.pad_crop
-    if padding > side:
-        raise UserError(
-            f"config.data.pad_crop is {padding}: expected at most the image's side, {side}"
-        )
-    steps = total_steps(config, examples)
-    if config.profile_steps and config.profile_steps[1] > steps:
-        raise UserError(
-            f"config.profile_steps is {config.profile_steps}: expected steps up to the last one,"
-            f" {steps}"
-        )
-    if steps >= 2**31:
-        raise UserError(f"{steps} steps are more than 2**31 - 1: lower config.epochs")
-
-
-def check_array_augmentation(config: ConfigDict, dataset: Dataset) -> None:
-    """Raises `UserError` if a transform of the config is for uint8 images only."""
-    keys = [name for name, transform in TRANSFORMS.items() if not transform.any_array]
-    keys += ["alternating_flip", "cutmix", "size_schedule"]
-    for key in keys:
-        if config.data.get(key):
-            allowed = [name for name, transform in TRANSFORMS.items() if transform.any_array]
-            raise UserError(
-                f"config.data.{key} is {config.data[key]!r}, which is for uint8 images, but"
-                f" {dataset.name!r} has {dataset.train.images.dtype} arrays of shape"
-                f" {dataset.image_shape}: use {', '.join(allowed)} or mixup"
-            )
-    if config.data.train_crop not in ("auto", "none"):
-        raise UserError(
-            f"config.data.train_crop is {config.data.train_crop!r}, which is for images, but"
-            f" {dataset.name!r} has arrays of shape {dataset.image_shape}: use pad_crop"
-        )
-    if config.eval_tta != "none":
-        raise UserError(
-            f"config.eval_tta is {config.eval_tta!r}, which is for images, but {dataset.name!r} has"
-            f" arrays of shape {dataset.image_shape}: leave it out"
-        )
-
-
-def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raises `UserError` if the batches cannot be split over the devices."""
-    for batch_size in sorted(batch_sizes(config)):
-        _check_batches(config, batch_size, devices)
-
-
-def _check_batches(config: ConfigDict, batch_size: int, devices: int) -> None:
-    check_batch_size(batch_size, devices)
-    check_micro_batches(batch_size, devices, config.grad_accum_steps)
-    if (config.data.mixup or config.data.cutmix) and batch_size % (2 * devices):
-        raise UserError(
-            f"mixup and CutMix need pairs of examples: batch_size {batch_size} is not a"
-            f" multiple of twice the {quantity(devices, 'device')}"
-        )
