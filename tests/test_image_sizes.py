@@ -279,6 +279,36 @@ def test_epochs_of_records_count_examples(tmp_path):
     assert [r["step"] for r in records if r["split"] == "test"] == [10, 27]
 
 
+@pytest.mark.parametrize(
+    ("max_steps", "line"),
+    [
+        (0, "16 of 8x8 in steps 1 to 5, 16 of 12x12 in steps 6 to 13, 8 of 9x9 in steps 14 to 27"),
+        (9, "16 of 8x8 in steps 1 to 5, 16 of 12x12 in steps 6 to 9"),
+        (5, None),
+    ],
+)
+def test_note_describes_the_steps_of_the_run(max_steps, line):
+    trainer = make_trainer(max_steps=max_steps)
+    notes = [note for note in trainer.run.notes if note.startswith("training images: ")]
+    assert notes == ([f"training images: {line}"] if line else [])
+
+
+def test_method_of_members_counts_copies_and_sizes(monkeypatch):
+    """For the micro-batch of most pixels: three copies of 32 / 2 images of 16x16."""
+    seen = []
+
+    def choose(platform, pixels, *, dtype):
+        seen.append(pixels)
+        return "map"
+
+    monkeypatch.setattr("resflax.train.run_builder.choose_method", choose)
+    make_trainer(
+        ensemble__size=2, grad_accum_steps=2, data__aug_splits=3, data__cutout=2,
+        data__size_schedule=((0.5, 16, 32), (1, 20)),
+    )  # fmt: skip
+    assert seen == [3 * 16 * 16 * 16]
+
+
 def test_plans_are_of_the_step_with_most_pixels():
     trainer = make_trainer(data__placement="host")
     program = next(run_programs(trainer.run))

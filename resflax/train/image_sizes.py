@@ -97,12 +97,16 @@ def build_phases(config: ConfigDict, examples: int) -> Phases:
     )
 
 
-def describe_phases(phases: Phases, split: Split) -> tuple[str, ...]:
-    """Returns a line with the sizes of images and batches; none if they do not change."""
-    if len(phases) == 1 and not phases[0].image_size:
+def describe_phases(phases: Phases, steps: int, split: Split) -> tuple[str, ...]:
+    """Returns a line with the sizes of images and batches in the first `steps` steps.
+
+    There is none if all have the batch size of the first phase, and images of the split's size.
+    """
+    parts = list(phases.between(0, steps))
+    if len(parts) < 2 and not any(phase.image_size for phase in parts):
         return ()
     texts = []
-    for phase in phases:
+    for phase in parts:
         height, width = (phase.image_size,) * 2 if phase.image_size else split.image_shape[:2]
         sides = f"{height}x{width}"
         texts.append(f"{phase.batch_size} of {sides} in steps {phase.start + 1} to {phase.stop}")

@@ -117,7 +117,7 @@ def build(
     if teacher and distillation:
         teacher.check_features(distillation, model, dataset.image_shape)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
-    schedules = build_schedules(given, examples)
+    steps, schedules = total_steps(config, examples), build_schedules(given, examples)
     optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member
     axis_name = engine.axis_name
     train_step = build_run_step(
@@ -145,12 +145,12 @@ def build(
             *_describe_start(config, fitted, model, dataset),
             *describe_statistics(config, model, dataset.image_shape),
             *describe_learning_rate(given),
-            *describe_phases(build_phases(config, examples), dataset.train),
+            *describe_phases(build_phases(config, examples), steps, dataset.train),
             *describe_plateau(config, dataset),
             *([f"teacher: {teacher.source}"] if teacher else []),
             *(model.spec.describe_saved() if isinstance(model, ResNet) else ()),
         ),
-        steps=total_steps(config, examples),
+        steps=steps,
         schedules=schedules,
         optimizer=optimizer,
         engine=engine,
@@ -189,11 +189,12 @@ def build_engine(config: ConfigDict, devices: Sequence[Any] | None = None) -> En
 
 
 def _choose_method(config: ConfigDict, engine: EnsembleEngine, dataset: Dataset) -> str:
-    """Returns how a device runs its members, for the size of a member's batch on it."""
-    pixels = math.prod(dataset.image_shape[:-1])
-    examples = config.batch_size // engine.batch_devices // config.grad_accum_steps
-    platform = engine.devices[0].platform
-    return choose_method(platform, examples * pixels, dtype=config.dtype)
+    """Returns how a device runs its members, for a member's batch of the most pixels on it."""
+    area = math.prod(dataset.image_shape[:-1])
+    phases = build_phases(config, len(dataset.train))
+    pixels = max(phase.batch_size * (phase.image_size**2 or area) for phase in phases)
+    pixels = pixels * config.data.aug_splits // engine.batch_devices // config.grad_accum_steps
+    return choose_method(engine.devices[0].platform, pixels, dtype=config.dtype)
 
 
 def _build_model_for(
