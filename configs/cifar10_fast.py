@@ -7,7 +7,8 @@ every other epoch, a learning rate that falls linearly, and an evaluation of six
 image. The network is residual, with one basic block per stage, unlike that of the paper. Its stem
 has stride 2. The run evaluates at its end only, and its steps are calls of the compiled step of
 five seconds each. Averaged weights and a larger learning rate of the biases of norms, as in the
-paper, did not help here: 0.8433 after eight epochs on CIFAR-10 as JPEG, one seed, and 0.8532 without.
+paper, did not help here: 0.8433 after eight epochs on CIFAR-10 as JPEG, one seed, and 0.8532
+without.
 
 Commands, the first one once (it needs TensorFlow)::
 
@@ -18,9 +19,9 @@ Commands, the first one once (it needs TensorFlow)::
 
 The argument `wide` is for accelerators: a stem without stride, and widths of 64, 256 and 256.
 
-Measured on CIFAR-10 as JPEG, which loses much of the images, on two cores of an AMD EPYC with other
-jobs: test accuracy 0.8532, three seeds, 6 minutes each (docs/results.md). Not run: `wide`, and on an
-accelerator.
+Measured on CIFAR-10 as JPEG, which loses much of the images, on two cores of an AMD EPYC with
+other jobs: test accuracy 0.8532, three seeds, 6 minutes each (docs/results.md). Not run: `wide`,
+and on an accelerator.
 """
 
 from ml_collections import ConfigDict
