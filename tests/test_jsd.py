@@ -1,5 +1,7 @@
 """AugMix's Jensen-Shannon loss: timm's numbers, the copies of a batch, and steps on them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from resflax import UserError
 from resflax.data import load_dataset, make_augment
 from resflax.data.augment.splits import copy_keys, make_splits
 from resflax.train import build, create_state, default_config, make_engine, make_train_step
+from resflax.train.builders import build_normalizer
 from resflax.train.config import build_splits
 from resflax.train.jsd import add_jensen_shannon, jensen_shannon
 from resflax.train.losses import cross_entropy
@@ -153,15 +156,31 @@ def make_config(**keys):
 
 @pytest.mark.slow
 def test_runs_with_dropout_compute_all_copies():
-    config = make_config(dataset="fake:8x8x3:4:32", model="cifar_resnet8", spec__dropout=0.2)
-    assert build_splits(config).copies == 3
+    """Each copy has its own augmentation and mask; batch norm is over all copies."""
+    config = make_config(dataset="fake:8x8x3:4:32", model="cifar_resnet8", spec__dropout=0.5)
+    splits = build_splits(config)
     run = build(config, devices=jax.devices()[:1])
     engine, dataset = run.engine, run.dataset.train
     batch = {"image": dataset.images[:16], "label": dataset.labels[:16]}
     batch["index"] = np.arange(16, dtype=np.int32)
-    state = engine.put_state(run.init())
+    first = run.init()
+    state = engine.put_state(first)
     _, metrics = engine.compile_train(run.train_step)(state, engine.shard_batch(batch))
-    assert np.isfinite(engine.to_host(metrics["loss"]))
+
+    keys = example_keys(first.seed, first.step, jnp.asarray(batch["index"]))
+    images = build_normalizer(dataset)(splits(keys, jnp.asarray(batch["image"])))
+    variables = {"params": first.params, "batch_stats": first.batch_stats}
+    apply = jax.jit(partial(run.model.apply, train=True, mutable="batch_stats"))
+
+    def loss(masks):
+        flat = images.reshape(-1, 8, 8, 3), jnp.stack(masks, axis=1).reshape(-1)
+        logits, _ = apply(variables, flat[0], dropout_keys=flat[1])
+        losses = add_jensen_shannon(cross_entropy, 12.0)(logits.reshape(16, 3, -1), batch["label"])
+        return float(losses.mean())
+
+    expected = loss(copy_keys(keys, 3))
+    np.testing.assert_allclose(engine.to_host(metrics["loss"]), expected, rtol=1e-4)
+    assert abs(loss([keys] * 3) - expected) > 1e-3 * expected  # the same masks for all copies
 
 
 def test_networks_with_members_are_refused():
