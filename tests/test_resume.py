@@ -122,6 +122,7 @@ CONFIGS = {
         "data__pad_crop": 1,
     },
     "augmented": {"data__pad_crop": 1, "data__alternating_flip": True, "grad_accum_steps": 2},
+    "copies": {"data__aug_splits": 2, "data__cutout": 2, "data__flip": True},
     "sharded": {"parallel": "mesh", "mesh__fsdp": 2, "schedule": "cosine_onecycle"},
     "ensemble": {
         "ensemble__size": 2,
