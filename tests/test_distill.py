@@ -27,6 +27,7 @@ from resflax.train import (
     make_train_step,
 )
 from resflax.train.distill import Distillation, distillation_loss, feature_loss
+from resflax.train.ensemble import member_config
 from resflax.train.histograms import HistogramSource
 from resflax.train.programs import run_programs
 from resflax.train.teacher import Teacher, renormalize
@@ -326,6 +327,44 @@ def test_several_steps_per_call_distil_as_one_by_one(teacher, devices):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keys", [{}, {"ensemble.method": "map", "ensemble.member_devices": 1}])
+def test_members_of_an_ensemble_distil_as_runs_alone(teacher, keys):
+    keys = {
+        "ensemble.size": 2, "ensemble.learning_rate": (0.05, 0.1), "distill.features": "pooled",
+        "distill.teacher": str(teacher), "data.mixup": 0.2, "schedule": "constant", **keys,
+    }  # fmt: skip
+
+    def losses(config):
+        run = build(config)
+        state = run.engine.put_state(run.with_teacher(run.init()))
+        step, found = Trainer(run).make_step_fn(0), []
+        for _ in range(5):
+            state, metrics = step(state)
+            found.append(run.engine.to_host(metrics)["loss"])
+        held = run.engine.to_host(state.teacher)
+        jax.tree.map(np.testing.assert_array_equal, held, run.teacher.variables)
+        return np.array(found)
+
+    config = run_config(**keys)
+    both = losses(config)
+    for k in range(2):
+        alone = member_config(config, k)
+        alone.ensemble.method, alone.ensemble.member_devices = "auto", 0
+        np.testing.assert_allclose(both[:, k], losses(alone), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_ensemble_distils_and_resumes_bit_for_bit(tmp_path, teacher):
+    keys = {"distill.teacher": str(teacher), "schedule": "constant", "ensemble.size": 2}
+    keys |= {"precise_bn_batches": 2}
+    fit(run_config(epochs=1, **keys), tmp_path / "part", silent=True)
+    resumed = fit(run_config(epochs=2, **keys), tmp_path / "part", silent=True)
+    once = fit(run_config(epochs=2, **keys), tmp_path / "once", silent=True)
+    assert resumed["params_sha256"] == once["params_sha256"]
+    assert all(member["nll"] < np.log(10) for member in resumed["members"])
+
+
+@pytest.mark.slow
 def test_histograms_have_the_gradient_of_distillation(teacher):
     """It is what plain gradient descent subtracts from the parameters."""
     keys = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "learning_rate": 0.5}
@@ -338,6 +377,15 @@ def test_histograms_have_the_gradient_of_distillation(teacher):
     changes = jax.tree.map(lambda a, b: np.asarray(a) - b, before.params, after)
     for path, change in flatten_dict(changes, sep="/").items():
         np.testing.assert_allclose(arrays[f"gradients/{path}"], change / 0.5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_members_share_the_teacher_of_the_compiled_step(teacher):
+    run = build(run_config(**{"distill.teacher": str(teacher), "ensemble.size": 2}))
+    program = next(p for p in run_programs(run) if p.name == "train")
+    found = jax.tree.map(lambda x: x.shape, program.arguments[0].teacher)
+    assert found == jax.tree.map(jnp.shape, run.teacher.variables)
+    program.lower()
 
 
 @pytest.mark.slow
@@ -357,7 +405,6 @@ def test_teacher_is_an_argument_of_the_compiled_step(teacher):
     ("keys", "message"),
     [
         ({"distill.teacher": "runs/none"}, "runs/none"),
-        ({"distill.teacher": "runs/x", "ensemble.size": 2}, "expected one network, or no teacher"),
         ({"distill.teacher": "runs/x", "distill.weight": 0.0}, "weight is 0.0: expected more than"),
         ({"distill.temperature": 2.0}, "config.distill.teacher is ''"),
     ],

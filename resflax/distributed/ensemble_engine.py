@@ -81,7 +81,7 @@ class EnsembleEngine:
 
     def with_method(self, method: str) -> "EnsembleEngine":
         """Returns an engine with the same mesh that runs the members of a device by `method`."""
-        return EnsembleEngine(
+        return type(self)(
             self.devices, self.size, member_devices=self.member_devices, method=method
         )
 

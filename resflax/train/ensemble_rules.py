@@ -46,11 +46,6 @@ COMBINATIONS: tuple[Combination, ...] = (
         " expected 1 epoch or more",
     ),
     (
-        lambda c: bool(c.distill.teacher),
-        "config.distill.teacher is {c.distill.teacher!r} with config.ensemble.size="
-        "{c.ensemble.size}: expected one network, or no teacher",
-    ),
-    (
         lambda c: c.mesh.fsdp > 1,
         "config.mesh.fsdp is {c.mesh.fsdp} with config.ensemble.size={c.ensemble.size}, whose"
         " states are split by member: expected 1",

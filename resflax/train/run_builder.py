@@ -41,6 +41,7 @@ from resflax.train.pretrained import describe_input, fit_to_dataset, read_pretra
 from resflax.train.run import Run, model_errors
 from resflax.train.run_checks import check_dataset, check_devices, check_images
 from resflax.train.teacher import read_teacher
+from resflax.train.teacher_engine import TeacherEnsembleEngine
 from resflax.train.whitening import stem_kernel
 from resflax.weights import PretrainedConfig
 from resflax.weights.bridge import stack_variables
@@ -182,7 +183,8 @@ def build_engine(config: ConfigDict, devices: Sequence[Any] | None = None) -> En
     """Builds the engine of a config, by default on all devices of all processes."""
     ensemble = config.ensemble
     if is_ensemble(config):
-        return EnsembleEngine(
+        engine_class = TeacherEnsembleEngine if config.distill.teacher else EnsembleEngine
+        return engine_class(
             devices, ensemble.size, member_devices=ensemble.member_devices, method=ensemble.method
         )
     return make_engine(config.parallel, devices, fsdp=config.mesh.fsdp)
