@@ -33,6 +33,7 @@ from resflax.zoo.cost import format_count, part_costs
 def is_last_of_epochs(step: int, phases: Phases, *, examples: int) -> bool:
     """Returns whether step number `step`, from 1, completes a pass over `examples` examples.
 
+    >>> from resflax.data.phases import one_phase
     >>> [s for s in range(1, 9) if is_last_of_epochs(s, one_phase(4), examples=10)]
     [3, 5, 8]
     """
