@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.torch_trainer import augment, batches, check_supported  # noqa: E402
+from benchmarks.peers.torch_data import augment, batches  # noqa: E402
+from benchmarks.torch_trainer import check_supported  # noqa: E402
 from resflax.errors import UserError  # noqa: E402
 from resflax.train import default_config  # noqa: E402
 
