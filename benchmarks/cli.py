@@ -192,6 +192,22 @@ def check_json_path(path: Path | None) -> None:
         raise UserError(f"--json: {str(path)!r} is a directory: expected a file")
 
 
+def write_json(
+    path: Path, argv: list[str], info: dict[str, Any], results: Any, **others: Any
+) -> None:
+    """Writes the results of a benchmark to the file of `--json`.
+
+    Args:
+      path: checked by `check_json_path`.
+      argv: the command line.
+      info: of the machine, see `benchmarks.machine`.
+      results: JSON values.
+      others: further entries.
+    """
+    output = {"argv": argv, **others, "machine": info, "results": results}
+    path.write_text(json.dumps(output, indent=1) + "\n")
+
+
 def _tasks(args: argparse.Namespace) -> list[Task]:
     batch = args.batch or (1 if args.command == "inference" else None)
     models = args.models if args.models is not None else COMMANDS[args.command].models
@@ -264,8 +280,7 @@ def main(argv: list[str]) -> None:
         wall = round(time.monotonic() - start, 1)
         results.append({"task": dataclasses.asdict(task), "wall_seconds": wall, **result})
         if args.json:
-            output = {"argv": argv, "baseline": baseline, "machine": info, "results": results}
-            args.json.write_text(json.dumps(output, indent=1) + "\n")
+            write_json(args.json, argv, info, results, baseline=baseline)
 
 
 def run(argv: list[str], main: Callable[[list[str]], None] = main) -> int:

@@ -8,7 +8,6 @@ each member. The choices of `resflax.kernels` for members follow its tables.
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.cli import check_json_path, run
+from benchmarks.cli import check_json_path, run, write_json
 from benchmarks.compare import TOLERANCE, check_equal
 from benchmarks.machine import describe, machine
 from benchmarks.peers.resflax_net import make_training
@@ -222,8 +221,7 @@ def main(argv: list[str]) -> None:
             flush=True,
         )
     if args.json:
-        output = {"argv": argv, "machine": info, "results": results}
-        args.json.write_text(json.dumps(output, indent=1) + "\n")
+        write_json(args.json, argv, info, results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ dataset on the devices; the ratio of their times is below 1 where the dispatch t
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from benchmarks.cli import check_json_path, run
+from benchmarks.cli import check_json_path, run, write_json
 from benchmarks.machine import describe, machine
 from benchmarks.report import table
 from benchmarks.task import check_integer, parse_task
@@ -115,8 +114,7 @@ def main(argv: list[str]) -> None:
     print(table(["steps per call", "time of a step over that of 1 step per call"], rows))
     print(f"\na step, one per call: {1e3 * values['step_seconds']:.3f} ms")
     if args.json:
-        everything = {"argv": argv, "machine": info, "results": values}
-        args.json.write_text(json.dumps(everything, indent=1) + "\n")
+        write_json(args.json, argv, info, values)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli import check_json_path, run
+from benchmarks.cli import check_json_path, run, write_json
 from benchmarks.machine import describe, machine
 from benchmarks.report import table
 from benchmarks.task import check_integer
@@ -106,8 +106,7 @@ def main(argv: list[str]) -> None:
     ratios = [theirs / ours for theirs, ours in zip(*speeds, strict=True)]
     print(f"\ntime per epoch, resflax over torch: {statistics.median(ratios):.3f}")
     if args.json:
-        everything = {"argv": argv, "machine": info, "results": values}
-        args.json.write_text(json.dumps(everything, indent=1) + "\n")
+        write_json(args.json, argv, info, values)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Histograms are timed alone: their cost is that of one set, in steps.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 from absl import logging
 
-from benchmarks.cli import check_json_path, run
+from benchmarks.cli import check_json_path, run, write_json
 from benchmarks.machine import describe, machine
 from benchmarks.report import table
 from benchmarks.task import check_integer, parse_task
@@ -182,8 +181,7 @@ def main(argv: list[str]) -> None:
     every = 100 * values["histogram_steps"]
     print(f"a set of histograms: {values['histogram_steps']:.1f} steps, 1 % if every {every:.0f}")
     if args.json:
-        everything = {"argv": argv, "machine": info, "results": values}
-        args.json.write_text(json.dumps(everything, indent=1) + "\n")
+        write_json(args.json, argv, info, values)
 
 
 if __name__ == "__main__":
