@@ -59,7 +59,7 @@ def repeat_step(step: Step, maximum: int) -> Step:
     """Makes a step that takes `data["count"]` steps, at most `maximum`, in a loop on the device.
 
     Its metrics have a leading axis of `maximum` steps, zeros after the last one. The number of
-    steps is no constant of the program, so that it is compiled once for calls of any length.
+    steps is an argument of the program, so that it is compiled once for calls of any length.
     """
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
