@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from resflax.zoo import get_spec as get_spec
     from resflax.zoo import list_models as list_models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "UserError": "resflax.errors",
