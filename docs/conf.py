@@ -1,6 +1,8 @@
 """Configuration of the documentation site: `sphinx-build -W -b html docs build/docs`.
 
 The pages are the Markdown files of this directory, and those that are generated from the code.
+The notebooks (`notebooks/*.md`, MyST Markdown of Jupytext) are executed; `-D nb_execution_mode=off`
+builds the site without their output.
 Nothing is fetched while the site is built, unless RESFLAX_DOCS_INTERSPHINX=1 asks for links to the
 documentation of other libraries.
 """
@@ -25,7 +27,7 @@ author = "the resflax authors"
 version = release = resflax.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -34,6 +36,16 @@ extensions = [
 
 # Markdown: links to headings, as on GitHub.
 myst_heading_anchors = 4
+
+# Notebooks: an error in a cell fails the build. Files that they write are in a temporary directory.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 60  # seconds per cell
+nb_execution_in_temp = True
+nb_output_stderr = "remove"
+nb_merge_streams = True
+exclude_patterns = ["**/.ipynb_checkpoints"]
+
 copybutton_exclude = ".linenos, .gp, .go"
 
 # Docstrings: Google style, with code in single backticks.

@@ -18,6 +18,7 @@ from resflax.weights import load_file, save_file, to_torch
 from resflax.weights.shapes import variable_shapes
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [*DOCS.glob("*.md"), *DOCS.glob("notebooks/*.md")]
 
 
 @pytest.fixture
@@ -69,14 +70,14 @@ def test_python_code_of_weights_page_runs(folder, capsys):
 
 
 def test_links_of_all_pages_exist():
-    for page in DOCS.glob("*.md"):
+    for page in PAGES:
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-            assert (DOCS / link).exists(), f"{page.name}: {link}"
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_config_keys_of_all_pages_exist():
     wrong = {"KEY", "lr"}  # a placeholder, and the example of a name that other tools have
-    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+    for page in (*PAGES, DOCS.parent / "README.md"):
         found = set(re.findall(r"--config\.([A-Za-z_]+(?:\.[a-z_]+)?)", page.read_text()))
         assert found - wrong <= set(KEYS), f"{page.name}: {found - wrong - set(KEYS)}"
 
@@ -102,5 +103,6 @@ def test_config_keys_of_fine_tuning_page_are_valid():
 
 def test_site_has_every_page():
     index = (DOCS / "index.md").read_text()
-    entries = re.findall(r"^[a-z]\w+$", index, re.MULTILINE)
-    assert sorted(entries) == sorted(p.stem for p in DOCS.glob("*.md") if p.stem != "index")
+    entries = re.findall(r"^(?:notebooks/)?[a-z]\w+$", index, re.MULTILINE)
+    pages = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES]
+    assert sorted(["index", *entries]) == sorted(pages)

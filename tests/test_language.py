@@ -12,7 +12,8 @@ PYTHON = [
     ROOT / "train.py",
     *sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py") if p != Path(__file__)),
 ]
-MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.md")]
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted(PAGES)]
 
 # Identifiers before the renaming, without those that now have another meaning.
 OLD_NAMES = set(
