@@ -40,7 +40,7 @@ myst_heading_anchors = 4
 # Notebooks: an error in a cell fails the build. Files that they write are in a temporary directory.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60  # seconds per cell
+nb_execution_timeout = 300  # seconds per cell, for a busy machine; each should take a few
 nb_execution_in_temp = True
 nb_output_stderr = "remove"
 nb_merge_streams = True
