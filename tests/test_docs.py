@@ -75,6 +75,12 @@ def test_links_of_all_pages_exist():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_recipes_of_all_pages_exist():
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+        for config in re.findall(r"--config=(configs/\w+\.py)", page.read_text()):
+            assert (DOCS.parent / config).exists(), f"{page.name}: {config}"
+
+
 def test_config_keys_of_all_pages_exist():
     wrong = {"KEY", "lr"}  # a placeholder, and the example of a name that other tools have
     for page in (*PAGES, DOCS.parent / "README.md"):
