@@ -19,7 +19,9 @@ from resflax.errors import Parser
 from resflax.train import default_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES += sorted((DOCS / "notebooks").glob("*.md"))
 # Shell blocks: fenced, or indented with a program as the first word.
 FENCED = re.compile(r"^( *)```(?:sh|bash)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"\n\n((?: {4}.*\n)+)")
