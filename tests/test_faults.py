@@ -41,9 +41,11 @@ def test_unknown_campaigns_and_counts_are_errors():
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("pipeline", "runs"), [("device", 8), ("workers", 2), ("ensemble", 2)])
+@pytest.mark.parametrize(
+    ("pipeline", "runs"), [("device", 2), ("device", 8), ("workers", 2), ("ensemble", 2)]
+)
 def test_killed_runs_finish_bit_identically(pipeline, runs):
-    """There are enough runs for each of `kill.MOMENTS`."""
+    """Eight runs are enough for each of `kill.MOMENTS`."""
     report = kill.campaign(runs, pipeline, max_kills=2)
     assert report.errors == []
     assert report.identical == runs
