@@ -100,35 +100,73 @@ def _public_methods(cls: type) -> list[str]:
 
 
 def _data_entry(export: Export) -> str:
-    """Returns the entry of a table, with its keys, or of another constant."""
-    value = export.value
-    annotation, comment = _assignment(export)
+    """Returns the entry of a table, with its rows, or of another constant."""
+    value, source = export.value, _source_of(export)
     lines = [f".. py:data:: {export.path}"]
-    if annotation:
-        lines.append(f"   :type: {annotation}")
-    lines += ["", f"   {comment}", ""]
-    if isinstance(value, dict | tuple):
+    if source.annotation:
+        lines.append(f"   :type: {source.annotation}")
+    lines += ["", f"   {source.comment}", ""]
+    if isinstance(value, dict):
+        rows = [f"``{key}``: {source.rows.get(key) or meaning(row)}" for key, row in value.items()]
+        lines += [f"   - {row}" for row in rows]
+    elif isinstance(value, tuple):
         lines.append(f"   Values: {', '.join(f'``{key}``' for key in value)}.")
     else:
         lines.append(f"   ``{value}``".replace("resflax.", ""))
     return "\n".join(lines)
 
 
-def _assignment(export: Export) -> tuple[str, str]:
-    """Returns the annotation of a constant and the comment above it, "" if there is none."""
-    source = inspect.getsource(importlib.import_module(export.module))
-    for node in ast.parse(source).body:
+def meaning(row: Any) -> str:
+    """Returns what a row without a comment means: its `result`, or a function's first line."""
+    if hasattr(row, "result"):  # of `resflax.inference.OPS`
+        return row.result
+    if not (inspect.isroutine(row) or hasattr(row, "__wrapped__")):
+        return ""
+    return " ".join((inspect.getdoc(row) or "").partition("\n\n")[0].split())
+
+
+class Source(NamedTuple):
+    """What the source code of a constant says about it.
+
+    Attributes:
+      annotation: its type, "" if there is none.
+      comment: the comment above it.
+      rows: of a dictionary, comments above or behind a key, by key.
+    """
+
+    annotation: str
+    comment: str
+    rows: dict[str, str]
+
+
+def _source_of(export: Export) -> Source:
+    lines = inspect.getsource(importlib.import_module(export.module)).splitlines()
+    for node in ast.parse("\n".join(lines)).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign):
             targets = [node.target]
         if any(isinstance(t, ast.Name) and t.id == export.name for t in targets):
             annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-            return annotation, _comment_above(source.splitlines()[: node.lineno - 1])
-    return "", ""
+            table = getattr(node, "value", None)
+            rows = _row_comments(table, lines) if isinstance(table, ast.Dict) else {}
+            return Source(annotation, _comment_above(lines[: node.lineno - 1]), rows)
+    return Source("", "", {})
+
+
+def _row_comments(table: ast.Dict, lines: list[str]) -> dict[str, str]:
+    """Returns the comments above the keys of a dictionary, or else those behind their rows."""
+    comments = {}
+    for key, row in zip(table.keys, table.values, strict=True):
+        if isinstance(key, ast.Constant):
+            behind = lines[(row.end_lineno or row.lineno) - 1].encode()[row.end_col_offset or 0 :]
+            after = behind.decode().partition("#")[2].strip()
+            above = _comment_above(lines[: key.lineno - 1]) if key.lineno > table.lineno else ""
+            comments[key.value] = above or after
+    return comments
 
 
 def _comment_above(lines: list[str]) -> str:
     comment: list[str] = []
-    while lines and lines[-1].startswith("#"):
-        comment.insert(0, lines.pop().removeprefix("#").strip())
+    while lines and lines[-1].lstrip().startswith("#"):
+        comment.insert(0, lines.pop().lstrip(" #").rstrip())
     return " ".join(comment)

@@ -34,8 +34,9 @@ extensions = [
     "sphinx_copybutton",
 ]
 
-# Markdown: links to headings, as on GitHub.
+# Markdown: links to headings, as on GitHub, and anchors of config keys.
 myst_heading_anchors = 4
+myst_enable_extensions = ["attrs_inline"]
 
 # Notebooks: an error in a cell fails the build. Files that they write are in a temporary directory.
 nb_execution_mode = "force"

@@ -70,11 +70,12 @@ def config_page() -> str:
 
 
 def _config_row(key: str, row: Key) -> str:
+    """Returns the row of a key, with its name as the anchor."""
     default = "" if row.default is None else f"`{row.default!r}`"
     text = f"{row.meaning[0].upper()}{row.meaning[1:]}."
     if (expected := expected_values(key)) != "a text":
         text += f" Values: {expected}."
-    return f"| `{key}` | {default} | {_escape(text)} |"
+    return f'| `{key}`{{id="{key}"}} | {default} | {_escape(text)} |'
 
 
 def _escape(text: str) -> str:

@@ -88,6 +88,12 @@ def test_config_keys_of_all_pages_exist():
         assert found - wrong <= set(KEYS), f"{page.name}: {found - wrong - set(KEYS)}"
 
 
+def test_links_to_config_keys_exist():
+    for page in DOCS.glob("*.md"):
+        found = set(re.findall(r"\]\(generated/config\.md#(.*?)\)", page.read_text()))
+        assert found <= set(KEYS), f"{page.name}: {found - set(KEYS)}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["finetuning.md", "losses.md"])
 def test_python_code_of_training_page_runs(page):

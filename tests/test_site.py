@@ -44,7 +44,22 @@ def test_api_page_of_tables_has_their_keys():
     page = API["api_page"]("resflax.nn")
     (entry,) = re.findall(r"py:data:: resflax\.nn\.SHORTCUTS\n(.*?)\n\n\.\.", page, re.DOTALL)
     assert ":type: dict[str, ShortcutRow]" in entry
-    assert re.findall("``(.*?)``", entry) == ["A", "B", "B3", "C", "D", "none"]
+    rows = dict(re.findall(r"^   - ``(.*?)``: (.*)$", entry, re.MULTILINE))
+    assert list(rows) == ["A", "B", "B3", "C", "D", "none"]
+    assert "zeros as the new channels" in rows["A"]
+    assert rows["B"] == "strided 1x1 convolution (section 3.3)"
+
+
+@pytest.mark.parametrize("package", API["PACKAGES"])
+def test_api_page_explains_every_table_and_its_rows(package):
+    for export in API["exports"](package):
+        if export.directive == "data":
+            entry = API["_data_entry"](export)
+            assert re.search(r"\n\n   [A-Z].+\n\n", entry), f"{export.path} has no comment above it"
+            rows = re.findall(r"^   - (.*)$", entry, re.MULTILINE)
+            assert len(rows) == (len(export.value) if isinstance(export.value, dict) else 0)
+            for row in rows:
+                assert re.fullmatch(r"``.*?``: .*\w.*", row), f"{export.path}: comment of {row}"
 
 
 def rows(page):
@@ -56,7 +71,8 @@ def rows(page):
 
 
 def test_config_page_has_default_meaning_and_values_of_all_keys():
-    table = rows(REFERENCE["config_page"]())
+    page = REFERENCE["config_page"]()
+    table = rows(re.sub(r'`\{id="(.*?)"\}', "`", page))
     assert set(table) == set(flatten_config(default_config()))
     assert table["learning_rate"] == [
         "`0.1`",
@@ -67,8 +83,14 @@ def test_config_page_has_default_meaning_and_values_of_all_keys():
     assert table["scan"][0] == ""
 
 
+def test_config_page_has_an_anchor_for_every_key():
+    anchors = re.findall(r'^\| `(.*?)`\{id="(.*?)"\} \|', REFERENCE["config_page"](), re.MULTILINE)
+    assert [key for key, _ in anchors] == [anchor for _, anchor in anchors]
+    assert {key for key, _ in anchors} == set(flatten_config(default_config()))
+
+
 def test_config_page_escapes_markup_outside_code():
-    default, meaning = rows(REFERENCE["config_page"]())["freeze"]
+    default, meaning = rows(REFERENCE["config_page"]())['freeze`{id="freeze"}']
     assert "'stem\\*,stage\\[12\\]\\*'" in meaning
     assert default == ""
 

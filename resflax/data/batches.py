@@ -9,6 +9,7 @@ from resflax.data.loader import Batch, stream_batches
 from resflax.data.order import EvalOrder, Order, TrainOrder
 from resflax.data.streaming import StreamingSplit
 
+# A split of a dataset: in memory, or read when it is needed.
 Split = InMemorySplit | StreamingSplit
 
 

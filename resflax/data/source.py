@@ -8,6 +8,7 @@ from jaxtyping import Int, UInt8
 from resflax.data.fingerprint import Fingerprint
 from resflax.errors import UserError, unknown
 
+# What loading does with an example that cannot be read.
 ON_BAD_EXAMPLE = ("raise", "skip")
 # Mean and standard deviation of each channel, of pixels scaled to [0, 1].
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]

@@ -126,7 +126,9 @@ class Format(NamedTuple):
     check: Callable[[Exportable], object] = lambda model: None
 
 
+# Formats of `resflax export`.
 FORMATS: dict[str, Format] = {
+    # A folder for timm.
     "timm": Format(
         lambda model, path, options: write_timm(one_network(model, "timm"), path, options.license),
         (readers.read_folder, readers.read_timm),
@@ -134,6 +136,7 @@ FORMATS: dict[str, Format] = {
         options=("license", "train_command"),
         check=lambda model: check_images(one_network(model, "timm"), "timm"),
     ),
+    # A folder for Transformers.
     "transformers": Format(
         lambda model, path, options: write_transformers(one_network(model, "transformers"), path),
         (readers.read_folder, readers.read_transformers),
@@ -141,6 +144,7 @@ FORMATS: dict[str, Format] = {
         options=("license", "train_command"),
         check=lambda model: _check_transformers(one_network(model, "transformers")),
     ),
+    # One file for ONNX Runtime and others.
     "onnx": Format(
         lambda model, path, options: write_onnx(
             model, path, uint8=options.uint8, fold=options.fold, opset=options.opset
@@ -150,6 +154,7 @@ FORMATS: dict[str, Format] = {
         options=("uint8", "fold", "opset"),
         check=_check_onnx,
     ),
+    # One file for `jax.export`.
     "stablehlo": Format(
         lambda model, path, options: write_stablehlo(
             model, path, uint8=options.uint8, fold=options.fold, symbolic=options.symbolic

@@ -76,6 +76,7 @@ class Op(NamedTuple):
     optional_input: str = ""
 
 
+# What each operation of a graph computes.
 # Feature maps are (n, height, width, channels), pooled features (n, channels). All per-channel
 # arrays are vectors. Windows are square, and all sizes, strides and paddings are integers, in
 # pixels, the same for both axes and all sides. `activation` is applied last: "none", a name

@@ -96,6 +96,7 @@ def _sum_of_larger(
     return sums
 
 
+# Scores of the classes: a prediction set has those of at most a threshold.
 CONFORMAL_SCORES: dict[str, Score] = {"lac": lac, "aps": aps, "raps": raps}
 
 

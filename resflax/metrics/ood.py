@@ -65,10 +65,12 @@ def total_entropy(prediction: Prediction) -> Float[np.ndarray, " n"]:
     return entropy(prediction.mean_log_p)
 
 
+# Scores of examples: higher for those of other datasets.
 OOD_SCORES: dict[str, Callable[[Prediction], Float[np.ndarray, " n"]]] = {
     "max_probability": max_probability,
     "energy": energy,
     "entropy": total_entropy,
+    # Entropy of the mean probabilities minus the members' mean entropy.
     "mutual_information": lambda prediction: mutual_information(prediction.log_p),
 }
 

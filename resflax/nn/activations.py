@@ -15,16 +15,17 @@ def identity(x: Array) -> Array:
     return x
 
 
+# Activations by name.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
-    "leaky_relu": jax.nn.leaky_relu,  # slope 0.01
+    "leaky_relu": jax.nn.leaky_relu,  # leaky ReLU with a slope of 0.01
     "elu": jax.nn.elu,
     "celu": jax.nn.celu,
     "selu": jax.nn.selu,
-    # Exact, as in PyTorch; `jax.nn.gelu` is the approximation by default.
+    # Exact GELU, as in PyTorch; `jax.nn.gelu` is the approximation by default.
     "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": jax.nn.gelu,
+    "gelu_tanh": jax.nn.gelu,  # GELU, approximated by tanh
     "silu": jax.nn.silu,
     "mish": jax.nn.mish,
     "hard_swish": jax.nn.hard_swish,

@@ -93,11 +93,14 @@ class ModeRow(NamedTuple):
     updates: bool = True
 
 
+# Examples whose statistics normalize an example in training.
 BATCH_NORM_MODES: dict[str, ModeRow] = {
-    "global": ModeRow(),
+    "global": ModeRow(),  # all examples of all devices
+    # All examples of the same device.
     "per_device": ModeRow(group_size=lambda examples, _: examples),
+    # Groups of `ghost_batch_size` consecutive examples.
     "ghost": ModeRow(group_size=lambda _, ghost_batch_size: ghost_batch_size),
-    "frozen": ModeRow(updates=False),
+    "frozen": ModeRow(updates=False),  # none: the running statistics, which do not change
 }
 
 

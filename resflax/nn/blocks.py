@@ -62,11 +62,14 @@ class ConvRow(NamedTuple):
 Block = tuple[ConvRow, ...] | Callable[..., Array]
 
 _SPATIAL, _TEMPORAL = (1, 3, 3), (3, 1, 1)
+# Convolutions of the branch of a block.
 BLOCKS: dict[str, tuple[ConvRow, ...]] = {
+    # Two 3x3 convolutions (He et al. 2015, figure 5, left).
     "basic": (ConvRow(3, strided=True), ConvRow(3, expansion=1)),
-    # "v1.5": stride on the 3x3 convolution, as in fb.resnet.torch, torchvision and timm.
+    # Figure 5, right, as "v1.5": stride on the 3x3 convolution, as in fb.resnet.torch, torchvision
+    # and timm.
     "bottleneck": (ConvRow(1), ConvRow(3, strided=True, grouped=True), ConvRow(1, expansion=4)),
-    # v1: stride on the first 1x1 convolution, as in the paper.
+    # Bottleneck v1: stride on the first 1x1 convolution, as in the paper.
     "bottleneck_v1": (ConvRow(1, strided=True), ConvRow(3, grouped=True), ConvRow(1, expansion=4)),
     # SENet-154: half the channels in the first 1x1 (Hu et al. 2017, arXiv:1709.01507, appendix).
     "bottleneck_senet": (
@@ -74,8 +77,9 @@ BLOCKS: dict[str, tuple[ConvRow, ...]] = {
         ConvRow(3, strided=True, grouped=True),
         ConvRow(1, expansion=4),
     ),
-    # Of clips, without the axis of time, and in two factors (Tran et al. 2018, arXiv:1711.11248).
+    # Of clips, without the axis of time (Tran et al. 2018, arXiv:1711.11248).
     "basic_spatial": (ConvRow(_SPATIAL, strided=True), ConvRow(_SPATIAL, expansion=1)),
+    # Of clips, in two factors, of space and time (R(2+1)D, in the same paper).
     "basic_2plus1d": (
         ConvRow(_SPATIAL, strided=True, factored=True),
         ConvRow(_TEMPORAL, expansion=1, strided=True),

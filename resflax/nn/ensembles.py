@@ -254,9 +254,13 @@ def _plain_ops(members: int, **fields: Any) -> Ops:
     return make_ops(**fields)
 
 
+# Efficient ensembles: several members in one network.
 ENSEMBLES: dict[str, EnsembleRow] = {
+    # One network.
     "none": EnsembleRow(_plain_ops, _one, fields=()),
+    # BatchEnsemble (Wen et al. 2020, arXiv:2002.06715).
     "batch": EnsembleRow(_rank_one_ops, _repeat_rows, rows=True, shipped=("norm", "head")),
+    # Packed ensemble (Laurent et al. 2023, arXiv:2210.09184).
     "packed": EnsembleRow(
         _grouped_ops,
         _share_images,
@@ -264,6 +268,7 @@ ENSEMBLES: dict[str, EnsembleRow] = {
         fields=("members", "alpha"),
         shipped=("block", "stem", "shortcut", "norm", "pooling", "head"),
     ),
+    # MIMO (Havasi et al. 2021, arXiv:2010.06610).
     "mimo": EnsembleRow(
         _plain_ops,
         _join_images,

@@ -166,26 +166,28 @@ def input_scales(depths: Sequence[int], alpha: float) -> list[list[float]]:
 
 # `s + y`, which a block computes without a gate.
 SUM = constant(1.0, 1.0)
+# Sums of the branch y and the shortcut s of the block's input h, with `g = sigmoid(Wg h + bg)`.
 # Biases and rates of the rows without another source are those of He et al. 2016, table 1.
 GATES: dict[str, Gate] = {
-    "none": SUM,
-    "scaled_shortcut": constant(0.5, 1.0),
-    "scaled": constant(0.5, 0.5),
-    "exclusive": exclusive(-6.0),
-    "exclusive_open": exclusive(0.0),
-    "shortcut_only": shortcut_only(-6.0),
-    "shortcut_only_open": shortcut_only(0.0),
+    "none": SUM,  # s + y
+    "scaled_shortcut": constant(0.5, 1.0),  # s / 2 + y
+    "scaled": constant(0.5, 0.5),  # (s + y) / 2
+    "exclusive": exclusive(-6.0),  # (1 - g) s + g y, with bg starting at -6
+    "exclusive_open": exclusive(0.0),  # the same, with bg starting at 0
+    "shortcut_only": shortcut_only(-6.0),  # (1 - g) s + y, with bg starting at -6
+    "shortcut_only_open": shortcut_only(0.0),  # the same, with bg starting at 0
     "conv": Gate(_convolve),  # a 1x1 convolution of the shortcut
-    "dropout": shortcut_dropout(0.5),
-    "drop_path": branch_drop_path(0.5),
-    # Bachlechner et al. 2020 (arXiv:2003.04887), eq. 1.
+    "dropout": shortcut_dropout(0.5),  # dropout(s) + y
+    "drop_path": branch_drop_path(0.5),  # s + y, with y dropped per example
+    # s + scale y, starting at s (Bachlechner et al. 2020, arXiv:2003.04887, eq. 1).
     "rezero": learned_scale(0.0),
     # De and Smith 2020 (arXiv:2002.10444), section 2: the same factor, in networks without norms.
     "skipinit": learned_scale(0.0),
-    # Touvron et al. 2021 (arXiv:2103.17239), eq. 4, at a depth of 24.
+    # The same for each channel (Touvron et al. 2021, arXiv:2103.17239, eq. 4), at a depth of 24.
     "layer_scale": learned_scale(1e-5, per_channel=True),
     # Zhang et al. 2019 (arXiv:1901.09321), section 3, rule 3: the multiplier of a branch.
     "fixup": learned_scale(1.0),
-    # Brock et al. 2021 (arXiv:2101.08692), section 3.
+    # s + 0.2 y, y of the input divided by its expected standard deviation (Brock et al. 2021,
+    # arXiv:2101.08692, section 3).
     "normalizer_free": constant(1.0, 0.2, alpha=0.2),
 }

@@ -43,7 +43,8 @@ class Order(NamedTuple):
         return self.norm_number(convs) + ("norm" in self.last)
 
 
-# The names in parentheses are those of figure 4 of the paper.
+# Where norms and activations are in a block. The names in parentheses are those of figure 4 of
+# He et al. 2016 (arXiv:1603.05027).
 ORDERS: dict[str, Order] = {
     "original": Order(last=NORM, post=ACT),  # (a), v1
     "norm_after_add": Order(post=NORM_ACT),  # (b) BN after addition

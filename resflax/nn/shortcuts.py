@@ -150,11 +150,13 @@ class ShortcutRow(NamedTuple):
     always: bool = False
 
 
+# Shortcuts by name. A, B, B3 and D are the identity where input and output have the same shape.
 SHORTCUTS: dict[str, ShortcutRow] = {
+    # Strided identity, with zeros as the new channels; no parameters (He et al. 2015, section 3.3).
     "A": ShortcutRow(lambda ops, geometry, *, norm: partial(zero_pad, groups=ops.channel_groups)),
-    "B": ShortcutRow(projection),
-    "B3": ShortcutRow(projection_3x3),
-    "C": ShortcutRow(projection, always=True),
-    "D": ShortcutRow(pooled_projection),
-    "none": ShortcutRow(None),
+    "B": ShortcutRow(projection),  # strided 1x1 convolution (section 3.3)
+    "B3": ShortcutRow(projection_3x3),  # 3x3 convolution where it strides or dilates (SENet-154)
+    "C": ShortcutRow(projection, always=True),  # 1x1 convolution in all blocks (section 3.3)
+    "D": ShortcutRow(pooled_projection),  # average pooling, then a 1x1 convolution (ResNet-D)
+    "none": ShortcutRow(None),  # a plain network
 }

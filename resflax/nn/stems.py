@@ -123,17 +123,24 @@ _IMAGENET = (StemConv(7, 2),)
 _DEEP = (StemConv(3, 2, Fraction(1, 2)), StemConv(3, 1, Fraction(1, 2)), StemConv(3))
 _TIERED = (StemConv(3, 2, Fraction(3, 8)), *_DEEP[1:])
 
+# What comes before the first stage.
 STEMS: dict[str, Stem] = {
+    # 7x7 convolution with stride 2, max pooling (He et al. 2015, table 1).
     "imagenet": Stem(_IMAGENET, default_pool),
+    # Three 3x3 convolutions (Tong He et al. 2018, arXiv:1812.01187, figure 2c).
     "deep": Stem(_DEEP, default_pool),
+    # The same, with fewer channels in the first (timm).
     "tiered": Stem(_TIERED, default_pool),
+    # The deep one, with a convolution as pooling (ResNet-RS, Bello et al. 2021, arXiv:2103.07579).
     "rs": Stem(_DEEP, conv_pool),
+    # That of "imagenet", with zeros as the padding of its pooling (BiT).
     "bit": Stem(_IMAGENET, zero_padded_pool),
-    # For small images (He et al. 2015, section 4.2).
+    # One 3x3 convolution, for small images (He et al. 2015, section 4.2).
     "cifar": Stem((StemConv(3),)),
-    # A quarter of the cost, for fast training.
+    # The same with stride 2: a quarter of the cost, for fast training.
     "cifar_stride2": Stem((StemConv(3, 2),)),
-    # For clips (Tran et al. 2018, arXiv:1711.11248, table 1); the second is that of R(2+1)D.
+    # For clips (Tran et al. 2018, arXiv:1711.11248, table 1).
     "video": Stem((StemConv((3, 7, 7), (1, 2, 2)),)),
+    # For clips, in two factors, of space and time (R(2+1)D, in the same paper).
     "video_2plus1d": Stem((StemConv((1, 7, 7), (1, 2, 2), Fraction(45, 64)), StemConv((3, 1, 1)))),
 }
