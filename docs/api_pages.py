@@ -161,7 +161,7 @@ def _row_comments(table: ast.Dict, lines: list[str]) -> dict[str, str]:
             behind = lines[(row.end_lineno or row.lineno) - 1].encode()[row.end_col_offset or 0 :]
             after = behind.decode().partition("#")[2].strip()
             above = _comment_above(lines[: key.lineno - 1]) if key.lineno > table.lineno else ""
-            comments[key.value] = above or after
+            comments[str(key.value)] = above or after
     return comments
 
 
