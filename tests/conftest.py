@@ -26,13 +26,19 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects the tests of thorough.txt, unless they are asked for or named one by one."""
-    if config.getoption("--thorough") or any("::" in arg for arg in config.args):
+    """Deselects the tests of thorough.txt, unless all are asked for, or one of them is named."""
+    if config.getoption("--thorough"):
         return
+    named = tuple(arg.partition("::")[2] for arg in config.args if "::" in arg)
     lines = {line for line in THOROUGH.read_text().splitlines() if line.startswith("tests/")}
-    deselected = [item for item in items if {item.nodeid, item.nodeid.split("[")[0]} & lines]
+    deselected = [
+        item
+        for item in items
+        if {item.nodeid, item.nodeid.split("[")[0]} & lines
+        and not item.nodeid.partition("::")[2].startswith(named)
+    ]
     config.hook.pytest_deselected(items=deselected)
-    items[:] = [item for item in items if item not in set(deselected)]
+    items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(autouse=True, scope="module")
