@@ -6,7 +6,7 @@ Commands, the first one once (it needs TensorFlow)::
     python train.py --config=configs/fashion_mnist_resnet20.py
 
 Measured on two cores of an AMD EPYC (jax 0.10.2, oneDNN), with other jobs on the machine: test
-accuracy 0.9407 of 10,000 images, seed 0, in 45 minutes (docs/results.md).
+accuracy 0.9407 of 10,000 images, seed 0, in 46 minutes (docs/results.md).
 """
 
 from ml_collections import ConfigDict
