@@ -18,7 +18,7 @@ def blocks_of(page):
     return re.findall(r"^```python\n(.*?)```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_every_page_with_python_code_is_in_a_test():
+def test_every_page_with_python_code_is_named_in_a_test():
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     for page in (ROOT / "docs").glob("*.md"):
         assert not blocks_of(page.name) or f'"{page.name}"' in tests, page.name

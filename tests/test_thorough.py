@@ -19,7 +19,7 @@ def test_lines_are_unique():
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_each_line_is_a_test(line):
+def test_each_line_has_the_name_of_a_test_function(line):
     path, _, test = line.partition("::")
     name = test.split("[")[0]
     assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
