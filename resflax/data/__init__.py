@@ -20,6 +20,7 @@ from resflax.data.order import TrainOrder as TrainOrder
 from resflax.data.order import batch_epochs as batch_epochs
 from resflax.data.order import batch_indices as batch_indices
 from resflax.data.order import batch_repeats as batch_repeats
+from resflax.data.roles import SplitChoice as SplitChoice
 from resflax.data.source import ON_BAD_EXAMPLE as ON_BAD_EXAMPLE
 from resflax.data.source import check_on_bad_example as check_on_bad_example
 from resflax.data.splits import load_split as load_split
