@@ -17,8 +17,8 @@ from helpers.conv_cases import CPU_BACKENDS  # noqa: E402
 from resflax.kernels import conv_backend  # noqa: E402
 
 THOROUGH = Path(__file__).with_name("thorough.txt")
-# Regions of memory: Linux allows a process 65,530, of which each compiled program takes some.
-MAX_REGIONS = 20_000
+# Regions of memory, of which each compiled program takes some: Linux allows a process 65,530.
+MAX_REGIONS = 8_000
 
 
 def pytest_addoption(parser):
