@@ -1,11 +1,13 @@
 """Worker processes of the data loader: full shared memory, killed workers, unguarded scripts."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 from helpers.image_folders import constant_image, write_folder
@@ -108,16 +110,23 @@ class RepeatedSource:
 @pytest.mark.multiprocess
 def test_script_without_a_main_guard_works(folder, tmp_path):
     (tmp_path / "script.py").write_text(UNGUARDED)
-    before = _shared_memory()
+    before = _unused_shared_memory()
     words = [sys.executable, "script.py"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "main module\n8\n"
-    assert not _shared_memory() - before
+    assert not _unused_shared_memory() - before
 
 
-def _shared_memory():
-    """Returns the names in POSIX shared memory that Python's module makes."""
-    folder = "/dev/shm"
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return {name for name in names if name.startswith("psm_")}
+def _unused_shared_memory():
+    """Returns the names in POSIX shared memory, made by Python's module, that no process maps.
+
+    Those of other tests that run at the same time are mapped by their processes.
+    """
+    folder = Path("/dev/shm")
+    names = {path.name for path in folder.glob("psm_*")} if folder.is_dir() else set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # the process ended, or is another user's
+            text = maps.read_text()
+            names = {name for name in names if f"/{name}\n" not in text}
+    return names
