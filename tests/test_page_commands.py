@@ -71,6 +71,7 @@ def stops(monkeypatch):
     monkeypatch.setattr(DistributedConfig, "initialize", lambda self: None)
     monkeypatch.setattr("resflax.runtime.enable_compilation_cache", lambda: None)
     monkeypatch.setattr("resflax.cli.plan.compile_for_topologies", lambda: None)
+    monkeypatch.setattr("benchmarks.trainers.measure", lambda _, arguments: train(arguments))
     # Without a recipe, it is chosen for a dataset that is not there.
     monkeypatch.setattr("resflax.cli.flags.find_recipe_of", lambda *_: (default_config(), ()))
     monkeypatch.chdir(ROOT)
