@@ -31,7 +31,9 @@ NAMED = r"resflax (?!data \w+`)\w+|python (?:train\.py|-m \S+)"
 INLINE = re.compile(rf"(?<!`)`((?:[A-Z_]+=\S+ )?(?:{NAMED})\s[^`]+)`(?!`)")
 # Without a PATH, the shell calls this function for every program; it prints the words.
 STUB = (
-    'exec 9>&1; command_not_found_handle() { printf "%s\\037" "$@" >&9; printf "\\036" >&9; }\n'
+    'exec 9>&1; command_not_found_handle() { printf -v words "%s\\037" "$@"; '
+    # One write: the programs of a pipe print at the same time.
+    'printf "%s\\036" "$words" >&9; }\n'
     "cd() { :; }; .() { :; }; PATH=/-\n"
 )
 # Where commands begin to work, after they parsed their arguments.
