@@ -1,7 +1,6 @@
 """Runs on arrays, and the commands that use them."""
 
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 from helpers.arrays import ARRAYS, X, save_arrays
 from helpers.modules import softmax
 from helpers.networks import apply
+from helpers.pages import DOCS, python_blocks
 from helpers.weight_files import write_timm_folder
 from helpers.workdirs import SavedStep, write_workdir
 from PIL import Image
@@ -57,8 +57,8 @@ def test_runs_on_arrays_are_evaluated(run_on_arrays):
 
 def test_python_code_of_dimensions_page_runs(run_on_arrays, capsys):
     np.save(run_on_arrays / "one.npy", X[0])
-    page = (Path(__file__).parents[1] / "docs" / "dimensions.md").read_text()
-    networks, prediction = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    page = (DOCS / "dimensions.md").read_text()
+    networks, prediction = python_blocks(page)
     exec(networks, {})
     assert capsys.readouterr().out.strip() in page
     for name in ("runs/ecg", "one.npy"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.pages import DOCS, PAGES, README, python_blocks
 from PIL import Image
 
 from resflax import get_spec
@@ -16,9 +17,6 @@ from resflax.train import check_config
 from resflax.train.config_keys import KEYS
 from resflax.weights import load_file, save_file, to_torch
 from resflax.weights.shapes import variable_shapes
-
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [*DOCS.glob("*.md"), *DOCS.glob("notebooks/*.md")]
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def test_python_code_of_weights_page_runs(folder, capsys):
     ):
         assert name in text
         text = text.replace(name, replacement)
-    *blocks, torch_block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    *blocks, torch_block = python_blocks(text)
     assert len(blocks) == 5
     assert "load_state_dict" in torch_block
     namespace: dict = {}
@@ -70,20 +68,20 @@ def test_python_code_of_weights_page_runs(folder, capsys):
 
 
 def test_links_of_all_pages_exist():
-    for page in PAGES:
+    for page in (*PAGES, README):
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_recipes_of_all_pages_exist():
-    for page in (*PAGES, DOCS.parent / "README.md"):
+    for page in (*PAGES, README):
         for config in re.findall(r"--config=(configs/\w+\.py)", page.read_text()):
             assert (DOCS.parent / config).exists(), f"{page.name}: {config}"
 
 
 def test_config_keys_of_all_pages_exist():
     wrong = {"KEY", "lr"}  # a placeholder, and the example of a name that other tools have
-    for page in (*PAGES, DOCS.parent / "README.md"):
+    for page in (*PAGES, README):
         found = set(re.findall(r"--config\.([A-Za-z_]+(?:\.[a-z_]+)?)", page.read_text()))
         assert found - wrong <= set(KEYS), f"{page.name}: {found - wrong - set(KEYS)}"
 
@@ -91,7 +89,7 @@ def test_config_keys_of_all_pages_exist():
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["finetuning.md", "losses.md"])
 def test_python_code_of_training_page_runs(page):
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    (code,) = python_blocks((DOCS / page).read_text())
     namespace: dict = {}
     exec(code, namespace)
     assert np.isfinite(namespace["metrics"]["loss"])

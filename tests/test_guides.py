@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import run_command
+from helpers.pages import DOCS, fenced_blocks
 
 from resflax import create_model
-
-DOCS = Path(__file__).parents[1] / "docs"
-BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "count"), [("models.md", 3), ("training.md", 1)])
 def test_python_code_prints_what_the_page_shows(page, count, capsys):
-    blocks = BLOCK.findall((DOCS / page).read_text())
+    blocks = fenced_blocks((DOCS / page).read_text())
     shown = [text for language, text in blocks if not language]
     codes = [text for language, text in blocks if language == "python"]
     assert len(codes) == len(shown) == count
@@ -53,7 +51,7 @@ def test_digits_page_runs_with_a_small_network(tmp_path, monkeypatch, capsys):
         text = text.replace(words, replacement)
     monkeypatch.chdir(tmp_path)
     printed, namespace = [], {}
-    for language, block in BLOCK.findall(text):
+    for language, block in fenced_blocks(text):
         if language == "sh":
             for line in block.splitlines():
                 name, *arguments = shlex.split(line, comments=True)[1:]

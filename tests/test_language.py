@@ -6,14 +6,14 @@ import re
 import tokenize
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from helpers.pages import PAGES, ROOT
+
 FOLDERS = ("resflax", "configs", "docs", "tests", "benchmarks", "tools")
 PYTHON = [
     ROOT / "train.py",
     *sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py") if p != Path(__file__)),
 ]
-PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.md")]
-MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted(PAGES)]
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *PAGES]
 
 # Identifiers before the renaming, without those that now have another meaning.
 OLD_NAMES = set(

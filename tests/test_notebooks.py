@@ -2,13 +2,11 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers.pages import DOCS, NOTEBOOKS
 
-DOCS = Path(__file__).parents[1] / "docs"
-NOTEBOOKS = sorted(DOCS.glob("notebooks/*.md"))
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

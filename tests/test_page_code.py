@@ -1,26 +1,24 @@
 """Python code of pages of docs/ that have no tests of their own; all pages with code have one."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pages import DOCS, GUIDES, python_blocks
 from helpers.trained_models import trained_model
 
 from resflax.export import export
 
-ROOT = Path(__file__).parents[1]
 LABELS = ("cat", "dog", "owl")
 
 
 def blocks_of(page):
-    text = (ROOT / "docs" / page).read_text()
-    return re.findall(r"^```python\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    return python_blocks((DOCS / page).read_text())
 
 
 def test_every_page_with_python_code_is_named_in_a_test():
-    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    for page in (ROOT / "docs").glob("*.md"):
+    tests = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    for page in GUIDES:
         assert not blocks_of(page.name) or f'"{page.name}"' in tests, page.name
 
 

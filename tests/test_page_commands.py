@@ -9,19 +9,17 @@ import importlib
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
+from helpers.pages import PAGES as DOCS_PAGES
+from helpers.pages import README, ROOT
 
 from resflax.cli.main import main
 from resflax.distributed import DistributedConfig
 from resflax.errors import Parser
 from resflax.train import default_config
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-PAGES += sorted((DOCS / "notebooks").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS_PAGES]
 # Shell blocks: fenced, or indented with a program as the first word.
 FENCED = re.compile(r"^( *)```(?:sh|bash)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"\n\n((?: {4}.*\n)+)")

@@ -1,17 +1,14 @@
 """The Python blocks of README.md run in order; its commands are those that CI runs."""
 
-import re
-from pathlib import Path
-
 import pytest
+from helpers.pages import README, python_blocks
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+TEXT = README.read_text()
 
 
 @pytest.mark.slow
 def test_python_blocks_run_in_order(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    blocks = python_blocks(TEXT)
     assert len(blocks) == 2
     namespace: dict = {}
     for block in blocks:
@@ -30,8 +27,3 @@ def test_commands_of_ci_are_lines_of_the_readme():
     lines = TEXT.splitlines()
     assert "pip install -e . && python train.py" in lines
     assert 'pip install -e ".[test]" && pytest' in lines
-
-
-def test_links_lead_to_files():
-    for link in re.findall(r"\]\((?!http|#)([^)#]+)", TEXT):
-        assert (ROOT / link).exists(), link
