@@ -58,8 +58,9 @@ def gather_batch_in_step(
 def repeat_step(step: Step, maximum: int) -> Step:
     """Makes a step that takes `data["count"]` steps, at most `maximum`, in a loop on the device.
 
-    Its metrics have a leading axis of `maximum` steps, zeros after the last one. The number of
-    steps is an argument of the program, so that it is compiled once for calls of any length.
+    Its metrics have a leading axis of `maximum` steps, zeros after the last one, unless that is 1.
+    The number of steps is an argument of the program, so that it is compiled once for calls of any
+    length, and computes the same bits: a step outside of a loop is compiled differently.
     """
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
@@ -72,6 +73,7 @@ def repeat_step(step: Step, maximum: int) -> Step:
             write = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
             return state, jax.tree.map(write, rows, metrics)
 
-        return lax.fori_loop(0, data["count"], take_step, (state, rows))
+        state, rows = lax.fori_loop(0, data["count"], take_step, (state, rows))
+        return state, rows if maximum > 1 else jax.tree.map(lambda x: x[0], rows)
 
     return run

@@ -211,14 +211,14 @@ def make_device_step_fn(
     The example indices are sent ahead for as many steps as fit into `INDEX_BUFFER_BYTES`; between
     these transfers a step transfers nothing. A call takes steps of one of the `phases`.
     """
-    takes_several = config.steps_per_call > 1
-    # At least 2 as long as several are asked for: one step alone is another program.
-    steps_per_call = max(min(config.steps_per_call, stop - start), 1 + takes_several)
+    # At least 2 if several are asked for, whose metrics have another axis.
+    steps_per_call = max(min(config.steps_per_call, stop - start), min(config.steps_per_call, 2))
     phases = phases or one_phase(config.batch_size)
     compiled = cache(partial(compile_device_step, engine, step, split, steps_per_call))
     seeds = batch_seeds(split, config)
     ahead = max(steps_per_call, steps_per_transfer(config.batch_size, len(seeds)))
     dataset = engine.replicate(flat_dataset(split.images, split.labels))
+    counts = cache(lambda count: engine.replicate(np.int32(count)))
     data: dict[str, Any] = {}
     current = end = start
 
@@ -234,9 +234,7 @@ def make_device_step_fn(
             end, data = part.stop, transfer(part)
         run = compiled(phases.of_step(current))
         current += count
-        if takes_several:
-            return run(state, data | {"count": engine.replicate(np.int32(count))})
-        return run(state, data)
+        return run(state, data | {"count": counts(count)})
 
     return run_steps
 
@@ -246,12 +244,10 @@ def compile_device_step(
 ) -> Step:
     """Compiles a step that gathers its batches from a split on the devices, for a phase.
 
-    With `steps_per_call > 1`, it takes several steps, see `repeat_step`.
+    It takes several steps, see `repeat_step`, by which one step per call has the same bits.
     """
     run = gather_batch_in_step(resize_in_step(step, split, phase), split.image_shape)
-    if steps_per_call > 1:
-        run = repeat_step(run, steps_per_call)
-    return engine.compile_train_on_device_data(run)
+    return engine.compile_train_on_device_data(repeat_step(run, steps_per_call))
 
 
 def steps_per_transfer(batch_size: int, orders: int) -> int:
