@@ -74,7 +74,8 @@ def test_finished_run_returns_its_results(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run already finished"
     assert re.fullmatch(
-        rf"test accuracy [\d.]+ on 360 examples, at step 6; best.*, at step 6; saved in {path}",
+        r"test accuracy [\d.]+ on 360 examples, at step 6; best.*, at step 6; waited for data in"
+        rf" 0 % of the training time; saved in {path}",
         lines[1],
     )
     assert len(lines) == 2

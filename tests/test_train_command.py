@@ -77,8 +77,8 @@ def test_records_have_all_keys_and_are_in_order(run):
     path, _ = run
     records = read_records(path)
     for record in records:
-        memory = {"host_memory_mib"} if record["split"] == "train" else set()
-        assert set(record) == memory | {
+        resources = {"host_memory_mib", "data_wait"} if record["split"] == "train" else set()
+        assert set(record) == resources | {
             "step", "epoch", "split", "loss", "accuracy", "learning_rate", "examples_per_second",
         }  # fmt: skip
         assert record["epoch"] == pytest.approx(record["step"] * 48 / 1437, abs=1e-4)
@@ -108,7 +108,7 @@ def test_piped_output_consists_of_complete_lines(run):
     )
     assert re.fullmatch(
         r"test accuracy [\d.]+ on 360 examples, at step 30; best test accuracy [\d.]+, at step 30;"
-        r" saved in run",
+        r" waited for data in 0 % of the training time; saved in run",
         lines[-1],
     )
     assert done.stderr == ""

@@ -62,7 +62,7 @@ class Recorder:
         self._trainer, self._workdir, self._progress = trainer, workdir, progress
         self._state, self._has_warned = state, False
         self._curves_timer = RareTask(CURVES_SECONDS, MAX_CURVES_SHARE)
-        self._wait = None if trainer.on_device else WaitMeter(trainer.data_wait, state)
+        self._wait = WaitMeter(trainer.data_wait, state)
         self.throughput = Throughput(trainer.steps, state.examples, state.train_seconds)
         self._histograms = HistogramSource(trainer.run)
         self._writers: list[MetricWriter] = []
@@ -95,9 +95,8 @@ class Recorder:
           rates: learning rate of each member.
           evaluates: whether an evaluation follows at the same step.
         """
-        speed, resources = self.throughput.lap(), memory_use()
-        if self._wait:
-            resources["data_wait"] = self._wait.lap(self.throughput.seconds)
+        speed = self.throughput.lap()
+        resources = {**memory_use(), "data_wait": self._wait.lap(self.throughput.seconds)}
         record = self._make_record(step, "train", means, rates, speed, resources)
         self._write(record)
         self._progress.train(record, self._remaining(step), evaluates=evaluates)
@@ -175,16 +174,16 @@ class Recorder:
     @property
     def data_wait_seconds(self) -> float:
         """Time in which the devices waited for data, in the whole run."""
-        return self._wait.seconds if self._wait else 0.0
+        return self._wait.seconds
 
     @property
-    def data_wait(self) -> float | None:
-        """The share of this time in the training time; None for data on the devices."""
-        return self._wait.share(self.throughput.seconds) if self._wait else None
+    def data_wait(self) -> float:
+        """The share of this time in the training time."""
+        return self._wait.share(self.throughput.seconds)
 
     def _warn_of_waiting(self) -> None:
         """Prints a warning, once, if the devices wait for data."""
-        share, trainer = self.data_wait or 0.0, self._trainer
+        share, trainer = self.data_wait, self._trainer
         measured = self.throughput.seconds >= MIN_SECONDS and self._workdir.writes
         if measured and share > MAX_DATA_WAIT and not self._has_warned:
             self._has_warned = True

@@ -73,7 +73,7 @@ def make_results(
     *,
     seconds: float,
     examples_per_second: float,
-    data_wait: float | None = None,
+    data_wait: float,
 ) -> dict[str, Any]:
     """Returns the results of a run.
 
@@ -83,8 +83,7 @@ def make_results(
       final: the state that was evaluated, as NumPy arrays.
       seconds: wall time, over all processes that resumed the run.
       examples_per_second: speed of training.
-      data_wait: share of the training time in which the devices waited for data; None for data that
-        are on the devices.
+      data_wait: share of the training time in which the devices waited for data.
     """
     trainable, _ = split_params(final.params, freeze_patterns(run.config, run.model))
     test, validation = trainer_state.test, trainer_state.validation
@@ -109,7 +108,7 @@ def make_results(
         "params_sha256": params_sha256(final.params),
         "wall_seconds": round(seconds, 3),
         "examples_per_second": round(examples_per_second, 1),
-        **({} if data_wait is None else {"data_wait": round(data_wait, 4)}),
+        "data_wait": round(data_wait, 4),
         "platform": devices[0].platform,
         "device_count": len(devices),
         "process_count": jax.process_count(),
