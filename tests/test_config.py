@@ -52,7 +52,7 @@ VALUES = {
     "steps_per_call": ([0, 1_000_001], [1, 500]),
     "learning_rate": ([0.0, -1.0, float("nan"), float("inf"), 1e39], [1e-9, 3e37]),
     "base_batch_size": ([0, -1], [1]),
-    "distill.weight": ([0.0, 1.1, float("nan")], [0.01, 1.0]),
+    "distill.weight": ([-0.1, 1.1, float("nan")], [0.01, 1.0]),
     "distill.temperature": ([0.0, -1.0], [0.5, 20.0]),
     "distill.features": ([3, (1,), ("stage1", None)], [None, "", "stage1,pooled", ("stage1",)]),
     "distill.feature_weight": ([0.0, -1.0], [0.1, 100.0]),
@@ -266,6 +266,12 @@ COMBINED = [
         {"data.aug_splits": 2, "data.cutout": 2, "distill.teacher": "runs/x"},
         "config.data.aug_splits is 2 with config.distill.teacher='runs/x': expected one of them",
         {"data.aug_splits": 2, "data.cutout": 2},
+    ),
+    (
+        {"distill.teacher": "runs/x", "distill.weight": 0.0},
+        "config.distill.weight is 0.0 without config.distill.features: expected more than 0, or the"
+        " names of feature maps to learn",
+        {"distill.teacher": "runs/x", "distill.weight": 0.0, "distill.features": "pooled"},
     ),
     (
         {"data.rand_augment": (2, 9), "data.auto_augment": "trivial"},

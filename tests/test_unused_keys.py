@@ -14,6 +14,7 @@ FOLDER = {"dataset": "folder:D"}
 STREAMED = {"dataset": "folder:D", "data.image_size": 32}
 ENSEMBLE = {"ensemble.size": 2}
 TEACHER = {"distill.teacher": "runs/x"}
+FEATURES = {"distill.features": "pooled"}
 WEIGHTS = {"pretrained": "runs/x"}
 WIDTHS = {"spec.widths": (32, 64, 128), "spec.stem_width": 32}
 # For each row of `ROWS`, in order: a key and value, keys that leave it without effect, and keys
@@ -58,7 +59,8 @@ CASES = [
     ("jsd_weight", 6.0, {}, {"data.aug_splits": 2, "data.cutout": 2}),
     ("data.aug_splits", 3, {"data.flip": True}, {"data.cutout": 2}),
     ("distill.temperature", 2.0, {}, TEACHER),
-    ("distill.feature_weight", 2.0, TEACHER, {**TEACHER, "distill.features": "pooled"}),
+    ("distill.feature_weight", 2.0, TEACHER, {**TEACHER, **FEATURES}),
+    ("distill.temperature", 2.0, {**TEACHER, **FEATURES, "distill.weight": 0.0}, TEACHER),
     ("label_smoothing", 0.1, {**TEACHER, "distill.weight": 1.0}, TEACHER),
     ("precise_bn_batches", 2, {"freeze_batch_norm": True}, {}),
     ("precise_bn_batches", 2, {"spec.norm": "group", **WIDTHS}, {}),

@@ -224,7 +224,9 @@ DISTILLATION = {
     "distill.teacher": Key(
         "", "weights of a trained network whose outputs are learned too, as for pretrained"
     ),
-    "distill.weight": Key(0.5, "share of the teacher in the loss; 1: without the labels"),
+    "distill.weight": Key(
+        0.5, "share of the teacher's logits in the loss; 1: without the labels; 0: features only"
+    ),
     "distill.temperature": Key(1.0, "divides the logits of both networks"),
     "distill.features": Key(
         None, "feature maps of the teacher that are learned too, such as stage3,pooled", object

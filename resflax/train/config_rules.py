@@ -119,7 +119,7 @@ RULES: dict[str, Rule] = {
     "grad_clip": NOT_NEGATIVE,
     "sam_rho": NOT_NEGATIVE,
     "label_smoothing": LESS_THAN_ONE,
-    "distill.weight": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
+    "distill.weight": Rule("0 to 1", lambda v: 0 <= v <= 1),
     "distill.temperature": POSITIVE,
     "distill.features": Rule("names of feature maps, such as 'stage3,pooled'", _are_names),
     "distill.feature_weight": POSITIVE,
@@ -291,6 +291,11 @@ COMBINATIONS: tuple[Combination, ...] = (
         lambda c: c.data.aug_splits > 1 and bool(c.distill.teacher),
         "config.data.aug_splits is {c.data.aug_splits} with config.distill.teacher="
         "{c.distill.teacher!r}: expected one of them",
+    ),
+    (
+        lambda c: c.distill.weight == 0 and not c.distill.features,
+        "config.distill.weight is {c.distill.weight} without config.distill.features: expected more"
+        " than 0, or the names of feature maps to learn",
     ),
     (
         lambda c: c.data.rand_augment and c.data.auto_augment,

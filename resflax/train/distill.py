@@ -81,7 +81,9 @@ def make_step_loss(
                 f"the teacher's logits have shape {taught.shape}, and those of the model"
                 f" {outputs.shape[-2:]}: expected the same classes"
             )
-        total = weight * distillation_loss(outputs, taught, distillation.temperature)
+        total = jnp.float32(0)
+        if weight > 0:
+            total = weight * distillation_loss(outputs, taught, distillation.temperature)
         if weight < 1:
             total = (1 - weight) * loss_fn(outputs, inputs.target) + total
         if distillation.features:

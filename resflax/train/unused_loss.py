@@ -41,6 +41,11 @@ LOSS_ROWS: tuple[Row, ...] = (
         "config.distill.features is {c.distill.features!r}: leave it out, or name feature maps",
     ),
     Row(
+        ("distill.temperature",),
+        lambda c: bool(c.distill.teacher) and c.distill.weight == 0,
+        "config.distill.weight is 0, which leaves the teacher's logits out: leave one of them out",
+    ),
+    Row(
         tuple(LOSS),
         lambda c: bool(c.distill.teacher) and c.distill.weight == 1,
         "config.distill.weight is 1, which leaves the labels out: leave one of them out",
