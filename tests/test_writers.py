@@ -268,6 +268,14 @@ def test_missing_package_is_refused_before_the_run(name, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+# By name of a parameter; two of which NumPy makes no histogram as they are.
+HISTOGRAMS = {
+    "params/head": np.zeros(5, np.float32),
+    "params/almost_equal": np.array([1, 1.0000001], np.float32),
+    "params/not_finite": np.array([np.nan, np.inf, 2], np.float32),
+}
+
+
 class FakeWandbRun:
     """A run of Weights & Biases as its documentation describes it."""
 
@@ -291,7 +299,10 @@ def test_wandb_writes_numbers_and_continues_a_run(tmp_path, monkeypatch):
         return runs[-1]
 
     fake = types.SimpleNamespace(
-        init=init, Image=np.shape, Histogram=np.size, Table=lambda columns, data: (columns, data)
+        init=init,
+        Image=np.shape,
+        Histogram=lambda np_histogram: np_histogram[0].sum(),
+        Table=lambda columns, data: (columns, data),
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delitem(sys.modules, "resflax.run.writers.wandb_writer", raising=False)
@@ -300,7 +311,7 @@ def test_wandb_writes_numbers_and_continues_a_run(tmp_path, monkeypatch):
     writer.write_hyperparameters({"seed": 0})
     writer.write_images(0, "first", np.zeros((2, 8, 8, 1), np.uint8))
     writer.write_scalars(2, "train", {"loss": 1.0})
-    writer.write_histograms(2, {"params/head": np.zeros(5)})
+    writer.write_histograms(2, HISTOGRAMS)
     writer.write_table(2, "evaluations", [{"step": 2, "accuracy": 0.5}])
     writer.close()
     assert runs[0].config == {"seed": 0}
@@ -308,6 +319,8 @@ def test_wandb_writes_numbers_and_continues_a_run(tmp_path, monkeypatch):
         (0, "first", [(8, 8), (8, 8)]),
         (2, "train/loss", 1.0),
         (2, "params/head", 5),
+        (2, "params/almost_equal", 2),
+        (2, "params/not_finite", 1),
         (2, "evaluations", (["step", "accuracy"], [[2, 0.5]])),
         "finished",
     ]

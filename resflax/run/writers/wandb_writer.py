@@ -10,6 +10,8 @@ import wandb
 from resflax.files import write_atomic
 from resflax.run.metric_writer import Row, WriterStart
 
+HISTOGRAM_BINS = 64
+
 
 class WandbWriter:
     """Writes a run of Weights & Biases; see `MetricWriter`.
@@ -42,7 +44,10 @@ class WandbWriter:
 
     def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """See `MetricWriter`."""
-        self._log(step, {name: wandb.Histogram(array) for name, array in arrays.items()})
+        self._log(
+            step,
+            {name: wandb.Histogram(np_histogram=_bin(array)) for name, array in arrays.items()},
+        )
 
     def write_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """See `MetricWriter`."""
@@ -61,3 +66,12 @@ class WandbWriter:
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if step >= self._next:
             self._run.log(values, step=step)
+
+
+def _bin(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns counts and edges of bins of the finite values, in float64.
+
+    In float32, values that are almost equal cannot be divided into bins.
+    """
+    values = array[np.isfinite(array)].astype(np.float64)
+    return np.histogram(values, bins=HISTOGRAM_BINS)
