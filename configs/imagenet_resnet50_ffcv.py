@@ -4,8 +4,7 @@ The argument after the colon is the number of epochs, one of `BUDGETS`. Commands
 once (it needs TensorFlow)::
 
     resflax data prepare imagenet2012 --manual_dir=DIR
-    python train.py --config=configs/imagenet_resnet50_ffcv.py:16 --workdir=runs/ffcv16
-    resflax evaluate runs/ffcv16 --tta=flip
+    python train.py --config=configs/imagenet_resnet50_ffcv.py:16
 
 As `rn50_configs` and `train_imagenet.py` of github.com/libffcv/ffcv-imagenet: SGD with 512 images
 on each of 8 GPUs, a learning rate of 1.7 that rises over two epochs from a ten-thousandth and falls
@@ -64,5 +63,6 @@ def get_config(epochs: str = "16") -> ConfigDict:
     config.data.flip = True
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
+    config.eval_tta = "flip"
     config.log_every_steps = 100
     return config

@@ -17,6 +17,7 @@ PUBLISHED = {
     "imagenet_resnet50_rsb_a3.py": (100, 2048, 8e-3, 1e-6, 160, 224),
     "imagenet_resnet50_torchvision_v2.py": (600, 1024, 0.5, 0.0, 176, 224),
     "imagenet_resnet50_torchvision_v1.py": (90, 256, 0.1, 1e-3, 224, 224),
+    "imagenet_resnet50_v1_paper.py": (120, 256, 0.1, 1e-4, 224, 224),
     "imagenet_resnet50_ffcv.py:88": (88, 4096, 1.7, 0.0, 160, 256),
     "imagenet_resnet50_distilled.py": (1200, 4096, 0.03, 0.0, 224, 224),
     "imagenet_resnetrs50.py": (350, 4096, 1.6, 0.0, 160, 160),
@@ -58,6 +59,48 @@ def test_rsb_has_the_regularization_of_its_table(name):
     assert (config.data.mixup, config.data.cutmix) == (mixup, 1.0)
     assert config.data.auto_augment == f"rand-m{magnitude}-mstd0.5-inc1"
     assert (config.optimizer, config.loss, config.warmup_epochs) == ("lamb", "bce", 5.0)
+
+
+# What else the sources say, by recipe and key. The decay of torchvision's average is
+# `1 - 2e-5 * 1024 images * 32 steps / 600 epochs`; the paper has no smoothing and no mixing.
+SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False}
+RSB_VALUES = {"data.crop_pct": 0.95, "data.mixup_mode": "batch", "grad_clip": 1.0}
+OTHER_VALUES = {
+    **{f"imagenet_resnet50_rsb_{name}.py": RSB_VALUES for name in RSB},
+    "imagenet_resnet50_torchvision_v1.py": SGD
+    | {"weight_decay": 1e-4, "label_smoothing": 0.0, "data.mixup": 0.0, "decay_rate": 0.1},
+    "imagenet_resnet50_torchvision_v2.py": SGD
+    | {"weight_decay": 2e-5, "label_smoothing": 0.1, "data.mixup": 0.2, "data.cutmix": 1.0}
+    | {"data.auto_augment": "trivial", "data.random_erasing": 0.1, "data.repeats": 4}
+    | {"ema_decay": 0.99890773, "ema_every_steps": 32, "data.crop_pct": 224 / 232},
+    "imagenet_resnet50_v1_paper.py": SGD
+    | {"weight_decay": 1e-4, "decay_rate": 0.1, "label_smoothing": 0.0, "data.mixup": 0.0},
+    "imagenet_resnet50_ffcv.py:16": SGD
+    | {"weight_decay": 1e-4, "label_smoothing": 0.1, "warmup_epochs": 2.0, "eval_tta": "flip"},
+    "imagenet_resnet50_distilled.py": {"optimizer": "adamw", "weight_decay": 0.01}
+    | {"grad_clip": 1.0, "distill.weight": 1.0, "distill.temperature": 1.0, "data.mixup": 1.0},
+    "imagenet_resnetrs50.py": SGD
+    | {"weight_decay": 4e-5, "label_smoothing": 0.1, "ema_decay": 0.9999, "spec.dropout": 0.25}
+    | {"data.rand_augment": (2, 10), "warmup_epochs": 5.0},
+    "bit_hyperrule.py": SGD | {"weight_decay": 0.0, "label_smoothing": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_recipe_has_the_other_values_of_its_source(name):
+    config = load_recipe(f"configs/{name}")
+    for key, value in OTHER_VALUES[name].items():
+        *groups, last = key.split(".")
+        found = getattr(config, *groups)[last] if groups else config[last]
+        if isinstance(value, float):
+            found, value = round(found, 8), round(value, 8)
+        assert found == value, key
+
+
+@pytest.mark.parametrize("name", RSB)
+def test_rsb_binarizes_mixed_targets_at_a_fifth(name):
+    """As timm's `--bce-target-thresh=0.2`, with which its authors trained."""
+    assert load_recipe(f"configs/imagenet_resnet50_rsb_{name}.py").bce_target_threshold == 0.2
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,26 @@ def test_losses_of_mixed_targets_equal_timms(loss, smoothing):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
+def test_bce_of_timms_mixed_batches_equals_timms(mixup, cutmix, smoothing):
+    """Without a threshold, which would hide the smoothing; the batch is mixed by timm."""
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    labels, images = torch.from_numpy(LABELS).long(), torch.ones(8, 1, 16, 16)
+    np.random.seed(0)  # timm's mixup draws from NumPy's global generator
+    mixed, plain = (
+        timm.data.Mixup(mixup, cutmix, label_smoothing=s, num_classes=5) for s in (smoothing, 0.0)
+    )
+    state = np.random.get_state()
+    targets = mixed(images.clone(), labels)[1]
+    np.random.set_state(state)
+    sharp = plain(images.clone(), labels)[1].numpy().astype(np.float32)
+    assert ((sharp > 0) & (sharp < 1)).any()
+    expected = float(timm.loss.BinaryCrossEntropy(smoothing=0)(torch.from_numpy(LOGITS), targets))
+    actual = mean(build_loss(config_of(loss="bce")), sharp, label_smoothing=smoothing)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_members_are_their_mean(name):
     members = np.stack([LOGITS, -LOGITS, 2 * LOGITS])
