@@ -31,7 +31,7 @@ from resflax.study.study_dir import StudyDir
 from resflax.train import check_config
 from resflax.train.config import to_json_dict
 
-DEFAULT_MEMBERS = 8
+DEFAULT_MEMBERS = 16
 
 
 def main(arguments: list[str]) -> None:

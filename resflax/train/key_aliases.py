@@ -154,6 +154,7 @@ ALIASES: dict[str, str] = {
     "spec.zero_init": "zero_init_residual zero_init_last zero_gamma",
     "spec.stem": "stem_type",
     "spec.norm": "norm_layer norm_type",
+    "spec.norm_epsilon": "bn_eps bn_epsilon batch_norm_epsilon norm_eps",
 }
 # Names of flags of the command line.
 FLAGS: dict[str, str] = {
@@ -196,6 +197,10 @@ ADVICE: dict[str, str] = {
     ),
     "steps num_steps total_steps train_steps num_train_steps iterations max_iter num_iters iters": (
         "config.epochs is the length of a run, in epochs; config.max_steps ends it earlier"
+    ),
+    "bn_momentum batch_norm_momentum norm_momentum": (
+        "config.spec.norm_momentum is the decay of the running statistics, 1 minus the momentum of"
+        " PyTorch"
     ),
     "steps_per_epoch": "an epoch is one pass over the training split",
     "checkpoint_every_epochs save_every_epochs save_epoch_freq save_freq_epochs": (
