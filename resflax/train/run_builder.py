@@ -78,20 +78,7 @@ def build(
       UserError: if the config is invalid, or does not fit the dataset, the model or the devices.
     """
     check_config(config)
-    if model is not None and config.pretrained:
-        raise UserError(
-            f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
-        )
-    if dataset is not None and config.eval_sets:
-        raise UserError(
-            f"config.eval_sets is {config.eval_sets!r}, but a dataset is given: expected None, and"
-            " the sets in its field eval_sets"
-        )
-    if model is not None and config.ensemble.drop_path:
-        raise UserError(
-            f"config.ensemble.drop_path is {config.ensemble.drop_path!r}, but a model is given:"
-            " expected ()"
-        )
+    _check_arguments(config, model, dataset)
     given = config.copy_and_resolve_references()  # `ConfigDict(config)` would share the groups
     config = shared_config(given)
     engine = build_engine(config, devices)
@@ -166,6 +153,24 @@ def build(
     )
     run.check_model()
     return run
+
+
+def _check_arguments(config: ConfigDict, model: nn.Module | None, dataset: Dataset | None) -> None:
+    """Raises `UserError` if the config has what the given model or dataset replaces."""
+    if model is not None and config.pretrained:
+        raise UserError(
+            f"config.pretrained is {config.pretrained!r}, but a model is given: expected ''"
+        )
+    if dataset is not None and config.eval_sets:
+        raise UserError(
+            f"config.eval_sets is {config.eval_sets!r}, but a dataset is given: expected None, and"
+            " the sets in its field eval_sets"
+        )
+    if model is not None and config.ensemble.drop_path:
+        raise UserError(
+            f"config.ensemble.drop_path is {config.ensemble.drop_path!r}, but a model is given:"
+            " expected ()"
+        )
 
 
 def _build_predict_step(
