@@ -8,8 +8,7 @@ import jax
 
 # Longer calls are divided, so that progress is shown and signals stop the run.
 CALL_SECONDS = 5.0
-# Calls of up to so many steps are not divided; the first ones, which compile and are measured, take
-# so many.
+# Calls of up to so many steps are not divided; the first one that is measured takes so many.
 FEW_STEPS = 64
 
 
@@ -17,7 +16,7 @@ class CallLength:
     """Chooses the number of steps of each call: up to a maximum, and to those of `CALL_SECONDS`.
 
     With several processes, which must take the same number of steps and measure different times,
-    every call takes the maximum.
+    every call takes the maximum. The caller takes one step alone in the call that compiles.
 
     Args:
       maximum: `config.steps_per_call`.

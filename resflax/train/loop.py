@@ -152,7 +152,9 @@ class TrainingLoop:
                 self._drain_metrics(step)
                 self.recorder.throughput.expect_compilation()
                 trainer.data_wait.ignore_next()
-            count = self._steps_of_call(step)
+            # The call that compiles takes one step: the throughput is measured from its end.
+            compiles = step in (first, phase.start)
+            count = 1 if compiles else self._steps_of_call(step)
             self.profiler.before(step + 1, state)
             with (
                 self._stop_at_lost_worker(state, step),
@@ -163,7 +165,7 @@ class TrainingLoop:
                 results.append(metrics)
             self.profiler.after(step + count, metrics)
             self.pending.add(metrics, count)
-            if step in (first, phase.start):  # compilation: the throughput is measured from its end
+            if compiles:
                 jax.block_until_ready(metrics)
             self.recorder.throughput.step(phase.batch_size * self.trainer.run.size, count)
             for inner in range(step + 1, step + count):

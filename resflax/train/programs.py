@@ -133,5 +133,6 @@ def device_data_shapes(run: Run, phase: Phase) -> dict[str, Any]:
     return {
         "dataset": engine.replicate(flat_dataset(images, labels)),
         "first_step": engine.replicate(jax.ShapeDtypeStruct((), np.int32)),
+        "count": engine.replicate(jax.ShapeDtypeStruct((), np.int32)),
         "order": order,
     }
