@@ -98,6 +98,9 @@ def test_join_configs_refuses_runs_that_differ_otherwise():
     assert flatten_config(member_config(joined, 1)) == flatten_config(b)
 
 
+ENSEMBLE_ACCURACY = 0.75
+
+
 class FakeFit:
     """Writes the files of runs whose accuracy is a function of their learning rate and seed."""
 
@@ -113,6 +116,7 @@ class FakeFit:
         accuracy = [float(m.learning_rate + 0.01 * m.seed) for m in members]
         record = {"step": 6, "epoch": 1.0, "split": "test", "loss": 1.0, "accuracy": accuracy[0]}
         if size > 1:
+            record["accuracy"] = ENSEMBLE_ACCURACY
             record["members"] = {"accuracy": accuracy, "loss": [1.0] * size}
         workdir.mkdir(parents=True)
         (workdir / "config.json").write_text(json.dumps(to_json_dict(config)))
@@ -158,6 +162,19 @@ def test_json_has_rows_and_summary(fake_fit, capsys):
     assert values["rows"][4]["texts"] == {"learning_rate": "0.1", "seed": "1"}
     assert values["rows"][4]["test_accuracy"] == pytest.approx(0.11)
     assert values["summary"][1]["test_accuracy_std"] == pytest.approx(0.01)
+
+
+def test_runs_that_are_ensembles_have_the_accuracy_of_all_members(fake_fit, capsys):
+    ensemble = ["--config.ensemble.size=2", "--grid=momentum=0.8,0.7"]
+    assert run_command("sweep", *SMALL, *ensemble, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["test_accuracy"] for row in rows] == [ENSEMBLE_ACCURACY] * 2
+
+
+def test_best_command_has_the_keys_of_the_grid_once(fake_fit, capsys):
+    assert run_command("sweep", *SMALL, "--config.seed=3", "--config.momentum=0.5", GRID) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.split()[-2:] == ["--config.momentum=0.5", "--config.learning_rate=0.1"]
 
 
 def test_stopped_sweep_resumes_with_the_missing_runs(fake_fit, tmp_path, capsys):
@@ -210,6 +227,12 @@ def test_dry_run_lists_all_runs_and_writes_nothing(fake_fit, tmp_path, capsys):
         (["--grid=seeed=1,2"], "seeed"),
         (["--grid=learning_rate=0.1,-1"], "config.learning_rate is -1.0: expected more than 0"),
         (["--grid=seed=0,a"], "config.seed is 'a': expected an integer"),
+        (["--grid=learning_rate=0.1,1e-1"], "has the values 0.1 and 1e-1 of config.learning_rate"),
+        (["--grid=momentum=0.9,0.8;seed=0,00"], "the values 0 and 00 of config.seed, which are eq"),
+        (
+            ["--grid=batch_size=48,5000"],
+            "batch_size=5000: batch_size 5000 is larger than",
+        ),
         (["--grid=seed=0,1", "--workdir=a"], "expected --out for the folder of a sweep"),
         (["--grid=seed=0,1", "--resume=never"], "expected another --out for a new sweep"),
         (["--grid=seed=0,1", "--members=0"], "--members is 0: expected 1 to 1024"),

@@ -20,8 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from resflax.cli.flags import TrainCommand, parse
-from resflax.cli.grid import EXAMPLE, MAX_RUNS, combinations, parse_grid
-from resflax.cli.sweep_jobs import Job, SweepRun, plan_jobs, train_job
+from resflax.cli.grid import EXAMPLE, MAX_RUNS, Texts, combinations, parse_grid
+from resflax.cli.sweep_jobs import (
+    Job,
+    SweepRun,
+    check_distinct,
+    check_jobs,
+    naming,
+    plan_jobs,
+    train_job,
+)
 from resflax.cli.sweep_table import describe_best, summarize, sweep_table
 from resflax.errors import Parser, Report, UserError, print_to_stderr, quantity
 from resflax.files import path_type
@@ -44,12 +52,12 @@ def main(arguments: list[str]) -> None:
     args, train_arguments = _parse(arguments)
     base = parse(train_arguments)
     _check_base(base)
-    runs = [
-        SweepRun(texts, parse([*train_arguments, *_flags(texts)]).config)
-        for texts in combinations(parse_grid(args.grid))
-    ]
-    for run in runs:
-        check_config(run.config)
+    runs = []
+    for texts in combinations(parse_grid(args.grid)):
+        with naming(_describe(texts)):
+            runs.append(SweepRun(texts, parse([*train_arguments, *_flags(texts)]).config))
+            check_config(runs[-1].config)
+    check_distinct(runs)
     jobs = plan_jobs(runs, args.members)
     report = print_to_stderr if args.json else print
     report(f"{quantity(len(runs), 'run')} as {quantity(len(jobs), 'program')}")
@@ -57,6 +65,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(_dry_lines(jobs, train_arguments)))
         return
     out = args.out or Path(f"runs/sweep-{base.name}")
+    check_jobs(jobs)
     settings = {"grid": args.grid, "members": args.members, "config": to_json_dict(base.config)}
     enable_compilation_cache()
     with StudyDir.open(out, settings) as study, Interrupt() as interrupt:
@@ -106,6 +115,10 @@ def _check_base(base: TrainCommand) -> None:
         raise UserError(f"--resume is {base.resume!r}: expected another --out for a new sweep")
     if base.distributed.distributed:
         raise UserError("--distributed is given: a sweep trains in one process")
+
+
+def _describe(texts: Texts) -> str:
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def _flags(texts: dict[str, str]) -> list[str]:

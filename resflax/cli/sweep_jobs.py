@@ -1,21 +1,27 @@
 """The runs of a sweep: joined to ensembles where possible, trained, and read."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from resflax.cli.grid import Texts
+from resflax.data import Dataset
 from resflax.data.fake import is_fake
 from resflax.errors import UserError
+from resflax.progress import ProgressMeter
 from resflax.run.config_diff import flatten_config
 from resflax.run.run_summary import RunSummary, read_run
 from resflax.run.signals import Interrupt
-from resflax.train import check_config, fit
+from resflax.train import build, check_config, fit
+from resflax.train.dataset import build_dataset
 from resflax.train.ensemble import MEMBER_KEYS, join_configs
 from resflax.train.monitor import DivergedError
+from resflax.weights import PretrainedConfig
 
 MAX_NAME = 60  # characters of the name of a folder
 
@@ -60,6 +66,53 @@ def plan_jobs(runs: Sequence[SweepRun], max_members: int) -> list[Job]:
         for first in range(0, len(group), max_members):
             jobs += _join(group[first : first + max_members], len(jobs))
     return jobs
+
+
+def check_distinct(runs: Sequence[SweepRun]) -> None:
+    """Raises `UserError` if two runs of the grid are the same, such as those of 0.1 and 1e-1."""
+    texts: dict[str, Texts] = {}
+    for run in runs:
+        same = texts.setdefault(repr(flatten_config(run.config)), run.texts)
+        if same is not run.texts:
+            key = next(key for key in same if same[key] != run.texts[key])
+            raise UserError(
+                f"--grid has the values {same[key]} and {run.texts[key]} of config.{key}, which are"
+                " equal: expected different values"
+            )
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Builds the run of each job, without training, so that all are refused before the first.
+
+    Raises:
+      UserError: if a run does not fit the dataset, the model or the devices.
+    """
+    opened: dict[str, Dataset] = {}
+
+    def open_dataset(config: ConfigDict, pretrained: PretrainedConfig | None) -> Dataset:
+        keys = ("dataset", "data", "seed", "eval_sets")
+        key = repr([pretrained, *(config[key] for key in keys)])
+        if key not in opened:
+            opened.clear()  # one at a time is in memory
+            opened[key] = build_dataset(config, pretrained)
+        return opened[key]
+
+    if len(jobs) == 1:
+        return
+    with contextlib.closing(ProgressMeter(len(jobs), delay=2.0, file=sys.stderr)) as meter:
+        for job in jobs:
+            with naming(job.name):
+                build(job.config, open_dataset=open_dataset)
+            meter.update(1, f"checked {job.name}")
+
+
+@contextlib.contextmanager
+def naming(run: str) -> Iterator[None]:
+    """Puts the name of a run before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{run}: {e}") from e
 
 
 def _member_keys() -> tuple[str, ...]:
@@ -123,18 +176,20 @@ def train_job(
             "texts": texts,
             "where": f"{workdir}{f'#{k}' if len(job.texts) > 1 else ''}",
             "diverged_at": diverged[k],
-            **_figures(run, k, is_diverged=bool(diverged[k])),
+            **_figures(run, k if len(job.texts) > 1 else None, is_diverged=bool(diverged[k])),
         }
         for k, texts in enumerate(job.texts)
     ]
 
 
-def _figures(run: RunSummary, member: int, *, is_diverged: bool) -> dict[str, float | None]:
+def _figures(run: RunSummary, member: int | None, *, is_diverged: bool) -> dict[str, float | None]:
+    """Returns the figures of a member, or of the run as a whole, which may be an ensemble."""
     figures: dict[str, float | None] = {}
     for split in ("validation", "test"):
         for key in ("accuracy", "loss"):
             value, members = run.last(split, key), run.last(split, "members")
             if value is not None or (is_diverged and split == "test"):
-                value = members[key][member] if members else value
+                if member is not None:
+                    value = members[key][member] if members else None
                 figures[f"{split}_{key}"] = None if is_diverged else value
     return figures

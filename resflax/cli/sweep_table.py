@@ -83,8 +83,10 @@ def describe_best(values: Mapping[str, Any], train_arguments: Sequence[str]) -> 
             ", which is optimistic, since the test split chose it: config.data.validation=0.1 holds"
             " out data to choose by"
         )
-    flags = [f"--config.{key}={value}" for key, value in best["texts"].items()]
-    return f"{text}\n{shlex.join(['resflax', 'train', *train_arguments, *flags])}"
+    flags = {f"--config.{key}": value for key, value in best["texts"].items()}
+    kept = [word for word in train_arguments if word.partition("=")[0] not in flags]
+    words = ["resflax", "train", *kept, *(f"{flag}={value}" for flag, value in flags.items())]
+    return f"{text}\n{shlex.join(words)}"
 
 
 def _mean_std(mean: float | None, std: float | None) -> str:
