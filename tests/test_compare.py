@@ -35,8 +35,13 @@ def runs(tmp_path, monkeypatch):
     write_run(tmp_path / "a", CONFIG, finished, results)
     other = CONFIG | {"seed": 1, "data": {"flip": True}}
     write_run(tmp_path / "b", other, finished[:2])
-    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 15, "epo')  # the run is writing it
+    with (tmp_path / "b" / "metrics.jsonl").open("ab") as file:
+        for line in (b"\xff", b'{"accuracy": null}', b"[1]"):
+            file.write(line + b"\n")
+        for key, value in (("accuracy", None), ("epoch", "1"), ("split", 3), ("step", True)):
+            row = record(12, "test", 1.0, 1.0) | {key: value}
+            file.write(json.dumps(row).encode() + b"\n")
+        file.write(b'{"step": 15, "epo')  # the run is writing it
     validated = [record(10, "validation", 1.0, 0.25), record(20, "validation", 1.0, 0.5)]
     write_run(tmp_path / "c", CONFIG, [*validated, record(20, "test", 1.0, 0.25)], results)
     return tmp_path

@@ -39,6 +39,8 @@ def config_diff(
 
     >>> config_diff({"seed": 0, "epochs": 9}, {"seed": 1, "epochs": 10}, increasable={"epochs": 0})
     ['seed 0, now 1']
+    >>> config_diff({"epochs": 9}, {"epochs": 8}, increasable={"epochs": 0})
+    ['epochs 9, now 8, which can only increase']
     >>> config_diff({"data": "folder:a"}, {"data": "folder:b"}, movable={"data": ["folder:"]})
     []
     """
@@ -58,6 +60,7 @@ def config_diff(
 
     return [
         f"{key} {before.get(key)!r}, now {after.get(key)!r}"
+        + (", which can only increase" if key in increasable else "")
         for key in sorted({*before, *after})
         if not may_differ(key)
     ]

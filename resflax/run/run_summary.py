@@ -108,11 +108,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_records(path: Path) -> list[Record]:
     """Reads the records; the last line of a running run can be incomplete."""
     records: list[Record] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-            if {"step", "epoch", "split", "loss", "accuracy"} <= record.keys():
-                records.append(record)
-        except (ValueError, AttributeError):
+        except ValueError:
             continue
+        if isinstance(record, dict) and _is_complete(record):
+            records.append(record)
     return records
+
+
+def _is_complete(record: Record) -> bool:
+    numbers = [record.get(key) for key in ("step", "epoch", "loss", "accuracy")]
+    return isinstance(record.get("split"), str) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in numbers
+    )

@@ -16,6 +16,7 @@ from resflax.run.checkpoint import latest_valid_metadata
 from resflax.run.config_diff import config_diff, flatten_config
 from resflax.run.records import Records
 
+MAX_CHANGES = 8  # keys that a message about another config names
 FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints", "curves.png")
 
 
@@ -219,8 +220,11 @@ class Workdir:
         )
         if changed:
             resume = ", or --resume=never for a new one" if self.option == "--workdir" else ""
+            others = len(changed) - MAX_CHANGES
+            more = [f"and {others} others"] if others > 0 else []
             raise UserError(
-                f"workdir {self.path} has a run with another config ({'; '.join(changed)}): choose"
+                f"workdir {self.path} has a run with another config"
+                f" ({'; '.join([*changed[:MAX_CHANGES], *more])}): choose"
                 f" another {self.option}{resume}"
             )
         return {key: old[key] for key in increasable if old.get(key, config[key]) != config[key]}
