@@ -103,6 +103,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
         check_image_size(views.scales or first.preprocess.sides, network.config.spec)
     if isinstance(first.preprocess, ArrayPreprocess):
         _check_array_options(args, networks[0].where)
+    elif args.crops != 1 and first.preprocess.crop_pct >= 1:
+        raise UserError(
+            f"--crops={args.crops} with crop_pct {first.preprocess.crop_pct:g}: each crop has the"
+            " size of the resized image: give a smaller one, such as --crop-pct=0.875"
+        )
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
     training = find_training_split(args.where, args.data_dir, config.get("dataset", ""))
     source = open_source(
