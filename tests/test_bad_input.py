@@ -116,11 +116,11 @@ ARGUMENTS = {
     "label smoothing 1": (["--config.label_smoothing=1"], "expected 0 to less than 1"),
     "EMA decay 1": (["--config.ema_decay=1"], "expected 0 to less than 1"),
     "EMA without precise BN": (["--config.ema_decay=0.9"], "--config.precise_bn_batches=16"),
-    "warm-up longer than the run": (["--config.warmup_epochs=99"], "expected at most epochs, 25"),
+    "warm-up longer than the run": (["--config.warmup_epochs=99"], "at most config.epochs, 25"),
     "decreasing decay epochs": (["--config.decay_epochs=(3,2)"], "expected increasing epochs"),
     "decay during warm-up": (
         ["--config.schedule=step", "--config.decay_epochs=(1,)", "--config.warmup_epochs=2"],
-        "expected none before warmup_epochs, 2.0",
+        "expected none before config.warmup_epochs, 2.0",
     ),
     "learning rate NaN": (["--config.learning_rate=nan"], "in the range of float32"),
     "negative clip norm": (["--config.grad_clip=-1"], "expected 0 or more"),

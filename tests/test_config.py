@@ -116,7 +116,7 @@ VALUES = {
     "data.crop_ratio": ([(0, 1), (2, 1), (1, 101), ()], [(0.75, 1.3333), (1, 1)]),
     "data.crop_pct": ([1.5, -0.1], [0.0, 0.5, 1.0]),
     "data.crop_mode": (["stretch", "resize"], ["", "center", "squash"]),
-    "data.mixup_prob": ([-0.1, 1.5], [0.0, 1.0]),
+    "data.mixup_prob": ([0.0, 1.5], [0.1, 1.0]),
     "data.mixup_switch_prob": ([-0.1, 1.5], [0.0, 1.0]),
     "data.mixup_off_epoch": ([-1], [0, 9]),
     "data.repeats": ([0, 1025], [1, 3]),
@@ -221,12 +221,12 @@ COMBINED = [
     ),
     (
         {"warmup_epochs": 11.0},
-        "config.warmup_epochs is 11.0: expected at most epochs, 10",
+        "config.warmup_epochs is 11.0: expected at most config.epochs, 10",
         {"warmup_epochs": 11.0, "epochs": 11},
     ),
     (
         {"schedule": "step", "decay_epochs": (1, 5), "warmup_epochs": 2.0},
-        "config.decay_epochs is (1, 5): expected none before warmup_epochs, 2.0",
+        "config.decay_epochs is (1, 5): expected none before config.warmup_epochs, 2.0",
         {"schedule": "step", "decay_epochs": (2, 5), "warmup_epochs": 2.0},
     ),
     (

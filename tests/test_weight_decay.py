@@ -131,7 +131,9 @@ def test_pattern_without_decayed_parameter_is_refused(pattern, keys):
     config = default_config()
     config.model, config.weight_decay_factors = "cifar_resnet8", ((pattern, 0.5),)
     config.update(keys)
-    with pytest.raises(UserError, match="config.weight_decay_factors '.*' matches no parameter"):
+    with pytest.raises(
+        UserError, match="config.weight_decay_factors '.*' matches no parameter that"
+    ):
         build(config)
     if pattern == "*/scale":
         config.decay_mask = "all"

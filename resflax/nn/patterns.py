@@ -114,16 +114,19 @@ def matches_leaf(path: Path, leaf: Any, patterns: Sequence[str], source: str) ->
     return all(matched)
 
 
-def check_patterns(patterns: Sequence[str], names: Sequence[str], source: str) -> None:
+def check_patterns(
+    patterns: Sequence[str], names: Sequence[str], source: str, kind: str = "parameter"
+) -> None:
     """Raises `UserError` if a pattern matches no name.
 
     Args:
       patterns: the patterns.
       names: the paths.
       source: where the patterns are from, for the message.
+      kind: of what has the names, for the message.
     """
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             modules = dict.fromkeys(name.rpartition("/")[0] for name in names)
             known = dict.fromkeys([*modules, *(m.partition("/")[0] for m in modules), *names])
-            raise UserError(f"{source} {pattern!r} matches no parameter: {suggest(pattern, known)}")
+            raise UserError(f"{source} {pattern!r} matches no {kind}: {suggest(pattern, known)}")

@@ -178,7 +178,7 @@ RULES: dict[str, Rule] = {
     "data.interpolation": Rule(
         f"'', {', '.join(INTERPOLATIONS)}", lambda v: v in ("", *INTERPOLATIONS)
     ),
-    "data.mixup_prob": PROBABILITY,
+    "data.mixup_prob": Rule("more than 0, up to 1", lambda v: 0 < v <= 1),
     "data.mixup_switch_prob": PROBABILITY,
     "data.mixup_off_epoch": COUNT_OR_ZERO,
     "data.repeats": Rule("1 to 1024", lambda v: 1 <= v <= 1024),
@@ -215,7 +215,11 @@ EXPECTED: dict[str, str] = {
     "model": "a name of `resflax list`",
     "dtype": f"one of {', '.join(DTYPES)}",
     "spec.output_stride": ", ".join(map(str, OUTPUT_STRIDES)),
-    **{f"data.{name}": row.expected for name, row in TRANSFORMS.items() if f"data.{name}" in KEYS},
+    **{
+        f"data.{name}": row.expected
+        for name, row in TRANSFORMS.items()
+        if f"data.{name}" in KEYS and KEYS[f"data.{name}"].default is not False
+    },
     **{f"data.{name}": MEMBER_RULES["mixup"].expected for name in MIXES},
     **{
         f"ensemble.{name}": f"one number per member, {r.expected}"
@@ -249,12 +253,12 @@ COMBINATIONS: tuple[Combination, ...] = (
     ),
     (
         lambda c: c.warmup_epochs > c.epochs > 0,
-        "config.warmup_epochs is {c.warmup_epochs}: expected at most epochs, {c.epochs}",
+        "config.warmup_epochs is {c.warmup_epochs}: expected at most config.epochs, {c.epochs}",
     ),
     (
         lambda c: c.schedule == "step" and min(c.decay_epochs, default=math.inf) < c.warmup_epochs,
-        "config.decay_epochs is {c.decay_epochs}: expected none before warmup_epochs,"
-        " {c.warmup_epochs}",
+        "config.decay_epochs is {c.decay_epochs}: expected none before"
+        " config.warmup_epochs, {c.warmup_epochs}",
     ),
     (
         lambda c: c.data.flip and c.data.alternating_flip,

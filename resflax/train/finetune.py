@@ -162,5 +162,5 @@ def check_factor_patterns(
     if rates or decays:
         params = module_shapes(model, image_shape)["params"]
         trainable, _ = split_params(params, freeze_patterns(config, model))
-        check_factors(trainable, rates, "config.learning_rate_factors")
+        check_factors(trainable, rates, "config.learning_rate_factors", "is trained")
         check_decay_factors(trainable, decay_mask(config.decay_mask), decays)

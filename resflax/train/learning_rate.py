@@ -109,12 +109,19 @@ def pattern_factors(params: Any, factors: Factors) -> Any:
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def check_factors(params: Any, factors: Factors, key: str) -> None:
-    """Raises `UserError` if a pattern of a key matches no parameter, of arrays or shapes."""
+def check_factors(params: Any, factors: Factors, key: str, verb: str) -> None:
+    """Raises `UserError` if a pattern of a key matches no parameter, of arrays or shapes.
+
+    Args:
+      params: the parameters that the factors apply to.
+      factors: pairs of a pattern and a factor.
+      key: of the config, for the message.
+      verb: what these parameters have in common, for the message, such as "is trained".
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths: list[tuple[Path, Any]] = [(tuple(e.key for e in path), leaf) for path, leaf in leaves]
     names = [name for path, leaf in paths for name in unstacked_names(path, leaf)]
-    check_patterns([pattern for pattern, _ in factors], names, key)
+    check_patterns([p for p, _ in factors], names, key, f"parameter that {verb}")
 
 
 def scale_updates(scales_of: Callable[[Any], Any]) -> optax.GradientTransformation:

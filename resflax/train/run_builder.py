@@ -103,7 +103,8 @@ def build(
     teacher = read_teacher(config, dataset)
     distillation = teacher.distillation(config) if teacher else None
     if teacher and distillation:
-        teacher.check_features(distillation, model, dataset.image_shape)
+        with model_errors(config, dataset):
+            teacher.check_features(distillation, model, dataset.image_shape)
     examples, normalizer = len(dataset.train), build_normalizer(dataset.train)
     steps, schedules = total_steps(config, examples), build_schedules(given, examples)
     optimizer = build_optimizer(config, schedules[0], model)  # the values are those of one member

@@ -78,7 +78,11 @@ class Teacher(NamedTuple):
         def capture(variables: Any, image: Array) -> Any:
             return model.apply(variables, image, train=False, capture=names)[1]
 
-        maps = jax.eval_shape(capture, module_shapes(model, image_shape), image)
+        shapes = module_shapes(model, image_shape)
+        try:
+            maps = jax.eval_shape(capture, shapes, image)
+        except UserError as e:
+            raise UserError(f"config.distill.features is {','.join(names)!r}: {e}") from e
         check_maps(maps, jax.eval_shape(distillation.teacher, self.variables, image)[1])
 
 

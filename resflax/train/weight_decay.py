@@ -79,4 +79,4 @@ def check_decay_factors(params: Any, mask: Mask, factors: Sequence[tuple[str, fl
       factors: pairs of a pattern and a factor.
     """
     decayed = jax.tree.map(lambda leaf, selected: leaf if selected else None, params, mask(params))
-    check_factors(decayed, factors, "config.weight_decay_factors")
+    check_factors(decayed, factors, "config.weight_decay_factors", "decays")
