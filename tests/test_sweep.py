@@ -164,7 +164,7 @@ def test_json_has_rows_and_summary(fake_fit, capsys):
     assert values["summary"][1]["test_accuracy_std"] == pytest.approx(0.01)
 
 
-def test_runs_that_are_ensembles_have_the_accuracy_of_all_members(fake_fit, capsys):
+def test_ensembles_of_a_sweep_have_the_accuracy_of_all_members(fake_fit, capsys):
     ensemble = ["--config.ensemble.size=2", "--grid=momentum=0.8,0.7"]
     assert run_command("sweep", *SMALL, *ensemble, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

@@ -84,8 +84,8 @@ def describe_best(values: Mapping[str, Any], train_arguments: Sequence[str]) -> 
             " out data to choose by"
         )
     flags = {f"--config.{key}": value for key, value in best["texts"].items()}
-    kept = [word for word in train_arguments if word.partition("=")[0] not in flags]
-    words = ["resflax", "train", *kept, *(f"{flag}={value}" for flag, value in flags.items())]
+    others = [word for word in train_arguments if word.partition("=")[0] not in flags]
+    words = ["resflax", "train", *others, *(f"{flag}={value}" for flag, value in flags.items())]
     return f"{text}\n{shlex.join(words)}"
 
 
