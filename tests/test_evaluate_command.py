@@ -222,6 +222,19 @@ def test_file_names_that_are_not_utf8_are_written(weights, tmp_path):
     assert paths[3].endswith("3/caf\\xe9.png")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset=digits", "--dataset=fake"], "--dataset is given 2 times: expected once"),
+        (["--crops=10"], "--crops=10 with crop_pct 1: .* such as --crop-pct=0.875"),
+    ],
+)
+def test_options_without_effect_are_refused(workdir, arguments, message, tmp_path, capsys):
+    assert main(["evaluate", str(workdir), *arguments, f"--out={tmp_path / 'out'}"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("command", ["evaluate", "probe", "predict", "export", "convert"])
 def test_revision_reaches_the_hub(command, tmp_path, monkeypatch, capsys):
     """Other tests read repositories; this one stops at the download."""

@@ -23,8 +23,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        setting = tuple((key, text) for key, text in row["texts"].items() if key != SEED)
-        groups.setdefault(setting, []).append(row)
+        groups.setdefault(tuple(_setting(row).items()), []).append(row)
     summary = []
     for setting, group in groups.items():
         values: dict[str, Any] = {
@@ -83,10 +82,17 @@ def describe_best(values: Mapping[str, Any], train_arguments: Sequence[str]) -> 
             ", which is optimistic, since the test split chose it: config.data.validation=0.1 holds"
             " out data to choose by"
         )
+    where = [row["where"] for row in values["rows"] if _setting(row) == best["texts"]]
+    text += f"\ntrained: {' '.join(where)}"
     flags = {f"--config.{key}": value for key, value in best["texts"].items()}
     others = [word for word in train_arguments if word.partition("=")[0] not in flags]
     words = ["resflax", "train", *others, *(f"{flag}={value}" for flag, value in flags.items())]
     return f"{text}\n{shlex.join(words)}"
+
+
+def _setting(row: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the texts of a run without that of its seed."""
+    return {key: text for key, text in row["texts"].items() if key != SEED}
 
 
 def _mean_std(mean: float | None, std: float | None) -> str:

@@ -253,7 +253,10 @@ def add_eval_sets(dataset: Dataset, sources: Mapping[str, Source]) -> Dataset:
             opened[name] = replace(dataset.test, source=source, skipped={})
         else:
             channels = 0 if dataset.has_arrays else dataset.image_shape[-1]
-            opened[name] = _read_into_memory(source, channels=channels, on_bad_example="raise")
+            try:
+                opened[name] = _read_into_memory(source, channels=channels, on_bad_example="raise")
+            except UserError as e:
+                raise UserError(f"eval_sets: {name!r}, which is read into memory: {e}") from e
     dataset = replace(dataset, eval_sets=opened)
     if not isinstance(dataset.test, StreamingSplit):
         _check_shapes(dataset)
