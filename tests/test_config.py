@@ -305,7 +305,9 @@ def test_fsdp_under_pmap_is_one_line():
 
 def test_average_with_batch_norm_needs_statistics():
     message = error_of(make_config(ema_decay=0.9))
-    assert message.endswith("computed for them: set --config.precise_bn_batches=16 or more")
+    assert message.endswith(
+        "computed for them: give the number of batches, as --config.precise_bn_batches=16"
+    )
     check_config(make_config(ema_decay=0.9, precise_bn_batches=1))
 
 

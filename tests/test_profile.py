@@ -52,6 +52,16 @@ def test_profile_has_the_steps_of_the_config(run):
     assert [*(run[1] / "profile").rglob("*.xplane.pb")]
 
 
+def test_profiler_returns_the_seconds_of_start_and_stop(tmp_path, monkeypatch):
+    stop_trace = jax.profiler.stop_trace
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: (stop_trace(), time.sleep(0.2)))
+    profiler, x = StepProfiler((1, 2), tmp_path), jnp.zeros(3)
+    assert profiler.before(2, x) == profiler.after(1, x) == 0
+    assert profiler.before(1, x) > 0
+    assert profiler.after(1, x) == 0
+    assert profiler.after(2, x) > 0.2
+
+
 def test_profile_beyond_the_last_step_is_refused():
     with pytest.raises(UserError, match=r"config.profile_steps is \(4, 6\): expected steps up to"):
         build(make_config(profile_steps=(4, 6)), model=NormNet(), dataset=DIGITS)

@@ -300,6 +300,20 @@ def test_throughput_excludes_compilation_and_evaluation(clock):
     assert throughput.overall == 30 / 6
 
 
+def test_throughput_excludes_seconds_between_steps(clock):
+    throughput = Throughput(steps=5)
+    clock[0] += 30.0  # the first step compiles
+    throughput.step(10)
+    clock[0] += 1.0
+    throughput.step(10)
+    clock[0] += 12.0  # a profile is written
+    throughput.exclude_seconds(12.0)
+    clock[0] += 1.0
+    throughput.step(10)
+    assert throughput.lap() == 10.0
+    assert throughput.overall == 10.0
+
+
 def test_remaining_time_does_not_count_compilation(clock):
     throughput = Throughput(steps=100)
     clock[0] += 300.0  # the first step compiles

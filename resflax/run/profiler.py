@@ -1,6 +1,7 @@
 """A profile of some steps of a run, for xprof, TensorBoard and Perfetto."""
 
 import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,19 @@ class StepProfiler:
         self._steps, self._folder, self._writes = tuple(steps), folder, writes
         self._is_running = False
 
-    def before(self, step: int, state: Any) -> None:
-        """Starts the trace if `step` is the first one; `state` are the arrays that it gets."""
-        if self._writes and self._steps and step == self._steps[0]:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
-            self._is_running = True
+    def before(self, step: int, state: Any) -> float:
+        """Starts the trace if `step` is the first one; `state` are the arrays that it gets.
+
+        Returns:
+          The seconds that the start took.
+        """
+        if not (self._writes and self._steps and step == self._steps[0]):
+            return 0.0
+        jax.block_until_ready(state)
+        start = time.monotonic()
+        jax.profiler.start_trace(self._folder)
+        self._is_running = True
+        return time.monotonic() - start
 
     def annotate(self, step: int) -> contextlib.AbstractContextManager[Any]:
         """Returns a context for the dispatch of a step, which the trace shows with its number."""
@@ -36,11 +44,18 @@ class StepProfiler:
             return jax.profiler.StepTraceAnnotation("train", step_num=step)
         return contextlib.nullcontext()
 
-    def after(self, step: int, results: Any) -> None:
-        """Stops the trace if `step` is the last one, when its `results` are computed."""
-        if self._is_running and step == self._steps[1]:
-            jax.block_until_ready(results)
-            self.close()
+    def after(self, step: int, results: Any) -> float:
+        """Stops the trace if `step` is the last one, when its `results` are computed.
+
+        Returns:
+          The seconds in which the trace was written.
+        """
+        if not (self._is_running and step == self._steps[1]):
+            return 0.0
+        jax.block_until_ready(results)
+        start = time.monotonic()
+        self.close()
+        return time.monotonic() - start
 
     def close(self) -> None:
         """Stops a trace of a run that ends early."""

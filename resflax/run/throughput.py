@@ -80,6 +80,10 @@ class Throughput:
         self.evaluations += 1
         return seconds
 
+    def exclude_seconds(self, seconds: float) -> None:
+        """Excludes some seconds since the last lap or pause from the training time."""
+        self.lap_start += seconds
+
     def exclude(self) -> None:
         """Excludes the seconds since the last lap or pause from the training time."""
         self.lap_start = time.monotonic()

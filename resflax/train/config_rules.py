@@ -329,7 +329,7 @@ def check_averaging(config: ConfigDict, spec: Spec) -> None:
         key = "ema_decay" if weights == "ema" else "optimizer"
         raise UserError(
             f"config.{key} is {config[key]}: averaged weights need batch statistics"
-            " computed for them: set --config.precise_bn_batches=16 or more"
+            " computed for them: give the number of batches, as --config.precise_bn_batches=16"
         )
 
 

@@ -144,18 +144,19 @@ class TrainingLoop:
             state, eval_state = self._evaluate(state, first)
             self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
+        throughput = self.recorder.throughput
         step = first
         while step < trainer.steps:
             assert step_fn
             phase = trainer.run.phases.of_step(step)
             if step == phase.start and step != first:  # the step is compiled for other sizes
                 self._drain_metrics(step)
-                self.recorder.throughput.expect_compilation()
+                throughput.expect_compilation()
                 trainer.data_wait.ignore_next()
             # The call that compiles takes one step: the throughput is measured from its end.
             compiles = step in (first, phase.start)
             count = 1 if compiles else self._steps_of_call(step)
-            self.profiler.before(step + 1, state)
+            throughput.exclude_seconds(self.profiler.before(step + 1, state))
             with (
                 self._stop_at_lost_worker(state, step),
                 self.profiler.annotate(step + 1),
@@ -163,11 +164,11 @@ class TrainingLoop:
             ):
                 state, metrics = step_fn(state, count)
                 results.append(metrics)
-            self.profiler.after(step + count, metrics)
+            throughput.exclude_seconds(self.profiler.after(step + count, metrics))
             self.pending.add(metrics, count)
             if compiles:
                 jax.block_until_ready(metrics)
-            self.recorder.throughput.step(phase.batch_size * self.trainer.run.size, count)
+            throughput.step(phase.batch_size * self.trainer.run.size, count)
             for inner in range(step + 1, step + count):
                 if inner % self.config.log_every_steps == 0:
                     self._record(inner)
