@@ -266,9 +266,10 @@ def test_calls_of_several_steps_end_where_sizes_change(tmp_path):
 
     trainer.make_step_fn = make_counting_step_fn
     many = fit(trainer, tmp_path / "many")
-    assert counts == [5, 5, 3, 14]  # evaluated after step 10
+    # The first call of each size compiles; the run evaluates after step 10.
+    assert counts == [1, 4, 1, 4, 3, 1, 13]
     one = fit(make_trainer(), tmp_path / "one")
-    np.testing.assert_allclose(many["test_loss"], one["test_loss"], rtol=1e-5)
+    assert many["params_sha256"] == one["params_sha256"]
 
 
 def test_epochs_of_records_count_examples(tmp_path):

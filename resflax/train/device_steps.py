@@ -63,8 +63,10 @@ def repeat_step(step: Step, maximum: int) -> Step:
     length, and computes the same bits: a step outside of a loop is compiled differently.
     """
 
+    step = jax.jit(step, inline=True)
+
     def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        shapes = jax.eval_shape(step, state, data)[1]
+        shapes = jax.eval_shape(step, state, data)[1]  # a trace that the loop uses again
         rows = jax.tree.map(lambda x: jnp.zeros((maximum, *x.shape), x.dtype), shapes)
 
         def take_step(i: Any, carry: Any) -> Any:

@@ -23,6 +23,7 @@ from resflax.train.call_length import CallLength
 from resflax.train.checkpoints import RunCheckpoints
 from resflax.train.dataset import gather_skipped
 from resflax.train.ensemble import is_ensemble
+from resflax.train.input_pipeline import StepFn
 from resflax.train.member_step import mark_diverged
 from resflax.train.monitor import Monitor
 from resflax.train.nonfinite import param_group_names
@@ -144,31 +145,15 @@ class TrainingLoop:
             state, eval_state = self._evaluate(state, first)
             self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
-        throughput = self.recorder.throughput
         step = first
         while step < trainer.steps:
             assert step_fn
-            phase = trainer.run.phases.of_step(step)
-            if step == phase.start and step != first:  # the step is compiled for other sizes
+            compiles = step in (first, trainer.run.phases.of_step(step).start)
+            if compiles and step != first:  # the step is compiled for other sizes
                 self._drain_metrics(step)
-                throughput.expect_compilation()
+                self.recorder.throughput.expect_compilation()
                 trainer.data_wait.ignore_next()
-            # The call that compiles takes one step: the throughput is measured from its end.
-            compiles = step in (first, phase.start)
-            count = 1 if compiles else self._steps_of_call(step)
-            throughput.exclude_seconds(self.profiler.before(step + 1, state))
-            with (
-                self._stop_at_lost_worker(state, step),
-                self.profiler.annotate(step + 1),
-                self.call_length.measure(count) as results,
-            ):
-                state, metrics = step_fn(state, count)
-                results.append(metrics)
-            throughput.exclude_seconds(self.profiler.after(step + count, metrics))
-            self.pending.add(metrics, count)
-            if compiles:
-                jax.block_until_ready(metrics)
-            throughput.step(phase.batch_size * self.trainer.run.size, count)
+            state, count = self._call(step_fn, state, step, compiles=compiles)
             for inner in range(step + 1, step + count):
                 if inner % self.config.log_every_steps == 0:
                     self._record(inner)
@@ -177,6 +162,31 @@ class TrainingLoop:
         if self.checkpoints.saved_step != trainer.steps:
             self._save(state, trainer.steps)
         return eval_state or trainer.eval_state(state)
+
+    def _call(
+        self, step_fn: StepFn, state: TrainState, step: int, *, compiles: bool
+    ) -> tuple[TrainState, int]:
+        """Takes the steps of a call after `step`; returns the state, and how many they are.
+
+        A call that compiles takes one step, and ends with it, from where the speed is measured.
+        """
+        count = 1 if compiles else self._steps_of_call(step)
+        throughput = self.recorder.throughput
+        throughput.exclude_seconds(self.profiler.before(step + 1, state))
+        with (
+            self._stop_at_lost_worker(state, step),
+            self.profiler.annotate(step + 1),
+            self.call_length.measure(count) as results,
+        ):
+            state, metrics = step_fn(state, count)
+            results.append(metrics)
+        throughput.exclude_seconds(self.profiler.after(step + count, metrics))
+        self.pending.add(metrics, count)
+        if compiles:
+            jax.block_until_ready(metrics)
+        phase = self.trainer.run.phases.of_step(step)
+        throughput.step(phase.batch_size * self.trainer.run.size, count)
+        return state, count
 
     def _open_recorder(self, step: int) -> Recorder:
         """Opens the recorder of a run that starts or resumes at a step, until the loop ends."""
