@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from helpers.commands import run_train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resflax import UserError
 from resflax.run.signals import Interrupt, InterruptedRunError
@@ -25,7 +26,14 @@ def make_config():
 
 
 def train(path, interrupt=None):
-    return fit(make_config(), path, interrupt=interrupt, silent=True)
+    config = make_config()
+    config.log_to, config.log_histograms_every_steps = "tensorboard", 2
+    return fit(config, path, interrupt=interrupt, silent=True)
+
+
+def histogram_steps(path):
+    events = EventAccumulator(str(path / "tensorboard"), {"histograms": 0}).Reload()
+    return [event.step for event in events.Histograms("params/head/kernel")]
 
 
 def evaluations(path):
@@ -56,6 +64,7 @@ def test_stop_at_an_evaluation_keeps_its_result(tmp_path, monkeypatch, name, fra
             train(tmp_path / "run", interrupt)
     results = train(tmp_path / "run")
     assert results["params_sha256"] == expected["params_sha256"]
+    assert histogram_steps(tmp_path / "run") == histogram_steps(tmp_path / "expected") == [2, 4, 6]
     found, wanted = evaluations(tmp_path / "run"), evaluations(tmp_path / "expected")
     assert at in found
     assert found[at][0] == at

@@ -331,6 +331,17 @@ def test_wandb_writes_numbers_and_continues_a_run(tmp_path, monkeypatch):
     assert runs[1].rows == [(3, "train/loss", 0.5)]
 
 
+def test_writer_that_cannot_start_is_a_one_line_error(tmp_path, monkeypatch):
+    def start_run(**keys):
+        raise RuntimeError("no server\nat all")
+
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(start_run=start_run))
+    monkeypatch.delitem(sys.modules, "resflax.run.writers.mlflow_writer", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
+    with pytest.raises(UserError, match="'mlflow', which cannot start: no server$"):
+        open_writers(["mlflow"], WriterStart(tmp_path))
+
+
 def make_fake_mlflow(runs):
     def start_run(run_id, run_name):
         runs.setdefault(run_id or "new", [])

@@ -120,13 +120,21 @@ def open_writers(names: Sequence[str], start: WriterStart) -> list[MetricWriter]
     """Imports and opens writers by name.
 
     Raises:
-      UserError: see `check_writers`.
+      UserError: see `check_writers`; if a package cannot start, such as without its server.
+      OSError: if a file cannot be written.
     """
     check_writers(names)
     writers: list[MetricWriter] = []
     for name in names:
         module, attribute = WRITERS[name].make.split(":")
-        writers.append(getattr(importlib.import_module(module), attribute)(start))
+        make = getattr(importlib.import_module(module), attribute)
+        try:
+            writers.append(make(start))
+        except (UserError, OSError):
+            raise
+        except Exception as e:  # each package has errors of its own
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise UserError(f"config.log_to has {name!r}, which cannot start: {reason}") from e
     return writers
 
 

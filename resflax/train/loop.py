@@ -142,6 +142,8 @@ class TrainingLoop:
         self.monitor = Monitor(trainer.run, self.state, names, self._print)
         eval_state = None
         if self._due_splits(first):
+            if first:  # writers repeat this step
+                self.recorder.add_histograms(state, first)
             state, eval_state = self._evaluate(state, first)
             self._save(state, first)  # replaces the checkpoint of a run that stopped before it
         step_fn = trainer.make_step_fn(first) if first < trainer.steps else None
