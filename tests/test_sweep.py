@@ -172,9 +172,11 @@ def test_ensembles_of_a_sweep_have_the_accuracy_of_all_members(fake_fit, capsys)
 
 
 def test_best_command_has_the_keys_of_the_grid_once(fake_fit, capsys):
-    assert run_command("sweep", *SMALL, "--config.seed=3", "--config.momentum=0.5", GRID) == 0
+    given = ["--config.learning_rate=0.3", "--config.momentum", "0.5"]
+    assert run_command("sweep", *SMALL, *given, GRID) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.split()[-2:] == ["--config.momentum=0.5", "--config.learning_rate=0.1"]
+    expected = ["resflax", "train", *SMALL, *given[1:], "--config.learning_rate=0.1"]
+    assert line.split() == expected
 
 
 def test_stopped_sweep_resumes_with_the_missing_runs(fake_fit, tmp_path, capsys):
@@ -230,7 +232,7 @@ def test_dry_run_lists_all_runs_and_writes_nothing(fake_fit, tmp_path, capsys):
         (["--grid=learning_rate=0.1,1e-1"], "has the values 0.1 and 1e-1 of config.learning_rate"),
         (["--grid=momentum=0.9,0.8;seed=0,00"], "the values 0 and 00 of config.seed, which are eq"),
         (
-            ["--grid=batch_size=48,5000"],
+            ["--grid=batch_size=5000,48"],
             "batch_size=5000: batch_size 5000 is larger than",
         ),
         (["--grid=seed=0,1", "--workdir=a"], "expected --out for the folder of a sweep"),

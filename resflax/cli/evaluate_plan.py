@@ -1,6 +1,7 @@
 """Everything that `resflax evaluate` needs: the members, the examples, and how they fit."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,8 @@ from resflax.evaluate.views import Views
 from resflax.weights import Preprocess, Weights
 from resflax.weights.array_preprocess import ArrayPreprocess
 from resflax.weights.workdirs import BEST, split_checkpoint
+
+CHECKED_IMAGES = 16  # whose shapes tell whether ten crops differ
 
 
 class Plan(NamedTuple):
@@ -103,11 +106,6 @@ def make_plan(args: argparse.Namespace) -> Plan:
         check_image_size(views.scales or first.preprocess.sides, network.config.spec)
     if isinstance(first.preprocess, ArrayPreprocess):
         _check_array_options(args, networks[0].where)
-    elif args.crops != 1 and first.preprocess.crop_pct >= 1:
-        raise UserError(
-            f"--crops={args.crops} with crop_pct {first.preprocess.crop_pct:g}: each crop has the"
-            " size of the resized image: give a smaller one, such as --crop-pct=0.875"
-        )
     on_bad_example = args.on_bad_example or config.get("data", {}).get("on_bad_example", "raise")
     training = find_training_split(args.where, args.data_dir, config.get("dataset", ""))
     source = open_source(
@@ -119,6 +117,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         num_classes=first.spec.num_classes,
     )
     source = without_held_out_examples(args, source, training)
+    if isinstance(first.preprocess, Preprocess):
+        _check_crops(args, first.preprocess, source)
     if reference and reference.split != source.name:
         raise UserError(
             f"{reference.name} is of {reference.split}, not of {source.name}: expected the"
@@ -144,6 +144,20 @@ def make_plan(args: argparse.Namespace) -> Plan:
         reference=reference,
         corruptions=plan_corruptions(args, first.preprocess.channels),
     )
+
+
+def _check_crops(args: argparse.Namespace, preprocess: Preprocess, source: Source) -> None:
+    """Raises `UserError` if all crops of an image would be the same, by a few images."""
+    side, shapes = min(preprocess.size), []
+    if args.crops == 1 or int(side / preprocess.crop_pct) > side:
+        return
+    with contextlib.suppress(UserError):  # an image that cannot be read is reported later
+        shapes = [source.read(index)[0].shape for index in range(min(CHECKED_IMAGES, len(source)))]
+    if preprocess.crop_mode == "squash" or all(shape[0] == shape[1] for shape in shapes):
+        raise UserError(
+            f"--crops={args.crops} with crop_pct {preprocess.crop_pct:g}: the resized images have"
+            " the size of a crop: give a smaller one, such as --crop-pct=0.875"
+        )
 
 
 def _check_array_options(args: argparse.Namespace, where: str) -> None:

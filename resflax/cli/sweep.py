@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     _check_base(base)
     runs = []
     for texts in combinations(parse_grid(args.grid)):
-        with naming(_describe(texts)):
+        with naming(_describe(texts), keys=texts):
             runs.append(SweepRun(texts, parse([*train_arguments, *_flags(texts)]).config))
             check_config(runs[-1].config)
     check_distinct(runs)
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(_dry_lines(jobs, train_arguments)))
         return
     out = args.out or Path(f"runs/sweep-{base.name}")
-    check_jobs(jobs)
+    check_jobs([job for job in jobs if not (out / "parts" / f"{job.name}.json").exists()])
     settings = {"grid": args.grid, "members": args.members, "config": to_json_dict(base.config)}
     enable_compilation_cache()
     with StudyDir.open(out, settings) as study, Interrupt() as interrupt:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,9 +97,9 @@ def check_jobs(jobs: Sequence[Job]) -> None:
             opened[key] = build_dataset(config, pretrained)
         return opened[key]
 
-    if len(jobs) == 1:
+    if len(jobs) < 2:  # training it builds it at once
         return
-    with contextlib.closing(ProgressMeter(len(jobs), delay=2.0, file=sys.stderr)) as meter:
+    with contextlib.closing(ProgressMeter(len(jobs), file=sys.stderr)) as meter:
         for job in jobs:
             with naming(job.name):
                 build(job.config, open_dataset=open_dataset)
@@ -107,12 +107,14 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 
 
 @contextlib.contextmanager
-def naming(run: str) -> Iterator[None]:
-    """Puts the name of a run before the message of a `UserError`."""
+def naming(run: str, keys: Iterable[str] = ("",)) -> Iterator[None]:
+    """Puts the name of a run before the message of a `UserError` that names one of its keys."""
     try:
         yield
     except UserError as e:
-        raise UserError(f"{run}: {e}") from e
+        if any(key in str(e) for key in keys):
+            raise UserError(f"{run}: {e}") from e
+        raise
 
 
 def _member_keys() -> tuple[str, ...]:

@@ -84,10 +84,11 @@ def describe_best(values: Mapping[str, Any], train_arguments: Sequence[str]) -> 
         )
     where = [row["where"] for row in values["rows"] if _setting(row) == best["texts"]]
     text += f"\ntrained: {' '.join(where)}"
-    flags = {f"--config.{key}": value for key, value in best["texts"].items()}
-    others = [word for word in train_arguments if word.partition("=")[0] not in flags]
-    words = ["resflax", "train", *others, *(f"{flag}={value}" for flag, value in flags.items())]
-    return f"{text}\n{shlex.join(words)}"
+    # Of a key that is given twice, in two words, the last value holds.
+    replaced = tuple(f"--config.{key}=" for key in best["texts"])
+    others = [word for word in train_arguments if not word.startswith(replaced)]
+    flags = [f"--config.{key}={value}" for key, value in best["texts"].items()]
+    return f"{text}\n{shlex.join(['resflax', 'train', *others, *flags])}"
 
 
 def _setting(row: Mapping[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def batch_indices(
     copy after the other, up to the size of the split: repeated augmentation (Hoffer et al. 2020,
     arXiv:1901.09335) as in timm's `RepeatAugSampler`. A batch begins with the first copies,
     followed by the second ones, so that devices have different copies. An example is mixed with
-    itself only where few examples fill a batch, or its end cuts their copies.
+    itself only where few examples fill a batch, or the end of an epoch cuts off copies.
 
     Batch `step` begins at the position `offset + step * batch_size`, see `Phase`.
 

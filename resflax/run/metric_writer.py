@@ -130,9 +130,11 @@ def open_writers(names: Sequence[str], start: WriterStart) -> list[MetricWriter]
         make = getattr(importlib.import_module(module), attribute)
         try:
             writers.append(make(start))
-        except (UserError, OSError):
-            raise
         except Exception as e:  # each package has errors of its own
+            for writer in writers:
+                writer.close()
+            if isinstance(e, UserError) or getattr(e, "filename", None):  # of a file
+                raise
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             raise UserError(f"config.log_to has {name!r}, which cannot start: {reason}") from e
     return writers

@@ -119,7 +119,10 @@ def _read_records(path: Path) -> list[Record]:
 
 
 def _is_complete(record: Record) -> bool:
-    numbers = [record.get(key) for key in ("step", "epoch", "loss", "accuracy")]
+    keys = ["step", "epoch", "loss", "accuracy"]
+    if record.get("split") == "train":  # without loss and accuracy if all updates were skipped
+        keys = [key for key in keys if record.get(key, 0) is not None]
     return isinstance(record.get("split"), str) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) for x in numbers
+        isinstance(record.get(key), int | float) and not isinstance(record[key], bool)
+        for key in keys
     )

@@ -221,7 +221,7 @@ class Workdir:
         if changed:
             resume = ", or --resume=never for a new one" if self.option == "--workdir" else ""
             others = len(changed) - MAX_CHANGES
-            more = [f"and {others} others"] if others > 0 else []
+            more = [f"and {others} more"] if others > 0 else []
             raise UserError(
                 f"workdir {self.path} has a run with another config"
                 f" ({'; '.join([*changed[:MAX_CHANGES], *more])}): choose"

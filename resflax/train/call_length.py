@@ -26,17 +26,14 @@ class CallLength:
         self._maximum = maximum
         self._is_timed = maximum > FEW_STEPS and jax.process_count() == 1
         self.steps = FEW_STEPS if self._is_timed else maximum
-        self._calls = 0
 
     @contextmanager
-    def measure(self, count: int) -> Iterator[list[object]]:
+    def measure(self, count: int, *, compiles: bool) -> Iterator[list[object]]:
         """Measures a call of `count` steps, until the arrays are there that the caller adds."""
         start, results = time.monotonic(), list[object]()
         yield results
-        if not self._is_timed:
+        if not self._is_timed or compiles:
             return
         jax.block_until_ready(results)
-        self._calls += 1
-        if self._calls > 1:  # the first one compiles
-            steps = int(CALL_SECONDS * count / max(time.monotonic() - start, 1e-6))
-            self.steps = min(max(FEW_STEPS, steps), self._maximum)
+        steps = int(CALL_SECONDS * count / max(time.monotonic() - start, 1e-6))
+        self.steps = min(max(FEW_STEPS, steps), self._maximum)

@@ -62,7 +62,6 @@ def repeat_step(step: Step, maximum: int) -> Step:
     The number of steps is an argument of the program, so that it is compiled once for calls of any
     length, and computes the same bits: a step outside of a loop is compiled differently.
     """
-
     step = jax.jit(step, inline=True)
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:

@@ -229,6 +229,7 @@ def make_device_step_fn(
 
     def run_steps(state: TrainState, count: int = 1) -> tuple[TrainState, Metrics]:
         nonlocal current, end, data
+        assert count <= steps_per_call
         if current + count > end:
             part = next(phases.between(current, min(current + ahead, stop)))
             end, data = part.stop, transfer(part)
@@ -244,10 +245,13 @@ def compile_device_step(
 ) -> Step:
     """Compiles a step that gathers its batches from a split on the devices, for a phase.
 
-    It takes several steps, see `repeat_step`, by which one step per call has the same bits.
+    It takes several steps, see `repeat_step`, by which one step per call has the same bits. On a
+    GPU, where the host waits for each turn of a loop, one step per call is compiled without it.
     """
     run = gather_batch_in_step(resize_in_step(step, split, phase), split.image_shape)
-    return engine.compile_train_on_device_data(repeat_step(run, steps_per_call))
+    if steps_per_call > 1 or engine.devices[0].platform != "gpu":
+        run = repeat_step(run, steps_per_call)
+    return engine.compile_train_on_device_data(run)
 
 
 def steps_per_transfer(batch_size: int, orders: int) -> int:

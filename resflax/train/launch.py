@@ -147,7 +147,7 @@ def _summary(results: dict[str, Any], path: Path) -> str:
     )
     best = describe_accuracies({best_by: results[f"best_{best_by}_accuracy"]})
     notes = f"; {skipped} skipped, see skipped.txt" if skipped else ""
-    notes += f"; waited for data in {100 * results['data_wait']:.0f} % of the training time"
+    notes += f"; waited for data in {100 * results.get('data_wait', 0):.0f} % of the training time"
     return (
         f"{last} on {results['test_examples']} examples, at step {steps}; best {best}, at step"
         f" {results['best_step']}{notes}; saved in {path}"

@@ -178,7 +178,7 @@ class TrainingLoop:
         with (
             self._stop_at_lost_worker(state, step),
             self.profiler.annotate(step + 1),
-            self.call_length.measure(count) as results,
+            self.call_length.measure(count, compiles=compiles) as results,
         ):
             state, metrics = step_fn(state, count)
             results.append(metrics)
