@@ -2,10 +2,9 @@
 
 import argparse
 import difflib
-import itertools
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 # Called with a message, such as on what was read.
@@ -92,7 +91,7 @@ def quantity(number: int, noun: str) -> str:
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` that raises `UserError` instead of exiting.
 
-    Options can be spelled with - or _, and are given once, except those that collect values.
+    Options can be spelled with - or _.
 
     >>> parser = Parser()
     >>> _ = parser.add_argument("--batch-size", type=int)
@@ -103,17 +102,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses a command line; see `argparse`."""
         words = sys.argv[1:] if args is None else args
-        words = [self._with_own_spelling(word) for word in words]
-        self._check_repetitions(words)
-        return super().parse_known_args(words, namespace)
-
-    def _check_repetitions(self, words: Sequence[str]) -> None:
-        """Raises `UserError` if an option is given twice that takes the last value only."""
-        names = [word.partition("=")[0] for word in itertools.takewhile(lambda w: w != "--", words)]
-        for name in dict.fromkeys(names):
-            is_single = type(self._option_string_actions.get(name)) is argparse._StoreAction
-            if is_single and names.count(name) > 1:
-                self.error(f"{name} is given {names.count(name)} times: expected once")
+        return super().parse_known_args([self._with_own_spelling(w) for w in words], namespace)
 
     def _with_own_spelling(self, word: str) -> str:
         name, equals, value = word.partition("=")

@@ -52,7 +52,7 @@ def test_trainer_state_consists_of_json_values():
     ("old", "new", "expected"),
     [
         ({"epochs": 1}, {"epochs": 2}, []),
-        ({"epochs": 2}, {"epochs": 1}, ["epochs 2, now 1"]),
+        ({"epochs": 2}, {"epochs": 1}, ["epochs 2, now 1, which can only increase"]),
         ({"parallel": "pmap"}, {"parallel": "mesh"}, []),
         ({"mesh.fsdp": 1, "data.num_workers": 0}, {"mesh.fsdp": 2, "data.num_workers": 9}, []),
         ({"seed": 1}, {}, ["seed 1, now None"]),

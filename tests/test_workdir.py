@@ -92,7 +92,8 @@ def test_another_config_is_rejected_with_the_differences(tmp_path):
     with pytest.raises(UserError) as e:
         open_workdir(tmp_path, epochs=5, seed=3, data__flip=True, learning_rate=0.2)
     differences = (
-        "(data.flip False, now True; epochs 9, now 5; learning_rate 0.1, now 0.2; seed 0, now 3)"
+        "(data.flip False, now True; epochs 9, now 5, which can only increase; learning_rate 0.1,"
+        " now 0.2; seed 0, now 3)"
     )
     assert differences in str(e.value)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 9

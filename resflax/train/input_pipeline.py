@@ -259,6 +259,15 @@ def steps_per_transfer(batch_size: int, orders: int) -> int:
     return max(1, INDEX_BUFFER_BYTES // (4 * batch_size * orders))
 
 
+def transferred_steps(phase: Phase) -> int:
+    """Returns for how many steps example indices are sent: at least two.
+
+    XLA takes a batch that can only be the first one out of the loop, and compiles a step to other
+    instructions, with other last bits.
+    """
+    return max(2, phase.stop - phase.start)
+
+
 def _shard_order(
     engine: Engine,
     seeds: Sequence[BatchSeeds],
@@ -267,7 +276,8 @@ def _shard_order(
     examples: int,
 ) -> dict[str, Any]:
     """Puts the example indices of the batches of a phase on the devices, and epochs if needed."""
-    rows, steps = engine.local_slice(phase.batch_size), range(phase.start, phase.stop)
+    rows, stop = engine.local_slice(phase.batch_size), phase.start + transferred_steps(phase)
+    steps = range(phase.start, stop)
     shape, repeats = (phase.batch_size, examples), config.data.repeats
 
     def indices(seed: int) -> Int[np.ndarray, "steps rows"]:

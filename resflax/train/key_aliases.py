@@ -198,7 +198,7 @@ ADVICE: dict[str, str] = {
     "steps num_steps total_steps train_steps num_train_steps iterations max_iter num_iters iters": (
         "config.epochs is the length of a run, in epochs; config.max_steps ends it earlier"
     ),
-    "bn_momentum batch_norm_momentum norm_momentum": (
+    "bn_momentum batch_norm_momentum": (
         "config.spec.norm_momentum is the decay of the running statistics, 1 minus the momentum of"
         " PyTorch"
     ),

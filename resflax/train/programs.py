@@ -21,6 +21,7 @@ from resflax.train.input_pipeline import (
     fits_on_device,
     further_keys,
     steps_per_transfer,
+    transferred_steps,
 )
 from resflax.train.run import Run
 from resflax.train.trainer import precise_bn_split
@@ -119,7 +120,8 @@ def device_data_shapes(run: Run, phase: Phase) -> dict[str, Any]:
     """Returns the shapes of the data of a step that gathers its batch from a dataset."""
     engine, config, split = run.engine, run.config, run.dataset.train
     members, rows = len(batch_seeds(split, config)), phase.batch_size
-    steps = min(steps_per_transfer(config.batch_size, members), phase.stop - phase.start)
+    ahead = steps_per_transfer(config.batch_size, members)
+    steps = min(max(2, ahead), transferred_steps(phase))
     images = jax.ShapeDtypeStruct(split.images.shape, split.images.dtype)
     labels = jax.ShapeDtypeStruct(split.labels.shape, split.labels.dtype)
     if members == 1:
