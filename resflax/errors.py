@@ -63,7 +63,7 @@ def suggest(name: object, known: Iterable[str]) -> str:
     return f"expected one such as {', '.join(difflib.get_close_matches(text, known, 3, 0.0))}"
 
 
-def first_names(names: Iterable[object], maximum: int = 3) -> str:
+def first_names(names: Iterable[object], maximum: int = 3, separator: str = ", ") -> str:
     """Returns the first names, and how many more there are.
 
     >>> first_names("abcd")
@@ -71,7 +71,7 @@ def first_names(names: Iterable[object], maximum: int = 3) -> str:
     """
     texts = [*map(str, names)]
     more = len(texts) - maximum
-    return ", ".join(texts[:maximum]) + (f" and {more} more" if more > 0 else "")
+    return separator.join(texts[:maximum]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_to_stderr(text: str) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from helpers.commands import run_train
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers.records import read_events
 
 from resflax import UserError
 from resflax.run.signals import Interrupt, InterruptedRunError
@@ -32,8 +32,7 @@ def train(path, interrupt=None):
 
 
 def histogram_steps(path):
-    events = EventAccumulator(str(path / "tensorboard"), {"histograms": 0}).Reload()
-    return [event.step for event in events.Histograms("params/head/kernel")]
+    return [event.step for event in read_events(path).Histograms("params/head/kernel")]
 
 
 def evaluations(path):

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.modules import softmax
-from helpers.records import read_records
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers.records import read_events, read_records
 
 from resflax import UserError
 from resflax.data import batch_indices, load_dataset
@@ -63,11 +62,6 @@ def start_run(path, config, crash_at=0):
     values = to_json_dict(config)
     with Workdir.open(path, values, resumable=RESUMABLE_KEYS) as workdir:
         return loop.fit(trainer, workdir, RunProgress(trainer.steps, silent=True))
-
-
-def read_events(path):
-    events = EventAccumulator(str(path / "tensorboard"), {"images": 0, "histograms": 0})
-    return events.Reload()
 
 
 def expected_scalars(path, split, key):

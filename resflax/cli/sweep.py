@@ -35,7 +35,7 @@ from resflax.errors import Parser, Report, UserError, print_to_stderr, quantity
 from resflax.files import path_type
 from resflax.run.signals import Interrupt, InterruptedRunError
 from resflax.runtime import enable_compilation_cache
-from resflax.study.study_dir import StudyDir
+from resflax.study.study_dir import StudyDir, part_file
 from resflax.train import check_config
 from resflax.train.config import to_json_dict
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(_dry_lines(jobs, train_arguments)))
         return
     out = args.out or Path(f"runs/sweep-{base.name}")
-    check_jobs([job for job in jobs if not (out / "parts" / f"{job.name}.json").exists()])
+    check_jobs([job for job in jobs if not part_file(out, job.name).exists()])
     settings = {"grid": args.grid, "members": args.members, "config": to_json_dict(base.config)}
     enable_compilation_cache()
     with StudyDir.open(out, settings) as study, Interrupt() as interrupt:

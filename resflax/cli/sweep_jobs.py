@@ -107,12 +107,12 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 
 
 @contextlib.contextmanager
-def naming(run: str, keys: Iterable[str] = ("",)) -> Iterator[None]:
-    """Puts the name of a run before the message of a `UserError` that names one of its keys."""
+def naming(run: str, keys: Iterable[str] | None = None) -> Iterator[None]:
+    """Puts the name of a run before the message of a `UserError`, if it names one of the keys."""
     try:
         yield
     except UserError as e:
-        if any(key in str(e) for key in keys):
+        if keys is None or any(key in str(e) for key in keys):
             raise UserError(f"{run}: {e}") from e
         raise
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from resflax.errors import UserError
+from resflax.errors import UserError, first_names
 from resflax.files import disk_errors_as_user_error, encode_text, user_path, write_atomic
 from resflax.run.checkpoint import latest_valid_metadata
 from resflax.run.config_diff import config_diff, flatten_config
@@ -220,12 +220,10 @@ class Workdir:
         )
         if changed:
             resume = ", or --resume=never for a new one" if self.option == "--workdir" else ""
-            others = len(changed) - MAX_CHANGES
-            more = [f"and {others} more"] if others > 0 else []
             raise UserError(
                 f"workdir {self.path} has a run with another config"
-                f" ({'; '.join([*changed[:MAX_CHANGES], *more])}): choose"
-                f" another {self.option}{resume}"
+                f" ({first_names(changed, MAX_CHANGES, '; ')}):"
+                f" choose another {self.option}{resume}"
             )
         return {key: old[key] for key in increasable if old.get(key, config[key]) != config[key]}
 

@@ -33,6 +33,11 @@ JSON = Codec("json", _encode_json, json.loads)
 MSGPACK = Codec("msgpack", serialization.msgpack_serialize, serialization.msgpack_restore)
 
 
+def part_file(path: Path, name: str, codec: Codec = JSON) -> Path:
+    """Returns the file of a part of the study in a directory; it exists if the part is finished."""
+    return path / "parts" / f"{name}.{codec.suffix}"
+
+
 class StudyDir:
     """Directory of a study, which resumes a stopped study without repeating finished parts.
 
@@ -69,7 +74,7 @@ class StudyDir:
 
     def has_part(self, name: str, codec: Codec = JSON) -> bool:
         """Returns whether the part is finished."""
-        return self._part_file(name, codec).exists()
+        return part_file(self.path, name, codec).exists()
 
     def part(self, name: str, compute: Callable[[], Any], codec: Codec = JSON) -> Any:
         """Returns a part, which is computed and written if it is not finished.
@@ -77,7 +82,7 @@ class StudyDir:
         Raises:
           UserError: if it cannot be written, or its file is corrupt.
         """
-        file = self._part_file(name, codec)
+        file = part_file(self.path, name, codec)
         if not file.exists():
             self._write(file, codec.encode(compute()))
         shutil.rmtree(self.workdir(name), ignore_errors=True)
@@ -113,9 +118,6 @@ class StudyDir:
     def write_result(self, name: str, values: dict[str, Any]) -> None:
         """Writes the settings and `values` to `name.json`."""
         self._write(self.path / f"{name}.json", _encode_json({"settings": self.settings} | values))
-
-    def _part_file(self, name: str, codec: Codec) -> Path:
-        return self.path / "parts" / f"{name}.{codec.suffix}"
 
     def _write(self, file: Path, data: bytes) -> None:
         with disk_errors_as_user_error(

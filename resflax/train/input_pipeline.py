@@ -259,13 +259,13 @@ def steps_per_transfer(batch_size: int, orders: int) -> int:
     return max(1, INDEX_BUFFER_BYTES // (4 * batch_size * orders))
 
 
-def transferred_steps(phase: Phase) -> int:
-    """Returns for how many steps example indices are sent: at least two.
+def index_rows(steps: int) -> int:
+    """Returns for how many steps example indices are sent where `steps` need them: at least two.
 
     XLA takes a batch that can only be the first one out of the loop, and compiles a step to other
     instructions, with other last bits.
     """
-    return max(2, phase.stop - phase.start)
+    return max(2, steps)
 
 
 def _shard_order(
@@ -276,8 +276,8 @@ def _shard_order(
     examples: int,
 ) -> dict[str, Any]:
     """Puts the example indices of the batches of a phase on the devices, and epochs if needed."""
-    rows, stop = engine.local_slice(phase.batch_size), phase.start + transferred_steps(phase)
-    steps = range(phase.start, stop)
+    rows = engine.local_slice(phase.batch_size)
+    steps = range(phase.start, phase.start + index_rows(phase.stop - phase.start))
     shape, repeats = (phase.batch_size, examples), config.data.repeats
 
     def indices(seed: int) -> Int[np.ndarray, "steps rows"]:

@@ -20,8 +20,8 @@ from resflax.train.input_pipeline import (
     compile_device_step,
     fits_on_device,
     further_keys,
+    index_rows,
     steps_per_transfer,
-    transferred_steps,
 )
 from resflax.train.run import Run
 from resflax.train.trainer import precise_bn_split
@@ -121,7 +121,7 @@ def device_data_shapes(run: Run, phase: Phase) -> dict[str, Any]:
     engine, config, split = run.engine, run.config, run.dataset.train
     members, rows = len(batch_seeds(split, config)), phase.batch_size
     ahead = steps_per_transfer(config.batch_size, members)
-    steps = min(max(2, ahead), transferred_steps(phase))
+    steps = index_rows(min(ahead, phase.stop - phase.start))
     images = jax.ShapeDtypeStruct(split.images.shape, split.images.dtype)
     labels = jax.ShapeDtypeStruct(split.labels.shape, split.labels.dtype)
     if members == 1:

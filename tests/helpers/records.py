@@ -1,6 +1,8 @@
-"""Records of a run, as its `metrics.jsonl` has them."""
+"""Records of a run, as its `metrics.jsonl` and its TensorBoard files have them."""
 
 import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resflax.train.results import MEASURED
 
@@ -15,3 +17,8 @@ def read_reproducible(workdir):
     """Returns the records without the values that differ between two equal runs."""
     records = read_records(workdir)
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
+
+
+def read_events(workdir):
+    """Returns what TensorBoard reads from the event files of a run, all images and histograms."""
+    return EventAccumulator(str(workdir / "tensorboard"), {"images": 0, "histograms": 0}).Reload()
